@@ -28,7 +28,7 @@ use hyper::{Request, Response};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::{argument, fail, has_argument, median, quantile};
-use tokio_prefork::{Cluster, Config, Result, SharedCounter, Worker, Workers};
+use tokio_prefork::{Cluster, Config, Result, SharedCounter, Worker, WorkerCount};
 
 /// The argument that runs the measured cluster instead of the bench.
 const CLUSTER: &str = "--cluster";
@@ -133,7 +133,7 @@ fn collect(into: &mut [Vec<f64>; 3], figures: &[f64]) {
 fn cluster(workers: u32) -> Result<Cluster> {
     let workers = NonZeroU32::new(workers).unwrap_or(NonZeroU32::MIN);
     let config =
-        Config::builder().listen("127.0.0.1:0")?.workers(Workers::Count(workers)).build()?;
+        Config::builder().listen("127.0.0.1:0")?.workers(WorkerCount::Count(workers)).build()?;
     Ok(Cluster::new(config))
 }
 

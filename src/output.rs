@@ -23,7 +23,7 @@ pub(crate) fn print_clap_error(error: &clap::Error) -> ExitCode {
 
 /// Prints one line on standard error, after `prefork: `, with unprintable characters escaped.
 pub(crate) fn print_error(text: &dyn Display) {
-    log_output::write_last_line(format!("prefork: {}\n", Printable(text)).as_bytes());
+    log_output::write_final_line(format!("prefork: {}\n", Printable(text)).as_bytes());
 }
 
 /// Prints the answer of a verb and returns status 0.

@@ -91,7 +91,7 @@ pub(crate) fn serve(
     reread: impl Fn() -> Result<Config> + 'static,
 ) -> Result<ExitCode> {
     let model = config.model;
-    let faults = config.attached::<Options>().is_some_and(|options| options.faults);
+    let faults = config.app_settings::<Options>().is_some_and(|options| options.faults);
     let cluster = Cluster::new(config).reload_with(reread);
     match model {
         ConcurrencyModel::Threads => cluster.serve_threads(|worker| async move {

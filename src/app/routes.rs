@@ -49,7 +49,7 @@ pub(super) struct Routes<W> {
 
 impl<W: Site> Routes<W> {
     pub(super) fn new(worker: W) -> Routes<W> {
-        let options = worker.config().attached::<Options>().cloned().unwrap_or_default();
+        let options = worker.config().app_settings::<Options>().cloned().unwrap_or_default();
         let files = options.files.clone().map(StaticFiles::new);
         let who = Bytes::from(format!("Handled by PID {}\n", worker.pid()));
         // One body always fits.

@@ -67,7 +67,7 @@ fn configure(settings: Settings) -> Result<Config> {
         demo: app.demo,
         files: app.root.as_deref().map(|root| file_settings(root, &app)).transpose()?,
     };
-    settings.config.rebuild().titles(true).attach(options).build()
+    settings.config.into_builder().titles(true).app_settings(options).build()
 }
 
 fn file_settings(root: &Path, app: &AppSettings) -> Result<FileSettings> {

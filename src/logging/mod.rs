@@ -19,7 +19,7 @@ pub(crate) fn init_logger(filter: &str) {
     builder.parse_filters(filter).target(env_logger::Target::Pipe(Box::new(LogOutput)));
     let is_journal = is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref(), stderr_identity());
     let format = if is_journal { journal_warning } else { plain_warning };
-    log_output::prepare(Some(format));
+    log_output::init_log_output(Some(format));
     if is_journal {
         builder.format(|out, record| journal_line(out, record.level(), record.args()));
     } else {

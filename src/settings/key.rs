@@ -7,7 +7,9 @@ use super::configured_value::{ConfiguredValue, ValueError};
 use super::log_filter;
 use super::unchecked_settings::UncheckedSettings;
 use super::value_syntax;
-use tokio_prefork::{ConcurrencyModel, ControlSocket, Dispatch, FdStore, HalfClose, Workers};
+use tokio_prefork::{
+    ConcurrencyModel, ControlSocket, Dispatch, FdStore, HalfClosePolicy, WorkerCount,
+};
 use tokio_prefork::{ListenAddr, UnixAddr};
 
 /// One thing an operator may set.
@@ -39,7 +41,7 @@ pub(crate) enum SettingField {
     /// One or more addresses.
     Addresses(fn(&mut UncheckedSettings) -> &mut Vec<ListenAddr>),
     /// `auto` or a count.
-    Workers(fn(&mut UncheckedSettings) -> &mut Workers),
+    Workers(fn(&mut UncheckedSettings) -> &mut WorkerCount),
     /// A policy's name.
     Dispatch(fn(&mut UncheckedSettings) -> &mut Dispatch),
     /// A concurrency model's name.
@@ -53,7 +55,7 @@ pub(crate) enum SettingField {
     /// A number of bytes per second, or `off`.
     OptionalRate(fn(&mut UncheckedSettings) -> &mut Option<u64>),
     /// What becomes of clients that close their sending side.
-    HalfClose(fn(&mut UncheckedSettings) -> &mut HalfClose),
+    HalfClose(fn(&mut UncheckedSettings) -> &mut HalfClosePolicy),
     /// A number of bytes that is held in memory.
     Size(fn(&mut UncheckedSettings) -> &mut usize),
     /// A number of bytes that goes by.

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use tokio_prefork::Workers;
+use tokio_prefork::WorkerCount;
 use tokio_prefork::exit;
 
 fn flags(said: &[(&'static str, &str)]) -> FlagValues {
@@ -101,7 +101,7 @@ fn every_type_is_read_from_toml() {
     assert_eq!(config.graceful_timeout, Duration::from_secs(45));
     assert_eq!(config.linger_timeout, Duration::from_millis(250));
     assert_eq!((config.max_header_size, config.backlog), (16_384, 1024));
-    assert_eq!((config.http2, config.workers), (false, Workers::Auto));
+    assert_eq!((config.http2, config.workers), (false, WorkerCount::Auto));
     assert_eq!((app.max_body_size, app.root), (2 << 20, Some("/".into())));
 }
 

@@ -114,7 +114,7 @@ pub(crate) struct UncheckedSettings {
 impl UncheckedSettings {
     /// Checks every value against its bounds. Errors begin with `KEY = VALUE`.
     pub(crate) fn check(self) -> Result<(Config, AppSettings, String)> {
-        let config = self.config.rebuild().build()?;
+        let config = self.config.into_builder().build()?;
         Ok((config, self.app.check()?, self.log))
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio_prefork::ListenAddr;
-use tokio_prefork::Workers;
+use tokio_prefork::WorkerCount;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -18,19 +18,19 @@ pub(super) fn parse_address(text: &str) -> Result<ListenAddr, String> {
     })
 }
 
-pub(super) fn parse_workers(text: &str) -> Result<Workers, String> {
-    let accepted = format!("give auto or 1 to {}", Workers::MAX);
+pub(super) fn parse_workers(text: &str) -> Result<WorkerCount, String> {
+    let accepted = format!("give auto or 1 to {}", WorkerCount::MAX);
     if text.trim().eq_ignore_ascii_case("auto") {
-        return Ok(Workers::Auto);
+        return Ok(WorkerCount::Auto);
     }
     let count = parse_count(text).map_err(|_| format!("is not a number of workers: {accepted}"))?;
-    Workers::count(count).map_err(|_| format!("is out of range: {accepted}"))
+    WorkerCount::new(count).map_err(|_| format!("is out of range: {accepted}"))
 }
 
-pub(super) fn format_workers(workers: Workers) -> String {
+pub(super) fn format_workers(workers: WorkerCount) -> String {
     match workers {
-        Workers::Auto => "auto".to_string(),
-        Workers::Count(n) => n.to_string(),
+        WorkerCount::Auto => "auto".to_string(),
+        WorkerCount::Count(n) => n.to_string(),
     }
 }
 

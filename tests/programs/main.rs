@@ -19,7 +19,7 @@ use std::num::NonZeroU32;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tokio_prefork::{Config, ControlSocket, Dispatch, Error, Result, Workers};
+use tokio_prefork::{Config, ControlSocket, Dispatch, Error, Result, WorkerCount};
 
 /// Arguments of a program.
 pub struct ProgramArguments {
@@ -88,7 +88,7 @@ fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArgumen
             "--bind" => builder = builder.listen(&next()?)?,
             "--workers" => {
                 let count: NonZeroU32 = next()?.parse().map_err(|_| bad(&word))?;
-                builder = builder.workers(Workers::Count(count));
+                builder = builder.workers(WorkerCount::Count(count));
             }
             other => {
                 let (key, value) = other.split_once('=').ok_or_else(|| bad(other))?;

@@ -14,7 +14,7 @@ use tokio_prefork::{
     BoxError, Cluster, ClusterEvent, Config, ConfigBuilder, ControlSocket, Dispatch,
 };
 use tokio_prefork::{Message, MessageError, PrimaryHandle, RestartDecision, Result, Slot, Worker};
-use tokio_prefork::{WorkerExit, WorkerExitReason, WorkerId, WorkerTag, Workers};
+use tokio_prefork::{WorkerCount, WorkerExit, WorkerExitReason, WorkerId, WorkerTag};
 
 use super::ProgramArguments;
 
@@ -40,7 +40,7 @@ pub(super) fn node_api(arguments: ProgramArguments) -> Result<ExitCode> {
 #[rustfmt::skip]
 fn settings(config: ConfigBuilder) -> Result<Config> {
     let four = NonZeroU32::MIN.saturating_add(3);
-    let config = config.workers(Workers::Count(four));
+    let config = config.workers(WorkerCount::Count(four));
     let config = config.listen("127.0.0.1:0")?;
     let config = config.listen("unix:/run/app.sock")?;
     let config = config.listen("fd://3")?;
@@ -53,7 +53,7 @@ fn settings(config: ConfigBuilder) -> Result<Config> {
     let config = config.hand_over(true);
     let config = config.user(Some("www-data".into()));
     let config = config.control(ControlSocket::Auto);
-    config.attach("settings of your own").build()
+    config.app_settings("settings of your own").build()
 }
 
 #[rustfmt::skip]

@@ -8,7 +8,7 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use tokio_prefork::{Cluster, Error, Kind, MessageError, PrimaryHandle, Result, Worker};
+use tokio_prefork::{Cluster, Error, MessageError, PrimaryHandle, Result, Worker, WorkerKind};
 
 use super::ProgramArguments;
 
@@ -20,11 +20,11 @@ const JOB_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) fn worker_kinds(arguments: ProgramArguments) -> Result<ExitCode> {
     let number =
         |key| arguments.value(key)?.parse::<u32>().map_err(|_| Error::application(key, "number"));
-    let mut consumers = Kind::new("consumer", number("consumers")?);
+    let mut consumers = WorkerKind::new("consumer", number("consumers")?);
     if let Ok(age) = number("age-ms") {
         consumers = consumers.max_lifetime(Duration::from_millis(age.into()));
     }
-    let fragile = Kind::new("fragile", number("fragile").unwrap_or(0));
+    let fragile = WorkerKind::new("fragile", number("fragile").unwrap_or(0));
     Cluster::new(arguments.config)
         .kind(consumers, |worker: Worker| async move {
             if std::fs::metadata("broken").is_ok() {

@@ -18,7 +18,7 @@ use hyper::{Request, Response};
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
 use crate::listener::resolve_hosts;
-use crate::log_file::{LogFile, inherited_descriptor};
+use crate::log_file::{LogFile, inherited_log_fd};
 use crate::log_output;
 use crate::pid_file::PidFile;
 use crate::primary::{
@@ -29,9 +29,9 @@ use crate::systemd::ServiceEnvironment;
 use crate::upgrade::{self, BinaryLauncher, UpgradeManifest, UpgradeRole, WaitingClients};
 use crate::worker::{self, AcceptedStream, BoxError, ThreadedWorker, Worker, WorkerApp};
 use prefork_supervisor::ShutdownReason;
-pub use preload::Preloaded;
-pub use worker_kind::Kind;
-use worker_kind::Kinds;
+pub use preload::PreloadedCluster;
+pub use worker_kind::WorkerKind;
+use worker_kind::WorkerKinds;
 
 /// A cluster of forked workers behind one listening socket.
 ///
@@ -62,7 +62,7 @@ pub struct Cluster {
     read_config: ReadConfig,
     hooks: Hooks,
     messages: AppMessages,
-    kinds: Kinds,
+    kinds: WorkerKinds,
     isolated_pools: IsolatedPools,
 }
 
@@ -75,7 +75,7 @@ impl Cluster {
             read_config: Box::new(move || Ok(same.clone())),
             hooks: Hooks::default(),
             messages: AppMessages::default(),
-            kinds: Kinds::default(),
+            kinds: WorkerKinds::default(),
             isolated_pools: IsolatedPools::default(),
         }
     }
@@ -93,12 +93,12 @@ impl Cluster {
     /// `load` runs in a thread of its own, which ends before the first fork. So what it leaves in
     /// thread-local state, above all the keys of std's hash maps, is not the same in every worker. It must
     /// not use tokio: a worker could not use tokio any more (see "Unix fork" in tokio's documentation).
-    pub fn preload<T, L>(self, load: L) -> Preloaded<L>
+    pub fn preload<T, L>(self, load: L) -> PreloadedCluster<L>
     where
         L: FnOnce() -> Result<T> + Send + 'static,
         T: Send + 'static,
     {
-        Preloaded::new(self, load)
+        PreloadedCluster::new(self, load)
     }
 
     /// Forks the workers and supervises them until the cluster is told to stop. Returns in the primary only.
@@ -167,29 +167,31 @@ impl Cluster {
     fn run(
         mut self,
         threading: AppThreading,
-        make: impl FnOnce() -> Result<WorkerApp>,
+        build_app: impl FnOnce() -> Result<WorkerApp>,
     ) -> Result<ExitCode> {
-        log_output::prepare(None);
+        log_output::init_log_output(None);
         prefork_os::signal::ignore_sigpipe_and_sigxfsz()
             .map_err(|e| Error::system("handle SIGPIPE and SIGXFSZ", e))?;
         self.config = threading.adapt_config(self.config)?;
-        self.kinds.rules()?;
+        self.kinds.check_configs()?;
         let read_config = self.read_config;
         self.read_config = Box::new(move || {
-            threading.adapt_reloaded_config(read_config()?).and_then(|c| permit(&c).map(|()| c))
+            threading
+                .adapt_reloaded_config(read_config()?)
+                .and_then(|c| check_can_drop_privileges(&c).map(|()| c))
         });
         let launcher = BinaryLauncher::of_this_process()?;
         let service = ServiceEnvironment::take()?;
         let manifest = match UpgradeRole::take()? {
             Some(UpgradeRole::Check { manifest, answer }) => {
-                return Ok(self.run_upgrade_check(&manifest, &answer, make));
+                return Ok(self.run_upgrade_check(&manifest, &answer, build_app));
             }
             Some(UpgradeRole::NewImage(manifest)) => Some(manifest),
             None => None,
         };
         let waiting = manifest.as_ref();
         let waiting = waiting.map_or_else(WaitingClients::default, WaitingClients::from_manifest);
-        match self.create_primary(launcher, service, manifest, make) {
+        match self.create_primary(launcher, service, manifest, build_app) {
             Ok(primary) => {
                 // From here on the control server answers them.
                 drop(waiting);
@@ -211,34 +213,36 @@ impl Cluster {
         launcher: BinaryLauncher,
         service: ServiceEnvironment,
         manifest: Option<UpgradeManifest>,
-        make: impl FnOnce() -> Result<WorkerApp>,
+        build_app: impl FnOnce() -> Result<WorkerApp>,
     ) -> Result<Primary> {
-        let kinds = self.kinds.rules()?;
-        permit(&self.config)?;
+        let kinds = self.kinds.check_configs()?;
+        check_can_drop_privileges(&self.config)?;
         // The first process of a container ends on no signal that it has no handler for.
-        let unmanned =
+        let signal_guard =
             manifest.is_none().then(prefork_os::signal::exit_on_signals_if_pid_1).transpose();
-        let unmanned = unmanned.map_err(|e| Error::system("catch signals before the start", e))?;
+        let signal_guard =
+            signal_guard.map_err(|e| Error::system("catch signals before the start", e))?;
         self.redirect_log(manifest.is_some())
-            .or_else(|e| forgive_after_upgrade(e, manifest.is_some()))?;
+            .or_else(|e| log_error_after_upgrade(e, manifest.is_some()))?;
         // Descriptors are connections; a limit that cannot be raised is met when it is reached.
         if let Err(e) = prefork_os::process::raise_open_file_limit() {
             log::warn!("cannot raise the limit on open files: {e}");
         }
         let pid_file = self.take_pid_file(manifest.as_ref());
         let pid_file =
-            pid_file.or_else(|e| forgive_after_upgrade(e, manifest.is_some()).map(|()| None))?;
-        let mut listeners = self.take_sockets(manifest.as_ref(), &service.activation_fds)?;
+            pid_file.or_else(|e| log_error_after_upgrade(e, manifest.is_some()).map(|()| None))?;
+        let mut listeners =
+            self.take_inherited_sockets(manifest.as_ref(), &service.activation_fds)?;
         let passed = if manifest.is_none() { &service.activation_fds[..] } else { &[] };
         let unwanted = listeners.take_stored(passed, &self.config.bind);
-        let names = resolve_hosts(&self.config.bind)?;
-        listeners.resolve_bind_addrs(&mut self.config.bind, &names);
-        let slots = self.slots(manifest.as_ref());
+        let resolved = resolve_hosts(&self.config.bind)?;
+        listeners.resolve_bind_addrs(&mut self.config.bind, &resolved);
+        let slots = self.sockets_per_addr(manifest.as_ref());
         listeners.open_missing_sockets(&self.config.bind, self.config.backlog, slots)?;
-        let service_manager = self.service_manager(service, manifest.is_some(), &unwanted);
+        let service_manager = self.connect_service_manager(service, manifest.is_some(), &unwanted);
         let resources = PrimaryResources { listeners, pid_file, service_manager };
         let application = Application {
-            worker_entry: self.kinds.entry(make()?),
+            worker_entry: self.kinds.into_worker_entry(build_app()?),
             read_config: self.read_config,
             hooks: self.hooks,
             kinds,
@@ -246,7 +250,7 @@ impl Cluster {
             isolated_pools: self.isolated_pools,
         };
         let primary = Primary::new(self.config, application, resources, launcher, manifest)?;
-        drop(unmanned);
+        drop(signal_guard);
         Ok(primary)
     }
 
@@ -262,14 +266,14 @@ impl Cluster {
         }
     }
 
-    fn redirect_log(&self, taken_over: bool) -> Result<()> {
+    fn redirect_log(&self, is_upgrade: bool) -> Result<()> {
         let Some(path) = self.config.log_file.as_deref() else { return Ok(()) };
         // The previous image has left this descriptor as standard error.
-        if taken_over && inherited_descriptor(path).is_some() {
+        if is_upgrade && inherited_log_fd(path).is_some() {
             return Ok(());
         }
         let file = LogFile::open(path)?;
-        file.redirect()
+        file.redirect_stderr()
             .map_err(|e| Error::system(format!("write the log to {}", path.display()), e))?;
         Ok(())
     }
@@ -279,34 +283,37 @@ impl Cluster {
         mut self,
         manifest: &UpgradeManifest,
         answer: &OwnedFd,
-        make: impl FnOnce() -> Result<WorkerApp>,
+        build_app: impl FnOnce() -> Result<WorkerApp>,
     ) -> ExitCode {
         let unblocked = prefork_os::signal::unblock_all_signals()
             .map_err(|e| Error::system("unblock signals", e));
-        let outcome = unblocked.and_then(|()| self.take_sockets(Some(manifest), &[])).and_then(
-            |mut listeners| {
-                permit(&self.config)?;
-                let names = resolve_hosts(&self.config.bind)?;
-                listeners.resolve_bind_addrs(&mut self.config.bind, &names);
-                let slots = self.slots(Some(manifest));
+        let outcome = unblocked
+            .and_then(|()| self.take_inherited_sockets(Some(manifest), &[]))
+            .and_then(|mut listeners| {
+                check_can_drop_privileges(&self.config)?;
+                let resolved = resolve_hosts(&self.config.bind)?;
+                listeners.resolve_bind_addrs(&mut self.config.bind, &resolved);
+                let slots = self.sockets_per_addr(Some(manifest));
                 listeners.check_bindable(&self.config.bind, self.config.backlog, slots)?;
                 drop(listeners);
-                primary::check_worker_boots(self.config, &self.kinds.entry(make()?))
-            },
-        );
+                primary::check_worker_boots(
+                    self.config,
+                    &self.kinds.into_worker_entry(build_app()?),
+                )
+            });
         upgrade::report_check_result(answer, manifest, &outcome);
         ExitCode::from(outcome.map_or_else(|e| e.exit_status(), |()| exit::OK))
     }
 }
 
 /// Whether workers can become whom the configuration names.
-fn permit(config: &Config) -> Result<()> {
-    config.credentials().map_or(Ok(()), |credentials| credentials.permitted())
+fn check_can_drop_privileges(config: &Config) -> Result<()> {
+    config.credentials().map_or(Ok(()), |credentials| credentials.check_can_switch_user())
 }
 
 /// Logs an error that would prevent a start, if this process was upgraded in place: an exec has no way back.
-fn forgive_after_upgrade(error: Error, taken_over: bool) -> Result<()> {
-    if !taken_over {
+fn log_error_after_upgrade(error: Error, is_upgrade: bool) -> Result<()> {
+    if !is_upgrade {
         return Err(error);
     }
     log::error!("{error}; continuing without");

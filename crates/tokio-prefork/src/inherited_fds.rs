@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::listener::ListenAddr;
-use crate::log_file::inherited_descriptor;
+use crate::log_file::inherited_log_fd;
 use crate::{systemd, upgrade};
 
 /// Closes every inherited descriptor that the configuration does not name, and opens `/dev/null` for closed standard streams.
@@ -32,7 +32,7 @@ pub fn close_inherited_fds(config: &Config) -> Result<()> {
         .collect();
     passed.extend(systemd::activation_fd_numbers()?);
     // `--log-file /dev/fd/5` means what the shell has opened as 5.
-    passed.extend(config.log_file.as_deref().and_then(inherited_descriptor));
+    passed.extend(config.log_file.as_deref().and_then(inherited_log_fd));
     prefork_os::fd::close_inherited_fds_except(&passed)
         .map_err(|e| Error::system("close inherited descriptors", e))
 }

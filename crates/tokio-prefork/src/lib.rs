@@ -41,9 +41,10 @@ mod worker;
 mod worker_init;
 mod yield_now;
 
-pub use cluster::{Cluster, Kind, Preloaded};
+pub use cluster::{Cluster, PreloadedCluster, WorkerKind};
 pub use config::{
-    ConcurrencyModel, Config, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClose, Workers,
+    ConcurrencyModel, Config, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClosePolicy,
+    WorkerCount,
 };
 pub use dispatch::KernelProgram;
 pub use error::{Error, ErrorKind, Result, exit};

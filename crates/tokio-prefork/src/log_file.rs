@@ -19,22 +19,22 @@ use crate::error::{Error, Result};
 use prefork_os::nonblocking_writer::FileKind;
 
 /// Links that are followed before they count as a circle, as in the kernel.
-const MAX_LINKS: usize = 40;
+const MAX_SYMLINKS: usize = 40;
 
 /// Where a log can go.
-const CHOICES: &str = "name a regular file, /dev/null, /dev/stdout or /dev/stderr";
+const LOG_DESTINATIONS: &str = "name a regular file, /dev/null, /dev/stdout or /dev/stderr";
 
 /// A file or a descriptor that takes the log.
 #[derive(Debug)]
 pub struct LogFile {
     file: OwnedFd,
     /// The descriptor that the path names, instead of a file.
-    number: Option<i32>,
+    fd: Option<i32>,
 }
 
 /// What a path leads to.
 #[derive(Debug, PartialEq, Eq)]
-enum Destination {
+enum LogDestination {
     Descriptor(i32),
     File(PathBuf),
 }
@@ -45,14 +45,14 @@ impl LogFile {
         let cannot = |why: String| {
             Error::system(format!("write the log to {}", path.display()), io::Error::other(why))
         };
-        match destination(path).map_err(cannot)? {
-            Destination::Descriptor(number) => {
-                let file = descriptor(number).map_err(cannot)?;
-                Ok(LogFile { file, number: Some(number) })
+        match resolve_log_destination(path).map_err(cannot)? {
+            LogDestination::Descriptor(fd) => {
+                let file = duplicate_log_fd(fd).map_err(cannot)?;
+                Ok(LogFile { file, fd: Some(fd) })
             }
-            Destination::File(found) => {
-                let file = open(&found).map_err(cannot)?;
-                Ok(LogFile { file, number: None })
+            LogDestination::File(found) => {
+                let file = open_log_path(&found).map_err(cannot)?;
+                Ok(LogFile { file, fd: None })
             }
         }
     }
@@ -63,23 +63,25 @@ impl LogFile {
         let cannot = |why: String| {
             Error::system(format!("write the log to {}", path.display()), io::Error::other(why))
         };
-        let Destination::File(found) = destination(path).map_err(cannot)? else { return Ok(()) };
+        let LogDestination::File(found) = resolve_log_destination(path).map_err(cannot)? else {
+            return Ok(());
+        };
         if found.symlink_metadata().is_ok() {
-            return open(&found).map(drop).map_err(cannot);
+            return open_log_path(&found).map(drop).map_err(cannot);
         }
         let directory = found.parent().unwrap_or(Path::new("/"));
         let can_write = nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK;
         nix::unistd::eaccess(directory, can_write)
-            .map_err(|e| cannot(refusal(&found, &io::Error::from(e))))
+            .map_err(|e| cannot(open_error_text(&found, &io::Error::from(e))))
     }
 
     /// As [`open`](LogFile::open), but not at the start: of descriptors, only the standard streams are still what the path
     /// means. For any other the log stays where it is.
-    pub(crate) fn open_again(path: &Path) -> Result<LogFile> {
-        match inherited_descriptor(path) {
+    pub(crate) fn reopen(path: &Path) -> Result<LogFile> {
+        match inherited_log_fd(path) {
             None => LogFile::open(path),
-            Some(number) => Err(Error::config(format!(
-                "log-file = {} can only be opened at the start: descriptor {number} may be anything by now; restart to \
+            Some(fd) => Err(Error::config(format!(
+                "log-file = {} can only be opened at the start: descriptor {fd} may be anything by now; restart to \
                  change to it",
                 path.display()
             ))),
@@ -87,20 +89,20 @@ impl LogFile {
     }
 
     /// Makes it the standard error of this process. The descriptor is for workers that were forked before.
-    pub(crate) fn redirect(self) -> io::Result<OwnedFd> {
+    pub(crate) fn redirect_stderr(self) -> io::Result<OwnedFd> {
         prefork_os::fd::replace_stderr(&self.file)?;
-        if let Some(number @ 3..) = self.number {
+        if let Some(fd @ 3..) = self.fd {
             // It has become descriptor 2: no program that is started needs it twice.
-            prefork_os::fd::set_close_on_exec(number)?;
+            prefork_os::fd::set_close_on_exec(fd)?;
         }
         Ok(self.file)
     }
 }
 
 /// The descriptor that `path` names, other than the standard streams: it has to stay open at the start.
-pub(crate) fn inherited_descriptor(path: &Path) -> Option<i32> {
-    match destination(path) {
-        Ok(Destination::Descriptor(number @ 3..)) => Some(number),
+pub(crate) fn inherited_log_fd(path: &Path) -> Option<i32> {
+    match resolve_log_destination(path) {
+        Ok(LogDestination::Descriptor(fd @ 3..)) => Some(fd),
         Ok(_) | Err(_) => None,
     }
 }
@@ -110,22 +112,22 @@ pub(crate) fn is_same_file(one: &Path, other: &Path) -> bool {
     if let (Ok(one), Ok(other)) = (one.metadata(), other.metadata()) {
         return (one.dev(), one.ino()) == (other.dev(), other.ino());
     }
-    matches!((destination(one), destination(other)), (Ok(one), Ok(other)) if one == other)
+    matches!((resolve_log_destination(one), resolve_log_destination(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 /// Follows links, with the checks that the kernel leaves out in directories that are not sticky.
-fn destination(path: &Path) -> std::result::Result<Destination, String> {
+fn resolve_log_destination(path: &Path) -> std::result::Result<LogDestination, String> {
     let mut path = path.to_path_buf();
-    for _ in 0..MAX_LINKS {
-        if let Some(number) = named_descriptor(&path) {
-            return Ok(Destination::Descriptor(number));
+    for _ in 0..MAX_SYMLINKS {
+        if let Some(fd) = parse_fd_path(&path) {
+            return Ok(LogDestination::Descriptor(fd));
         }
         let directory = match path.parent() {
-            None => return Err(not_a_log("a directory")),
+            None => return Err(unusable_text("a directory")),
             Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
             Some(parent) => parent,
         };
-        let Some(name) = path.file_name() else { return Err(not_a_log("a directory")) };
+        let Some(name) = path.file_name() else { return Err(unusable_text("a directory")) };
         let directory = directory.canonicalize().map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => {
                 format!("the directory {} does not exist; make it", directory.display())
@@ -133,21 +135,25 @@ fn destination(path: &Path) -> std::result::Result<Destination, String> {
             _ => format!("the directory {} cannot be reached: {e}", directory.display()),
         })?;
         path = directory.join(name);
-        if let Some(number) = named_descriptor(&path) {
-            return Ok(Destination::Descriptor(number));
+        if let Some(fd) = parse_fd_path(&path) {
+            return Ok(LogDestination::Descriptor(fd));
         }
         let meta = match path.symlink_metadata() {
             Ok(meta) if meta.is_symlink() => meta,
-            Ok(_) => return Ok(Destination::File(path)),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Destination::File(path)),
+            Ok(_) => return Ok(LogDestination::File(path)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(LogDestination::File(path)),
             Err(e) => return Err(e.to_string()),
         };
-        path = follow(&path, &directory, &meta)?;
+        path = follow_symlink(&path, &directory, &meta)?;
     }
     Err("too many links, or a circle of them".to_string())
 }
 
-fn follow(link: &Path, directory: &Path, meta: &Metadata) -> std::result::Result<PathBuf, String> {
+fn follow_symlink(
+    link: &Path,
+    directory: &Path,
+    meta: &Metadata,
+) -> std::result::Result<PathBuf, String> {
     if ![0, nix::unistd::geteuid().as_raw()].contains(&meta.uid()) {
         return Err(format!(
             "{} is a link of another user (uid {}), which is not followed; name the file itself",
@@ -160,7 +166,7 @@ fn follow(link: &Path, directory: &Path, meta: &Metadata) -> std::result::Result
 }
 
 /// The number in `/dev/stderr`, `/dev/fd/2`, `/proc/self/fd/2` and the like.
-fn named_descriptor(path: &Path) -> Option<i32> {
+fn parse_fd_path(path: &Path) -> Option<i32> {
     let parts: Option<Vec<&str>> = path
         .components()
         .map(|part| match part {
@@ -174,43 +180,41 @@ fn named_descriptor(path: &Path) -> Option<i32> {
         ["/", "dev", "stdin"] => Some(0),
         ["/", "dev", "stdout"] => Some(1),
         ["/", "dev", "stderr"] => Some(2),
-        ["/", "dev", "fd", number] => number.parse().ok(),
-        ["/", "proc", process, "fd", number] if process == "self" || process == own => {
-            number.parse().ok()
-        }
-        ["/", "proc", process, "task", _, "fd", number] if process == own => number.parse().ok(),
-        ["/", "proc", "thread-self", "fd", number] => number.parse().ok(),
+        ["/", "dev", "fd", fd] => fd.parse().ok(),
+        ["/", "proc", process, "fd", fd] if process == "self" || process == own => fd.parse().ok(),
+        ["/", "proc", process, "task", _, "fd", fd] if process == own => fd.parse().ok(),
+        ["/", "proc", "thread-self", "fd", fd] => fd.parse().ok(),
         _ => None,
     }
 }
 
 /// A duplicate of descriptor `number`, if a log can go there.
-fn descriptor(number: i32) -> std::result::Result<OwnedFd, String> {
-    let file = prefork_os::fd::duplicate_fd(number).map_err(|e| match Errno::try_from(e) {
-        Ok(Errno::EBADF) => format!("descriptor {number} is not open; {CHOICES}"),
+fn duplicate_log_fd(fd: i32) -> std::result::Result<OwnedFd, String> {
+    let file = prefork_os::fd::duplicate_fd(fd).map_err(|e| match Errno::try_from(e) {
+        Ok(Errno::EBADF) => format!("descriptor {fd} is not open; {LOG_DESTINATIONS}"),
         Ok(e) => e.desc().to_string(),
         Err(e) => e.to_string(),
     })?;
-    let kind = kind_of(&file)?;
+    let kind = file_kind(&file)?;
     // Beyond the standard streams, sockets are connections or listen.
-    if number > 2 && kind == FileKind::Socket {
-        return Err(not_a_log("a socket"));
+    if fd > 2 && kind == FileKind::Socket {
+        return Err(unusable_text("a socket"));
     }
     match kind {
-        FileKind::Directory => Err(not_a_log("a directory")),
-        FileKind::BlockDevice => Err(not_a_log("a block device")),
+        FileKind::Directory => Err(unusable_text("a directory")),
+        FileKind::BlockDevice => Err(unusable_text("a block device")),
         _ if !prefork_os::fd::is_open_for_writing(&file).map_err(|e| e.to_string())? => {
-            Err(format!("descriptor {number} is open for reading only; {CHOICES}"))
+            Err(format!("descriptor {fd} is open for reading only; {LOG_DESTINATIONS}"))
         }
         _ => Ok(file),
     }
 }
 
 /// Opens a regular file, which is made if it does not exist, or a character device.
-fn open(path: &Path) -> std::result::Result<OwnedFd, String> {
+fn open_log_path(path: &Path) -> std::result::Result<OwnedFd, String> {
     // Before it is opened, as that alone does something to some devices.
     if let Ok(meta) = path.symlink_metadata() {
-        check(prefork_os::nonblocking_writer::file_kind_of_mode(meta.mode()))?;
+        check_can_hold_log(prefork_os::nonblocking_writer::file_kind_of_mode(meta.mode()))?;
     }
     let flags = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
     let file = OpenOptions::new()
@@ -219,35 +223,35 @@ fn open(path: &Path) -> std::result::Result<OwnedFd, String> {
         .mode(0o640)
         .custom_flags(flags.bits())
         .open(path)
-        .map_err(|e| refusal(path, &e))?;
+        .map_err(|e| open_error_text(path, &e))?;
     let file = OwnedFd::from(file);
     // Another file may have taken its place before it was opened.
-    check(kind_of(&file)?)?;
+    check_can_hold_log(file_kind(&file)?)?;
     prefork_os::fd::set_append_mode(&file).map_err(|e| e.to_string())?;
     Ok(file)
 }
 
-fn kind_of(file: &OwnedFd) -> std::result::Result<FileKind, String> {
+fn file_kind(file: &OwnedFd) -> std::result::Result<FileKind, String> {
     prefork_os::nonblocking_writer::identify_file(file)
         .map(|(kind, _)| kind)
         .map_err(|e| e.to_string())
 }
 
-fn check(kind: FileKind) -> std::result::Result<(), String> {
+fn check_can_hold_log(kind: FileKind) -> std::result::Result<(), String> {
     match kind {
         FileKind::Regular | FileKind::CharacterDevice | FileKind::Terminal => Ok(()),
-        FileKind::Directory => Err(not_a_log("a directory")),
-        FileKind::Pipe => Err(not_a_log("a FIFO")),
-        FileKind::Socket => Err(not_a_log("a socket")),
-        FileKind::BlockDevice => Err(not_a_log("a block device")),
+        FileKind::Directory => Err(unusable_text("a directory")),
+        FileKind::Pipe => Err(unusable_text("a FIFO")),
+        FileKind::Socket => Err(unusable_text("a socket")),
+        FileKind::BlockDevice => Err(unusable_text("a block device")),
     }
 }
 
-fn not_a_log(what: &str) -> String {
-    format!("it is {what}; {CHOICES}")
+fn unusable_text(what: &str) -> String {
+    format!("it is {what}; {LOG_DESTINATIONS}")
 }
 
-fn refusal(path: &Path, error: &io::Error) -> String {
+fn open_error_text(path: &Path, error: &io::Error) -> String {
     let directory = path.parent().unwrap_or(Path::new("/")).display();
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
@@ -279,7 +283,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         let link = dir.path().join("log");
         std::os::unix::fs::symlink("/dev/stdout", &link).expect("link");
-        for (path, number) in [
+        for (path, fd) in [
             ("/dev/stderr", 2),
             ("/dev//./stdout", 1),
             ("/dev/fd/2", 2),
@@ -288,8 +292,8 @@ mod tests {
             (&format!("/proc/{}/fd/2", std::process::id()), 2),
             (link.to_str().expect("UTF-8"), 1),
         ] {
-            let found = destination(Path::new(path));
-            assert_eq!(found, Ok(Destination::Descriptor(number)), "{path}");
+            let found = resolve_log_destination(Path::new(path));
+            assert_eq!(found, Ok(LogDestination::Descriptor(fd)), "{path}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Lines to standard error without waiting for whoever reads it: supervision and serving go on when the log is not read.
 //!
 //! A line that cannot be written at once is dropped and counted. As soon as there is room again, one line tells how
-//! many were dropped, and why. The counts are shared by all processes that were forked after [`prepare`], so that the
+//! many were dropped, and why. The counts are shared by all processes that were forked after [`init_log_output`], so that the
 //! first process that finds room tells for all of them.
 //!
 //! There is no queue in the process: a pipe holds 64 KiB by default, and what a second buffer held would be lost with
@@ -20,52 +20,53 @@ use prefork_os::nonblocking_writer::{NonblockingWriter, wait_until_writable};
 use prefork_os::shared_memory;
 
 /// How long the last line of a process waits for room.
-const LAST_LINE_TIMEOUT: Duration = Duration::from_millis(500);
+const FINAL_LINE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How long the primary waits before it looks again whether there is room to tell of dropped lines.
-pub(crate) const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const DROPPED_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Makes a whole line of the log, with its line feed, from the text of a warning.
-pub type FormatWarning = fn(&str) -> Vec<u8>;
+pub type WarningFormatter = fn(&str) -> Vec<u8>;
 
-static FORMAT: OnceLock<FormatWarning> = OnceLock::new();
-static OUTPUT: Mutex<Output> = Mutex::new(Output { writer: None, is_torn: false });
+static WARNING_FORMATTER: OnceLock<WarningFormatter> = OnceLock::new();
+static LOG_WRITER: Mutex<LogWriter> =
+    Mutex::new(LogWriter { writer: None, has_partial_line: false });
 
 /// Counters of dropped lines.
 #[derive(Clone, Copy)]
-struct Dropped {
+struct DroppedLineCounters {
     /// Since the start.
     total: &'static AtomicU64,
-    /// That no line has told of.
-    untold: &'static AtomicU64,
+    /// That no line has reported of.
+    unreported: &'static AtomicU64,
     /// `errno` of the last one; 0 if its stream had no room.
-    errno: &'static AtomicU64,
+    last_errno: &'static AtomicU64,
 }
 
-impl Dropped {
+impl DroppedLineCounters {
     /// The counters of this process and of those that were forked after the first call.
-    fn counters() -> Dropped {
-        static SHARED: OnceLock<Dropped> = OnceLock::new();
+    fn get_shared() -> DroppedLineCounters {
+        static SHARED: OnceLock<DroppedLineCounters> = OnceLock::new();
         static OWN: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
         *SHARED.get_or_init(|| {
             // Without shared memory each process counts for itself.
             let words = shared_memory::create_shared_words(OWN.len()).unwrap_or(&OWN);
-            Dropped { total: &words[0], untold: &words[1], errno: &words[2] }
+            DroppedLineCounters { total: &words[0], unreported: &words[1], last_errno: &words[2] }
         })
     }
 
-    fn count(self, error: &io::Error) {
+    fn record_drop(self, error: &io::Error) {
         let is_full = error.kind() == io::ErrorKind::WouldBlock;
         let errno = if is_full { 0 } else { error.raw_os_error().unwrap_or(0) };
-        self.errno.store(u64::from(errno.unsigned_abs()), Ordering::Relaxed);
+        self.last_errno.store(u64::from(errno.unsigned_abs()), Ordering::Relaxed);
         self.total.fetch_add(1, Ordering::Relaxed);
-        self.untold.fetch_add(1, Ordering::Relaxed);
+        self.unreported.fetch_add(1, Ordering::Relaxed);
     }
 
     /// What stands in the log, and in the events, about `count` lines.
-    fn describe(self, count: u64) -> String {
+    fn report_text(self, count: u64) -> String {
         let plural = if count == 1 { " was" } else { "s were" };
-        let errno = i32::try_from(self.errno.load(Ordering::Relaxed)).unwrap_or(0);
+        let errno = i32::try_from(self.last_errno.load(Ordering::Relaxed)).unwrap_or(0);
         let why = match errno {
             0 => "its reader does not keep up".to_string(),
             errno => format!("the last write failed: {}", io::Error::from_raw_os_error(errno)),
@@ -75,23 +76,23 @@ impl Dropped {
 }
 
 /// The stream, as far as this process knows it.
-struct Output {
+struct LogWriter {
     writer: Option<NonblockingWriter>,
     /// Only a part of the last line is in the log.
-    is_torn: bool,
+    has_partial_line: bool,
 }
 
-impl Output {
+impl LogWriter {
     /// Writes `line`, which ends with a line feed, to `fd`, whole or not at all as far as `fd` allows that.
     fn write(&mut self, fd: BorrowedFd<'_>, line: &[u8]) -> io::Result<()> {
         if !self.writer.as_ref().is_some_and(|writer| writer.is_same_file(fd)) {
             // Another file has become this descriptor.
             self.writer = Some(NonblockingWriter::new(fd)?);
-            self.is_torn = false;
+            self.has_partial_line = false;
         }
         let Some(writer) = &mut self.writer else { return Err(io::ErrorKind::NotFound.into()) };
-        let mut line = shortened(line, writer.max_atomic_write());
-        if self.is_torn {
+        let mut line = truncate_line(line, writer.max_atomic_write());
+        if self.has_partial_line {
             line.to_mut().insert(0, b'\n');
         }
         let mut rest = &line[..];
@@ -100,7 +101,7 @@ impl Output {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => {
                     rest = &rest[n..];
-                    self.is_torn = !rest.is_empty();
+                    self.has_partial_line = !rest.is_empty();
                 }
                 Err(e) => return Err(e),
             }
@@ -110,7 +111,7 @@ impl Output {
 }
 
 /// `line`, cut where it is longer than `max` bytes; it says so, and ends with a line feed all the same.
-fn shortened(line: &[u8], max: Option<usize>) -> Cow<'_, [u8]> {
+fn truncate_line(line: &[u8], max: Option<usize>) -> Cow<'_, [u8]> {
     // One byte for the line feed that ends a torn line before it.
     let Some(max) = max.map(|max| max - 1).filter(|max| line.len() > *max) else {
         return Cow::Borrowed(line);
@@ -126,10 +127,10 @@ fn shortened(line: &[u8], max: Option<usize>) -> Cow<'_, [u8]> {
 }
 
 /// Makes the counters, for this process and for all that it forks, and says what a warning of the log looks like.
-pub fn prepare(format: Option<FormatWarning>) {
-    Dropped::counters();
+pub fn init_log_output(format: Option<WarningFormatter>) {
+    DroppedLineCounters::get_shared();
     if let Some(format) = format {
-        let _ = FORMAT.set(format);
+        let _ = WARNING_FORMATTER.set(format);
     }
 }
 
@@ -137,77 +138,81 @@ pub fn prepare(format: Option<FormatWarning>) {
 /// dropped and counted.
 pub fn write_line(line: &[u8]) {
     let stderr = io::stderr();
-    with_output(|output| {
-        let dropped = Dropped::counters();
-        let told = tell_dropped(output, stderr.as_fd(), dropped);
-        if let Err(e) = told.and_then(|()| output.write(stderr.as_fd(), line)) {
-            dropped.count(&e);
+    with_log_writer(|output| {
+        let dropped = DroppedLineCounters::get_shared();
+        let reported = write_dropped_report(output, stderr.as_fd(), dropped);
+        if let Err(e) = reported.and_then(|()| output.write(stderr.as_fd(), line)) {
+            dropped.record_drop(&e);
         }
     });
 }
 
 /// As [`write_line`], but waits half a second for room: nothing else is left to be done.
-pub fn write_last_line(line: &[u8]) {
+pub fn write_final_line(line: &[u8]) {
     let stderr = io::stderr();
-    let give_up = Instant::now() + LAST_LINE_TIMEOUT;
+    let deadline = Instant::now() + FINAL_LINE_TIMEOUT;
     loop {
-        let outcome = with_output(|output| output.write(stderr.as_fd(), line));
-        let left = give_up.saturating_duration_since(Instant::now());
+        let outcome = with_log_writer(|output| output.write(stderr.as_fd(), line));
+        let left = deadline.saturating_duration_since(Instant::now());
         match outcome {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock && !left.is_zero() => {
                 if wait_until_writable(stderr.as_fd(), left).is_err() {
                     return;
                 }
             }
-            // Nobody is left to be told of a failure.
+            // Nobody is left to be reported of a failure.
             Ok(()) | Err(_) => return,
         }
     }
 }
 
 /// Tells of dropped lines if there are any and there is room. Returns when to look again.
-pub(crate) fn retry() -> Option<Duration> {
-    let dropped = Dropped::counters();
-    if dropped.untold.load(Ordering::Relaxed) == 0 {
+pub(crate) fn retry_dropped_report() -> Option<Duration> {
+    let dropped = DroppedLineCounters::get_shared();
+    if dropped.unreported.load(Ordering::Relaxed) == 0 {
         return None;
     }
     let stderr = io::stderr();
-    let told = with_output(|output| tell_dropped(output, stderr.as_fd(), dropped));
-    told.is_err().then_some(RETRY_INTERVAL)
+    let reported = with_log_writer(|output| write_dropped_report(output, stderr.as_fd(), dropped));
+    reported.is_err().then_some(DROPPED_REPORT_INTERVAL)
 }
 
 /// Lines that were dropped since the start, by all processes of the cluster.
-pub(crate) fn dropped_lines() -> u64 {
-    Dropped::counters().total.load(Ordering::Relaxed)
+pub(crate) fn dropped_line_count() -> u64 {
+    DroppedLineCounters::get_shared().total.load(Ordering::Relaxed)
 }
 
 /// What the events say about `count` dropped lines.
-pub(crate) fn describe_dropped(count: u64) -> String {
-    Dropped::counters().describe(count)
+pub(crate) fn dropped_lines_text(count: u64) -> String {
+    DroppedLineCounters::get_shared().report_text(count)
 }
 
-/// Writes one line about the lines that nobody was told of.
-fn tell_dropped(output: &mut Output, fd: BorrowedFd<'_>, dropped: Dropped) -> io::Result<()> {
-    if dropped.untold.load(Ordering::Relaxed) == 0 {
+/// Writes one line about the lines that nobody was reported of.
+fn write_dropped_report(
+    output: &mut LogWriter,
+    fd: BorrowedFd<'_>,
+    dropped: DroppedLineCounters,
+) -> io::Result<()> {
+    if dropped.unreported.load(Ordering::Relaxed) == 0 {
         return Ok(());
     }
     // Taken before it is written, so that of several processes one tells.
-    let count = dropped.untold.swap(0, Ordering::Relaxed);
+    let count = dropped.unreported.swap(0, Ordering::Relaxed);
     if count == 0 {
         return Ok(());
     }
-    let text = dropped.describe(count);
-    let line = match FORMAT.get() {
+    let text = dropped.report_text(count);
+    let line = match WARNING_FORMATTER.get() {
         Some(format) => format(&text),
         None => format!("prefork: {text}\n").into_bytes(),
     };
     output.write(fd, &line).inspect_err(|_| {
-        dropped.untold.fetch_add(count, Ordering::Relaxed);
+        dropped.unreported.fetch_add(count, Ordering::Relaxed);
     })
 }
 
-fn with_output<T>(act: impl FnOnce(&mut Output) -> T) -> T {
-    act(&mut OUTPUT.lock().unwrap_or_else(PoisonError::into_inner))
+fn with_log_writer<T>(act: impl FnOnce(&mut LogWriter) -> T) -> T {
+    act(&mut LOG_WRITER.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 impl Error {
@@ -215,7 +220,7 @@ impl Error {
     /// `fn main() -> ExitCode { run().unwrap_or_else(|e| e.report()) }`. Waits half a second at most for a reader.
     pub fn report(&self) -> ExitCode {
         crate::upgrade::report_failed_start(self);
-        write_last_line(format!("prefork: {self}\n").as_bytes());
+        write_final_line(format!("prefork: {self}\n").as_bytes());
         ExitCode::from(self.exit_status())
     }
 }
@@ -241,14 +246,14 @@ mod tests {
 
     use super::*;
 
-    fn output() -> Output {
-        Output { writer: None, is_torn: false }
+    fn new_log_writer() -> LogWriter {
+        LogWriter { writer: None, has_partial_line: false }
     }
 
     #[test]
     fn lines_are_in_a_full_pipe_whole_or_not_at_all() {
         let (mut reader, writer) = io::pipe().expect("pipe");
-        let (mut output, mut written) = (output(), 0);
+        let (mut output, mut written) = (new_log_writer(), 0);
         let line = [&[b'x'; 700][..], b"\n"].concat();
         while output.write(writer.as_fd(), &line).is_ok() {
             written += 1;
@@ -264,20 +269,20 @@ mod tests {
     #[test]
     fn a_line_that_is_too_long_for_a_pipe_is_cut_and_says_so() {
         let line = ["ä".repeat(5000), "\n".to_string()].concat();
-        let short = shortened(line.as_bytes(), Some(4096));
+        let short = truncate_line(line.as_bytes(), Some(4096));
         let text = std::str::from_utf8(&short).expect("whole characters");
         assert!(short.len() < 4096 && text.ends_with("ä... (10001 bytes)\n"), "{text}");
         for whole in [None, Some(20_000)] {
-            assert_eq!(shortened(line.as_bytes(), whole), line.as_bytes());
+            assert_eq!(truncate_line(line.as_bytes(), whole), line.as_bytes());
         }
     }
 
     #[test]
     fn the_line_after_half_a_line_stands_on_its_own() {
         let mut file = tempfile::NamedTempFile::new().expect("file");
-        let mut output = output();
+        let mut output = new_log_writer();
         output.write(file.as_fd(), b"half").expect("write");
-        output.is_torn = true;
+        output.has_partial_line = true;
         output.write(file.as_fd(), b"whole\n").expect("write");
         output.write(file.as_fd(), b"whole\n").expect("write");
         let mut text = String::new();
@@ -289,29 +294,37 @@ mod tests {
     #[test]
     fn dropped_lines_are_told_of_with_their_number_and_reason_when_there_is_room() {
         let counters: &'static [AtomicU64] = shared_memory::create_shared_words(3).expect("words");
-        let dropped = Dropped { total: &counters[0], untold: &counters[1], errno: &counters[2] };
+        let dropped = DroppedLineCounters {
+            total: &counters[0],
+            unreported: &counters[1],
+            last_errno: &counters[2],
+        };
         let (mut reader, writer) = io::pipe().expect("pipe");
-        let mut output = output();
+        let mut output = new_log_writer();
         let line = [&[b'x'; 700][..], b"\n"].concat();
         for line in [&line[..], b"\n"] {
             while let Ok(()) = output.write(writer.as_fd(), line) {}
         }
         for _ in 0..3 {
-            dropped.count(&io::ErrorKind::WouldBlock.into());
+            dropped.record_drop(&io::ErrorKind::WouldBlock.into());
         }
-        assert!(tell_dropped(&mut output, writer.as_fd(), dropped).is_err());
-        assert_eq!(dropped.untold.load(Ordering::Relaxed), 3);
+        assert!(write_dropped_report(&mut output, writer.as_fd(), dropped).is_err());
+        assert_eq!(dropped.unreported.load(Ordering::Relaxed), 3);
         let mut room = [0; 8192];
         reader.read_exact(&mut room).expect("read");
-        tell_dropped(&mut output, writer.as_fd(), dropped).expect("room");
-        tell_dropped(&mut output, writer.as_fd(), dropped).expect("nothing to tell");
-        let counts = [dropped.total, dropped.untold].map(|count| count.load(Ordering::Relaxed));
+        write_dropped_report(&mut output, writer.as_fd(), dropped).expect("room");
+        write_dropped_report(&mut output, writer.as_fd(), dropped).expect("nothing to tell");
+        let counts = [dropped.total, dropped.unreported].map(|count| count.load(Ordering::Relaxed));
         assert_eq!(counts, [3, 0]);
         drop(writer);
         let mut text = String::new();
         reader.read_to_string(&mut text).expect("text");
         assert_eq!(text.matches("3 lines were missing in the log").count(), 1, "{text}");
-        dropped.count(&io::Error::from_raw_os_error(28));
-        assert!(dropped.describe(1).contains("No space left on device"), "{}", dropped.describe(1));
+        dropped.record_drop(&io::Error::from_raw_os_error(28));
+        assert!(
+            dropped.report_text(1).contains("No space left on device"),
+            "{}",
+            dropped.report_text(1)
+        );
     }
 }

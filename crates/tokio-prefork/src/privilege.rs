@@ -10,19 +10,22 @@ use crate::error::{Error, Result};
 
 /// Whom to become, in numbers: nothing has to be looked up in a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Credentials {
+pub(crate) struct WorkerCredentials {
     uid: u32,
     gid: u32,
     /// All groups, `gid` among them.
     groups: Vec<u32>,
 }
 
-impl Credentials {
+impl WorkerCredentials {
     /// What `user` and `group` (names or numbers) stand for on this machine; `None` if neither was given.
     ///
     /// # Errors
     /// They are unknown, or too little to go by.
-    pub(crate) fn look_up(user: Option<&str>, group: Option<&str>) -> Result<Option<Credentials>> {
+    pub(crate) fn resolve(
+        user: Option<&str>,
+        group: Option<&str>,
+    ) -> Result<Option<WorkerCredentials>> {
         let Some(user) = user else {
             return match group {
                 Some(group) => Err(Error::config(format!(
@@ -31,7 +34,7 @@ impl Credentials {
                 None => Ok(None),
             };
         };
-        let gid = group.map(look_up_group).transpose()?;
+        let gid = group.map(resolve_group).transpose()?;
         let unread = |e: nix::Error| {
             Error::config(format!("user = {user} cannot be looked up: {e}: check /etc/passwd"))
         };
@@ -52,10 +55,10 @@ impl Credentials {
                 let name = CString::new(entry.name).map_err(|_| unread(nix::Error::EINVAL))?;
                 let groups = getgrouplist(&name, gid).map_err(unread)?;
                 let groups = groups.into_iter().map(Gid::as_raw).collect();
-                Ok(Some(Credentials { uid: entry.uid.as_raw(), gid: gid.as_raw(), groups }))
+                Ok(Some(WorkerCredentials { uid: entry.uid.as_raw(), gid: gid.as_raw(), groups }))
             }
             (None, Some(uid), Some(gid)) => {
-                Ok(Some(Credentials { uid, gid: gid.as_raw(), groups: vec![gid.as_raw()] }))
+                Ok(Some(WorkerCredentials { uid, gid: gid.as_raw(), groups: vec![gid.as_raw()] }))
             }
             (None, Some(uid), None) => Err(Error::config(format!(
                 "user = {uid} has no entry in /etc/passwd to take its group from: give group as well"
@@ -67,7 +70,7 @@ impl Credentials {
     }
 
     /// Whether this process may become that at all, so that a start fails and not each worker.
-    pub(crate) fn permitted(&self) -> Result<()> {
+    pub(crate) fn check_can_switch_user(&self) -> Result<()> {
         let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
         if uid.is_root() || (uid.as_raw(), gid.as_raw()) == (self.uid, self.gid) {
             return Ok(());
@@ -80,12 +83,12 @@ impl Credentials {
     }
 
     /// Becomes that for good and without a way back, in a freshly forked worker.
-    pub(crate) fn take_on(&self) -> Result<()> {
+    pub(crate) fn drop_privileges(&self) -> Result<()> {
         Ok(prefork_os::credentials::drop_privileges(self.uid, self.gid, &self.groups)?)
     }
 }
 
-fn look_up_group(group: &str) -> Result<Gid> {
+fn resolve_group(group: &str) -> Result<Gid> {
     if let Ok(number) = group.parse() {
         return Ok(Gid::from_raw(number));
     }
@@ -102,12 +105,12 @@ mod tests {
     use super::*;
 
     fn refusal(user: Option<&str>, group: Option<&str>) -> String {
-        Credentials::look_up(user, group).expect_err("refused").to_string()
+        WorkerCredentials::resolve(user, group).expect_err("refused").to_string()
     }
 
     #[test]
     fn nothing_asked_for_is_nothing_to_become() {
-        assert_eq!(Credentials::look_up(None, None).expect("nothing"), None);
+        assert_eq!(WorkerCredentials::resolve(None, None).expect("nothing"), None);
     }
 
     #[test]
@@ -127,21 +130,25 @@ mod tests {
 
     #[test]
     fn names_and_numbers_are_found_and_a_group_of_its_own_wins() {
-        let root = Credentials::look_up(Some("root"), None).expect("known").expect("one");
+        let root = WorkerCredentials::resolve(Some("root"), None).expect("known").expect("one");
         assert_eq!((root.uid, root.gid, root.groups.contains(&0)), (0, 0, true));
-        assert_eq!(Credentials::look_up(Some("0"), Some("0")).expect("known"), Some(root));
-        let other = Credentials::look_up(Some("4000000001"), Some("4000000002")).expect("numbers");
-        let numbers =
-            Credentials { uid: 4_000_000_001, gid: 4_000_000_002, groups: vec![4_000_000_002] };
+        assert_eq!(WorkerCredentials::resolve(Some("0"), Some("0")).expect("known"), Some(root));
+        let other =
+            WorkerCredentials::resolve(Some("4000000001"), Some("4000000002")).expect("numbers");
+        let numbers = WorkerCredentials {
+            uid: 4_000_000_001,
+            gid: 4_000_000_002,
+            groups: vec![4_000_000_002],
+        };
         assert_eq!(other, Some(numbers));
     }
 
     #[test]
     fn another_user_takes_root() {
         let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        let own = Credentials { uid, gid, groups: Vec::new() };
-        own.permitted().expect("nothing changes");
-        let other = Credentials { uid: uid.wrapping_add(1), ..own };
-        assert_eq!(other.permitted().is_ok(), uid == 0);
+        let own = WorkerCredentials { uid, gid, groups: Vec::new() };
+        own.check_can_switch_user().expect("nothing changes");
+        let other = WorkerCredentials { uid: uid.wrapping_add(1), ..own };
+        assert_eq!(other.check_can_switch_user().is_ok(), uid == 0);
     }
 }

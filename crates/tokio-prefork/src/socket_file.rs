@@ -15,11 +15,11 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 /// How long a start waits for another one in the same directory. Somebody else may hold its lock for ever,
 /// and that must not keep us from starting.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const DIRECTORY_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Mode, owner and group of a file, in numbers. `None` leaves a value as it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct FileAccess {
+pub(crate) struct SocketPermissions {
     pub(crate) mode: Option<u32>,
     pub(crate) owner: Option<u32>,
     pub(crate) group: Option<u32>,
@@ -27,10 +27,10 @@ pub(crate) struct FileAccess {
 
 /// The file of a Unix socket; removed on drop if we made it and it is still the same.
 #[derive(Debug)]
-pub(crate) struct SocketFile {
+pub(crate) struct UnixSocketFile {
     /// Absolute: nobody may find another file there after a change of directory.
     path: PathBuf,
-    id: FileId,
+    id: FileIdentity,
     /// Only this process removes it: a fork has a copy of this value, and no right to it. `None`: it is not ours to
     /// remove.
     owner: Option<u32>,
@@ -38,46 +38,50 @@ pub(crate) struct SocketFile {
 
 /// Tells a file from every other one that is or was at its path. A number of an inode alone is used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct FileId {
+struct FileIdentity {
     device: u64,
     inode: u64,
     /// `None` where the file system does not say.
-    born: Option<SystemTime>,
+    created: Option<SystemTime>,
 }
 
-impl FileId {
+impl FileIdentity {
     /// The socket at `path`. A link to one is none.
-    fn at(path: &Path) -> io::Result<FileId> {
+    fn of_socket_at(path: &Path) -> io::Result<FileIdentity> {
         let meta = std::fs::symlink_metadata(path)?;
         if !meta.file_type().is_socket() {
             return Err(io::Error::other("it is not a socket"));
         }
-        Ok(FileId { device: meta.dev(), inode: meta.ino(), born: meta.created().ok() })
+        Ok(FileIdentity { device: meta.dev(), inode: meta.ino(), created: meta.created().ok() })
     }
 }
 
-impl SocketFile {
+impl UnixSocketFile {
     /// Binds `path` and listens. With a `mode`, the file has it from its first moment; without, the umask
     /// decides. The error is what follows `cannot bind PATH: `.
     pub(crate) fn bind(
         path: &Path,
         mode: Option<u32>,
         backlog: i32,
-    ) -> Result<(Socket, SocketFile), String> {
-        SocketFile::bind_with(path, FileAccess { mode, ..FileAccess::default() }, backlog)
+    ) -> Result<(Socket, UnixSocketFile), String> {
+        UnixSocketFile::bind_with_permissions(
+            path,
+            SocketPermissions { mode, ..SocketPermissions::default() },
+            backlog,
+        )
     }
 
     /// The same with an owner and a group. Nobody can connect before the file has them.
-    pub(crate) fn bind_with(
+    pub(crate) fn bind_with_permissions(
         path: &Path,
-        access: FileAccess,
+        access: SocketPermissions,
         backlog: i32,
-    ) -> Result<(Socket, SocketFile), String> {
+    ) -> Result<(Socket, UnixSocketFile), String> {
         // Two starts at once: without the lock, the second could find the first bound but not yet listening,
         // take it for dead and remove its file.
-        let _lock = lock_directory_of(path);
-        remove_if_stale(path)?;
-        let (socket, file) = bind_only(path, access.mode).map_err(|e| match e.kind() {
+        let _lock = lock_parent_directory(path);
+        remove_stale_socket(path)?;
+        let (socket, file) = bind_with_mode(path, access.mode).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => "its directory does not exist: make it first".to_string(),
             io::ErrorKind::PermissionDenied => {
                 format!("its directory cannot be written by this user ({e})")
@@ -92,18 +96,18 @@ impl SocketFile {
 
     /// The file of a socket that another image of process `owner` made; of one that somebody else made and removes, if
     /// there is no owner.
-    pub(crate) fn inherit(path: &Path, owner: Option<u32>) -> Option<SocketFile> {
+    pub(crate) fn inherit(path: &Path, owner: Option<u32>) -> Option<UnixSocketFile> {
         let path = std::path::absolute(path).ok()?;
-        Some(SocketFile { id: FileId::at(&path).ok()?, path, owner })
+        Some(UnixSocketFile { id: FileIdentity::of_socket_at(&path).ok()?, path, owner })
     }
 
     /// The file of a socket that another image of this process made, known by its inode: whatever else stands at `path` by
     /// now is not removed.
-    pub(crate) fn resume(path: &Path, inode: u64) -> SocketFile {
-        let gone = FileId { device: 0, inode, born: None };
-        let found = FileId::at(path).ok().filter(|found| found.inode == inode);
+    pub(crate) fn inherit_by_inode(path: &Path, inode: u64) -> UnixSocketFile {
+        let gone = FileIdentity { device: 0, inode, created: None };
+        let found = FileIdentity::of_socket_at(path).ok().filter(|found| found.inode == inode);
         let owner = Some(std::process::id());
-        SocketFile { path: path.to_path_buf(), id: found.unwrap_or(gone), owner }
+        UnixSocketFile { path: path.to_path_buf(), id: found.unwrap_or(gone), owner }
     }
 
     /// Tells this file from another one at the same path.
@@ -118,11 +122,11 @@ impl SocketFile {
 
     /// Whether its path still leads to it.
     pub(crate) fn is_in_place(&self) -> bool {
-        FileId::at(&self.path).is_ok_and(|found| found == self.id)
+        FileIdentity::of_socket_at(&self.path).is_ok_and(|found| found == self.id)
     }
 
     /// Gives the file other rights, for clients that connect from now on. The error says which could not be given.
-    pub(crate) fn set_access(&self, access: FileAccess) -> Result<(), String> {
+    pub(crate) fn set_permissions(&self, access: SocketPermissions) -> Result<(), String> {
         self.set_owner(access)?;
         let Some(mode) = access.mode else { return Ok(()) };
         let failed = |e: nix::Error| format!("its file cannot get mode {mode:o}: {e}");
@@ -138,8 +142,8 @@ impl SocketFile {
         .map_err(failed)
     }
 
-    fn set_owner(&self, access: FileAccess) -> Result<(), String> {
-        let FileAccess { owner, group, .. } = access;
+    fn set_owner(&self, access: SocketPermissions) -> Result<(), String> {
+        let SocketPermissions { owner, group, .. } = access;
         if owner.is_none() && group.is_none() {
             return Ok(());
         }
@@ -173,7 +177,7 @@ impl SocketFile {
     }
 }
 
-impl Drop for SocketFile {
+impl Drop for UnixSocketFile {
     fn drop(&mut self) {
         if self.owner == Some(std::process::id()) && self.is_in_place() {
             // Nothing can be done about a failure, and the next start recognises the file as stale.
@@ -184,7 +188,7 @@ impl Drop for SocketFile {
 
 /// The kernel gives the file the mode of the socket less the umask, so both are set before bind: the file never has
 /// another one, not for a moment.
-fn bind_only(path: &Path, mode: Option<u32>) -> io::Result<(Socket, SocketFile)> {
+fn bind_with_mode(path: &Path, mode: Option<u32>) -> io::Result<(Socket, UnixSocketFile)> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     let addr = SockAddr::unix(path)?;
     let before = match mode {
@@ -198,18 +202,22 @@ fn bind_only(path: &Path, mode: Option<u32>) -> io::Result<(Socket, SocketFile)>
     before.map(umask);
     bound?;
     let path = std::path::absolute(path)?;
-    let file = SocketFile { id: FileId::at(&path)?, path, owner: Some(std::process::id()) };
+    let file = UnixSocketFile {
+        id: FileIdentity::of_socket_at(&path)?,
+        path,
+        owner: Some(std::process::id()),
+    };
     Ok((socket, file))
 }
 
-fn lock_directory_of(path: &Path) -> Option<Flock<File>> {
+fn lock_parent_directory(path: &Path) -> Option<Flock<File>> {
     let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty());
     let mut file = File::open(directory.unwrap_or(Path::new("."))).ok()?;
-    let give_up = Instant::now() + LOCK_PATIENCE;
+    let deadline = Instant::now() + DIRECTORY_LOCK_TIMEOUT;
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Some(lock),
-            Err((again, nix::errno::Errno::EAGAIN)) if Instant::now() < give_up => file = again,
+            Err((again, nix::errno::Errno::EAGAIN)) if Instant::now() < deadline => file = again,
             Err(_) => return None,
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -218,12 +226,12 @@ fn lock_directory_of(path: &Path) -> Option<Flock<File>> {
 
 /// A socket file that nobody answers on was left by a process that was killed: it may go. One that answers is
 /// in use, and a file that is no socket is somebody's data, be it a link to a socket.
-pub(crate) fn remove_if_stale(path: &Path) -> Result<(), String> {
+pub(crate) fn remove_stale_socket(path: &Path) -> Result<(), String> {
     let Ok(meta) = std::fs::symlink_metadata(path) else { return Ok(()) };
     if !meta.file_type().is_socket() {
         return Err("the path exists and is not a socket; remove it or choose another".to_string());
     }
-    match probe(path) {
+    match connect_nonblocking(path) {
         Ok(peer) => Err(
             match prefork_os::credentials::peer_credentials(&peer)
                 .ok()
@@ -244,7 +252,7 @@ pub(crate) fn remove_if_stale(path: &Path) -> Result<(), String> {
 }
 
 /// Connects without waiting: a frozen process whose queue is full must not freeze us, too.
-fn probe(path: &Path) -> io::Result<Socket> {
+fn connect_nonblocking(path: &Path) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     socket.connect(&SockAddr::unix(path)?)?;
     Ok(socket)
@@ -259,9 +267,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("s");
         drop(std::os::unix::net::UnixListener::bind(&path).expect("stale"));
-        let (_live, file) = SocketFile::bind(&path, Some(0o600), 16).expect("replaces it");
+        let (_live, file) = UnixSocketFile::bind(&path, Some(0o600), 16).expect("replaces it");
         assert_eq!(file.mode(), 0o600);
-        let why = SocketFile::bind(&path, Some(0o600), 16).expect_err("taken");
+        let why = UnixSocketFile::bind(&path, Some(0o600), 16).expect_err("taken");
         assert!(why.starts_with("address already in use (held by pid "), "{why}");
         drop(file);
         assert!(!path.exists());
@@ -271,9 +279,10 @@ mod tests {
     fn a_holder_that_accepts_nobody_is_alive_all_the_same() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("s");
-        let _live = SocketFile::bind(&path, None, 0).expect("bind");
-        let _queue: Vec<_> = std::iter::from_fn(|| probe(&path).ok()).take(9).collect();
-        let why = SocketFile::bind(&path, None, 0).expect_err("taken");
+        let _live = UnixSocketFile::bind(&path, None, 0).expect("bind");
+        let _queue: Vec<_> =
+            std::iter::from_fn(|| connect_nonblocking(&path).ok()).take(9).collect();
+        let why = UnixSocketFile::bind(&path, None, 0).expect_err("taken");
         assert_eq!(why, "address already in use");
     }
 
@@ -285,7 +294,7 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(dir.path().join("stale")).expect("stale"));
         std::os::unix::fs::symlink("stale", &link).expect("link");
         for path in [&data, &link] {
-            let why = SocketFile::bind(path, None, 16).expect_err("no socket");
+            let why = UnixSocketFile::bind(path, None, 16).expect_err("no socket");
             assert!(why.contains("is not a socket"), "{why}");
         }
         assert_eq!(std::fs::read_to_string(&data).expect("kept"), "data");
@@ -297,11 +306,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         for mode in [0o666, 0o660, 0o600, 0o777] {
             let path = dir.path().join(format!("{mode:o}"));
-            let access = FileAccess { mode: Some(mode), ..FileAccess::default() };
-            let (_socket, file) = SocketFile::bind_with(&path, access, 16).expect("bind");
+            let access = SocketPermissions { mode: Some(mode), ..SocketPermissions::default() };
+            let (_socket, file) =
+                UnixSocketFile::bind_with_permissions(&path, access, 16).expect("bind");
             assert_eq!(file.mode(), mode);
-            let access = FileAccess { mode: Some(0o640), ..FileAccess::default() };
-            file.set_access(access).expect("change");
+            let access = SocketPermissions { mode: Some(0o640), ..SocketPermissions::default() };
+            file.set_permissions(access).expect("change");
             assert_eq!(file.mode(), 0o640);
         }
     }
@@ -310,7 +320,7 @@ mod tests {
     fn a_file_that_was_replaced_is_not_in_its_place() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("s");
-        let (_socket, file) = SocketFile::bind(&path, None, 16).expect("bind");
+        let (_socket, file) = UnixSocketFile::bind(&path, None, 16).expect("bind");
         assert!(file.is_in_place());
         std::fs::remove_file(&path).expect("remove");
         assert!(!file.is_in_place());
@@ -324,7 +334,8 @@ mod tests {
     #[test]
     fn a_directory_that_does_not_exist_is_told() {
         let dir = tempfile::tempdir().expect("dir");
-        let why = SocketFile::bind(&dir.path().join("no/s"), None, 16).expect_err("no directory");
+        let why =
+            UnixSocketFile::bind(&dir.path().join("no/s"), None, 16).expect_err("no directory");
         assert!(why.contains("directory does not exist"), "{why}");
     }
 
@@ -332,7 +343,7 @@ mod tests {
     fn only_the_file_that_we_made_is_removed() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("s");
-        let (_socket, file) = SocketFile::bind(&path, None, 16).expect("bind");
+        let (_socket, file) = UnixSocketFile::bind(&path, None, 16).expect("bind");
         std::fs::rename(&path, dir.path().join("elsewhere")).expect("move");
         std::fs::write(&path, "another's").expect("write");
         drop(file);

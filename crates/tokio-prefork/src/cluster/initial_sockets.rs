@@ -10,7 +10,7 @@ use prefork_supervisor::Slot;
 
 impl Cluster {
     /// Takes over the sockets that are open already, and adds their addresses to `bind`, now and at each reload.
-    pub(super) fn take_sockets(
+    pub(super) fn take_inherited_sockets(
         &mut self,
         manifest: Option<&UpgradeManifest>,
         passed: &[ActivationFd],
@@ -22,8 +22,8 @@ impl Cluster {
         if manifest.is_none() {
             set.take_passed(passed, &self.config.bind)?;
         }
-        let given = set.passed_addrs();
-        add_passed_sockets(&mut self.config.bind, &given);
+        let passed_addrs = set.passed_addrs();
+        add_passed_sockets(&mut self.config.bind, &passed_addrs);
         let read_config = std::mem::replace(
             &mut self.read_config,
             Box::new(|| {
@@ -32,14 +32,14 @@ impl Cluster {
         );
         self.read_config = Box::new(move || {
             let mut config = read_config()?;
-            add_passed_sockets(&mut config.bind, &given);
+            add_passed_sockets(&mut config.bind, &passed_addrs);
             Ok(config)
         });
         Ok(set)
     }
 
     /// Returns how many sockets each address needs.
-    pub(super) fn slots(&self, manifest: Option<&UpgradeManifest>) -> u32 {
+    pub(super) fn sockets_per_addr(&self, manifest: Option<&UpgradeManifest>) -> u32 {
         let workers = self.config.supervisor_config().workers;
         match self.config.dispatch.has_socket_per_slot() {
             true => manifest.map_or(workers, |manifest| workers.max(manifest.workers_wanted)),
@@ -48,10 +48,10 @@ impl Cluster {
     }
 
     /// Returns the service manager, if it wants to be notified. Removes `unwanted` sockets from its store.
-    pub(super) fn service_manager(
+    pub(super) fn connect_service_manager(
         &self,
         service: ServiceEnvironment,
-        taken_over: bool,
+        is_upgrade: bool,
         unwanted: &[String],
     ) -> Option<ServiceManager> {
         let stores = match self.config.fd_store {
@@ -59,7 +59,7 @@ impl Cluster {
             FdStore::On => true,
             FdStore::Off => false,
         };
-        let mut manager = service.service_manager(stores, taken_over, self.config.boot_timeout)?;
+        let mut manager = service.service_manager(stores, is_upgrade, self.config.boot_timeout)?;
         unwanted.iter().for_each(|name| manager.remove_socket(name));
         Some(manager)
     }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Cluster, Kind};
+use super::{Cluster, WorkerKind};
 use crate::isolated::{
     IsolatedJobScheduler, IsolatedPoolConfig, job_cancel_kind, job_request_kind, job_result_kind,
 };
@@ -53,7 +53,7 @@ impl Cluster {
         W: Fn(I) -> Result<O, String> + Send + Sync + 'static,
     {
         let name = pool.name;
-        let mut kind = Kind::new(name, pool.workers);
+        let mut kind = WorkerKind::new(name, pool.workers);
         if let Some(bytes) = pool.max_rss {
             kind = kind.max_rss_hard(bytes);
         }

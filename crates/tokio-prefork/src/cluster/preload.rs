@@ -15,14 +15,14 @@ use crate::worker::{self, BoxError, Worker};
 
 /// A cluster that loads something before it forks; made by [`Cluster::preload`].
 #[must_use = "a cluster does nothing until it serves"]
-pub struct Preloaded<L> {
+pub struct PreloadedCluster<L> {
     cluster: Cluster,
     load: L,
 }
 
-impl<L> Preloaded<L> {
-    pub(super) fn new(cluster: Cluster, load: L) -> Preloaded<L> {
-        Preloaded { cluster, load }
+impl<L> PreloadedCluster<L> {
+    pub(super) fn new(cluster: Cluster, load: L) -> PreloadedCluster<L> {
+        PreloadedCluster { cluster, load }
     }
 
     /// As [`Cluster::serve`], with what was loaded.

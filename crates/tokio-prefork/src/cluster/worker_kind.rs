@@ -5,7 +5,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use super::Cluster;
-use crate::config::Workers;
+use crate::config::WorkerCount;
 use crate::error::{Error, Result};
 use crate::runtime;
 use crate::worker::{self, Worker, WorkerApp};
@@ -16,51 +16,51 @@ use prefork_supervisor::{RecycleLimits, WorkerKindConfig};
 /// A kind of workers that serve no connections, such as consumers of a queue: its name, how many there are, and when
 /// they are replaced. See [`Cluster::kind`].
 #[derive(Debug, Clone)]
-pub struct Kind {
-    rules: WorkerKindConfig,
+pub struct WorkerKind {
+    config: WorkerKindConfig,
 }
 
-impl Kind {
+impl WorkerKind {
     /// `workers` workers of the kind `name`, from 0. The name stands in the log, in `prefork status` and in titles: small
     /// letters, digits, `-` and `_`; `web` is taken.
-    pub fn new(name: &'static str, workers: u32) -> Kind {
-        Kind { rules: WorkerKindConfig { name, workers, limits: RecycleLimits::default() } }
+    pub fn new(name: &'static str, workers: u32) -> WorkerKind {
+        WorkerKind { config: WorkerKindConfig { name, workers, limits: RecycleLimits::default() } }
     }
 
     /// A worker is replaced when it is about that old. Default: never.
-    pub fn max_lifetime(mut self, age: Duration) -> Kind {
-        self.rules.limits.max_lifetime = Some(age);
+    pub fn max_lifetime(mut self, age: Duration) -> WorkerKind {
+        self.config.limits.max_lifetime = Some(age);
         self
     }
 
     /// A worker that uses more than so many bytes of memory is replaced. Default: never.
-    pub fn max_rss(mut self, bytes: u64) -> Kind {
-        self.rules.limits.max_rss = Some(bytes);
+    pub fn max_rss(mut self, bytes: u64) -> WorkerKind {
+        self.config.limits.max_rss = Some(bytes);
         self
     }
 
     /// A worker that uses more than so many bytes of memory is killed, and replaced. Default: never.
-    pub fn max_rss_hard(mut self, bytes: u64) -> Kind {
-        self.rules.limits.max_rss_hard = Some(bytes);
+    pub fn max_rss_hard(mut self, bytes: u64) -> WorkerKind {
+        self.config.limits.max_rss_hard = Some(bytes);
         self
     }
 }
 
 /// What the program said of other kinds than `web`.
 #[derive(Default)]
-pub(super) struct Kinds(Vec<(Kind, WorkerApp)>);
+pub(super) struct WorkerKinds(Vec<(WorkerKind, WorkerApp)>);
 
-impl Kinds {
-    pub(super) fn add(&mut self, kind: Kind, app: WorkerApp) {
+impl WorkerKinds {
+    pub(super) fn add(&mut self, kind: WorkerKind, app: WorkerApp) {
         self.0.push((kind, app));
     }
 
     /// What the supervisor has to know of them.
-    pub(super) fn rules(&self) -> Result<Vec<WorkerKindConfig>> {
+    pub(super) fn check_configs(&self) -> Result<Vec<WorkerKindConfig>> {
         let (mut names, mut workers) = (BTreeSet::from([WEB_KIND]), 0u32);
-        for (Kind { rules }, _) in &self.0 {
+        for (WorkerKind { config }, _) in &self.0 {
             let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-_".contains(&c);
-            let name = rules.name;
+            let name = config.name;
             if name.is_empty() || !name.bytes().all(plain) {
                 return Err(Error::config(format!(
                     "{name:?} is no name for a kind of workers: take small letters, digits, - and _"
@@ -69,22 +69,22 @@ impl Kinds {
             if !names.insert(name) {
                 return Err(Error::config(format!("the kind of workers {name} is there twice")));
             }
-            workers = workers.saturating_add(rules.workers);
+            workers = workers.saturating_add(config.workers);
         }
-        if workers > Workers::MAX {
-            let most = Workers::MAX;
+        if workers > WorkerCount::MAX {
+            let most = WorkerCount::MAX;
             return Err(Error::config(format!(
                 "{workers} workers of other kinds than web are out of range: give up to {most}"
             )));
         }
-        Ok(self.0.iter().map(|(kind, _)| kind.rules.clone()).collect())
+        Ok(self.0.iter().map(|(kind, _)| kind.config.clone()).collect())
     }
 
     /// What a worker does, by its kind: `web` is the application's that serves, under any concurrency model; a
     /// worker of another kind always is one process with one loop.
-    pub(super) fn entry(self, web: WorkerApp) -> WorkerEntry {
+    pub(super) fn into_worker_entry(self, web: WorkerApp) -> WorkerEntry {
         let apps: Vec<(&'static str, WorkerApp)> =
-            self.0.into_iter().map(|(kind, app)| (kind.rules.name, app)).collect();
+            self.0.into_iter().map(|(kind, app)| (kind.config.name, app)).collect();
         Box::new(move |init| match apps.iter().find(|(name, _)| *name == init.tag.kind) {
             Some((_, app)) => worker::run_worker(init, app),
             None => runtime::enter(init, &web),
@@ -109,11 +109,11 @@ impl Cluster {
     /// # use http_body_util::Full;
     /// # use hyper::body::{Bytes, Incoming};
     /// # use hyper::{Request, Response, service::service_fn};
-    /// use tokio_prefork::{Cluster, Config, Kind, Worker};
+    /// use tokio_prefork::{Cluster, Config, WorkerKind, Worker};
     ///
     /// # fn run(config: Config) -> tokio_prefork::Result<std::process::ExitCode> {
     /// Cluster::new(config)
-    ///     .kind(Kind::new("consumer", 1), |worker: Worker| async move {
+    ///     .kind(WorkerKind::new("consumer", 1), |worker: Worker| async move {
     ///         let mut jobs = worker.open_inbox("job");
     ///         loop {
     ///             tokio::select! {
@@ -135,7 +135,7 @@ impl Cluster {
     ///     })
     /// # }
     /// ```
-    pub fn kind<A, F>(mut self, kind: Kind, app: A) -> Cluster
+    pub fn kind<A, F>(mut self, kind: WorkerKind, app: A) -> Cluster
     where
         A: Fn(Worker) -> F + Send + Sync + 'static,
         F: Future<Output = Result<()>> + 'static,
@@ -149,20 +149,20 @@ impl Cluster {
 mod tests {
     use super::*;
 
-    fn rules(kinds: &[(&'static str, u32)]) -> Result<Vec<WorkerKindConfig>> {
-        let mut all = Kinds::default();
+    fn check_kinds(kinds: &[(&'static str, u32)]) -> Result<Vec<WorkerKindConfig>> {
+        let mut all = WorkerKinds::default();
         for (name, workers) in kinds {
-            all.add(Kind::new(name, *workers), worker::custom_kind_app(|_| async { Ok(()) }));
+            all.add(WorkerKind::new(name, *workers), worker::custom_kind_app(|_| async { Ok(()) }));
         }
-        all.rules()
+        all.check_configs()
     }
 
     #[test]
     fn kinds_have_names_of_their_own_and_not_too_many_workers() {
-        assert_eq!(rules(&[("consumer", 2), ("cron-1", 0)]).expect("fine").len(), 2);
+        assert_eq!(check_kinds(&[("consumer", 2), ("cron-1", 0)]).expect("fine").len(), 2);
         for bad in [&[("web", 1)][..], &[("a", 1), ("a", 1)], &[("", 1)], &[("A b", 1)]] {
-            assert!(rules(bad).is_err(), "{bad:?}");
+            assert!(check_kinds(bad).is_err(), "{bad:?}");
         }
-        assert!(rules(&[("a", Workers::MAX), ("b", 1)]).is_err());
+        assert!(check_kinds(&[("a", WorkerCount::MAX), ("b", 1)]).is_err());
     }
 }

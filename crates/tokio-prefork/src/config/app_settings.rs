@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 /// So that a reload changes both or neither.
 #[derive(Clone, Default)]
-pub(super) struct Attached(pub(super) Option<Arc<dyn Any + Send + Sync>>);
+pub(super) struct AppSettings(pub(super) Option<Arc<dyn Any + Send + Sync>>);
 
-impl fmt::Debug for Attached {
+impl fmt::Debug for AppSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "Attached" } else { "None" })
+        f.write_str(if self.0.is_some() { "AppSettings" } else { "None" })
     }
 }

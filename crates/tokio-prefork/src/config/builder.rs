@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::app_settings::Attached;
-use super::{ConcurrencyModel, Config, Dispatch, Workers};
+use super::app_settings::AppSettings;
+use super::{ConcurrencyModel, Config, Dispatch, WorkerCount};
 use crate::error::{Error, Result};
 use crate::listener::ListenAddr;
 use crate::log_file::is_same_file;
-use crate::privilege::Credentials;
+use crate::privilege::WorkerCredentials;
 
 /// Builds a [`Config`]; nothing is checked before [`ConfigBuilder::build`].
 #[derive(Debug, Clone)]
@@ -17,10 +17,10 @@ pub struct ConfigBuilder {
 }
 
 impl ConfigBuilder {
-    /// Attaches settings of the application, for [`Config::attached`] in the workers. A reload brings those of
+    /// Attaches settings of the application, for [`Config::app_settings`] in the workers. A reload brings those of
     /// the new configuration to the new workers. `Send` and `Sync`, as a worker may have several threads.
-    pub fn attach<T: Send + Sync + 'static>(mut self, settings: T) -> ConfigBuilder {
-        self.config.attached = Attached(Some(Arc::new(settings)));
+    pub fn app_settings<T: Send + Sync + 'static>(mut self, settings: T) -> ConfigBuilder {
+        self.config.app_settings = AppSettings(Some(Arc::new(settings)));
         self
     }
 
@@ -39,13 +39,13 @@ impl ConfigBuilder {
         if let Some(twice) = c.bind.iter().enumerate().find(|(i, a)| c.bind[..*i].contains(a)) {
             return Err(Error::config(format!("bind = {} is given twice", twice.1)));
         }
-        c.set_unix_access()?;
+        c.apply_unix_socket_defaults()?;
         if c.http2 && cfg!(not(feature = "http2")) {
             return Err(Error::config(
                 "http2 = true needs the feature http2 of tokio-prefork: add it in Cargo.toml, or give false",
             ));
         }
-        fits_model(&c)?;
+        check_model_limits(&c)?;
         c.check_bounds()?;
         if let (Some(log), Some(pid)) = (&c.log_file, &c.pid_file)
             && is_same_file(log, pid)
@@ -55,14 +55,14 @@ impl ConfigBuilder {
                 log.display()
             )));
         }
-        c.credentials = Credentials::look_up(c.user.as_deref(), c.group.as_deref())?;
+        c.credentials = WorkerCredentials::resolve(c.user.as_deref(), c.group.as_deref())?;
         Ok(c)
     }
 }
 
 impl Config {
     /// Gives each Unix socket what it does not say itself, and checks the names.
-    fn set_unix_access(&mut self) -> Result<()> {
+    fn apply_unix_socket_defaults(&mut self) -> Result<()> {
         let (mode, owner, group) = (self.unix_mode, &self.unix_owner, &self.unix_group);
         if let Some(mode) = mode.filter(|mode| *mode > 0o777) {
             return Err(Error::config(format!(
@@ -84,7 +84,7 @@ impl Config {
 }
 
 /// A model of one process has one accept queue and, but for threads, one loop.
-fn fits_model(c: &Config) -> Result<()> {
+fn check_model_limits(c: &Config) -> Result<()> {
     if c.model.is_one_process() && c.dispatch != Dispatch::default() {
         return Err(Error::config(format!(
             "dispatch = {} does not fit model = {}: there is one worker process; leave dispatch out, or give model = \
@@ -93,12 +93,12 @@ fn fits_model(c: &Config) -> Result<()> {
         )));
     }
     match c.workers {
-        Workers::Count(n) if c.model == ConcurrencyModel::Single && n.get() > 1 => {
+        WorkerCount::Count(n) if c.model == ConcurrencyModel::Single && n.get() > 1 => {
             Err(Error::config(format!(
                 "workers = {n} does not fit model = single, which has one: leave workers out, or give another model"
             )))
         }
-        Workers::Count(_) | Workers::Auto => Ok(()),
+        WorkerCount::Count(_) | WorkerCount::Auto => Ok(()),
     }
 }
 
@@ -115,23 +115,23 @@ mod tests {
     fn a_value_out_of_bounds_is_an_error_of_the_configuration() {
         let error = Config::builder().backlog(0).build().expect_err("0 is out of range");
         assert_eq!(error.exit_status(), crate::error::exit::CONFIG);
-        assert!(Workers::count(0).is_err());
-        assert!(Workers::count(Workers::MAX + 1).is_err());
+        assert!(WorkerCount::new(0).is_err());
+        assert!(WorkerCount::new(WorkerCount::MAX + 1).is_err());
     }
 
     #[test]
     fn a_model_of_one_process_refuses_what_it_cannot_do() {
         let one = Config::builder().model(ConcurrencyModel::Single);
-        let two = one.clone().workers(Workers::count(2).expect("two")).build();
+        let two = one.clone().workers(WorkerCount::new(2).expect("two")).build();
         assert!(two.expect_err("one process").to_string().starts_with("workers = 2 does not fit"));
-        one.clone().workers(Workers::count(1).expect("one")).build().expect("fits");
+        one.clone().workers(WorkerCount::new(1).expect("one")).build().expect("fits");
         let spread = one.dispatch(Dispatch::Reuseport).build().expect_err("one process");
         assert!(spread.to_string().starts_with("dispatch = reuseport does not fit"), "{spread}");
     }
 
     #[test]
     fn threads_are_counted_by_workers_and_the_process_is_one() {
-        let four = Workers::count(4).expect("four");
+        let four = WorkerCount::new(4).expect("four");
         for (model, processes, threads, rows) in [
             (ConcurrencyModel::Prefork, 4, 1, 1),
             (ConcurrencyModel::Threads, 1, 4, 1),
@@ -139,8 +139,12 @@ mod tests {
         ] {
             let config = Config::builder().model(model).workers(four).build().expect("fits");
             assert_eq!(config.supervisor_config().workers, processes, "{model}");
-            assert_eq!((config.threads(), config.rows()), (threads, rows), "{model}");
-            assert_eq!(config.process_connections(), 10_000 * threads, "{model}");
+            assert_eq!(
+                (config.threads(), config.scoreboard_page_count()),
+                (threads, rows),
+                "{model}"
+            );
+            assert_eq!(config.max_process_connections(), 10_000 * threads, "{model}");
         }
     }
 

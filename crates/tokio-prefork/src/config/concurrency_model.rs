@@ -44,7 +44,7 @@ impl ConcurrencyModel {
     }
 
     /// Whether `workers` counts the threads of one process.
-    pub(crate) fn counts_threads(self) -> bool {
+    pub(crate) fn workers_are_threads(self) -> bool {
         matches!(self, ConcurrencyModel::Threads | ConcurrencyModel::ThreadPerCore)
     }
 }

@@ -4,13 +4,13 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::app_settings::Attached;
+use super::app_settings::AppSettings;
 use super::{
-    ConcurrencyModel, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClose, Workers,
+    ConcurrencyModel, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClosePolicy, WorkerCount,
 };
 use crate::error::{Error, Result};
 use crate::listener::ListenAddr;
-use crate::privilege::Credentials;
+use crate::privilege::WorkerCredentials;
 
 /// The longest configurable duration: no deadline arithmetic overflows with it.
 const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
@@ -33,16 +33,16 @@ macro_rules! config_fields {
         #[non_exhaustive]
         pub struct Config {
             $($(#[$doc])* pub $name: $type,)*
-            pub(super) attached: Attached,
+            pub(super) app_settings: AppSettings,
             /// `user` and `group` as numbers.
-            pub(super) credentials: Option<Credentials>,
+            pub(super) credentials: Option<WorkerCredentials>,
         }
 
         impl Default for Config {
             fn default() -> Config {
                 Config {
                     $($name: $default,)*
-                    attached: Attached::default(),
+                    app_settings: AppSettings::default(),
                     credentials: None,
                 }
             }
@@ -78,8 +78,8 @@ config_fields! {
     unix_group: Option<String> = None;
     /// What serves the connections: processes or threads. Default: [`ConcurrencyModel::Prefork`].
     model: ConcurrencyModel = ConcurrencyModel::Prefork;
-    /// How many workers; threads under [`ConcurrencyModel::Threads`] and [`ConcurrencyModel::ThreadPerCore`]. Default: [`Workers::Auto`].
-    workers: Workers = Workers::Auto;
+    /// How many workers; threads under [`ConcurrencyModel::Threads`] and [`ConcurrencyModel::ThreadPerCore`]. Default: [`WorkerCount::Auto`].
+    workers: WorkerCount = WorkerCount::Auto;
     /// Length of the kernel's accept queue, capped by `net.core.somaxconn`. Default: 4096, which is the default of that
     /// cap since Linux 5.4.
     backlog: u32 = 4096, in 1..=65_535;
@@ -146,8 +146,8 @@ config_fields! {
     /// own request with [`RequestDeadline`](crate::RequestDeadline). `None`: no limit. Default: `None`.
     request_timeout: Option<Duration> = None, in FROM_ONE_MS;
     /// How to treat HTTP/1 clients that close their sending side while they wait for a response. Default:
-    /// [`HalfClose::Probe`].
-    half_close: HalfClose = HalfClose::Probe;
+    /// [`HalfClosePolicy::Probe`].
+    half_close: HalfClosePolicy = HalfClosePolicy::Probe;
     /// How long a TCP connection is kept whose host has vanished: TCP keep-alive begins to probe after half of it.
     /// `None`: the kernel does not probe. Default: 2 min.
     tcp_keep_alive: Option<Duration> = Some(Duration::from_secs(120)), in MIN_TCP_KEEP_ALIVE..=MAX_DURATION;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 /// sends the same FIN for a client that has closed its socket as for one that only has nothing more to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub enum HalfClose {
+pub enum HalfClosePolicy {
     /// Finishes the response, unless a reset or a failed write shows that the client is gone.
     Finish,
     /// As `Finish`, and sends an HTTP/1.1 client one `102 Processing` when the response has not begun 200 ms after the
@@ -18,20 +18,23 @@ pub enum HalfClose {
     Cancel,
 }
 
-const NAMES: [(&str, HalfClose); 3] =
-    [("finish", HalfClose::Finish), ("probe", HalfClose::Probe), ("cancel", HalfClose::Cancel)];
+const NAMES: [(&str, HalfClosePolicy); 3] = [
+    ("finish", HalfClosePolicy::Finish),
+    ("probe", HalfClosePolicy::Probe),
+    ("cancel", HalfClosePolicy::Cancel),
+];
 
-impl fmt::Display for HalfClose {
+impl fmt::Display for HalfClosePolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = NAMES.iter().find(|(_, value)| value == self).map_or("", |(name, _)| name);
         f.write_str(name)
     }
 }
 
-impl FromStr for HalfClose {
+impl FromStr for HalfClosePolicy {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<HalfClose, String> {
+    fn from_str(text: &str) -> Result<HalfClosePolicy, String> {
         let known = NAMES.iter().find(|(name, _)| text.trim().eq_ignore_ascii_case(name));
         known.map(|(_, value)| *value).ok_or_else(|| {
             "is not a way to treat half-closed clients: give finish, probe or cancel".to_string()
@@ -48,6 +51,6 @@ mod tests {
         for (name, value) in NAMES {
             assert_eq!((name.parse(), value.to_string()), (Ok(value), name.to_string()));
         }
-        assert!("close".parse::<HalfClose>().is_err());
+        assert!("close".parse::<HalfClosePolicy>().is_err());
     }
 }

@@ -14,7 +14,7 @@ mod worker_count;
 use std::any::Any;
 use std::time::Duration;
 
-use crate::privilege::Credentials;
+use crate::privilege::WorkerCredentials;
 
 pub use crate::dispatch::Dispatch;
 pub use builder::ConfigBuilder;
@@ -22,9 +22,9 @@ pub use concurrency_model::ConcurrencyModel;
 pub use control_socket::ControlSocket;
 pub use fd_store::FdStore;
 pub use fields::Config;
-pub use half_close::HalfClose;
+pub use half_close::HalfClosePolicy;
 use prefork_supervisor::SupervisorConfig;
-pub use worker_count::Workers;
+pub use worker_count::WorkerCount;
 
 impl Config {
     /// Starts from the defaults.
@@ -32,27 +32,27 @@ impl Config {
         ConfigBuilder { config: Config::default() }
     }
 
-    /// What the application attached with [`ConfigBuilder::attach`], if it is of this type.
-    pub fn attached<T: Any + Send + Sync>(&self) -> Option<&T> {
-        self.attached.0.as_ref()?.downcast_ref()
+    /// Returns the settings that the application attached with [`ConfigBuilder::app_settings`], if it is of this type.
+    pub fn app_settings<T: Any + Send + Sync>(&self) -> Option<&T> {
+        self.app_settings.0.as_ref()?.downcast_ref()
     }
 
     /// Whom workers become, if they do.
-    pub(crate) fn credentials(&self) -> Option<&Credentials> {
+    pub(crate) fn credentials(&self) -> Option<&WorkerCredentials> {
         self.credentials.as_ref()
     }
 
     /// Back to a builder, to change a configuration.
-    pub fn rebuild(self) -> ConfigBuilder {
+    pub fn into_builder(self) -> ConfigBuilder {
         ConfigBuilder { config: self }
     }
 
     /// How many threads a CPU pool has. There is one for each worker, and for each thread with a loop of its own.
-    pub(crate) fn threads_of_pool(&self) -> usize {
+    pub(crate) fn pool_thread_count(&self) -> usize {
         match self.pool_threads as usize {
-            0 => share_of_cores(
+            0 => cores_per_worker(
                 std::thread::available_parallelism().map_or(1, usize::from),
-                self.supervisor_config().workers as usize * self.rows(),
+                self.supervisor_config().workers as usize * self.scoreboard_page_count(),
             ),
             n => n,
         }
@@ -60,23 +60,23 @@ impl Config {
 
     /// How many threads serve in one worker process.
     pub(crate) fn threads(&self) -> u32 {
-        if self.model.counts_threads() { self.workers.resolve() } else { 1 }
+        if self.model.workers_are_threads() { self.workers.resolve() } else { 1 }
     }
 
     /// How many rows of the scoreboard a worker process writes: each has one writing thread, or is written with
     /// atomic additions.
-    pub(crate) fn rows(&self) -> usize {
+    pub(crate) fn scoreboard_page_count(&self) -> usize {
         if self.model == ConcurrencyModel::ThreadPerCore { self.threads() as usize } else { 1 }
     }
 
     /// Open connections that a worker process takes, in all its threads.
-    pub(crate) fn process_connections(&self) -> u32 {
+    pub(crate) fn max_process_connections(&self) -> u32 {
         self.worker_connections.saturating_mul(self.threads())
     }
 
     pub(crate) fn supervisor_config(&self) -> SupervisorConfig {
         let workers = if self.model.is_one_process() { 1 } else { self.workers.resolve() };
-        let max_workers = if self.model.is_one_process() { 1 } else { Workers::MAX };
+        let max_workers = if self.model.is_one_process() { 1 } else { WorkerCount::MAX };
         let duration = |d: Duration| Some(d).filter(|d| !d.is_zero());
         let number = |n: u64| Some(n).filter(|n| *n > 0);
         SupervisorConfig {
@@ -106,7 +106,7 @@ impl Config {
 }
 
 /// The cores of one of so many workers, at least one.
-fn share_of_cores(cores: usize, workers: usize) -> usize {
+fn cores_per_worker(cores: usize, workers: usize) -> usize {
     (cores / workers.max(1)).max(1)
 }
 
@@ -116,9 +116,9 @@ mod tests {
 
     #[test]
     fn the_cores_are_shared_among_the_workers() {
-        let shares = [(2, 2), (8, 2), (8, 3), (2, 4), (1, 0)].map(|(c, w)| share_of_cores(c, w));
+        let shares = [(2, 2), (8, 2), (8, 3), (2, 4), (1, 0)].map(|(c, w)| cores_per_worker(c, w));
         assert_eq!(shares, [1, 4, 2, 1, 1]);
         let config = Config { pool_threads: 7, ..Config::default() };
-        assert_eq!(config.threads_of_pool(), 7);
+        assert_eq!(config.pool_thread_count(), 7);
     }
 }

@@ -6,36 +6,36 @@ use crate::error::{Error, Result};
 
 /// How many workers to fork.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Workers {
+pub enum WorkerCount {
     /// One for each core this process may use: the affinity mask and the cgroup's CPU quota
     /// (rounded down, at least one) both count.
     #[default]
     Auto,
-    /// Exactly so many, from 1 to [`Workers::MAX`].
+    /// Exactly so many, from 1 to [`WorkerCount::MAX`].
     Count(NonZeroU32),
 }
 
-impl Workers {
+impl WorkerCount {
     /// The largest accepted number of workers. The scoreboard has room for twice as many.
     pub const MAX: u32 = prefork_supervisor::MAX_WORKERS;
 
-    /// `count` workers; an error outside `1..=`[`Workers::MAX`].
-    pub fn count(count: u32) -> Result<Workers> {
+    /// `count` workers; an error outside `1..=`[`WorkerCount::MAX`].
+    pub fn new(count: u32) -> Result<WorkerCount> {
         match NonZeroU32::new(count) {
-            Some(n) if count <= Workers::MAX => Ok(Workers::Count(n)),
+            Some(n) if count <= WorkerCount::MAX => Ok(WorkerCount::Count(n)),
             _ => Err(Error::config(format!(
                 "workers = {count} is out of range: give 1 to {}, or auto",
-                Workers::MAX
+                WorkerCount::MAX
             ))),
         }
     }
 
-    /// The number itself, asking the system where it is [`Workers::Auto`].
+    /// The number itself, asking the system where it is [`WorkerCount::Auto`].
     pub fn resolve(self) -> u32 {
         match self {
-            Workers::Count(n) => n.get(),
-            Workers::Auto => std::thread::available_parallelism()
-                .map_or(1, |n| u32::try_from(n.get()).unwrap_or(1).min(Workers::MAX)),
+            WorkerCount::Count(n) => n.get(),
+            WorkerCount::Auto => std::thread::available_parallelism()
+                .map_or(1, |n| u32::try_from(n.get()).unwrap_or(1).min(WorkerCount::MAX)),
         }
     }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::event_history::Entry;
-use crate::config::Workers;
+use crate::config::WorkerCount;
 use crate::status::ClusterStatus;
 use crate::text::printable_json;
 
@@ -133,7 +133,7 @@ impl TryFrom<ToOrBy> for Rescale {
     type Error = String;
 
     fn try_from(said: ToOrBy) -> Result<Rescale, String> {
-        let most = Workers::MAX;
+        let most = WorkerCount::MAX;
         // Somebody has to serve; workers of other kinds may pause.
         let least = u32::from(said.kind.is_none());
         let change = match (said.to, said.by) {

@@ -12,7 +12,7 @@ use super::client_connection::{Connection, State};
 use super::event_history::Ledger;
 use super::protocol::{Reply, Request};
 use crate::error::{Error, Result};
-use crate::socket_file::SocketFile;
+use crate::socket_file::UnixSocketFile;
 use crate::upgrade::{PassedControl, PassedFile};
 use prefork_os::credentials::peer_credentials;
 use prefork_os::poll::{PollInterest, WatchedFd};
@@ -47,7 +47,7 @@ pub(crate) struct Server {
 /// The socket at which clients arrive, and its file.
 #[derive(Debug)]
 struct Listening {
-    file: SocketFile,
+    file: UnixSocketFile,
     listener: Socket,
 }
 
@@ -81,7 +81,10 @@ impl Server {
     pub(crate) fn inherit(passed: PassedControl, now: Instant) -> Server {
         let listening = passed.socket.and_then(|socket| {
             let listener = Socket::from(prefork_os::fd::take_inherited_fd(socket.fd).ok()?);
-            Some(Listening { file: SocketFile::resume(&socket.path, socket.inode), listener })
+            Some(Listening {
+                file: UnixSocketFile::inherit_by_inode(&socket.path, socket.inode),
+                listener,
+            })
         });
         let mut server =
             Server { listening, clients: BTreeMap::new(), last: passed.last, paused_until: None };
@@ -309,12 +312,13 @@ fn listen(path: &Path) -> Result<Listening> {
         let why = "everybody may rename files in its directory: choose another with --control";
         return Err(fail(why.to_string()));
     }
-    let (listener, file) = SocketFile::bind(path, Some(0o600), BACKLOG).map_err(|why| match why
-        .starts_with("address already in use")
-    {
-        true => fail(format!("{why}; choose another path with --control")),
-        false => fail(why),
-    })?;
+    let (listener, file) =
+        UnixSocketFile::bind(path, Some(0o600), BACKLOG).map_err(|why| {
+            match why.starts_with("address already in use") {
+                true => fail(format!("{why}; choose another path with --control")),
+                false => fail(why),
+            }
+        })?;
     listener
         .set_nonblocking(true)
         .map_err(|e| Error::system(format!("make the {name} non-blocking"), e))?;

@@ -27,7 +27,7 @@ pub(crate) fn of_this_process() -> Result<Option<PathBuf>> {
         // the one against it, a primary in another container that shares the directory the other.
         if prefork_os::process::process_command_name(pid).is_none() {
             // One that lives is not ours to judge, and one that stays does no harm.
-            let _ = socket_file::remove_if_stale(&path);
+            let _ = socket_file::remove_stale_socket(&path);
         }
     }
     Ok(Some(directory.join(file_name(std::process::id()))))

@@ -11,7 +11,7 @@ use super::draining_workers::{self, CloseOutcome, OWN_RELEASE_TIMEOUT};
 use super::orphan_sockets::{self, OrphanRelease};
 use super::{BoundAddr, ListenAddr, Listener, SocketKeeper, UnixAddr, listen_addr, socket_holders};
 use crate::error::{Error, Result};
-use crate::socket_file::SocketFile;
+use crate::socket_file::UnixSocketFile;
 use crate::text::printable_process;
 use prefork_supervisor::Slot;
 
@@ -19,7 +19,7 @@ use prefork_supervisor::Slot;
 pub(super) struct OpenedSocket {
     pub(super) listener: Listener,
     /// The file of a Unix socket.
-    pub(super) file: Option<SocketFile>,
+    pub(super) file: Option<UnixSocketFile>,
     /// Whether it listens already. A socket beside another one of this service only binds, as listening would take over
     /// connections.
     pub(super) listens: bool,
@@ -68,11 +68,11 @@ pub(super) fn adopt_inherited(
     slot: Slot,
     fd: OwnedFd,
     owner: Option<u32>,
-) -> Result<(Listener, Option<SocketFile>)> {
+) -> Result<(Listener, Option<UnixSocketFile>)> {
     let socket = Socket::from(fd);
     let file = match addr {
         ListenAddr::Unix(unix) if unix.abstract_name().is_none() => {
-            SocketFile::inherit(&unix.path, owner)
+            UnixSocketFile::inherit(&unix.path, owner)
         }
         ListenAddr::Fd(_) => unowned_socket_file(&socket),
         ListenAddr::Unix(_) | ListenAddr::Tcp(_) | ListenAddr::Host(_) => None,
@@ -81,9 +81,9 @@ pub(super) fn adopt_inherited(
 }
 
 /// Returns the file of a Unix socket that another process created and removes.
-fn unowned_socket_file(socket: &Socket) -> Option<SocketFile> {
+fn unowned_socket_file(socket: &Socket) -> Option<UnixSocketFile> {
     let local = socket.local_addr().ok()?;
-    SocketFile::inherit(local.as_pathname()?, None)
+    UnixSocketFile::inherit(local.as_pathname()?, None)
 }
 
 fn backlog_as_c_int(backlog: u32) -> i32 {
@@ -272,7 +272,7 @@ fn bind_unix(
     unix: &UnixAddr,
     backlog: i32,
     may_wait: bool,
-) -> std::result::Result<(Socket, Option<SocketFile>), String> {
+) -> std::result::Result<(Socket, Option<UnixSocketFile>), String> {
     match unix.abstract_name() {
         None => bind_path(unix, backlog, may_wait).map(|(socket, file)| (socket, Some(file))),
         Some(name) => bind_abstract(unix, name, backlog, may_wait).map(|socket| (socket, None)),
@@ -283,16 +283,16 @@ fn bind_path(
     unix: &UnixAddr,
     backlog: i32,
     may_wait: bool,
-) -> std::result::Result<(Socket, SocketFile), String> {
+) -> std::result::Result<(Socket, UnixSocketFile), String> {
     let access = unix.access()?;
-    let bind = || SocketFile::bind_with(&unix.path, access, backlog);
+    let bind = || UnixSocketFile::bind_with_permissions(&unix.path, access, backlog);
     bind().or_else(|why| {
         match orphan_sockets::release_from_orphans(&ListenAddr::Unix(unix.clone()), may_wait) {
             OrphanRelease::SocketTaken(fd) => {
                 let socket = reuse_orphan_socket(fd, backlog).map_err(|e| e.to_string())?;
-                let file = SocketFile::inherit(&unix.path, Some(std::process::id()));
+                let file = UnixSocketFile::inherit(&unix.path, Some(std::process::id()));
                 let file = file.ok_or("its file was removed at the same time; try again")?;
-                file.set_access(access)?;
+                file.set_permissions(access)?;
                 Ok((socket, file))
             }
             OrphanRelease::AddressFree => bind(),
@@ -390,7 +390,7 @@ fn take_inherited_socket(
     addr: &ListenAddr,
     number: i32,
     may_take_inherited: bool,
-) -> Result<(Socket, Option<SocketFile>)> {
+) -> Result<(Socket, Option<UnixSocketFile>)> {
     let refused = |e: io::Error| {
         Error::bind(
             addr,
@@ -433,7 +433,7 @@ pub(super) fn is_stream_listener(socket: &Socket) -> bool {
 mod tests {
     use super::*;
 
-    fn acquire(addr: &ListenAddr, backlog: u32) -> Result<(Listener, Option<SocketFile>)> {
+    fn acquire(addr: &ListenAddr, backlog: u32) -> Result<(Listener, Option<UnixSocketFile>)> {
         let binding = BindContext {
             backlog,
             ours: &[],

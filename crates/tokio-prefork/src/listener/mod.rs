@@ -27,7 +27,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use socket2::{SockFilter, Socket};
 
 use crate::error::Result;
-use crate::socket_file::SocketFile;
+use crate::socket_file::UnixSocketFile;
 use bind_socket::{BindContext, OpenedSocket};
 pub(crate) use host_lookup::{HostLookup, ResolvedHosts, resolve_hosts};
 pub(crate) use inherited_sockets::{SocketKeeper, add_passed_sockets};
@@ -60,7 +60,7 @@ pub(crate) struct Listener {
 pub(crate) struct ListenerSet {
     pub(crate) listeners: Vec<Listener>,
     /// Files of Unix sockets. Dropping this removes those that the primary created; workers never get it.
-    files: Vec<(ListenAddr, SocketFile)>,
+    files: Vec<(ListenAddr, UnixSocketFile)>,
     /// Groups of addresses with port 0 that share one port, as they belong to one host name.
     same_port: Vec<Vec<ListenAddr>>,
     /// Whether an upgrade started this image: then no inherited descriptor can be named as `fd://N`.

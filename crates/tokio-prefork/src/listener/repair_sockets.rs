@@ -115,7 +115,7 @@ impl ListenerSet {
             if (old.mode, &old.owner, &old.group) == (unix.mode, &unix.owner, &unix.group));
         if !same {
             let access = unix.access().map_err(|why| Error::bind(addr, why))?;
-            file.set_access(access).map_err(|why| Error::bind(addr, why))?;
+            file.set_permissions(access).map_err(|why| Error::bind(addr, why))?;
             *known = addr.clone();
             let listeners = self.listeners.iter_mut().filter(|one| one.addr == *addr);
             listeners.for_each(|one| one.addr = addr.clone());

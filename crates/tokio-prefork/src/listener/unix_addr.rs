@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Group, User};
 
-use crate::socket_file::FileAccess;
+use crate::socket_file::SocketPermissions;
 
 /// Longest path of a Unix socket in bytes: the size of `sun_path` minus the final NUL.
 const MAX_PATH_BYTES: usize = 107;
@@ -88,10 +88,10 @@ impl UnixAddr {
     /// # Errors
     ///
     /// The name of the owner or group is unknown.
-    pub(crate) fn access(&self) -> Result<FileAccess, String> {
+    pub(crate) fn access(&self) -> Result<SocketPermissions, String> {
         let owner = self.owner.as_deref().map(user_id).transpose()?;
         let group = self.group.as_deref().map(group_id).transpose()?;
-        Ok(FileAccess { mode: self.mode, owner, group })
+        Ok(SocketPermissions { mode: self.mode, owner, group })
     }
 
     /// Parses permissions in octal, as for chmod(1).
@@ -209,7 +209,10 @@ mod tests {
     fn names_become_numbers_and_unknown_ones_are_named() {
         let addr = UnixAddr::parse("/a?owner=root&group=12&mode=660").expect("address");
         let access = addr.access().expect("known");
-        assert_eq!(access, FileAccess { mode: Some(0o660), owner: Some(0), group: Some(12) });
+        assert_eq!(
+            access,
+            SocketPermissions { mode: Some(0o660), owner: Some(0), group: Some(12) }
+        );
         let unknown = UnixAddr::parse("/a?owner=no-such-user").expect("address");
         assert!(unknown.access().expect_err("unknown").contains("no-such-user"));
         for option in ["owner", "group"] {

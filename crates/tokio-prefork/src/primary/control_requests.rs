@@ -228,7 +228,7 @@ impl Primary {
                 .collect(),
             dead_totals: self.scoreboard.dead_totals().0,
             shared: crate::shared::read_shared_metrics(),
-            log_lines_dropped: log_output::dropped_lines(),
+            log_lines_dropped: log_output::dropped_line_count(),
             cannot_accept: self.scoreboard.cannot_accept(),
         };
         ClusterStatus::from_primary(&self.supervisor.view(), report, now, |id| {

@@ -42,16 +42,17 @@ impl EventLog {
     /// Reports lines that the log had to drop: to the ledger at once, to the log when it has room. Returns when to call this
     /// again.
     pub(super) fn report_dropped_lines(&mut self, now: Instant) -> Option<Duration> {
-        let dropped = log_output::dropped_lines();
+        let dropped = log_output::dropped_line_count();
         let is_due = self.next_drop_report.is_none_or(|next| next <= now);
         if dropped > self.reported_drops && is_due {
-            let text = log_output::describe_dropped(dropped - self.reported_drops);
+            let text = log_output::dropped_lines_text(dropped - self.reported_drops);
             self.ledger.append(Level::Warn, text);
             self.reported_drops = dropped;
-            self.next_drop_report = Some(now + log_output::RETRY_INTERVAL);
+            self.next_drop_report = Some(now + log_output::DROPPED_REPORT_INTERVAL);
         }
         let is_behind = dropped > self.reported_drops;
-        log_output::retry().or(is_behind.then_some(log_output::RETRY_INTERVAL))
+        log_output::retry_dropped_report()
+            .or(is_behind.then_some(log_output::DROPPED_REPORT_INTERVAL))
     }
 
     /// Logs the start of a primary, or of a new image that has taken over workers.

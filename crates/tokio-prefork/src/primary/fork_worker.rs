@@ -51,7 +51,7 @@ impl Primary {
     fn try_fork_worker(&mut self, tag: WorkerTag) -> Result<u32> {
         let config =
             self.configs.of_generation(tag.generation).filter(|_| tag.slot.is_web()).cloned();
-        let rows = config.as_ref().map_or(1, |config| config.rows());
+        let rows = config.as_ref().map_or(1, |config| config.scoreboard_page_count());
         let row = self.scoreboard.allocate_pages(tag, rows).ok_or_else(|| {
             let reason = std::io::Error::other("too many workers are still draining");
             Error::system(format!("find a free scoreboard row for {tag}"), reason)
@@ -128,7 +128,7 @@ impl Primary {
         let ForkedWorker { tag, row, lease, channel, messages, queue, .. } = forked;
         let config = self.configs.of_worker(tag)?;
         if let Some(credentials) = config.credentials() {
-            credentials.take_on()?;
+            credentials.drop_privileges()?;
         }
         // Not before: the kernel clears the parent death signal when a process changes its user.
         let grace = config.graceful_timeout.as_millis().div_ceil(1000) as u32;

@@ -37,7 +37,7 @@ impl LogFileSwitch {
         match wanted {
             same if same == self.path.as_deref() => Ok(false),
             Some(path) => {
-                let file = LogFile::open_again(path)?;
+                let file = LogFile::reopen(path)?;
                 self.opened = Some((generation, path.to_path_buf(), file));
                 Ok(false)
             }
@@ -48,7 +48,7 @@ impl LogFileSwitch {
     /// Opens the renamed log file again for all processes, with the primary's privileges.
     pub(super) fn reopen(&mut self, workers: &WorkerTable, event_log: &mut EventLog) {
         let Some(path) = &self.path else { return event_log.log_ignored_signal(Signal::SIGUSR1) };
-        match LogFile::open_again(path) {
+        match LogFile::reopen(path) {
             Ok(file) => redirect_log(path, file, workers, event_log),
             Err(e) => event_log.log_rotation_error(&e),
         }
@@ -75,7 +75,7 @@ impl LogFileSwitch {
 
 /// Redirects the standard error of the primary and of all workers to `file`.
 fn redirect_log(path: &Path, file: LogFile, workers: &WorkerTable, event_log: &mut EventLog) {
-    let file = match file.redirect() {
+    let file = match file.redirect_stderr() {
         Ok(file) => file,
         Err(e) => {
             let operation = format!("write the log to {}", path.display());

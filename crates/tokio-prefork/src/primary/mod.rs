@@ -32,7 +32,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Instant;
 
-use crate::config::{Config, Workers};
+use crate::config::{Config, WorkerCount};
 use crate::dispatch::round_robin::RoundRobinAcceptor;
 use crate::error::{Error, Result};
 use crate::listener::ListenerSet;
@@ -229,7 +229,7 @@ impl Primary {
 
 /// Creates a scoreboard with two rows for each possible worker, as a draining worker keeps its row beside its successor's.
 fn create_scoreboard(has_other_kinds: bool) -> Result<Scoreboard> {
-    let max_workers = Workers::MAX as usize * if has_other_kinds { 2 } else { 1 };
+    let max_workers = WorkerCount::MAX as usize * if has_other_kinds { 2 } else { 1 };
     Scoreboard::create(2 * max_workers)
         .map_err(|e| Error::system("create the scoreboard in shared memory", e))
 }

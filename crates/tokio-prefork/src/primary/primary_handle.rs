@@ -54,7 +54,7 @@ impl PrimaryHandle<'_> {
     /// variables with the same name the last one counts.
     ///
     /// The variables belong to the worker's slot: its replacements have them too, until the slot is scaled away. The fork
-    /// may be delayed (by a crash loop) or refused (during a reload, or above [`Workers::MAX`](crate::Workers::MAX)), which
+    /// may be delayed (by a crash loop) or refused (during a reload, or above [`WorkerCount::MAX`](crate::WorkerCount::MAX)), which
     /// is logged; the id of a refused fork is not used.
     ///
     /// # Errors
@@ -98,7 +98,7 @@ impl PrimaryHandle<'_> {
     }
 
     /// Adds a worker of another kind than `web`, as [`fork_with`](PrimaryHandle::fork_with): see
-    /// [`Kind`](crate::Kind).
+    /// [`WorkerKind`](crate::WorkerKind).
     ///
     /// # Errors
     /// As [`fork_with`](PrimaryHandle::fork_with), and if the program has no such kind.
@@ -137,7 +137,7 @@ impl PrimaryHandle<'_> {
             .checked_add(n)
     }
 
-    /// Sets the number of `web` workers, from 1 to [`Workers::MAX`](crate::Workers::MAX). Fills the slots that
+    /// Sets the number of `web` workers, from 1 to [`WorkerCount::MAX`](crate::WorkerCount::MAX). Fills the slots that
     /// [`disconnect`](PrimaryHandle::disconnect) has left empty.
     pub fn scale(&mut self, workers: u32) {
         self.queue_command(ClusterCommand::Scale(ScaleChange::To(workers)), "scale");

@@ -32,7 +32,7 @@ const CHECK_WORKER: WorkerTag = WorkerTag {
 /// # Errors
 /// The worker cannot boot, is not ready within `boot-timeout`, or the system refuses something.
 pub(crate) fn check_worker_boots(config: Config, worker_entry: &WorkerEntry) -> Result<()> {
-    let rows = config.rows();
+    let rows = config.scoreboard_page_count();
     let mut scoreboard =
         Scoreboard::create(rows).map_err(|e| Error::system("create a scoreboard", e))?;
     let row = scoreboard.allocate_pages(CHECK_WORKER, rows);
@@ -77,7 +77,7 @@ fn become_check_worker(
 ) -> Result<Option<WorkerInit>> {
     let failed = |what: &'static str| move |e: io::Error| Error::system(what, e);
     if let Some(credentials) = config.credentials() {
-        credentials.take_on()?;
+        credentials.drop_privileges()?;
     }
     // The worker serves no client, so it needs no time to drain when the check is stopped.
     let is_alive = prefork_os::parent_death::kill_on_parent_death(check_pid)

@@ -225,7 +225,7 @@ impl WorkerTable {
     ) -> Vec<HealthSample> {
         let max_connections = |process: &WorkerProcess| {
             let config = configs.of_generation(process.tag.generation);
-            config.map_or(u64::MAX, |config| config.process_connections().into())
+            config.map_or(u64::MAX, |config| config.max_process_connections().into())
         };
         let samples = self.iter().map(|(worker, process)| {
             let sample = scoreboard.heartbeat_sample(process.row);

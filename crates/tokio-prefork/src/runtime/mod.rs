@@ -81,7 +81,7 @@ pub(crate) fn enter(mut init: WorkerInit, app: &WorkerApp) -> u8 {
         ConcurrencyModel::Threads => {
             // One thread accepts for all, so it may have as many connections as N processes together.
             let mut config = Config::clone(&init.config);
-            config.worker_connections = config.process_connections();
+            config.worker_connections = config.max_process_connections();
             init.config = Rc::new(config);
             init.rows.iter_mut().for_each(crate::scoreboard::WorkerPage::share_with_threads);
             worker::run_worker(init, app)

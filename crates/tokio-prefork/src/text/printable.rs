@@ -14,14 +14,15 @@ use std::fmt::{self, Display, Write};
 pub const MAX_PRINTABLE_BYTES: usize = 16 * 1024;
 
 /// What marks a cut.
-const CUT: &str = "... (cut)";
+const CUT_MARK: &str = "... (cut)";
 
 /// Displays a value with everything escaped that is not printable, cut to [`MAX_PRINTABLE_BYTES`].
 pub struct Printable<T>(pub T);
 
 impl<T: Display> Display for Printable<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut escaper = Escaper { out: f, room: MAX_PRINTABLE_BYTES, is_cut: false };
+        let mut escaper =
+            EscapingWriter { out: f, remaining_bytes: MAX_PRINTABLE_BYTES, is_cut: false };
         write!(escaper, "{}", self.0)
     }
 }
@@ -47,7 +48,7 @@ pub fn printable_bytes(bytes: &[u8], limit: usize) -> String {
         }
     }
     if shown.len() < bytes.len() {
-        text.push_str(CUT);
+        text.push_str(CUT_MARK);
     }
     printable(&text).into_owned()
 }
@@ -105,24 +106,24 @@ fn needs_escape(c: char) -> bool {
     }
 }
 
-struct Escaper<'a, 'b> {
+struct EscapingWriter<'a, 'b> {
     out: &'a mut fmt::Formatter<'b>,
-    room: usize,
+    remaining_bytes: usize,
     is_cut: bool,
 }
 
-impl Escaper<'_, '_> {
-    /// Writes a piece that is printable, or nothing more from the first piece on that has no room.
-    fn put(&mut self, piece: &str) -> fmt::Result {
+impl EscapingWriter<'_, '_> {
+    /// Writes a piece that is printable, or nothing more from the first piece on that has no remaining_bytes.
+    fn write_piece(&mut self, piece: &str) -> fmt::Result {
         if self.is_cut {
             return Ok(());
         }
-        if piece.len() <= self.room {
-            self.room -= piece.len();
+        if piece.len() <= self.remaining_bytes {
+            self.remaining_bytes -= piece.len();
             return self.out.write_str(piece);
         }
         self.is_cut = true;
-        let mut end = self.room;
+        let mut end = self.remaining_bytes;
         // Half an escape would say something else.
         if piece.starts_with('\\') {
             end = 0;
@@ -131,23 +132,23 @@ impl Escaper<'_, '_> {
             end -= 1;
         }
         self.out.write_str(&piece[..end])?;
-        self.out.write_str(CUT)
+        self.out.write_str(CUT_MARK)
     }
 }
 
-impl Write for Escaper<'_, '_> {
+impl Write for EscapingWriter<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let mut rest = text;
         while let Some(at) = rest.find(needs_escape) {
             let (plain, from) = rest.split_at(at);
-            self.put(plain)?;
+            self.write_piece(plain)?;
             let mut chars = from.chars();
             if let Some(c) = chars.next() {
-                self.put(&c.escape_default().to_string())?;
+                self.write_piece(&c.escape_default().to_string())?;
             }
             rest = chars.as_str();
         }
-        self.put(rest)
+        self.write_piece(rest)
     }
 }
 
@@ -181,11 +182,11 @@ mod tests {
     fn a_long_text_is_cut_between_characters_and_escapes() {
         let long = "é".repeat(MAX_PRINTABLE_BYTES);
         let shown = printable(&long);
-        assert_eq!(shown.strip_suffix(CUT).map(str::len), Some(MAX_PRINTABLE_BYTES));
+        assert_eq!(shown.strip_suffix(CUT_MARK).map(str::len), Some(MAX_PRINTABLE_BYTES));
         let odd = format!("x{}", "\u{1b}".repeat(MAX_PRINTABLE_BYTES));
         let shown = printable(&odd);
         assert!(shown.ends_with(r"\u{1b}... (cut)"), "{}", &shown[shown.len() - 30..]);
-        assert!(shown.len() <= MAX_PRINTABLE_BYTES + CUT.len());
+        assert!(shown.len() <= MAX_PRINTABLE_BYTES + CUT_MARK.len());
     }
 
     #[test]

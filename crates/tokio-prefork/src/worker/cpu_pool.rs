@@ -9,7 +9,7 @@ use prefork_supervisor::WorkerTag;
 /// Creates the pool with the configured size. Its threads start with the first job.
 pub(crate) fn create_cpu_pool(config: &Config, row: &WorkerPage, tag: WorkerTag) -> Pool {
     let settings = PoolConfig {
-        threads: config.threads_of_pool(),
+        threads: config.pool_thread_count(),
         queue: config.pool_queue as usize,
         nice: config.pool_nice,
         newest_first: config.pool_newest_first,

@@ -47,7 +47,7 @@ impl Worker {
     }
 
     /// Returns the worker's kind: [`WEB_KIND`](crate::WEB_KIND), or the name given to
-    /// [`Kind::new`](crate::Kind::new).
+    /// [`WorkerKind::new`](crate::WorkerKind::new).
     pub fn kind(&self) -> &'static str {
         self.0.tag.kind
     }

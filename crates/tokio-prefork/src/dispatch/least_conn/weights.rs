@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn the_most_slots_fit_into_a_program() {
-        let most = crate::config::Workers::MAX as usize;
+        let most = crate::config::WorkerCount::MAX as usize;
         assert!(assemble(&vec![1000; most]).len() <= MAX_INSTRUCTIONS);
     }
 

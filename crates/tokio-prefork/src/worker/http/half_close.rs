@@ -7,7 +7,7 @@
 use std::os::fd::AsFd;
 
 use super::connection_state::ConnectionState;
-use crate::config::HalfClose;
+use crate::config::HalfClosePolicy;
 
 /// The interim response that is sent as a probe (RFC 2518, section 10.1).
 const PROBE_RESPONSE: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
@@ -41,16 +41,16 @@ impl HalfClosedClient {
     /// Checks whether the client at the other end of `socket` still reads; sends the probe when it is due.
     pub(crate) fn check_client(
         &mut self,
-        mode: HalfClose,
+        mode: HalfClosePolicy,
         conn: &ConnectionState,
         socket: impl AsFd,
         is_unix: bool,
         now_ms: u64,
     ) -> HalfCloseVerdict {
-        if mode == HalfClose::Cancel || prefork_os::socket::is_hung_up(&socket) {
+        if mode == HalfClosePolicy::Cancel || prefork_os::socket::is_hung_up(&socket) {
             return HalfCloseVerdict::Gone;
         }
-        if mode != HalfClose::Probe || is_unix || !self.is_probe_due(conn, now_ms) {
+        if mode != HalfClosePolicy::Probe || is_unix || !self.is_probe_due(conn, now_ms) {
             return HalfCloseVerdict::MayRead;
         }
         match prefork_os::socket::write_nonblocking(&socket, PROBE_RESPONSE) {
@@ -99,7 +99,7 @@ mod tests {
         let (near, mut far) = connected_pair();
         far.shutdown(Shutdown::Write).expect("shut down");
         let (conn, mut half) = (conn_with_request(), HalfClosedClient::new(1000));
-        let mut check = |now| half.check_client(HalfClose::Probe, &conn, &near, false, now);
+        let mut check = |now| half.check_client(HalfClosePolicy::Probe, &conn, &near, false, now);
         assert_eq!(check(1199), HalfCloseVerdict::MayRead);
         assert_eq!(check(1200), HalfCloseVerdict::ProbeSent(PROBE_RESPONSE.len()));
         assert_eq!(check(9000), HalfCloseVerdict::MayRead);
@@ -114,19 +114,19 @@ mod tests {
         drop(far);
         let (conn, mut half) = (conn_with_request(), HalfClosedClient::new(0));
         assert_eq!(
-            half.check_client(HalfClose::Finish, &conn, &near, false, 5000),
+            half.check_client(HalfClosePolicy::Finish, &conn, &near, false, 5000),
             HalfCloseVerdict::MayRead
         );
         assert_eq!(
-            half.check_client(HalfClose::Probe, &conn, &near, false, 200),
+            half.check_client(HalfClosePolicy::Probe, &conn, &near, false, 200),
             HalfCloseVerdict::ProbeSent(PROBE_RESPONSE.len())
         );
         assert_eq!(
-            half.check_client(HalfClose::Probe, &conn, &near, false, 300),
+            half.check_client(HalfClosePolicy::Probe, &conn, &near, false, 300),
             HalfCloseVerdict::Gone
         );
         assert_eq!(
-            half.check_client(HalfClose::Cancel, &conn, &near, false, 0),
+            half.check_client(HalfClosePolicy::Cancel, &conn, &near, false, 0),
             HalfCloseVerdict::Gone
         );
     }
@@ -136,8 +136,9 @@ mod tests {
         let (near, far) = connected_pair();
         far.shutdown(Shutdown::Write).expect("shut down");
         let mut half = HalfClosedClient::new(0);
-        let mut check =
-            |conn: &ConnectionState| half.check_client(HalfClose::Probe, conn, &near, false, 1000);
+        let mut check = |conn: &ConnectionState| {
+            half.check_client(HalfClosePolicy::Probe, conn, &near, false, 1000)
+        };
         let http10 = conn_with_request();
         http10.set_accepts_interim_responses(false);
         assert_eq!(check(&http10), HalfCloseVerdict::MayRead, "HTTP/1.0 has no interim responses");

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use super::connection_state::{CloseRequest, ConnectionState};
 use super::half_close::{HalfCloseVerdict, HalfClosedClient};
 use super::request_boundary::{BoundaryProgress, RequestBoundaryScanner};
-use crate::config::{Config, HalfClose};
+use crate::config::{Config, HalfClosePolicy};
 use crate::scoreboard::ByteMeter;
 use crate::worker::lazy_stream::LazyStream;
 
@@ -75,7 +75,7 @@ pub(crate) struct HyperIo {
     /// Bytes written by hyper, to be sent with the next response.
     unsent: BytesMut,
     /// What to do when a client closes its sending side while it waits for a response.
-    half_close: HalfClose,
+    half_close: HalfClosePolicy,
     /// The client, once it has done so.
     half_closed_client: Option<HalfClosedClient>,
     conn: Arc<ConnectionState>,
@@ -122,7 +122,7 @@ impl HyperIo {
             boundary,
             is_at_eof: false,
             unsent: BytesMut::new(),
-            half_close: HalfClose::Cancel,
+            half_close: HalfClosePolicy::Cancel,
             half_closed_client: None,
             conn,
             meter,
@@ -298,7 +298,7 @@ impl HyperIo {
         let client = self.half_closed_client.get_or_insert_with(|| HalfClosedClient::new(now_ms));
         let mode = match self.half_close {
             // Pipelined requests that arrived before the end of file still get responses.
-            HalfClose::Cancel if !self.received.is_empty() => HalfClose::Finish,
+            HalfClosePolicy::Cancel if !self.received.is_empty() => HalfClosePolicy::Finish,
             mode => mode,
         };
         match client.check_client(mode, &self.conn, fd, stream.is_unix(), now_ms) {
