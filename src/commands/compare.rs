@@ -158,7 +158,7 @@ pub(crate) fn run_compare(call: CompareCall) -> Result<ExitCode> {
     let report = compare::run_comparison(&plan, |progress| {
         if watched {
             let (done, of) = (progress.done + 1, progress.total);
-            let (load, who) = (progress.workload, progress.contestant);
+            let (load, who) = (progress.workload, progress.server);
             show_progress(&format!(
                 "{done} of {of} (about {minutes:.1} min in all): {load}, {who}"
             ));

@@ -1,5 +1,8 @@
-//! Load tests of HTTP servers that see which process answers: the load generator, faults under load, servers side by side, and
-//! the reports of all three.
+//! Load tests of HTTP servers that show which process answered: a load generator with fault injection, a
+//! comparison of servers, and a demonstration of CPU-bound work.
+//!
+//! Each of the three returns a report that prints as a text table or as JSON; the first two also as one HTML
+//! page.
 
 pub(crate) mod chaos;
 pub mod compare;

@@ -1,36 +1,38 @@
-//! Which fault a request suffered from. Pure; times are nanoseconds of a round.
+//! Assigns each affected request to the fault that caused it.
+//!
+//! Pure functions; times are nanoseconds since the start of the round.
 
 use super::{FaultKind, InjectedFault, InjectedFaults};
 
-/// How long after its end a fault may still be felt.
+/// How long after its end a fault still counts as a cause: 1 s.
 const FAULT_AFTERMATH_NANOS: u64 = 1_000_000_000;
-/// Faults that are looked back at: more are not near.
+/// Number of latest faults to search for a cause.
 const MAX_RECENT_FAULTS: usize = 64;
 
-/// What became of a request that did not go well.
+/// How a request was affected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FaultEffect {
-    /// The connection was refused, or the answer was 503.
+    /// The connection was refused, or the response was 503.
     Refused,
-    /// It was sent, and no answer came.
+    /// It was sent and got no response.
     Lost,
-    /// It was answered, but later than it should have been.
+    /// It was answered too late.
     Late,
 }
 
-/// A request that did not go well.
+/// A request that was refused, lost or answered late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AffectedRequest {
     pub(crate) effect: FaultEffect,
     /// When it was due.
     pub(crate) from: u64,
-    /// When its answer or its failure came.
+    /// When its response or failure came.
     pub(crate) until: u64,
-    /// The process behind its connection, if that is known.
+    /// The process behind its connection, if known.
     pub(crate) pid: Option<u32>,
 }
 
-/// What the faults of one kind have cost.
+/// How many requests the faults of one kind affected.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct FaultCost {
     pub(crate) refused: u64,
@@ -56,7 +58,7 @@ impl FaultCost {
     }
 }
 
-/// By [`FaultKind`], and last of all what no fault explains.
+/// Counts affected requests by [`FaultKind`]; the last element counts those without a cause.
 pub(crate) fn costs_by_fault(
     injected: &InjectedFaults,
     affected: &[AffectedRequest],
@@ -69,8 +71,8 @@ pub(crate) fn costs_by_fault(
     costs_by_fault
 }
 
-/// The last fault done to the process that the request was at; if it was at none of them, the last one that was felt
-/// while the request was on its way.
+/// Returns the latest fault on the process of the request; without one, the latest fault that was active
+/// while the request was in flight.
 fn attribute_fault(faults: &[InjectedFault], request: &AffectedRequest) -> Option<FaultKind> {
     let begun = faults.partition_point(|fault| fault.from <= request.until);
     let near = || {

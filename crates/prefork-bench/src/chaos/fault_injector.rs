@@ -1,5 +1,7 @@
-//! The hands: faults done to processes of this machine. A process is held by a descriptor, never by its number alone, and
-//! is asked for its parent after that: so a signal reaches a worker of the target or nobody.
+//! Injects faults into the processes of a prefork server on this machine.
+//!
+//! Holds each process by a pidfd and checks its parent after opening it, so a signal never hits an unrelated
+//! process that reused the pid.
 
 use std::fs;
 use std::io;
@@ -14,11 +16,13 @@ use prefork_os::signal::Signal;
 use prefork_os::system::random_u64;
 use tokio_prefork::{Error, Result};
 
-/// Waits for the end of its input, which is the end of the bench, and lets the frozen one go on. It is killed
-/// when that has been done by the bench itself.
+/// Shell script that resumes a frozen worker if the load generator dies.
+///
+/// It waits for end of file on its standard input. The load generator kills it after resuming the worker
+/// itself.
 const RESUME_GUARD_SCRIPT: &str = "read -r never; kill -CONT \"$0\" 2>/dev/null";
 
-/// The server that faults are done to.
+/// The prefork server that faults are injected into.
 #[derive(Debug)]
 pub(crate) struct ChaosTarget {
     primary: PidFd,
@@ -26,14 +30,15 @@ pub(crate) struct ChaosTarget {
 }
 
 impl ChaosTarget {
-    /// The primary at the root of a tree.
+    /// Opens the primary at the root of a process tree.
     ///
     /// # Errors
-    /// There is none on this machine, it is none of ours, or it is somebody else's.
+    /// No process of this machine listens at the target, it is not a prefork server, or this user may not
+    /// signal it.
     pub(crate) fn find(tree: Option<&ProcessTree>) -> Result<ChaosTarget> {
         let refuse = |why: String| {
             Error::refused(format!(
-                "--chaos: {why}; faults are done only to a prefork server that this user runs on this machine"
+                "--chaos: {why}; faults are injected only into a prefork server that this user runs on this machine"
             ))
         };
         let Some(tree) = tree else {
@@ -41,25 +46,25 @@ impl ChaosTarget {
         };
         let pid = tree.root();
         let primary = PidFd::open(pid)
-            .map_err(|e| Error::system(format!("hold pid {pid}, the target"), e))?;
+            .map_err(|e| Error::system(format!("open a pidfd of the target, pid {pid}"), e))?;
         if !process_title(pid).starts_with("prefork: primary") && !runs_same_executable(pid) {
-            return Err(refuse(format!("pid {pid} ({}) is no prefork server", tree.name())));
+            return Err(refuse(format!("pid {pid} ({}) is not a prefork server", tree.name())));
         }
-        // SIGURG does nothing to a process that does not ask for it, and tells whether signals are allowed.
+        // SIGURG is ignored by default, so sending it only checks for permission.
         primary
             .send_signal(Signal::SIGURG)
             .map_err(|e| refuse(format!("cannot signal pid {pid}: {e}")))?;
         Ok(ChaosTarget { primary, pid })
     }
 
-    /// Its workers, each held.
+    /// Returns the pid and a pidfd of each worker.
     fn workers(&self) -> Vec<(u32, PidFd)> {
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
         let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
         let is_ours = |pid: u32| parent_pid(pid) == Some(self.pid) && pid != std::process::id();
         let held = pids.filter(|pid| is_ours(*pid)).filter_map(|pid| {
             let fd = PidFd::open(pid).ok()?;
-            // Asked again now that it cannot be another one.
+            // Checked again: the pidfd now rules out a reused pid.
             is_ours(pid).then_some((pid, fd))
         });
         held.collect()
@@ -71,48 +76,48 @@ fn process_title(pid: u32) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// For kernels that do not let a process name itself.
+/// Recognizes a server whose kernel does not let a process set its title.
 fn runs_same_executable(pid: u32) -> bool {
     let program = |pid: &str| fs::read_link(format!("/proc/{pid}/exe")).ok();
     program("self").is_some_and(|own| program(&pid.to_string()) == Some(own))
 }
 
-/// The faults of one round, as they are done. Dropped, it leaves nobody frozen.
+/// Injects the faults of one round. Dropping it resumes a frozen worker.
 pub(crate) struct FaultInjector<'a> {
     faults: FaultPlan,
     target: &'a ChaosTarget,
-    /// By [`FaultKind`]: when the next one is due.
+    /// When the next fault is due, indexed by [`FaultKind`].
     next: [Option<u64>; 3],
     frozen: Option<FrozenWorker>,
     injected: InjectedFaults,
 }
 
-/// A worker that stands still.
+/// A worker that is stopped.
 struct FrozenWorker {
     worker: PidFd,
     guard: Child,
     until: u64,
-    /// Its place among the faults done.
+    /// Index of the freeze in `injected.faults`.
     at: usize,
 }
 
 impl<'a> FaultInjector<'a> {
-    /// Faults for a round that is measured from `begin` on.
+    /// Creates the injector of a round whose measurement begins at `begin`.
     pub(crate) fn new(faults: FaultPlan, target: &'a ChaosTarget, begin: u64) -> FaultInjector<'a> {
         let next = faults.intervals.map(|every| Some(begin + saturating_nanos(every?)));
         FaultInjector { faults, target, next, frozen: None, injected: InjectedFaults::default() }
     }
 
-    /// When there is something to do next.
+    /// Returns when the next fault or the end of a freeze is due.
     pub(crate) fn next_due(&self) -> Option<u64> {
         let thaw = self.frozen.iter().map(|frozen| frozen.until);
         self.next.iter().flatten().copied().chain(thaw).min()
     }
 
-    /// Does what is due.
+    /// Injects all faults that are due, and ends a freeze that is over.
     ///
     /// # Errors
-    /// The guard of a frozen worker cannot be started.
+    /// The guard process of a frozen worker cannot be started.
     pub(crate) fn inject_due(&mut self, now: u64) -> io::Result<()> {
         if self.frozen.as_ref().is_some_and(|frozen| frozen.until <= now) {
             self.resume_frozen(now);
@@ -121,7 +126,7 @@ impl<'a> FaultInjector<'a> {
             let Some(due) = self.next[kind as usize].filter(|due| *due <= now) else { continue };
             let step =
                 self.faults.intervals[kind as usize].map_or(u64::MAX, saturating_nanos).max(1);
-            // Those that were missed are not made up for: they would come all at once.
+            // Missed faults are skipped: otherwise they would all come at once.
             self.next[kind as usize] = Some(due + step * ((now - due) / step + 1));
             match self.inject_fault(kind, now)? {
                 Some(pids) => {
@@ -133,14 +138,14 @@ impl<'a> FaultInjector<'a> {
         Ok(())
     }
 
-    /// The round is over: what was done in it.
+    /// Ends the round and returns the faults injected in it.
     pub(crate) fn finish(&mut self, now: u64) -> InjectedFaults {
         self.resume_frozen(now);
         self.next = [None; 3];
         std::mem::take(&mut self.injected)
     }
 
-    /// Whom it was done to; `None` if nobody was there.
+    /// Injects one fault and returns the pids it hit; `None` if there was no process to hit.
     fn inject_fault(&mut self, kind: FaultKind, now: u64) -> io::Result<Option<Vec<u32>>> {
         let mut workers = self.target.workers();
         if kind == FaultKind::Reload {
@@ -160,7 +165,7 @@ impl<'a> FaultInjector<'a> {
     }
 
     fn freeze_worker(&mut self, pid: u32, worker: PidFd, now: u64) -> io::Result<bool> {
-        // In a group of its own: Ctrl-C is for the bench, and a guard must outlive it.
+        // In a process group of its own, so that Ctrl-C does not kill the guard with the load generator.
         let mut guard = Command::new("/bin/sh")
             .args(["-c", RESUME_GUARD_SCRIPT, &pid.to_string()])
             .stdin(Stdio::piped())
@@ -179,7 +184,7 @@ impl<'a> FaultInjector<'a> {
 
     fn resume_frozen(&mut self, now: u64) {
         let Some(mut frozen) = self.frozen.take() else { return };
-        // It may have been killed meanwhile, by its primary or by us.
+        // Fails if the worker was killed meanwhile.
         let _ = frozen.worker.send_signal(Signal::SIGCONT);
         stop_guard(&mut frozen.guard);
         if let Some(fault) = self.injected.faults.get_mut(frozen.at) {
@@ -195,7 +200,7 @@ impl Drop for FaultInjector<'_> {
 }
 
 fn stop_guard(guard: &mut Child) {
-    // A child of ours that is not reaped can be killed, and then it ends.
+    // Killing an unreaped child cannot fail, and then it exits.
     let _ = guard.kill();
     let _ = guard.wait();
 }

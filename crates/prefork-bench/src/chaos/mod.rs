@@ -1,5 +1,7 @@
-//! Faults done to the target while it is measured (`--chaos`), and what they cost. When each is due is said by
-//! [`FaultPlan`]; [`fault_injector`] does it; [`fault_attribution`] says which request suffered from which.
+//! Fault injection under load (`--chaos`): which faults, how often, and what they cost.
+//!
+//! [`FaultPlan`] says when each fault is due, `fault_injector` injects it, and `fault_attribution` assigns
+//! each affected request to a fault.
 
 mod fault_attribution;
 mod fault_injector;
@@ -11,29 +13,29 @@ use std::time::Duration;
 pub(crate) use fault_attribution::{AffectedRequest, FaultCost, FaultEffect, costs_by_fault};
 pub(crate) use fault_injector::{ChaosTarget, FaultInjector};
 
-/// The shortest time between two faults of a kind, and the shortest freeze.
+/// Shortest interval between two faults of one kind.
 const MIN_FAULT_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a worker is frozen unless it is said, if the next freeze is not sooner.
+/// Default length of a freeze; half the interval if that is shorter.
 const DEFAULT_FREEZE_DURATION: Duration = Duration::from_secs(1);
-/// The longest freeze.
+/// Longest allowed freeze.
 const MAX_FREEZE_DURATION: Duration = Duration::from_secs(60);
 
-/// What can be done to a target.
+/// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultKind {
-    /// SIGKILL to a worker that is drawn by lot.
+    /// SIGKILL to a random worker.
     Kill,
-    /// SIGHUP to the primary: all workers are replaced.
+    /// SIGHUP to the primary, which replaces all workers.
     Reload,
-    /// SIGSTOP to a worker that is drawn by lot, and SIGCONT a while later.
+    /// SIGSTOP to a random worker, and SIGCONT after the freeze.
     Freeze,
 }
 
 impl FaultKind {
-    /// All of them, in the order of their numbers.
+    /// All kinds, in the order of their discriminants.
     pub const ALL: [FaultKind; 3] = [FaultKind::Kill, FaultKind::Reload, FaultKind::Freeze];
 
-    /// Its word on the command line and in reports.
+    /// Returns the name on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
             FaultKind::Kill => "kill",
@@ -43,20 +45,20 @@ impl FaultKind {
     }
 }
 
-/// How often each is done.
+/// Which faults to inject into the server, and how often.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FaultPlan {
-    /// By [`FaultKind`]: the time from one to the next.
+    /// Interval between two faults, indexed by [`FaultKind`]; `None` disables the kind.
     intervals: [Option<Duration>; 3],
-    /// How long a worker is frozen.
+    /// How long a freeze lasts.
     freeze_duration: Duration,
 }
 
 impl FaultPlan {
-    /// Reads `kill=1s,reload=5s,freeze=10s/500ms`; `duration` reads its times.
+    /// Parses `kill=1s,reload=5s,freeze=10s/500ms`, using `duration` to parse each time.
     ///
     /// # Errors
-    /// What is wrong with the text, and what to write instead.
+    /// Says what is wrong with the text and what to write instead.
     pub fn parse(
         text: &str,
         duration: impl Fn(&str) -> Result<Duration, String>,
@@ -69,18 +71,18 @@ impl FaultPlan {
             let kind = kind.ok_or(format!("unknown fault {name:?}: {FORM}"))?;
             let (every, length) = match value.split_once('/') {
                 Some((every, length)) if kind == FaultKind::Freeze => (every, Some(length)),
-                Some(_) => return Err(format!("{part:?}: only a freeze has a length; {FORM}")),
+                Some(_) => return Err(format!("{part:?}: only a freeze has a duration; {FORM}")),
                 None => (value, None),
             };
             let read = |text: &str| duration(text).map_err(|why| format!("{text:?} {why}"));
             let every = read(every)?;
             if every < MIN_FAULT_INTERVAL {
                 return Err(format!(
-                    "{part}: give {MIN_FAULT_INTERVAL:?} or more from one to the next"
+                    "{part}: the interval must be at least {MIN_FAULT_INTERVAL:?}"
                 ));
             }
             if faults.intervals[kind as usize].replace(every).is_some() {
-                return Err(format!("{name} is said twice: {FORM}"));
+                return Err(format!("{name} is given twice: {FORM}"));
             }
             if kind == FaultKind::Freeze {
                 faults.freeze_duration =
@@ -90,7 +92,7 @@ impl FaultPlan {
                     || faults.freeze_duration.is_zero()
                 {
                     return Err(format!(
-                        "{part}: a freeze must be shorter than the time to the next, and {MAX_FREEZE_DURATION:?} at most"
+                        "{part}: a freeze must be shorter than its interval, and at most {MAX_FREEZE_DURATION:?}"
                     ));
                 }
             }
@@ -98,17 +100,17 @@ impl FaultPlan {
         Ok(faults)
     }
 
-    /// Whether every fault comes at least once in a round that is measured for so long.
+    /// Checks that every fault occurs at least once in a round of length `duration`.
     ///
     /// # Errors
-    /// The one that never comes.
+    /// Names the first fault that would never occur.
     pub(crate) fn validate(&self, duration: Duration) -> Result<(), String> {
         let late = |kind: &FaultKind| {
             self.intervals[*kind as usize].is_some_and(|every| every >= duration)
         };
         match FaultKind::ALL.iter().find(|kind| late(kind)) {
             Some(kind) => Err(format!(
-                "--chaos {}: the first one would come after --duration {duration:?}; measure longer",
+                "--chaos {}: the first one would come after --duration {duration:?}; choose a longer duration",
                 kind.name()
             )),
             None => Ok(()),
@@ -116,22 +118,22 @@ impl FaultPlan {
     }
 }
 
-/// A fault that was done, in nanoseconds of the round.
+/// A fault that was injected; times are nanoseconds since the start of the round.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct InjectedFault {
     pub(crate) kind: FaultKind,
     pub(crate) from: u64,
-    /// When it was over: a freeze takes time.
+    /// When the fault ended: only a freeze takes time.
     pub(crate) until: u64,
-    /// Whom it was done to.
+    /// The processes it hit.
     pub(crate) pids: Vec<u32>,
 }
 
-/// The faults of a round.
+/// All faults of one round.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct InjectedFaults {
-    /// The earliest first.
+    /// Injected faults, earliest first.
     pub(crate) faults: Vec<InjectedFault>,
-    /// By [`FaultKind`]: those that were due but had nobody to be done to.
+    /// Faults that were due but had no process to hit, indexed by [`FaultKind`].
     pub(crate) skipped: [u64; 3],
 }

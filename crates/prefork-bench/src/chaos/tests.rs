@@ -4,7 +4,7 @@ use super::*;
 
 const MS: u64 = 1_000_000;
 
-/// Milliseconds, seconds or minutes.
+/// Parses milliseconds, seconds or minutes.
 fn duration(text: &str) -> Result<Duration, String> {
     let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("", 1000)];
     let read = |(unit, ms)| Some(text.strip_suffix(unit)?.parse::<u64>().ok()? * ms);
@@ -17,7 +17,7 @@ fn parse(text: &str) -> Result<FaultPlan, String> {
 }
 
 #[test]
-fn faults_are_read() {
+fn fault_plans_are_parsed() {
     let faults = parse("kill=1s,freeze=10s,reload=500ms").expect("faults");
     let ms = |ms| Some(Duration::from_millis(ms));
     assert_eq!(faults.intervals, [ms(1000), ms(500), ms(10_000)]);
@@ -30,13 +30,13 @@ fn faults_are_read() {
 }
 
 #[test]
-fn what_is_no_fault_says_what_to_write() {
+fn invalid_fault_lists_say_what_to_write() {
     for (text, piece) in [
         ("", "give kill=1s"),
         ("kill", "give kill=1s"),
         ("pause=1s", "unknown fault \"pause\""),
         ("kill=soon", "is not a duration"),
-        ("kill=1ms", "give 100ms or more"),
+        ("kill=1ms", "at least 100ms"),
         ("kill=1s,kill=2s", "twice"),
         ("kill=1s/2s", "only a freeze"),
         ("freeze=1s/1s", "shorter than"),
@@ -57,7 +57,7 @@ fn request(effect: FaultEffect, from: u64, until: u64, pid: Option<u32>) -> Affe
 }
 
 #[test]
-fn a_request_suffers_from_what_was_done_to_its_process_or_else_from_what_came_last() {
+fn an_affected_request_counts_for_the_fault_on_its_process_or_else_for_the_latest_one() {
     let faults = vec![
         fault(FaultKind::Freeze, 1000, 2000, &[7]),
         fault(FaultKind::Kill, 1500, 1500, &[8]),
@@ -65,15 +65,15 @@ fn a_request_suffers_from_what_was_done_to_its_process_or_else_from_what_came_la
     ];
     let injected = InjectedFaults { faults, skipped: [0; 3] };
     let affected = [
-        // At the frozen one, though a kill came later.
+        // On the frozen worker, although a kill came later.
         request(FaultEffect::Late, 1400, 2000, Some(7)),
-        // At the killed one.
+        // On the killed worker.
         request(FaultEffect::Lost, 1490, 1501, Some(8)),
-        // A new connection: the last thing that happened.
+        // A new connection: the latest fault counts.
         request(FaultEffect::Refused, 1600, 1601, None),
-        // Of the workers that were replaced.
+        // On a replaced worker.
         request(FaultEffect::Lost, 9500, 9600, Some(9)),
-        // Before anything was done, and long after.
+        // Before the first fault, and long after the last.
         request(FaultEffect::Lost, 10, 20, Some(7)),
         request(FaultEffect::Late, 5000, 5200, Some(7)),
         request(FaultEffect::Late, 20_000, 20_200, None),
@@ -87,7 +87,7 @@ fn a_request_suffers_from_what_was_done_to_its_process_or_else_from_what_came_la
 }
 
 #[test]
-fn a_request_that_a_freeze_outlasts_is_blamed_on_it() {
+fn a_request_that_started_before_a_freeze_counts_for_it() {
     let injected = InjectedFaults {
         faults: vec![fault(FaultKind::Freeze, 1000, 2000, &[7])],
         skipped: [0; 3],

@@ -1,4 +1,4 @@
-//! A server that takes part: how it is started, how it is known to serve, and that it is gone afterwards.
+//! The servers of a comparison: how to start one, detect that it is ready, and stop it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -12,29 +12,29 @@ use prefork_os::{child::signal_child, parent_death::set_parent_death_signal};
 use tokio_prefork::text::printable;
 use tokio_prefork::{ConcurrencyModel, Dispatch};
 
-/// How long a peer may take to answer the question whether it knows a path.
+/// How long a peer may take to answer whether it has a path: 5 s.
 const PATH_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Of a log line; servers that say more are cut off.
+/// Longest log line read, in bytes; longer ones are split.
 const MAX_LOG_LINE: u64 = 64 * 1024;
 
-/// A server that can be started as often as need be.
+/// A server of a comparison, which can be started any number of times.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ComparedServer {
-    /// How it is called in the report.
+    /// Name in the report.
     pub name: String,
     kind: ServerCommand,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum ServerCommand {
-    /// `prefork serve` of this very program.
+    /// `prefork serve` of this program.
     BuiltIn { model: ConcurrencyModel, dispatch: Option<Dispatch>, workers: usize },
-    /// A command for the shell.
+    /// A shell command.
     Peer(String),
 }
 
 impl ComparedServer {
-    /// `prefork serve` with a model, and a policy if it is not the standard one that is meant.
+    /// Returns `prefork serve` with a model, and a dispatch policy if not the default.
     pub fn built_in(
         model: ConcurrencyModel,
         dispatch: Option<Dispatch>,
@@ -47,12 +47,12 @@ impl ComparedServer {
         ComparedServer { name, kind: ServerCommand::BuiltIn { model, dispatch, workers } }
     }
 
-    /// Reads `NAME=COMMAND`.
+    /// Parses `NAME=COMMAND`.
     ///
     /// # Errors
-    /// What is wrong with the text.
+    /// Says what is wrong with the text.
     pub fn parse_peer(text: &str) -> Result<ComparedServer, String> {
-        const FORM: &str = "give NAME=COMMAND, as node='node server.js'";
+        const FORM: &str = "give NAME=COMMAND, for example node='node server.js'";
         let (name, command) = text.split_once('=').ok_or(format!("{text:?}: {FORM}"))?;
         let odd = |c: char| !(c.is_ascii_alphanumeric() || "-._+/".contains(c));
         if name.is_empty() || name.len() > 40 || name.contains(odd) || command.trim().is_empty() {
@@ -64,12 +64,12 @@ impl ComparedServer {
         })
     }
 
-    /// Whether it is somebody else's program.
+    /// Returns whether it is another program than `prefork`.
     pub(crate) fn is_peer(&self) -> bool {
         matches!(self.kind, ServerCommand::Peer(_))
     }
 
-    /// Whether it is what others are compared with.
+    /// Returns whether it is the single-process model, the reference of the comparison.
     pub(crate) fn is_single(&self) -> bool {
         matches!(self.kind, ServerCommand::BuiltIn { model: ConcurrencyModel::Single, .. })
     }
@@ -97,12 +97,12 @@ impl ComparedServer {
             }
             ServerCommand::Peer(line) => {
                 let mut command = Command::new("/bin/sh");
-                // One process less, and signals reach the server itself.
+                // `exec` saves a process, and signals reach the server itself.
                 command.args(["-c", &format!("exec {line}")]);
                 command
             }
         };
-        // What this shell sets for its own server is not meant for these.
+        // Settings of the calling shell are not meant for these servers.
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             let ours = text.starts_with("PREFORK_");
@@ -114,21 +114,22 @@ impl ComparedServer {
         Ok(command)
     }
 
-    /// What its log says when all of it serves.
+    /// Returns the log text that says it is ready.
     fn ready_log_text(&self) -> &'static str {
         if self.is_peer() { "listening on http://" } else { " serve; stop with " }
     }
 }
 
-/// Why a server does not serve.
+/// Why a server did not become ready.
 #[derive(Debug)]
 pub enum ServerStartError {
+    /// It could not start, or exited; holds the reason.
     Failed(String),
-    /// A signal came first; whoever asked knows.
+    /// A signal to this process came first.
     Interrupted,
 }
 
-/// A contestant that serves; stopped when dropped.
+/// A running server; dropping it stops the server.
 #[derive(Debug)]
 pub struct RunningServer {
     child: Child,
@@ -137,27 +138,29 @@ pub struct RunningServer {
 }
 
 impl RunningServer {
-    /// Starts it and waits until it serves.
+    /// Starts the server and waits until it is ready.
     ///
     /// # Errors
-    /// It does not, with what it said last; or a signal came.
+    /// It does not become ready (with its last log line), or a signal arrived.
     pub fn start(
-        who: &ComparedServer,
+        compared: &ComparedServer,
         signals: &mut SignalPipe,
     ) -> Result<RunningServer, ServerStartError> {
-        let broken =
-            |why: String| ServerStartError::Failed(format!("{} does not serve: {why}", who.name));
-        let mut command =
-            who.build_command().map_err(|e| broken(format!("our own program: {e}")))?;
+        let broken = |why: String| {
+            ServerStartError::Failed(format!("{} did not start: {why}", compared.name))
+        };
+        let mut command = compared
+            .build_command()
+            .map_err(|e| broken(format!("cannot find this program: {e}")))?;
         set_parent_death_signal(&mut command, Signal::SIGTERM);
         let mut child = command.spawn().map_err(|e| broken(e.to_string()))?;
         let stderr = child.stderr.take();
-        // A peer's QUIT may be its graceful stop, or a core dump.
-        let stop = if who.is_peer() { Signal::SIGTERM } else { Signal::SIGQUIT };
+        // SIGQUIT may be the graceful stop of a peer, or make it dump core.
+        let stop = if compared.is_peer() { Signal::SIGTERM } else { Signal::SIGQUIT };
         let mut running = RunningServer { child, stop, url: String::new() };
-        let (tell, told) = channel();
+        let (sender, log_lines) = channel();
         if let Some(stderr) = stderr {
-            // It ends with the server, which has the other end.
+            // The thread ends with the server, which holds the other end of the pipe.
             std::thread::spawn(move || {
                 let mut lines = BufReader::new(stderr);
                 let mut line = Vec::new();
@@ -167,20 +170,22 @@ impl RunningServer {
                     .read_until(b'\n', &mut line)
                     .is_ok_and(|n| n > 0)
                 {
-                    // Nobody listens once it serves; it is read on so that it can go on writing.
-                    let _ = tell.send(String::from_utf8_lossy(&line).trim_end().to_string());
+                    // After startup nobody receives, but reading on keeps the server from blocking on a full
+                    // pipe.
+                    let _ = sender.send(String::from_utf8_lossy(&line).trim_end().to_string());
                     line.clear();
                 }
             });
         }
-        running.url = running.wait_until_ready(&told, who.ready_log_text(), signals, broken)?;
+        running.url =
+            running.wait_until_ready(&log_lines, compared.ready_log_text(), signals, broken)?;
         Ok(running)
     }
 
-    /// Its address, from the log.
+    /// Waits for the ready message and returns the URL from the log.
     fn wait_until_ready(
         &mut self,
-        told: &Receiver<String>,
+        log_lines: &Receiver<String>,
         ready: &str,
         signals: &mut SignalPipe,
         broken: impl Fn(String) -> ServerStartError,
@@ -192,10 +197,10 @@ impl RunningServer {
             }
             if begun.elapsed() > SERVER_START_TIMEOUT {
                 return Err(broken(format!(
-                    "not ready after {SERVER_START_TIMEOUT:?}; it last said: {last}"
+                    "not ready after {SERVER_START_TIMEOUT:?}; its last log line: {last}"
                 )));
             }
-            match told.recv_timeout(POLL_INTERVAL) {
+            match log_lines.recv_timeout(POLL_INTERVAL) {
                 Ok(line) => {
                     address = address.or_else(|| parse_listen_url(&line));
                     if line.contains(ready)
@@ -207,20 +212,20 @@ impl RunningServer {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(broken(format!("it ended; it last said: {last}")));
+                    return Err(broken(format!("it exited; its last log line: {last}")));
                 }
             }
         }
     }
 
-    /// As `http://127.0.0.1:4711`.
+    /// Returns the URL, as `http://127.0.0.1:4711`.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Whether it has something at this path.
+    /// Returns whether it answers 200 at this path.
     pub(crate) fn has_path(&self, path: &str) -> bool {
-        let ask = || -> std::io::Result<[u8; 12]> {
+        let request_status = || -> std::io::Result<[u8; 12]> {
             let host = self.url.trim_start_matches("http://");
             let mut stream = TcpStream::connect(host)?;
             stream.set_read_timeout(Some(PATH_CHECK_TIMEOUT))?;
@@ -230,13 +235,13 @@ impl RunningServer {
             stream.read_exact(&mut status)?;
             Ok(status)
         };
-        ask().is_ok_and(|status| &status == b"HTTP/1.1 200")
+        request_status().is_ok_and(|status| &status == b"HTTP/1.1 200")
     }
 }
 
 impl Drop for RunningServer {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // Fails if the server has already exited.
         let _ = signal_child(self.child.id(), self.stop);
         drop(self.child.stdin.take());
         let begun = Instant::now();
@@ -251,7 +256,7 @@ impl Drop for RunningServer {
     }
 }
 
-/// The first URL of a line that tells where a server listens.
+/// Returns the first URL of a log line that says where a server listens.
 fn parse_listen_url(line: &str) -> Option<String> {
     let authority = line.split_once("listening on http://")?.1.split([',', ' ', '/']).next()?;
     (!authority.is_empty()).then(|| format!("http://{authority}"))
@@ -262,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_found_in_logs() {
+    fn listen_urls_are_found_in_logs() {
         for (line, url) in [
             ("INFO  listening on http://127.0.0.1:35297", Some("http://127.0.0.1:35297")),
             ("listening on http://127.0.0.1:1/, http://[::1]:2", Some("http://127.0.0.1:1")),
@@ -276,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn contestants_have_names() {
+    fn servers_have_names() {
         let own = ComparedServer::built_in(ConcurrencyModel::Prefork, Some(Dispatch::LeastConn), 2);
         assert_eq!((own.name.as_str(), own.is_peer()), ("prefork/least-conn", false));
         let peer = ComparedServer::parse_peer("node-rr=node a.js --x=y").expect("peer");

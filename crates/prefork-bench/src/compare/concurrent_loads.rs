@@ -1,4 +1,4 @@
-//! A load that is measured beside one that is only in the way.
+//! Measures one load while a second one runs in the background.
 
 use super::POLL_INTERVAL;
 use crate::load::{self, LoadPlan, LoadReport};
@@ -6,19 +6,20 @@ use prefork_os::child::signal_child;
 use prefork_os::signal::{Signal, SignalPipe};
 use tokio_prefork::Result;
 
-/// Measures `measured` beside `background`, if there is one; and whether a signal ended it early.
+/// Runs `measured` with `background`, if any, at the same time. Returns its report, and whether a signal
+/// ended it early.
 pub fn run_concurrent_loads(
     measured: &LoadPlan,
     background: Option<LoadPlan>,
     signals: &mut SignalPipe,
 ) -> (Result<LoadReport>, bool) {
     std::thread::scope(|scope| {
-        // Its figures are nobody's: it is there to be in the way.
+        // The report of the background load is not used.
         let background_thread = background
             .map(|background| scope.spawn(move || load::run_load(&background, |_| {}).map(drop)));
         let mut was_interrupted = false;
         let report = load::run_load(measured, |_| {
-            // One that came before the bench listened for signals has been heard by us alone.
+            // Only this pipe saw a signal from before the load installed its own: pass it on.
             if !was_interrupted && signals.read_pending().is_ok_and(|came| !came.is_empty()) {
                 was_interrupted = true;
                 interrupt_all_loads();
@@ -27,7 +28,7 @@ pub fn run_concurrent_loads(
         was_interrupted |= report.as_ref().is_ok_and(|report| report.ended_early);
         let Some(background_thread) = background_thread else { return (report, was_interrupted) };
         while (was_interrupted || report.is_err()) && !background_thread.is_finished() {
-            // It may not listen yet.
+            // Repeated, because the background load may not listen for signals yet.
             interrupt_all_loads();
             std::thread::sleep(POLL_INTERVAL);
         }
@@ -40,8 +41,8 @@ pub fn run_concurrent_loads(
     })
 }
 
-/// Tells every load in this process to end.
+/// Sends SIGINT to this process, which ends every load in it.
 fn interrupt_all_loads() {
-    // We may always signal ourselves.
+    // A process may always signal itself.
     let _ = signal_child(std::process::id(), Signal::SIGINT);
 }

@@ -1,8 +1,7 @@
-//! Which differences are larger than the noise, in words. Pure.
+//! Which differences between servers are larger than the noise, as sentences.
 //!
-//! What a contestant differs from itself, round by round, is the noise. Two contestants differ by more if their rounds do
-//! not overlap: the worst of the one is better than the best of the other. With few rounds this happens by chance, too, and
-//! the report says how often.
+//! Two servers differ if their rounds do not overlap: the worst round of one is better than the best of the
+//! other. With few rounds this also happens by chance, and the report says how often.
 
 use serde::Serialize;
 
@@ -10,12 +9,12 @@ use super::Workload;
 use super::report::{ServerWorkloadReport, WorkloadReport};
 use crate::load::MedianRange;
 
-/// How often the rounds of two equal contestants do not overlap, though nothing but chance orders them.
+/// How often the rounds of two equal servers would not overlap by chance.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct FalseDifferenceRate {
-    /// Rounds of the contestant that has the fewest.
+    /// Number of rounds of the server with the fewest.
     pub rounds: usize,
-    /// One in so many pairs; none if there are too few rounds for any pair to be compared.
+    /// One pair in this many; `None` with fewer than two rounds.
     pub one_in: Option<f64>,
 }
 
@@ -23,26 +22,27 @@ impl FalseDifferenceRate {
     pub(crate) fn from_workloads(workloads: &[WorkloadReport]) -> FalseDifferenceRate {
         let cells = workloads.iter().flat_map(|workload| &workload.contestants);
         let rounds = cells.map(|cell| cell.samples.len()).filter(|n| *n > 0).min().unwrap_or(0);
-        // Of all orders in which two times n rounds may come, two have one contestant's first and the other's last.
+        // Of all orders of two times n rounds, two put all rounds of one server first.
         let orders = (1..=rounds).fold(1.0, |all, n| all * (rounds + n) as f64 / n as f64);
         FalseDifferenceRate { rounds, one_in: (rounds > 1).then_some(orders / 2.0) }
     }
 
-    /// For people.
+    /// Describes the rate in a sentence.
     pub(crate) fn description(&self) -> String {
         match self.one_in {
             Some(one_in) => format!(
-                "A difference is called larger than the noise if the rounds of the two do not overlap. With {} rounds \
-                 each that happens by chance to one pair of equals in {one_in:.0}.",
+                "A difference is larger than the noise if the rounds of two servers do not overlap. With {} rounds \
+                 each, one pair of equal servers in {one_in:.0} differs by chance.",
                 self.rounds
             ),
-            None => "One round does not tell what noise is: nothing is said about differences."
-                .to_string(),
+            None => {
+                "One round does not show the noise, so no differences are reported.".to_string()
+            }
         }
     }
 }
 
-/// How the rounds of one contestant stand to those of another.
+/// How the rounds of one server compare with those of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Difference {
     More,
@@ -58,7 +58,7 @@ fn compare_ranges(own: MedianRange, other: MedianRange) -> Difference {
     }
 }
 
-/// A figure that is looked at, and how it is called.
+/// A metric to compare, and its words.
 struct ComparedMetric {
     name: &'static str,
     more: &'static str,
@@ -74,7 +74,7 @@ const WORKLOAD_METRICS: [ComparedMetric; 3] = [
         value: |cell, workload| (!workload.is_latency_workload()).then_some(cell.per_second),
     },
     ComparedMetric {
-        name: "99th percentile of the light requests",
+        name: "p99 latency of the measured requests",
         more: "longer",
         less: "shorter",
         value: |cell, workload| workload.is_latency_workload().then_some(cell.p99),
@@ -87,11 +87,11 @@ const WORKLOAD_METRICS: [ComparedMetric; 3] = [
     },
 ];
 
-/// Memory hardly depends on the load: told once.
+/// Memory hardly depends on the workload: reported once.
 const MEMORY_METRIC: ComparedMetric =
     ComparedMetric { name: "memory", more: "more", less: "less", value: |cell, _| cell.memory_mib };
 
-/// One sentence for each figure under each load.
+/// Returns one sentence for each metric under each workload.
 pub(crate) fn describe_differences(workloads: &[WorkloadReport], reference: &str) -> Vec<String> {
     let mut all = Vec::new();
     for workload in workloads {
@@ -107,7 +107,7 @@ pub(crate) fn describe_differences(workloads: &[WorkloadReport], reference: &str
     all
 }
 
-/// `None` if there is nothing to say.
+/// Describes one metric; `None` if no server can be compared.
 fn describe_metric(
     report: &WorkloadReport,
     figure: &ComparedMetric,

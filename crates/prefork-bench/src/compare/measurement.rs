@@ -1,4 +1,4 @@
-//! One measurement, and how it ended.
+//! Result of one measurement of a comparison.
 
 use serde::Serialize;
 
@@ -7,18 +7,28 @@ use super::plan::PlannedMeasurement;
 use super::workload::RESPONSE_TIMEOUT;
 use crate::load;
 
-/// One measurement.
+/// Figures of one measurement; times are microseconds.
 #[derive(Debug, Clone, Serialize)]
 pub struct MeasurementSample {
+    /// Number of the round, from 1.
     pub round: usize,
+    /// Responses per second.
     pub per_second: f64,
+    /// Median latency.
     pub p50: f64,
+    /// 99th percentile of the latency.
     pub p99: f64,
+    /// Highest latency.
     pub max: f64,
+    /// CPU time of the server per request; `None` under latency workloads.
     pub cpu_us: Option<f64>,
+    /// PSS of the server at the end, in MiB.
     pub memory_mib: Option<f64>,
+    /// Share of the responses that came from the busiest process, from 0 to 1.
     pub busiest: Option<f64>,
+    /// Failed requests.
     pub errors: u64,
+    /// CPU time of the load generator per request.
     pub generator_us: f64,
 }
 
@@ -26,16 +36,16 @@ pub struct MeasurementSample {
 #[derive(Debug)]
 pub(crate) enum MeasurementOutcome {
     Measured(Box<MeasurementSample>),
-    /// The server did not serve.
+    /// The server did not start or exited; holds the reason.
     ServerFailed(String),
-    /// It does not have the path.
+    /// The server does not have the path.
     PathMissing,
-    /// A signal came before anything was measured.
+    /// A signal came before the measurement was complete.
     Interrupted,
 }
 
 impl MeasurementOutcome {
-    /// Whether after this outcome of `earlier` there is no use in `later`, which has the same contestant.
+    /// Returns whether this outcome of `earlier` makes `later`, of the same server, pointless.
     pub(crate) fn rules_out(
         &self,
         earlier: &PlannedMeasurement,
@@ -54,23 +64,23 @@ impl MeasurementSample {
         report: &load::LoadReport,
         workload: Workload,
     ) -> MeasurementSample {
-        // Those that were complete while the processor time was counted.
+        // Responses completed while the CPU time was counted.
         let served = (report.per_second.median * report.measured_s).max(1.0);
         let asked = (report.responses + report.warm_up_responses).max(1) as f64;
         let server = report.server.as_ref();
         let cpu = server.map(|s| (s.user_s + s.system_s) * 1e6 / served);
         let memory = server.and_then(|s| s.pss_after_kib).map(|kib| kib as f64 / 1024.0);
-        // Who answered nothing took at least as long as was waited.
-        let waited = |micros: f64| match report.responses {
+        // Without a response, latency was at least the timeout.
+        let or_timeout = |micros: f64| match report.responses {
             0 => RESPONSE_TIMEOUT.as_secs_f64() * 1e6,
             _ => micros,
         };
         MeasurementSample {
             round: 0,
             per_second: report.per_second.median,
-            p50: waited(report.latency.p50),
-            p99: waited(report.latency.p99),
-            max: waited(report.latency.max),
+            p50: or_timeout(report.latency.p50),
+            p99: or_timeout(report.latency.p99),
+            max: or_timeout(report.latency.max),
             cpu_us: cpu
                 .filter(|_| !workload.is_latency_workload() && report.per_second.median > 0.0),
             memory_mib: memory,
@@ -80,14 +90,14 @@ impl MeasurementSample {
         }
     }
 
-    /// What the contestants are compared by.
+    /// Returns the value by which servers are compared under `workload`.
     pub(crate) fn main_metric(&self, workload: Workload) -> f64 {
         if workload.is_latency_workload() { self.p99 } else { self.per_second }
     }
 }
 
 impl MeasurementOutcome {
-    /// Why the server did not serve.
+    /// Returns why the server failed.
     pub(crate) fn server_error(&self) -> Option<String> {
         match self {
             MeasurementOutcome::ServerFailed(why) => Some(why.clone()),

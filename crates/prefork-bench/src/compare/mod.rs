@@ -1,15 +1,13 @@
-//! The models, the policies and the peers side by side: `prefork compare`.
+//! The comparison of concurrency models, dispatch policies and other servers: `prefork compare`.
 //!
-//! Each contestant is a real server in a process of its own, started for one measurement and stopped after it, so
-//! that nothing else serves meanwhile. The load is that of [`crate::load`], in this process: what the generator costs
-//! is known, and is not in the figures of the server. A round goes through all workloads, and in each of them through
-//! all contestants, in another order than the round before ([`plan`]): a machine whose speed drifts is unfair to all alike.
+//! Each server runs in a process of its own, started for one measurement and stopped after it, so that
+//! nothing else runs meanwhile. The load generator ([`crate::load`]) runs in this process; its CPU time is
+//! reported apart from the servers'. Each round goes through all workloads and all servers, in an order that
+//! differs from round to round ([`plan`]), so that a change in the speed of the machine affects all alike.
 //!
-//! [`differences`] says which differences are larger than what one contestant differs from itself. What is measured
-//! becomes a [`CompareReport`], which is printed as a table, as JSON, or as a page.
+//! [`differences`] says which differences are larger than the noise between rounds.
 //!
-//! Nothing outlives a run: contestants are stopped when they are dropped, and if this process is killed the kernel
-//! tells them to stop.
+//! No server outlives a run: each is stopped when dropped, and the kernel signals it if this process dies.
 
 mod compared_server;
 mod concurrent_loads;
@@ -33,35 +31,38 @@ use plan::PlannedMeasurement;
 use prefork_os::signal::{Signal, SignalPipe};
 use tokio_prefork::{Error, Result};
 
-/// How far a comparison is.
+/// Progress of a comparison.
 #[derive(Debug, Clone, Copy)]
 pub struct CompareProgress<'a> {
-    /// Measurements that are done, and all of them.
+    /// Number of completed measurements.
     pub done: usize,
-    /// See `done`.
+    /// Number of all measurements.
     pub total: usize,
+    /// Name of the workload.
     pub workload: &'a str,
-    pub contestant: &'a str,
+    /// Name of the server.
+    pub server: &'a str,
 }
 
-/// Why a comparison did not measure all it was to.
+/// Why a comparison ended early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EarlyStop {
-    /// SIGINT or SIGTERM.
+    /// SIGINT or SIGTERM arrived.
     Signal,
-    /// The time that it may take was over.
+    /// The time limit was reached.
     TimeLimit,
 }
 
-/// Measures all that the plan says, or as much of it as SIGINT, SIGTERM or its time leaves. `watch` is told before each
-/// measurement.
+/// Runs all measurements of the plan, or as many as a signal or the time limit allows.
+///
+/// Calls `on_progress` before each measurement. A server that cannot be measured is not an error; the report
+/// names it.
 ///
 /// # Errors
-/// The plan makes no sense, or the system refuses what the load needs. A contestant that cannot be measured
-/// is no error but is told in the report.
+/// The plan is invalid, or the system refuses what the load needs.
 pub fn run_comparison(
     plan: &ComparePlan,
-    mut watch: impl FnMut(CompareProgress<'_>),
+    mut on_progress: impl FnMut(CompareProgress<'_>),
 ) -> Result<CompareReport> {
     plan.validate().map_err(Error::config)?;
     let begun = Instant::now();
@@ -70,7 +71,7 @@ pub fn run_comparison(
     let (measurements, mut outcomes, mut early_stop) = (plan.measurements(), Vec::new(), None);
     for (done, measurement) in measurements.iter().enumerate() {
         let workload = plan.workloads[measurement.workload];
-        let contestant = &plan.servers[measurement.server];
+        let server = &plan.servers[measurement.server];
         let given_up =
             outcomes.iter().any(|(earlier, outcome): &(PlannedMeasurement, MeasurementOutcome)| {
                 earlier.server == measurement.server && outcome.rules_out(earlier, measurement)
@@ -83,20 +84,20 @@ pub fn run_comparison(
         if early_stop.is_some() {
             break;
         }
-        watch(CompareProgress {
+        on_progress(CompareProgress {
             done,
             total: measurements.len(),
             workload: workload.name(),
-            contestant: &contestant.name,
+            server: &server.name,
         });
-        let outcome = measure_server(plan, workload, contestant, &mut signals)?;
-        // Our own signals come here, too: a load that failed is not a wish of anybody's to end.
+        let outcome = measure_server(plan, workload, server, &mut signals)?;
+        // The failed load was interrupted with SIGINT by this process: that is not a request to stop.
         let failed = matches!(outcome, MeasurementOutcome::ServerFailed(_));
         if take_stop_signals(&mut signals)? && !failed {
             early_stop = Some(EarlyStop::Signal);
         }
         match outcome {
-            // A measurement that was cut short is none.
+            // An interrupted measurement does not count.
             MeasurementOutcome::Interrupted => early_stop = Some(EarlyStop::Signal),
             outcome => outcomes.push((*measurement, outcome)),
         }
@@ -105,22 +106,22 @@ pub fn run_comparison(
 }
 
 fn take_stop_signals(signals: &mut SignalPipe) -> Result<bool> {
-    Ok(!signals.read_pending().map_err(|e| Error::system("read a signal", e))?.is_empty())
+    Ok(!signals.read_pending().map_err(|e| Error::system("read pending signals", e))?.is_empty())
 }
 
-/// One contestant under one load.
+/// Measures one server under one workload.
 fn measure_server(
     plan: &ComparePlan,
     workload: Workload,
-    contestant: &ComparedServer,
+    compared: &ComparedServer,
     signals: &mut SignalPipe,
 ) -> Result<MeasurementOutcome> {
-    let server = match RunningServer::start(contestant, signals) {
+    let server = match RunningServer::start(compared, signals) {
         Ok(server) => server,
         Err(ServerStartError::Interrupted) => return Ok(MeasurementOutcome::Interrupted),
         Err(ServerStartError::Failed(why)) => return Ok(MeasurementOutcome::ServerFailed(why)),
     };
-    if contestant.is_peer()
+    if compared.is_peer()
         && !workload.required_paths().into_iter().all(|path| server.has_path(path))
     {
         return Ok(MeasurementOutcome::PathMissing);
@@ -144,7 +145,7 @@ fn measure_server(
         Ok(report) => MeasurementOutcome::Measured(Box::new(MeasurementSample::from_load_report(
             &report, workload,
         ))),
-        // Nobody answers any more: it has died, which is its own failure and not that of the run.
+        // The server died, which is its failure and not that of the run.
         Err(why) if why.exit_status() == tokio_prefork::exit::UNAVAILABLE => {
             MeasurementOutcome::ServerFailed(why.to_string())
         }
@@ -152,7 +153,7 @@ fn measure_server(
     })
 }
 
-/// Between two looks at something that tells nobody.
+/// Interval for polling a child process.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// Longer than any server that is well needs to start, and to stop.
+/// How long a server may take to start: 10 s.
 const SERVER_START_TIMEOUT: Duration = Duration::from_secs(10);

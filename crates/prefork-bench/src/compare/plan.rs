@@ -1,45 +1,52 @@
-//! What is compared, how often and for how long: pure.
+//! What to compare, how often and for how long.
 
 use std::time::Duration;
 
 use super::{ComparedServer, Workload};
 
-/// What starting and stopping a server and ending a load take, in addition to the time measured.
+/// Time for starting and stopping a server, in addition to the measurement.
 const MEASUREMENT_OVERHEAD: Duration = Duration::from_millis(300);
 /// What `--into_quick` may plan for, and when it begins no further measurement.
 const QUICK_BUDGET: Duration = Duration::from_secs(90);
+/// Time after which `--quick` starts no further measurement.
 const QUICK_TIME_LIMIT: Duration = Duration::from_secs(108);
-/// A measurement that is shorter says little.
+/// Shortest measurement that `--quick` prefers over a further round.
 const PREFERRED_MIN_DURATION: Duration = Duration::from_millis(250);
+/// Shortest measurement of `--quick`.
 const MIN_DURATION: Duration = Duration::from_millis(200);
 
-/// A comparison.
+/// Plan of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ComparePlan {
+    /// The servers to compare.
     pub servers: Vec<ComparedServer>,
+    /// The workloads to measure each under.
     pub workloads: Vec<Workload>,
-    /// Workers of each contestant, if it has workers.
+    /// Workers of each server that has workers.
     pub workers: usize,
-    /// How often each contestant is measured under each workload.
+    /// Measurements of each server under each workload. Default 5.
     pub rounds: usize,
-    /// How long each time.
+    /// Length of each measurement. Default 3 s.
     pub duration: Duration,
-    /// How long the load runs before.
+    /// Length of the load before each measurement. Default 500 ms.
     pub warm_up: Duration,
-    /// After this time no measurement begins.
+    /// No measurement starts after this time; `None` sets no limit.
     pub limit: Option<Duration>,
 }
 
-/// One measurement: places in the plan's lists, and the round from 0.
+/// One measurement: indices into the lists of the plan, and the round from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlannedMeasurement {
+    /// Number of the round, from 0.
     pub round: usize,
+    /// Index of the workload.
     pub workload: usize,
+    /// Index of the server.
     pub server: usize,
 }
 
 impl ComparePlan {
-    /// Five rounds of three seconds.
+    /// Creates a plan with the default rounds and durations.
     pub fn new(
         servers: Vec<ComparedServer>,
         workloads: Vec<Workload>,
@@ -49,8 +56,7 @@ impl ComparePlan {
         ComparePlan { servers, workloads, workers, rounds: 5, duration, warm_up, limit: None }
     }
 
-    /// As many rounds, up to five, and as long ones as fit into a minute and a half; a machine on which all takes
-    /// longer is stopped short of two minutes.
+    /// Chooses the number and length of rounds so that all fit into 90 seconds, and sets a limit of 108 s.
     pub fn into_quick(mut self) -> ComparePlan {
         let cells = (self.servers.len() * self.workloads.len()).max(1) as u32;
         self.warm_up = Duration::from_millis(100);
@@ -66,17 +72,17 @@ impl ComparePlan {
         self
     }
 
-    /// Whether it makes sense.
+    /// Checks the plan.
     ///
     /// # Errors
-    /// The value that does not, and what it may be.
+    /// Names the first invalid value and the valid ones.
     pub fn validate(&self) -> Result<(), String> {
         if self.servers.is_empty() || self.workloads.is_empty() {
             return Err("nothing to compare: give --models and --workloads, or neither".to_string());
         }
         for (at, one) in self.servers.iter().enumerate() {
             if self.servers[..at].iter().any(|other| other.name == one.name) {
-                return Err(format!("{} takes part twice: name each once", one.name));
+                return Err(format!("{} is listed twice: list each server once", one.name));
             }
         }
         if !(1..=100).contains(&self.rounds) {
@@ -89,14 +95,13 @@ impl ComparePlan {
         Ok(())
     }
 
-    /// How long it will take, more or less.
+    /// Estimates how long all measurements take.
     pub fn estimated_duration(&self) -> Duration {
         let each = self.warm_up + self.duration + MEASUREMENT_OVERHEAD;
         each * (self.rounds * self.workloads.len() * self.servers.len()) as u32
     }
 
-    /// Every measurement in its order: the contestants take turns under each workload, and another one begins in
-    /// each round.
+    /// Returns all measurements in order: each round starts each workload with another server.
     pub fn measurements(&self) -> Vec<PlannedMeasurement> {
         let mut measurements = Vec::new();
         let count = self.servers.len();
@@ -128,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quick_plan_fits_its_budget_and_uses_it() {
+    fn a_quick_plan_uses_its_time_budget() {
         let quick = plan(false).into_quick();
         assert_eq!((quick.rounds, quick.validate()), (4, Ok(())));
         let fits = Duration::from_secs(60)..=QUICK_BUDGET;
@@ -142,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn everybody_has_the_same_turns_and_nobody_is_always_first() {
+    fn every_server_is_measured_equally_often_and_equally_often_first() {
         let plan = plan(false);
         let measurements = plan.measurements();
         assert_eq!(measurements.len(), 5 * 8 * 4);
@@ -155,11 +160,11 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_named() {
+    fn invalid_plans_name_the_wrong_value() {
         type ComparePlanChange = fn(&mut ComparePlan);
         let wrong: [(ComparePlanChange, &str); 4] = [
             (|p| p.servers.clear(), "nothing to compare"),
-            (|p| p.servers.push(p.servers[0].clone()), "prefork takes part twice"),
+            (|p| p.servers.push(p.servers[0].clone()), "prefork is listed twice"),
             (|p| p.rounds = 0, "--rounds 0"),
             (|p| p.duration = Duration::ZERO, "--duration 0ns"),
         ];

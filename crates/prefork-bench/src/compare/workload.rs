@@ -1,4 +1,4 @@
-//! What is asked of every contestant. The paths are those of the built-in application.
+//! The workloads of a comparison; their paths are those of the built-in application.
 
 use std::time::Duration;
 
@@ -6,27 +6,35 @@ use serde::Serialize;
 
 use crate::load::{LoadPlan, TargetUrl};
 
-/// How long an answer may take, and so how long the end of a measurement.
+/// Longest wait for a response, and so for the end of a measurement.
 pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Requests per second that are due beside heavy ones.
+/// Requests per second of latency workloads.
 const OPEN_LOOP_RATE: u32 = 500;
 
-/// A kind of load.
+/// A workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Workload {
+    /// Small responses on kept connections.
     KeepAlive,
+    /// A new connection for each request.
     NewConnections,
+    /// Responses with a body of 64 KiB.
     Bodies,
+    /// 16 requests in flight on each connection.
     Pipelined,
+    /// CPU-bound work on the event loop.
     CpuLoop,
+    /// CPU-bound work in the pool.
     CpuPool,
+    /// Small requests while others compute in the pool.
     Mixed,
+    /// Small requests while another computes on the event loop.
     NoisyNeighbour,
 }
 
 impl Workload {
-    /// All of them, in the order in which they are explained.
+    /// All workloads, in the order of the documentation.
     pub const ALL: [Workload; 8] = [
         Workload::KeepAlive,
         Workload::NewConnections,
@@ -38,7 +46,7 @@ impl Workload {
         Workload::NoisyNeighbour,
     ];
 
-    /// Its name on the command line and in reports.
+    /// Returns the name on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Workload::KeepAlive => "keep-alive",
@@ -52,36 +60,36 @@ impl Workload {
         }
     }
 
-    /// The one with this name.
+    /// Parses a workload name.
     ///
     /// # Errors
-    /// There is none; the text lists them.
+    /// The name is unknown; the message lists the known ones.
     pub fn parse(text: &str) -> Result<Workload, String> {
         let known = Workload::ALL.into_iter().find(|workload| workload.name() == text);
         let names = Workload::ALL.map(Workload::name).join(", ");
-        known.ok_or(format!("{text:?} is no workload: give some of {names}"))
+        known.ok_or(format!("{text:?} is not a workload: give one or more of {names}"))
     }
 
-    /// What it is, for people.
+    /// Describes the workload in a phrase.
     pub fn description(self) -> &'static str {
         match self {
             Workload::KeepAlive => "GET / on 64 kept connections",
             Workload::NewConnections => "GET /, each on a new connection, 64 at a time",
             Workload::Bodies => "GET /bytes/65536 on 32 kept connections",
-            Workload::Pipelined => "GET / on 32 kept connections, 16 requests on the way on each",
+            Workload::Pipelined => "GET / on 32 kept connections, 16 requests in flight on each",
             Workload::CpuLoop => "GET /fib/24 computed on the event loop, 16 kept connections",
             Workload::CpuPool => "GET /fib/24 computed in the pool, 16 kept connections",
             Workload::Mixed => {
-                "GET / on 32 kept connections, 500 due each second, beside 2 connections that ask for /fib/30 in the pool"
+                "GET / on 32 kept connections, 500 due per second, while 2 connections request /fib/30 in the pool"
             }
             Workload::NoisyNeighbour => {
-                "GET / on new connections, 500 due each second, beside 1 connection that asks for /fib/36 on the event \
-                 loop, again and again"
+                "GET / on new connections, 500 due per second, while 1 connection requests /fib/36 on the event \
+                 loop repeatedly"
             }
         }
     }
 
-    /// What is asked for by the requests that are measured.
+    /// Returns the path of the measured requests.
     pub(crate) fn measured_path(self) -> &'static str {
         match self {
             Workload::Bodies => "/bytes/65536",
@@ -91,7 +99,7 @@ impl Workload {
         }
     }
 
-    /// What is asked for beside them.
+    /// Returns the path of the background requests, if there are any.
     pub(crate) fn background_path(self) -> Option<&'static str> {
         match self {
             Workload::Mixed => Some("/fib/30"),
@@ -100,17 +108,17 @@ impl Workload {
         }
     }
 
-    /// Everything that a contestant must know to take part.
+    /// Returns all paths that a server must have.
     pub(crate) fn required_paths(self) -> Vec<&'static str> {
         [Some(self.measured_path()), self.background_path()].into_iter().flatten().collect()
     }
 
-    /// Whether its latency is what matters: the number of requests is given.
+    /// Returns whether servers are compared by latency: the request rate is fixed.
     pub fn is_latency_workload(self) -> bool {
         self.background_path().is_some()
     }
 
-    /// The load that is measured.
+    /// Returns the plan of the measured load.
     pub(crate) fn measured_load(
         self,
         target: TargetUrl,
@@ -130,7 +138,7 @@ impl Workload {
             Workload::Mixed => {
                 LoadPlan { connections: 32, threads: 1, rate: Some(OPEN_LOOP_RATE), ..plan }
             }
-            // More connections than can be due while the loop is held up: each must be sent at its time.
+            // More connections than requests due during a stall of the event loop: each is sent when due.
             Workload::NoisyNeighbour => LoadPlan {
                 connections: 1024,
                 threads: 1,
@@ -141,7 +149,7 @@ impl Workload {
         }
     }
 
-    /// The load beside it.
+    /// Returns the plan of the background load.
     pub(crate) fn background_load(self, target: TargetUrl, duration: Duration) -> LoadPlan {
         let connections = if self == Workload::Mixed { 2 } else { 1 };
         let (warm_up, timeout) = (Duration::ZERO, RESPONSE_TIMEOUT);
@@ -154,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_load_can_be_run_and_every_name_is_read_back() {
+    fn workloads_have_valid_plans_and_their_names_parse() {
         let target = || TargetUrl::parse("127.0.0.1:3000").expect("url");
         for workload in Workload::ALL {
             assert_eq!(Workload::parse(workload.name()), Ok(workload));

@@ -1,4 +1,4 @@
-//! The same work five times: in sequence, on threads, in the pool, in processes.
+//! Times the same CPU-bound work in sequence, on threads, in the pool, and in processes.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -10,17 +10,20 @@ use super::compute_process::ComputeProcess;
 use tokio_prefork::pool::{Pool, PoolConfig};
 use tokio_prefork::{Error, Result};
 
-/// One way to do it.
+/// Time of the work done in one way.
 #[derive(Debug, Clone, Serialize)]
 pub struct ComputeTiming {
+    /// How the work was done.
     pub how: String,
+    /// Time of all jobs in seconds.
     pub seconds: f64,
-    /// Of the time in sequence.
+    /// Time divided by the time in sequence.
     pub ratio: f64,
-    /// The least that the ratio can be: batches of jobs on so many cores or threads.
+    /// Lowest possible ratio with this number of cores.
     pub ideal: f64,
 }
 
+/// Times all ways in order.
 pub(crate) fn measure_compute_timings(
     n: u64,
     fib: fn(u64) -> u64,
@@ -60,6 +63,7 @@ pub(crate) fn measure_compute_timings(
     Ok(all)
 }
 
+/// Computes all jobs in a CPU pool.
 fn compute_in_pool(n: u64, fib: fn(u64) -> u64, threads: usize) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let runtime = runtime.map_err(|e| Error::system("build a runtime", e))?;

@@ -1,4 +1,4 @@
-//! What making a thread or a process costs, beside handing a job to one that waits.
+//! Measures the cost of a new thread or process, and of a job for a waiting one.
 
 use std::sync::mpsc;
 use std::time::Instant;
@@ -11,18 +11,20 @@ use super::compute_process::ComputeProcess;
 use prefork_os::child::{ForkResult, exit_without_cleanup, fork_process};
 use tokio_prefork::{Error, Result};
 
-/// The cost of one thing, as a median.
+/// Median cost of one kind of thread or process.
 #[derive(Debug, Clone, Serialize)]
 pub struct CreationCost {
+    /// What was created.
     pub what: &'static str,
-    /// To make it, have it do nothing, and see its end, in microseconds.
+    /// Microseconds to create one, run an empty job, and see its end.
     pub new_us: f64,
-    /// To hand a job to one that waits, and have the answer.
+    /// Microseconds to send a job to a waiting one and receive the result.
     pub reused_us: f64,
 }
 
+/// Measures threads, forked processes and fresh programs.
 pub(crate) fn measure_creation_costs(times: u32, fib: fn(u64) -> u64) -> Result<Vec<CreationCost>> {
-    // Before there is any other thread.
+    // Before any thread exists: only a single-threaded process may fork.
     let forked = median_micros(times, || match fork_process()? {
         ForkResult::Child => exit_without_cleanup(0),
         ForkResult::Parent(pid) => {
@@ -43,7 +45,7 @@ pub(crate) fn measure_creation_costs(times: u32, fib: fn(u64) -> u64) -> Result<
     let thread = median_micros(times, || {
         let thread = std::thread::Builder::new().spawn(move || fib(1));
         let thread = thread.map_err(|e| Error::system("start a thread", e))?;
-        // It cannot panic.
+        // The closure cannot panic.
         let _ = thread.join();
         Ok(())
     })?;
@@ -57,7 +59,7 @@ pub(crate) fn measure_creation_costs(times: u32, fib: fn(u64) -> u64) -> Result<
         }
     });
     let handed = median_micros(times, || {
-        let gone = |_| Error::system("hand a job to a thread", std::io::ErrorKind::BrokenPipe);
+        let gone = |_| Error::system("send a job to a thread", std::io::ErrorKind::BrokenPipe);
         ask.send(1).map_err(|_| gone(()))?;
         answered.recv().map(drop).map_err(|_| gone(()))
     })?;
@@ -68,7 +70,7 @@ pub(crate) fn measure_creation_costs(times: u32, fib: fn(u64) -> u64) -> Result<
     ])
 }
 
-/// In microseconds.
+/// Returns the median time of `what` in microseconds.
 fn median_micros(times: u32, mut what: impl FnMut() -> Result<()>) -> Result<f64> {
     let mut all = Vec::new();
     for _ in 0..times.max(1) {

@@ -1,4 +1,4 @@
-//! What other clients notice of requests that compute.
+//! Measures the latency of `/` while other requests compute.
 
 use std::time::Duration;
 
@@ -11,27 +11,31 @@ use prefork_os::signal::{Signal, SignalPipe};
 use tokio_prefork::ConcurrencyModel;
 use tokio_prefork::{Error, Result};
 
-/// Requests for `/` that are due each second.
+/// Requests for `/` due per second.
 const LIGHT_REQUESTS_PER_SECOND: u32 = 200;
-/// Clients that ask for a number, each again as soon as it has one.
+/// Clients that request a number, one after the other.
 const COMPUTING_CLIENTS: usize = 2;
-/// No request waits longer for its answer.
+/// Longest wait for a response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How `/` was answered, in microseconds.
+/// Latency of `/` in one case, in microseconds.
 #[derive(Debug, Clone, Serialize)]
 pub struct LatencyUnderLoad {
+    /// What computes meanwhile.
     pub how: String,
+    /// Median latency.
     pub p50: f64,
+    /// 99th percentile of the latency.
     pub p99: f64,
+    /// Highest latency.
     pub max: f64,
-    /// P99, of that without requests that compute.
+    /// p99 divided by the p99 without requests that compute.
     pub ratio: f64,
-    /// Requests for `/` that got no answer, or one that says that something went wrong.
+    /// Requests for `/` without a response, or with a status of 400 or more.
     pub failed: u64,
 }
 
-/// The cases in order, and whether all of them were measured: a signal ends it early.
+/// Measures all cases in order; `false` if a signal ended it early.
 pub(crate) fn measure_latencies(
     plan: &CpuDemoPlan,
     cores: usize,
@@ -40,12 +44,12 @@ pub(crate) fn measure_latencies(
     let mut signals = SignalPipe::new(&[Signal::SIGINT, Signal::SIGTERM])
         .map_err(|e| Error::system("install signal handlers", e))?;
     let single = || ComparedServer::built_in(ConcurrencyModel::Single, None, 1);
-    // More than those that compute, and as many as the cores have use for.
+    // More processes than requests that compute, and enough for all cores.
     let many = 2 * cores.max(COMPUTING_CLIENTS);
     let (on_loop, in_pool) =
         (format!("/fib/{}?on=loop", plan.requested_fib), format!("/fib/{}", plan.requested_fib));
     let cases = [
-        ("nobody computes".to_string(), single(), None),
+        ("no request computes".to_string(), single(), None),
         ("computing on the loop".to_string(), single(), Some(&on_loop)),
         ("computing in the pool".to_string(), single(), Some(&in_pool)),
         (
@@ -55,9 +59,10 @@ pub(crate) fn measure_latencies(
         ),
     ];
     let mut all: Vec<LatencyUnderLoad> = Vec::new();
-    for (how, who, heavy) in cases {
+    for (how, compared, background) in cases {
         report_step(&format!("latency of /: {how}"));
-        let Some(report) = measure_server(plan, &who, heavy.map(String::as_str), &mut signals)?
+        let Some(report) =
+            measure_server(plan, &compared, background.map(String::as_str), &mut signals)?
         else {
             return Ok((all, false));
         };
@@ -69,14 +74,14 @@ pub(crate) fn measure_latencies(
     Ok((all, true))
 }
 
-/// `None` if a signal came.
+/// Measures one server; `None` if a signal arrived.
 fn measure_server(
     plan: &CpuDemoPlan,
-    who: &ComparedServer,
-    heavy: Option<&str>,
+    compared: &ComparedServer,
+    background: Option<&str>,
     signals: &mut SignalPipe,
 ) -> Result<Option<load::LoadReport>> {
-    let server = match RunningServer::start(who, signals) {
+    let server = match RunningServer::start(compared, signals) {
         Ok(server) => server,
         Err(ServerStartError::Interrupted) => return Ok(None),
         Err(ServerStartError::Failed(why)) => return Err(Error::config(why)),
@@ -92,8 +97,8 @@ fn measure_server(
         })
     };
     let warm_up = plan.duration.min(Duration::from_secs(1)) / 2;
-    // On connections of their own, so that nobody is behind one that waits already.
-    let light = load::LoadPlan {
+    // New connections, so that no request waits behind another on its connection.
+    let measured = load::LoadPlan {
         connections: 1024,
         reconnect_each_request: true,
         rate: Some(LIGHT_REQUESTS_PER_SECOND),
@@ -101,12 +106,12 @@ fn measure_server(
         warm_up,
         ..load("/")?
     };
-    let heavy = heavy.map(load).transpose()?.map(|heavy| load::LoadPlan {
+    let background = background.map(load).transpose()?.map(|background| load::LoadPlan {
         connections: COMPUTING_CLIENTS,
         duration: plan.duration + warm_up,
         warm_up: Duration::ZERO,
-        ..heavy
+        ..background
     });
-    let (report, was_interrupted) = run_concurrent_loads(&light, heavy, signals);
+    let (report, was_interrupted) = run_concurrent_loads(&measured, background, signals);
     if was_interrupted { Ok(None) } else { report.map(Some) }
 }

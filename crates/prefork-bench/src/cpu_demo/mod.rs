@@ -1,11 +1,11 @@
-//! The lesson as an experiment: `prefork demo cpu`.
+//! The demonstration of CPU-bound work: `prefork demo cpu`.
 //!
-//! One event loop serves thousands of connections that wait, and one request that computes freezes them all. Threads in a
-//! bounded pool take that work off the loop; processes spread the serving. Here all of it is done on this machine: the
-//! same work in sequence, on threads, in a pool and in processes ([`compute_timing`]); what making a thread or a process costs
-//! beside using one that waits ([`creation_cost`]); and what other clients notice of it ([`latency_under_load`]).
+//! One event loop serves thousands of waiting connections, but one request that computes blocks them all. The
+//! demo measures the ways out: the same work in sequence, on threads, in a pool and in processes
+//! ([`compute_timing`]); the cost of a new thread or process ([`creation_cost`]); and the latency that other
+//! clients see ([`latency_under_load`]).
 //!
-//! What can be killed by Ctrl-C without a trace comes first; the servers of the last part end with their part.
+//! The last part starts servers, and stops them even if a signal ends it.
 
 mod compute_process;
 mod compute_timing;
@@ -20,31 +20,31 @@ pub use report::CpuDemoReport;
 
 use tokio_prefork::Result;
 
-/// How often the work is done.
+/// Number of jobs in each timing.
 const JOB_COUNT: u32 = 5;
 
-/// How much is done.
+/// How much work the demo does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuDemoPlan {
-    /// The number that is computed five times.
+    /// Fibonacci number that is computed five times.
     pub computed_fib: u64,
-    /// The number that clients ask a server for.
+    /// Fibonacci number that clients request from a server.
     pub requested_fib: u64,
-    /// How long each server is measured.
+    /// Length of the measurement of each server.
     pub duration: Duration,
-    /// How often a thread and a process are made.
+    /// How many threads and processes are created to measure their cost.
     pub creation_samples: u32,
 }
 
 impl CpuDemoPlan {
-    /// About three minutes.
+    /// The plan of about three minutes.
     pub const FULL: CpuDemoPlan = CpuDemoPlan {
         computed_fib: 45,
         requested_fib: 40,
         duration: Duration::from_secs(10),
         creation_samples: 300,
     };
-    /// About 20 seconds.
+    /// The plan of about 20 seconds.
     pub const QUICK: CpuDemoPlan = CpuDemoPlan {
         computed_fib: 38,
         requested_fib: 36,
@@ -53,7 +53,7 @@ impl CpuDemoPlan {
     };
 }
 
-/// Does it all. `fib` is what computes, here and in the server; `report_step` is told what begins.
+/// Runs the demo. `fib` computes, here and in the server; `report_step` is called when a step begins.
 ///
 /// # Errors
 /// The system refuses a process, a thread or a server.
@@ -63,8 +63,8 @@ pub fn run_cpu_demo(
     mut report_step: impl FnMut(&str),
 ) -> Result<CpuDemoReport> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    // Forks come first: a process that forks has one thread.
-    report_step("what a thread and a process cost");
+    // Before any thread exists: only a single-threaded process may fork.
+    report_step("cost of a new thread and a new process");
     let creating = creation_cost::measure_creation_costs(plan.creation_samples, fib)?;
     let computing =
         compute_timing::measure_compute_timings(plan.computed_fib, fib, cores, &mut report_step)?;

@@ -1,4 +1,4 @@
-//! What came out, and what it says. Pure.
+//! The report of the CPU demo, as data and as text.
 
 use std::fmt::Write;
 
@@ -11,18 +11,18 @@ use super::latency_under_load::LatencyUnderLoad;
 use crate::report_format::text_table::{format_micros, write_table};
 use tokio_prefork::exit;
 
-/// A whole experiment.
+/// Report of the CPU demo.
 #[derive(Debug, Serialize)]
 pub struct CpuDemoReport {
     version: &'static str,
     cores: usize,
-    /// The number that was computed, and the one that the servers were asked for.
+    /// Fibonacci number of the timings, and of the requests.
     fib: u64,
     asked: u64,
     computing: Vec<ComputeTiming>,
     creating: Vec<CreationCost>,
     serving: Vec<LatencyUnderLoad>,
-    /// Whether nothing is missing because of a signal.
+    /// Whether no signal ended it early.
     complete: bool,
     reading: String,
 }
@@ -53,16 +53,18 @@ impl CpuDemoReport {
         report
     }
 
+    /// Formats the report as JSON.
     pub fn to_json(&self) -> String {
         // Numbers and texts only: this cannot fail.
         serde_json::to_string_pretty(self).unwrap_or_default()
     }
 
-    /// 0, or 1 if something is missing.
+    /// Returns the exit status: 0, or 1 if a signal ended it early.
     pub fn exit_status(&self) -> u8 {
         if self.complete { exit::OK } else { exit::FAILURE }
     }
 
+    /// Formats the report as text for a terminal.
     pub fn to_table(&self) -> String {
         let head = |words: [&str; 4]| words.map(str::to_string);
         let mut text = String::new();
@@ -103,13 +105,13 @@ impl CpuDemoReport {
         text + &self.reading + "\n"
     }
 
-    /// The figures in words: what this machine has shown, and not what others have.
+    /// Describes what the figures show on this machine.
     fn interpret(&self) -> String {
         let mut said = Vec::new();
         if let [_, threads, pool, processes] = &self.computing[..] {
             said.push(format!(
-                "On {} cores the same work took {:.2} of its time on threads, {:.2} in the pool (whole batches: {:.2} \
-                 at best) and {:.2} in processes: {}.",
+                "On {} cores the same work took {:.2} of its time on threads, {:.2} in the pool (at best {:.2}, with \
+                 whole batches) and {:.2} in processes: {}.",
                 self.cores,
                 threads.ratio,
                 pool.ratio,
@@ -126,8 +128,8 @@ impl CpuDemoReport {
         }
         if let [thread, forked, fresh] = &self.creating[..] {
             said.push(format!(
-                "A new thread costs {}, a forked process {}, a fresh program {}; one that waits has its answer ready after \
-                 {} or {}, so what is needed often should be made once.",
+                "A new thread costs {}, a forked process {}, a fresh program {}; a waiting one answers after \
+                 {} or {}, so create what you need often only once.",
                 format_micros(thread.new_us).trim(),
                 format_micros(forked.new_us).trim(),
                 format_micros(fresh.new_us).trim(),
@@ -138,15 +140,15 @@ impl CpuDemoReport {
         if let [idle, on_loop, pool, processes] = &self.serving[..] {
             let freezes = on_loop.ratio > 10.0 && on_loop.ratio > 3.0 * pool.ratio;
             said.push(format!(
-                "While two clients had numbers computed, the p99 of / went from {} to {} with the work on the loop, to {} \
+                "While two clients requested numbers, the p99 of / went from {} to {} with the work on the event loop, to {} \
                  in the pool and to {} over processes: {}.",
                 format_micros(idle.p99).trim(),
                 format_micros(on_loop.p99).trim(),
                 format_micros(pool.p99).trim(),
                 format_micros(processes.p99).trim(),
                 match freezes {
-                    true => "one request that computes freezes its loop for all others, and a pool does not",
-                    false => "too little work to freeze the loop, or a machine too busy to show it",
+                    true => "one request that computes blocks its event loop for all others, and a pool does not",
+                    false => "too little work to block the event loop, or too busy a machine",
                 }
             ));
         }
@@ -154,7 +156,7 @@ impl CpuDemoReport {
     }
 }
 
-/// Names to the left, figures to the right.
+/// Writes a table whose first column is left-aligned, and an empty line.
 fn write_section<const N: usize>(text: &mut String, rows: &mut [[String; N]]) {
     let width = rows.iter().map(|row| row[0].chars().count()).max().unwrap_or(0);
     rows.iter_mut().for_each(|row| row[0] = format!("{:width$}", row[0]));
@@ -194,9 +196,11 @@ mod tests {
     }
 
     #[test]
-    fn the_reading_says_what_the_figures_say() {
+    fn the_description_matches_the_figures() {
         let usual = report(5_000.0);
-        for words in ["equally well", "p99 of / went from 100 us to 500 ms", "freezes its loop"] {
+        for words in
+            ["equally well", "p99 of / went from 100 us to 500 ms", "blocks its event loop"]
+        {
             assert!(usual.reading.contains(words), "{words}: {}", usual.reading);
         }
         assert!(report(2.0).reading.contains("too little work"), "{}", report(2.0).reading);
@@ -206,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_that_was_cut_short_says_so() {
+    fn an_incomplete_report_says_so() {
         let mut cut = report(5_000.0);
         cut.complete = false;
         assert!(cut.to_table().contains("PARTIAL"));
@@ -214,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_that_failed_are_told_of() {
+    fn failed_requests_are_reported() {
         let mut report = report(5_000.0);
         assert!(!report.to_table().contains("FAILED"));
         report.serving[1].failed = 17;

@@ -1,4 +1,4 @@
-//! The place of one connection: its socket, what is on the way on it, and what is still to be written.
+//! One connection of the load: its socket, requests in flight, and bytes still to write.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -10,35 +10,35 @@ use socket2::Socket;
 use super::counters::RequestFailure;
 use super::http_response::ResponseReader;
 
-/// Each change is told once, which saves a call for every request.
+/// Edge-triggered reading, which saves an epoll call per request.
 pub(crate) const EDGE_TRIGGERED: EpollFlags =
     EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP).union(EpollFlags::EPOLLET);
 
-/// A connection, or the room for one.
+/// A connection to the server; `socket` is `None` between two connections.
 #[derive(Debug)]
 pub(crate) struct LoadConnection {
     pub(crate) socket: Option<Socket>,
     registered: bool,
-    /// Told when there is room to write.
+    /// Whether epoll also reports writability.
     wants_writable: bool,
-    /// In the list of those that have nothing to do.
+    /// Whether it is in the list of idle connections.
     pub(crate) is_idle: bool,
-    /// Requests on the way, oldest first.
+    /// Requests in flight, oldest first.
     pub(crate) in_flight: VecDeque<PendingRequest>,
-    /// Bytes of them that are not written yet, and where in the requests they begin.
+    /// Bytes of requests that are not yet written.
     pub(crate) unsent_bytes: usize,
     write_offset: usize,
     pub(crate) response_reader: ResponseReader,
-    /// The process that answered last, as its place in the tally.
+    /// Index of the process that answered last, in the thread's counters.
     pub(crate) process_index: Option<usize>,
 }
 
-/// A request on the way, in nanoseconds of the round.
+/// A request in flight; times are nanoseconds since the start of the round.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PendingRequest {
-    /// When it was to be sent.
+    /// When it was due.
     pub(crate) due: u64,
-    /// When it was.
+    /// When it was sent.
     pub(crate) sent_at: u64,
 }
 
@@ -57,8 +57,9 @@ impl LoadConnection {
         }
     }
 
-    /// Writes what is owed, as far as there is room, and sees to it that more room is noticed. `requests` is
-    /// the request of `request_len` bytes, over and over.
+    /// Writes unsent bytes until the socket is full, and registers for writability if some remain.
+    ///
+    /// `requests` holds the request of `request_len` bytes several times over; `at` is the epoll token.
     pub(crate) fn write_requests(
         &mut self,
         requests: &[u8],
@@ -92,10 +93,10 @@ impl LoadConnection {
     }
 }
 
-/// What an error of the kernel means for a request.
+/// Returns the failure that an I/O error means for a request.
 pub(crate) fn io_error_kind(error: &io::Error) -> RequestFailure {
     match error.raw_os_error().map(Errno::from_raw) {
-        // A Unix socket whose queue is full says EAGAIN to a connect that does not wait.
+        // A nonblocking connect to a Unix socket with a full accept queue returns EAGAIN.
         Some(Errno::ECONNREFUSED | Errno::ENOENT | Errno::EAGAIN) => RequestFailure::Refused,
         Some(Errno::ECONNRESET | Errno::EPIPE) => RequestFailure::Reset,
         Some(Errno::ETIMEDOUT) => RequestFailure::TimedOut,

@@ -1,76 +1,76 @@
-//! What was counted: by one thread for itself, then put together. Pure; times are nanoseconds.
+//! Counters of responses, failures and latencies: one set per thread, merged after a round. Times are
+//! nanoseconds.
 
 use hdrhistogram::Histogram;
 
 use crate::chaos::{AffectedRequest, FaultEffect};
 
-/// Width of a bar of the timeline.
+/// Width of a bin of the timeline: 100 ms.
 pub(crate) const TIMELINE_BIN_NANOS: u64 = 100_000_000;
-/// Processes that are told apart in one run; the others are one sum, so that a target that invents pids costs
-/// no memory.
+/// Processes counted separately. A server that invents pids would otherwise use unlimited memory.
 const MAX_TRACKED_PROCESSES: usize = 1024;
 
-/// Requests whose fate one thread notes down one by one.
+/// Affected requests that one thread keeps individually.
 const MAX_AFFECTED_REQUESTS: usize = 100_000;
 
 /// Why a request has no response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RequestFailure {
-    /// Nobody listens.
+    /// The connection was refused.
     Refused,
     /// The connection was reset.
     Reset,
     /// The connection ended before the response did.
     ClosedEarly,
-    /// The response was not complete in time.
+    /// The response did not arrive in time.
     TimedOut,
-    /// What came is not HTTP.
+    /// The response is not HTTP.
     Malformed,
-    /// This machine had no port, descriptor or memory for the connection.
+    /// This machine had no port, file descriptor or memory for the connection.
     Local,
-    /// The response has more header fields than the bench reads.
+    /// The response has more header fields than the parser allows.
     TooManyFields,
-    /// The head of the response is larger than the bench reads.
+    /// The head of the response is larger than the parser allows.
     HeadTooLarge,
-    /// A chunk's size with its extensions, or the trailers, are longer than the bench reads.
+    /// The size line of a chunk, or the trailers, are longer than the parser allows.
     ChunkLineTooLong,
 }
 
-/// How many kinds of [`RequestFailure`] there are.
+/// Number of kinds of [`RequestFailure`].
 pub(crate) const REQUEST_FAILURE_KINDS: usize = 9;
 
 /// Everything counted in one round, or by one thread of it.
 #[derive(Debug, Clone)]
 pub(crate) struct LoadCounters {
-    /// From the moment a request was due to the end of its response.
+    /// Latency from the due time of a request to the end of its response.
     pub(crate) latency: Histogram<u64>,
     /// Responses by the first digit of their status.
     pub(crate) status_classes: [u64; 6],
-    /// Requests without a response, by [`RequestFailure`].
+    /// Requests without a response, indexed by [`RequestFailure`].
     pub(crate) failures: [u64; REQUEST_FAILURE_KINDS],
-    /// Requests that were due before the measuring began: answered, and failed.
+    /// Requests due in the warm-up: answered, and failed.
     pub(crate) warm_up: [u64; 2],
-    /// Requests that an early end left without an answer.
+    /// Requests in flight when the round was abandoned.
     pub(crate) abandoned: u64,
-    /// Responses that were complete within the time measured, whenever they were due.
+    /// Responses completed within the measurement, whenever they were due.
     pub(crate) completed_in_time: u64,
-    /// Bytes of those responses.
+    /// Bytes of the responses in `completed_in_time`.
     pub(crate) bytes: u64,
-    /// Connections that were opened, warm-up included.
+    /// Opened connections, warm-up included.
     pub(crate) connections_opened: u64,
-    /// What each process did.
+    /// Counters of each process.
     pub(crate) processes: Vec<ProcessCounters>,
-    /// Responses of processes beyond those.
+    /// Responses of processes beyond [`MAX_TRACKED_PROCESSES`].
     pub(crate) untracked_responses: u64,
-    /// Responses and failures in each [`TIMELINE_BIN_NANOS`] of the time measured.
+    /// Responses and failures in each bin of [`TIMELINE_BIN_NANOS`] of the measurement.
     pub(crate) timeline_bins: Vec<[u64; 2]>,
-    /// Requests that did not go well, if something is done to the target.
+    /// Affected requests; empty without fault injection.
     pub(crate) affected: Vec<AffectedRequest>,
-    /// Those that there was no room for among them.
+    /// Number of affected requests beyond [`MAX_AFFECTED_REQUESTS`].
     pub(crate) unlisted_affected: u64,
 }
 
-/// What one process did.
+/// Counters of one process.
 #[derive(Debug, Clone)]
 pub(crate) struct ProcessCounters {
     pub(crate) pid: u32,
@@ -99,8 +99,9 @@ impl LoadCounters {
         }
     }
 
-    /// A response that counts, after `latency`. `known` is the place of its process among `processes` if the
-    /// connection was answered by one before; the place of this one is returned.
+    /// Records a response after `latency` and returns the index of its process in `processes`.
+    ///
+    /// `known` is the index of the process that answered before on this connection.
     pub(crate) fn record_response(
         &mut self,
         status: u16,
@@ -123,7 +124,7 @@ impl LoadCounters {
         Some(at)
     }
 
-    /// One more response or failure, so long after the measuring began.
+    /// Adds a response or failure to the timeline, `after` nanoseconds into the measurement.
     pub(crate) fn record_timeline(&mut self, after: u64, failed: bool) {
         let bin = (after / TIMELINE_BIN_NANOS) as usize;
         if self.timeline_bins.len() <= bin {
@@ -136,7 +137,7 @@ impl LoadCounters {
         self.failures[why as usize] += 1;
     }
 
-    /// A request that did not go well from `from` to `until`, at the process with this place among `processes`.
+    /// Records an affected request of the process with index `process`.
     pub(crate) fn record_affected(
         &mut self,
         effect: FaultEffect,
@@ -151,7 +152,7 @@ impl LoadCounters {
         }
     }
 
-    /// Where the figures of `pid` are; `None` if there are too many others.
+    /// Returns the index of `pid` in `processes`, adding it if needed; `None` if there are too many.
     fn process_index(&mut self, pid: u32) -> Option<usize> {
         if let Some(at) = self.processes.iter().position(|share| share.pid == pid) {
             return Some(at);
@@ -168,7 +169,7 @@ impl LoadCounters {
         Some(self.processes.len() - 1)
     }
 
-    /// Adds what another thread or round counted.
+    /// Adds the counters of another thread or round.
     pub(crate) fn merge(&mut self, other: &LoadCounters) {
         add_histogram(&mut self.latency, &other.latency);
         add_arrays(&mut self.status_classes, &other.status_classes);
@@ -200,23 +201,23 @@ impl LoadCounters {
         }
     }
 
-    /// Responses that count.
+    /// Returns the number of responses to requests due in the measurement.
     pub(crate) fn responses(&self) -> u64 {
         self.status_classes.iter().sum()
     }
 
-    /// Requests that count and got no response.
+    /// Returns the number of requests due in the measurement without a response.
     pub(crate) fn failed_requests(&self) -> u64 {
         self.failures.iter().sum()
     }
 
-    /// Responses whose status says that something went wrong.
+    /// Returns the number of responses with a status of 400 or more.
     pub(crate) fn error_statuses(&self) -> u64 {
         self.status_classes[4] + self.status_classes[5]
     }
 }
 
-/// From 100 ns, as large as need be, with so many significant digits.
+/// Creates a histogram from 100 ns up, with the given number of significant digits; it grows as needed.
 fn new_histogram(digits: u8) -> Histogram<u64> {
     let mut histogram = match Histogram::new_with_bounds(100, 1_000_000_000, digits) {
         Ok(histogram) => histogram,
@@ -226,9 +227,9 @@ fn new_histogram(digits: u8) -> Histogram<u64> {
     histogram
 }
 
-/// Not `saturating_record`, which never grows: it would call all that takes longer than a second a second.
+/// Records a latency. Not `saturating_record`, which never grows and caps values at one second.
 fn record_latency(histogram: &mut Histogram<u64>, latency: u64) {
-    // Only a histogram that may not grow refuses.
+    // Only a histogram of fixed size can refuse a value.
     let recorded = histogram.record(latency);
     debug_assert!(recorded.is_ok());
 }
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn latencies_beyond_a_second_are_kept_as_they_are() {
+    fn latencies_over_one_second_are_not_capped() {
         let (mut one, mut all) = (LoadCounters::new(), LoadCounters::new());
         one.record_response(200, 25_000_000_000, Some(7), None);
         all.merge(&one);
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_invents_processes_costs_no_memory() {
+    fn the_number_of_tracked_processes_is_limited() {
         let mut counters = LoadCounters::new();
         for pid in 0..MAX_TRACKED_PROCESSES as u32 + 5 {
             counters.record_response(200, 1, Some(pid), None);
@@ -285,7 +286,7 @@ mod tests {
         );
     }
 
-    /// Latency, pid, whether it failed.
+    /// Generates latency, pid, and whether the request failed.
     fn request_results() -> impl Strategy<Value = Vec<(u64, Option<u32>, bool)>> {
         let one = (0u64..1_000_000_000_000, prop::option::of(1u32..5), any::<bool>());
         prop::collection::vec(one, 0..60)
@@ -305,7 +306,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn merging_is_counting_together(a in request_results(), b in request_results()) {
+        fn merged_counters_equal_counters_of_all_requests(a in request_results(), b in request_results()) {
             let mut merged = count_results(&a);
             merged.merge(&count_results(&b));
             let together = count_results(&[a, b].concat());

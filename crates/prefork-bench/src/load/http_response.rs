@@ -1,23 +1,23 @@
-//! Responses of HTTP/1 as they come in pieces: where each one ends, and what is wanted of it. Pure.
+//! Incremental parser of HTTP/1 responses: finds the end of each response and the pid it names.
 
-/// Bytes of the largest head that is read: four times what browsers and curl read.
+/// Largest response head, in bytes: four times the limit of browsers and curl.
 const MAX_HEAD_SIZE: usize = 1 << 20;
-/// Header fields that are read.
+/// Most header fields of a response.
 const MAX_HEADER_FIELDS: usize = 4096;
-/// Header fields that are read without allocating memory.
+/// Header fields parsed without a heap allocation.
 const STACK_HEADER_FIELDS: usize = 64;
-/// As much of a body as may say who handled the request.
+/// Bytes kept from the start of a body, to find `Handled by PID n` in it.
 const BODY_PREFIX_LEN: usize = 32;
-/// Bytes of the longest line of a chunked body that is no data, and of all trailers.
+/// Longest size line of a chunk, and longest trailers, in bytes.
 const MAX_CHUNK_LINE_SIZE: usize = 64 * 1024;
 
-/// One response, read to its end.
+/// A response, read to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ParsedResponse {
     pub(crate) status: u16,
     /// Whether another request may follow on its connection.
     pub(crate) can_reuse_connection: bool,
-    /// The process that says it has answered.
+    /// The pid that the response names.
     pub(crate) pid: Option<u32>,
     /// Bytes of head and body.
     pub(crate) bytes: u64,
@@ -26,24 +26,24 @@ pub(crate) struct ParsedResponse {
 /// Why a response cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ResponseError {
-    /// What came is not HTTP.
+    /// The response is not HTTP.
     Malformed,
     /// It has more than [`MAX_HEADER_FIELDS`] header fields.
     TooManyFields,
     /// Its head is larger than [`MAX_HEAD_SIZE`].
     HeadTooLarge,
-    /// A line of the chunked body, or its trailers, is longer than [`MAX_CHUNK_LINE_SIZE`].
+    /// The size line of a chunk, or the trailers, exceed [`MAX_CHUNK_LINE_SIZE`].
     ChunkLineTooLong,
 }
 
 use ResponseError::Malformed;
 
-/// What is known before anything comes.
+/// What the parser must know about the request.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ResponseExpectations {
-    /// Responses have no body, whatever they say: the method is HEAD.
+    /// Whether the method is HEAD, so that responses have no body.
     pub(crate) is_head_request: bool,
-    /// The field that tells the process.
+    /// Header field with the pid; `None` searches the body.
     pub(crate) pid_header: Option<String>,
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct ResponseExpectations {
 #[derive(Debug)]
 pub(crate) struct ResponseReader {
     state: ResponseReaderState,
-    /// The beginning of a head that has not come whole, or of a line of a chunked body.
+    /// Incomplete head, or incomplete line of a chunked body.
     partial: Vec<u8>,
     response: ParsedResponse,
     body_prefix: [u8; BODY_PREFIX_LEN],
@@ -63,11 +63,11 @@ pub(crate) struct ResponseReader {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ResponseReaderState {
     Head,
-    /// So many bytes of body are left.
+    /// Remaining bytes of the body.
     BodyLength(u64),
-    /// A line with the size of a chunk is next.
+    /// The size line of a chunk is next.
     ChunkSize,
-    /// So many bytes of a chunk are left, the line end behind it included.
+    /// Remaining bytes of a chunk, with the CR LF behind it.
     ChunkData(u64),
     /// Trailers, up to an empty line.
     Trailers,
@@ -91,8 +91,8 @@ impl ResponseReader {
         }
     }
 
-    /// Takes what has come: how many bytes of it were used, and the response that ended with them. Without one,
-    /// all were used.
+    /// Parses received bytes. Returns how many it used, and the response that ended with them; without one it
+    /// used all.
     pub(crate) fn read_bytes(
         &mut self,
         bytes: &[u8],
@@ -109,12 +109,12 @@ impl ResponseReader {
         Ok((used, None))
     }
 
-    /// The connection has ended: the response that ended with it, if one did.
+    /// Returns the response that ends with the connection, if there is one.
     pub(crate) fn finish_at_eof(&mut self) -> Option<ParsedResponse> {
         (self.state == ResponseReaderState::UntilClose).then(|| self.take_response())
     }
 
-    /// Bytes taken, and whether the response is over.
+    /// Parses one step. Returns the used bytes, and whether the response is complete.
     fn advance(
         &mut self,
         bytes: &[u8],
@@ -129,7 +129,7 @@ impl ResponseReader {
             }
             ResponseReaderState::UntilClose => Ok((self.read_body(bytes, u64::MAX), false)),
             ResponseReaderState::ChunkData(left) => {
-                // The line end behind the data counts as body only in the number of bytes.
+                // The CR LF behind the data is not kept as part of the body prefix.
                 let taken = match left {
                     0..=2 => self.read_chunk_end(bytes, left)?,
                     _ => self.read_body(bytes, left - 2),
@@ -171,7 +171,7 @@ impl ResponseReader {
             };
         self.partial.clear();
         self.response.bytes += length as u64;
-        // 100 Continue and the like come before the response; 101 ends HTTP on this connection.
+        // 1xx responses come before the final one; 101 ends HTTP on the connection.
         if (100..200).contains(&status) && status != 101 {
             return Ok((length - before, false));
         }
@@ -182,7 +182,7 @@ impl ResponseReader {
         Ok((length - before, state == ResponseReaderState::BodyLength(0)))
     }
 
-    /// Takes up to `left` bytes of the body.
+    /// Reads up to `left` bytes of the body.
     fn read_body(&mut self, bytes: &[u8], left: u64) -> usize {
         let taken = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
         let wanted = (BODY_PREFIX_LEN - self.body_prefix_len).min(taken);
@@ -193,7 +193,7 @@ impl ResponseReader {
         taken
     }
 
-    /// Takes the CR LF behind the data of a chunk, of which `left` bytes are still to come.
+    /// Reads the CR LF behind a chunk, of which `left` bytes remain.
     fn read_chunk_end(&mut self, bytes: &[u8], left: u64) -> Result<usize, ResponseError> {
         let wanted = &b"\r\n"[2 - left.min(2) as usize..];
         let taken = bytes.len().min(wanted.len());
@@ -204,7 +204,7 @@ impl ResponseReader {
         Ok(taken)
     }
 
-    /// A line of a chunked body that is no data.
+    /// Reads the size line of a chunk, or a line of the trailers.
     fn read_chunk_line(&mut self, bytes: &[u8]) -> Result<(usize, bool), ResponseError> {
         let end = memchr::memchr(b'\n', bytes);
         let taken = end.map_or(bytes.len(), |at| at + 1);
@@ -245,10 +245,10 @@ impl ResponseReader {
     }
 }
 
-/// How the body ends, whether the connection stays, and who the fields say has answered.
+/// State for the body, whether the connection can be reused, and the pid from the header fields.
 type ResponseFraming = (ResponseReaderState, bool, Option<u32>);
 
-/// The length of a head, its status and its framing; `None` if it has not come whole.
+/// Parses a head: its length, status and framing; `None` if it is incomplete.
 fn parse_head(
     bytes: &[u8],
     expectations: &ResponseExpectations,
@@ -271,7 +271,7 @@ fn parse_head_with_fields<'b>(
 ) -> Result<Option<(usize, u16, ResponseFraming)>, ResponseError> {
     let mut response = httparse::Response::new(fields);
     let mut config = httparse::ParserConfig::default();
-    // What servers of old send is not what a bench is to judge.
+    // Old servers send these, and the load generator does not judge conformance.
     config
         .allow_obsolete_multiline_headers_in_responses(true)
         .allow_spaces_after_header_name_in_responses(true);
@@ -297,13 +297,13 @@ fn response_framing(
     expectations: &ResponseExpectations,
 ) -> Result<ResponseFraming, ResponseError> {
     let (mut length, mut pid) = (None, None);
-    // The last coding of all Transfer-Encoding fields, which are one list.
+    // The last coding of all Transfer-Encoding fields, which form one list.
     let mut coding: Option<&[u8]> = None;
     let (mut says_close, mut says_keep) = (false, false);
     for field in fields {
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
         if is("content-length") {
-            // Equal ones count as one (RFC 9110, 8.6).
+            // Equal lengths count as one (RFC 9110, 8.6).
             for one in field.value.split(|b| *b == b',') {
                 let one = parse_decimal(one).ok_or(Malformed)?;
                 if length.replace(one).is_some_and(|before| before != one) {
@@ -325,18 +325,18 @@ fn response_framing(
         (_, Some(coding), _) if list_contains_token(coding, "chunked") => {
             ResponseReaderState::ChunkSize
         }
-        // Another coding than chunked says nothing about where the body ends.
+        // A coding other than chunked does not say where the body ends.
         (_, Some(_), _) => ResponseReaderState::UntilClose,
         (_, _, Some(length)) => ResponseReaderState::BodyLength(length),
         _ => ResponseReaderState::UntilClose,
     };
-    // Both lengths, or chunks of HTTP/1.0, are framing that the next response may not be trusted to (RFC 9112, 6.1).
+    // With both lengths, or chunks in HTTP/1.0, the connection must not be reused (RFC 9112, 6.1).
     let doubtful = coding.is_some() && (is_http_1_0 || length.is_some());
     let can_reuse_connection = !says_close && !doubtful && (!is_http_1_0 || says_keep);
     Ok((state, can_reuse_connection, pid))
 }
 
-/// Digits and nothing else, not even a sign.
+/// Parses decimal digits; unlike `str::parse`, rejects a sign.
 fn parse_decimal(value: &[u8]) -> Option<u64> {
     let digits = value.trim_ascii();
     let are_digits = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
@@ -348,7 +348,7 @@ fn list_contains_token(value: &[u8], word: &str) -> bool {
     words.any(|given| given.trim_ascii().eq_ignore_ascii_case(word.as_bytes()))
 }
 
-/// The process in a body that begins with `Handled by PID 4711`.
+/// Parses the pid in a body that starts with `Handled by PID 4711`.
 fn parse_body_pid(body_prefix: &[u8]) -> Option<u32> {
     let rest = body_prefix.strip_prefix(b"Handled by PID ")?;
     let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();

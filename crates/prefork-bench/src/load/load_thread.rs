@@ -1,5 +1,5 @@
-//! One thread of the load: its connections on one epoll, and when each of them sends. What a connection brings is
-//! dealt with in `news.rs`.
+//! One thread of the load: its connections on one epoll instance, when each sends, and how it counts
+//! responses.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -17,15 +17,15 @@ use super::round_state::RoundState;
 use super::target_url::ServerAddress;
 use crate::chaos::FaultEffect;
 
-/// How often limits are looked at.
+/// Longest wait for events, and interval between checks for timed-out requests.
 const EPOLL_TIMEOUT_MS: u8 = 20;
-/// The name of the timer among the events.
+/// Epoll token of the timer.
 const TIMER_TOKEN: u64 = u64::MAX;
 
-/// How long a connection rests after a failure: who refuses is not asked a million times a second.
+/// How long a connection waits after a failure, so that a refusing server does not cause a busy loop.
 const RECONNECT_DELAY_NANOS: u64 = 10_000_000;
 
-/// What a response that cannot be read counts as.
+/// Maps an unreadable response to its kind of failure.
 fn response_error_kind(why: ResponseError) -> RequestFailure {
     match why {
         ResponseError::Malformed => RequestFailure::Malformed,
@@ -35,24 +35,24 @@ fn response_error_kind(why: ResponseError) -> RequestFailure {
     }
 }
 
-/// The connections of a thread.
+/// A load thread and its connections.
 pub(crate) struct LoadThread<'a> {
     plan: &'a LoadPlan,
     address: &'a ServerAddress,
     round: &'a RoundState,
-    /// The request, as often as it fits on the way, and the length of one.
+    /// The request, repeated as often as it fits into one write.
     requests: Vec<u8>,
     request_len: usize,
     expectations: ResponseExpectations,
     epoll: Epoll,
     connections: Vec<LoadConnection>,
-    /// Slots whose next request may be sent from then on, the earliest first.
+    /// When connections may send again, and their indices; earliest first.
     ready_queue: VecDeque<(u64, usize)>,
-    /// The open loop: its schedule, slots that have nothing to do, and the alarm for the next request.
+    /// Open loop only: the schedule, idle connections, and the timer of the next request.
     open: Option<(RequestSchedule, VecDeque<usize>, TimerFd)>,
-    /// Requests on the way.
+    /// Requests in flight.
     in_flight: usize,
-    /// Responses and failures that the others have not been told of.
+    /// Responses and failures not yet added to the progress of the round.
     unreported: [u64; 2],
     buffer: Vec<u8>,
     counters: LoadCounters,
@@ -89,7 +89,7 @@ impl<'a> LoadThread<'a> {
             address,
             round,
             request_len: request.len(),
-            // Enough for one write to fill the pipeline, unless a request is large.
+            // One write fills the pipeline, unless the request is large.
             requests: request.repeat(plan.pipeline_depth.min(64 * 1024 / request.len() + 1)),
             expectations: ResponseExpectations {
                 is_head_request: plan.method == "HEAD",
@@ -106,7 +106,7 @@ impl<'a> LoadThread<'a> {
         })
     }
 
-    /// Runs until the round is over and everything sent is answered or given up.
+    /// Runs until the round is over and every request is answered or given up.
     pub(crate) fn run(mut self) -> io::Result<LoadCounters> {
         let mut events = [EpollEvent::empty(); 256];
         let mut next_timeout_check = 0;
@@ -165,14 +165,14 @@ impl<'a> LoadThread<'a> {
                 return Ok(());
             }
             schedule.advance();
-            // The one that has rested longest, so that all take part.
+            // The longest idle connection, so that all take part.
             if let Some(connection) = idle.pop_front() {
                 self.send(connection, due, now, 1);
             }
         }
     }
 
-    /// Sends so many requests, over a new connection if there is none.
+    /// Sends `count` requests, over a new connection if there is none.
     fn send(&mut self, at: usize, due: u64, now: u64, count: usize) {
         let connection = &mut self.connections[at];
         connection
@@ -197,7 +197,7 @@ impl<'a> LoadThread<'a> {
         }
     }
 
-    /// What is on the way still, or was never sent though it was due, has no answer.
+    /// Records every request that is still in flight, or was due but never sent, as timed out or abandoned.
     fn record_unanswered(&mut self) {
         let now = self.round.now();
         let unsent = self
@@ -220,7 +220,7 @@ impl<'a> LoadThread<'a> {
 }
 
 impl LoadThread<'_> {
-    /// News of one connection.
+    /// Handles an epoll event of connection `at`.
     pub(crate) fn handle_event(&mut self, at: usize, flags: EpollFlags) {
         if flags.contains(EpollFlags::EPOLLOUT) && self.connections[at].unsent_bytes > 0 {
             let written = self.connections[at].write_requests(
@@ -233,7 +233,7 @@ impl LoadThread<'_> {
                 return self.fail_connection(at, why, self.round.now());
             }
         }
-        // Every edge is told once: one that says the end must be read to the end.
+        // Each edge is reported once: after a hang-up, read to the end of file.
         let to_the_end =
             flags.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR);
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -259,7 +259,7 @@ impl LoadThread<'_> {
         self.buffer = buffer;
     }
 
-    /// Uses what a connection has brought; `false` if that was its end.
+    /// Parses received bytes and sends the next requests; returns `false` if the connection ended.
     fn handle_bytes(&mut self, at: usize, bytes: &[u8], now: u64) -> bool {
         let (mut used, mut answered) = (0, 0);
         while used < bytes.len() {
@@ -347,12 +347,12 @@ impl LoadThread<'_> {
         self.fail_connection(at, RequestFailure::ClosedEarly, now);
     }
 
-    /// The connection is over. What was on the way has failed; that may be nothing.
+    /// Closes the connection and records its requests in flight, if any, as failed.
     pub(crate) fn fail_connection(&mut self, at: usize, why: RequestFailure, now: u64) {
         let connection = &mut self.connections[at];
         let lost = std::mem::take(&mut connection.in_flight);
         let (is_idle, process) = (connection.is_idle, connection.process_index);
-        // Closing it takes it off the epoll.
+        // Closing the socket removes it from the epoll instance.
         *connection = LoadConnection::new();
         connection.is_idle = true;
         self.in_flight -= lost.len();

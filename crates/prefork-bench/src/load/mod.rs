@@ -1,21 +1,18 @@
-//! A load generator that sees processes: `prefork bench`.
+//! The load generator of `prefork bench`.
 //!
-//! A [`LoadPlan`] says what is done to the target. Each round of it runs in threads of its own, [`load_thread::LoadThread`]s, each
-//! with its share of the connections on one epoll and nothing to wait for but the kernel; so it costs little beside
-//! the server on the same machine. What they count ([`counters`]) is put together when they have ended, and
-//! becomes a [`LoadReport`], which is printed as a table, as JSON, or as a page.
+//! Each round of a [`LoadPlan`] runs in several [`load_thread::LoadThread`]s, each with its share of the
+//! connections on one epoll instance. Their [`counters`] are merged into a [`LoadReport`].
 //!
-//! Two loops. *Closed*: a connection sends its next request when it has the answer to the one before, so that a
-//! slow server is asked less. *Open* (`--rate`): requests are due by a schedule ([`request_schedule`]) that nothing can change, and
-//! latency counts from the moment one was due, even if no connection was free to send it then. A server that
-//! stands still for a second shows up as up to a second in the latency of all that was due meanwhile, where a
-//! closed loop would show one slow request for each connection.
+//! *Closed loop* (default): a connection sends its next request when it has the response to the previous one,
+//! so a slow server gets fewer requests. *Open loop* (`--rate`): requests are due by a fixed
+//! [`request_schedule`], and latency counts from the due time even if no connection was free. A server that
+//! stalls for a second therefore shows up to a second of latency for every request due meanwhile; a closed
+//! loop shows one slow request per connection.
 //!
-//! A round is warm-up, then the time measured, then up to `--timeout` for what is on the way. What counts is what was
-//! due in the time measured, so every request is in the figures once: answered, failed by kind, or (after a
-//! second Ctrl-C) abandoned.
+//! A round is warm-up, measurement, then up to `--timeout` for requests in flight. Every request due in the
+//! measurement counts once: answered, failed by kind, or (after a second Ctrl-C) abandoned.
 //!
-//! Nothing is read from the target but its responses and, if it runs on this machine, `/proc`.
+//! The generator reads nothing from the server but its responses and, for a server on this machine, `/proc`.
 
 mod connection;
 pub(crate) mod counters;
@@ -48,48 +45,49 @@ use round_state::RoundState;
 use target_url::ServerAddress;
 use tokio_prefork::{Error, Result};
 
-/// How often somebody who looks on is told.
+/// How often `on_progress` is called.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
-/// Descriptors that are not connections.
+/// File descriptors kept free for other uses than connections.
 const RESERVED_FILE_DESCRIPTORS: u64 = 64;
 
-/// How far a run is.
+/// Progress of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadProgress {
-    /// The round, from 1.
+    /// Number of the round, from 1.
     pub round: usize,
-    /// Time since the round began, and how long it is to last, warm-up included.
+    /// Time since the round began, warm-up included.
     pub elapsed: Duration,
-    /// See `elapsed`.
+    /// Planned length of the round, warm-up included.
     pub total: Duration,
-    /// Responses per second since the last word.
+    /// Responses per second since the previous call.
     pub requests_per_second: f64,
-    /// Failures in this round.
+    /// Failed requests of this round so far.
     pub failed: u64,
 }
 
-/// What one round found.
+/// Result of one round.
 #[derive(Debug)]
 pub(crate) struct RoundResult {
     counters: LoadCounters,
     measured: Duration,
     usage: Option<ProcessTreeUsage>,
-    /// What was done to the target.
+    /// Faults injected in the round.
     injected: InjectedFaults,
 }
 
-/// Runs the plan to its end, or to SIGINT or SIGTERM, which end it early: the report then has what was measured.
-/// `on_progress` is told four times a second how far it is.
+/// Runs the plan to its end; SIGINT or SIGTERM ends it early, and the report then holds what was measured.
+///
+/// Calls `on_progress` four times a second.
 ///
 /// # Errors
-/// The plan makes no sense, nobody answers at the target, or the system refuses threads or descriptors.
+/// The plan is invalid, the target does not answer, or the system refuses threads or file descriptors.
 pub fn run_load(plan: &LoadPlan, mut on_progress: impl FnMut(LoadProgress)) -> Result<LoadReport> {
     plan.validate().map_err(Error::config)?;
     let files =
         raise_open_file_limit().map_err(|e| Error::system("raise the limit on open files", e))?;
     if plan.connections as u64 + RESERVED_FILE_DESCRIPTORS > files {
         return Err(Error::config(format!(
-            "--connections {}: only {files} files may be open here (ulimit -n)",
+            "--connections {}: the limit on open files is {files}; lower the count or raise `ulimit -n`",
             plan.connections
         )));
     }
@@ -121,7 +119,7 @@ pub fn run_load(plan: &LoadPlan, mut on_progress: impl FnMut(LoadProgress)) -> R
     Ok(LoadReport::from_rounds(plan, &address.listen_addr, rounds, own, ended_early))
 }
 
-/// User and system time of this process, in seconds.
+/// User and system CPU time of this process, in seconds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CpuTime {
     user: f64,
@@ -132,7 +130,7 @@ impl CpuTime {
     fn of_this_process() -> CpuTime {
         use nix::sys::resource::{UsageWho, getrusage};
         use nix::sys::time::TimeValLike;
-        // Asked for ourselves it does not fail.
+        // `getrusage` does not fail for RUSAGE_SELF.
         getrusage(UsageWho::RUSAGE_SELF).map_or(CpuTime { user: 0.0, system: 0.0 }, |usage| {
             CpuTime {
                 user: usage.user_time().num_microseconds() as f64 / 1e6,
@@ -146,7 +144,7 @@ impl CpuTime {
     }
 }
 
-/// One round, about to run.
+/// Runs one round of a plan.
 struct RoundRunner<'a> {
     plan: &'a LoadPlan,
     address: &'a ServerAddress,
@@ -156,19 +154,19 @@ struct RoundRunner<'a> {
 }
 
 impl RoundRunner<'_> {
-    /// The round, and whether it was ended early.
+    /// Returns the result of the round, and whether a signal ended it early.
     fn run(
         &mut self,
         signals: &mut SignalPipe,
         on_progress: &mut impl FnMut(LoadProgress),
     ) -> Result<(RoundResult, bool)> {
         let state = RoundState::new(self.plan);
-        let failed = |e: io::Error| Error::system("run a thread of the load", e);
+        let failed = |e: io::Error| Error::system("run a load thread", e);
         std::thread::scope(|scope| {
             let mut threads = Vec::new();
             for thread in 0..self.plan.thread_count() {
                 let thread = LoadThread::new(self.plan, self.address, &state, thread);
-                let thread = thread.map_err(|e| Error::system("make an epoll for the load", e))?;
+                let thread = thread.map_err(|e| Error::system("create a load thread", e))?;
                 let started = std::thread::Builder::new()
                     .name("bench".to_string())
                     .spawn_scoped(scope, move || thread.run());
@@ -181,7 +179,7 @@ impl RoundRunner<'_> {
             let is_over = || threads.iter().all(|thread| thread.is_finished());
             let watched = self.watch_round(&state, is_over, signals, on_progress);
             let (usage, injected, stopped) = watched.inspect_err(|_| {
-                // Nobody looks on any more, so the threads are not to go on for the rest of the round.
+                // Ends the threads at once: otherwise the scope would wait for the rest of the round.
                 state.stop();
                 state.stop();
             })?;
@@ -198,7 +196,7 @@ impl RoundRunner<'_> {
         })
     }
 
-    /// Looks on until it is over.
+    /// Samples the server, injects faults and reports progress until all threads have ended.
     fn watch_round(
         &self,
         state: &RoundState,
@@ -227,7 +225,7 @@ impl RoundRunner<'_> {
             } else if let Some(injector) = &mut injector {
                 injector
                     .inject_due(now)
-                    .map_err(|e| Error::system("do a fault to the target", e))?;
+                    .map_err(|e| Error::system("inject a fault into the target", e))?;
             }
             let elapsed = Duration::from_nanos(state.now());
             if elapsed >= reported_at + PROGRESS_INTERVAL {
@@ -253,12 +251,12 @@ impl RoundRunner<'_> {
             let wait = next.map_or(PROGRESS_INTERVAL, |at| {
                 Duration::from_nanos(at - now).min(PROGRESS_INTERVAL)
             });
-            // Once the end has come, it is over any moment.
+            // After the measurement the threads may end at any moment.
             let wait = if now >= state.measure_end() { Duration::from_millis(10) } else { wait };
             let watched: Vec<WatchedFd<'_>> =
                 signals.fd().into_iter().map(WatchedFd::readable).collect();
             poll::poll_fds(&watched, Some(wait))
-                .map_err(|e| Error::system("wait for the load", e))?;
+                .map_err(|e| Error::system("poll for signals during the load", e))?;
             for _ in signals.read_pending().map_err(|e| Error::system("read a signal", e))? {
                 state.stop();
                 stopped = true;

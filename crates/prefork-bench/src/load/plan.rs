@@ -1,62 +1,62 @@
-//! What is to be done to the target, checked before anything is: counts, times, and the bytes of a request.
+//! What load to put on a server: [`LoadPlan`], its limits, and the bytes of its request.
 
 use std::time::Duration;
 
 use super::target_url::TargetUrl;
 use crate::chaos::FaultPlan;
 
-/// Connections that one run may keep open.
+/// Most connections of one run.
 pub const MAX_CONNECTIONS: usize = 10_000;
-/// The longest round, warm-up or timeout.
+/// Longest duration, warm-up and timeout: one hour.
 const MAX_DURATION: Duration = Duration::from_secs(3600);
-/// The largest rate, in requests per second.
+/// Highest rate, in requests per second.
 const MAX_REQUESTS_PER_SECOND: u32 = 10_000_000;
 
-/// A load: so many connections, for so long, with this request.
+/// A load: connections, durations, and the request to send.
 #[derive(Debug, Clone)]
 pub struct LoadPlan {
-    /// Who is asked.
+    /// The URL to request.
     pub target: TargetUrl,
-    /// Connections in all.
+    /// Connections of all threads. Default 64.
     pub connections: usize,
-    /// Threads they are shared among.
+    /// Returns the number of threads that have at least one connection.
     pub threads: usize,
-    /// Requests per second that are due whatever becomes of earlier ones; `None`: each connection sends its
-    /// next request when it has the answer.
+    /// Requests due per second (open loop). `None`, the default: each connection sends its next request when
+    /// it has the response (closed loop).
     pub rate: Option<u32>,
-    /// A new connection for each request.
+    /// Whether each request opens a new connection. Default `false`.
     pub reconnect_each_request: bool,
-    /// Requests on the way on each connection.
+    /// Requests in flight on each connection. Default 1.
     pub pipeline_depth: usize,
-    /// The method of the request.
+    /// Method of the request. Default `GET`.
     pub method: String,
-    /// Fields of the request, as `Name: value`.
+    /// Header fields of the request, as `Name: value`.
     pub headers: Vec<String>,
-    /// The body of the request; `None`: it has none.
+    /// Body of the request; `None` sends none.
     pub body: Option<Vec<u8>>,
-    /// How long the load runs before anything counts.
+    /// Length of the load before the measurement. Default 1 s.
     pub warm_up: Duration,
-    /// How long a round is measured.
+    /// Length of the measurement in each round. Default 10 s.
     pub duration: Duration,
-    /// How often it is measured, with new connections each time.
+    /// Number of rounds, each with new connections. Default 1.
     pub rounds: usize,
-    /// How long an answer may take.
+    /// Longest wait for a response. Default 5 s.
     pub timeout: Duration,
-    /// The field of the response that tells the process; `None`: the body `Handled by PID n` does.
+    /// Response header field with the pid that answered; `None` reads the body `Handled by PID n`.
     pub pid_header: Option<String>,
-    /// What is done to the target while it is measured.
+    /// Faults to inject into the server during the measurement.
     pub faults: Option<FaultPlan>,
-    /// An answer that takes longer is late; counted only if something is done to the target.
+    /// Responses slower than this count as late; used only with `faults`. Default 100 ms.
     pub late_threshold: Duration,
 }
 
 impl LoadPlan {
-    /// Whether each connection waits for an answer before it asks again.
+    /// Returns whether each connection waits for a response before it sends the next request.
     pub(crate) fn is_closed_loop(&self) -> bool {
         self.rate.is_none() && self.pipeline_depth == 1
     }
 
-    /// The plan of `prefork bench URL`: 10 s, 64 connections, two threads.
+    /// Creates a plan with the defaults of `prefork bench URL`.
     pub fn new(target: TargetUrl) -> LoadPlan {
         LoadPlan {
             target,
@@ -78,10 +78,10 @@ impl LoadPlan {
         }
     }
 
-    /// Whether all of it makes sense together.
+    /// Checks the plan.
     ///
     /// # Errors
-    /// The value that does not, and what it may be.
+    /// Names the first invalid value and the valid ones.
     pub fn validate(&self) -> Result<(), String> {
         let within = |what: &str, value: usize, most: usize| match value {
             value if (1..=most).contains(&value) => Ok(()),
@@ -106,21 +106,21 @@ impl LoadPlan {
             faults.validate(self.duration)?;
         }
         if self.pipeline_depth > 1 && (self.reconnect_each_request || self.rate.is_some()) {
-            return Err("--pipeline is for kept connections without --rate".to_string());
+            return Err("--pipeline cannot be combined with --close or --rate".to_string());
         }
         if !is_http_token(&self.method) {
-            return Err(format!("{:?} is no method: give one as GET or POST", self.method));
+            return Err(format!("{:?} is not a method: give one like GET or POST", self.method));
         }
         if self.method == "CONNECT" {
-            return Err("CONNECT makes a tunnel, which is no request to measure".to_string());
+            return Err("the method CONNECT opens a tunnel and cannot be measured".to_string());
         }
         if let Some(name) = self.pid_header.as_ref().filter(|name| !is_http_token(name)) {
-            return Err(format!("--pids {name:?} is no name of a header: give one as X-Pid"));
+            return Err(format!("--pids {name:?} is not a header name: give one like X-Pid"));
         }
         self.headers.iter().try_for_each(|line| split_header(line).map(|_| ()))
     }
 
-    /// The bytes of one request.
+    /// Returns the bytes of one request.
     pub(crate) fn encode_request(&self) -> Vec<u8> {
         let has_header = |name: &str| {
             self.headers.iter().any(|line| {
@@ -160,12 +160,13 @@ impl LoadPlan {
         }
     }
 
-    /// Whether the method gives content a meaning, so that its absence is to be said (RFC 9110, 8.6).
+    /// Returns whether the method expects content, so that a missing body needs `Content-Length: 0` (RFC
+    /// 9110, 8.6).
     fn method_defines_content(&self) -> bool {
         ["POST", "PUT", "PATCH"].contains(&self.method.as_str())
     }
 
-    /// Connections of thread `thread`: as even as it goes.
+    /// Returns the number of connections of thread `thread`; they differ by at most one.
     pub(crate) fn thread_connections(&self, thread: usize) -> usize {
         (self.connections + self.thread_count() - 1 - thread) / self.thread_count()
     }
@@ -175,12 +176,12 @@ impl LoadPlan {
         self.threads.min(self.connections)
     }
 
-    /// How the connections are used, in a few words.
+    /// Describes the use of connections, for reports.
     pub(crate) fn describe_connections(&self) -> String {
         let kept = match (self.reconnect_each_request, self.pipeline_depth) {
             (true, _) => "a new connection for each request".to_string(),
             (false, 1) => "kept connections".to_string(),
-            (false, depth) => format!("kept connections with {depth} requests on the way"),
+            (false, depth) => format!("kept connections with {depth} requests in flight on each"),
         };
         match self.rate {
             Some(rate) => format!("{rate} requests/s are due, {kept}"),
@@ -189,9 +190,9 @@ impl LoadPlan {
     }
 }
 
-/// Name and value of `Name: value`.
+/// Splits `Name: value`.
 fn split_header(line: &str) -> Result<(&str, &str), String> {
-    let bad = || format!("{line:?} is no header: give one as \"Name: value\"");
+    let bad = || format!("{line:?} is not a header: give one like \"Name: value\"");
     let (name, value) = line.split_once(':').ok_or_else(bad)?;
     let value = value.trim();
     let visible = value.chars().all(|c| c == '\t' || !c.is_control());
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_has_what_it_needs_and_what_was_said() {
+    fn a_request_has_the_required_headers_and_the_given_ones() {
         assert_eq!(text(&plan()), "GET /a HTTP/1.1\r\nHost: h:1\r\n\r\n");
         let mut full = plan();
         full.reconnect_each_request = true;
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_method_that_takes_content_says_that_there_is_none() {
+    fn methods_with_content_send_content_length_zero_without_a_body() {
         for (method, says) in
             [("POST", true), ("PUT", true), ("PATCH", true), ("GET", false), ("DELETE", false)]
         {
@@ -241,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_user_says_wins_and_never_stands_beside_ours() {
+    fn given_headers_replace_the_default_ones() {
         for header in [
             "host: other",
             "CONNECTION: keep-alive",
@@ -259,7 +260,7 @@ mod tests {
             let heads = request.to_lowercase();
             let lines = heads.lines().filter(|line| line.starts_with(&name));
             assert_eq!(lines.collect::<Vec<_>>(), [header.to_lowercase()], "{request}");
-            // Both lengths would be two messages.
+            // Two lengths would allow two readings of the message.
             let lengths = ["content-length:", "transfer-encoding:"];
             let lengths = heads.lines().filter(|line| lengths.iter().any(|l| line.starts_with(l)));
             assert_eq!(lengths.count(), 1, "{request}");
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_are_shared_evenly_and_none_is_lost() {
+    fn connections_are_divided_evenly_among_threads() {
         let mut plan = plan();
         for (connections, threads) in [(1, 2), (2, 2), (7, 3), (64, 2), (10_000, 64)] {
             (plan.connections, plan.threads) = (connections, threads);
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_named() {
+    fn invalid_plans_name_the_wrong_value() {
         assert_eq!(plan().validate(), Ok(()));
         type LoadPlanChange = fn(&mut LoadPlan);
         let wrong: [(LoadPlanChange, &str); 11] = [
@@ -304,12 +305,12 @@ mod tests {
             (|p| p.timeout = Duration::ZERO, "--timeout 0ns: give 100ms"),
             (
                 |p| (p.pipeline_depth, p.reconnect_each_request) = (2, true),
-                "--pipeline is for kept",
+                "--pipeline cannot be combined",
             ),
-            (|p| p.method = "G T".to_string(), "no method"),
-            (|p| p.headers = vec!["X".to_string()], "no header"),
-            (|p| p.headers = vec!["X: a\r\nB: c".to_string()], "no header"),
-            (|p| p.pid_header = Some("a b".to_string()), "no name of a header"),
+            (|p| p.method = "G T".to_string(), "not a method"),
+            (|p| p.headers = vec!["X".to_string()], "not a header"),
+            (|p| p.headers = vec!["X: a\r\nB: c".to_string()], "not a header"),
+            (|p| p.pid_header = Some("a b".to_string()), "not a header name"),
         ];
         for (change, piece) in wrong {
             let mut plan = plan();

@@ -1,4 +1,4 @@
-//! What the processes of a target on this machine have used, read from `/proc`.
+//! CPU time, context switches and memory of the server's processes, read from `/proc`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,56 +8,56 @@ use serde::Serialize;
 use tokio_prefork::ListenAddr;
 use tokio_prefork::text::printable_bytes;
 
-/// Ticks per second in `/proc/PID/stat`, which the kernel promises to user space.
+/// Clock ticks per second in `/proc/PID/stat`, a fixed value in user space.
 const CLOCK_TICKS_PER_SECOND: f64 = 100.0;
 
-/// The tree of processes that serve one address.
+/// The processes that serve one address: one process and its descendants.
 #[derive(Debug)]
 pub(crate) struct ProcessTree {
     root: u32,
     name: String,
 }
 
-/// What a tree had used at one moment.
+/// Resource counts of a process tree at one moment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ProcessTreeSample {
-    /// User and system time of all, and of their children that are gone, in seconds.
+    /// User time of all processes and of their reaped children, in seconds.
     user: f64,
     system: f64,
-    /// Voluntary and involuntary context switches of each process, all threads together.
+    /// Voluntary and involuntary context switches of each process, all threads summed.
     switches: BTreeMap<u32, [u64; 2]>,
-    /// Memory, with what several processes share divided among them; `None` if we may not ask.
+    /// PSS of the whole tree before the measurement, in KiB; `None` if it cannot be read.
     pss_kib: Option<u64>,
 }
 
-/// What a tree used while it was measured.
+/// Resources that a process tree used during the measurement.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ProcessTreeUsage {
-    /// The process that the others descend from.
+    /// Pid of the root process.
     pub pid: u32,
-    /// Its name.
+    /// Name of the root process.
     pub name: String,
-    /// Processes in the tree at the end.
+    /// Number of processes at the end.
     pub processes: usize,
     /// User time in seconds.
     pub user_s: f64,
     /// System time in seconds.
     pub system_s: f64,
-    /// Context switches for want of something to do; of processes that were there at the end.
+    /// Voluntary context switches, of processes that existed at the end.
     pub voluntary: u64,
-    /// Context switches because another process was given the processor.
+    /// Involuntary context switches, of processes that existed at the end.
     pub involuntary: u64,
     /// PSS of the whole tree before, in KiB; none if it cannot be read.
     pub pss_before_kib: Option<u64>,
-    /// The same after.
+    /// PSS of the whole tree after the measurement, in KiB.
     pub pss_after_kib: Option<u64>,
 }
 
 impl ProcessTree {
-    /// The processes behind a listening socket of this machine.
+    /// Finds the processes behind a listening socket of this machine.
     pub(crate) fn find_by_listener(address: &ListenAddr) -> Option<ProcessTree> {
         let holders: BTreeSet<u32> = address.holders().into_iter().collect();
-        // A primary and its workers all hold the socket: the root is the one whose parent does not.
+        // The primary and its workers all hold the socket: the root is the one whose parent does not.
         let is_root =
             |pid: &&u32| read_proc_stat(**pid).is_some_and(|s| !holders.contains(&s.parent));
         let root = *holders.iter().find(is_root)?;
@@ -65,17 +65,17 @@ impl ProcessTree {
         Some(ProcessTree { root, name: printable_bytes(name.trim_ascii_end(), name.len()) })
     }
 
-    /// The process that the others descend from.
+    /// Returns the pid of the root process.
     pub(crate) fn root(&self) -> u32 {
         self.root
     }
 
-    /// Its name.
+    /// Returns the name of the root process.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// What it has used up to now.
+    /// Reads the resource counts of all processes.
     pub(crate) fn sample(&self) -> ProcessTreeSample {
         let mut moment = ProcessTreeSample { pss_kib: Some(0), ..ProcessTreeSample::default() };
         for (pid, stat) in self.list_members() {
@@ -95,14 +95,14 @@ impl ProcessTree {
         let mut members = Vec::new();
         let mut next = vec![self.root];
         while let Some(pid) = next.pop() {
-            // A pid is in the table once, so a tree that changes meanwhile cannot make us go in circles.
+            // Each pid is in the table once, so a changing tree cannot cause an endless loop.
             next.extend(all.iter().filter(|(_, s)| s.parent == pid).map(|(pid, _)| *pid));
             members.extend(all.get(&pid).map(|stat| (pid, *stat)));
         }
         members
     }
 
-    /// What it used between two moments.
+    /// Returns the resources used between two samples.
     pub(crate) fn usage_between(
         &self,
         before: &ProcessTreeSample,
@@ -129,7 +129,7 @@ impl ProcessTree {
 }
 
 impl ProcessTreeUsage {
-    /// Both rounds together: sums, and memory from the first beginning to the last end.
+    /// Adds the usage of a later round; memory is from the first start and the last end.
     pub(crate) fn combine(self, later: ProcessTreeUsage) -> ProcessTreeUsage {
         ProcessTreeUsage {
             user_s: self.user_s + later.user_s,
@@ -149,7 +149,7 @@ struct ProcStat {
     system: f64,
 }
 
-/// The parent of a process that exists.
+/// Returns the parent of a process; `None` if the process does not exist.
 pub(crate) fn parent_pid(pid: u32) -> Option<u32> {
     read_proc_stat(pid).map(|stat| stat.parent)
 }
@@ -158,9 +158,9 @@ fn read_proc_stat(pid: u32) -> Option<ProcStat> {
     parse_proc_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// Times with those of children that were waited for: what a worker used that died is in its primary's.
+/// Parses `/proc/PID/stat`. Includes reaped children: the CPU time of a dead worker is in its primary's.
 fn parse_proc_stat(text: &str) -> Option<ProcStat> {
-    // The name stands in parentheses and may contain anything, parentheses too.
+    // The name is in parentheses and may itself contain parentheses.
     let (_, rest) = text.rsplit_once(") ")?;
     let fields: Vec<&str> = rest.split(' ').collect();
     let ticks =
@@ -186,7 +186,7 @@ fn pss_kib(pid: u32) -> Option<u64> {
     parse_status_field(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?, "Pss:")
 }
 
-/// The number behind a name at the beginning of a line.
+/// Returns the number behind a field name at the start of a line.
 fn parse_status_field(text: &str, name: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
     rest.split_whitespace().next()?.parse().ok()
@@ -197,14 +197,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_of_stat_is_read_whatever_the_name() {
+    fn proc_stat_is_parsed_with_any_process_name() {
         let text = "42 (a) (b) S 7 1 1 0 -1 0 0 0 0 0 100 250 30 5 20 0 1 0 9 0 0";
         assert_eq!(parse_proc_stat(text), Some(ProcStat { parent: 7, user: 1.3, system: 2.55 }));
         assert_eq!(parse_proc_stat("42 (a) S"), None);
     }
 
     #[test]
-    fn what_was_used_is_the_difference_and_the_dead_are_left_out() {
+    fn usage_is_the_difference_of_two_samples_without_exited_processes() {
         let moment = |user, switches: &[(u32, u64)], pss| ProcessTreeSample {
             user,
             system: 1.0,
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_socket_leads_to_ourselves() {
+    fn the_tree_of_an_own_listener_starts_at_this_process() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
         let addr = ListenAddr::Tcp(listener.local_addr().expect("address"));
         let tree = ProcessTree::find_by_listener(&addr).expect("found");

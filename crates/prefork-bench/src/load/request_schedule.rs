@@ -1,7 +1,9 @@
-//! When requests are due in an open loop. Pure: a schedule that no answer, late or missing, can change, which
-//! is what makes a stall visible as latency of all that was due meanwhile.
+//! When requests are due in an open loop.
+//!
+//! The schedule is fixed in advance: a late or missing response does not change it, so a stall shows as
+//! latency of every request due meanwhile.
 
-/// The requests of one thread: every `threads`th of `rate` a second, beginning with number `thread`.
+/// Due times of one thread: every `threads`-th of `rate` requests per second, from number `thread` on.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestSchedule {
     next: u64,
@@ -14,17 +16,17 @@ impl RequestSchedule {
         RequestSchedule { next: thread as u64, step: threads as u64, rate: u64::from(rate.max(1)) }
     }
 
-    /// When the next one is due, in nanoseconds from the start.
+    /// Returns when the next request is due, in nanoseconds since the start of the round.
     pub(crate) fn next_due(&self) -> u64 {
         due_nanos(self.next, self.rate)
     }
 
-    /// The next one has been sent.
+    /// Moves on to the next request.
     pub(crate) fn advance(&mut self) {
         self.next += self.step;
     }
 
-    /// The due times of all that are left before `end`.
+    /// Returns the due times of all remaining requests before `end`.
     pub(crate) fn remaining_until(&self, end: u64) -> impl Iterator<Item = u64> + use<> {
         let rate = self.rate;
         let numbers = (self.next..).step_by(self.step as usize);
@@ -32,7 +34,8 @@ impl RequestSchedule {
     }
 }
 
-/// Without the drift that adding up rounded intervals has.
+/// Returns the due time of request `number`. Computed from the number, because adding up rounded intervals
+/// would drift.
 fn due_nanos(number: u64, rate: u64) -> u64 {
     (u128::from(number) * 1_000_000_000 / u128::from(rate)) as u64
 }
@@ -42,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_threads_together_keep_the_rate() {
+    fn all_threads_together_keep_the_rate() {
         for (rate, threads) in [(1, 1), (7, 2), (1000, 3), (333_333, 2)] {
             let second = 1_000_000_000;
             let all = (0..threads).flat_map(|thread| {
@@ -57,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_is_no_longer_left() {
+    fn sent_requests_no_longer_remain() {
         let mut schedule = RequestSchedule::new(10, 0, 1);
         schedule.advance();
         assert_eq!(schedule.next_due(), 100_000_000);

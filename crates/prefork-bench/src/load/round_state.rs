@@ -1,21 +1,21 @@
-//! What the threads of a round share: one clock, its end, and two sums for whoever looks on.
+//! State shared by the threads of a round: its clock, its end, and progress counts.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use super::plan::LoadPlan;
 
-/// The times of a round, in nanoseconds from its start.
+/// Clock, end and progress of a round; times are nanoseconds since its start.
 #[derive(Debug)]
 pub(crate) struct RoundState {
     start: Instant,
-    /// When the measuring begins: the end of the warm-up.
+    /// Start of the measurement: the end of the warm-up.
     measure_start: u64,
-    /// When the last request is due.
+    /// End of the measurement: no request is due after it.
     measure_end: AtomicU64,
-    /// How long what is on the way then may take.
+    /// How long to wait for requests in flight after the end.
     drain_timeout: u64,
-    /// Nobody wants to wait for the rest.
+    /// Whether to stop without waiting for requests in flight.
     abandoned: AtomicBool,
     responses: AtomicU64,
     failures: AtomicU64,
@@ -48,7 +48,7 @@ impl RoundState {
         self.measure_end.load(Relaxed)
     }
 
-    /// When nobody waits any longer for what is on the way.
+    /// Returns when to give up requests in flight; 0 once the round is abandoned.
     pub(crate) fn drain_deadline(&self) -> u64 {
         if self.is_abandoned() { 0 } else { self.measure_end().saturating_add(self.drain_timeout) }
     }
@@ -57,7 +57,7 @@ impl RoundState {
         self.abandoned.load(Relaxed)
     }
 
-    /// Ends the round now; asked a second time, waits for nothing more.
+    /// Ends the measurement now; a second call also abandons requests in flight.
     pub(crate) fn stop(&self) {
         let now = self.now();
         if self.measure_end.fetch_min(now, Relaxed) <= now {
@@ -65,12 +65,12 @@ impl RoundState {
         }
     }
 
-    /// How long was measured, once the end has come.
+    /// Returns the length of the measurement, once it has ended.
     pub(crate) fn measured_duration(&self) -> Duration {
         Duration::from_nanos(self.measure_end().saturating_sub(self.measure_start))
     }
 
-    /// So many more responses and failures.
+    /// Adds responses and failures.
     pub(crate) fn add_progress(&self, new_results: [u64; 2]) {
         if new_results != [0; 2] {
             self.responses.fetch_add(new_results[0], Relaxed);
@@ -78,7 +78,7 @@ impl RoundState {
         }
     }
 
-    /// All responses and failures so far, warm-up included.
+    /// Returns all responses and failures so far, warm-up included.
     pub(crate) fn progress(&self) -> [u64; 2] {
         [self.responses.load(Relaxed), self.failures.load(Relaxed)]
     }
@@ -90,7 +90,7 @@ mod tests {
     use crate::load::target_url::TargetUrl;
 
     #[test]
-    fn a_second_wish_to_end_gives_up_what_is_on_the_way() {
+    fn a_second_stop_abandons_requests_in_flight() {
         let state = RoundState::new(&LoadPlan::new(TargetUrl::parse("http://h/").expect("url")));
         assert_eq!(state.measured_duration(), Duration::from_secs(10));
         state.stop();

@@ -1,4 +1,4 @@
-//! Where requests go: a URL taken apart, and the first proof that somebody is there.
+//! The URL under load, and the address behind it.
 
 use std::fmt;
 use std::io;
@@ -11,31 +11,31 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio_prefork::ListenAddr;
 use tokio_prefork::{Error, Result};
 
-/// How long the first connection may take.
+/// How long the first connection may take: 5 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A URL: who is asked, and for what.
+/// A URL under load: where to connect, and what to request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetUrl {
     endpoint: TargetEndpoint,
-    /// For the `Host` field.
+    /// Value of the `Host` header field.
     pub(crate) host_header: String,
-    /// Path and query, as they go into the request line.
+    /// Path and query for the request line.
     pub(crate) request_target: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum TargetEndpoint {
-    /// Name or address, and port.
+    /// Host name or address, and port.
     Tcp(String, u16),
     Unix(PathBuf),
 }
 
 impl TargetUrl {
-    /// Reads `http://HOST[:PORT][/URI]`, the same without `http://`, or `unix:/PATH[:/URI]`.
+    /// Parses `http://HOST[:PORT][/URI]`, the same without `http://`, or `unix:/PATH[:/URI]`.
     ///
     /// # Errors
-    /// What is wrong with the text, and what to write instead.
+    /// Says what is wrong with the text and what to write instead.
     pub fn parse(text: &str) -> Result<TargetUrl, String> {
         if let Some(rest) = text.strip_prefix("unix:") {
             let (path, request_target) = match rest.find(":/") {
@@ -55,7 +55,7 @@ impl TargetUrl {
         let rest = match text.split_once("://") {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
             Some((scheme, _)) => {
-                return Err(format!("{scheme}:// is not spoken: only http:// and unix:PATH are"));
+                return Err(format!("{scheme}:// is not supported: use http:// or unix:PATH"));
             }
             None => text,
         };
@@ -75,24 +75,24 @@ impl TargetUrl {
         })
     }
 
-    /// The same request, but to the Unix socket at `path`.
+    /// Returns the same request, but to the Unix socket at `path`.
     pub fn with_unix_socket(mut self, path: PathBuf) -> TargetUrl {
         self.endpoint = TargetEndpoint::Unix(path);
         self
     }
 
-    /// Connects once, and so learns the address that answers.
+    /// Connects once and returns the address that accepted.
     ///
     /// # Errors
-    /// The name is unknown or nobody answers ([`exit::UNAVAILABLE`](tokio_prefork::exit::UNAVAILABLE)).
+    /// The name is unknown or no address accepts ([`exit::UNAVAILABLE`](tokio_prefork::exit::UNAVAILABLE)).
     pub(crate) fn find_reachable_address(&self) -> Result<ServerAddress> {
         let unreachable = |why: &io::Error| Error::target(self, why);
         match &self.endpoint {
             TargetEndpoint::Unix(path) => {
                 let addr = SockAddr::unix(path).map_err(|e| unreachable(&e))?;
                 let socket = Socket::new(Domain::UNIX, Type::STREAM, None);
-                let socket = socket.map_err(|e| Error::system("make a socket", e))?;
-                // The kernel heeds it for connect, too, which waits while the queue of the server is full.
+                let socket = socket.map_err(|e| Error::system("create a Unix socket", e))?;
+                // The write timeout also bounds connect, which waits while the accept queue is full.
                 let set = socket.set_write_timeout(Some(CONNECT_TIMEOUT));
                 set.and_then(|()| socket.connect(&addr)).map_err(|e| unreachable(&e))?;
                 Ok(ServerAddress {
@@ -133,12 +133,12 @@ impl fmt::Display for TargetUrl {
     }
 }
 
-/// An address that has answered.
+/// An address that has accepted a connection.
 #[derive(Debug, Clone)]
 pub(crate) struct ServerAddress {
     addr: SockAddr,
     domain: Domain,
-    /// As its owner would name it.
+    /// The address as the server names it.
     pub(crate) listen_addr: ListenAddr,
 }
 
@@ -151,7 +151,7 @@ impl ServerAddress {
         }
     }
 
-    /// Begins a connection and does not wait for it: what is written meanwhile says `WouldBlock`.
+    /// Starts a nonblocking connect; writes return `WouldBlock` until it is established.
     pub(crate) fn start_connect(&self) -> io::Result<Socket> {
         let socket = Socket::new(self.domain, Type::STREAM.nonblocking(), None)?;
         if self.domain != Domain::UNIX {
@@ -163,7 +163,7 @@ impl ServerAddress {
         }
     }
 
-    /// Whether it is an address of this machine.
+    /// Returns whether it is an address of this machine.
     pub(crate) fn is_local(&self) -> bool {
         match &self.listen_addr {
             ListenAddr::Tcp(addr) => {
@@ -174,9 +174,9 @@ impl ServerAddress {
     }
 }
 
-/// `name`, `name:port`, `[v6]:port`; the port is 80 unless said.
+/// Splits `name`, `name:port` or `[v6]:port`; the default port is 80.
 fn split_host_port(authority: &str) -> Result<(String, u16), String> {
-    const FORM: &str = "give http://HOST:PORT/PATH, as http://127.0.0.1:3000/";
+    const FORM: &str = "give http://HOST:PORT/PATH, for example http://127.0.0.1:3000/";
     let bracket = authority.rfind(']').unwrap_or(0);
     let (name, port) = match authority[bracket..].rfind(':') {
         Some(at) => (&authority[..bracket + at], &authority[bracket + at + 1..]),
@@ -187,10 +187,10 @@ fn split_host_port(authority: &str) -> Result<(String, u16), String> {
         None => Some(name.to_string())
             .filter(|name| !name.is_empty() && !name.contains(is_invalid_host_char)),
     };
-    let name = name.ok_or_else(|| format!("{authority:?} is no host: {FORM}"))?;
+    let name = name.ok_or_else(|| format!("{authority:?} is not a host: {FORM}"))?;
     match port.parse::<u16>() {
         Ok(port @ 1..) => Ok((name, port)),
-        _ => Err(format!("{port:?} is no port from 1 to 65535: {FORM}")),
+        _ => Err(format!("{port:?} is not a port from 1 to 65535: {FORM}")),
     }
 }
 
@@ -198,7 +198,7 @@ fn is_invalid_host_char(c: char) -> bool {
     !(c.is_ascii_alphanumeric() || "-._~".contains(c))
 }
 
-/// An IPv6 address as the resolver takes it. Its zone may stand behind `%25`, as RFC 6874 has it.
+/// Parses an IPv6 address for the resolver; accepts a zone behind `%` or `%25` (RFC 6874).
 fn parse_ipv6_host(text: &str) -> Option<String> {
     let Some((address, zone)) = text.split_once('%') else {
         return text.parse::<Ipv6Addr>().ok().map(|_| text.to_string());
@@ -209,7 +209,7 @@ fn parse_ipv6_host(text: &str) -> Option<String> {
     Some(format!("{address}%{zone}"))
 }
 
-/// The authority as others may see it: the zone of an address means something on this machine only (RFC 6874, 4).
+/// Removes the zone of an IPv6 address, which has a meaning on this machine only (RFC 6874, 4).
 fn strip_ipv6_zone(authority: &str) -> String {
     match (authority.find('%'), authority.find(']')) {
         (Some(zone), Some(end)) if zone < end => {
@@ -219,12 +219,12 @@ fn strip_ipv6_zone(authority: &str) -> String {
     }
 }
 
-/// What may stand in a request line; a fragment is nobody's but the browser's.
+/// Checks that the target fits into a request line, and removes a fragment.
 fn validate_request_target(request_target: &str) -> Result<String, String> {
     let request_target = request_target.split('#').next().unwrap_or_default();
     match request_target.bytes().all(|b| b.is_ascii_graphic()) {
         true => Ok(request_target.to_string()),
-        false => Err(format!("{request_target:?}: write other than visible ASCII as %XX")),
+        false => Err(format!("{request_target:?}: percent-encode all but visible ASCII, as %XX")),
     }
 }
 
@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_taken_apart() {
+    fn urls_are_parsed() {
         for (text, endpoint, host_header, request_target) in [
             ("http://127.0.0.1:3000/a?b", ("127.0.0.1", 3000), "127.0.0.1:3000", "/a?b"),
             ("127.0.0.1:3000", ("127.0.0.1", 3000), "127.0.0.1:3000", "/"),
@@ -271,20 +271,20 @@ mod tests {
     }
 
     #[test]
-    fn wrong_urls_say_what_to_write() {
+    fn invalid_urls_say_what_to_write() {
         for (text, piece) in [
-            ("", "no host"),
-            ("http://", "no host"),
-            ("https://a/", "https:// is not spoken"),
-            ("http://a:0/", "no port"),
-            ("http://a:99999/", "no port"),
-            ("http://a:b/", "no port"),
-            ("http://u@a/", "no host"),
-            ("http://::1/", "no host"),
-            ("http://[::1/", "no host"),
-            ("http://[::1%]/", "no host"),
-            ("http://[a]/", "no host"),
-            ("http://a%lo/", "no host"),
+            ("", "not a host"),
+            ("http://", "not a host"),
+            ("https://a/", "https:// is not supported"),
+            ("http://a:0/", "not a port"),
+            ("http://a:99999/", "not a port"),
+            ("http://a:b/", "not a port"),
+            ("http://u@a/", "not a host"),
+            ("http://::1/", "not a host"),
+            ("http://[::1/", "not a host"),
+            ("http://[::1%]/", "not a host"),
+            ("http://[a]/", "not a host"),
+            ("http://a%lo/", "not a host"),
             ("http://a/b c", "%XX"),
             ("http://a/\r\nX: y", "%XX"),
             ("unix:", "give a path"),
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_others_are_not_here() {
+    fn only_addresses_of_this_machine_are_local() {
         let here = |addr: &str| ServerAddress::tcp(addr.parse().expect(addr)).is_local();
         assert!(here("127.0.0.1:80") && here("0.0.0.0:80"));
         assert!(!here("192.0.2.1:80"));

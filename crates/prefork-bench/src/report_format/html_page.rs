@@ -1,8 +1,8 @@
-//! The HTML page around every report, and escaping of text for it.
+//! The HTML page around every report, and escaping of text.
 
 const PAGE_STYLE: &str = include_str!("page.css");
 
-/// A whole page around `main`, which is HTML, as is the title.
+/// Returns a page with the given title and body, both HTML.
 pub(crate) fn html_page(title: &str, main: &str, version: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -14,7 +14,7 @@ pub(crate) fn html_page(title: &str, main: &str, version: &str) -> String {
     )
 }
 
-/// For text between tags and in attributes.
+/// Escapes text for HTML content and attribute values; control characters become U+FFFD.
 pub(crate) fn escape_html(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
@@ -31,7 +31,7 @@ pub(crate) fn escape_html(text: &str) -> String {
     safe
 }
 
-/// As [`escape_html`], with the ends of lines kept.
+/// Escapes text like [`escape_html`], but keeps line ends.
 pub(crate) fn escape_html_lines(text: &str) -> String {
     text.lines().map(escape_html).collect::<Vec<_>>().join("\n")
 }

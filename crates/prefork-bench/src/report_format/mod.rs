@@ -1,4 +1,4 @@
-//! Pieces that the reports of all three commands are made of.
+//! Formatting shared by all reports: text tables, HTML pages, SVG plots, and summary statistics.
 
 pub(crate) mod html_page;
 pub(crate) mod statistics;

@@ -1,7 +1,8 @@
-//! Figures put side by side. Pure.
+//! Summary statistics.
 
-/// Largest share by smallest, and the coefficient of variation; `None` without two shares.
-pub fn share_imbalance(shares: &[u64]) -> Option<(f64, f64)> {
+/// Returns the largest share divided by the smallest, and the coefficient of variation; `None` for fewer than
+/// two.
+pub(crate) fn share_imbalance(shares: &[u64]) -> Option<(f64, f64)> {
     let (most, least) = (*shares.iter().max()?, *shares.iter().min()?);
     if shares.len() < 2 {
         return None;
@@ -12,8 +13,8 @@ pub fn share_imbalance(shares: &[u64]) -> Option<(f64, f64)> {
     Some((most as f64 / least as f64, deviation / mean))
 }
 
-/// Median, least and most; zeros for nothing.
-pub fn median_min_max(values: &[f64]) -> [f64; 3] {
+/// Returns median, minimum and maximum; zeros if `values` is empty.
+pub(crate) fn median_min_max(values: &[f64]) -> [f64; 3] {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let (Some(least), Some(most)) = (sorted.first(), sorted.last()) else { return [0.0; 3] };
@@ -30,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn balance_and_spread_are_what_they_say() {
+    fn imbalance_and_median_are_computed() {
         assert_eq!(share_imbalance(&[100, 100]), Some((1.0, 0.0)));
         assert_eq!(share_imbalance(&[3, 1]), Some((3.0, 0.5)));
         assert_eq!((share_imbalance(&[5]), share_imbalance(&[])), (None, None));

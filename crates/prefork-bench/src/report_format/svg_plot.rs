@@ -1,34 +1,34 @@
-//! Plots as SVG, to be put into a page whose styles colour them. Pure.
+//! Line plots and bar charts as SVG; the page's style sheet colors them.
 
 use std::fmt::Write;
 
 use super::html_page::escape_html;
 
-/// Size of a plot in its own units: small, so that its text stays readable on a phone.
+/// Size of a plot in user units: small, so that its text stays readable on a phone.
 const PLOT_WIDTH: f64 = 420.0;
 const PLOT_HEIGHT: f64 = 230.0;
 const LEFT_MARGIN: f64 = 70.0;
-/// About as wide as a letter is.
+/// Approximate width of a character.
 const CHAR_WIDTH: f64 = 6.6;
 const RIGHT_MARGIN: f64 = 12.0;
 const TOP_MARGIN: f64 = 12.0;
 const BOTTOM_MARGIN: f64 = 40.0;
 
-/// Where a value stands on an axis: its ticks with their labels, each from 0 to 1.
+/// An axis with its ticks: position from 0 to 1, and label.
 pub(crate) struct PlotAxis {
     pub(crate) name: &'static str,
     pub(crate) ticks: Vec<(f64, String)>,
 }
 
-/// A line through points, each from 0 to 1 on both axes, and what a reader of the screen hears.
+/// A line through points from 0 to 1 on both axes.
 pub(crate) struct PlotLine<'a> {
     pub(crate) class: &'static str,
     pub(crate) points: &'a [(f64, f64)],
-    /// The area below it is filled.
+    /// Whether the area below it is filled.
     pub(crate) filled: bool,
 }
 
-/// Lines between two axes. `about` says in words what is seen.
+/// Draws lines between two axes; `about` is the accessible description.
 pub(crate) fn line_plot(about: &str, x: &PlotAxis, y: &PlotAxis, lines: &[PlotLine<'_>]) -> String {
     let mut svg = open_svg(about, PLOT_HEIGHT);
     let bottom = PLOT_HEIGHT - BOTTOM_MARGIN;
@@ -92,18 +92,18 @@ fn line_path(line: &PlotLine<'_>, bottom: f64) -> String {
     text
 }
 
-/// A bar with its label to the left and its value to the right.
-pub struct ChartBar {
-    pub label: String,
-    /// Its length, as a share of the longest.
-    pub part: f64,
-    /// From where to where it was found, as such shares.
-    pub range: Option<(f64, f64)>,
-    pub value: String,
+/// A bar with its label on the left and its value on the right.
+pub(crate) struct ChartBar {
+    pub(crate) label: String,
+    /// Length, as a fraction of the longest bar.
+    pub(crate) fraction: f64,
+    /// Minimum and maximum, as such fractions.
+    pub(crate) range: Option<(f64, f64)>,
+    pub(crate) value: String,
 }
 
-/// Bars, one below the other. `about` says in words what is seen.
-pub fn bar_chart(about: &str, rows: &[ChartBar]) -> String {
+/// Draws horizontal bars; `about` is the accessible description.
+pub(crate) fn bar_chart(about: &str, rows: &[ChartBar]) -> String {
     const BAR_ROW_HEIGHT: f64 = 26.0;
     let height = BAR_ROW_HEIGHT * rows.len() as f64 + 8.0;
     let longest = |text: fn(&ChartBar) -> &String| {
@@ -113,9 +113,9 @@ pub fn bar_chart(about: &str, rows: &[ChartBar]) -> String {
     let left = (longest(|bar| &bar.label) + 8.0).clamp(50.0, PLOT_WIDTH / 2.0);
     let room = PLOT_WIDTH - left - (longest(|bar| &bar.value) + 12.0).clamp(60.0, PLOT_WIDTH / 3.0);
     let mut svg = open_svg(about, height);
-    for (number, ChartBar { label, part, range, value }) in rows.iter().enumerate() {
+    for (number, ChartBar { label, fraction, range, value }) in rows.iter().enumerate() {
         let top = 4.0 + BAR_ROW_HEIGHT * number as f64;
-        let width = (part.clamp(0.0, 1.0) * room).max(1.0);
+        let width = (fraction.clamp(0.0, 1.0) * room).max(1.0);
         let _ = write!(
             svg,
             "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\
@@ -142,7 +142,7 @@ pub fn bar_chart(about: &str, rows: &[ChartBar]) -> String {
     svg + "</svg>"
 }
 
-/// Ticks at round numbers from 0 to the largest value, and the value that the last one stands for.
+/// Returns ticks at round numbers from 0 to at least `largest`, and the value of the last tick.
 pub(crate) fn round_ticks(
     largest: f64,
     label: impl Fn(f64) -> String,
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ticks_are_round_and_reach_the_largest() {
+    fn ticks_are_round_numbers_up_to_the_largest() {
         for (largest, top, count) in
             [(0.0, 1.0, 5), (1.0, 1.0, 5), (87.0, 100.0, 5), (11_113.0, 15_000.0, 4), (4.1, 6.0, 4)]
         {
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_leaves_the_plot_and_no_text_becomes_a_tag() {
+    fn points_are_clamped_to_the_plot_and_text_is_escaped() {
         let line = PlotLine { class: "main", points: &[(-1.0, 0.0), (2.0, 9.0)], filled: true };
         let axis = |name| PlotAxis { name, ticks: vec![(0.5, "<b>".to_string())] };
         let svg = line_plot("a \"b\" <c>", &axis("x"), &axis("y"), &[line]);
@@ -199,8 +199,12 @@ mod tests {
         );
         assert!(svg.contains("&lt;b&gt;") && !svg.contains("<b>"), "{svg}");
         assert!(svg.contains("a &quot;b&quot; &lt;c&gt;"), "{svg}");
-        let rows =
-            [ChartBar { label: "1".into(), part: 2.0, range: Some((0.5, 9.0)), value: "x".into() }];
+        let rows = [ChartBar {
+            label: "1".into(),
+            fraction: 2.0,
+            range: Some((0.5, 9.0)),
+            value: "x".into(),
+        }];
         assert!(bar_chart("b", &rows).contains("width=\"310.0\""));
     }
 }

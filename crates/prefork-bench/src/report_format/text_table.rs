@@ -1,8 +1,8 @@
-//! Text tables for a terminal, and numbers as people read them.
+//! Text tables for a terminal, and readable durations, counts and sizes.
 
 use std::fmt::Write;
 
-/// Rows of cells, each column as wide as need be.
+/// Writes right-aligned rows, each column as wide as its widest cell.
 pub(crate) fn write_table<const N: usize>(text: &mut String, rows: &[[String; N]]) {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
@@ -12,7 +12,7 @@ pub(crate) fn write_table<const N: usize>(text: &mut String, rows: &[[String; N]
     }
 }
 
-/// Microseconds as people read them.
+/// Formats microseconds with a unit.
 pub(crate) fn format_micros(micros: f64) -> String {
     match micros {
         us if us < 1000.0 => format!("{us:.0} us"),
@@ -22,7 +22,7 @@ pub(crate) fn format_micros(micros: f64) -> String {
     }
 }
 
-/// `1 234 567`.
+/// Formats a number in groups of three digits, as `1 234 567`.
 pub(crate) fn format_count(number: f64) -> String {
     let digits = format!("{number:.0}");
     let mut text = String::new();
@@ -35,6 +35,7 @@ pub(crate) fn format_count(number: f64) -> String {
     text
 }
 
+/// Formats a number of bytes with a unit.
 pub(crate) fn format_bytes(number: f64) -> String {
     match number {
         n if n < 1e3 => format!("{n:.0} B"),
@@ -49,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_readable() {
+    fn numbers_are_formatted_with_units() {
         let times = [0.4, 999.0, 1500.0, 15_000.0, 2_500_000.0].map(format_micros);
         assert_eq!(times, ["0 us", "999 us", "1.50 ms", "15 ms", "2.50 s"]);
         assert_eq!([7.0, 1234.0, 1_234_567.0].map(format_count), ["7", "1 234", "1 234 567"]);

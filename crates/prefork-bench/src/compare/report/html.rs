@@ -1,4 +1,4 @@
-//! A comparison as one page that needs nothing else. Pure.
+//! The comparison as one HTML page.
 
 use std::fmt::Write;
 
@@ -8,7 +8,7 @@ use crate::report_format::html_page::{escape_html, html_page};
 use crate::report_format::svg_plot::{self as plot, ChartBar};
 use crate::report_format::text_table::{format_count, format_micros};
 
-/// The whole page.
+/// Formats the report as a page.
 pub(crate) fn render_html(report: &CompareReport) -> String {
     let mut main = format!(
         "<h1>prefork compare</h1>\n<p class=\"how\">{}.</p>\n",
@@ -29,7 +29,7 @@ pub(crate) fn render_html(report: &CompareReport) -> String {
     for workload in &report.workloads {
         if let Some(bars) = workload_bar_chart(workload) {
             let what = if workload.workload.is_latency_workload() {
-                "99th percentile, shorter is better"
+                "p99 latency, lower is better"
             } else {
                 "requests/s"
             };
@@ -39,11 +39,11 @@ pub(crate) fn render_html(report: &CompareReport) -> String {
         }
     }
     main.push_str("</div>\n");
-    write_list(&mut main, "What differs, and what does not", &report.findings);
+    write_list(&mut main, "Differences", &report.findings);
     for workload in &report.workloads {
         write_workload_table(&mut main, workload);
     }
-    write_list(&mut main, "How to read this", &reading_notes(report));
+    write_list(&mut main, "Notes", &reading_notes(report));
     html_page("prefork compare", &main, report.version)
 }
 
@@ -56,7 +56,7 @@ fn write_list(main: &mut String, title: &str, lines: &[String]) {
     let _ = writeln!(main, "<h2>{title}</h2>\n<ul>\n{lines}</ul>");
 }
 
-/// A bar for each contestant, with the range of its rounds; `None` if there are none.
+/// Draws a bar for each server, with the range of its rounds; `None` if none was measured.
 fn workload_bar_chart(report: &WorkloadReport) -> Option<String> {
     let workload = report.workload;
     let measured: Vec<&ServerWorkloadReport> =
@@ -67,7 +67,7 @@ fn workload_bar_chart(report: &WorkloadReport) -> Option<String> {
         let show = if workload.is_latency_workload() { format_micros } else { format_count };
         ChartBar {
             label: cell.contestant.clone(),
-            part: figure.median / most,
+            fraction: figure.median / most,
             range: Some((figure.min / most, figure.max / most)),
             value: show(figure.median),
         }
@@ -85,7 +85,7 @@ fn write_workload_table(main: &mut String, report: &WorkloadReport) {
             .map(|text| format!("<td>{}</td>", escape_html(&text)))
             .concat();
         let failed = match (cell.unable, cell.errors) {
-            (true, _) => "<td>has no such path</td>".to_string(),
+            (true, _) => "<td>does not have this path</td>".to_string(),
             (false, 0) => String::new(),
             (false, n) => format!("<td class=\"bad\">{n} failed</td>"),
         };

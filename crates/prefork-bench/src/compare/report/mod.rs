@@ -1,4 +1,4 @@
-//! What a comparison has found, as plain data: this is what `--json` prints.
+//! The report of a comparison, as the plain data that `--json` prints.
 
 use std::time::Duration;
 
@@ -14,70 +14,80 @@ use super::{EarlyStop, Workload};
 use crate::load::MedianRange;
 use tokio_prefork::exit;
 
-/// Everything a comparison has found.
+/// Report of a comparison.
 #[derive(Debug, Clone, Serialize)]
 pub struct CompareReport {
-    /// The version of this program.
+    /// Version of this program.
     pub version: &'static str,
-    /// Processors of this machine, which the generator uses, too.
+    /// CPU cores of this machine, which the load generator shares.
     pub cores: usize,
-    /// Workers of each contestant.
+    /// Workers of each server.
     pub workers: usize,
-    /// Rounds that were planned.
+    /// Planned rounds.
     pub rounds: usize,
-    /// Seconds that each measurement lasts.
+    /// Length of each measurement in seconds.
     pub duration_s: f64,
-    /// Seconds that all of it took.
+    /// Length of the whole comparison in seconds.
     pub took_s: f64,
-    /// Why it is not complete; none if it is.
+    /// Why it is incomplete; `None` if complete.
     pub partial: Option<String>,
     #[serde(skip)]
     early_stop: Option<EarlyStop>,
-    /// Measurements that were planned, and that were made.
+    /// Number of planned measurements.
     pub planned: usize,
-    /// See `planned`.
+    /// Number of completed measurements.
     pub measured: usize,
-    /// Whom the others are compared with; none if it was not measured.
+    /// Server that the others are compared with; `None` if it was not measured.
     pub reference: Option<String>,
-    /// How often two equal contestants would seem to differ.
+    /// How often two equal servers would seem to differ.
     pub chance: FalseDifferenceRate,
+    /// Results by workload.
     pub workloads: Vec<WorkloadReport>,
-    /// What could not be measured, and why.
+    /// Servers that could not be measured, and why.
     pub broken: Vec<String>,
-    /// What differs and what does not, in words.
+    /// Which servers differ, in sentences.
     pub findings: Vec<String>,
 }
 
-/// All contestants under one load.
+/// All servers under one workload.
 #[derive(Debug, Clone, Serialize)]
 pub struct WorkloadReport {
+    /// The workload.
     pub workload: Workload,
+    /// Description of the workload.
     pub about: &'static str,
+    /// Results by server.
     pub contestants: Vec<ServerWorkloadReport>,
 }
 
-/// One contestant under one load. Times are microseconds.
+/// One server under one workload; times are microseconds.
 #[derive(Debug, Clone, Serialize)]
 pub struct ServerWorkloadReport {
+    /// Name of the server.
     pub contestant: String,
-    /// It does not have the path that is asked for.
+    /// Whether the server lacks the path of the workload.
     pub unable: bool,
+    /// Responses per second.
     pub per_second: MedianRange,
+    /// Median latency.
     pub p50: MedianRange,
+    /// 99th percentile of the latency.
     pub p99: MedianRange,
+    /// Highest latency.
     pub max: MedianRange,
-    /// Processor time of the server for each request; none beside heavy requests, which use most of it.
+    /// CPU time of the server per request; `None` under latency workloads.
     pub cpu_us: Option<MedianRange>,
-    /// Memory of all its processes (PSS) under load, in MiB.
+    /// Memory (PSS) of all its processes under load, in MiB.
     pub memory_mib: Option<MedianRange>,
-    /// The part of all requests that the busiest process answered.
+    /// Share of the responses that came from the busiest process, from 0 to 1.
     pub busiest: Option<MedianRange>,
-    /// Requests of all rounds without an answer, or with a status of 400 or more.
+    /// Requests without a response, or with a status of 400 or more, in all rounds.
     pub errors: u64,
-    /// Processor time of the generator for each request: in none of the figures above.
+    /// CPU time of the load generator per request; not part of `cpu_us`.
     pub generator_us: MedianRange,
-    /// By what the reference has, round by round: requests per second, or the 99th percentile beside heavy requests.
+    /// Ratio to the reference, round by round: of requests per second, or of p99 under latency workloads.
     pub ratio: Option<MedianRange>,
+    /// The measurements, in the order of rounds.
     pub samples: Vec<MeasurementSample>,
 }
 
@@ -111,12 +121,12 @@ impl ServerWorkloadReport {
         }
     }
 
-    /// What the contestants are compared by.
+    /// Returns the value by which servers are compared under `workload`.
     pub(crate) fn main_metric(&self, workload: Workload) -> MedianRange {
         if workload.is_latency_workload() { self.p99 } else { self.per_second }
     }
 
-    /// Round by round, as both were measured one after the other.
+    /// Sets the ratio to the reference. Rounds are paired, as they were measured one after the other.
     fn set_ratio_to(&mut self, reference: &ServerWorkloadReport, workload: Workload) {
         let ratios = self.samples.iter().filter_map(|own| {
             let other = reference.samples.iter().find(|other| other.round == own.round)?;
@@ -151,7 +161,7 @@ impl CompareReport {
         let partial = early_stop.map(|early_stop| {
             let why = match early_stop {
                 EarlyStop::Signal => "a signal ended it",
-                EarlyStop::TimeLimit => "its time was over",
+                EarlyStop::TimeLimit => "the time limit was reached",
             };
             format!("{measured} of {planned} measurements were made, then {why}")
         });
@@ -178,8 +188,8 @@ impl CompareReport {
         }
     }
 
-    /// The status to exit with: did every contestant serve, and was everything measured; a time that was given is as
-    /// good as the whole if it was enough for a round.
+    /// Returns the exit status: 0 if every server ran and every measurement was made, or at least one round
+    /// within the time limit; else 1.
     pub fn exit_status(&self) -> u8 {
         let enough = match self.early_stop {
             None => true,
@@ -192,30 +202,31 @@ impl CompareReport {
         }
     }
 
-    /// For programs.
+    /// Formats the report as JSON.
     pub fn to_json(&self) -> String {
         // Strings, numbers and lists of them always have a JSON form.
         serde_json::to_string_pretty(self).unwrap_or_default()
     }
 
-    /// For people.
+    /// Formats the report as text for a terminal.
     pub fn to_table(&self) -> String {
         text::render_text(self)
     }
 
-    /// For browsers: one page that needs nothing else.
+    /// Formats the report as one self-contained HTML page.
     pub fn to_html(&self) -> String {
         html::render_html(self)
     }
 }
 
 impl WorkloadReport {
-    /// The figures of one contestant.
+    /// Returns the report of one server.
     pub(crate) fn server_report(&self, contestant: &str) -> Option<&ServerWorkloadReport> {
         self.contestants.iter().find(|cell| cell.contestant == contestant)
     }
 }
 
+/// Groups the measurements by workload and server.
 fn group_by_workload(
     plan: &ComparePlan,
     outcomes: Vec<(PlannedMeasurement, MeasurementOutcome)>,

@@ -17,7 +17,7 @@ fn sample(per_second: f64, p99: f64) -> MeasurementOutcome {
     }))
 }
 
-/// `prefork` does twice what `single` does; `threads` does about the same.
+/// Outcomes in which `prefork` is twice as fast as `single`, and `threads` about the same.
 fn outcomes(plan: &ComparePlan) -> Vec<(PlannedMeasurement, MeasurementOutcome)> {
     let outcome = |measurement: PlannedMeasurement| {
         let drift = measurement.round as f64;
@@ -44,7 +44,7 @@ fn whole() -> CompareReport {
 }
 
 #[test]
-fn what_is_larger_than_the_noise_is_told_from_what_is_not() {
+fn differences_are_separated_from_noise() {
     let report = whole();
     assert_eq!((report.exit_status(), report.measured), (exit::OK, 18));
     assert_eq!(report.chance, FalseDifferenceRate { rounds: 3, one_in: Some(10.0) });
@@ -52,7 +52,7 @@ fn what_is_larger_than_the_noise_is_told_from_what_is_not() {
     for piece in [
         "keep-alive, requests/s: more than single: prefork (2.00x); no difference larger than the noise: threads (1.00x).",
         "keep-alive, CPU per request: less than single: prefork (0.50x)",
-        "noisy-neighbour, 99th percentile of the light requests: shorter than single: prefork (0.11x)",
+        "noisy-neighbour, p99 latency of the measured requests: shorter than single: prefork (0.11x)",
         "memory: no difference larger than the noise: prefork (1.00x), threads (1.00x).",
     ] {
         assert!(findings.contains(piece), "{piece} is not in\n{findings}");
@@ -61,15 +61,15 @@ fn what_is_larger_than_the_noise_is_told_from_what_is_not() {
 }
 
 #[test]
-fn one_round_proves_nothing() {
+fn one_round_reports_no_differences() {
     let plan = ComparePlan { rounds: 1, ..plan() };
     let report = CompareReport::from_outcomes(&plan, outcomes(&plan), None, Duration::ZERO);
     assert_eq!((report.chance.one_in, report.findings.len()), (None, 0));
-    assert!(report.to_table().contains("One round does not tell what noise is"));
+    assert!(report.to_table().contains("One round does not show the noise"));
 }
 
 #[test]
-fn what_was_cut_short_says_so_everywhere() {
+fn incomplete_comparisons_say_so_in_every_format() {
     let plan = plan();
     let mut some = outcomes(&plan);
     some.truncate(5);
@@ -92,7 +92,7 @@ fn what_was_cut_short_says_so_everywhere() {
 }
 
 #[test]
-fn who_cannot_take_part_is_named_and_is_no_reference() {
+fn failed_servers_are_named_and_are_not_the_reference() {
     let mut plan = plan();
     plan.servers.remove(1);
     plan.servers.push(ComparedServer::built_in(
@@ -104,7 +104,7 @@ fn who_cannot_take_part_is_named_and_is_no_reference() {
     {
         (0, _) => (
             measurement,
-            MeasurementOutcome::ServerFailed("prefork does not serve: <b>".to_string()),
+            MeasurementOutcome::ServerFailed("prefork did not start: <b>".to_string()),
         ),
         (1, 1) => (measurement, MeasurementOutcome::PathMissing),
         _ => (measurement, sample(10.0, 10.0)),
@@ -113,13 +113,13 @@ fn who_cannot_take_part_is_named_and_is_no_reference() {
     let report = CompareReport::from_outcomes(&plan, outcomes, None, Duration::ZERO);
     assert_eq!((report.exit_status(), report.reference.as_deref()), (exit::FAILURE, None));
     let (table, page) = (report.to_table(), report.to_html());
-    assert!(table.contains("not measured: prefork does not serve"), "{table}");
-    assert!(table.contains("has no such path"), "{table}");
+    assert!(table.contains("not measured: prefork did not start"), "{table}");
+    assert!(table.contains("does not have this path"), "{table}");
     assert!(page.contains("&lt;b&gt;") && !page.contains("<b>"), "{page}");
 }
 
 #[test]
-fn the_page_needs_nothing_from_elsewhere_and_closes_its_tags() {
+fn the_page_loads_nothing_and_closes_its_tags() {
     let page = whole().to_html();
     for piece in ["<script", "src=", "url(", "@import", "http://", "https://"] {
         assert!(!page.contains(piece), "{piece}");

@@ -1,4 +1,4 @@
-//! A comparison as people read it in a terminal. Pure.
+//! The comparison as text for a terminal.
 
 use std::fmt::Write;
 
@@ -7,13 +7,13 @@ use crate::load::MedianRange;
 use crate::report_format::text_table::{format_count, format_micros, write_table};
 use tokio_prefork::text::HumanDuration;
 
-/// The columns of each load.
+/// Returns the column titles of a workload.
 pub(crate) fn column_titles(workload: &WorkloadReport) -> [&'static str; 9] {
     let range = if workload.workload.is_latency_workload() { "P99 MIN-MAX" } else { "MIN-MAX" };
     ["", "REQ/S", range, "RATIO", "P50", "P99", "CPU/REQ", "PSS", "BUSIEST"]
 }
 
-/// The whole report.
+/// Formats the report.
 pub(crate) fn render_text(report: &CompareReport) -> String {
     let mut text = format!("{}\n", summary_line(report));
     if let Some(partial) = &report.partial {
@@ -28,13 +28,13 @@ pub(crate) fn render_text(report: &CompareReport) -> String {
         let cells = workload.contestants.iter().map(|cell| server_row(workload, cell));
         let mut rows: Vec<[String; 9]> =
             std::iter::once(column_titles(workload).map(str::to_string)).chain(cells).collect();
-        // Names to the left, figures to the right.
+        // The first column is left-aligned.
         let width = rows.iter().map(|row| row[0].chars().count()).max().unwrap_or(0);
         rows.iter_mut().for_each(|row| row[0] = format!("{:width$}", row[0]));
         write_table(&mut text, &rows);
         for cell in &workload.contestants {
             if cell.unable {
-                let _ = writeln!(text, "{} has no such path", cell.contestant);
+                let _ = writeln!(text, "{} does not have this path", cell.contestant);
             }
             if cell.errors > 0 {
                 let _ = writeln!(text, "{}: {} requests failed", cell.contestant, cell.errors);
@@ -48,11 +48,11 @@ pub(crate) fn render_text(report: &CompareReport) -> String {
     text
 }
 
-/// What was done, in a line.
+/// Summarizes the comparison in a line.
 pub(crate) fn summary_line(report: &CompareReport) -> String {
     let span = |seconds: f64| HumanDuration(std::time::Duration::from_secs_f64(seconds));
     format!(
-        "{} workers, {} cores shared with the generator, {} rounds of {} under each load, in turns; {} in all",
+        "{} workers, {} cores shared with the generator, {} rounds of {} under each workload; {} in all",
         report.workers,
         report.cores,
         report.rounds,
@@ -61,7 +61,7 @@ pub(crate) fn summary_line(report: &CompareReport) -> String {
     )
 }
 
-/// What a reader must know to read the figures.
+/// Explains the columns.
 pub(crate) fn reading_notes(report: &CompareReport) -> Vec<String> {
     let generator = report.workloads.iter().flat_map(|workload| &workload.contestants);
     let generator: Vec<f64> = generator
@@ -70,21 +70,21 @@ pub(crate) fn reading_notes(report: &CompareReport) -> Vec<String> {
         .collect();
     let generator = MedianRange::from_values(&generator);
     let mut notes = vec![format!(
-        "Medians of the rounds. CPU/REQ is the server's processor time alone; the generator used {:.0} to {:.0} us/request \
-         beside it on the same cores. PSS is the memory of all processes of the server. BUSIEST is the part of the \
-         requests that one process answered.",
+        "Medians of the rounds. CPU/REQ is the server's CPU time alone; the load generator used {:.0} to {:.0} us/request \
+         more on the same cores. PSS is the memory of all processes of the server. BUSIEST is the share of the \
+         requests that the busiest process answered.",
         generator.min, generator.max
     )];
     if let Some(reference) = &report.reference {
         notes.push(format!(
-            "RATIO is to {reference}, median of the rounds: of requests/s, or of P99 beside heavy requests (small is good)."
+            "RATIO is to {reference}, median of the rounds: of requests/s, or of P99 under latency workloads (lower is better)."
         ));
     }
     notes.push(report.chance.description());
     notes
 }
 
-/// The cells of a contestant.
+/// Returns the cells of one server.
 pub(crate) fn server_row(workload: &WorkloadReport, cell: &ServerWorkloadReport) -> [String; 9] {
     let name = cell.contestant.clone();
     let mut row: [String; 9] = std::array::from_fn(|_| "-".to_string());

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// All responses in `bytes`, which come in pieces of these sizes, over and over.
+/// Parses all responses in `bytes`, split into pieces of `sizes` repeatedly.
 fn read(
     bytes: &[u8],
     sizes: &[usize],
@@ -35,7 +35,7 @@ fn statuses(text: &str) -> Vec<(u16, bool)> {
 }
 
 #[test]
-fn ends_are_found() {
+fn response_ends_are_found() {
     for (text, found) in [
         (
             "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n",
@@ -66,7 +66,7 @@ fn ends_are_found() {
 }
 
 #[test]
-fn what_is_not_http_is_malformed() {
+fn invalid_responses_are_malformed() {
     for text in [
         "SSH-2.0-x\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: two\r\n\r\n",
@@ -86,7 +86,7 @@ fn what_is_not_http_is_malformed() {
 }
 
 #[test]
-fn limits_are_generous_and_named() {
+fn exceeded_limits_have_errors_of_their_own() {
     let body = "Content-Length: 0\r\n\r\n";
     let fields = |count: usize| format!("HTTP/1.1 200 OK\r\n{}{body}", "a: b\r\n".repeat(count));
     for good in [fields(63), fields(64), fields(1000), fields(MAX_HEADER_FIELDS - 1)] {
@@ -110,9 +110,9 @@ fn limits_are_generous_and_named() {
 }
 
 #[test]
-fn whatever_rfc_9112_lets_servers_send_is_framed_as_it_says() {
+fn framing_follows_rfc_9112() {
     for (text, found) in [
-        // Fields that come several times are one list.
+        // Repeated fields are one list.
         (
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
             (200, true),
@@ -123,7 +123,7 @@ fn whatever_rfc_9112_lets_servers_send_is_framed_as_it_says() {
             "HTTP/1.1 200 OK\r\nConnection: close\r\nConnection: keep-alive\r\ncontent-length: 0\r\n\r\n",
             (200, false),
         ),
-        // Both lengths: the chunks count, and the connection is not used again.
+        // With both lengths, the chunks count and the connection is not reused.
         (
             "HTTP/1.1 200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
             (200, false),
@@ -132,7 +132,7 @@ fn whatever_rfc_9112_lets_servers_send_is_framed_as_it_says() {
             "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             (200, false),
         ),
-        // A field on two lines.
+        // A field folded onto two lines.
         ("HTTP/1.1 200 OK\r\nX-A: one\r\n two\r\ncontent-length: 2\r\n\r\nok", (200, true)),
         (
             "HTTP/1.1 200 OK\r\nTRANSFER-ENCODING: CHUNKED\r\n\r\nA ;x=\"a;b\"\r\n0123456789\r\n000\r\nT: t\r\nU: u\r\n\r\n",
@@ -149,7 +149,7 @@ fn whatever_rfc_9112_lets_servers_send_is_framed_as_it_says() {
 }
 
 #[test]
-fn the_process_is_named_by_the_body_or_by_a_header() {
+fn the_pid_comes_from_the_body_or_a_header() {
     let pid = |text: &str, expectations: &ResponseExpectations| {
         read(text.as_bytes(), &[7], expectations).expect(text).pop().and_then(|a| a.pid)
     };
@@ -165,7 +165,7 @@ fn the_process_is_named_by_the_body_or_by_a_header() {
 }
 
 #[test]
-fn answers_to_head_have_is_head_request() {
+fn responses_to_head_have_no_body() {
     let expect = ResponseExpectations { is_head_request: true, ..ResponseExpectations::default() };
     let text = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n".repeat(2);
     assert_eq!(read(text.as_bytes(), &[1000], &expect).expect("http").len(), 2);
@@ -173,7 +173,7 @@ fn answers_to_head_have_is_head_request() {
 
 proptest! {
     #[test]
-    fn pieces_of_any_size_make_the_same_responses(
+    fn pieces_of_any_size_give_the_same_responses(
         bodies in prop::collection::vec((0usize..200, any::<bool>()), 1..6),
         sizes in prop::collection::vec(1usize..90, 1..8),
     ) {
@@ -197,7 +197,7 @@ proptest! {
     }
 
     #[test]
-    fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300), size in 1usize..40) {
+    fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), size in 1usize..40) {
         let mut http = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
         http.extend(bytes);
         let responses = read(&http, &[size], &ResponseExpectations::default()).map_or(0, |a| a.len());

@@ -1,4 +1,4 @@
-//! A report as one page that needs nothing else: styles and plots are in it, and there is no script. Pure.
+//! The load report as one HTML page with inline styles and plots, without scripts.
 
 use std::fmt::Write;
 
@@ -8,12 +8,12 @@ use crate::report_format::html_page::{escape_html, escape_html_lines, html_page}
 use crate::report_format::svg_plot::{self as plot, ChartBar, PlotAxis, PlotLine};
 use crate::report_format::text_table::{format_count, format_micros};
 
-/// Bars that the timeline has at most: what is finer cannot be seen.
+/// Most points of the timeline: more could not be told apart.
 const MAX_TIMELINE_POINTS: usize = 200;
-/// Processes that are drawn.
+/// Most processes in the bar chart.
 const MAX_DRAWN_PROCESSES: usize = 32;
 
-/// The whole page.
+/// Formats the report as a page.
 pub(crate) fn render_html(report: &LoadReport) -> String {
     let title = escape_html(&format!("prefork bench: {} {}", report.method, report.target));
     let mut page = String::new();
@@ -46,7 +46,7 @@ pub(crate) fn render_html(report: &LoadReport) -> String {
         let _ = writeln!(page, "<figure><figcaption>{name}</figcaption>{svg}</figure>");
     }
     page.push_str("</div>\n");
-    // The same figures as text: for copying, and for those who do not see plots.
+    // The text report too: for copying, and for readers who do not see plots.
     let _ = writeln!(page, "<pre>{}</pre>", escape_html_lines(&report.to_table()));
     html_page(&title, &page, report.version)
 }
@@ -85,16 +85,16 @@ fn faults_table(report: &LoadReport) -> String {
     };
     let rows: String = chaos.rows().map(row).collect();
     format!(
-        "<figure class=\"wide\"><figcaption>Requests that suffered, by fault</figcaption><table>\n\
+        "<figure class=\"wide\"><figcaption>Affected requests, by fault</figcaption><table>\n\
          <tr><th>fault</th><th>times</th><th>refused</th><th>lost</th><th>late</th></tr>\n{rows}</table>\n\
-         <p class=\"how\">late: answered after more than {}; none: no fault was near</p></figure>\n",
+         <p class=\"how\">late: answered after more than {}; none: no fault at that time</p></figure>\n",
         format_micros(chaos.late_after_ms * 1000.0)
     )
 }
 
-/// Percentiles from left to right, each nine as wide as the one before it.
+/// Plots latency by percentile on a log scale: each further nine takes the same width.
 fn latency_plot(report: &LoadReport) -> Option<String> {
-    // No more nines than there are requests to tell them apart.
+    // Not more nines than the number of requests can resolve.
     let nines = (report.responses as f64).log10().clamp(1.0, 5.0);
     let latency_x = |percent: f64| {
         let left = (1.0 - percent / 100.0).max(10f64.powf(-nines));
@@ -126,7 +126,7 @@ fn throughput_plot(report: &LoadReport) -> Option<String> {
     if length < 2 {
         return None;
     }
-    // Bars put together until they can be told apart; each point is their mean, by second.
+    // Bins are grouped until there are few enough; each point is their mean rate.
     let group = length.div_ceil(MAX_TIMELINE_POINTS);
     let bin_s = line.bin_ms as f64 / 1000.0;
     let by_second = |bins: &[u64]| -> Vec<f64> {
@@ -159,14 +159,19 @@ fn process_bar_chart(report: &LoadReport) -> Option<String> {
     let most = report.pids.first()?.requests.max(1) as f64;
     let row = |p: &ProcessShare| {
         let value = format!("{:.1} %, p99 {}", p.share * 100.0, format_micros(p.p99));
-        ChartBar { label: p.pid.to_string(), part: p.requests as f64 / most, range: None, value }
+        ChartBar {
+            label: p.pid.to_string(),
+            fraction: p.requests as f64 / most,
+            range: None,
+            value,
+        }
     };
     let rows: Vec<_> = report.pids.iter().take(MAX_DRAWN_PROCESSES).map(row).collect();
     let about = format!("Requests by process: {} processes answered", report.pids.len());
     Some(plot::bar_chart(&about, &rows))
 }
 
-/// A number for a narrow margin.
+/// Formats a number for an axis label.
 fn compact_number(number: f64) -> String {
     match number {
         n if n < 10_000.0 => format!("{n}"),

@@ -2,11 +2,11 @@ use super::*;
 use crate::load::report::tests::sample_report;
 
 #[test]
-fn the_page_needs_nothing_from_elsewhere() {
+fn the_page_loads_nothing() {
     let mut report = sample_report();
     report.target = "http://h/?<script>alert(1)</script>&\"".to_string();
     let page = render_html(&report);
-    // The only address in it is that of the target, as text.
+    // The only URL in the page is the target, as text.
     for piece in ["<script", "src=", "url(", "@import", "<iframe", "onload"] {
         assert!(!page.contains(piece), "{piece}");
     }
@@ -17,7 +17,7 @@ fn the_page_needs_nothing_from_elsewhere() {
 }
 
 #[test]
-fn there_is_a_plot_for_each_question_that_can_be_answered() {
+fn plots_without_data_are_omitted() {
     let mut report = sample_report();
     let plots = |report: &LoadReport| render_html(report).matches("<svg").count();
     assert_eq!(plots(&report), 3);

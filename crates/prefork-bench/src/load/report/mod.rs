@@ -1,4 +1,4 @@
-//! What a run has found, as plain data: this is what `--json` prints.
+//! The report of a load test, as the plain data that `--json` prints.
 
 mod html;
 mod text;
@@ -15,98 +15,121 @@ use crate::report_format::statistics;
 use tokio_prefork::ListenAddr;
 use tokio_prefork::exit;
 
-/// Everything a run has found. Times are microseconds where the name says nothing else.
+/// Report of a load test; times are microseconds unless the name says otherwise.
 #[derive(Debug, Clone, Serialize)]
 pub struct LoadReport {
-    /// The version of this program.
+    /// Version of this program.
     pub version: &'static str,
-    /// What was asked for, and of whom.
+    /// URL under load, and the address behind it.
     pub target: String,
-    /// How the connections were used.
+    /// How the connections were used, as a phrase.
     pub manner: String,
+    /// Method of the requests.
     pub method: String,
+    /// Number of connections.
     pub connections: usize,
+    /// Number of threads.
     pub threads: usize,
-    /// Requests per second that were due; none in a closed loop.
+    /// Requests due per second; `None` in a closed loop.
     pub rate: Option<u32>,
+    /// Length of the warm-up in seconds.
     pub warm_up_s: f64,
-    /// Seconds measured, all rounds together.
+    /// Length of the measurement in seconds, all rounds together.
     pub measured_s: f64,
-    /// Whether a signal ended the run before its time.
+    /// Whether a signal ended the run early.
     pub ended_early: bool,
-    /// Requests that were due in the time measured and were answered.
+    /// Responses to requests due in the measurement.
     pub responses: u64,
-    /// The same, of the warm-up.
+    /// Responses to requests of the warm-up.
     pub warm_up_responses: u64,
-    /// Requests of the warm-up that failed.
+    /// Failed requests of the warm-up.
     pub warm_up_failures: u64,
-    /// Requests on the way when a second signal ended the wait for them.
+    /// Requests in flight when a second signal ended the wait for them.
     pub abandoned: u64,
-    /// Connections that were opened.
+    /// Number of opened connections.
     pub connections_opened: u64,
-    /// Responses that were complete in the time measured, by second.
+    /// Responses per second completed in the measurement, over the rounds.
     pub per_second: MedianRange,
-    /// Bytes of heads and bodies received, by second.
+    /// Bytes of heads and bodies received per second.
     pub bytes_per_second: f64,
+    /// Result of each round.
     pub rounds: Vec<LoadRoundReport>,
-    /// From the moment a request was due to the end of its response.
+    /// Latency from the due time of a request to the end of its response.
     pub latency: LatencySummary,
-    /// The same with requests that a closed loop did not send while it waited, as wrk counts; none where there is no
-    /// such loop.
+    /// Latency corrected for coordinated omission as wrk does; closed loop only.
     pub corrected: Option<LatencySummary>,
+    /// Responses by class of status.
     pub statuses: StatusCounts,
+    /// Requests without a response, by reason.
     pub failures: FailureCounts,
-    /// By process, the busiest first; empty if the target does not tell.
+    /// Counts by process, busiest first; empty if responses name no pid.
     pub pids: Vec<ProcessShare>,
-    /// Responses of processes beyond the first thousand.
+    /// Responses of processes beyond the first 1024.
     pub other_pids: u64,
-    /// How even the requests fell; none without two processes.
+    /// Balance of requests among processes; `None` with fewer than two.
     pub balance: Option<ProcessBalance>,
-    /// What the processes of the target used; none if it is elsewhere, or hidden from us.
+    /// Resources used by the server's processes; `None` if they are remote or unreadable.
     pub server: Option<ProcessTreeUsage>,
-    /// Processor time of this program, warm-up included.
+    /// CPU time of this program, warm-up included.
     pub generator: GeneratorCpuTime,
-    /// What was done to the target; none unless that was asked for.
+    /// Faults and what they cost; `None` without fault injection.
     pub chaos: Option<ChaosReport>,
+    /// Responses and failures over time.
     pub timeline: ThroughputTimeline,
 }
 
-/// A figure over the rounds.
+/// Median, minimum and maximum of a value over the rounds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct MedianRange {
+    /// Median.
     pub median: f64,
+    /// Minimum.
     pub min: f64,
+    /// Maximum.
     pub max: f64,
 }
 
+/// Result of one round.
 #[derive(Debug, Clone, Serialize)]
 pub struct LoadRoundReport {
+    /// Length of the measurement in seconds.
     pub measured_s: f64,
+    /// Responses to requests due in the measurement.
     pub responses: u64,
+    /// Requests without a response, or with a status of 400 or more.
     pub failures: u64,
+    /// Responses per second.
     pub per_second: f64,
+    /// Median latency.
     pub p50: f64,
+    /// 99th percentile of the latency.
     pub p99: f64,
 }
 
+/// CPU time of the load generator.
 #[derive(Debug, Clone, Serialize)]
 pub struct GeneratorCpuTime {
+    /// User time in seconds.
     pub user_s: f64,
+    /// System time in seconds.
     pub system_s: f64,
 }
 
-/// Responses and failures over time, round after round.
+/// Responses and failures in each bin of time, round after round.
 #[derive(Debug, Clone, Serialize)]
 pub struct ThroughputTimeline {
+    /// Width of a bin in milliseconds.
     pub bin_ms: u64,
+    /// Responses in each bin.
     pub responses: Vec<u64>,
+    /// Failures in each bin.
     pub failures: Vec<u64>,
-    /// Places in the lists at which the second and later rounds begin.
+    /// Indices of the bins at which the second and later rounds begin.
     pub round_starts: Vec<usize>,
 }
 
 impl MedianRange {
-    /// Of these values; zeros of none.
+    /// Summarizes `values`; zeros if empty.
     pub fn from_values(values: &[f64]) -> MedianRange {
         let [median, min, max] = statistics::median_min_max(values);
         MedianRange { median, min, max }
@@ -169,12 +192,12 @@ impl LoadReport {
         }
     }
 
-    /// Requests that got no response, or one with a status of 400 or more.
+    /// Returns the number of requests without a response, or with a status of 400 or more.
     pub fn errors(&self) -> u64 {
         self.failures.total() + self.statuses.client_error + self.statuses.server_error
     }
 
-    /// The status to exit with: were all requests answered well, was one answered at all.
+    /// Returns the exit status: 0 all requests succeeded, 1 some failed, 69 no response at all.
     pub fn exit_status(&self) -> u8 {
         let answered = self.responses + self.warm_up_responses;
         match self.errors() + self.warm_up_failures {
@@ -184,23 +207,23 @@ impl LoadReport {
         }
     }
 
-    /// For programs.
+    /// Formats the report as JSON.
     pub fn to_json(&self) -> String {
         // Strings, numbers and lists of them always have a JSON form.
         serde_json::to_string_pretty(self).unwrap_or_default()
     }
 
-    /// For people.
+    /// Formats the report as text for a terminal.
     pub fn to_table(&self) -> String {
         text::render_text(self)
     }
 
-    /// For browsers: one page that needs nothing else.
+    /// Formats the report as one self-contained HTML page.
     pub fn to_html(&self) -> String {
         html::render_html(self)
     }
 
-    /// Responses that processor time is divided by.
+    /// Returns the number of responses that server CPU time is divided by.
     pub(crate) fn requests_served(&self) -> f64 {
         self.rounds.iter().map(|round| round.per_second * round.measured_s).sum()
     }
@@ -233,8 +256,8 @@ impl ThroughputTimeline {
             if number > 0 {
                 line.round_starts.push(line.responses.len());
             }
-            // Nothing at the end of a round is silence, and must be seen as that. A last piece of a bin is not
-            // shown: it would look like a collapse.
+            // A silent end of a round still gets bins. An incomplete last bin is left out: it would look like
+            // a collapse.
             let length = (round.measured.as_nanos() as u64 / TIMELINE_BIN_NANOS) as usize;
             for bin in 0..length {
                 let [good, bad] =
@@ -247,104 +270,134 @@ impl ThroughputTimeline {
     }
 }
 
-/// Percentiles that are drawn: nine tenths of what is left, in steps.
+/// Percentiles of the plotted latency curve.
 const LATENCY_CURVE_PERCENTILES: [f64; 22] = [
     0.0, 10.0, 25.0, 50.0, 60.0, 75.0, 80.0, 85.0, 90.0, 92.5, 95.0, 97.5, 98.0, 99.0, 99.25, 99.5,
     99.75, 99.9, 99.95, 99.99, 99.999, 100.0,
 ];
 
+/// Summary of latencies, in microseconds.
 #[derive(Debug, Clone, Serialize)]
 pub struct LatencySummary {
+    /// Mean.
     pub mean: f64,
+    /// Standard deviation.
     pub deviation: f64,
+    /// Minimum.
     pub min: f64,
+    /// Median latency.
     pub p50: f64,
+    /// 75th percentile of the latency.
     pub p75: f64,
+    /// 90th percentile of the latency.
     pub p90: f64,
+    /// 99th percentile of the latency.
     pub p99: f64,
+    /// 99.9th percentile of the latency.
     pub p999: f64,
+    /// Maximum.
     pub max: f64,
-    /// Percentile and microseconds.
+    /// Points of the latency curve: percentile and microseconds.
     pub curve: Vec<(f64, f64)>,
 }
 
+/// Responses by class of status.
 #[derive(Debug, Clone, Serialize)]
 pub struct StatusCounts {
+    /// Responses with a status of 200 to 299.
     #[serde(rename = "2xx")]
     pub success: u64,
+    /// Responses with a status of 300 to 399.
     #[serde(rename = "3xx")]
     pub redirect: u64,
+    /// Responses with a status of 400 to 499.
     #[serde(rename = "4xx")]
     pub client_error: u64,
+    /// Responses with a status of 500 to 599.
     #[serde(rename = "5xx")]
     pub server_error: u64,
+    /// Responses with another status.
     pub other: u64,
 }
 
-/// Requests without a response.
+/// Requests without a response, by reason.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct FailureCounts {
+    /// The connection was refused.
     pub refused: u64,
+    /// The connection was reset.
     pub reset: u64,
+    /// The connection ended before the response did.
     pub closed_early: u64,
+    /// The response did not arrive in time.
     pub timed_out: u64,
+    /// The response is not HTTP.
     pub malformed: u64,
-    /// This machine had no port, descriptor or route for the connection.
+    /// This machine had no port, file descriptor or route for the connection.
     pub local: u64,
-    /// Responses beyond a limit of the bench: header fields,
+    /// Responses with too many header fields.
     pub too_many_fields: u64,
-    /// bytes of the head,
+    /// Responses with too large a head.
     pub head_too_large: u64,
-    /// bytes of a chunk's size with its extensions, or of the trailers.
+    /// Responses with too long a chunk size line, or trailers.
     pub chunk_line_too_long: u64,
 }
 
+/// Responses of one process.
 #[derive(Debug, Clone, Serialize)]
 pub struct ProcessShare {
+    /// Pid of the process.
     pub pid: u32,
+    /// Number of its responses.
     pub requests: u64,
-    /// Of all requests whose process is known.
+    /// Share of all responses with a known pid, from 0 to 1.
     pub share: f64,
     /// Connections on which it answered.
     pub connections: u64,
+    /// Median latency.
     pub p50: f64,
+    /// 99th percentile of the latency.
     pub p99: f64,
+    /// Maximum.
     pub max: f64,
 }
 
+/// How evenly the requests were spread over processes.
 #[derive(Debug, Clone, Serialize)]
 pub struct ProcessBalance {
-    /// Requests of the busiest process by those of the least busy.
+    /// Requests of the busiest process divided by those of the least busy.
     pub max_to_min: f64,
-    /// Standard deviation by mean.
+    /// Standard deviation of the requests per process, divided by the mean.
     pub variation: f64,
 }
 
-/// What was done to the target, and what that cost.
+/// Injected faults, and the requests they affected.
 #[derive(Debug, Clone, Serialize)]
 pub struct ChaosReport {
-    /// Answers that took longer are late.
+    /// Responses slower than this count as late, in milliseconds.
     pub late_after_ms: f64,
-    /// One for each kind of fault.
+    /// One element for each kind of fault.
     pub faults: Vec<FaultImpact>,
-    /// Requests that did not go well though no fault was near.
+    /// Affected requests that no fault explains.
     pub unexplained: FaultImpact,
-    /// Requests that did not go well beyond those that could be noted down one by one.
+    /// Affected requests beyond those kept individually.
     pub unnoted: u64,
 }
 
+/// Requests affected by one kind of fault.
 #[derive(Debug, Clone, Serialize)]
 pub struct FaultImpact {
+    /// Name of the fault; `none` for requests that no fault explains.
     pub fault: &'static str,
-    /// How often it was done.
+    /// Number of injected faults.
     pub count: u64,
-    /// How often it was due when there was nobody to do it to.
+    /// Number of faults skipped because there was no process to hit.
     pub skipped: u64,
-    /// Requests whose connection was refused, or that were answered with 503.
+    /// Requests that were refused, or answered with 503.
     pub refused: u64,
-    /// Requests that got no answer for another reason.
+    /// Requests without a response for another reason.
     pub lost: u64,
-    /// Requests that were answered late.
+    /// Requests answered late.
     pub late: u64,
 }
 
@@ -380,7 +433,7 @@ impl ChaosReport {
         }
     }
 
-    /// All rows, that of no fault last.
+    /// Returns the element of each fault, then the unexplained one.
     pub(crate) fn rows(&self) -> impl Iterator<Item = &FaultImpact> {
         self.faults.iter().chain([&self.unexplained])
     }
@@ -404,9 +457,11 @@ impl LatencySummary {
         }
     }
 
-    /// Whoever waits for an answer sends nothing meanwhile, so a stall is one slow request of each connection. Here each
-    /// answer that took longer than twice the mean interval of a connection stands for those as well that would have
-    /// been due in it, each an interval later: what wrk does, and HdrHistogram's correction for coordinated omission.
+    /// Corrects the latency for coordinated omission, as wrk and HdrHistogram do.
+    ///
+    /// A connection in a closed loop sends nothing while it waits, so a stall is one slow request. Each
+    /// response slower than twice the mean interval of a connection also counts for the requests due
+    /// meanwhile, one interval apart.
     pub(crate) fn with_omission_corrected(
         all: &LoadCounters,
         connections: usize,
@@ -440,7 +495,7 @@ impl FailureCounts {
         }
     }
 
-    /// Each kind with its name for people.
+    /// Returns each kind of failure with its name in text reports.
     pub fn named_counts(&self) -> [(&'static str, u64); REQUEST_FAILURE_KINDS] {
         [
             ("refused", self.refused),
@@ -455,13 +510,13 @@ impl FailureCounts {
         ]
     }
 
-    /// All of them.
+    /// Returns the number of all failures.
     pub fn total(&self) -> u64 {
         self.named_counts().iter().map(|(_, count)| count).sum()
     }
 }
 
-/// By process, the busiest first.
+/// Returns the counts of each process, busiest first.
 pub(crate) fn process_shares(all: &LoadCounters) -> Vec<ProcessShare> {
     let sum: u64 =
         all.processes.iter().map(|share| share.requests).sum::<u64>() + all.untracked_responses;
@@ -482,7 +537,7 @@ pub(crate) fn process_shares(all: &LoadCounters) -> Vec<ProcessShare> {
     pids
 }
 
-/// How even the requests fell.
+/// Returns the balance of requests among the processes.
 pub(crate) fn process_balance(all: &LoadCounters) -> Option<ProcessBalance> {
     let shares: Vec<u64> = all.processes.iter().map(|share| share.requests).collect();
     let (max_to_min, variation) = statistics::share_imbalance(&shares)?;
@@ -493,7 +548,7 @@ pub(crate) fn nanos_to_micros(nanos: u64) -> f64 {
     nanos as f64 / 1000.0
 }
 
-/// Zero of nothing is zero.
+/// Divides `part` by `whole`; 0 if `whole` is 0.
 pub(crate) fn ratio_or_zero(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole } else { 0.0 }
 }

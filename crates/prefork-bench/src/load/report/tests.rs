@@ -6,7 +6,7 @@ use crate::load::counters::RequestFailure;
 use crate::load::target_url::TargetUrl;
 use tokio_prefork::ListenAddr;
 
-/// One second: a thousand responses, one a microsecond slower than the other, two resets, one status 500.
+/// Report of one second with 1000 responses, each 1 us slower than the last; two resets and one status 500.
 pub(crate) fn sample_report() -> LoadReport {
     let mut counters = LoadCounters::new();
     let mut known = [None; 2];
@@ -48,7 +48,7 @@ fn report_from_rounds(rounds: Vec<RoundResult>) -> LoadReport {
 }
 
 #[test]
-fn json_has_every_figure_and_the_statuses_by_name() {
+fn json_has_the_counts_by_name() {
     let json: serde_json::Value = serde_json::from_str(&sample_report().to_json()).expect("JSON");
     assert_eq!(json["statuses"]["5xx"], 1);
     assert_eq!(json["failures"]["reset"], 2);
@@ -58,7 +58,7 @@ fn json_has_every_figure_and_the_statuses_by_name() {
 }
 
 #[test]
-fn the_exit_status_says_whether_all_was_well() {
+fn the_exit_status_depends_on_failures() {
     let mut report = sample_report();
     assert_eq!(report.exit_status(), exit::FAILURE);
     report.failures = FailureCounts::default();
@@ -71,7 +71,7 @@ fn the_exit_status_says_whether_all_was_well() {
 }
 
 #[test]
-fn rounds_are_put_side_by_side() {
+fn rounds_are_summarized_together() {
     let round = |answers: u64, millis: u64| {
         let mut counters = LoadCounters::new();
         counters.completed_in_time = answers;
@@ -93,13 +93,13 @@ fn rounds_are_put_side_by_side() {
 }
 
 #[test]
-fn a_stall_stands_for_those_that_a_closed_loop_did_not_send() {
+fn a_stall_counts_for_the_requests_a_closed_loop_did_not_send() {
     let mut counters = LoadCounters::new();
     for millis in std::iter::repeat_n(10, 50).chain([500]) {
         counters.record_response(200, millis * 1_000_000, None, None);
     }
     let corrected = LatencySummary::with_omission_corrected(&counters, 1, 1.0);
-    // One request each 19.6 ms, so 24 more would have been sent in those 500 ms.
+    // One request each 19.6 ms: 24 more would have been due in those 500 ms.
     let ten_ms = 10_000.0..10_010.0;
     assert!(
         ten_ms.contains(&LatencySummary::from_histogram(&counters.latency).p90),
@@ -114,7 +114,7 @@ fn a_stall_stands_for_those_that_a_closed_loop_did_not_send() {
 }
 
 #[test]
-fn a_run_that_measured_nothing_has_a_report() {
+fn an_empty_run_has_a_report() {
     let round = RoundResult {
         counters: LoadCounters::new(),
         measured: Duration::ZERO,

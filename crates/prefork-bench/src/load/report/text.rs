@@ -1,4 +1,4 @@
-//! A report as people read it in a terminal. Pure.
+//! The load report as text for a terminal.
 
 use std::fmt::Write;
 
@@ -7,10 +7,10 @@ use super::{FaultImpact, ProcessShare};
 use crate::report_format::text_table::{format_bytes, format_count, format_micros, write_table};
 use tokio_prefork::text::HumanDuration;
 
-/// Processes that are listed.
+/// Most processes in the table.
 const MAX_LISTED_PROCESSES: usize = 32;
 
-/// The whole report, a few lines for each question it answers.
+/// Formats the report, a few lines for each question it answers.
 pub(crate) fn render_text(report: &LoadReport) -> String {
     let mut text = String::new();
     write_head(&mut text, report);
@@ -95,7 +95,7 @@ fn write_errors(text: &mut String, report: &LoadReport) {
         let _ = writeln!(text, "            and {} in the warm-up", report.warm_up_failures);
     }
     if report.abandoned > 0 {
-        let _ = writeln!(text, "abandoned   {} requests were on the way", report.abandoned);
+        let _ = writeln!(text, "abandoned   {} requests were in flight", report.abandoned);
     }
 }
 
@@ -115,11 +115,12 @@ fn write_faults(text: &mut String, report: &LoadReport) {
     write_table(text, &std::iter::once(head).chain(chaos.rows().map(row)).collect::<Vec<_>>());
     let _ = writeln!(
         text,
-        "late: answered after more than {}; none: no fault was near",
+        "late: answered after more than {}; none: no fault at that time",
         format_micros(chaos.late_after_ms * 1000.0)
     );
     if chaos.unnoted > 0 {
-        let _ = writeln!(text, "and {} more requests, by no fault told apart", chaos.unnoted);
+        let _ =
+            writeln!(text, "and {} more affected requests, not assigned to a fault", chaos.unnoted);
     }
 }
 
@@ -189,7 +190,7 @@ fn write_costs(text: &mut String, report: &LoadReport) {
             );
         }
     }
-    // Its warm-up costs, too, so the requests of that count here.
+    // The CPU time includes the warm-up, so its responses count here.
     let own = report.generator.user_s + report.generator.system_s;
     let asked = (report.responses + report.warm_up_responses).max(1) as f64;
     let _ = writeln!(text, "generator   CPU {:.1} us/request, not in the above", own * 1e6 / asked);

@@ -2,7 +2,7 @@ use super::*;
 use crate::load::report::tests::sample_report;
 
 #[test]
-fn the_table_answers_each_question_in_a_line() {
+fn the_text_report_has_a_line_for_each_question() {
     assert_eq!(
         render_text(&sample_report()),
         "GET http://127.0.0.1:3000/\n\
@@ -28,7 +28,7 @@ fn the_table_answers_each_question_in_a_line() {
 }
 
 #[test]
-fn what_is_unknown_is_left_out_and_what_was_lost_is_not() {
+fn unknown_values_are_omitted_and_failures_are_not() {
     let mut report = sample_report();
     report.pids.clear();
     report.server = None;
