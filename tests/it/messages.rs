@@ -171,7 +171,7 @@ fn an_upgrade_closes_the_message_channels_of_old_workers() {
     assert_eq!(client.read().expect("answer").text(), "Closed");
     server.wait_generation(2);
     drop(client);
-    wait::until("mail of the new worker", || get_text(&server, "/echo/5") == "same: true");
+    wait::until("messages of the new worker", || get_text(&server, "/echo/5") == "same: true");
     server.stop();
 }
 

@@ -58,7 +58,7 @@ impl Cluster {
         self
     }
 
-    /// How much mail there may be; without this, [`MessageLimits::default`].
+    /// Sets the limits for messages. Default: [`MessageLimits::default`].
     pub fn message_limits(mut self, limits: MessageLimits) -> Cluster {
         self.messages.set_limits(limits);
         self

@@ -47,6 +47,6 @@ pub enum MessageError {
 
 impl From<MessageError> for crate::Error {
     fn from(error: MessageError) -> crate::Error {
-        crate::Error::application("mail", error)
+        crate::Error::application("message", error)
     }
 }

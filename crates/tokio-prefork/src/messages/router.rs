@@ -272,16 +272,16 @@ impl MessageRouter {
         envelope: Envelope,
         is_serving: IsServing<'_>,
     ) -> Result<WorkerId, RejectedEnvelope> {
-        let nobody = |envelope| {
-            let who = match to {
+        let no_such_worker = |envelope| {
+            let target = match to {
                 MessageAddress::Slot(slot) => format!("at slot {slot}"),
                 MessageAddress::Worker(id) => format!("number {id}"),
                 MessageAddress::Primary | MessageAddress::AllOthers => "the primary".to_string(),
             };
-            Err(Box::new((MessageError::NoSuchWorker(who), envelope)))
+            Err(Box::new((MessageError::NoSuchWorker(target), envelope)))
         };
-        let Some(id) = self.find_worker(to, is_serving) else { return nobody(envelope) };
-        let Some(queues) = self.workers.get_mut(&id) else { return nobody(envelope) };
+        let Some(id) = self.find_worker(to, is_serving) else { return no_such_worker(envelope) };
+        let Some(queues) = self.workers.get_mut(&id) else { return no_such_worker(envelope) };
         queues.send_queue.push(envelope).map(|()| id)
     }
 

@@ -38,7 +38,7 @@ pub(super) struct JobState<T: PoolJob> {
     deadline: Option<JobDeadline>,
 }
 
-/// How far a job is, and who to wake when that changes.
+/// How far a job is, and the waker to call when that changes.
 pub(super) struct JobProgress<T: PoolJob> {
     pub(super) stage: JobStage<T>,
     pub(super) waker: Option<Waker>,
