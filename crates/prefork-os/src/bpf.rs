@@ -235,17 +235,19 @@ pub fn load_reuseport_program(
     program: &[EbpfInstruction],
 ) -> Result<OwnedFd, ProgramLoadError> {
     // The verifier's log costs time and memory, so it is requested only if the program is rejected.
-    let error = match try_load(name, program, 0).0 {
+    let error = match try_load_program(name, program, 0).0 {
         Ok(fd) => return Ok(fd),
         Err(error) => error,
     };
     if is_permission_denied(&error) {
         return Err(ProgramLoadError { error, verifier_log: String::new() });
     }
-    match try_load(name, program, 1) {
+    match try_load_program(name, program, 1) {
         (Ok(fd), _) => Ok(fd),
         // Returns the first error: the second one may be that the log was too long.
-        (Err(_), log) => Err(ProgramLoadError { error, verifier_log: last_log_lines(&log) }),
+        (Err(_), log) => {
+            Err(ProgramLoadError { error, verifier_log: last_verifier_log_lines(&log) })
+        }
     }
 }
 
@@ -253,10 +255,14 @@ pub fn load_reuseport_program(
 #[cfg(any(test, feature = "testing"))]
 pub fn verifier_statistics(program: &[EbpfInstruction]) -> String {
     // Log level 4: statistics only.
-    last_log_lines(&try_load("prefork_test", program, 4).1)
+    last_verifier_log_lines(&try_load_program("prefork_test", program, 4).1)
 }
 
-fn try_load(name: &str, program: &[EbpfInstruction], level: u32) -> (io::Result<OwnedFd>, Vec<u8>) {
+fn try_load_program(
+    name: &str,
+    program: &[EbpfInstruction],
+    level: u32,
+) -> (io::Result<OwnedFd>, Vec<u8>) {
     let mut log = vec![0_u8; if level == 0 { 0 } else { VERIFIER_LOG_BYTES }];
     let load = ProgramLoadAttr {
         program_type: BPF_PROG_TYPE_SK_REUSEPORT,
@@ -277,7 +283,7 @@ fn try_load(name: &str, program: &[EbpfInstruction], level: u32) -> (io::Result<
     (result.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }), log)
 }
 
-fn last_log_lines(log: &[u8]) -> String {
+fn last_verifier_log_lines(log: &[u8]) -> String {
     let text = CStr::from_bytes_until_nul(log).unwrap_or_default().to_string_lossy();
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     lines[lines.len().saturating_sub(3)..].join("; ")
@@ -301,7 +307,8 @@ pub fn attach_classic_reuseport_program(
     set_socket_option(socket, libc::SO_ATTACH_REUSEPORT_CBPF, &libc::sock_fprog { len, filter })
 }
 
-/// Detaches the program from the reuseport group of `socket`: the kernel selects by hash again. Succeeds without a program.
+/// Detaches the program from the reuseport group of `socket`: the kernel selects by hash again. Succeeds without a
+/// program.
 pub fn detach_reuseport_program(socket: BorrowedFd<'_>) -> io::Result<()> {
     match set_socket_option(socket, SO_DETACH_REUSEPORT_BPF, &0) {
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),

@@ -81,7 +81,8 @@ pub fn reap_child(pid: u32) -> io::Result<Option<ExitStatus>> {
     waitpid(pid, libc::WNOHANG)
 }
 
-/// Returns the latest state change of child `pid` since the last call, and reaps the child if it has exited. Never blocks.
+/// Returns the latest state change of child `pid` since the last call, and reaps the child if it has exited. Never
+/// blocks.
 ///
 /// Reports each change once, and only the last of several.
 ///
@@ -97,7 +98,7 @@ pub fn poll_child_state(pid: u32) -> io::Result<Option<ChildStateChange>> {
 }
 
 fn waitpid(pid: u32, options: libc::c_int) -> io::Result<Option<ExitStatus>> {
-    let pid = checked_pid(pid)?;
+    let pid = validate_pid(pid)?;
     let mut status = 0;
     loop {
         // SAFETY: the kernel writes one int to `status`.
@@ -112,11 +113,11 @@ fn waitpid(pid: u32, options: libc::c_int) -> io::Result<Option<ExitStatus>> {
 
 /// Sends `signal` to a child that has not been reaped yet, so that no other process can have its pid.
 pub fn signal_child(pid: u32, signal: Signal) -> io::Result<()> {
-    Ok(nix::sys::signal::kill(Pid::from_raw(checked_pid(pid)?), signal)?)
+    Ok(nix::sys::signal::kill(Pid::from_raw(validate_pid(pid)?), signal)?)
 }
 
 /// Converts `pid` for kill(2) and waitpid(2), for which 0 and negative numbers mean groups of processes.
-fn checked_pid(pid: u32) -> io::Result<i32> {
+fn validate_pid(pid: u32) -> io::Result<i32> {
     i32::try_from(pid).ok().filter(|pid| *pid > 0).ok_or(io::ErrorKind::InvalidInput.into())
 }
 

@@ -13,7 +13,7 @@ use crate::{OsError, Result};
 const MAX_CAPABILITIES: libc::c_ulong = 64;
 
 /// The capability sets in `/proc/PID/status` that must be empty.
-const CAPABILITY_SETS: [&str; 4] = ["CapInh", "CapPrm", "CapEff", "CapAmb"];
+const CAPABILITY_SET_NAMES: [&str; 4] = ["CapInh", "CapPrm", "CapEff", "CapAmb"];
 
 /// `_LINUX_CAPABILITY_VERSION_3`, in which a set is two 32-bit words.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
@@ -37,8 +37,8 @@ struct CapabilitySets {
 /// Switches this process irrevocably to `uid`, `gid` and `groups`, drops all capabilities, and verifies the result.
 ///
 /// A process that is not root only drops its capabilities. Sets no_new_privs in any case. Call it in a process with one
-/// thread, such as a newly forked child, because credentials belong to a thread. Set the parent death signal afterwards:
-/// the kernel clears it here.
+/// thread, such as a newly forked child, because credentials belong to a thread. Set the parent death signal
+/// afterwards: the kernel clears it here.
 ///
 /// # Errors
 /// A step fails, or the credentials read back differ from those wanted. The process must then exit.
@@ -150,7 +150,7 @@ fn find_remaining_privilege(status: &str) -> Option<String> {
         Some("1") => None,
         _ => Some("new privileges can be gained".to_string()),
     };
-    CAPABILITY_SETS.iter().find_map(set).or(privileges)
+    CAPABILITY_SET_NAMES.iter().find_map(set).or(privileges)
 }
 
 /// Restricts the calling thread to the capabilities whose bits are set in `low` (0 to 31) and `high` (32 to 63).

@@ -18,8 +18,9 @@ fn lock_inherited_fds() -> MutexGuard<'static, Option<BTreeSet<RawFd>>> {
 
 /// Records which descriptors from 3 up were inherited from the parent. Only these can be taken by number later.
 ///
-/// Only the first call has an effect. Make it before the program opens a descriptor that is not close-on-exec: an inherited
-/// descriptor never has that flag and everything that Rust opens does, so no recorded descriptor has an owner here.
+/// Only the first call has an effect. Make it before the program opens a descriptor that is not close-on-exec: an
+/// inherited descriptor never has that flag and everything that Rust opens does, so no recorded descriptor has an owner
+/// here.
 ///
 /// # Errors
 /// `/proc/self/fd` cannot be read.
@@ -85,7 +86,7 @@ pub fn take_inherited_fd_if(
 /// # Panics
 /// The flags of `fd` cannot be set, or `/proc/self/fd` cannot be read.
 #[cfg(any(test, feature = "testing"))]
-pub fn leave_open_for_test(fd: OwnedFd) -> RawFd {
+pub fn mark_inherited_for_test(fd: OwnedFd) -> RawFd {
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::empty())).expect("open");
     record_inherited_fds().expect("recorded");
     let number = std::os::fd::IntoRawFd::into_raw_fd(fd);
@@ -219,7 +220,8 @@ pub fn set_inheritable(fd: impl AsFd, inheritable: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// A batch of descriptors that a forked child inherited only for being a copy of its parent, closed with few system calls.
+/// A batch of descriptors that a forked child inherited only for being a copy of its parent, closed with few system
+/// calls.
 ///
 /// The primary holds several descriptors per worker, so with many workers each child inherits thousands. Dropping their
 /// owners one by one takes a system call each, and frees memory, which copies pages that parent and child could share.
@@ -233,7 +235,7 @@ impl FdCloseBatch {
     ///
     /// `list` must name only descriptors that `owner` alone owns in this process. The memory of `owner` stays allocated
     /// until the process ends.
-    pub fn add_fds_of<T>(
+    pub fn add_fds_of_owner<T>(
         &mut self,
         owner: T,
         list: impl for<'a> FnOnce(&'a T, &mut dyn FnMut(BorrowedFd<'a>)),
@@ -255,8 +257,8 @@ impl FdCloseBatch {
 /// Closes descriptors with consecutive numbers.
 fn close_consecutive(run: &[RawFd]) {
     let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
-    // SAFETY: by the contract of `add_fds_of` the owners of these descriptors are leaked, so nothing in this process
-    // uses or closes them.
+    // SAFETY: by the contract of `add_fds_of_owner` the owners of these descriptors are leaked, so nothing in this
+    // process uses or closes them.
     if unsafe { close_range(*first as u32, *last as u32) }.is_ok() {
         return;
     }
@@ -280,7 +282,7 @@ mod tests {
         let own = File::open("/dev/null").expect("open");
         let error = take_inherited_fd(own.as_raw_fd()).expect_err("it has an owner");
         assert_eq!(error.raw_os_error(), Some(libc::EBADF));
-        let number = leave_open_for_test(File::open("/dev/null").expect("open").into());
+        let number = mark_inherited_for_test(File::open("/dev/null").expect("open").into());
         assert!(take_inherited_fd_if(number, |_| false).expect("open").is_none());
         let taken = take_inherited_fd(number).expect("left open");
         assert_eq!(taken.as_raw_fd(), number);
@@ -302,7 +304,7 @@ mod tests {
             if is_kept(at) { kept.push(own) } else { given.push(own) }
         }
         let mut fds = FdCloseBatch::default();
-        fds.add_fds_of(given, |given, add| given.iter().map(UnixStream::as_fd).for_each(add));
+        fds.add_fds_of_owner(given, |given, add| given.iter().map(UnixStream::as_fd).for_each(add));
         let is_quiet = |mut peer: &UnixStream| {
             peer.set_nonblocking(true).expect("non-blocking");
             peer.read(&mut [0]).is_err_and(|e| e.kind() == ErrorKind::WouldBlock)

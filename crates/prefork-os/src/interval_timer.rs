@@ -1,7 +1,7 @@
 //! A periodic timer of the kernel (timerfd) in a tokio runtime.
 //!
-//! Each tick is one wake-up. tokio's timer takes two for a delay of more than 64 ms, because its wheel first moves the timer
-//! to a finer level. That counts with many idle workers.
+//! Each tick is one wake-up. tokio's timer takes two for a delay of more than 64 ms, because its wheel first moves the
+//! timer to a finer level. That counts with many idle workers.
 
 use std::future::pending;
 use std::io;
@@ -68,22 +68,22 @@ mod tests {
 
     #[test]
     fn ticks_are_periodic_and_missed_ticks_count_as_one() {
-        const PERIOD: Duration = Duration::from_millis(5);
+        const TICK_PERIOD: Duration = Duration::from_millis(5);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("runtime").block_on(async {
-            let mut timer = IntervalTimer::new(PERIOD).expect("a timer");
+            let mut timer = IntervalTimer::new(TICK_PERIOD).expect("a timer");
             let started = timer.started;
             for n in 1..4 {
                 let delay = timer.tick().await;
-                assert!(started.elapsed() >= PERIOD * n && delay <= started.elapsed());
+                assert!(started.elapsed() >= TICK_PERIOD * n && delay <= started.elapsed());
             }
             let seen = timer.count;
-            while started.elapsed() < PERIOD * (seen as u32 + 10) {
+            while started.elapsed() < TICK_PERIOD * (seen as u32 + 10) {
                 std::hint::spin_loop();
             }
             let delay = timer.tick().await;
             assert!(timer.count >= seen + 10, "{} after {seen}", timer.count);
-            assert!(delay < started.elapsed() - PERIOD * (timer.count as u32 - 1));
+            assert!(delay < started.elapsed() - TICK_PERIOD * (timer.count as u32 - 1));
         });
     }
 }

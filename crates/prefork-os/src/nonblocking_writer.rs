@@ -22,7 +22,7 @@ use crate::fd::unread_bytes;
 pub const PIPE_BUF: usize = 4096;
 
 /// How often a write is tried again after EINTR.
-const MAX_INTERRUPTIONS: usize = 16;
+const MAX_EINTR_RETRIES: usize = 16;
 
 /// The kind of file that a descriptor refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,10 +135,12 @@ impl NonblockingWriter {
     /// `WouldBlock` if the reader is behind and the buffer is full; any other error of write(2).
     pub fn write(&mut self, fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
         let fd = fd.as_fd();
-        for _ in 0..MAX_INTERRUPTIONS {
+        for _ in 0..MAX_EINTR_RETRIES {
             match self.write_once(fd, bytes) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if is_unsupported(&e) && matches!(self.method, WriteMethod::NoWait) => {
+                Err(e)
+                    if is_nowait_unsupported(&e) && matches!(self.method, WriteMethod::NoWait) =>
+                {
                     self.method = reopen(fd);
                 }
                 outcome => return outcome,
@@ -208,14 +210,15 @@ fn are_same_file(one: impl AsFd, other: impl AsFd) -> bool {
 }
 
 /// Returns whether the kernel lacks `pwritev2` (ENOSYS) or this file does not support RWF_NOWAIT.
-fn is_unsupported(error: &io::Error) -> bool {
+fn is_nowait_unsupported(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::EPERM))
 }
 
 fn write_nowait(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     let slice = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    // An offset of -1 means the file position; 32-bit systems pass it in two halves. musl has no function for this call.
+    // An offset of -1 means the file position; 32-bit systems pass it in two halves. musl has no function for this
+    // call.
     let position: libc::c_long = -1;
     // SAFETY: the kernel reads one iovec and, through it, `bytes.len()` bytes of `bytes`; both outlive the call.
     let written = unsafe {

@@ -11,7 +11,8 @@ use nix::unistd::getppid;
 use super::{libc, syscall_result};
 use crate::signal::Signal;
 
-/// The signal that the kernel sends to a worker whose primary died. Only SIGCONT also runs the handler of a stopped process.
+/// The signal that the kernel sends to a worker whose primary died. Only SIGCONT also runs the handler of a stopped
+/// process.
 ///
 /// The handler ignores a SIGCONT that arrives while the primary lives.
 const PARENT_DEATH_SIGNAL: Signal = Signal::SIGCONT;
@@ -19,7 +20,7 @@ const PARENT_DEATH_SIGNAL: Signal = Signal::SIGCONT;
 static PRIMARY_PID: AtomicI32 = AtomicI32::new(0);
 /// The process that called [`kill_after_parent_death`]. Forks of it inherit the handlers, which must do nothing there.
 static WORKER_PID: AtomicI32 = AtomicI32::new(0);
-static GRACE_SECONDS: AtomicU32 = AtomicU32::new(0);
+static KILL_GRACE_SECONDS: AtomicU32 = AtomicU32::new(0);
 /// The POSIX timer that sends SIGKILL to this process. Valid if `HAS_KILL_TIMER` is set.
 static KILL_TIMER: AtomicPtr<libc::c_void> = AtomicPtr::new(std::ptr::null_mut());
 /// Whether the kernel created the timer.
@@ -29,14 +30,14 @@ static IS_ORPHAN: AtomicBool = AtomicBool::new(false);
 
 /// Makes the kernel kill this process `grace_seconds` (at least 1) after its parent `primary` has died.
 ///
-/// Works also if the event loop of the process is frozen or the process is stopped: the handler of PDEATHSIG starts a timer
-/// that sends SIGKILL. A healthy worker notices the end of its channel and exits earlier. If the kernel cannot create a
-/// timer, SIGALRM replaces it, which does not reach a process that is stopped later.
+/// Works also if the event loop of the process is frozen or the process is stopped: the handler of PDEATHSIG starts a
+/// timer that sends SIGKILL. A healthy worker notices the end of its channel and exits earlier. If the kernel cannot
+/// create a timer, SIGALRM replaces it, which does not reach a process that is stopped later.
 ///
 /// Returns `false` if the parent is already gone; the process should then exit.
 pub fn kill_after_parent_death(primary: u32, grace_seconds: u32) -> io::Result<bool> {
     PRIMARY_PID.store(primary as i32, Ordering::Relaxed);
-    GRACE_SECONDS.store(grace_seconds.max(1), Ordering::Relaxed);
+    KILL_GRACE_SECONDS.store(grace_seconds.max(1), Ordering::Relaxed);
     WORKER_PID.store(std::process::id() as i32, Ordering::Relaxed);
     IS_ORPHAN.store(false, Ordering::Relaxed);
     match create_kill_timer() {
@@ -121,7 +122,7 @@ extern "C" fn handle_parent_death(_: libc::c_int) {
     if !is_orphan || IS_ORPHAN.swap(true, Ordering::Relaxed) {
         return;
     }
-    let seconds = GRACE_SECONDS.load(Ordering::Relaxed);
+    let seconds = KILL_GRACE_SECONDS.load(Ordering::Relaxed);
     if HAS_KILL_TIMER.load(Ordering::Relaxed) {
         // SAFETY: an all-zero itimerspec is valid.
         let mut when: libc::itimerspec = unsafe { std::mem::zeroed() };

@@ -62,7 +62,7 @@ impl<'fd> PollSet<'fd> {
     }
 
     /// Replaces all descriptors after the first `kept` with `watched`.
-    pub fn replace_after(
+    pub fn replace_fds_after(
         &mut self,
         kept: usize,
         watched: impl IntoIterator<Item = WatchedFd<'fd>>,
@@ -86,7 +86,8 @@ impl<'fd> PollSet<'fd> {
         Ok(self.ready)
     }
 
-    /// Waits like [`wait`](Self::wait), but busy-polls without sleeping until `busy_until`, because waking up takes long.
+    /// Waits like [`wait`](Self::wait), but busy-polls without sleeping until `busy_until`, because waking up takes
+    /// long.
     pub fn wait_busy_polling(
         &mut self,
         busy_until: Option<Instant>,
@@ -118,7 +119,8 @@ impl<'fd> PollSet<'fd> {
     }
 }
 
-/// Waits until one of `watched` is ready, or `timeout` has passed (`None`: no timeout). Returns for each whether it is ready.
+/// Waits until one of `watched` is ready, or `timeout` has passed (`None`: no timeout). Returns for each whether it is
+/// ready.
 ///
 /// Returns only `false` if a signal interrupts the wait.
 pub fn poll_fds(watched: &[WatchedFd<'_>], timeout: Option<Duration>) -> io::Result<Vec<bool>> {

@@ -88,10 +88,11 @@ pub fn register_signal_flag(signal: Signal) -> io::Result<Arc<AtomicBool>> {
     Ok(flag)
 }
 
-/// Makes writes fail with an error instead of raising SIGPIPE (pipe without a reader) or SIGXFSZ (`ulimit -f` exceeded).
+/// Makes writes fail with an error instead of raising SIGPIPE (pipe without a reader) or SIGXFSZ (`ulimit -f`
+/// exceeded).
 ///
-/// Installs a handler that does nothing. Unlike SIG_IGN, it is reset to the default in every executed program. An existing
-/// handler or SIG_IGN stays.
+/// Installs a handler that does nothing. Unlike SIG_IGN, it is reset to the default in every executed program. An
+/// existing handler or SIG_IGN stays.
 pub fn ignore_sigpipe_and_sigxfsz() -> io::Result<()> {
     extern "C" fn ignore_signal(_: libc::c_int) {}
     let handled =
@@ -108,7 +109,7 @@ pub fn ignore_sigpipe_and_sigxfsz() -> io::Result<()> {
 }
 
 /// Signals that terminate a process by default, but not process 1 of a pid namespace.
-const TERMINATING_SIGNALS: [Signal; 8] = [
+const PID_1_EXIT_SIGNALS: [Signal; 8] = [
     Signal::SIGTERM,
     Signal::SIGINT,
     Signal::SIGQUIT,
@@ -124,12 +125,12 @@ pub struct Pid1SignalExit(Arc<AtomicBool>);
 
 /// Makes terminating signals end this process with status 128 + signal while the result exists, if it is process 1.
 ///
-/// The kernel ignores signals without a handler for process 1 of a pid namespace, such as the main process of a container.
-/// Does nothing in other processes.
+/// The kernel ignores signals without a handler for process 1 of a pid namespace, such as the main process of a
+/// container. Does nothing in other processes.
 pub fn exit_on_signals_if_pid_1() -> io::Result<Pid1SignalExit> {
     let ends = Arc::new(AtomicBool::new(true));
     if std::process::id() == 1 {
-        for signal in TERMINATING_SIGNALS {
+        for signal in PID_1_EXIT_SIGNALS {
             let number = signal as i32;
             signal_hook::flag::register_conditional_shutdown(number, 128 + number, ends.clone())?;
         }
@@ -145,8 +146,8 @@ impl Drop for Pid1SignalExit {
 
 /// Blocks signals while this value exists and then restores the previous mask.
 ///
-/// Held across a fork, it keeps the child from losing a signal, or writing one to the parent's [`SignalPipe`], before it has
-/// installed its own handlers.
+/// Held across a fork, it keeps the child from losing a signal, or writing one to the parent's [`SignalPipe`], before
+/// it has installed its own handlers.
 pub struct BlockedSignals {
     before: SigSet,
 }

@@ -1,11 +1,12 @@
-//! What the supervisor asks the primary to do, and what it reports to the log.
+//! Actions that the supervisor requests from the primary, and the events that it logs.
 
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use crate::worker_identity::{Generation, Slot, WorkerId, WorkerTag};
 
-/// One thing for the primary to do. A failure is not an error here: it comes back as an [`Event`](crate::Event).
+/// An action that the primary has to perform. A failure is not an error here: it comes back as an
+/// [`Event`](crate::Event).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Fork a worker. Answered by `Event::Forked` or `Event::ForkFailed`.
@@ -70,7 +71,7 @@ pub enum Action {
     Reply {
         /// The `reply_id` of the [`Requester`](crate::Requester).
         reply_id: u64,
-        /// A sentence for people.
+        /// The result as text for the operator.
         result: Result<String, String>,
     },
     /// Exit the primary. Always the last action.
@@ -86,16 +87,16 @@ pub enum ShutdownReason {
     WorkersCannotBoot,
 }
 
-/// Something worth telling an operator or the application.
+/// An event that is logged and reported to the application's event hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(
     missing_docs,
     reason = "field names tell: the worker, the requester (`by`), a duration, the reason"
 )]
 pub enum LogEvent {
-    /// A worker's process exists.
+    /// A worker was forked.
     Forked { worker: WorkerTag },
-    /// A worker's process runs. Reported once, before `Ready`.
+    /// A forked worker runs and its channel works. Reported once, before `Ready`.
     Online { worker: WorkerTag },
     /// A worker's channel is closed. Reported once for each forked worker, before `Exited`.
     Disconnected { worker: WorkerTag },
@@ -115,7 +116,7 @@ pub enum LogEvent {
     BootFailed { worker: WorkerTag, reason: String },
     /// A worker was not ready within `limit` and is killed.
     BootTimedOut { worker: WorkerTag, limit: Duration },
-    /// A worker drains on its own account and is replaced.
+    /// A worker drains by its own decision and is replaced.
     Retiring { worker: WorkerTag },
     /// A worker broke the channel's protocol and is killed.
     Misbehaved { worker: WorkerTag, reason: String },
@@ -185,11 +186,11 @@ pub struct ExitReport {
     pub worker: WorkerTag,
     /// Exit code or signal, as reaped.
     pub status: ExitStatus,
-    /// What ended it.
+    /// The cause of the exit.
     pub cause: ExitCause,
     /// Why it was draining, if it was.
     pub drain_reason: Option<DrainReason>,
-    /// The worker's last error, or what was found to be wrong with it.
+    /// The worker's last error, or the primary's reason for killing it.
     pub error: Option<String>,
     /// The time from fork to exit.
     pub uptime: Duration,
@@ -197,27 +198,27 @@ pub struct ExitReport {
     pub requests_served: u64,
 }
 
-/// Why a worker was told to drain.
+/// The reason why a worker drains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DrainReason {
     /// The cluster stops.
     Stop,
     /// The number of slots was reduced.
     Scale,
-    /// A reload or an upgrade replaced it.
+    /// A reload or an upgrade replaces the worker.
     Reload,
-    /// It reached this recycling limit.
+    /// The worker reached this recycling limit.
     Recycle(RecycleReason),
-    /// It asked to be replaced.
+    /// The worker asked to be replaced.
     Retire,
-    /// It was disconnected and is not replaced.
+    /// The worker was disconnected and is not replaced.
     Disconnect,
 }
 
-/// What ended a worker, as far as the supervisor knows.
+/// The cause of a worker's exit, as far as the supervisor knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitCause {
-    /// It exited by itself while draining.
+    /// The worker exited by itself while draining.
     Drained,
     /// Killed: it was not ready in time.
     BootTimeout,
@@ -233,8 +234,8 @@ pub enum ExitCause {
     MemoryLimit,
     /// Killed: its reload was given up, or another worker took its place.
     Superseded,
-    /// It exited before it was ready.
+    /// The worker exited before it was ready.
     BootFailed,
-    /// It crashed, exited by itself, or was killed from outside.
+    /// The worker crashed, exited by itself, or was killed from outside.
     Unexpected,
 }

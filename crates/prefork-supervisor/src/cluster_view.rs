@@ -17,9 +17,9 @@ pub struct ClusterView {
     pub wanted_workers: u32,
     /// How many workers of each other kind should run.
     pub wanted_by_kind: Vec<(&'static str, u32)>,
-    /// How many workers were forked in place of one that ended unasked.
+    /// Number of workers forked to replace workers that exited unexpectedly.
     pub restart_count: u64,
-    /// The slots that stay empty for now.
+    /// The slots that stay empty until a reload or a scale command.
     pub empty_slots: Vec<Slot>,
     /// Every worker that exists or is being forked, oldest first.
     pub workers: Vec<WorkerView>,
@@ -32,7 +32,7 @@ pub struct WorkerView {
     pub tag: WorkerTag,
     /// `forking`, `booting`, `serving`, `draining`, `leaving`, `aborted` or `killed`.
     pub state: &'static str,
-    /// When its fork was decided.
+    /// When the supervisor decided to fork it.
     pub forked_at: Instant,
 }
 

@@ -20,7 +20,7 @@ pub enum ClusterCommand {
     Disconnect(WorkerId),
     /// Replace the running binary by the one that is now at its path.
     Upgrade {
-        /// Whether the reply comes when the new binary's workers serve, and not as soon as its check has passed.
+        /// Whether the reply is sent when the new binary's workers serve, instead of when its check has passed.
         wait: bool,
     },
 }
@@ -28,11 +28,11 @@ pub enum ClusterCommand {
 /// A change of the number of workers of one kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ScaleChange {
-    /// Exactly this many.
+    /// Exactly this many workers.
     To(u32),
-    /// This many more.
+    /// This many more workers.
     Up(u32),
-    /// This many fewer.
+    /// This many fewer workers.
     Down(u32),
     /// One more, with an id from [`Supervisor::reserve_worker_id`](crate::Supervisor::reserve_worker_id) and
     /// environment variables of its own.
@@ -52,7 +52,7 @@ pub struct Requester {
 }
 
 impl ScaleChange {
-    /// Returns the new number of workers where there are `from` now.
+    /// Returns the new number of workers, given the current number `from`.
     pub(crate) fn scaled_worker_count(&self, from: u32) -> u32 {
         match self {
             ScaleChange::To(n) => *n,

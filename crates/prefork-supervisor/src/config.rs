@@ -1,4 +1,4 @@
-//! What the supervisor needs to know of the configuration: plain numbers, no sources and no paths.
+//! The part of the configuration that the supervisor uses: plain numbers, no sources and no paths.
 
 use std::time::Duration;
 
@@ -17,9 +17,9 @@ pub struct SupervisorConfig {
     pub graceful_timeout: Duration,
     /// How long a stop waits before workers drain, so that load balancers notice. Zero: not at all.
     pub drain_delay: Duration,
-    /// A worker that crashes sooner than this after READY counts towards a crash loop.
+    /// Time after READY within which a crash counts towards a crash loop.
     pub min_uptime: Duration,
-    /// After this many failed rounds without any worker ever ready, the primary gives up.
+    /// Number of failed boot rounds, without any worker ever ready, after which the primary gives up.
     pub boot_attempts: u32,
     /// The back-off delay after the first failed round; it doubles with each further one.
     pub backoff_first: Duration,
@@ -50,11 +50,11 @@ pub struct WorkerKindConfig {
     pub name: &'static str,
     /// How many workers of the kind should run.
     pub workers: u32,
-    /// When its workers are replaced or killed.
+    /// The limits at which its workers are replaced or killed.
     pub limits: RecycleLimits,
 }
 
-/// When workers of one kind are recycled or killed. `None`: never.
+/// The limits at which workers of one kind are recycled or killed. `None`: never.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RecycleLimits {
     /// Recycles after this many requests, minus up to 20 % jitter.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::config::SupervisorConfig;
 use crate::worker_identity::WorkerId;
 
-/// How many kills of booting workers from outside do not count as crashes. The OOM killer may cause more.
+/// Number of external kills of booting workers that do not count as crashes. The OOM killer may cause more.
 const MAX_FORGIVEN_KILLS: u32 = 3;
 
 /// How many workers may be forked now.
@@ -21,7 +21,7 @@ pub(crate) enum ForkAllowance {
     None,
 }
 
-/// What follows from a crash.
+/// The consequence of a crash for the back-off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CrashOutcome {
     /// The crash belongs to a round that has failed already.
@@ -40,7 +40,7 @@ pub(crate) struct CrashBackoff {
     /// Rounds that failed in a row.
     failures: u32,
     stage: BackoffStage,
-    /// Kills from outside since a worker was last ready.
+    /// External kills since a worker was last ready.
     kills: u32,
     /// Whether any worker ever was ready.
     was_any_worker_ready: bool,
@@ -52,7 +52,7 @@ pub(crate) struct CrashBackoff {
 enum BackoffStage {
     /// All wanted workers may be forked.
     Open,
-    /// Nothing is forked until then.
+    /// No worker is forked until this time.
     Waiting { until: Instant },
     /// The delay is over; one worker may be forked.
     Due,
@@ -63,7 +63,7 @@ enum BackoffStage {
 }
 
 impl CrashBackoff {
-    /// `seed` makes the delays of clusters that crash together differ.
+    /// Creates the back-off; `seed` makes the delays of clusters that crash together differ.
     pub(crate) fn new(config: &SupervisorConfig, seed: u64) -> CrashBackoff {
         CrashBackoff {
             first_delay: config.backoff_first,
@@ -154,7 +154,7 @@ impl CrashBackoff {
     }
 
     /// Records that every slot is served, by a reload or because there are fewer slots: no probe is needed.
-    pub(crate) fn record_all_served(&mut self, now: Instant, min_uptime: Duration) {
+    pub(crate) fn record_all_slots_served(&mut self, now: Instant, min_uptime: Duration) {
         if matches!(self.stage, BackoffStage::Waiting { .. } | BackoffStage::Due) {
             self.stage = BackoffStage::Recovering { until: now + min_uptime };
         }

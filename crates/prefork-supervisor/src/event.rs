@@ -1,4 +1,4 @@
-//! What the primary reports to the supervisor.
+//! Events that the primary reports to the supervisor.
 
 use std::process::ExitStatus;
 
@@ -6,7 +6,7 @@ use crate::command::{ClusterCommand, Requester};
 use crate::config::SupervisorConfig;
 use crate::worker_identity::{Slot, WorkerId};
 
-/// Something that happened. The primary reports events in the order in which it learns of them.
+/// An event that the supervisor has to handle. The primary reports events in the order in which it learns of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "field names tell: the worker, and the result or the error")]
 pub enum Event {
@@ -24,9 +24,9 @@ pub enum Event {
     RiskyJobStarted { worker: WorkerId },
     /// The worker cannot boot; its exit follows.
     BootFailed { worker: WorkerId, reason: String },
-    /// The worker drains on its own account and wants a replacement.
+    /// The worker drains by its own decision and wants a replacement.
     Retiring { worker: WorkerId },
-    /// The worker drains on its own account and wants no replacement.
+    /// The worker drains by its own decision and wants no replacement.
     Disconnecting { worker: WorkerId },
     /// The worker closed its channel; its exit should follow.
     ChannelClosed { worker: WorkerId },

@@ -20,9 +20,9 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 /// How often workers are sampled where slots have sockets of their own. Workers send heartbeats as often.
 const SLOT_SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long a heartbeat may fail to change before a sibling adopts the slot's sockets. With heartbeats and samples of
+/// How long a heartbeat may stay unchanged before a sibling adopts the slot's sockets. With heartbeats and samples of
 /// 100 ms each, connections of a frozen worker are accepted within half a second.
-const LATE_HEARTBEAT: Duration = Duration::from_millis(300);
+const LATE_HEARTBEAT_THRESHOLD: Duration = Duration::from_millis(300);
 
 /// A longer gap between two samples means that the primary itself was stopped.
 const MAX_SAMPLE_GAP: Duration = Duration::from_secs(1);
@@ -30,14 +30,14 @@ const MAX_SAMPLE_GAP: Duration = Duration::from_secs(1);
 /// How long a worker may take to dump core after SIGABRT before it is killed.
 const CORE_DUMP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long no worker is recycled after the successor of a recycled one failed to boot.
+/// How long recycling pauses after the successor of a recycled worker failed to boot.
 const RECYCLE_RETRY_DELAY: Duration = Duration::from_secs(10);
 
-/// When the workers were sampled, and when they are sampled next.
+/// The times of the last and the next health sample.
 #[derive(Debug, Default)]
 pub(crate) struct HealthMonitor {
     next_sample: Option<Instant>,
-    /// Whether a sample was requested and has not arrived.
+    /// Whether a requested sample has not arrived yet.
     is_sampling: bool,
     last_sample: Option<Instant>,
     last_memory_sample: Option<Instant>,
@@ -79,7 +79,7 @@ impl HealthMonitor {
         Some(last.map_or(SAMPLE_INTERVAL, |last| now.duration_since(last)))
     }
 
-    /// Recycles no worker for a while, because the last successor failed.
+    /// Pauses recycling, because the last successor failed to boot.
     pub(crate) fn pause_recycling(&mut self, now: Instant) {
         self.recycling_paused_until = Some(now + RECYCLE_RETRY_DELAY);
     }
@@ -145,8 +145,9 @@ impl Supervisor {
         let record = self.workers.get(sample.worker)?;
         self.slots.index_of_holder(sample.worker)?;
         // A worker that reaches a limit as soon as it serves would otherwise be replaced as fast as it boots.
-        let is_proven = record.ready_for(now).is_some_and(|time| time >= self.config.min_uptime);
-        if !record.is_serving() || self.workers.is_slot_crowded(record.tag.slot) || !is_proven {
+        let is_proven =
+            record.time_since_ready(now).is_some_and(|time| time >= self.config.min_uptime);
+        if !record.is_serving() || self.workers.is_slot_full(record.tag.slot) || !is_proven {
             return None;
         }
         let limits = self.kinds.recycle_limits_of(record.tag.kind, &self.config);
@@ -203,7 +204,7 @@ fn check_stall(
         return;
     }
     let stalled_for = heartbeat.stalled_for;
-    heartbeat.is_late = stalled_for >= LATE_HEARTBEAT;
+    heartbeat.is_late = stalled_for >= LATE_HEARTBEAT_THRESHOLD;
     let current_request = sample.current_request.clone();
     if config.stall_timeout.is_some_and(|limit| stalled_for >= limit) {
         record.state = WorkerState::Aborted { deadline: now + CORE_DUMP_TIMEOUT };

@@ -21,7 +21,7 @@ use crate::worker_identity::{WorkerId, WorkerTag};
 use crate::worker_table::WorkerState;
 use crate::{Action, Event, LogEvent, SavedState};
 
-/// Checks the invariants, with a memory kept apart from the supervisor's state.
+/// Checks the invariants against its own record of events and actions, independent of the supervisor's state.
 #[derive(Debug, Default)]
 pub(crate) struct InvariantChecker {
     /// Requested forks without a result.
@@ -43,7 +43,7 @@ pub(crate) struct InvariantChecker {
 
 /// The state before an event.
 #[derive(Debug)]
-pub(crate) struct StateBefore {
+pub(crate) struct StateBeforeEvent {
     phase: ClusterPhase,
     allowance: ForkAllowance,
     backoff_deadline: Option<Instant>,
@@ -51,9 +51,9 @@ pub(crate) struct StateBefore {
     setup: upgrade::ClusterSetup,
 }
 
-/// What is printed when an invariant is violated. It is formatted only then.
+/// The message that is printed when an invariant is violated. It is formatted only then.
 struct InvariantViolation<'a> {
-    before: &'a StateBefore,
+    before: &'a StateBeforeEvent,
     event: &'a Event,
     actions: &'a [Action],
     supervisor: &'a Supervisor,
@@ -66,14 +66,14 @@ impl fmt::Display for InvariantViolation<'_> {
     }
 }
 
-impl StateBefore {
-    pub(crate) fn capture(supervisor: &Supervisor) -> StateBefore {
-        StateBefore {
+impl StateBeforeEvent {
+    pub(crate) fn capture_state(supervisor: &Supervisor) -> StateBeforeEvent {
+        StateBeforeEvent {
             phase: supervisor.phase,
             allowance: supervisor.backoff.fork_allowance(),
             backoff_deadline: supervisor.backoff.deadline(),
             restart_count: supervisor.restart_count(),
-            setup: upgrade::ClusterSetup::capture(supervisor),
+            setup: upgrade::ClusterSetup::capture_state(supervisor),
         }
     }
 }
@@ -81,7 +81,7 @@ impl StateBefore {
 impl InvariantChecker {
     pub(crate) fn check_invariants(
         &mut self,
-        before: &StateBefore,
+        before: &StateBeforeEvent,
         now: Instant,
         supervisor: &Supervisor,
         event: &Event,
@@ -115,7 +115,7 @@ impl InvariantChecker {
 
     /// Returns whether workers of several generations may serve for now.
     pub(crate) fn allows_mixed_generations(&self) -> bool {
-        self.generations.allows_mixed()
+        self.generations.may_mix_generations()
     }
 
     /// Continues with the new binary of an upgrade, while the workers in `alive` run on.
@@ -198,7 +198,7 @@ impl InvariantChecker {
                 assert!(!self.killed.contains(worker), "no killed worker aborts: {violation}");
             }
             Action::Log(LogEvent::AllReady { workers }) => {
-                let open = supervisor.slots.iter().filter(|entry| !entry.is_left_empty());
+                let open = supervisor.slots.iter().filter(|entry| !entry.is_kept_empty());
                 let is_all = open.clone().count() == *workers as usize;
                 let are_served = open.into_iter().all(|one| one.is_served(&supervisor.workers));
                 assert!(is_all && are_served, "all workers are ready: {violation}");
@@ -235,22 +235,22 @@ impl InvariantChecker {
         }
     }
 
-    /// Whatever is missing is awaited: a result, a deadline, or the kernel.
+    /// Checks that every unfinished state has a pending result, a deadline or a kernel event that ends it.
     fn check_progress(&self, supervisor: &Supervisor, violation: &InvariantViolation<'_>) {
         if supervisor.phase == ClusterPhase::Done {
             return assert!(self.has_exited, "Done comes with Exit: {violation}");
         }
         let has_workers = !self.alive.is_empty() || !self.pending_forks.is_empty();
         let mut entries = supervisor.slots.iter();
-        let is_left_empty = entries.all(|entry| entry.restart != RestartPolicy::Restart);
+        let is_kept_empty = entries.all(|entry| entry.restart != RestartPolicy::Restart);
         assert!(
-            is_left_empty || has_workers || supervisor.next_deadline().is_some(),
+            is_kept_empty || has_workers || supervisor.next_deadline().is_some(),
             "there is something to wait for: {violation}"
         );
         let has_empty_slot = supervisor.slots.iter().any(|entry| {
             let is_empty = entry.holder.is_none() && entry.successor.is_none();
-            let is_crowded = supervisor.workers.is_slot_crowded(entry.slot);
-            is_empty && entry.restart == RestartPolicy::Restart && !is_crowded
+            let is_full = supervisor.workers.is_slot_full(entry.slot);
+            is_empty && entry.restart == RestartPolicy::Restart && !is_full
         });
         if supervisor.is_stopping() || !has_empty_slot {
             return;
@@ -287,15 +287,15 @@ fn check_slot_holders(supervisor: &Supervisor, violation: &InvariantViolation<'_
         let is_wanted = holders.contains(&record.tag.id);
         assert!(is_wanted || !stays, "a worker without a slot ends: {violation}");
     }
-    // This bounds the number of processes, whatever becomes of them.
+    // This bounds the number of processes.
     for slot in supervisor.workers.iter().map(|record| record.tag.slot) {
-        let slot_listeners = supervisor.workers.iter().filter(|record| record.tag.slot == slot);
-        assert!(slot_listeners.count() <= 2, "at most two workers of a slot: {violation}");
+        let slot_workers = supervisor.workers.iter().filter(|record| record.tag.slot == slot);
+        assert!(slot_workers.count() <= 2, "at most two workers of a slot: {violation}");
     }
 }
 
 fn check_phase_order(
-    before: &StateBefore,
+    before: &StateBeforeEvent,
     supervisor: &Supervisor,
     violation: &InvariantViolation<'_>,
 ) {
@@ -310,10 +310,10 @@ fn check_phase_order(
     assert!(is_ordered, "phases only move forward: {violation}");
 }
 
-/// During a back-off delay nothing is forked but successors: if they crash too, the reload is over. While the probe
-/// boots, only a worker that gets ready allows more than one fork.
+/// Checks that only successors are forked during a back-off delay: if they crash too, the reload is over. While the
+/// probe boots, only a worker that gets ready allows more than one fork.
 fn check_backoff(
-    before: &StateBefore,
+    before: &StateBeforeEvent,
     now: Instant,
     supervisor: &Supervisor,
     event: &Event,

@@ -1,4 +1,4 @@
-//! Decides what the primary process of a prefork server does: a state machine without I/O.
+//! The decisions of a prefork server's primary process: a state machine without I/O.
 //!
 //! [`Supervisor::handle`] takes an [`Event`] (a worker was forked, is ready, has exited; a command arrived) and returns
 //! the [`Action`]s to perform (fork, drain, kill, log). It makes no system calls, reads no clock and writes no

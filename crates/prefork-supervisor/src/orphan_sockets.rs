@@ -12,8 +12,8 @@ use crate::action::Action;
 use crate::worker_identity::{Slot, WorkerId};
 use crate::worker_table::{WorkerRecord, WorkerTable};
 
-/// How long a worker whose channel was full is not asked again.
-const FULL_CHANNEL_PAUSE: Duration = Duration::from_millis(100);
+/// How long to wait before a worker whose channel was full is asked again.
+const FULL_CHANNEL_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// Which slots have sockets, and which workers accept from them.
 #[derive(Debug, Default)]
@@ -23,9 +23,9 @@ pub(crate) struct OrphanSockets {
     adopters: BTreeMap<Slot, WorkerId>,
     /// Releases that could not be sent yet, because the adopter's channel was full.
     pending_releases: BTreeSet<(WorkerId, Slot)>,
-    /// The own worker of each slot that accepts, as last announced by `Action::SetDispatchTarget`.
+    /// The dispatch target of each slot, as last announced by `Action::SetDispatchTarget`.
     dispatch_targets: BTreeMap<Slot, WorkerId>,
-    /// Workers whose channel was full, and until when they are not asked.
+    /// Workers whose channel was full, with the time when they are asked again.
     full_channels: BTreeMap<WorkerId, Instant>,
 }
 
@@ -40,7 +40,7 @@ impl OrphanSockets {
     }
 
     /// Records that a worker adopted these slots before an upgrade.
-    pub(crate) fn restore_adopter(&mut self, worker: WorkerId, slots: &[Slot]) {
+    pub(crate) fn record_adopted_slots(&mut self, worker: WorkerId, slots: &[Slot]) {
         self.adopters.extend(slots.iter().map(|slot| (*slot, worker)));
     }
 
@@ -68,7 +68,7 @@ impl OrphanSockets {
 
     /// Records that the release could not be sent. It is retried.
     pub(crate) fn release_failed(&mut self, now: Instant, worker: WorkerId, slot: Slot) {
-        self.full_channels.insert(worker, now + FULL_CHANNEL_PAUSE);
+        self.full_channels.insert(worker, now + FULL_CHANNEL_RETRY_DELAY);
         self.pending_releases.insert((worker, slot));
     }
 
@@ -142,7 +142,7 @@ impl OrphanSockets {
         }
     }
 
-    /// Spreads the slots that will not get a worker of their own. The others are released soon anyway.
+    /// Balances the slots without a worker of their own over the adopters. The others are released soon anyway.
     fn balance_adopters(
         &mut self,
         candidates: &BTreeSet<WorkerId>,
@@ -163,7 +163,7 @@ impl OrphanSockets {
         }
     }
 
-    /// Tells former adopters whose channel was full to release their slots.
+    /// Retries the releases that failed because the adopter's channel was full.
     fn retry_releases(&mut self, actions: &mut Vec<Action>) {
         let OrphanSockets { pending_releases, full_channels, adopters, .. } = self;
         pending_releases.retain(|(worker, slot)| {
@@ -175,7 +175,7 @@ impl OrphanSockets {
         });
     }
 
-    /// Returns the candidates whose channel was not full lately.
+    /// Returns the candidates whose channel was not full recently.
     fn reachable_candidates(
         &self,
         candidates: &BTreeSet<WorkerId>,

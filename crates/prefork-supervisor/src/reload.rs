@@ -20,13 +20,13 @@ use crate::supervisor::Supervisor;
 use crate::worker_identity::{Generation, WEB_KIND, WorkerId};
 use crate::worker_table::WorkerState;
 
-/// How many kills of new workers from outside a reload survives.
+/// Number of external kills of new workers that do not fail a reload.
 const MAX_FORGIVEN_KILLS: u32 = 3;
 
-/// The part of the failure reason that tells that workers of two generations serve.
+/// The part of the failure reason which says that workers of two generations serve.
 pub(crate) const ROLLBACK_FAILED: &str = "rolling back failed too";
 
-/// The generations, and the reload under way.
+/// The state of generations and of the current reload.
 #[derive(Debug)]
 pub(crate) struct Reload {
     rollout: Option<Rollout>,
@@ -34,9 +34,9 @@ pub(crate) struct Reload {
     queued: Vec<Requester>,
     /// The generation in force.
     generation: Generation,
-    /// The last generation that was tried; it only grows.
+    /// The highest generation that was tried; never decreases.
     last_generation: Generation,
-    /// New workers that were killed from outside since the rollout began.
+    /// Number of external kills of new workers since the rollout began.
     forgiven_kills: u32,
 }
 
@@ -57,7 +57,7 @@ pub(crate) enum Rollout {
     RollingBack { reason: String, requesters: Vec<Requester> },
 }
 
-/// What a failed reload goes back to.
+/// The configuration that a failed reload restores.
 #[derive(Debug)]
 pub(crate) struct PreviousConfig {
     config: SupervisorConfig,
@@ -116,7 +116,7 @@ impl Reload {
             && self.last_generation == generation
     }
 
-    /// Returns whether workers of `generation` are those that the rollout brings in.
+    /// Returns whether `generation` is the one that the rollout introduces.
     pub(crate) fn is_new_generation(&self, generation: Generation) -> bool {
         matches!(&self.rollout, Some(Rollout::Replacing { target, .. }) if *target == generation)
     }
@@ -132,7 +132,7 @@ impl Reload {
         }
     }
 
-    /// Records that a new worker was killed from outside. Returns whether the reload survives it.
+    /// Records an external kill of a new worker, and returns whether the reload continues.
     ///
     /// Counted over the whole reload: where the OOM killer takes each new worker, the reload has to end too.
     pub(crate) fn forgive_successor_kill(&mut self) -> bool {
@@ -207,7 +207,7 @@ impl Supervisor {
         self.reload.rollout = Some(Rollout::Replacing { target, workers, previous, requesters });
     }
 
-    /// Continues the rollout as far as possible.
+    /// Replaces as many slots as the budget allows, and finishes the rollout when all are replaced.
     pub(crate) fn continue_rollout(&mut self, now: Instant) {
         if self.is_stopping() {
             return self.cancel_rollout();
@@ -244,9 +244,9 @@ impl Supervisor {
     ) {
         let entry = &self.slots[index];
         let is_undecided = matches!(entry.restart, RestartPolicy::AwaitDecision(_));
-        let is_crowded = self.workers.is_slot_crowded(entry.slot);
+        let is_full = self.workers.is_slot_full(entry.slot);
         if entry.successor.is_some()
-            || is_crowded
+            || is_full
             || is_undecided
             || self.is_slot_booting(index, target)
         {
@@ -268,7 +268,7 @@ impl Supervisor {
     fn is_slot_replaced(&self, index: usize, target: Generation) -> bool {
         let entry = &self.slots[index];
         // A reload refills slots that were left empty before it, but not those left empty since.
-        if entry.is_left_empty() {
+        if entry.is_kept_empty() {
             return entry.successor.is_none() && entry.generation == target;
         }
         let holder = entry.holder.and_then(|holder| self.workers.get(holder));
@@ -285,7 +285,7 @@ impl Supervisor {
         })
     }
 
-    /// Lets a successor that is ready take over its slot, and drains its predecessor.
+    /// Makes a ready successor the holder of its slot, and drains its predecessor.
     pub(crate) fn promote_successor(&mut self, now: Instant, worker: WorkerId) {
         let Some(index) = self.slots.index_of_successor(worker) else { return };
         let holder = self.slots[index].holder.and_then(|holder| self.workers.get(holder));
@@ -301,7 +301,7 @@ impl Supervisor {
         entry.holder = Some(worker);
     }
 
-    /// Records that a successor will not take over. Another one is forked if `retry` is true.
+    /// Handles the loss of a successor. Another one is forked if `retry` is true.
     pub(crate) fn on_successor_lost(
         &mut self,
         now: Instant,
@@ -311,7 +311,7 @@ impl Supervisor {
     ) {
         self.slots.release_successor(worker);
         if !self.reload.is_reloading() {
-            // It was to replace a worker that reached a limit, which keeps serving.
+            // The recycled worker that it was to replace keeps serving.
             self.health.pause_recycling(now);
         } else if !retry {
             self.fail_rollout(reason);
@@ -322,7 +322,7 @@ impl Supervisor {
     pub(crate) fn fail_rollout(&mut self, reason: &str) {
         match self.reload.rollout.take() {
             Some(Rollout::Replacing { target, previous, requesters, .. }) => {
-                self.fail_replacing(target, *previous, reason, requesters);
+                self.roll_back_or_finish(target, *previous, reason, requesters);
             }
             Some(Rollout::RollingBack { reason: first, requesters }) => {
                 let reason = format!("{first}; {ROLLBACK_FAILED}: {reason}");
@@ -333,7 +333,7 @@ impl Supervisor {
         }
     }
 
-    fn fail_replacing(
+    fn roll_back_or_finish(
         &mut self,
         target: Generation,
         previous: PreviousConfig,
@@ -415,7 +415,7 @@ impl Supervisor {
         }
     }
 
-    /// Tells the primary which generations are still in use.
+    /// Reports to the primary which generations are still in use.
     fn keep_generations(&mut self) {
         // After a failed rollback, workers of two generations serve, and each may be drained by its own configuration.
         let workers = self.slots.iter().flat_map(|entry| [entry.holder, entry.successor]);

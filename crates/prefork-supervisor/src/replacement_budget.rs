@@ -4,14 +4,14 @@ use crate::config::SupervisorConfig;
 use crate::slot_table::SlotTable;
 use crate::worker_table::WorkerTable;
 
-/// When the successor of a slot may be forked.
+/// Whether and when the successor of a slot may be forked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReplacementTiming {
-    /// Now, while the holder keeps serving.
+    /// At once, while the holder keeps serving.
     BesideHolder,
-    /// Now, if the holder drains first.
+    /// At once, if the holder drains first.
     AfterHolder,
-    /// Not now.
+    /// Not at present.
     Later,
 }
 
@@ -20,7 +20,7 @@ pub(crate) enum ReplacementTiming {
 pub(crate) struct ReplacementBudget {
     surge: usize,
     max_unavailable: usize,
-    /// Successors under way.
+    /// Successors that are being forked or booted.
     successors: usize,
     /// Successors that boot beside a holder.
     beside_holder: usize,
@@ -29,7 +29,7 @@ pub(crate) struct ReplacementBudget {
 }
 
 impl ReplacementBudget {
-    /// Counts what is in use now.
+    /// Counts the current use.
     pub(crate) fn new(
         config: &SupervisorConfig,
         slots: &SlotTable,
@@ -81,7 +81,7 @@ impl ReplacementBudget {
     }
 }
 
-/// Returns whether as many successors are under way as there may be.
+/// Returns whether the maximum number of simultaneous successors is reached.
 ///
 /// A reload asks this after each event, most of which change nothing, so the answer looks at no worker.
 pub(crate) fn is_replacement_limit_reached(config: &SupervisorConfig, slots: &SlotTable) -> bool {

@@ -1,4 +1,4 @@
-//! What survives an upgrade in place: the supervisor's state, passed across `execve` to the new binary.
+//! The supervisor's state that survives an upgrade in place, passed across `execve` to the new binary.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub struct SavedState {
     pub generation: Generation,
     /// The next unused worker id.
     pub next_id: WorkerId,
-    /// How many workers were forked in place of one that ended unasked.
+    /// Number of workers forked to replace workers that exited unexpectedly.
     pub restart_count: u64,
     /// How many workers of the kind `web` should run.
     pub wanted_workers: u32,
@@ -32,11 +32,11 @@ pub struct SavedState {
 pub struct SavedWorker {
     /// Its identity.
     pub tag: WorkerTag,
-    /// The time since its fork was decided.
+    /// Time since the supervisor decided to fork it.
     pub age: Duration,
-    /// Whether it serves in its slot; otherwise it is to drain.
+    /// Whether the worker serves in its slot; if not, it has to drain.
     pub is_serving: bool,
-    /// Whether it was forked with the sockets of its slot, and not with a shared one.
+    /// Whether the worker was forked with its slot's own sockets instead of shared ones.
     pub has_own_socket: bool,
     /// The slots that it adopted: it accepts from their sockets as well.
     pub adopted_slots: Vec<Slot>,

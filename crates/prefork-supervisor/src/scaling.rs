@@ -21,7 +21,7 @@ impl Supervisor {
         }
     }
 
-    /// Continues with the command that waits for these sockets.
+    /// Continues the scale command that waited for these sockets.
     pub(crate) fn on_sockets_opened(
         &mut self,
         now: Instant,

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use crate::invariants::{InvariantChecker, StateBefore};
+use crate::invariants::{InvariantChecker, StateBeforeEvent};
 use crate::supervisor::Supervisor;
 use crate::worker_identity::{WorkerId, WorkerTag};
 use crate::{
@@ -27,13 +27,13 @@ pub(crate) use worker_script::{
 };
 
 /// Chooses the script of the worker with this tag.
-type ScriptFn = Box<dyn FnMut(WorkerTag, &mut TestRng) -> WorkerScript>;
+type WorkerScriptFn = Box<dyn FnMut(WorkerTag, &mut TestRng) -> WorkerScript>;
 
 /// Returns how long it takes to read the configuration, and the result, given the configuration in force.
 type ConfigFileFn =
     Box<dyn FnMut(&SupervisorConfig, &mut TestRng) -> (Duration, Result<SupervisorConfig, String>)>;
 
-/// Something that is scheduled to happen.
+/// An item of the simulator's schedule.
 #[derive(Debug)]
 enum ScheduledItem {
     ForkReturn(WorkerId),
@@ -54,24 +54,24 @@ pub(crate) struct Simulator {
     pub(crate) log: Vec<(Duration, Action)>,
     pub(crate) exit: Option<ShutdownReason>,
     started_at: Instant,
-    /// The primary notices nothing before this time.
+    /// The primary is stopped until this time.
     primary_stopped_until: Instant,
     invariants: InvariantChecker,
     rng: TestRng,
-    choose_script: ScriptFn,
+    choose_script: WorkerScriptFn,
     pub(crate) config_file: ConfigFileFn,
     pub(crate) new_binary: NewBinaryFn,
-    /// The upgrade under way.
+    /// The current upgrade.
     upgrade: Option<SimulatedUpgrade>,
     /// How many upgrades have replaced the binary.
     pub(crate) upgrade_count: u32,
-    /// One in this many messages about slot adoption finds a full channel; 0 if none does.
+    /// One in this many messages about slot adoption meets a full channel; 0 disables this.
     pub(crate) full_channel_odds: u64,
-    /// The application vetoes the replacement of one in this many workers; 0 if none.
+    /// The application vetoes the replacement of one in this many workers; 0 disables this.
     pub(crate) restart_veto_odds: u64,
     /// The result of the configuration that is being read.
     pending_config: Option<Result<SupervisorConfig, String>>,
-    /// By time, and in the order of scheduling.
+    /// Scheduled items, ordered by time and then by insertion.
     schedule: BTreeMap<(Instant, usize), ScheduledItem>,
     scheduled_count: usize,
     forking: BTreeMap<WorkerId, WorkerScript>,
@@ -126,7 +126,7 @@ impl Simulator {
             }
             _ => {}
         }
-        let before = StateBefore::capture(&self.supervisor);
+        let before = StateBeforeEvent::capture_state(&self.supervisor);
         let actions = self.supervisor.handle(self.now, event.clone());
         self.invariants.check_invariants(&before, self.now, &self.supervisor, &event, &actions);
         for action in actions {
@@ -155,7 +155,7 @@ impl Simulator {
         true
     }
 
-    /// Runs until nothing more will happen, and panics after `max_steps`.
+    /// Runs until the schedule is empty, and panics after `max_steps`.
     pub(crate) fn run_until_idle_within(&mut self, max_steps: usize) {
         for _ in 0..max_steps {
             if !self.run_step() {
@@ -169,7 +169,7 @@ impl Simulator {
         self.run_until_idle_within(100_000);
     }
 
-    /// Lets this much time pass.
+    /// Runs for this much simulated time.
     pub(crate) fn run_for(&mut self, time: Duration) {
         let end = self.now + time;
         let next = |sim: &Simulator| {
@@ -231,14 +231,14 @@ impl Simulator {
         }
     }
 
-    /// Lets the worker perform this step now.
-    pub(crate) fn worker_does(&mut self, worker: u64, step: WorkerStep) {
+    /// Performs a step of the worker now.
+    pub(crate) fn perform_step_now(&mut self, worker: u64, step: WorkerStep) {
         self.run_scheduled(ScheduledItem::WorkerStep(WorkerId(worker), step));
     }
 
-    /// Lets the worker exit now.
-    pub(crate) fn worker_exits(&mut self, worker: u64, status: ExitStatus) {
-        self.worker_does(worker, WorkerStep::Exit(status));
+    /// Ends the worker now with this status.
+    pub(crate) fn exit_worker_now(&mut self, worker: u64, status: ExitStatus) {
+        self.perform_step_now(worker, WorkerStep::Exit(status));
     }
 
     fn schedule_item(&mut self, after: Duration, item: ScheduledItem) {

@@ -12,7 +12,7 @@ pub(crate) struct SlotEntry {
     pub(crate) slot: Slot,
     /// The kind of its workers.
     pub(crate) kind: &'static str,
-    /// The worker that serves the slot, or is about to.
+    /// The worker that serves the slot, or boots to serve it.
     pub(crate) holder: Option<WorkerId>,
     /// The worker that takes over from the holder when it is ready.
     pub(crate) successor: Option<WorkerId>,
@@ -53,8 +53,8 @@ impl SlotEntry {
         }
     }
 
-    /// Returns whether the slot has no worker and gets none.
-    pub(crate) fn is_left_empty(&self) -> bool {
+    /// Returns whether the slot stays empty until a reload or a scale command.
+    pub(crate) fn is_kept_empty(&self) -> bool {
         self.restart == RestartPolicy::LeaveEmpty && self.holder.is_none()
     }
 
@@ -125,7 +125,7 @@ impl SlotTable {
     }
 
     /// Returns whether the worker holds a slot or is to take one over.
-    pub(crate) fn is_wanted(&self, worker: WorkerId) -> bool {
+    pub(crate) fn holds_or_awaits_slot(&self, worker: WorkerId) -> bool {
         self.index_of_holder(worker).is_some() || self.is_successor(worker)
     }
 
@@ -148,16 +148,16 @@ impl SlotTable {
     }
 
     /// Returns whether every slot that should have a worker is served.
-    pub(crate) fn are_all_served(&self, workers: &WorkerTable) -> bool {
+    pub(crate) fn are_all_slots_served(&self, workers: &WorkerTable) -> bool {
         self.iter()
             .all(|entry| entry.is_served(workers) || entry.restart == RestartPolicy::LeaveEmpty)
     }
 
-    pub(crate) fn served_count(&self, workers: &WorkerTable) -> u32 {
+    pub(crate) fn served_slot_count(&self, workers: &WorkerTable) -> u32 {
         self.iter().filter(|entry| entry.is_served(workers)).count() as u32
     }
 
-    /// Lets the empty slots of this kind be filled again.
+    /// Allows forks for the empty slots of this kind again.
     pub(crate) fn refill_slots(&mut self, kind: &str) {
         for entry in self.iter_mut().filter(|entry| entry.kind == kind) {
             if entry.restart == RestartPolicy::LeaveEmpty {
@@ -167,7 +167,7 @@ impl SlotTable {
     }
 
     pub(crate) fn slots_left_empty(&self) -> Vec<Slot> {
-        self.iter().filter(|entry| entry.is_left_empty()).map(|entry| entry.slot).collect()
+        self.iter().filter(|entry| entry.is_kept_empty()).map(|entry| entry.slot).collect()
     }
 
     pub(crate) fn environment_of(&self, slot: Slot) -> &[(String, String)] {

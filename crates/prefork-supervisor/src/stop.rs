@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use crate::action::{Action, DrainReason, ExitCause, LogEvent, ShutdownReason};
 use crate::command::Requester;
-use crate::supervisor::{ClusterPhase, EXIT_MARGIN, Supervisor};
+use crate::supervisor::{ClusterPhase, DRAIN_KILL_MARGIN, Supervisor};
 use crate::worker_table::WorkerState;
 
-/// Stop commands that come closer together than this are one. `timeout` and some shells and init programs signal a
-/// process and then its group.
+/// Time within which a second stop command counts as a duplicate of the first. `timeout` and some shells and init
+/// programs signal a process and then its group.
 const DUPLICATE_STOP_WINDOW: Duration = Duration::from_millis(100);
 
-/// The stop command, if there was one.
+/// The stop command, if one was received.
 #[derive(Debug, Default)]
 pub(crate) struct StopRequest {
     /// When the last stop command arrived.
@@ -53,7 +53,7 @@ impl Supervisor {
             let name = format!("{}, the second request", by.name);
             self.begin_stop_now(by, name);
         } else if self.stop.is_delayed() {
-            // A second request does not wait for the rest of the delay.
+            // A second stop command skips the rest of the delay.
             self.begin_stop(now, by);
         } else {
             self.stop_after_delay(now, by);
@@ -68,7 +68,7 @@ impl Supervisor {
     /// Begins the drain delay. Where no worker serves, the stop begins at once.
     fn stop_after_delay(&mut self, now: Instant, by: Requester) {
         let delay = self.config.drain_delay;
-        if delay.is_zero() || self.slots.served_count(&self.workers) == 0 {
+        if delay.is_zero() || self.slots.served_slot_count(&self.workers) == 0 {
             return self.begin_stop(now, by);
         }
         self.stop.requested_at = Some(now);
@@ -94,7 +94,7 @@ impl Supervisor {
         self.log_event(LogEvent::Stopping { by: by.name.clone(), workers });
         self.actions.push(Action::CloseListeners);
         by.confirm_command(format!("stopping: {workers} workers drain"), &mut self.actions);
-        let deadline = now + self.config.graceful_timeout + EXIT_MARGIN;
+        let deadline = now + self.config.graceful_timeout + DRAIN_KILL_MARGIN;
         for id in self.workers.ids() {
             let Some(record) = self.workers.get_mut(id) else { continue };
             match record.state {
@@ -105,7 +105,7 @@ impl Supervisor {
                 WorkerState::Booting { .. } => {
                     self.workers.kill(id, ExitCause::KilledByStop, &mut self.actions);
                 }
-                // A fork that returns later is killed then: see `on_forked`.
+                // A worker whose fork returns later is killed then: see `on_forked`.
                 WorkerState::Forking | WorkerState::Draining { .. } => {}
                 WorkerState::Exiting { .. } => {}
                 WorkerState::Aborted { .. } | WorkerState::Killed { .. } => {}

@@ -28,12 +28,12 @@ use crate::worker_table::{WorkerState, WorkerTable};
 /// How long a worker that closed its channel may take to exit. It has nothing left to do.
 pub(crate) const CLOSED_CHANNEL_EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How much longer than the graceful timeout a draining worker may live before it is killed.
+/// Time after the graceful timeout before a draining worker is killed.
 ///
 /// At the graceful timeout the worker itself closes its open connections and exits.
-pub(crate) const EXIT_MARGIN: Duration = Duration::from_secs(1);
+pub(crate) const DRAIN_KILL_MARGIN: Duration = Duration::from_secs(1);
 
-/// The life of the cluster. Phases only move forward.
+/// The phase of the cluster, from boot to exit. Phases only move forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ClusterPhase {
     /// Not all workers have been ready yet.
@@ -66,7 +66,7 @@ pub struct Supervisor {
     pub(crate) health: HealthMonitor,
     /// Whether the application is asked before a worker is replaced.
     pub(crate) confirms_restarts: bool,
-    /// What the event being handled has led to so far.
+    /// Actions requested so far by the event that is being handled.
     pub(crate) actions: Vec<Action>,
 }
 
@@ -98,7 +98,7 @@ impl Supervisor {
         self
     }
 
-    /// Handles one event and returns what to do, in this order.
+    /// Handles one event, and returns the actions to perform in this order.
     #[must_use]
     pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
         match event {
@@ -207,7 +207,7 @@ impl Supervisor {
         self.config.workers
     }
 
-    /// Returns how many workers were forked in place of one that ended unasked.
+    /// Returns the number of workers forked to replace workers that exited unexpectedly.
     pub fn restart_count(&self) -> u64 {
         self.workers.restart_count
     }
@@ -276,7 +276,7 @@ impl Supervisor {
         self.orphan_sockets.adopters()
     }
 
-    /// Returns the own worker of each slot that accepts, as last announced by `Action::SetDispatchTarget`.
+    /// Returns the dispatch target of each slot, as last announced by `Action::SetDispatchTarget`.
     pub fn dispatch_targets(&self) -> &BTreeMap<Slot, WorkerId> {
         self.orphan_sockets.dispatch_targets()
     }
@@ -287,7 +287,7 @@ impl Supervisor {
         self.orphan_sockets.add_sockets(slots);
     }
 
-    /// Sets whether the application is asked before a worker that ended unasked is replaced. Off by default.
+    /// Sets whether the application is asked before a worker that exited unexpectedly is replaced. Off by default.
     pub fn set_confirm_restarts(&mut self, confirms: bool) {
         self.confirms_restarts = confirms;
     }
@@ -298,7 +298,7 @@ impl Supervisor {
         let workers = forked.map(|record| SavedWorker {
             tag: record.tag,
             age: now.duration_since(record.forked_at),
-            is_serving: record.is_serving() && self.slots.is_wanted(record.tag.id),
+            is_serving: record.is_serving() && self.slots.holds_or_awaits_slot(record.tag.id),
             has_own_socket: record.has_own_socket,
             adopted_slots: self.orphan_sockets.slots_adopted_by(record.tag.id),
         });
@@ -315,7 +315,7 @@ impl Supervisor {
     }
 }
 
-/// What several parts have in common.
+/// Helpers that several parts of the supervisor use.
 impl Supervisor {
     pub(crate) fn log_event(&mut self, event: LogEvent) {
         self.actions.push(Action::Log(event));
@@ -357,15 +357,15 @@ impl Supervisor {
             return;
         }
         self.backoff.advance_stage(now);
-        if self.slots.are_all_served(&self.workers) {
-            return self.backoff.record_all_served(now, self.config.min_uptime);
+        if self.slots.are_all_slots_served(&self.workers) {
+            return self.backoff.record_all_slots_served(now, self.config.min_uptime);
         }
         for index in 0..self.slots.len() {
             let entry = &self.slots[index];
             let is_taken = entry.holder.or(entry.successor).is_some();
             if is_taken
                 || entry.restart != RestartPolicy::Restart
-                || self.workers.is_slot_crowded(entry.slot)
+                || self.workers.is_slot_full(entry.slot)
             {
                 continue;
             }
@@ -394,10 +394,10 @@ impl Supervisor {
         id
     }
 
-    /// Empties a slot and tells the worker that held it to drain.
+    /// Empties a slot and drains its holder.
     pub(crate) fn drain_slot_holder(&mut self, now: Instant, index: usize, reason: DrainReason) {
         let Some(worker) = self.slots[index].holder.take() else { return };
-        let deadline = now + self.config.graceful_timeout + EXIT_MARGIN;
+        let deadline = now + self.config.graceful_timeout + DRAIN_KILL_MARGIN;
         let Some(record) = self.workers.get_mut(worker) else { return };
         match record.state {
             WorkerState::Serving => {
@@ -407,7 +407,7 @@ impl Supervisor {
             WorkerState::Booting { .. } => {
                 self.workers.kill(worker, ExitCause::Superseded, &mut self.actions);
             }
-            // A fork that returns later is killed then: see `on_forked`.
+            // A worker whose fork returns later is killed then: see `on_forked`.
             WorkerState::Forking | WorkerState::Draining { .. } => {}
             WorkerState::Exiting { .. } => {}
             WorkerState::Aborted { .. } | WorkerState::Killed { .. } => {}
@@ -415,8 +415,8 @@ impl Supervisor {
     }
 
     fn log_all_ready(&mut self) {
-        let workers = self.slots.served_count(&self.workers);
-        let is_complete = workers > 0 && self.slots.are_all_served(&self.workers);
+        let workers = self.slots.served_slot_count(&self.workers);
+        let is_complete = workers > 0 && self.slots.are_all_slots_served(&self.workers);
         if self.phase == ClusterPhase::Booting && is_complete {
             self.phase = ClusterPhase::Running;
             self.log_event(LogEvent::AllReady { workers });

@@ -51,13 +51,13 @@ pub(crate) fn test_config(workers: u32) -> SupervisorConfig {
     }
 }
 
-/// Starts a cluster whose workers serve, but for those to which `script_for` gives another script by their id.
+/// Starts a cluster whose workers serve, except those for whose id `script_for` returns another script.
 fn start_cluster(
     workers: u32,
     script_for: impl Fn(u64) -> Option<WorkerScript> + 'static,
 ) -> Simulator {
     let choose_script = move |tag: WorkerTag, _: &mut TestRng| {
-        script_for(tag.id.0).unwrap_or_else(WorkerScript::serving)
+        script_for(tag.id.0).unwrap_or_else(WorkerScript::ready_after_10_ms)
     };
     Simulator::new(test_config(workers), 1, choose_script).start()
 }
@@ -85,7 +85,7 @@ fn logged_backoffs(sim: &Simulator) -> Vec<(u32, Duration)> {
 }
 
 fn kill_times(sim: &Simulator, worker: u64) -> Vec<Duration> {
-    sim.times_of(&Action::Kill(WorkerId(worker)))
+    sim.times_of_action(&Action::Kill(WorkerId(worker)))
 }
 
 #[test]
@@ -109,12 +109,12 @@ fn all_ready_is_logged_when_every_worker_is_ready() {
 #[test]
 fn a_killed_worker_is_replaced_at_once() {
     let mut sim = start_serving_cluster(3);
-    sim.worker_exits(2, exit_by_signal(SIGKILL));
+    sim.exit_worker_now(2, exit_by_signal(SIGKILL));
     assert_eq!(sim.fork_times()[3..], [ms(5_000)]);
     sim.run_for(ms(10));
     assert_eq!((sim.serving_workers(), sim.supervisor.restart_count()), (vec![1, 4, 3], 1));
     let all_ready = Action::Log(LogEvent::AllReady { workers: 3 });
-    assert_eq!(sim.times_of(&all_ready), [ms(10)], "logged once, at the start");
+    assert_eq!(sim.times_of_action(&all_ready), [ms(10)], "logged once, at the start");
     let exits = sim.logged(|event| match event {
         LogEvent::Exited(exit) => {
             Some((exit.status, exit.cause, exit.uptime, exit.requests_served))
@@ -135,15 +135,16 @@ fn a_stop_drains_all_workers_and_exits() {
     assert_eq!(actions, [Action::Log(stopping), Action::CloseListeners, first, second]);
     sim.run_until_idle();
     assert_eq!(exit_causes(&sim), [(1, ExitCause::Drained), (2, ExitCause::Drained)]);
-    assert_eq!(sim.times_of(&Action::Log(LogEvent::Stopped)), [ms(5_020)]);
-    assert_eq!(sim.times_of(&Action::Exit(ShutdownReason::StopRequested)), [ms(5_020)]);
+    assert_eq!(sim.times_of_action(&Action::Log(LogEvent::Stopped)), [ms(5_020)]);
+    assert_eq!(sim.times_of_action(&Action::Exit(ShutdownReason::StopRequested)), [ms(5_020)]);
     assert_eq!(sim.supervisor.phase, ClusterPhase::Done);
 }
 
 #[test]
 fn a_worker_that_never_drains_is_killed_at_the_graceful_timeout() {
-    let mut sim =
-        start_cluster(2, |id| (id == 1).then(|| WorkerScript::serving().never_draining()));
+    let mut sim = start_cluster(2, |id| {
+        (id == 1).then(|| WorkerScript::ready_after_10_ms().never_draining())
+    });
     sim.run_for(ms(1_000));
     sim.send_command(ClusterCommand::Stop);
     sim.run_until_idle();
@@ -159,7 +160,7 @@ fn a_worker_that_never_drains_is_killed_at_the_graceful_timeout() {
 
 #[test]
 fn a_second_stop_kills_all_workers() {
-    let mut sim = start_cluster(1, |_| Some(WorkerScript::serving().never_draining()));
+    let mut sim = start_cluster(1, |_| Some(WorkerScript::ready_after_10_ms().never_draining()));
     sim.run_for(ms(1_000));
     sim.send_command(ClusterCommand::Stop);
     sim.run_for(ms(100));
@@ -167,7 +168,7 @@ fn a_second_stop_kills_all_workers() {
     assert_eq!(kill_times(&sim, 1), [ms(1_100)]);
     let by = "SIGTERM, the second request".to_string();
     let now = LogEvent::StoppingNow { by, workers: 1 };
-    assert_eq!(sim.times_of(&Action::Log(now)), [ms(1_100)]);
+    assert_eq!(sim.times_of_action(&Action::Log(now)), [ms(1_100)]);
     sim.send_command(ClusterCommand::Stop);
     sim.send_command(ClusterCommand::StopNow);
     sim.run_until_idle();
@@ -180,13 +181,13 @@ fn stop_now_kills_all_workers_without_a_drain() {
     sim.send_command(ClusterCommand::StopNow);
     assert_eq!((kill_times(&sim, 1), kill_times(&sim, 2)), (vec![ms(5_000)], vec![ms(5_000)]));
     sim.run_until_idle();
-    assert!(sim.times_of(&Action::Drain(WorkerId(1))).is_empty());
+    assert!(sim.times_of_action(&Action::Drain(WorkerId(1))).is_empty());
     assert_eq!(exit_causes(&sim), [(1, ExitCause::KilledByStop), (2, ExitCause::KilledByStop)]);
 }
 
 #[test]
 fn a_stop_before_the_start_exits_at_once() {
-    let mut sim = Simulator::new(test_config(2), 1, |_, _| WorkerScript::serving());
+    let mut sim = Simulator::new(test_config(2), 1, |_, _| WorkerScript::ready_after_10_ms());
     sim.send_command(ClusterCommand::Stop);
     sim.report_event(Event::Started);
     assert_eq!((sim.exit, sim.fork_times().len()), (Some(ShutdownReason::StopRequested), 0));
@@ -195,7 +196,7 @@ fn a_stop_before_the_start_exits_at_once() {
 #[test]
 fn a_retiring_worker_is_replaced_while_it_drains() {
     let mut sim = start_cluster(2, |id| {
-        (id == 1).then(|| WorkerScript::serving().step_at(3_000, WorkerStep::Retire))
+        (id == 1).then(|| WorkerScript::ready_after_10_ms().with_step_at(3_000, WorkerStep::Retire))
     });
     sim.run_for(ms(3_000));
     assert_eq!(sim.fork_times()[2..], [ms(3_000)]);
@@ -217,7 +218,8 @@ fn a_retiring_worker_is_replaced_while_it_drains() {
 
 #[test]
 fn a_retired_worker_is_killed_at_the_graceful_timeout() {
-    let wedged = WorkerScript::serving().step_at(3_000, WorkerStep::Retire).never_draining();
+    let wedged =
+        WorkerScript::ready_after_10_ms().with_step_at(3_000, WorkerStep::Retire).never_draining();
     let mut sim = start_cluster(2, move |id| (id == 1).then(|| wedged.clone()));
     sim.run_until_idle();
     assert_eq!(
@@ -229,9 +231,9 @@ fn a_retired_worker_is_killed_at_the_graceful_timeout() {
 
 #[test]
 fn a_crash_of_a_retired_worker_is_no_restart() {
-    let noisy = WorkerScript::serving()
-        .step_at(500, WorkerStep::Retire)
-        .step_at(505, WorkerStep::BreakProtocol)
+    let noisy = WorkerScript::ready_after_10_ms()
+        .with_step_at(500, WorkerStep::Retire)
+        .with_step_at(505, WorkerStep::BreakProtocol)
         .never_draining();
     let mut sim = start_cluster(2, move |id| (id == 1).then(|| noisy.clone()));
     sim.run_until_idle();
@@ -245,7 +247,7 @@ fn a_crash_of_a_retired_worker_is_no_restart() {
 
 #[test]
 fn a_worker_that_closed_its_channel_is_killed_after_a_second() {
-    let mute = WorkerScript::serving().step_at(2_000, WorkerStep::CloseChannel);
+    let mute = WorkerScript::ready_after_10_ms().with_step_at(2_000, WorkerStep::CloseChannel);
     let mut sim = start_cluster(2, move |id| (id == 1).then(|| mute.clone()));
     sim.run_until_idle();
     assert_eq!(kill_times(&sim, 1), [ms(3_000)]);
@@ -257,7 +259,7 @@ fn a_worker_that_closed_its_channel_is_killed_after_a_second() {
 
 #[test]
 fn a_protocol_error_kills_only_its_worker() {
-    let noisy = WorkerScript::serving().step_at(2_000, WorkerStep::BreakProtocol);
+    let noisy = WorkerScript::ready_after_10_ms().with_step_at(2_000, WorkerStep::BreakProtocol);
     let mut sim = start_cluster(3, move |id| (id == 2).then(|| noisy.clone()));
     sim.run_until_idle();
     let condemned = sim.logged(|event| match event {
@@ -273,9 +275,9 @@ fn a_protocol_error_kills_only_its_worker() {
 
 #[test]
 fn a_worker_that_crashes_after_closing_its_channel_is_not_killed() {
-    let ending = WorkerScript::serving()
-        .step_at(2_000, WorkerStep::CloseChannel)
-        .step_at(2_500, WorkerStep::Exit(exit_code(1)));
+    let ending = WorkerScript::ready_after_10_ms()
+        .with_step_at(2_000, WorkerStep::CloseChannel)
+        .with_step_at(2_500, WorkerStep::Exit(exit_code(1)));
     let mut sim = start_cluster(1, move |id| (id == 1).then(|| ending.clone()));
     sim.run_until_idle();
     assert_eq!(
@@ -286,8 +288,8 @@ fn a_worker_that_crashes_after_closing_its_channel_is_not_killed() {
 }
 
 #[test]
-fn a_ready_that_was_not_read_in_time_still_counts() {
-    let slow = WorkerScript::hanging().step_at(9_000, WorkerStep::ReportReady);
+fn a_ready_report_sent_in_time_but_read_late_counts() {
+    let slow = WorkerScript::never_reporting().with_step_at(9_000, WorkerStep::ReportReady);
     let mut sim = start_cluster(3, move |_| Some(slow.clone()));
     sim.stop_primary_for(ms(60_000));
     sim.run_until_idle();

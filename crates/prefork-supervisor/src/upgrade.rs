@@ -10,30 +10,30 @@ use crate::config::{SupervisorConfig, WorkerKindConfig};
 use crate::reload::Reload;
 use crate::saved_state::{SavedState, SavedWorker};
 use crate::slot_table::SlotTable;
-use crate::supervisor::{ClusterPhase, EXIT_MARGIN, Supervisor};
+use crate::supervisor::{ClusterPhase, DRAIN_KILL_MARGIN, Supervisor};
 use crate::worker_identity::{Generation, WorkerId, WorkerTag};
 use crate::worker_table::WorkerState;
 
 /// How long the new binary may take, in addition to the boot timeout, to load and to read its configuration.
-const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
+const NEW_BINARY_LOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The reply to requesters that wait for the check only.
-const CHECK_PASSED: &str = "the new binary passed its check and takes over now";
+const CHECK_PASSED_REPLY: &str = "the new binary passed its check and takes over now";
 
-/// The upgrade under way, and those that wait for the end of a reload.
+/// The current upgrade, and those that wait for the end of a reload.
 #[derive(Debug, Default)]
 pub(crate) struct Upgrade {
     check: Option<UpgradeCheck>,
     /// Upgrades requested during a reload: one serves them all.
     queued: Vec<UpgradeRequester>,
-    /// Workers of the old binary that have to be sent a drain, perhaps again.
+    /// Workers of the old binary to which a drain must be sent, even if the old binary sent one.
     undrained: Vec<WorkerId>,
 }
 
 /// A new binary that is being checked.
 #[derive(Debug)]
 struct UpgradeCheck {
-    /// When the check has to be over; `None` once it has passed and only the exec is to come.
+    /// The deadline of the check; `None` once it has passed and the exec follows.
     deadline: Option<Instant>,
     requesters: Vec<UpgradeRequester>,
 }
@@ -41,7 +41,7 @@ struct UpgradeCheck {
 #[derive(Debug)]
 struct UpgradeRequester {
     by: Requester,
-    /// Whether the reply comes when the new binary's workers serve, and not as soon as its check has passed.
+    /// Whether the reply is sent when the new binary's workers serve, instead of when its check has passed.
     wait: bool,
 }
 
@@ -61,7 +61,7 @@ impl Upgrade {
         waiting.map(|one| one.by.clone()).collect()
     }
 
-    /// Returns the workers that the new binary has to tell to drain, once.
+    /// Removes and returns the workers to which the new binary has to send a drain.
     pub(crate) fn take_undrained_workers(&mut self) -> Vec<WorkerId> {
         std::mem::take(&mut self.undrained)
     }
@@ -109,7 +109,7 @@ impl Supervisor {
         record.has_own_socket = saved.has_own_socket;
         record.is_online_logged = true;
         if saved.is_serving {
-            self.orphan_sockets.restore_adopter(tag.id, &saved.adopted_slots);
+            self.orphan_sockets.record_adopted_slots(tag.id, &saved.adopted_slots);
         }
         // The new binary may lack the worker's kind, or have fewer slots of it.
         let entry = self.slots.get_mut(tag.slot).filter(|entry| entry.kind == tag.kind);
@@ -121,7 +121,7 @@ impl Supervisor {
                 entry.last_ready = Some(tag.id);
             }
             None => {
-                let deadline = now + self.config.graceful_timeout + EXIT_MARGIN;
+                let deadline = now + self.config.graceful_timeout + DRAIN_KILL_MARGIN;
                 record.drain_reason = saved.is_serving.then_some(DrainReason::Reload);
                 record.state = WorkerState::Draining { deadline };
                 self.upgrade.undrained.push(tag.id);
@@ -133,7 +133,7 @@ impl Supervisor {
         let requester = UpgradeRequester { by, wait };
         match &mut self.upgrade.check {
             Some(UpgradeCheck { deadline: None, .. }) if !wait => {
-                return requester.by.confirm_command(CHECK_PASSED, &mut self.actions);
+                return requester.by.confirm_command(CHECK_PASSED_REPLY, &mut self.actions);
             }
             Some(check) => return check.requesters.push(requester),
             None => {}
@@ -160,7 +160,7 @@ impl Supervisor {
         let Some(first) = requesters.first() else { return };
         self.log_event(LogEvent::UpgradeChecking { by: first.by.name.clone() });
         self.actions.push(Action::StartUpgradeCheck);
-        let deadline = Some(now + self.config.boot_timeout + LOAD_TIMEOUT);
+        let deadline = Some(now + self.config.boot_timeout + NEW_BINARY_LOAD_TIMEOUT);
         self.upgrade.check = Some(UpgradeCheck { deadline, requesters });
     }
 
@@ -178,11 +178,11 @@ impl Supervisor {
         if check.deadline.take().is_none() {
             return;
         }
-        // The requesters that wait are passed on to the new binary, which answers them.
+        // The new binary replies to the requesters that wait for its workers.
         let done: Vec<_> = check.requesters.extract_if(.., |requester| !requester.wait).collect();
         self.refuse_scaling("an upgrade is under way; ask again when it is done");
         for requester in done {
-            requester.by.confirm_command(CHECK_PASSED, &mut self.actions);
+            requester.by.confirm_command(CHECK_PASSED_REPLY, &mut self.actions);
         }
         self.log_event(LogEvent::UpgradeExecuting);
         self.actions.push(Action::ExecNewBinary);

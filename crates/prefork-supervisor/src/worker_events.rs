@@ -1,4 +1,4 @@
-//! What workers report, and what their exit means.
+//! Handlers of worker reports and worker exits.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -8,7 +8,7 @@ use crate::action::{Action, DrainReason, ExitCause, ExitReport, LogEvent, Shutdo
 use crate::command::Requester;
 use crate::crash_backoff::CrashOutcome;
 use crate::slot_table::RestartPolicy;
-use crate::supervisor::{CLOSED_CHANNEL_EXIT_TIMEOUT, EXIT_MARGIN, Supervisor};
+use crate::supervisor::{CLOSED_CHANNEL_EXIT_TIMEOUT, DRAIN_KILL_MARGIN, Supervisor};
 use crate::worker_identity::WorkerId;
 use crate::worker_table::{WorkerRecord, WorkerState};
 
@@ -32,7 +32,7 @@ impl Supervisor {
         // The fork may have been requested before a stop, or before its slot went to another worker.
         if self.is_stopping() {
             self.workers.kill(worker, ExitCause::KilledByStop, &mut self.actions);
-        } else if !self.slots.is_wanted(worker) {
+        } else if !self.slots.holds_or_awaits_slot(worker) {
             self.workers.kill(worker, ExitCause::Superseded, &mut self.actions);
         }
     }
@@ -115,7 +115,7 @@ impl Supervisor {
 impl Supervisor {
     /// The worker drains already; its slot is free for the replacement.
     pub(crate) fn on_retiring(&mut self, now: Instant, worker: WorkerId) {
-        let deadline = now + self.config.graceful_timeout + EXIT_MARGIN;
+        let deadline = now + self.config.graceful_timeout + DRAIN_KILL_MARGIN;
         let Some(record) = self.workers.get_mut(worker) else { return };
         if !matches!(record.state, WorkerState::Booting { .. } | WorkerState::Serving) {
             return;
@@ -128,12 +128,12 @@ impl Supervisor {
             let reason = format!("worker={worker} retired before it was ready");
             self.on_successor_lost(now, worker, &reason, false);
         } else if !was_ready {
-            // Its replacement may well do the same.
+            // The replacement may retire before READY too, so this counts as a crash.
             self.record_crash(now, worker);
         }
     }
 
-    /// Drains a worker for good because of a command.
+    /// Drains a worker by a command; its slot stays empty.
     pub(crate) fn on_disconnect(&mut self, now: Instant, worker: WorkerId, by: Requester) {
         if self.is_stopping() {
             return by.refuse_command_or_log("the cluster is stopping", &mut self.actions);
@@ -155,7 +155,7 @@ impl Supervisor {
 
     /// Leaves the slot of a draining worker empty.
     pub(crate) fn on_disconnecting(&mut self, now: Instant, worker: WorkerId) {
-        let deadline = now + self.config.graceful_timeout + EXIT_MARGIN;
+        let deadline = now + self.config.graceful_timeout + DRAIN_KILL_MARGIN;
         let Some(record) = self.workers.get_mut(worker) else { return };
         match record.state {
             WorkerState::Booting { .. } | WorkerState::Serving => {
@@ -163,7 +163,7 @@ impl Supervisor {
                 let worker = record.tag;
                 self.log_event(LogEvent::Disconnecting { worker });
             }
-            // Its slot is lost when the fork returns: see `on_forked`.
+            // The worker loses its slot when the fork returns: see `on_forked`.
             WorkerState::Forking => {}
             // A worker that ends anyway keeps its slot, or has lost it already.
             WorkerState::Draining { .. } | WorkerState::Exiting { .. } => return,
@@ -183,7 +183,7 @@ impl Supervisor {
         }
     }
 
-    /// Gives the worker a moment to exit. Without its channel it cannot be controlled any more.
+    /// Gives the worker time to exit before it is killed. Without its channel it cannot be controlled any more.
     pub(crate) fn on_channel_closed(&mut self, now: Instant, worker: WorkerId) {
         self.workers.log_disconnected(worker, &mut self.actions);
         let Some(record) = self.workers.get_mut(worker) else { return };
@@ -215,7 +215,7 @@ impl Supervisor {
             let (event, cause) = match record.state {
                 WorkerState::Booting { .. } => {
                     let limit = self.config.boot_timeout;
-                    // An error that the worker itself reported tells more.
+                    // An error that the worker itself reported is more precise.
                     record.error.get_or_insert_with(|| {
                         format!("was not ready within {limit:?} (boot-timeout)")
                     });
@@ -252,7 +252,7 @@ impl Supervisor {
         if let Some(record) = self.workers.get_mut(worker)
             && record.state == WorkerState::Forking
         {
-            // Its exit was learned before its fork.
+            // The exit was reported before the fork.
             record.state = WorkerState::Booting { deadline: now };
             self.actions.push(Action::Log(LogEvent::Forked { worker: record.tag }));
         }
@@ -271,7 +271,7 @@ impl Supervisor {
             return self.on_successor_exited(now, &report);
         }
         if !held_slot {
-            // It was drained and replaced before.
+            // The worker was drained and replaced before.
             return self.backoff.end_probe(worker);
         }
         self.workers.restart_count += 1;
@@ -331,7 +331,7 @@ impl Supervisor {
         }
     }
 
-    /// Asks the application whether the worker, which held its slot and ended unasked, is replaced.
+    /// Asks the application whether to replace a slot holder that exited unexpectedly.
     fn confirm_restart(&mut self, report: ExitReport) {
         if !self.confirms_restarts || self.is_stopping() {
             return;
@@ -344,7 +344,7 @@ impl Supervisor {
     }
 
     pub(crate) fn on_restart_decided(&mut self, worker: WorkerId, restart: bool) {
-        // The exit in question may have been the one that made the cluster give up.
+        // The cluster may have given up because of this very exit.
         if self.is_done() {
             return;
         }
@@ -381,7 +381,7 @@ fn exit_report(
     }
 }
 
-/// Returns whether the worker died of a signal that people and the OOM killer send, and programs do not send
+/// Returns whether the worker died of a signal that operators and the OOM killer send, and that programs do not raise
 /// themselves.
 fn is_killed_from_outside(status: ExitStatus) -> bool {
     matches!(status.signal(), Some(SIGKILL | SIGTERM | SIGINT | SIGHUP))

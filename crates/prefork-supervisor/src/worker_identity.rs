@@ -1,4 +1,4 @@
-//! Worker ids, slots and generations, and the one way in which a worker is printed.
+//! Worker ids, slots and generations, and the tag that identifies a worker in logs.
 
 use std::fmt;
 
@@ -14,27 +14,27 @@ pub struct Slot(pub u32);
 pub const WEB_KIND: &str = "web";
 
 impl Slot {
-    /// How many slots each kind has room for. The slots of `web` begin at 0, those of each other kind at a multiple of
+    /// Maximum number of slots of each kind. The slots of `web` begin at 0, those of each other kind at a multiple of
     /// this, so a slot keeps its number when anything is scaled.
-    pub const PER_KIND: u32 = 1024;
+    pub const MAX_SLOTS_PER_KIND: u32 = 1024;
 
     /// Returns the first slot of the kind that this slot belongs to.
-    pub fn first_of_kind(self) -> Slot {
-        Slot(self.0 - self.0 % Slot::PER_KIND)
+    pub fn first_slot_of_kind(self) -> Slot {
+        Slot(self.0 - self.0 % Slot::MAX_SLOTS_PER_KIND)
     }
 
     /// Returns the slot `n` after this one, or `None` if that is beyond the slots of a kind.
     pub fn checked_add(self, n: u32) -> Option<Slot> {
-        (n < Slot::PER_KIND).then(|| Slot(self.0 + n))
+        (n < Slot::MAX_SLOTS_PER_KIND).then(|| Slot(self.0 + n))
     }
 
     /// Returns whether the slot's workers serve connections.
     pub fn is_web(self) -> bool {
-        self.0 < Slot::PER_KIND
+        self.0 < Slot::MAX_SLOTS_PER_KIND
     }
 }
 
-/// Grows by one with each reload or upgrade. The first workers are of generation 1.
+/// A generation of workers; the first is 1, and each reload or upgrade starts the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
 

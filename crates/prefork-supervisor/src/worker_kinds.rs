@@ -1,7 +1,8 @@
 //! Worker kinds besides `web`: each has slots, a number of workers and recycling limits of its own.
 //!
-//! The slots of a kind begin at a multiple of `Slot::PER_KIND` and keep their numbers when anything is scaled. After an
-//! upgrade a kind keeps the slots of its running workers, in whatever order the new binary declares its kinds.
+//! The slots of a kind begin at a multiple of `Slot::MAX_SLOTS_PER_KIND` and keep their numbers when anything is
+//! scaled. After an upgrade a kind keeps the slots of its running workers, in whatever order the new binary declares
+//! its kinds.
 
 use std::collections::BTreeSet;
 
@@ -25,13 +26,14 @@ impl WorkerKinds {
         declared: Vec<WorkerKindConfig>,
         running: &[WorkerTag],
     ) -> WorkerKinds {
-        let of_running = running.iter().map(|tag| tag.slot.first_of_kind());
+        let of_running = running.iter().map(|tag| tag.slot.first_slot_of_kind());
         let mut taken: BTreeSet<Slot> = of_running.chain([Slot(0)]).collect();
         let mut kinds = Vec::new();
         for config in declared {
             let known = running.iter().find(|tag| tag.kind == config.name);
-            let mut free = (1..).map(|n| Slot(n * Slot::PER_KIND)).filter(|s| !taken.contains(s));
-            let first = known.map(|tag| tag.slot.first_of_kind()).or_else(|| free.next());
+            let mut free =
+                (1..).map(|n| Slot(n * Slot::MAX_SLOTS_PER_KIND)).filter(|s| !taken.contains(s));
+            let first = known.map(|tag| tag.slot.first_slot_of_kind()).or_else(|| free.next());
             let Some(first_slot) = first else { continue };
             taken.insert(first_slot);
             kinds.push(WorkerKind { config, first_slot });

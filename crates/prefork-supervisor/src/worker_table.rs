@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crate::action::{Action, DrainReason, ExitCause, LogEvent, RecycleReason};
 use crate::worker_identity::{Slot, WorkerId, WorkerTag};
 
-/// What a worker process is doing.
+/// The state of a worker process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WorkerState {
     Forking,
@@ -35,15 +35,15 @@ pub(crate) enum WorkerState {
 pub(crate) struct WorkerRecord {
     pub(crate) tag: WorkerTag,
     pub(crate) state: WorkerState,
-    /// When its fork was decided.
+    /// When the supervisor decided to fork it.
     pub(crate) forked_at: Instant,
-    /// When it became ready, if it has been.
+    /// When the worker became ready; `None` before.
     pub(crate) ready_at: Option<Instant>,
-    /// Whether it ran a job that may have killed it, so that its exit is no sign of a crash loop.
+    /// Whether the worker ran a job that may kill it, so that its exit does not count towards a crash loop.
     pub(crate) ran_risky_job: bool,
-    /// Its last error, or what was found to be wrong with it.
+    /// The worker's last error, or the primary's reason for killing it.
     pub(crate) error: Option<String>,
-    /// Why it drains, if it does.
+    /// The reason why it drains; `None` if it does not drain.
     pub(crate) drain_reason: Option<DrainReason>,
     /// The limit for which its successor was forked.
     pub(crate) recycle_reason: Option<RecycleReason>,
@@ -51,14 +51,14 @@ pub(crate) struct WorkerRecord {
     pub(crate) is_online_logged: bool,
     /// Whether `LogEvent::Disconnected` was logged for it.
     pub(crate) is_disconnect_logged: bool,
-    /// The worker that took its slot before it was gone.
+    /// The worker that took over its slot before it exited.
     pub(crate) replaced_by: Option<WorkerTag>,
-    /// Whether it was forked with the sockets of its slot, and not with a shared one.
+    /// Whether the worker was forked with its slot's own sockets instead of shared ones.
     pub(crate) has_own_socket: bool,
     /// Whether the last health sample found it at its connection limit.
     pub(crate) is_full: bool,
     pub(crate) heartbeat: HeartbeatRecord,
-    /// Where its jittered recycling limits lie: 0 is the whole limit, 1 is four fifths of it. Workers that started
+    /// The jitter of its recycling limits: 0 is the whole limit, 1 is four fifths of it. Workers that started
     /// together should not end together.
     pub(crate) recycle_jitter: f64,
 }
@@ -68,9 +68,9 @@ pub(crate) struct WorkerRecord {
 pub(crate) struct HeartbeatRecord {
     /// The last sampled counter.
     pub(crate) counter: Option<u64>,
-    /// How long the counter has not changed, as far as the primary was awake to see it.
+    /// How long the counter has not changed, without times when the primary itself was stopped.
     pub(crate) stalled_for: Duration,
-    /// Whether siblings should accept in its place: see `health::LATE_HEARTBEAT`.
+    /// Whether siblings should accept in its place: see `health::LATE_HEARTBEAT_THRESHOLD`.
     pub(crate) is_late: bool,
     /// Whether a signal has stopped the process, as the kernel reported.
     pub(crate) is_stopped: bool,
@@ -79,7 +79,7 @@ pub(crate) struct HeartbeatRecord {
 }
 
 impl WorkerRecord {
-    /// Returns whether it takes new connections now, as far as is known.
+    /// Returns whether the worker is believed to accept new connections now.
     pub(crate) fn can_accept(&self) -> bool {
         let makes_progress = !self.heartbeat.is_late && !self.heartbeat.is_stopped;
         self.tag.slot.is_web() && self.is_serving() && makes_progress && !self.is_full
@@ -105,7 +105,7 @@ impl WorkerRecord {
         }
     }
 
-    /// Returns what ended it, given that it has exited.
+    /// Returns the cause of the worker's exit.
     pub(crate) fn exit_cause(&self) -> ExitCause {
         match self.state {
             WorkerState::Killed { cause } => cause,
@@ -121,13 +121,13 @@ impl WorkerRecord {
         }
     }
 
-    /// Returns whether its exit suggests that such workers may not come up.
+    /// Returns whether its exit counts towards a crash loop.
     pub(crate) fn is_early_exit(&self, now: Instant, min_uptime: Duration) -> bool {
-        !self.ran_risky_job && self.ready_for(now).is_none_or(|uptime| uptime < min_uptime)
+        !self.ran_risky_job && self.time_since_ready(now).is_none_or(|uptime| uptime < min_uptime)
     }
 
     /// Returns how long ago it became ready.
-    pub(crate) fn ready_for(&self, now: Instant) -> Option<Duration> {
+    pub(crate) fn time_since_ready(&self, now: Instant) -> Option<Duration> {
         self.ready_at.map(|since| now.duration_since(since))
     }
 
@@ -137,7 +137,7 @@ impl WorkerRecord {
         self.drain_reason = Some(reason);
     }
 
-    /// Logs once that its process runs.
+    /// Logs once that the worker runs.
     pub(crate) fn log_online(&mut self, actions: &mut Vec<Action>) {
         if !std::mem::replace(&mut self.is_online_logged, true) {
             actions.push(Action::Log(LogEvent::Online { worker: self.tag }));
@@ -153,7 +153,7 @@ pub(crate) struct WorkerTable {
     /// takes cubic time over a reload: 100 s with 1024 workers.
     count_by_slot: BTreeMap<Slot, usize>,
     next_id: WorkerId,
-    /// Workers forked in place of one that ended unasked.
+    /// Number of workers forked to replace workers that exited unexpectedly.
     pub(crate) restart_count: u64,
     /// State of the generator of `recycle_jitter`.
     jitter_state: u64,
@@ -251,10 +251,10 @@ impl WorkerTable {
         self.get(worker).is_some_and(WorkerRecord::is_serving)
     }
 
-    /// Returns whether the slot has as many processes as it may have: one that drains, and its replacement.
+    /// Returns whether the slot has its maximum number of processes: one that drains, and its replacement.
     ///
     /// A worker that retires as soon as it is ready would otherwise pile up predecessors.
-    pub(crate) fn is_slot_crowded(&self, slot: Slot) -> bool {
+    pub(crate) fn is_slot_full(&self, slot: Slot) -> bool {
         self.count_by_slot.get(&slot).is_some_and(|count| *count >= 2)
     }
 
@@ -315,14 +315,14 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_with_two_workers_is_crowded() {
+    fn a_slot_with_two_workers_is_full() {
         let mut table = WorkerTable::new(1);
         let first = insert(&mut table, 3);
-        assert!(!table.is_slot_crowded(Slot(3)));
+        assert!(!table.is_slot_full(Slot(3)));
         insert(&mut table, 3);
-        assert!(table.is_slot_crowded(Slot(3)) && !table.is_slot_crowded(Slot(2)));
+        assert!(table.is_slot_full(Slot(3)) && !table.is_slot_full(Slot(2)));
         table.remove(first);
-        assert!(!table.is_slot_crowded(Slot(3)));
+        assert!(!table.is_slot_full(Slot(3)));
     }
 
     #[test]

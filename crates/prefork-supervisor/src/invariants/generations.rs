@@ -12,7 +12,7 @@ use crate::{Action, ClusterCommand, Event, LogEvent};
 
 #[derive(Debug)]
 pub(super) struct GenerationChecker {
-    /// The generations whose configuration the primary has.
+    /// Generations whose configuration the primary keeps.
     kept: BTreeSet<Generation>,
     /// The generation whose configuration was requested last.
     requested: Generation,
@@ -60,7 +60,7 @@ impl GenerationChecker {
         }
     }
 
-    pub(super) fn allows_mixed(&self) -> bool {
+    pub(super) fn may_mix_generations(&self) -> bool {
         self.is_mixed
     }
 
@@ -93,7 +93,7 @@ impl GenerationChecker {
             Action::Fork(tag) => {
                 assert!(self.kept.contains(&tag.generation), "a fork has its config: {violation}");
             }
-            Action::Drain(worker) if may_not_reduce_service(violation.event, supervisor) => {
+            Action::Drain(worker) if must_replace_before_drain(violation.event, supervisor) => {
                 check_drain(*worker, supervisor, violation);
             }
             Action::Log(LogEvent::Recycling { .. }) => {
@@ -115,7 +115,7 @@ impl GenerationChecker {
 
 /// Returns whether drained workers must be replaced first. A stop and a disconnect reduce service on purpose, and the
 /// workers that a new binary drains at its start held no slot.
-fn may_not_reduce_service(event: &Event, supervisor: &Supervisor) -> bool {
+fn must_replace_before_drain(event: &Event, supervisor: &Supervisor) -> bool {
     let is_disconnect =
         matches!(event, Event::CommandReceived { command: ClusterCommand::Disconnect(_), .. });
     !supervisor.is_stopping() && *event != Event::Started && !is_disconnect
@@ -126,7 +126,7 @@ fn check_drain(worker: WorkerId, supervisor: &Supervisor, violation: &InvariantV
     let slot = workers.get(worker).map(|record| record.tag.slot);
     let entry = supervisor.slots.iter().find(|entry| Some(entry.slot) == slot);
     let is_replaced = entry.is_none_or(|entry| entry.is_served(workers));
-    let served = supervisor.slots.served_count(workers) as usize;
+    let served = supervisor.slots.served_slot_count(workers) as usize;
     let max_unavailable = supervisor.config.max_unavailable as usize;
     let is_allowed = served + max_unavailable >= supervisor.slots.len();
     assert!(is_replaced || is_allowed, "a drained worker is replaced first: {violation}");

@@ -9,7 +9,7 @@ use crate::{Action, Event, SavedState};
 
 #[derive(Debug, Default)]
 pub(super) struct SlotSocketChecker {
-    /// The workers that were sent `AdoptSlot` for each slot, and no `ReleaseSlot` since.
+    /// The workers that were sent `AdoptSlot` for each slot, without a later `ReleaseSlot`.
     adopters: BTreeMap<Slot, BTreeSet<WorkerId>>,
     /// The announced dispatch target of each slot.
     dispatch_targets: BTreeMap<Slot, WorkerId>,
@@ -105,7 +105,7 @@ impl SlotSocketChecker {
         }
     }
 
-    /// Exactly the slots whose own worker accepts are dispatched to.
+    /// Checks that connections are dispatched to exactly the slots whose own worker accepts.
     fn check_dispatch_targets(&self, supervisor: &Supervisor, violation: &InvariantViolation<'_>) {
         for slot in (0..supervisor.orphan_sockets.socket_slots()).map(Slot) {
             let accepts = |worker: &WorkerId| {

@@ -3,17 +3,17 @@
 use std::time::{Duration, Instant};
 
 use super::InvariantViolation;
-use crate::supervisor::{ClusterPhase, EXIT_MARGIN, Supervisor};
+use crate::supervisor::{ClusterPhase, DRAIN_KILL_MARGIN, Supervisor};
 use crate::worker_identity::{Generation, WorkerId, WorkerTag};
 use crate::worker_table::WorkerState;
 use crate::{Action, Event, SavedState, SavedWorker, SupervisorConfig};
 
-/// More than any upgrade check may take beyond the time in which its worker has to boot.
-const CHECK_MARGIN: Duration = Duration::from_secs(5);
+/// Upper bound of the time that an upgrade check may take in addition to the boot timeout.
+const UPGRADE_CHECK_MARGIN: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default)]
 pub(super) struct UpgradeChecker {
-    /// When the check under way has to end.
+    /// The deadline of the current upgrade check.
     check_deadline: Option<Instant>,
     has_passed: bool,
     is_executing: bool,
@@ -21,7 +21,7 @@ pub(super) struct UpgradeChecker {
     undrained: Vec<WorkerId>,
 }
 
-/// What a failed upgrade must not change.
+/// State that a failed upgrade must not change.
 #[derive(Debug, PartialEq)]
 pub(super) struct ClusterSetup {
     holders: Vec<Option<WorkerId>>,
@@ -33,7 +33,7 @@ pub(super) struct ClusterSetup {
 }
 
 impl ClusterSetup {
-    pub(super) fn capture(supervisor: &Supervisor) -> ClusterSetup {
+    pub(super) fn capture_state(supervisor: &Supervisor) -> ClusterSetup {
         ClusterSetup {
             holders: supervisor.slots.iter().map(|entry| entry.holder).collect(),
             slot_generations: supervisor.slots.iter().map(|entry| entry.generation).collect(),
@@ -44,8 +44,8 @@ impl ClusterSetup {
         }
     }
 
-    /// Returns whether `after` is the same, but for empty slots, which may be filled at any time.
-    fn is_kept_by(&self, mut after: ClusterSetup) -> bool {
+    /// Returns whether `after` is the same, except for empty slots, which may be filled at any time.
+    fn is_same_setup(&self, mut after: ClusterSetup) -> bool {
         for (holder, before) in after.holders.iter_mut().zip(&self.holders) {
             *holder = holder.filter(|_| before.is_some());
         }
@@ -66,7 +66,8 @@ impl UpgradeChecker {
             Event::UpgradeCheckPassed => self.has_passed = self.check_deadline.is_some(),
             Event::UpgradeFailed { .. } => {
                 *self = UpgradeChecker::default();
-                let is_kept = violation.before.setup.is_kept_by(ClusterSetup::capture(supervisor));
+                let is_kept =
+                    violation.before.setup.is_same_setup(ClusterSetup::capture_state(supervisor));
                 assert!(is_kept, "a failed upgrade changes nothing: {violation}");
             }
             _ => {}
@@ -103,7 +104,8 @@ impl UpgradeChecker {
                 assert!(self.check_deadline.is_none(), "one check at a time: {violation}");
                 let is_running = supervisor.phase == ClusterPhase::Running;
                 assert!(is_running, "only a running cluster is upgraded: {violation}");
-                self.check_deadline = Some(now + supervisor.config.boot_timeout + CHECK_MARGIN);
+                self.check_deadline =
+                    Some(now + supervisor.config.boot_timeout + UPGRADE_CHECK_MARGIN);
             }
             Action::StopUpgradeCheck => {
                 assert!(self.check_deadline.is_some(), "only a check is stopped: {violation}");
@@ -145,7 +147,7 @@ impl UpgradeChecker {
         for one in &saved.workers {
             let state = supervisor.workers.get(one.tag.id).map(|record| record.state);
             let is_holder = supervisor.slots.index_of_holder(one.tag.id).is_some();
-            let limit = now + supervisor.config.graceful_timeout + EXIT_MARGIN;
+            let limit = now + supervisor.config.graceful_timeout + DRAIN_KILL_MARGIN;
             let is_kept = match state {
                 Some(WorkerState::Serving) => is_holder && !drains(one),
                 Some(WorkerState::Draining { deadline }) => {

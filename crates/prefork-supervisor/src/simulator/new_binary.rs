@@ -23,12 +23,12 @@ pub(crate) struct NewBinary {
     pub(crate) exec: SimulatedExec,
 }
 
-/// How the exec of a new binary goes.
+/// The duration and the result of a simulated exec.
 #[derive(Debug, Clone)]
 pub(crate) struct SimulatedExec {
-    /// How long until the primary gets to it.
+    /// Delay before the primary calls exec.
     pub(crate) wait: Duration,
-    /// How long it takes.
+    /// Duration of the exec.
     pub(crate) time: Duration,
     /// The new binary's configuration, or why the exec fails.
     pub(crate) result: Result<SupervisorConfig, String>,
@@ -72,7 +72,7 @@ impl NewBinary {
     }
 }
 
-/// The upgrade under way.
+/// The current upgrade.
 #[derive(Debug)]
 pub(super) struct SimulatedUpgrade {
     number: usize,
@@ -80,7 +80,7 @@ pub(super) struct SimulatedUpgrade {
     is_stopped: bool,
 }
 
-/// A stage of the upgrade with this number.
+/// The next stage of the upgrade with this number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum UpgradeStage {
     CheckDone(usize),
@@ -97,7 +97,8 @@ impl Simulator {
         self.upgrade = Some(SimulatedUpgrade { number, binary, is_stopped: false });
     }
 
-    /// Kills the child. It may have finished just before; then its result is reported though nothing waits for it.
+    /// Kills the child process of the upgrade check. It may have finished just before; then its result is reported
+    /// though nothing waits for it.
     pub(super) fn stop_upgrade_check(&mut self) {
         let Some(upgrade) = &mut self.upgrade else { return };
         upgrade.is_stopped = true;
@@ -114,7 +115,7 @@ impl Simulator {
         self.schedule_item(wait, ScheduledItem::Upgrade(UpgradeStage::Exec(number)));
     }
 
-    /// Ignores stages of an upgrade that was given up for another.
+    /// Runs a stage of the current upgrade, and ignores stages of earlier ones.
     pub(super) fn run_upgrade_stage(&mut self, stage: UpgradeStage) {
         let Some(upgrade) = &self.upgrade else { return };
         let (number, is_stopped, binary) =
@@ -125,7 +126,7 @@ impl Simulator {
                 Some((_, Err(reason))) => self.report_event(Event::UpgradeFailed { reason }),
                 None => {}
             },
-            // The primary handles all that it knows before the exec.
+            // The primary handles all pending events before the exec.
             UpgradeStage::Exec(n) if n == number && !self.supervisor.scale_queue.is_empty() => {
                 self.schedule_item(ms(0), ScheduledItem::Upgrade(stage));
             }
@@ -160,7 +161,7 @@ impl Simulator {
             });
             self.start_worker(id, script);
         }
-        // Results of the old binary's own requests are lost; what people and workers do goes on.
+        // Results of the old binary's own requests are lost; commands and worker steps continue.
         self.schedule.retain(|_, item| {
             matches!(item, ScheduledItem::WorkerStep(..) | ScheduledItem::Command(_))
         });
@@ -194,7 +195,7 @@ impl Simulator {
         self.workers.insert(worker, SimulatedWorker::new(script, self.now));
     }
 
-    /// Returns the workers that drain.
+    /// Returns the draining workers.
     pub(crate) fn draining_workers(&self) -> Vec<u64> {
         let drains = |state| matches!(state, WorkerState::Draining { .. });
         let workers = self.supervisor.workers.iter().filter(|record| drains(record.state));

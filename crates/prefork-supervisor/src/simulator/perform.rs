@@ -1,4 +1,4 @@
-//! What the kernel does for the primary, and what workers do on their own account.
+//! Simulates the kernel's part of each action, and the steps of workers.
 
 use super::{
     SIGABRT, SIGKILL, ScheduledItem, Simulator, WorkerStep, exit_by_signal, exit_code, ms,
@@ -68,7 +68,7 @@ impl Simulator {
     }
 
     fn schedule_abort_exit(&mut self, worker: WorkerId) {
-        // A process that is stopped does not get the signal before it continues.
+        // A stopped process receives the signal only when it continues.
         if let Some(time) = self.workers.get(&worker).and_then(|worker| worker.script.abort_time) {
             let step = WorkerStep::Exit(exit_by_signal(SIGABRT));
             self.schedule_item(time, ScheduledItem::WorkerStep(worker, step));
@@ -112,7 +112,7 @@ impl Simulator {
                 None => {}
             },
             ScheduledItem::WorkerStep(worker, step) => {
-                // It may be dead by now; and a frozen worker does nothing by itself.
+                // The worker may have died, and a frozen worker performs no steps.
                 if self.workers.get(&worker).is_some_and(|worker| worker.can_perform_step(step)) {
                     self.perform_worker_step(worker, step);
                 }

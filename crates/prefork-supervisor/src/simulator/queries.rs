@@ -1,4 +1,4 @@
-//! What tests ask of a simulated cluster.
+//! Queries of a simulated cluster's state and history.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ impl Simulator {
     }
 
     /// Returns when this action was requested.
-    pub(crate) fn times_of(&self, wanted: &Action) -> Vec<Duration> {
+    pub(crate) fn times_of_action(&self, wanted: &Action) -> Vec<Duration> {
         self.log.iter().filter(|(_, action)| action == wanted).map(|(at, _)| *at).collect()
     }
 

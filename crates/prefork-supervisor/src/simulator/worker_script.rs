@@ -38,7 +38,7 @@ impl TestRng {
     }
 }
 
-/// One thing that a worker does on its own account, or that happens to it.
+/// One step of a worker's script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WorkerStep {
     ReportOnline,
@@ -61,20 +61,20 @@ pub(crate) enum WorkerStep {
     BecomeFull,
     BecomeEmpty,
     FinishDraining,
-    /// Works on a frozen worker too.
+    /// Exits with this status, even if the worker is frozen.
     Exit(ExitStatus),
 }
 
-/// How a worker will behave.
+/// The scripted behaviour of a worker.
 #[derive(Debug, Clone)]
 pub(crate) struct WorkerScript {
     pub(crate) fork_time: Duration,
     pub(crate) is_fork_failing: bool,
     /// Steps by their time since the fork returned.
     pub(crate) steps: Vec<(Duration, WorkerStep)>,
-    /// How long it drains; `None` if it never finishes.
+    /// How long the worker drains; `None` if it never finishes.
     pub(crate) drain_time: Option<Duration>,
-    /// How long it takes to die of SIGABRT; `None` if it never does.
+    /// How long the worker takes to die of SIGABRT; `None` if it survives.
     pub(crate) abort_time: Option<Duration>,
     pub(crate) requests_per_second: u64,
     pub(crate) initial_memory: u64,
@@ -82,8 +82,8 @@ pub(crate) struct WorkerScript {
 }
 
 impl WorkerScript {
-    /// Never reports anything.
-    pub(crate) fn hanging() -> WorkerScript {
+    /// Creates a worker that never reports anything.
+    pub(crate) fn never_reporting() -> WorkerScript {
         WorkerScript {
             fork_time: ms(0),
             is_fork_failing: false,
@@ -96,51 +96,51 @@ impl WorkerScript {
         }
     }
 
-    /// Is ready after 10 ms and serves for ever.
-    pub(crate) fn serving() -> WorkerScript {
-        WorkerScript::hanging().step_at(10, WorkerStep::ReportReady)
+    /// Creates a worker that is ready after 10 ms and serves for ever.
+    pub(crate) fn ready_after_10_ms() -> WorkerScript {
+        WorkerScript::never_reporting().with_step_at(10, WorkerStep::ReportReady)
     }
 
-    /// Fails to fork.
+    /// Creates a worker whose fork fails.
     pub(crate) fn failing_fork() -> WorkerScript {
-        WorkerScript { is_fork_failing: true, ..WorkerScript::hanging() }
+        WorkerScript { is_fork_failing: true, ..WorkerScript::never_reporting() }
     }
 
-    /// Performs `step` at `at` milliseconds after the fork.
-    pub(crate) fn step_at(mut self, at: u64, step: WorkerStep) -> WorkerScript {
+    /// Adds a step at `at` milliseconds after the fork.
+    pub(crate) fn with_step_at(mut self, at: u64, step: WorkerStep) -> WorkerScript {
         self.steps.push((ms(at), step));
         self
     }
 
-    /// Takes `fork` milliseconds to fork.
+    /// Sets the duration of the fork in milliseconds.
     pub(crate) fn with_fork_time(self, fork: u64) -> WorkerScript {
         WorkerScript { fork_time: ms(fork), ..self }
     }
 
-    /// Never finishes draining.
+    /// Makes the worker never finish draining.
     pub(crate) fn never_draining(self) -> WorkerScript {
         WorkerScript { drain_time: None, ..self }
     }
 
-    /// Survives SIGABRT, as a stopped process does.
+    /// Makes the worker survive SIGABRT, as a stopped process does.
     pub(crate) fn surviving_abort(self) -> WorkerScript {
         WorkerScript { abort_time: None, ..self }
     }
 
-    /// Uses this much memory at first, and `growth` more each second.
+    /// Sets the initial memory use and its growth per second, in bytes.
     pub(crate) fn with_memory(self, initial: u64, growth: u64) -> WorkerScript {
         WorkerScript { initial_memory: initial, memory_growth_per_second: growth, ..self }
     }
 
-    /// Behaves in any way; `ready` in ten of such workers become ready.
+    /// Creates a random script; `ready` in ten of such workers become ready.
     pub(crate) fn random_script(rng: &mut TestRng, ready: u64) -> WorkerScript {
         if rng.random_below(12) == 0 {
             return WorkerScript::failing_fork().with_fork_time(rng.random_below(30));
         }
-        let mut script = WorkerScript::hanging().with_fork_time(rng.random_below(3) * 10);
+        let mut script = WorkerScript::never_reporting().with_fork_time(rng.random_below(3) * 10);
         let boot = rng.random_below(800);
         if rng.random_below(10) < ready {
-            script = script.step_at(boot, WorkerStep::ReportReady);
+            script = script.with_step_at(boot, WorkerStep::ReportReady);
         }
         let statuses =
             [0, 1].map(exit_code).into_iter().chain([SIGSEGV, SIGKILL, 15].map(exit_by_signal));
@@ -166,7 +166,7 @@ impl WorkerScript {
             } else {
                 rng.random_below(8000)
             };
-            script = script.step_at(at, steps[rng.random_below(steps.len() as u64) as usize]);
+            script = script.with_step_at(at, steps[rng.random_below(steps.len() as u64) as usize]);
         }
         script = script.with_memory(rng.random_below(2_000), rng.random_below(200));
         if rng.random_below(3) == 0 {
@@ -182,7 +182,7 @@ pub(super) struct SimulatedWorker {
     pub(super) script: WorkerScript,
     started_at: Instant,
     frozen_since: Option<Instant>,
-    /// How long it was frozen before.
+    /// Total time that the worker was frozen before.
     frozen_time: Duration,
     is_full: bool,
 }
@@ -217,13 +217,13 @@ impl SimulatedWorker {
         self.frozen_since = is_frozen.then_some(now);
     }
 
-    /// Returns for how many milliseconds its event loop has made progress.
+    /// Returns the total time in milliseconds during which the event loop made progress.
     fn active_millis(&self, now: Instant) -> u64 {
         let active = self.frozen_since.unwrap_or(now) - self.started_at - self.frozen_time;
         active.as_millis() as u64
     }
 
-    /// Changes every 100 ms.
+    /// Returns the heartbeat counter, which changes every 100 ms while the event loop makes progress.
     pub(super) fn heartbeat(&self, now: Instant) -> u64 {
         self.active_millis(now) / 100
     }

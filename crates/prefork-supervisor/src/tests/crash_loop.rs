@@ -3,7 +3,7 @@
 use super::*;
 
 fn crashing_after(at: u64) -> WorkerScript {
-    WorkerScript::hanging().step_at(at, WorkerStep::Exit(exit_code(1)))
+    WorkerScript::never_reporting().with_step_at(at, WorkerStep::Exit(exit_code(1)))
 }
 
 #[test]
@@ -12,7 +12,7 @@ fn kills_of_ready_workers_cause_no_backoff() {
     sim.run_for(ms(20));
     for round in 0..500 {
         let victim = sim.serving_workers()[round % 4];
-        sim.worker_exits(victim, exit_by_signal(SIGKILL));
+        sim.exit_worker_now(victim, exit_by_signal(SIGKILL));
         sim.run_for(ms(20));
         assert_eq!(sim.serving_workers().len(), 4);
     }
@@ -38,9 +38,9 @@ fn failing_boots_are_retried_one_at_a_time_with_growing_delays() {
 fn a_cluster_that_never_boots_gives_up() {
     let mut sim = start_cluster(2, |_| {
         Some(
-            WorkerScript::hanging()
-                .step_at(4, WorkerStep::ReportBootFailed)
-                .step_at(5, WorkerStep::Exit(exit_code(70))),
+            WorkerScript::never_reporting()
+                .with_step_at(4, WorkerStep::ReportBootFailed)
+                .with_step_at(5, WorkerStep::Exit(exit_code(70))),
         )
     });
     sim.run_until_idle();
@@ -80,7 +80,7 @@ fn a_boot_failure_is_logged_once_and_kills_a_worker_that_was_ready() {
 #[test]
 fn giving_up_kills_all_workers_and_a_stop_does_not_change_the_reason() {
     let mut sim = start_cluster(2, |id| {
-        Some(if id == 1 { WorkerScript::hanging() } else { crashing_after(5) })
+        Some(if id == 1 { WorkerScript::never_reporting() } else { crashing_after(5) })
     });
     while sim.supervisor.phase == ClusterPhase::Booting {
         sim.run_step();
@@ -97,7 +97,7 @@ fn a_cluster_that_once_served_never_gives_up() {
     let mut sim = start_cluster(3, |id| (id > 3).then(|| crashing_after(5)));
     sim.run_for(ms(2_000));
     for id in 1..=3 {
-        sim.worker_exits(id, exit_by_signal(SIGSEGV));
+        sim.exit_worker_now(id, exit_by_signal(SIGSEGV));
     }
     sim.run_for(ms(600_000));
     assert_eq!((sim.exit, sim.serving_workers().len()), (None, 0));
@@ -119,7 +119,7 @@ fn after_a_crash_loop_the_probe_is_followed_by_all_other_workers() {
 
 #[test]
 fn a_worker_that_exceeds_the_boot_timeout_is_killed_and_backs_off() {
-    let mut sim = start_cluster(1, |id| (id == 1).then(WorkerScript::hanging));
+    let mut sim = start_cluster(1, |id| (id == 1).then(WorkerScript::never_reporting));
     sim.run_until_idle();
     assert_eq!(kill_times(&sim, 1), [ms(10_000)]);
     let timed_out = sim.logged(|event| match event {
@@ -150,13 +150,13 @@ fn failing_forks_are_retried_one_at_a_time() {
 #[test]
 fn a_crash_during_the_backoff_delay_forks_nothing() {
     let mut sim = start_serving_cluster(3);
-    sim.worker_exits(1, exit_by_signal(SIGKILL));
+    sim.exit_worker_now(1, exit_by_signal(SIGKILL));
     sim.run_for(ms(0));
-    sim.worker_exits(4, exit_code(1));
+    sim.exit_worker_now(4, exit_code(1));
     assert_eq!(logged_backoffs(&sim).len(), 1);
     let forks = sim.fork_times().len();
-    sim.worker_exits(2, exit_by_signal(SIGKILL));
-    sim.worker_exits(3, exit_code(1));
+    sim.exit_worker_now(2, exit_by_signal(SIGKILL));
+    sim.exit_worker_now(3, exit_code(1));
     assert_eq!((sim.fork_times().len(), logged_backoffs(&sim).len()), (forks, 1));
     sim.run_until_idle();
     assert_eq!(sim.serving_workers().len(), 3);
@@ -167,9 +167,9 @@ fn a_worker_that_gets_ready_does_not_end_the_backoff_delay() {
     // Each crashes soon after READY, but there is always another one about to be ready.
     let mut sim = start_cluster(8, |id| {
         Some(
-            WorkerScript::hanging()
-                .step_at(50 + id % 8 * 7, WorkerStep::ReportReady)
-                .step_at(60 + id % 8 * 7, WorkerStep::Exit(exit_code(1))),
+            WorkerScript::never_reporting()
+                .with_step_at(50 + id % 8 * 7, WorkerStep::ReportReady)
+                .with_step_at(60 + id % 8 * 7, WorkerStep::Exit(exit_code(1))),
         )
     });
     sim.run_for(ms(60_000));
@@ -184,7 +184,7 @@ fn crashes_of_other_workers_do_not_replace_the_probe() {
         Some(if id <= 8 {
             crashing_after(id * 500)
         } else {
-            WorkerScript::hanging().step_at(5_000, WorkerStep::ReportReady)
+            WorkerScript::never_reporting().with_step_at(5_000, WorkerStep::ReportReady)
         })
     });
     sim.run_for(ms(5_000));
@@ -195,24 +195,24 @@ fn crashes_of_other_workers_do_not_replace_the_probe() {
 
 #[test]
 fn a_few_kills_of_booting_workers_do_not_back_off() {
-    let mut sim = start_cluster(1, |id| (id <= 4).then(WorkerScript::hanging));
+    let mut sim = start_cluster(1, |id| (id <= 4).then(WorkerScript::never_reporting));
     for id in 1..=3 {
-        sim.worker_exits(id, exit_by_signal(SIGKILL));
+        sim.exit_worker_now(id, exit_by_signal(SIGKILL));
         sim.run_for(ms(0));
         assert_eq!((sim.fork_times().len(), logged_backoffs(&sim).len()), (id as usize + 1, 0));
     }
-    sim.worker_exits(4, exit_by_signal(SIGKILL));
+    sim.exit_worker_now(4, exit_by_signal(SIGKILL));
     assert_eq!((sim.fork_times().len(), logged_backoffs(&sim).len()), (4, 1));
 }
 
 #[test]
 fn a_ready_worker_resets_the_count_of_forgiven_kills() {
-    let mut sim = start_cluster(1, |id| (id % 4 != 0).then(WorkerScript::hanging));
+    let mut sim = start_cluster(1, |id| (id % 4 != 0).then(WorkerScript::never_reporting));
     for id in 1..12 {
         if id % 4 == 0 {
             sim.run_for(ms(10));
         }
-        sim.worker_exits(id, exit_by_signal(SIGKILL));
+        sim.exit_worker_now(id, exit_by_signal(SIGKILL));
         sim.run_for(ms(0));
     }
     assert_eq!((sim.fork_times().len(), logged_backoffs(&sim).len()), (12, 0));
@@ -223,8 +223,8 @@ fn a_crash_before_min_uptime_backs_off_and_a_later_one_does_not() {
     for (uptime, rounds) in [(900, 1), (1_100, 0)] {
         let mut sim = start_cluster(1, move |id| {
             (id == 1).then(|| {
-                WorkerScript::serving()
-                    .step_at(10 + uptime, WorkerStep::Exit(exit_by_signal(SIGSEGV)))
+                WorkerScript::ready_after_10_ms()
+                    .with_step_at(10 + uptime, WorkerStep::Exit(exit_by_signal(SIGSEGV)))
             })
         });
         sim.run_until_idle();
@@ -234,8 +234,9 @@ fn a_crash_before_min_uptime_backs_off_and_a_later_one_does_not() {
 
 #[test]
 fn workers_that_retire_before_ready_back_off() {
-    let mut sim =
-        start_cluster(2, |_| Some(WorkerScript::hanging().step_at(1, WorkerStep::Retire)));
+    let mut sim = start_cluster(2, |_| {
+        Some(WorkerScript::never_reporting().with_step_at(1, WorkerStep::Retire))
+    });
     sim.run_for(ms(60_000));
     assert_eq!(
         (sim.exit, sim.fork_times().len()),

@@ -11,7 +11,7 @@ use crate::DrainReason;
 use crate::worker_identity::Slot;
 
 /// Returns the events of one worker in their order.
-fn events_of(sim: &Simulator, id: u64) -> Vec<&'static str> {
+fn logged_events_of_worker(sim: &Simulator, id: u64) -> Vec<&'static str> {
     let id = WorkerId(id);
     sim.logged(|event| match event {
         LogEvent::Forked { worker } if worker.id == id => Some("fork"),
@@ -31,15 +31,15 @@ fn drain_reasons(sim: &Simulator) -> Vec<(u64, Option<DrainReason>)> {
     })
 }
 
-const ALL_EVENTS: [&str; 6] = ["fork", "online", "ready", "disconnect", "exit", "replaced"];
+const ALL_WORKER_EVENTS: [&str; 6] = ["fork", "online", "ready", "disconnect", "exit", "replaced"];
 
 #[test]
 fn all_events_of_a_crashed_worker_are_logged() {
     let mut sim = start_serving_cluster(2);
-    sim.worker_exits(2, exit_by_signal(SIGSEGV));
+    sim.exit_worker_now(2, exit_by_signal(SIGSEGV));
     sim.run_until_idle();
-    assert_eq!(events_of(&sim, 2), ALL_EVENTS);
-    assert_eq!(events_of(&sim, 3), ALL_EVENTS[..3]);
+    assert_eq!(logged_events_of_worker(&sim, 2), ALL_WORKER_EVENTS);
+    assert_eq!(logged_events_of_worker(&sim, 3), ALL_WORKER_EVENTS[..3]);
     assert_eq!(drain_reasons(&sim), [(2, None)]);
 }
 
@@ -49,8 +49,8 @@ fn replaced_is_logged_when_the_old_worker_is_gone() {
     sim.send_command(ClusterCommand::Reload);
     sim.run_until_idle();
     assert_eq!(
-        (events_of(&sim, 1), events_of(&sim, 2)),
-        (ALL_EVENTS.to_vec(), ALL_EVENTS[..3].to_vec())
+        (logged_events_of_worker(&sim, 1), logged_events_of_worker(&sim, 2)),
+        (ALL_WORKER_EVENTS.to_vec(), ALL_WORKER_EVENTS[..3].to_vec())
     );
     assert_eq!(drain_reasons(&sim), [(1, Some(DrainReason::Reload))]);
 }
@@ -58,57 +58,63 @@ fn replaced_is_logged_when_the_old_worker_is_gone() {
 #[test]
 fn no_replacement_is_logged_for_a_worker_that_never_was_ready() {
     let mut sim = start_cluster(1, |id| {
-        (id == 1).then(|| WorkerScript::hanging().step_at(5, WorkerStep::Exit(exit_code(1))))
+        (id == 1).then(|| {
+            WorkerScript::never_reporting().with_step_at(5, WorkerStep::Exit(exit_code(1)))
+        })
     });
     sim.run_until_idle();
-    assert_eq!(events_of(&sim, 1), ["fork", "disconnect", "exit"]);
+    assert_eq!(logged_events_of_worker(&sim, 1), ["fork", "disconnect", "exit"]);
     assert_eq!(sim.serving_workers(), [2]);
 }
 
 #[test]
 fn online_is_logged_once_and_only_for_known_workers() {
-    let mut sim =
-        start_cluster(1, |_| Some(WorkerScript::hanging().step_at(5, WorkerStep::ReportOnline)));
+    let mut sim = start_cluster(1, |_| {
+        Some(WorkerScript::never_reporting().with_step_at(5, WorkerStep::ReportOnline))
+    });
     sim.run_for(ms(5));
-    assert_eq!(events_of(&sim, 1), ["fork", "online"]);
-    sim.worker_does(1, WorkerStep::ReportOnline);
-    sim.worker_does(1, WorkerStep::ReportReady);
+    assert_eq!(logged_events_of_worker(&sim, 1), ["fork", "online"]);
+    sim.perform_step_now(1, WorkerStep::ReportOnline);
+    sim.perform_step_now(1, WorkerStep::ReportReady);
     sim.report_event(Event::Online { worker: WorkerId(9) });
-    assert_eq!((events_of(&sim, 1), events_of(&sim, 9)), (ALL_EVENTS[..3].to_vec(), vec![]));
+    assert_eq!(
+        (logged_events_of_worker(&sim, 1), logged_events_of_worker(&sim, 9)),
+        (ALL_WORKER_EVENTS[..3].to_vec(), vec![])
+    );
 }
 
 #[test]
 fn the_slot_of_a_disconnected_worker_stays_empty_until_a_scale_command() {
     let mut sim = start_serving_cluster(2);
     sim.send_command_with_reply(1, ClusterCommand::Disconnect(WorkerId(2)));
-    assert_eq!(sim.times_of(&Action::Drain(WorkerId(2))), [ms(5_000)]);
+    assert_eq!(sim.times_of_action(&Action::Drain(WorkerId(2))), [ms(5_000)]);
     sim.run_until_idle();
     assert_eq!(sim.replies().len(), 1);
     assert_eq!((sim.serving_workers(), sim.supervisor.wanted_workers()), (vec![1], 2));
     assert_eq!(sim.supervisor.slots.slots_left_empty(), [Slot(1)]);
     assert_eq!(drain_reasons(&sim), [(2, Some(DrainReason::Disconnect))]);
-    assert_eq!(events_of(&sim, 2), ALL_EVENTS[..5], "it is not replaced");
+    assert_eq!(logged_events_of_worker(&sim, 2), ALL_WORKER_EVENTS[..5], "it is not replaced");
     sim.send_command(ClusterCommand::Scale(ScaleChange::To(2)));
     sim.run_until_idle();
     assert_eq!(
         (sim.serving_workers(), sim.supervisor.slots.slots_left_empty()),
         (vec![1, 3], vec![])
     );
-    assert_eq!((events_of(&sim, 2).len(), sim.supervisor.restart_count()), (5, 0));
+    assert_eq!((logged_events_of_worker(&sim, 2).len(), sim.supervisor.restart_count()), (5, 0));
 }
 
 #[test]
 fn a_reload_refills_the_slot_of_a_worker_that_disconnected() {
     let mut sim = start_serving_cluster(2);
-    sim.worker_does(1, WorkerStep::Disconnect);
+    sim.perform_step_now(1, WorkerStep::Disconnect);
     sim.run_until_idle();
     assert_eq!(
         (sim.serving_workers(), sim.supervisor.slots.slots_left_empty()),
         (vec![2], vec![Slot(0)])
     );
-    assert!(sim.times_of(&Action::Drain(WorkerId(1))).is_empty(), "it drains already");
+    assert!(sim.times_of_action(&Action::Drain(WorkerId(1))).is_empty(), "it drains already");
     // The remaining worker is killed and replaced; the slot of the other one stays empty.
-    sim.worker_exits(2, exit_by_signal(SIGKILL));
+    sim.exit_worker_now(2, exit_by_signal(SIGKILL));
     sim.run_until_idle();
     assert_eq!(
         (sim.serving_workers(), sim.supervisor.slots.slots_left_empty()),
@@ -125,8 +131,8 @@ fn a_reload_refills_the_slot_of_a_worker_that_disconnected() {
 #[test]
 fn a_reload_of_workers_that_disconnect_ends() {
     let script = |tag: WorkerTag, _: &mut TestRng| match tag.generation {
-        Generation(1) => WorkerScript::serving(),
-        _ => WorkerScript::serving().step_at(20, WorkerStep::Disconnect),
+        Generation(1) => WorkerScript::ready_after_10_ms(),
+        _ => WorkerScript::ready_after_10_ms().with_step_at(20, WorkerStep::Disconnect),
     };
     let mut sim = Simulator::new(test_config(2), 1, script).start();
     sim.run_for(ms(5_000));
@@ -138,12 +144,12 @@ fn a_reload_of_workers_that_disconnect_ends() {
 
 #[test]
 fn a_booting_worker_can_be_disconnected() {
-    let mut sim = start_cluster(2, |id| (id == 2).then(WorkerScript::hanging));
+    let mut sim = start_cluster(2, |id| (id == 2).then(WorkerScript::never_reporting));
     sim.run_for(ms(100));
     sim.send_command(ClusterCommand::Disconnect(WorkerId(2)));
     sim.run_until_idle();
     assert_eq!((sim.serving_workers(), sim.supervisor.phase), (vec![1], ClusterPhase::Running));
-    assert_eq!(sim.times_of(&Action::Log(LogEvent::AllReady { workers: 1 })), [ms(100)]);
+    assert_eq!(sim.times_of_action(&Action::Log(LogEvent::AllReady { workers: 1 })), [ms(100)]);
     // A worker that is gone, and one that never existed.
     for (reply_id, id) in [(1, 2), (2, 99)] {
         sim.send_command_with_reply(reply_id, ClusterCommand::Disconnect(WorkerId(id)));
@@ -155,8 +161,8 @@ fn a_booting_worker_can_be_disconnected() {
 fn disconnecting_a_worker_kills_its_successor() {
     let config = SupervisorConfig { max_lifetime: Some(ms(4_000)), ..test_config(1) };
     let script = |tag: WorkerTag, _: &mut TestRng| match tag.id.0 {
-        1 => WorkerScript::serving(),
-        _ => WorkerScript::hanging(),
+        1 => WorkerScript::ready_after_10_ms(),
+        _ => WorkerScript::never_reporting(),
     };
     let mut sim = Simulator::new(config, 1, script).start();
     sim.run_for(ms(4_500));
@@ -172,7 +178,7 @@ fn disconnecting_a_worker_kills_its_successor() {
 
 /// Starts a cluster whose application confirms restarts and vetoes one in `veto_odds`.
 fn cluster_with_confirmed_restarts(workers: u32, veto_odds: u64) -> Simulator {
-    let mut sim = Simulator::new(test_config(workers), 1, |_, _| WorkerScript::serving());
+    let mut sim = Simulator::new(test_config(workers), 1, |_, _| WorkerScript::ready_after_10_ms());
     sim.supervisor.set_confirm_restarts(true);
     sim.restart_veto_odds = veto_odds;
     let mut sim = sim.start();
@@ -184,7 +190,7 @@ fn cluster_with_confirmed_restarts(workers: u32, veto_odds: u64) -> Simulator {
 fn the_application_can_veto_a_restart() {
     for (veto_odds, serving) in [(0, vec![1, 3]), (1, vec![1])] {
         let mut sim = cluster_with_confirmed_restarts(2, veto_odds);
-        sim.worker_exits(2, exit_by_signal(SIGKILL));
+        sim.exit_worker_now(2, exit_by_signal(SIGKILL));
         let is_asked =
             |action: &Action| matches!(action, Action::ConfirmRestart(e) if e.worker.id.0 == 2);
         assert!(sim.log.iter().any(|(_, action)| is_asked(action)));
@@ -221,7 +227,7 @@ fn a_restart_decision_after_the_exit_changes_nothing() {
 #[test]
 fn restarts_are_not_confirmed_for_drained_workers() {
     let mut sim = cluster_with_confirmed_restarts(2, 1);
-    sim.worker_does(1, WorkerStep::Retire);
+    sim.perform_step_now(1, WorkerStep::Retire);
     sim.send_command(ClusterCommand::Reload);
     sim.run_until_idle();
     assert!(!sim.log.iter().any(|(_, action)| matches!(action, Action::ConfirmRestart(_))));
@@ -240,7 +246,7 @@ fn an_added_worker_and_its_replacements_have_the_requested_environment() {
         (vec![1, id.0], &own[..])
     );
     assert!(sim.supervisor.slot_environment(Slot(0)).is_empty());
-    sim.worker_exits(id.0, exit_by_signal(SIGKILL));
+    sim.exit_worker_now(id.0, exit_by_signal(SIGKILL));
     sim.run_until_idle();
     assert_eq!(
         (sim.serving_workers(), sim.supervisor.slot_environment(Slot(1))),
@@ -267,7 +273,7 @@ proptest! {
         let mut sim = Simulator::new(with_limits_of(config, limits), seed, move |_, rng| {
             let script = WorkerScript::random_script(rng, 9);
             let at = rng.random_below(6_000);
-            if rng.random_below(3) == 0 { script.step_at(at, WorkerStep::Disconnect) } else { script }
+            if rng.random_below(3) == 0 { script.with_step_at(at, WorkerStep::Disconnect) } else { script }
         });
         sim.supervisor.set_confirm_restarts(true);
         sim.restart_veto_odds = veto_odds;

@@ -32,7 +32,7 @@ const WORKER_STATES: [fn(&mut Simulator, WorkerId); 9] = [
     },
     |sim, worker| {
         make_ready(sim, worker);
-        sim.worker_does(worker.0, WorkerStep::Freeze);
+        sim.perform_step_now(worker.0, WorkerStep::Freeze);
         while !matches!(
             sim.supervisor.workers.get(worker).expect("it exists").state,
             WorkerState::Aborted { .. }
@@ -100,7 +100,7 @@ fn cluster_in_state(phase: usize, state: usize) -> (Simulator, WorkerId) {
     let config =
         SupervisorConfig { boot_attempts: 1, stall_timeout: Some(ms(1_000)), ..test_config(2) };
     let mut sim = Simulator::new(config, 1, move |_, _| {
-        WorkerScript::hanging().never_draining().surviving_abort().with_fork_time(year)
+        WorkerScript::never_reporting().never_draining().surviving_abort().with_fork_time(year)
     })
     .start();
     sim.config_file = Box::new(move |config, _| (ms(year), Ok(config.clone())));
@@ -126,8 +126,8 @@ fn cluster_in_state(phase: usize, state: usize) -> (Simulator, WorkerId) {
     (sim, worker)
 }
 
-/// Returns the events that concern this worker. Commands expect a reply by `reply_id`.
-fn events_about(worker: WorkerId, reply_id: u64) -> Vec<Event> {
+/// Returns every kind of event about this worker. Commands expect a reply by `reply_id`.
+fn all_events_for_worker(worker: WorkerId, reply_id: u64) -> Vec<Event> {
     let exits = [exit_code(0), exit_code(1), exit_by_signal(SIGKILL), exit_by_signal(SIGSEGV)];
     let command_event = |command| {
         let by = Requester { name: "a test".to_string(), reply_id: Some(reply_id) };
@@ -191,7 +191,7 @@ fn any_two_events_in_any_stage_of_an_upgrade_keep_the_invariants() {
 }
 
 fn check_all_event_pairs(phases: Range<usize>) {
-    let kinds = events_about(WorkerId(1), 0).len();
+    let kinds = all_events_for_worker(WorkerId(1), 0).len();
     for (phase, state) in phases.flat_map(|p| (0..WORKER_STATES.len()).map(move |s| (p, s))) {
         for script in 0..kinds.pow(2) {
             let (mut sim, worker) = cluster_in_state(phase, state);
@@ -202,11 +202,13 @@ fn check_all_event_pairs(phases: Range<usize>) {
                 for (worker, reply_id) in workers.into_iter().zip(reply_id..) {
                     if sim.exit.is_none() {
                         sim.now += ms(300);
-                        sim.report_event(events_about(worker, reply_id).swap_remove(index));
+                        sim.report_event(
+                            all_events_for_worker(worker, reply_id).swap_remove(index),
+                        );
                     }
                 }
             }
-            stop_and_answer_forks(&mut sim);
+            stop_and_fail_pending_forks(&mut sim);
         }
     }
 }
@@ -222,7 +224,7 @@ fn event_pairs_cover_every_stage_of_a_reload() {
 }
 
 /// Stops the cluster and lets all pending forks fail.
-fn stop_and_answer_forks(sim: &mut Simulator) {
+fn stop_and_fail_pending_forks(sim: &mut Simulator) {
     sim.send_command(ClusterCommand::StopNow);
     let forking: Vec<WorkerId> = sim
         .supervisor

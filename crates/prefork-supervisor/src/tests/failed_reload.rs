@@ -27,15 +27,22 @@ fn a_reload_whose_workers_cannot_boot_keeps_the_old_generation() {
 #[test]
 fn every_kind_of_boot_failure_fails_a_reload_and_names_the_reason() {
     let ways: [(WorkerScript, &str); 6] = [
-        (WorkerScript::hanging(), "was not ready within 10s"),
+        (WorkerScript::never_reporting(), "was not ready within 10s"),
         (WorkerScript::failing_fork(), "EAGAIN"),
-        (WorkerScript::hanging().step_at(5, WorkerStep::Exit(exit_code(3))), "exit status: 3"),
         (
-            WorkerScript::hanging().step_at(5, WorkerStep::Exit(exit_by_signal(SIGSEGV))),
+            WorkerScript::never_reporting().with_step_at(5, WorkerStep::Exit(exit_code(3))),
+            "exit status: 3",
+        ),
+        (
+            WorkerScript::never_reporting()
+                .with_step_at(5, WorkerStep::Exit(exit_by_signal(SIGSEGV))),
             "signal: 11 (SIGSEGV)",
         ),
-        (WorkerScript::hanging().step_at(5, WorkerStep::BreakProtocol), "noise"),
-        (WorkerScript::hanging().step_at(5, WorkerStep::Retire), "retired before it was ready"),
+        (WorkerScript::never_reporting().with_step_at(5, WorkerStep::BreakProtocol), "noise"),
+        (
+            WorkerScript::never_reporting().with_step_at(5, WorkerStep::Retire),
+            "retired before it was ready",
+        ),
     ];
     for (script, reason) in ways {
         let mut sim = start_cluster_for_reload(test_config(2), move |_, _| Some(script.clone()));
@@ -62,8 +69,11 @@ fn a_failed_successor_rolls_back_the_earlier_ones() {
 #[test]
 fn a_new_worker_that_crashes_early_fails_the_reload() {
     let script_for = |_, slot| match slot {
-        0 => Some(WorkerScript::serving().step_at(15, WorkerStep::Exit(exit_by_signal(SIGSEGV)))),
-        _ => Some(WorkerScript::hanging().step_at(500, WorkerStep::ReportReady)),
+        0 => Some(
+            WorkerScript::ready_after_10_ms()
+                .with_step_at(15, WorkerStep::Exit(exit_by_signal(SIGSEGV))),
+        ),
+        _ => Some(WorkerScript::never_reporting().with_step_at(500, WorkerStep::ReportReady)),
     };
     let mut sim = start_cluster_for_reload(test_config(2), script_for);
     sim.send_command_with_reply(1, ClusterCommand::Reload);
@@ -77,9 +87,9 @@ fn a_failed_rollback_is_repaired_by_the_next_reload() {
     let choose_script = |tag: WorkerTag, _: &mut TestRng| {
         let bad = tag.generation == Generation(2) && tag.slot.0 == 1 || (4..6).contains(&tag.id.0);
         if bad {
-            WorkerScript::hanging().step_at(5, WorkerStep::Exit(exit_code(1)))
+            WorkerScript::never_reporting().with_step_at(5, WorkerStep::Exit(exit_code(1)))
         } else {
-            WorkerScript::serving()
+            WorkerScript::ready_after_10_ms()
         }
     };
     let mut sim = Simulator::new(test_config(2), 1, choose_script).start();
@@ -101,7 +111,10 @@ fn a_failed_rollback_is_repaired_by_the_next_reload() {
 fn a_reload_forgives_a_few_kills_from_outside() {
     // Each new worker is killed as soon as it serves.
     let mut sim = start_cluster_for_reload(test_config(2), |_, _| {
-        Some(WorkerScript::serving().step_at(15, WorkerStep::Exit(exit_by_signal(SIGKILL))))
+        Some(
+            WorkerScript::ready_after_10_ms()
+                .with_step_at(15, WorkerStep::Exit(exit_by_signal(SIGKILL))),
+        )
     });
     sim.send_command_with_reply(1, ClusterCommand::Reload);
     sim.run_until_idle();
@@ -110,7 +123,7 @@ fn a_reload_forgives_a_few_kills_from_outside() {
     let mut sim = start_cluster_for_reload(test_config(1), |_, _| None);
     sim.send_command_with_reply(1, ClusterCommand::Reload);
     sim.run_for(ms(6));
-    sim.worker_exits(2, exit_by_signal(SIGKILL));
+    sim.exit_worker_now(2, exit_by_signal(SIGKILL));
     sim.run_until_idle();
     assert_eq!((sim.serving_workers(), sim.replies().len()), (vec![3], 1));
     assert!(sim.replies()[0].1.is_ok());

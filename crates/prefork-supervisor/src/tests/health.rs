@@ -16,7 +16,7 @@ fn start_cluster_for_health_checks(
     script_for: impl Fn(u64) -> Option<WorkerScript> + 'static,
 ) -> Simulator {
     let choose_script = move |tag: WorkerTag, _: &mut TestRng| {
-        script_for(tag.id.0).unwrap_or_else(WorkerScript::serving)
+        script_for(tag.id.0).unwrap_or_else(WorkerScript::ready_after_10_ms)
     };
     let mut sim = Simulator::new(config, 1, choose_script).start();
     sim.run_for(ms(5_000));
@@ -48,9 +48,9 @@ fn recycle_log(sim: &Simulator) -> Vec<(u64, RecycleReason)> {
 #[test]
 fn a_stalled_worker_is_logged_then_aborted_then_killed() {
     let mut sim = start_cluster_for_health_checks(stall_config(2), |id| {
-        (id == 1).then(|| WorkerScript::serving().surviving_abort())
+        (id == 1).then(|| WorkerScript::ready_after_10_ms().surviving_abort())
     });
-    sim.worker_does(1, WorkerStep::Freeze);
+    sim.perform_step_now(1, WorkerStep::Freeze);
     sim.run_for(ms(60_000));
     let timeout = ms(30_000);
     assert_eq!(stall_log(&sim), [("stalled", 1, ms(1_000)), ("frozen", 1, timeout)]);
@@ -60,7 +60,7 @@ fn a_stalled_worker_is_logged_then_aborted_then_killed() {
         _ => None,
     });
     assert_eq!(named, ["GET /fib/50"; 2]);
-    let aborted = sim.times_of(&Action::Abort(WorkerId(1)));
+    let aborted = sim.times_of_action(&Action::Abort(WorkerId(1)));
     assert_eq!(aborted, [ms(35_000)]);
     // A stopped process does not dump core, but SIGKILL ends it.
     assert_eq!(kill_times(&sim, 1), [aborted[0] + ms(2_000)]);
@@ -74,7 +74,7 @@ fn a_stalled_worker_is_logged_then_aborted_then_killed() {
 #[test]
 fn a_stalled_worker_that_dies_of_sigabrt_is_not_killed() {
     let mut sim = start_cluster_for_health_checks(stall_config(1), |_| None);
-    sim.worker_does(1, WorkerStep::Freeze);
+    sim.perform_step_now(1, WorkerStep::Freeze);
     sim.run_for(ms(60_000));
     assert_eq!((kill_times(&sim, 1), exit_causes(&sim)), (vec![], vec![(1, ExitCause::Stalled)]));
     assert_eq!(sim.serving_workers(), [2]);
@@ -83,9 +83,9 @@ fn a_stalled_worker_that_dies_of_sigabrt_is_not_killed() {
 #[test]
 fn a_stalled_worker_that_recovers_is_not_aborted() {
     let mut sim = start_cluster_for_health_checks(stall_config(1), |_| None);
-    sim.worker_does(1, WorkerStep::Freeze);
+    sim.perform_step_now(1, WorkerStep::Freeze);
     sim.run_for(ms(29_000));
-    sim.worker_does(1, WorkerStep::Thaw);
+    sim.perform_step_now(1, WorkerStep::Thaw);
     sim.run_for(ms(60_000));
     assert_eq!(stall_log(&sim), [("stalled", 1, ms(1_000)), ("recovered", 1, ms(29_000))]);
     assert_eq!((sim.serving_workers(), exit_causes(&sim).len()), (vec![1], 0));
@@ -94,10 +94,11 @@ fn a_stalled_worker_that_recovers_is_not_aborted() {
 #[test]
 fn a_draining_worker_that_stalls_is_aborted() {
     let config = SupervisorConfig { graceful_timeout: ms(3_600_000), ..stall_config(1) };
-    let mut sim =
-        start_cluster_for_health_checks(config, |_| Some(WorkerScript::serving().never_draining()));
+    let mut sim = start_cluster_for_health_checks(config, |_| {
+        Some(WorkerScript::ready_after_10_ms().never_draining())
+    });
     sim.send_command(ClusterCommand::Stop);
-    sim.worker_does(1, WorkerStep::Freeze);
+    sim.perform_step_now(1, WorkerStep::Freeze);
     sim.run_for(ms(60_000));
     assert_eq!(
         (exit_causes(&sim), sim.exit),
@@ -131,7 +132,7 @@ fn a_primary_that_was_stopped_kills_no_worker() {
 #[test]
 fn a_primary_that_is_stopped_repeatedly_still_detects_stalls() {
     let mut sim = start_cluster_for_health_checks(stall_config(2), |_| None);
-    sim.worker_does(2, WorkerStep::Freeze);
+    sim.perform_step_now(2, WorkerStep::Freeze);
     for _ in 0..20 {
         sim.stop_primary_for(ms(3_000));
         sim.run_for(ms(5_000));
@@ -147,7 +148,7 @@ fn health_is_sampled_only_while_limits_are_configured() {
     let mut sim = start_cluster_for_health_checks(test_config(1), |_| None);
     sim.run_for(ms(600_000));
     let health_samples =
-        |sim: &Simulator| sim.times_of(&Action::SampleHealth { with_memory: false }).len();
+        |sim: &Simulator| sim.times_of_action(&Action::SampleHealth { with_memory: false }).len();
     assert_eq!((health_samples(&sim), sim.supervisor.next_deadline()), (0, None));
     sim.config_file = Box::new(|_, _| (ms(5), Ok(stall_config(1))));
     sim.send_command(ClusterCommand::Reload);
@@ -157,7 +158,7 @@ fn health_is_sampled_only_while_limits_are_configured() {
         Box::new(|_, _| (ms(5), Ok(SupervisorConfig { max_rss: Some(1 << 30), ..test_config(1) })));
     sim.send_command(ClusterCommand::Reload);
     sim.run_for(ms(5_100));
-    assert!(sim.times_of(&Action::SampleHealth { with_memory: true }).len() >= 10);
+    assert!(sim.times_of_action(&Action::SampleHealth { with_memory: true }).len() >= 10);
     sim.config_file = Box::new(|_, _| (ms(5), Ok(test_config(1))));
     sim.send_command(ClusterCommand::Reload);
     sim.run_until_idle();
@@ -197,7 +198,7 @@ fn workers_are_recycled_by_memory_and_by_age() {
         ..test_config(2)
     };
     let mut sim = start_cluster_for_health_checks(config, |id| {
-        (id == 1).then(|| WorkerScript::serving().with_memory(1_000, 100))
+        (id == 1).then(|| WorkerScript::ready_after_10_ms().with_memory(1_000, 100))
     });
     while recycle_log(&sim).len() < 2 {
         sim.run_step();
@@ -214,7 +215,9 @@ fn workers_are_recycled_by_memory_and_by_age() {
 fn a_worker_over_its_limit_keeps_serving_if_its_successor_fails() {
     let config = SupervisorConfig { max_lifetime: Some(ms(10_000)), ..test_config(2) };
     let mut sim = start_cluster_for_health_checks(config, |id| {
-        (id > 2).then(|| WorkerScript::hanging().step_at(5, WorkerStep::Exit(exit_code(1))))
+        (id > 2).then(|| {
+            WorkerScript::never_reporting().with_step_at(5, WorkerStep::Exit(exit_code(1)))
+        })
     });
     sim.run_for(ms(55_000));
     assert_eq!((sim.serving_workers(), logged_backoffs(&sim).len()), (vec![1, 2], 0));
@@ -234,7 +237,9 @@ fn workers_over_the_memory_limit_from_the_start_are_recycled_after_min_uptime() 
 fn a_failed_recycling_does_not_fail_a_reload() {
     let limits = SupervisorConfig { max_lifetime: Some(ms(5_500)), ..test_config(1) };
     let hangs = |id| {
-        (id == 2).then(|| WorkerScript::hanging().step_at(300, WorkerStep::Exit(exit_code(1))))
+        (id == 2).then(|| {
+            WorkerScript::never_reporting().with_step_at(300, WorkerStep::Exit(exit_code(1)))
+        })
     };
     let mut sim = start_cluster_for_health_checks(limits, hangs);
     while recycle_log(&sim).is_empty() {
@@ -251,7 +256,7 @@ fn a_failed_recycling_does_not_fail_a_reload() {
 fn a_worker_over_the_hard_memory_limit_is_killed() {
     let config = SupervisorConfig { max_rss_hard: Some(3_000), ..test_config(2) };
     let mut sim = start_cluster_for_health_checks(config, |id| {
-        (id == 2).then(|| WorkerScript::serving().with_memory(1_000, 200))
+        (id == 2).then(|| WorkerScript::ready_after_10_ms().with_memory(1_000, 200))
     });
     sim.run_for(ms(20_000));
     let over = sim.logged(|event| match event {

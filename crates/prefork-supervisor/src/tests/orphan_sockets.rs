@@ -16,7 +16,8 @@ fn slot_socket_config(workers: u32) -> SupervisorConfig {
 /// Starts a cluster of workers with a socket each, and lets them serve for longer than `min_uptime`.
 fn start_cluster_with_slot_sockets(workers: u32) -> Simulator {
     let mut sim =
-        Simulator::new(slot_socket_config(workers), 1, |_, _| WorkerScript::serving()).start();
+        Simulator::new(slot_socket_config(workers), 1, |_, _| WorkerScript::ready_after_10_ms())
+            .start();
     sim.run_for(ms(5_000));
     sim.log.clear();
     sim
@@ -45,7 +46,7 @@ fn release_action(worker: u64, slot: u32) -> Action {
 #[test]
 fn a_sibling_adopts_the_slot_until_the_replacement_is_ready() {
     let mut sim = start_cluster_with_slot_sockets(3);
-    sim.worker_exits(2, exit_by_signal(SIGKILL));
+    sim.exit_worker_now(2, exit_by_signal(SIGKILL));
     assert_eq!(adopters(&sim), [(1, 1)]);
     sim.run_for(ms(100));
     assert_eq!(sim.serving_workers(), [1, 4, 3]);
@@ -58,8 +59,8 @@ fn a_sibling_adopts_the_slot_until_the_replacement_is_ready() {
 #[test]
 fn the_first_ready_worker_adopts_all_other_slots() {
     let script = |tag: WorkerTag, _: &mut TestRng| match tag.slot.0 {
-        1 => WorkerScript::hanging().step_at(50, WorkerStep::ReportReady),
-        _ => WorkerScript::hanging().step_at(100, WorkerStep::ReportReady),
+        1 => WorkerScript::never_reporting().with_step_at(50, WorkerStep::ReportReady),
+        _ => WorkerScript::never_reporting().with_step_at(100, WorkerStep::ReportReady),
     };
     let mut sim = Simulator::new(slot_socket_config(3), 1, script).start();
     sim.run_for(ms(60));
@@ -71,17 +72,17 @@ fn the_first_ready_worker_adopts_all_other_slots() {
 #[test]
 fn siblings_adopt_the_slots_of_a_crash_loop() {
     let script = |tag: WorkerTag, _: &mut TestRng| match tag.id.0 {
-        1..=3 => WorkerScript::serving(),
+        1..=3 => WorkerScript::ready_after_10_ms(),
         _ => failing_boot().expect("a script"),
     };
     let mut sim = Simulator::new(slot_socket_config(3), 1, script).start();
     sim.run_for(ms(5_000));
-    sim.worker_exits(3, exit_by_signal(SIGSEGV));
+    sim.exit_worker_now(3, exit_by_signal(SIGSEGV));
     sim.run_for(ms(20_000));
     assert_eq!(adopters(&sim), [(2, 1)]);
-    sim.worker_exits(1, exit_by_signal(SIGKILL));
+    sim.exit_worker_now(1, exit_by_signal(SIGKILL));
     assert_eq!(adopters(&sim), [(0, 2), (2, 2)]);
-    sim.worker_does(2, WorkerStep::Retire);
+    sim.perform_step_now(2, WorkerStep::Retire);
     assert_eq!(adopters(&sim), [], "no worker is left");
     stop_within_bounds(&mut sim, ClusterCommand::Stop);
 }
@@ -91,19 +92,19 @@ fn a_sibling_adopts_the_slot_of_a_frozen_worker_within_half_a_second() {
     let mut sim = start_cluster_with_slot_sockets(2);
     let frozen = sim.now + ms(37);
     sim.run_for(ms(37));
-    sim.worker_does(1, WorkerStep::Freeze);
+    sim.perform_step_now(1, WorkerStep::Freeze);
     sim.run_for(ms(463));
     let (at, step) = adoption_actions(&sim).pop().expect("a sibling");
     assert_eq!((step, adopters(&sim)), (adopt_action(2, 0), vec![(0, 2)]));
     assert!(at >= ms(5_300) && sim.now - frozen <= ms(500), "{at:?}");
-    sim.worker_does(1, WorkerStep::Thaw);
+    sim.perform_step_now(1, WorkerStep::Thaw);
     sim.run_for(ms(250));
     assert_eq!(adopters(&sim), []);
     // If all workers are frozen, none can adopt; the first one to recover adopts all slots.
-    sim.worker_does(1, WorkerStep::Freeze);
-    sim.worker_does(2, WorkerStep::Freeze);
+    sim.perform_step_now(1, WorkerStep::Freeze);
+    sim.perform_step_now(2, WorkerStep::Freeze);
     sim.run_for(ms(2_000));
-    sim.worker_does(2, WorkerStep::Thaw);
+    sim.perform_step_now(2, WorkerStep::Thaw);
     sim.run_for(ms(250));
     assert_eq!(adopters(&sim), [(0, 2)]);
 }
@@ -111,11 +112,11 @@ fn a_sibling_adopts_the_slot_of_a_frozen_worker_within_half_a_second() {
 #[test]
 fn a_sibling_adopts_the_slot_of_a_worker_stopped_by_a_signal() {
     let mut sim = start_cluster_with_slot_sockets(2);
-    sim.worker_does(1, WorkerStep::StopBySignal);
+    sim.perform_step_now(1, WorkerStep::StopBySignal);
     assert_eq!(adopters(&sim), [(0, 2)]);
     // Its heartbeat stalls as well, and is no longer late when the worker continues.
     sim.run_for(ms(2_000));
-    sim.worker_does(1, WorkerStep::ContinueBySignal);
+    sim.perform_step_now(1, WorkerStep::ContinueBySignal);
     sim.run_for(ms(250));
     assert_eq!(adopters(&sim), []);
 }
@@ -131,21 +132,21 @@ fn suspending_the_whole_container_adopts_no_slots() {
 #[test]
 fn a_sibling_adopts_the_slot_of_a_full_worker() {
     let mut sim = start_cluster_with_slot_sockets(2);
-    sim.worker_does(2, WorkerStep::BecomeFull);
+    sim.perform_step_now(2, WorkerStep::BecomeFull);
     sim.run_for(ms(200));
     assert_eq!(adopters(&sim), [(1, 1)]);
-    sim.worker_does(2, WorkerStep::BecomeEmpty);
+    sim.perform_step_now(2, WorkerStep::BecomeEmpty);
     sim.run_for(ms(200));
     assert_eq!(adopters(&sim), []);
 }
 
 #[test]
-fn slots_that_are_scaled_away_stay_adopted_and_balanced() {
+fn sockets_of_removed_slots_stay_adopted_and_balanced() {
     let mut sim = start_cluster_with_slot_sockets(6);
     sim.send_command(ClusterCommand::Scale(ScaleChange::To(2)));
     sim.run_for(ms(1_000));
     assert_eq!(adopters(&sim), [(2, 1), (3, 2), (4, 1), (5, 2)]);
-    sim.worker_exits(1, exit_by_signal(SIGKILL));
+    sim.exit_worker_now(1, exit_by_signal(SIGKILL));
     assert_eq!(sim.supervisor.slot_adopters().filter(|(_, w)| w.0 == 2).count(), 5);
     sim.run_for(ms(100));
     assert_eq!(sim.serving_workers(), [7, 2]);
@@ -183,7 +184,8 @@ fn scaling_up_waits_for_sockets_and_is_refused_without_them() {
 
 #[test]
 fn a_reload_can_turn_slot_sockets_on_and_off() {
-    let mut sim = Simulator::new(test_config(3), 1, |_, _| WorkerScript::serving()).start();
+    let mut sim =
+        Simulator::new(test_config(3), 1, |_, _| WorkerScript::ready_after_10_ms()).start();
     sim.run_for(ms(5_000));
     assert_eq!(adoption_actions(&sim), []);
     sim.config_file = Box::new(|config, _| {
@@ -206,9 +208,9 @@ fn a_reload_can_turn_slot_sockets_on_and_off() {
 }
 
 #[test]
-fn a_worker_with_a_full_channel_is_told_later() {
+fn slot_adoption_is_retried_after_a_full_channel() {
     let mut sim = start_cluster_with_slot_sockets(3);
-    sim.worker_exits(3, exit_by_signal(SIGKILL));
+    sim.exit_worker_now(3, exit_by_signal(SIGKILL));
     assert_eq!(adopters(&sim), [(2, 1)]);
     sim.report_event(Event::AdoptSlotFailed { worker: WorkerId(1), slot: Slot(2) });
     assert_eq!(adopters(&sim), [(2, 2)]);
@@ -260,12 +262,13 @@ fn dispatch_log(sim: &mut Simulator) -> Vec<(u32, Option<u64>)> {
 
 #[test]
 fn connections_are_dispatched_to_workers_that_accept() {
-    let mut sim = Simulator::new(slot_socket_config(2), 1, |_, _| WorkerScript::serving()).start();
+    let mut sim =
+        Simulator::new(slot_socket_config(2), 1, |_, _| WorkerScript::ready_after_10_ms()).start();
     assert_eq!(dispatch_log(&mut sim), []);
     sim.run_for(ms(5_000));
     assert_eq!(dispatch_log(&mut sim), [(0, Some(1)), (1, Some(2))]);
     // A worker dies and is replaced.
-    sim.worker_exits(2, exit_by_signal(SIGKILL));
+    sim.exit_worker_now(2, exit_by_signal(SIGKILL));
     assert_eq!(dispatch_log(&mut sim), [(1, None)]);
     sim.run_for(ms(1_000));
     assert_eq!(dispatch_log(&mut sim), [(1, Some(3))]);
@@ -273,10 +276,10 @@ fn connections_are_dispatched_to_workers_that_accept() {
     for (step, back) in
         [(WorkerStep::Freeze, WorkerStep::Thaw), (WorkerStep::BecomeFull, WorkerStep::BecomeEmpty)]
     {
-        sim.worker_does(1, step);
+        sim.perform_step_now(1, step);
         sim.run_for(ms(500));
         assert_eq!(dispatch_log(&mut sim), [(0, None)]);
-        sim.worker_does(1, back);
+        sim.perform_step_now(1, back);
         sim.run_for(ms(500));
         assert_eq!(dispatch_log(&mut sim), [(0, Some(1))]);
     }
@@ -284,14 +287,14 @@ fn connections_are_dispatched_to_workers_that_accept() {
     for (step, steered) in
         [(WorkerStep::StopBySignal, None), (WorkerStep::ContinueBySignal, Some(1))]
     {
-        sim.worker_does(1, step);
+        sim.perform_step_now(1, step);
         assert_eq!(dispatch_log(&mut sim), [(0, steered)]);
     }
     // A successor takes over without a gap; a worker that retires accepts no more.
     sim.send_command(ClusterCommand::Reload);
     sim.run_for(ms(1_000));
     assert_eq!(dispatch_log(&mut sim), [(0, Some(4)), (1, Some(5))]);
-    sim.worker_does(4, WorkerStep::Retire);
+    sim.perform_step_now(4, WorkerStep::Retire);
     assert_eq!(dispatch_log(&mut sim), [(0, None)]);
     sim.run_for(ms(1_000));
     assert_eq!(dispatch_log(&mut sim), [(0, Some(6))]);
@@ -315,7 +318,9 @@ proptest! {
         let config = SupervisorConfig { has_socket_per_slot: slots, ..with_limits_of(config, limits) };
         let mut sim = Simulator::new(config, seed, move |_, rng| {
             let at = rng.random_below(4_000);
-            WorkerScript::random_script(rng, ready).step_at(at, WorkerStep::BecomeFull).step_at(2 * at, WorkerStep::BecomeEmpty)
+            WorkerScript::random_script(rng, ready)
+                .with_step_at(at, WorkerStep::BecomeFull)
+                .with_step_at(2 * at, WorkerStep::BecomeEmpty)
         });
         sim.full_channel_odds = full_channels;
         sim.config_file = Box::new(|config, rng| {

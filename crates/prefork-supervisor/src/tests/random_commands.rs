@@ -133,13 +133,13 @@ proptest! {
     ) {
         let config = SupervisorConfig { max_rss_hard: None, ..with_limits_of(config, limits) };
         let mut sim = Simulator::new(config, seed, move |tag, rng| {
-            let script = WorkerScript::hanging().with_fork_time(rng.random_below(20));
+            let script = WorkerScript::never_reporting().with_fork_time(rng.random_below(20));
             match bad {
-                // Not always: after an upgrade, lost workers can only be replaced by these.
+                // Not in every run: after an upgrade, lost workers can only be replaced by these.
                 Some(bad) if tag.generation.0 == bad && rng.random_below(2) == 0 => {
-                    script.step_at(rng.random_below(200), WorkerStep::Exit(exit_code(1)))
+                    script.with_step_at(rng.random_below(200), WorkerStep::Exit(exit_code(1)))
                 }
-                _ => script.step_at(0, WorkerStep::ReportReady).with_memory(rng.random_below(1_000), 0),
+                _ => script.with_step_at(0, WorkerStep::ReportReady).with_memory(rng.random_below(1_000), 0),
             }
         })
         .with_kinds(kinds)

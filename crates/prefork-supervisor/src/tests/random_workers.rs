@@ -22,14 +22,14 @@ pub(super) fn random_configs() -> impl Strategy<Value = SupervisorConfig> {
     })
 }
 
-/// The most simulator steps for each worker until a cluster has stopped: its remaining script, its exit, and some
+/// Maximum number of simulator steps per worker until a cluster has stopped: its remaining script, its exit, and some
 /// health samples.
-const STEPS_TO_END: usize = 60;
+const MAX_STEPS_PER_WORKER: usize = 60;
 
 pub(super) fn stop_within_bounds(sim: &mut Simulator, command: ClusterCommand) {
     sim.send_command(command);
     let workers = sim.supervisor.workers.len();
-    sim.run_until_idle_within(STEPS_TO_END * (workers + 1));
+    sim.run_until_idle_within(MAX_STEPS_PER_WORKER * (workers + 1));
     assert!(sim.exit.is_some(), "{:#?}", sim.supervisor);
     let last = sim.log.last().map(|(_, action)| action.clone());
     assert!(matches!(last, Some(Action::Exit(_))));
@@ -86,7 +86,7 @@ proptest! {
         let config = SupervisorConfig { boot_attempts: 1000, ..config };
         let mut sim = Simulator::new(config, seed, move |tag, _| match tag.id.0 {
             id if id <= bad => WorkerScript::random_script(&mut rng, 5),
-            _ => WorkerScript::hanging().step_at(0, WorkerStep::ReportReady),
+            _ => WorkerScript::never_reporting().with_step_at(0, WorkerStep::ReportReady),
         })
         .start();
         sim.run_until_idle();

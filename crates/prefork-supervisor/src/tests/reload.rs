@@ -11,7 +11,7 @@ pub(super) fn start_cluster_for_reload(
     let choose_script = move |tag: WorkerTag, _: &mut TestRng| {
         let script_for =
             (tag.generation.0 > 1).then(|| script_for(tag.generation.0, tag.slot.0)).flatten();
-        script_for.unwrap_or_else(WorkerScript::serving)
+        script_for.unwrap_or_else(WorkerScript::ready_after_10_ms)
     };
     let mut sim = Simulator::new(config, 1, choose_script).start();
     sim.run_for(ms(5_000));
@@ -20,9 +20,9 @@ pub(super) fn start_cluster_for_reload(
 
 pub(super) fn failing_boot() -> Option<WorkerScript> {
     Some(
-        WorkerScript::hanging()
-            .step_at(4, WorkerStep::ReportBootFailed)
-            .step_at(5, WorkerStep::Exit(exit_code(70))),
+        WorkerScript::never_reporting()
+            .with_step_at(4, WorkerStep::ReportBootFailed)
+            .with_step_at(5, WorkerStep::Exit(exit_code(70))),
     )
 }
 
@@ -48,10 +48,10 @@ pub(super) fn refusal_reason(sim: &Simulator) -> String {
 fn a_reload_replaces_every_worker_and_replies() {
     let mut sim = start_cluster_for_reload(test_config(3), |_, _| None);
     sim.send_command_with_reply(7, ClusterCommand::Reload);
-    assert_eq!(sim.times_of(&Action::ReadConfig(Generation(2))), [ms(5_000)]);
+    assert_eq!(sim.times_of_action(&Action::ReadConfig(Generation(2))), [ms(5_000)]);
     // One at a time, and each drains as soon as its successor is ready.
     sim.run_for(ms(16));
-    assert_eq!(sim.times_of(&Action::Drain(WorkerId(1))), [ms(5_015)]);
+    assert_eq!(sim.times_of_action(&Action::Drain(WorkerId(1))), [ms(5_015)]);
     assert_eq!((sim.serving_workers(), sim.replies()), (vec![4, 2, 3], vec![]));
     sim.run_until_idle();
     assert_eq!((sim.serving_workers(), sim.serving_generations()), (vec![4, 5, 6], vec![2, 2, 2]));
@@ -61,7 +61,7 @@ fn a_reload_replaces_every_worker_and_replies() {
     assert_eq!(reload_log(&sim), ["reloading for control", "3 of 2"]);
     assert_eq!((sim.supervisor.restart_count(), logged_backoffs(&sim).len()), (0, 0));
     // A worker that dies now is replaced by one of the new generation.
-    sim.worker_exits(5, exit_by_signal(SIGKILL));
+    sim.exit_worker_now(5, exit_by_signal(SIGKILL));
     sim.run_until_idle();
     assert_eq!(sim.serving_generations(), [2, 2, 2]);
 }
@@ -88,13 +88,13 @@ fn many_reload_commands_cause_two_reloads() {
 #[test]
 fn a_reload_ends_a_crash_loop() {
     let choose_script = |tag: WorkerTag, _: &mut TestRng| match (tag.generation.0, tag.id.0) {
-        (1, 4..) => WorkerScript::hanging().step_at(5, WorkerStep::Exit(exit_code(1))),
-        _ => WorkerScript::serving(),
+        (1, 4..) => WorkerScript::never_reporting().with_step_at(5, WorkerStep::Exit(exit_code(1))),
+        _ => WorkerScript::ready_after_10_ms(),
     };
     let mut sim = Simulator::new(test_config(3), 1, choose_script).start();
     sim.run_for(ms(5_000));
     for worker in 1..=3 {
-        sim.worker_exits(worker, exit_by_signal(SIGSEGV));
+        sim.exit_worker_now(worker, exit_by_signal(SIGSEGV));
     }
     sim.run_for(ms(20_000));
     assert_eq!(sim.serving_workers().len(), 0);
@@ -117,8 +117,8 @@ fn a_reload_ends_a_crash_loop() {
 #[test]
 fn a_reload_during_boot_replaces_hanging_workers() {
     let choose_script = |tag: WorkerTag, _: &mut TestRng| match tag.generation.0 {
-        1 => WorkerScript::hanging(),
-        _ => WorkerScript::serving(),
+        1 => WorkerScript::never_reporting(),
+        _ => WorkerScript::ready_after_10_ms(),
     };
     let mut sim = Simulator::new(test_config(2), 1, choose_script).start();
     sim.run_for(ms(1_000));
@@ -129,7 +129,7 @@ fn a_reload_during_boot_replaces_hanging_workers() {
         (vec![2, 2], ClusterPhase::Running)
     );
     assert_eq!(exit_causes(&sim), [(1, ExitCause::Superseded), (2, ExitCause::Superseded)]);
-    assert_eq!(sim.times_of(&Action::Log(LogEvent::AllReady { workers: 2 })).len(), 1);
+    assert_eq!(sim.times_of_action(&Action::Log(LogEvent::AllReady { workers: 2 })).len(), 1);
 }
 
 #[test]
@@ -162,9 +162,9 @@ fn a_reload_respects_surge_and_max_unavailable() {
 fn a_slot_is_not_reloaded_while_its_last_worker_still_drains() {
     let mut sim = Simulator::new(test_config(1), 1, |tag, _| {
         if tag.id.0 == 1 {
-            WorkerScript::serving().never_draining()
+            WorkerScript::ready_after_10_ms().never_draining()
         } else {
-            WorkerScript::serving()
+            WorkerScript::ready_after_10_ms()
         }
     })
     .start();

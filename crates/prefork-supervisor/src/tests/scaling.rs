@@ -24,7 +24,7 @@ fn scaling_down_drains_surplus_workers() {
     let mut sim = start_serving_cluster(3);
     sim.send_command_with_reply(1, ClusterCommand::Scale(ScaleChange::Down(2)));
     for worker in [2, 3] {
-        assert_eq!(sim.times_of(&Action::Drain(WorkerId(worker))), [ms(5_000)]);
+        assert_eq!(sim.times_of_action(&Action::Drain(WorkerId(worker))), [ms(5_000)]);
     }
     sim.run_until_idle();
     assert_eq!((sim.serving_workers(), sim.supervisor.wanted_workers()), (vec![1], 1));
@@ -37,7 +37,7 @@ fn scaling_down_drains_surplus_workers() {
 
 #[test]
 fn fast_scaling_up_and_down_does_not_pile_up_workers() {
-    let mut sim = start_cluster(2, |_| Some(WorkerScript::serving().never_draining()));
+    let mut sim = start_cluster(2, |_| Some(WorkerScript::ready_after_10_ms().never_draining()));
     sim.run_for(ms(5_000));
     for _ in 0..40 {
         sim.send_command(ClusterCommand::Scale(ScaleChange::Down(1)));
@@ -59,7 +59,7 @@ fn scaling_is_refused_during_a_reload() {
     let reason = "a reload is under way; ask again when it is done".to_string();
     assert_eq!(sim.replies()[0], (2, Err(reason.clone())));
     let refused = LogEvent::CommandRefused { by: "SIGTERM".to_string(), reason };
-    assert_eq!(sim.times_of(&Action::Log(refused)), [ms(5_000)]);
+    assert_eq!(sim.times_of_action(&Action::Log(refused)), [ms(5_000)]);
     assert_eq!(sim.serving_generations(), [2, 2]);
 }
 
@@ -78,11 +78,11 @@ fn scaling_is_refused_outside_of_one_to_max_workers() {
 
 #[test]
 fn scaling_down_to_the_ready_workers_logs_all_ready() {
-    let mut sim = start_cluster(2, |id| (id == 2).then(WorkerScript::hanging));
+    let mut sim = start_cluster(2, |id| (id == 2).then(WorkerScript::never_reporting));
     sim.run_for(ms(100));
     assert_eq!(sim.supervisor.phase, ClusterPhase::Booting);
     sim.send_command(ClusterCommand::Scale(ScaleChange::Down(1)));
-    assert_eq!(sim.times_of(&Action::Log(LogEvent::AllReady { workers: 1 })), [ms(100)]);
+    assert_eq!(sim.times_of_action(&Action::Log(LogEvent::AllReady { workers: 1 })), [ms(100)]);
     sim.run_until_idle();
     assert_eq!(
         (exit_causes(&sim), sim.serving_workers()),
@@ -91,11 +91,11 @@ fn scaling_down_to_the_ready_workers_logs_all_ready() {
 }
 
 #[test]
-fn scaling_away_the_probe_does_not_block_other_forks() {
+fn scaling_down_the_probe_worker_does_not_block_other_forks() {
     // The second of two workers crashes, and is the probe when its slot is scaled away.
     let mut sim = start_cluster(2, |id| match id {
-        2 => Some(WorkerScript::hanging().step_at(5, WorkerStep::Exit(exit_code(1)))),
-        3 => Some(WorkerScript::hanging()),
+        2 => Some(WorkerScript::never_reporting().with_step_at(5, WorkerStep::Exit(exit_code(1)))),
+        3 => Some(WorkerScript::never_reporting()),
         _ => None,
     });
     sim.run_for(ms(5_000));
@@ -103,7 +103,7 @@ fn scaling_away_the_probe_does_not_block_other_forks() {
     sim.send_command(ClusterCommand::Scale(ScaleChange::To(1)));
     sim.run_until_idle();
     assert_eq!(sim.supervisor.backoff.failures(), 0);
-    sim.worker_exits(1, exit_by_signal(SIGKILL));
+    sim.exit_worker_now(1, exit_by_signal(SIGKILL));
     sim.run_until_idle();
     assert_eq!(sim.serving_workers(), [4]);
 }
@@ -111,7 +111,7 @@ fn scaling_away_the_probe_does_not_block_other_forks() {
 #[test]
 fn a_single_process_model_is_not_scaled() {
     let one = super::SupervisorConfig { max_workers: 1, ..super::test_config(1) };
-    let mut sim = Simulator::new(one, 1, |_, _| WorkerScript::serving()).start();
+    let mut sim = Simulator::new(one, 1, |_, _| WorkerScript::ready_after_10_ms()).start();
     sim.run_for(ms(1_000));
     sim.send_command(ClusterCommand::Scale(ScaleChange::Up(1)));
     sim.run_for(ms(1_000));

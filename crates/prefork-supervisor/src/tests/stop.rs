@@ -4,18 +4,18 @@ use super::*;
 
 #[test]
 fn a_stop_kills_workers_that_boot_and_drains_those_that_serve() {
-    let mut sim = start_cluster(2, |id| (id == 1).then(WorkerScript::hanging));
+    let mut sim = start_cluster(2, |id| (id == 1).then(WorkerScript::never_reporting));
     sim.run_for(ms(1_000));
     sim.send_command(ClusterCommand::Stop);
     assert_eq!((kill_times(&sim, 1), kill_times(&sim, 2)), (vec![ms(1_000)], vec![]));
-    assert_eq!(sim.times_of(&Action::Drain(WorkerId(2))), [ms(1_000)]);
+    assert_eq!(sim.times_of_action(&Action::Drain(WorkerId(2))), [ms(1_000)]);
     sim.run_until_idle();
     assert_eq!(sim.exit, Some(ShutdownReason::StopRequested));
 }
 
 #[test]
 fn a_fork_that_returns_after_a_stop_is_killed() {
-    let mut sim = start_cluster(1, |_| Some(WorkerScript::serving().with_fork_time(500)));
+    let mut sim = start_cluster(1, |_| Some(WorkerScript::ready_after_10_ms().with_fork_time(500)));
     sim.send_command(ClusterCommand::Stop);
     assert_eq!((sim.supervisor.phase, sim.exit), (ClusterPhase::Stopping, None));
     sim.run_until_idle();
@@ -37,7 +37,7 @@ fn a_fork_that_fails_after_a_stop_is_not_retried() {
 /// Starts a cluster with a drain delay of three seconds, and lets its workers serve.
 fn cluster_with_drain_delay(workers: u32) -> Simulator {
     let config = SupervisorConfig { drain_delay: ms(3_000), ..test_config(workers) };
-    let mut sim = Simulator::new(config, 1, |_, _| WorkerScript::serving()).start();
+    let mut sim = Simulator::new(config, 1, |_, _| WorkerScript::ready_after_10_ms()).start();
     sim.run_for(ms(5_000));
     sim
 }
@@ -57,12 +57,12 @@ fn a_stop_waits_for_the_drain_delay() {
     assert_eq!((stop_delays(&sim), sim.supervisor.view().phase), (vec![ms(3_000)], "stopping"));
     sim.run_for(ms(2_999));
     assert_eq!(
-        (sim.serving_workers(), sim.times_of(&Action::CloseListeners)),
+        (sim.serving_workers(), sim.times_of_action(&Action::CloseListeners)),
         (vec![1, 2], vec![])
     );
     sim.run_until_idle();
-    assert_eq!(sim.times_of(&Action::CloseListeners), [ms(8_000)]);
-    assert_eq!(sim.times_of(&Action::Drain(WorkerId(1))), [ms(8_000)]);
+    assert_eq!(sim.times_of_action(&Action::CloseListeners), [ms(8_000)]);
+    assert_eq!(sim.times_of_action(&Action::Drain(WorkerId(1))), [ms(8_000)]);
     assert_eq!((sim.exit, sim.fork_times().len()), (Some(ShutdownReason::StopRequested), 2));
 }
 
@@ -75,7 +75,7 @@ fn a_second_stop_skips_the_drain_delay_and_kills_no_worker() {
     assert!(!sim.supervisor.is_stopping(), "two that come together are one");
     sim.run_for(ms(950));
     sim.send_command(ClusterCommand::Stop);
-    assert_eq!(sim.times_of(&Action::Drain(WorkerId(1))), [ms(6_000)]);
+    assert_eq!(sim.times_of_action(&Action::Drain(WorkerId(1))), [ms(6_000)]);
     sim.run_for(ms(0));
     assert_eq!(kill_times(&sim, 1), []);
 }
@@ -95,7 +95,7 @@ fn stop_now_skips_the_drain_delay() {
 fn the_drain_delay_allows_restarts_but_no_other_change() {
     let mut sim = cluster_with_drain_delay(2);
     sim.send_command(ClusterCommand::Stop);
-    sim.worker_exits(1, exit_by_signal(SIGKILL));
+    sim.exit_worker_now(1, exit_by_signal(SIGKILL));
     sim.run_for(ms(100));
     assert_eq!(sim.serving_workers(), [3, 2]);
     for (reply_id, command) in [
@@ -107,7 +107,7 @@ fn the_drain_delay_allows_restarts_but_no_other_change() {
         sim.send_command_with_reply(reply_id, command);
         let refused = Err("the cluster is stopping".to_string());
         assert_eq!(
-            sim.times_of(&Action::Reply { reply_id, result: refused }).len(),
+            sim.times_of_action(&Action::Reply { reply_id, result: refused }).len(),
             1,
             "{reply_id}"
         );
@@ -130,7 +130,7 @@ fn a_delayed_stop_cancels_an_upgrade_check() {
     let mut sim = cluster_with_drain_delay(1);
     sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
     sim.send_command(ClusterCommand::Stop);
-    assert_eq!(sim.times_of(&Action::StopUpgradeCheck).len(), 1);
+    assert_eq!(sim.times_of_action(&Action::StopUpgradeCheck).len(), 1);
     sim.run_until_idle();
     assert_eq!((sim.exit, sim.upgrade_count), (Some(ShutdownReason::StopRequested), 0));
 }
@@ -138,7 +138,7 @@ fn a_delayed_stop_cancels_an_upgrade_check() {
 #[test]
 fn without_serving_workers_a_stop_skips_the_drain_delay() {
     let config = SupervisorConfig { drain_delay: ms(3_000), ..test_config(1) };
-    let mut sim = Simulator::new(config, 1, |_, _| WorkerScript::hanging()).start();
+    let mut sim = Simulator::new(config, 1, |_, _| WorkerScript::never_reporting()).start();
     sim.send_command(ClusterCommand::Stop);
     assert_eq!((stop_delays(&sim), sim.supervisor.phase), (vec![], ClusterPhase::Stopping));
     sim.run_until_idle();

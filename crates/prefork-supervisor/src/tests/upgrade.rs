@@ -13,7 +13,7 @@ fn upgrade_failures(sim: &Simulator) -> Vec<String> {
 }
 
 /// Asserts that a failed upgrade of three workers of generation 1 has changed nothing.
-fn assert_unchanged(sim: &Simulator) {
+fn assert_cluster_unchanged(sim: &Simulator) {
     assert_eq!((sim.serving_workers(), sim.serving_generations()), (vec![1, 2, 3], vec![1; 3]));
     assert_eq!(
         (sim.upgrade_count, sim.is_reloading_or_upgrading(), sim.supervisor.next_deadline()),
@@ -93,7 +93,7 @@ fn a_failed_upgrade_check_changes_nothing() {
     assert_eq!(refusal_reason(&sim), "it is of another libc");
     assert_eq!(upgrade_failures(&sim), ["it is of another libc"]);
     assert_eq!(sim.upgrade_actions(), [Action::StartUpgradeCheck]);
-    assert_unchanged(&sim);
+    assert_cluster_unchanged(&sim);
 }
 
 #[test]
@@ -104,10 +104,10 @@ fn a_new_binary_that_hangs_is_stopped_at_the_check_deadline() {
     sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
     sim.run_until_idle();
     // The boot timeout, and five seconds to load the binary.
-    assert_eq!(sim.times_of(&Action::StopUpgradeCheck), [ms(5_000 + 10_000 + 5_000)]);
+    assert_eq!(sim.times_of_action(&Action::StopUpgradeCheck), [ms(5_000 + 10_000 + 5_000)]);
     assert!(refusal_reason(&sim).contains("not ready in time"), "{}", refusal_reason(&sim));
     assert_eq!((upgrade_failures(&sim).len(), sim.upgrade_actions().len()), (1, 2));
-    assert_unchanged(&sim);
+    assert_cluster_unchanged(&sim);
     // Another upgrade may follow.
     sim.new_binary = Box::new(|config, _| NewBinary::working_binary(config));
     sim.send_command_with_reply(2, ClusterCommand::Upgrade { wait: true });
@@ -116,7 +116,7 @@ fn a_new_binary_that_hangs_is_stopped_at_the_check_deadline() {
 }
 
 #[test]
-fn an_upgrade_check_result_that_was_not_read_in_time_counts() {
+fn an_upgrade_check_result_sent_in_time_but_read_late_counts() {
     let mut sim = start_serving_cluster(3);
     sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
     sim.stop_primary_for(ms(60_000));
@@ -150,7 +150,7 @@ fn an_upgrade_check_result_after_its_timeout_is_ignored() {
         sim.report_event(verdict);
         sim.run_until_idle();
         assert_eq!((upgrade_failures(&sim).len(), sim.upgrade_actions().len()), (1, 2));
-        assert_unchanged(&sim);
+        assert_cluster_unchanged(&sim);
     }
 }
 
@@ -173,7 +173,7 @@ fn an_exec_that_fails_changes_nothing() {
         (upgrade_failures(&sim), sim.upgrade_actions()),
         (vec!["EACCES".into()], UPGRADE_ACTIONS.to_vec())
     );
-    assert_unchanged(&sim);
+    assert_cluster_unchanged(&sim);
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn upgrade_commands_during_a_check_share_its_result() {
             sim.run_for(ms(10));
         }
         sim.run_until_idle();
-        assert_eq!(sim.times_of(&Action::StartUpgradeCheck), [ms(5_000)]);
+        assert_eq!(sim.times_of_action(&Action::StartUpgradeCheck), [ms(5_000)]);
         let answers = sim.replies().into_iter().map(|(reply_id, reply)| (reply_id, reply.is_ok()));
         assert_eq!(answers.collect::<Vec<_>>(), (0..5).map(|t| (t, fit)).collect::<Vec<_>>());
     }
@@ -210,7 +210,7 @@ fn a_stop_cancels_an_upgrade_check() {
             sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
             sim.run_for(ms(after));
             sim.send_command_with_reply(2, command);
-            assert_eq!(sim.times_of(&Action::StopUpgradeCheck), [ms(5_000 + after)]);
+            assert_eq!(sim.times_of_action(&Action::StopUpgradeCheck), [ms(5_000 + after)]);
             sim.send_command_with_reply(3, ClusterCommand::Upgrade { wait: true });
             sim.run_until_idle();
             assert_eq!((sim.exit, sim.upgrade_count), (Some(ShutdownReason::StopRequested), 0));

@@ -34,7 +34,7 @@ fn after_an_upgrade_old_workers_keep_serving_if_new_ones_cannot_boot() {
     assert_eq!((sim.serving_workers(), sim.serving_generations()), (vec![1, 2, 3], vec![1; 3]));
     assert_eq!((reload_log(&sim), sim.upgrade_count), (vec!["failed".to_string()], 1));
     // A worker that dies now can only be replaced by one of the new binary. That is retried for ever.
-    sim.worker_exits(2, exit_by_signal(SIGSEGV));
+    sim.exit_worker_now(2, exit_by_signal(SIGSEGV));
     sim.run_for(ms(60_000));
     assert_eq!((sim.serving_workers(), sim.exit), (vec![1, 3], None));
     assert!(logged_backoffs(&sim).len() > 10);
@@ -58,7 +58,7 @@ fn after_an_upgrade_ready_workers_stay_if_others_cannot_boot() {
     kept.sort_unstable();
     assert_eq!(kept, [1, 2]);
     // A worker that dies is replaced by one of the new generation, and a reload replaces the rest.
-    sim.worker_exits(4, exit_by_signal(SIGKILL));
+    sim.exit_worker_now(4, exit_by_signal(SIGKILL));
     sim.run_until_idle();
     assert_eq!(sim.serving_generations(), [2, 2, 1]);
     sim.send_command_with_reply(2, ClusterCommand::Reload);
@@ -85,8 +85,8 @@ fn an_upgrade_replaces_workers_of_a_failed_rollback() {
     // Slot 0 goes to generation 2, slot 1 does not, and slot 0 cannot be rolled back: generations 2 and 1 serve.
     let choose_script =
         |tag: WorkerTag, _: &mut TestRng| match (tag.generation.0, tag.slot.0, tag.id.0) {
-            (2, 1, _) | (1, _, 3..) => failing_boot().unwrap_or_else(WorkerScript::hanging),
-            _ => WorkerScript::serving(),
+            (2, 1, _) | (1, _, 3..) => failing_boot().unwrap_or_else(WorkerScript::never_reporting),
+            _ => WorkerScript::ready_after_10_ms(),
         };
     let mut sim = Simulator::new(test_config(2), 1, choose_script).start();
     sim.run_for(ms(5_000));
@@ -123,18 +123,18 @@ fn draining_booting_and_killed_workers_end_after_an_upgrade() {
     // Worker 1 drains and never finishes, 2 has closed its channel and lives on, 3 is being killed, 4 serves; 5 to 7,
     // in the slots of the first three, boot for ever.
     let choose_script = |tag: WorkerTag, _: &mut TestRng| match (tag.generation.0, tag.id.0) {
-        (1, 1 | 2) => WorkerScript::serving().never_draining(),
-        (1, 5..) => WorkerScript::hanging().never_draining(),
-        _ => WorkerScript::serving(),
+        (1, 1 | 2) => WorkerScript::ready_after_10_ms().never_draining(),
+        (1, 5..) => WorkerScript::never_reporting().never_draining(),
+        _ => WorkerScript::ready_after_10_ms(),
     };
     let mut sim = Simulator::new(test_config(4), 1, choose_script).start();
     sim.run_for(ms(5_000));
     sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
     sim.run_for(ms(49));
-    sim.worker_does(1, WorkerStep::Retire);
-    sim.worker_does(2, WorkerStep::CloseChannel);
+    sim.perform_step_now(1, WorkerStep::Retire);
+    sim.perform_step_now(2, WorkerStep::CloseChannel);
     sim.report_event(Event::ProtocolError { worker: WorkerId(3), reason: "noise".to_string() });
-    sim.worker_exits(3, exit_by_signal(SIGKILL));
+    sim.exit_worker_now(3, exit_by_signal(SIGKILL));
     run_until_upgraded(&mut sim);
     assert_eq!(sim.serving_workers(), [4]);
     let serves = |state: WorkerState| matches!(state, WorkerState::Serving);

@@ -11,7 +11,7 @@ fn kind_config(name: &'static str, workers: u32) -> WorkerKindConfig {
     WorkerKindConfig { name, workers, limits: RecycleLimits::default() }
 }
 
-/// Kinds for random clusters, often none.
+/// Returns kinds for random clusters, often none.
 pub(super) fn random_kinds() -> impl Strategy<Value = Vec<WorkerKindConfig>> {
     let limits = proptest::option::of(500..20_000u64);
     let rules = (0..3u32, 0..3u32, limits).prop_map(|(consumers, crons, age)| {
@@ -26,7 +26,7 @@ pub(super) fn random_kinds() -> impl Strategy<Value = Vec<WorkerKindConfig>> {
 
 /// Starts a cluster with two `web` workers and these kinds.
 fn cluster_with_kinds(others: &[WorkerKindConfig]) -> Simulator {
-    let sim = Simulator::new(test_config(2), 1, |_, _| WorkerScript::serving());
+    let sim = Simulator::new(test_config(2), 1, |_, _| WorkerScript::ready_after_10_ms());
     sim.with_kinds(others.to_vec()).start()
 }
 
@@ -47,7 +47,7 @@ fn each_kind_has_its_own_slots_and_all_ready_waits_for_all_kinds() {
     sim.run_until_idle();
     let others = [(1024, "consumer"), (1025, "consumer"), (2048, "cron")];
     assert_eq!(serving_slots(&sim), [&[(0, "web"), (1, "web")], &others[..]].concat());
-    assert_eq!(sim.times_of(&Action::Log(LogEvent::AllReady { workers: 5 })), [ms(10)]);
+    assert_eq!(sim.times_of_action(&Action::Log(LogEvent::AllReady { workers: 5 })), [ms(10)]);
     assert_eq!(
         (sim.supervisor.wanted_workers(), sim.supervisor.wanted_by_kind()[1]),
         (2, ("cron", 1))
@@ -58,7 +58,7 @@ fn each_kind_has_its_own_slots_and_all_ready_waits_for_all_kinds() {
 fn a_replacement_has_the_kind_of_its_predecessor() {
     let mut sim = cluster_with_kinds(&[kind_config("consumer", 1)]);
     sim.run_for(ms(5_000));
-    sim.worker_exits(3, exit_by_signal(SIGKILL));
+    sim.exit_worker_now(3, exit_by_signal(SIGKILL));
     sim.run_for(ms(10));
     assert_eq!(serving_slots(&sim).last(), Some(&(1024, "consumer")));
     assert_eq!((sim.serving_workers(), sim.supervisor.restart_count()), (vec![1, 2, 4], 1));
@@ -112,8 +112,10 @@ fn a_reload_replaces_workers_of_every_kind() {
 #[test]
 fn a_reload_fails_if_a_worker_of_another_kind_cannot_boot() {
     let choose_script = |tag: WorkerTag, _: &mut TestRng| match (tag.generation.0, tag.kind) {
-        (2, "consumer") => WorkerScript::hanging().step_at(5, WorkerStep::Exit(exit_code(1))),
-        _ => WorkerScript::serving(),
+        (2, "consumer") => {
+            WorkerScript::never_reporting().with_step_at(5, WorkerStep::Exit(exit_code(1)))
+        }
+        _ => WorkerScript::ready_after_10_ms(),
     };
     let mut sim = Simulator::new(test_config(1), 1, choose_script)
         .with_kinds(vec![kind_config("consumer", 1)])
@@ -142,15 +144,15 @@ fn workers_of_other_kinds_adopt_no_slots() {
     let config = SupervisorConfig { has_socket_per_slot: true, ..test_config(2) };
     let choose_script = |tag: WorkerTag, _: &mut TestRng| match tag.id.0 {
         // Their replacements hang, so that no `web` worker serves.
-        4.. => WorkerScript::hanging(),
-        _ => WorkerScript::serving(),
+        4.. => WorkerScript::never_reporting(),
+        _ => WorkerScript::ready_after_10_ms(),
     };
     let mut sim = Simulator::new(config, 1, choose_script)
         .with_kinds(vec![kind_config("consumer", 1)])
         .start();
     sim.run_for(ms(5_000));
-    sim.worker_exits(1, exit_by_signal(SIGSEGV));
-    sim.worker_exits(2, exit_by_signal(SIGSEGV));
+    sim.exit_worker_now(1, exit_by_signal(SIGSEGV));
+    sim.exit_worker_now(2, exit_by_signal(SIGSEGV));
     sim.run_for(ms(1_000));
     let consumer = |action: &Action| match action {
         Action::AdoptSlot { worker, .. } => *worker == WorkerId(3),
@@ -164,8 +166,11 @@ fn workers_of_other_kinds_adopt_no_slots() {
 
 #[test]
 fn a_crash_in_a_risky_job_causes_no_backoff() {
-    let dies = |at| WorkerScript::serving().step_at(at, WorkerStep::Exit(exit_by_signal(SIGSEGV)));
-    let works = dies(30).step_at(20, WorkerStep::StartRiskyJob);
+    let dies = |at| {
+        WorkerScript::ready_after_10_ms()
+            .with_step_at(at, WorkerStep::Exit(exit_by_signal(SIGSEGV)))
+    };
+    let works = dies(30).with_step_at(20, WorkerStep::StartRiskyJob);
     let mut sim = start_cluster(2, move |id| (id == 2).then(|| works.clone()));
     sim.run_until_idle();
     assert_eq!((sim.serving_workers(), logged_backoffs(&sim).len()), (vec![1, 3], 0));

@@ -1,8 +1,9 @@
-//! Listening sockets that the service manager holds as well: sockets it created and passed to this process, and sockets of
-//! this process in its file descriptor store.
+//! Listening sockets that the service manager holds as well: sockets it created and passed to this process, and sockets
+//! of this process in its file descriptor store.
 //!
-//! ActivationFd sockets are always served, as the unit file says so. They replace a `bind` that was left at its default, and an
-//! address that both name is not bound again. Stored sockets are taken back if `bind` names their address.
+//! ActivationFd sockets are always served, as the unit file says so. They replace a `bind` that was left at its
+//! default, and an address that both name is not bound again. Stored sockets are taken back if `bind` names their
+//! address.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -13,7 +14,8 @@ use crate::error::{Error, Result};
 use crate::systemd::{ActivationFd, StoredSocketName, is_stored_socket_name};
 use prefork_supervisor::Slot;
 
-/// Which process besides primary and workers keeps a listening socket open, and so whether it listens after the primary's end.
+/// Which process besides primary and workers keeps a listening socket open, and so whether it listens after the
+/// primary's end.
 ///
 /// A socket that is named as `fd://N` counts as the primary's, as its origin is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +111,8 @@ impl ListenerSet {
     ) -> Vec<String> {
         let mut stored: Vec<_> =
             passed.iter().filter(|one| is_stored_socket_name(&one.name)).collect();
-        // In the order of the slots: the kernel numbers the sockets of a reuseport group in the order of their creation.
+        // In the order of the slots: the kernel numbers the sockets of a reuseport group in the order of their
+        // creation.
         stored.sort_by_key(|one| StoredSocketName::decode(&one.name).map(|name| name.slot));
         let mut unwanted = Vec::new();
         for one in stored {
@@ -234,7 +237,7 @@ mod tests {
             .rev()
             .map(|one| {
                 let name = one.store_name().expect("short");
-                let fd = prefork_os::fd::leave_open_for_test(one.socket.into());
+                let fd = prefork_os::fd::mark_inherited_for_test(one.socket.into());
                 ActivationFd { fd, name }
             })
             .collect();
@@ -247,7 +250,7 @@ mod tests {
         let other = back.listeners.drain(..2).zip(&names);
         let passed: Vec<ActivationFd> = other
             .map(|(one, name)| {
-                let fd = prefork_os::fd::leave_open_for_test(one.socket.into());
+                let fd = prefork_os::fd::mark_inherited_for_test(one.socket.into());
                 ActivationFd { fd, name: name.clone() }
             })
             .collect();

@@ -223,7 +223,7 @@ impl PrimaryMessageEnd {
         {
             channel.assembler = EnvelopeAssembler::new(0);
         }
-        fds.add_fds_of(channels, |channels, take| {
+        fds.add_fds_of_owner(channels, |channels, take| {
             channels.values().map(|channel| channel.fd.as_fd()).for_each(take);
         });
         router.leave_to_parent();

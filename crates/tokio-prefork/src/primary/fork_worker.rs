@@ -1,8 +1,9 @@
-//! Forks a worker. Signals are blocked, channels made, the process forked; the child then drops its privileges, closes what
-//! is the primary's, takes what is its own and unblocks signals.
+//! Forks a worker. Signals are blocked, channels made, the process forked; the child then drops its privileges, closes
+//! what is the primary's, takes what is its own and unblocks signals.
 //!
-//! The child asks for its parent's pid after it has set the parent death signal, so it cannot miss the primary's death. A
-//! signal that arrives meanwhile stays blocked until the child has its own handlers; no child writes to the primary's pipe.
+//! The child asks for its parent's pid after it has set the parent death signal, so it cannot miss the primary's death.
+//! A signal that arrives meanwhile stays blocked until the child has its own handlers; no child writes to the primary's
+//! pipe.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -197,7 +198,7 @@ impl Primary {
     /// Closes the channels of the other workers and drops what was on its way to them.
     fn close_channels_of_other_workers(&mut self) {
         let mut fds = FdCloseBatch::default();
-        fds.add_fds_of(self.workers.take_processes(), |workers, take| {
+        fds.add_fds_of_owner(self.workers.take_processes(), |workers, take| {
             for process in workers.values() {
                 process.channel.iter().map(PrimaryChannelEnd::as_fd).for_each(&mut *take);
                 process.queue.iter().flat_map(ConnectionQueue::ends).for_each(&mut *take);

@@ -1,8 +1,8 @@
 //! Runs the acceptor of `round-robin` in the primary's event loop.
 //!
-//! Each iteration accepts a bounded number of connections, and never more than the workers have room for; all others stay in the
-//! kernel's queue. Signals, messages and control requests are handled in between, however many connections come. While new
-//! connections are the only events, the loop handles nothing else: see [`poll_and_dispatch`].
+//! Each iteration accepts a bounded number of connections, and never more than the workers have room for; all others
+//! stay in the kernel's queue. Signals, messages and control requests are handled in between, however many connections
+//! come. While new connections are the only events, the loop handles nothing else: see [`poll_and_dispatch`].
 
 use std::collections::BTreeMap;
 use std::io;
@@ -29,7 +29,8 @@ pub(super) struct QueueWorkers<'a> {
 }
 
 impl ReceivingWorkers for QueueWorkers<'_> {
-    /// During a stop, draining workers take the connections that are left; what they do not take before they exit comes back.
+    /// During a stop, draining workers take the connections that are left; what they do not take before they exit comes
+    /// back.
     fn for_each(&self, visit: &mut dyn FnMut(WorkerId, &ConnectionQueue, bool)) {
         let now_ms = prefork_os::system::monotonic_ms();
         let is_stopping = self.supervisor.is_stopping();
@@ -112,8 +113,8 @@ impl Primary {
     }
 }
 
-/// Returns the listening sockets to accept from: none right before the exec of an upgrade, as such connections would have to be
-/// held until after it.
+/// Returns the listening sockets to accept from: none right before the exec of an upgrade, as such connections would
+/// have to be held until after it.
 pub(super) fn acceptable_listeners(
     listeners: &ListenerSet,
     is_exec_scheduled: bool,
@@ -132,8 +133,8 @@ pub(super) struct PollDeadlines {
     pub(super) now: Instant,
 }
 
-/// Polls `set` and what the acceptor needs. While new connections are the only events, dispatches them without returning, up to
-/// `until`. Returns one flag for each descriptor of `set`.
+/// Polls `set` and what the acceptor needs. While new connections are the only events, dispatches them without
+/// returning, up to `until`. Returns one flag for each descriptor of `set`.
 pub(super) fn poll_and_dispatch<'fd>(
     acceptor: &mut RoundRobinAcceptor,
     context: &AcceptorContext<'fd>,
@@ -143,7 +144,7 @@ pub(super) fn poll_and_dispatch<'fd>(
     let PollDeadlines { mut next_step, until, busy_poll_until, mut now } = deadlines;
     let others = set.len();
     for _ in 0..MAX_CONSECUTIVE_STEPS {
-        set.replace_after(others, acceptor.watched_fds(context));
+        set.replace_fds_after(others, acceptor.watched_fds(context));
         let left = until.map(|at| at.saturating_duration_since(now));
         let timeout = left.into_iter().chain(next_step).min();
         let ready = set.wait_busy_polling(busy_poll_until, timeout)?;
@@ -164,6 +165,6 @@ pub(super) fn poll_and_dispatch<'fd>(
             break;
         }
     }
-    set.replace_after(others, []);
+    set.replace_fds_after(others, []);
     Ok(set.ready_flags())
 }

@@ -329,7 +329,7 @@ impl ScoreboardReader {
     }
 
     fn kind_of_slot(&self, slot: u32) -> String {
-        let first = slot - slot % Slot::PER_KIND;
+        let first = slot - slot % Slot::MAX_SLOTS_PER_KIND;
         let kind = self.kinds.iter().find(|(_, slot)| slot.0 == first);
         match kind {
             Some((name, _)) => name.to_string(),

@@ -19,7 +19,7 @@ fn count_requests(board: &Scoreboard, pages: WorkerPages, requests: u64) {
 
 fn cluster_status(board: &Scoreboard) -> ClusterStatus {
     let config = Config::builder().build().expect("config");
-    board.reader(&[("consumer", Slot(Slot::PER_KIND))]).cluster_status(&config)
+    board.reader(&[("consumer", Slot(Slot::MAX_SLOTS_PER_KIND))]).cluster_status(&config)
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn a_reader_sees_each_worker_once_with_its_kind_and_threads() {
     let mut board = Scoreboard::create(6).expect("board");
     board.allocate_pages(tag_in_slot(1, 0), 2).expect("pages");
     board.allocate_pages(tag_in_slot(2, 1), 2).expect("pages");
-    board.allocate_pages(tag_in_slot(3, Slot::PER_KIND), 1).expect("page");
+    board.allocate_pages(tag_in_slot(3, Slot::MAX_SLOTS_PER_KIND), 1).expect("page");
     board.publish(Generation(7), 2, 9, true);
     let status = cluster_status(&board);
     let seen = status.workers.iter().map(|w| (w.id, w.kind.as_str(), w.threads.len()));

@@ -260,7 +260,7 @@ pub(super) fn can_accept(page: &SharedPage, now_ms: u64) -> bool {
 
 /// Whether the worker of `page` serves connections, full or not, and its event loop runs.
 pub(super) fn is_serving(page: &SharedPage, now_ms: u64) -> bool {
-    let is_web = SLOT.load(page) < u64::from(Slot::PER_KIND);
+    let is_web = SLOT.load(page) < u64::from(Slot::MAX_SLOTS_PER_KIND);
     is_web && load_state(page) == Some(WorkerState::Serving) && has_fresh_heartbeat(page, now_ms)
 }
 

@@ -17,7 +17,8 @@ use prefork_supervisor::{WEB_KIND, WorkerView};
 pub struct WorkerStatus {
     /// Its number, never used again.
     pub id: u64,
-    /// Its slot, `0..N`; from [`Slot::PER_KIND`](crate::Slot::PER_KIND) for workers of other kinds than `web`.
+    /// Its slot, `0..N`; from [`Slot::MAX_SLOTS_PER_KIND`](crate::Slot::MAX_SLOTS_PER_KIND) for workers of other kinds
+    /// than `web`.
     pub slot: u32,
     /// The name of its worker kind.
     #[serde(default = "web_kind")]

@@ -41,7 +41,7 @@ impl Worker {
 
     /// Returns the worker's slot, `0..N`. A replacement has the same slot.
     ///
-    /// The slots of custom kinds start at a multiple of [`Slot::PER_KIND`].
+    /// The slots of custom kinds start at a multiple of [`Slot::MAX_SLOTS_PER_KIND`].
     pub fn slot(&self) -> Slot {
         self.0.tag.slot
     }
@@ -74,8 +74,8 @@ impl Worker {
         &self.0.config
     }
 
-    /// Returns the status of the whole cluster, as its processes publish it at this moment. Fields that only the primary
-    /// knows are empty; see [`status`](crate::status).
+    /// Returns the status of the whole cluster, as its processes publish it at this moment. Fields that only the
+    /// primary knows are empty; see [`status`](crate::status).
     pub fn cluster_status(&self) -> ClusterStatus {
         self.0.scoreboard.cluster_status(&self.0.config)
     }
