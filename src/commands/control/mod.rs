@@ -164,7 +164,7 @@ fn watch_status(call: &ControlCall) -> Result<ExitCode> {
 fn stop_and_wait(mut client: Client, now: bool) -> Result<ExitCode> {
     let said = client.stop(now)?;
     print_answer(&printable_line(&said))?;
-    client.wait_for_the_end()?;
+    client.wait_for_exit()?;
     print_answer("stopped\n")
 }
 
@@ -201,7 +201,7 @@ fn connect(named: Option<PathBuf>) -> Result<Client> {
     if let Some(path) = named {
         return Client::connect(path);
     }
-    let candidates = control::candidates();
+    let candidates = control::find_control_sockets();
     let mut refused = None;
     let mut alive = Vec::new();
     for (path, pid) in candidates {

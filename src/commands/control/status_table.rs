@@ -43,8 +43,8 @@ pub(super) fn format_status(status: &ClusterStatus) -> String {
     let dispatch = match printable(&primary.dispatch) {
         // An older primary does not say.
         unknown if unknown.is_empty() => String::new(),
-        known if primary.dispatch_rung.is_empty() => format!(", dispatch {known}"),
-        known => format!(", dispatch {known} ({})", printable(&primary.dispatch_rung)),
+        known if primary.dispatch_backend.is_empty() => format!(", dispatch {known}"),
+        known => format!(", dispatch {known} ({})", printable(&primary.dispatch_backend)),
     };
     let model = match printable(&primary.model) {
         usual if usual.is_empty() || usual == ConcurrencyModel::default().name() => String::new(),
@@ -59,8 +59,8 @@ pub(super) fn format_status(status: &ClusterStatus) -> String {
         let (name, there) = (printable(&kind.name), serving_of(status, &kind.name));
         let _ = writeln!(text, "{there} of {} of kind {name} serve", kind.workers_wanted);
     }
-    if !primary.vacant.is_empty() {
-        let slots: Vec<String> = primary.vacant.iter().map(u32::to_string).collect();
+    if !primary.empty_slots.is_empty() {
+        let slots: Vec<String> = primary.empty_slots.iter().map(u32::to_string).collect();
         let _ = writeln!(text, "empty until the next reload or scale: slot {}", slots.join(", "));
     }
     if primary.log_lines_dropped > 0 {
@@ -139,7 +139,7 @@ fn row(worker: &WorkerStatus) -> [String; 12] {
         worker.connections.to_string(),
         worker.active.to_string(),
         worker.counters.requests.to_string(),
-        worker.beat_age_ms.map_or("-".to_string(), span),
+        worker.heartbeat_age_ms.map_or("-".to_string(), span),
         pool(&worker.pool),
         serving(worker),
     ]
@@ -174,7 +174,7 @@ fn thread(thread: &ThreadStatus) -> [String; 12] {
         thread.connections.to_string(),
         thread.active.to_string(),
         thread.requests.to_string(),
-        span(thread.beat_age_ms),
+        span(thread.heartbeat_age_ms),
         none(),
         none(),
     ]
@@ -260,7 +260,7 @@ mod tests {
     fn what_chooses_is_shown_where_a_policy_has_several_ways() {
         let mut status = status();
         status.primary.dispatch = "least-conn".to_string();
-        status.primary.dispatch_rung = "cbpf-weights".to_string();
+        status.primary.dispatch_backend = "cbpf-weights".to_string();
         assert!(format_status(&status).contains(", dispatch least-conn (cbpf-weights)\n"));
     }
 

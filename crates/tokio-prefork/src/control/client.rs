@@ -1,4 +1,4 @@
-//! The blocking client: for the `prefork` command, tests and other people's tools.
+//! The blocking client of the control socket.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,20 +9,20 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::frame::{self, Incoming, REPLY_MAX};
-use super::liveness_probe::{Liveness, Pace};
+use super::frame::{self, FrameReader, MAX_REPLY_BYTES};
+use super::liveness_probe::{LivenessProbe, ProbeInterval};
 use super::protocol::{Change, Event, Reply, Request, Rescale};
 use crate::error::{Error, Result};
 use crate::status::ClusterStatus;
 use crate::text::HumanDuration;
 use prefork_os::poll::{self, WatchedFd};
 
-/// A primary that lives answers at once what needs no waiting.
-const PROMPT: Duration = Duration::from_secs(5);
+/// How long to wait for replies that need no waiting in the primary: 5 s.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long reloads and stops may take, unless [`Client::patience`] says otherwise. They have deadlines of
 /// their own, and a primary that dies is noticed at once: this one is for a primary that is frozen.
-const PATIENCE: Duration = Duration::from_secs(60 * 60);
+const COMPLETION_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// How often a client that waits looks at the state of the primary's process.
 const STATE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
@@ -49,9 +49,9 @@ pub struct Client {
     /// Bounds every answer, if it is set.
     timeout: Option<Duration>,
     /// How a primary that is waited for is asked whether it still answers.
-    pace: Pace,
+    pace: ProbeInterval,
     /// Whether it is waited for.
-    is_patient: bool,
+    is_waiting_for_completion: bool,
 }
 
 impl Client {
@@ -60,7 +60,7 @@ impl Client {
     /// # Errors
     /// Nobody answers there; [`Error::exit_status`] is then [`exit::UNAVAILABLE`](crate::exit::UNAVAILABLE).
     pub fn connect(path: impl AsRef<Path>) -> Result<Client> {
-        Client::connect_within(path.as_ref(), PROMPT)
+        Client::connect_within(path.as_ref(), ANSWER_TIMEOUT)
     }
 
     /// Connects, and waits for that long while the primary's queue of clients is full.
@@ -70,7 +70,7 @@ impl Client {
             // The kernel heeds it for connect, too, which waits while the queue of a frozen primary is full.
             socket.set_write_timeout(Some(limit))?;
             socket.connect(&SockAddr::unix(path)?)?;
-            socket.set_write_timeout(Some(PROMPT))?;
+            socket.set_write_timeout(Some(ANSWER_TIMEOUT))?;
             Ok(UnixStream::from(std::os::fd::OwnedFd::from(socket)))
         };
         let stream = connect().map_err(|e| unreachable(path, &e))?;
@@ -79,11 +79,11 @@ impl Client {
 
     fn new(stream: UnixStream, path: &Path) -> Client {
         let path = path.to_path_buf();
-        let (patience, pace) = (PATIENCE, Pace::DEFAULT);
-        Client { stream, path, patience, timeout: None, pace, is_patient: false }
+        let (patience, pace) = (COMPLETION_TIMEOUT, ProbeInterval::DEFAULT);
+        Client { stream, path, patience, timeout: None, pace, is_waiting_for_completion: false }
     }
 
-    pub(super) fn stream(&self) -> BorrowedFd<'_> {
+    pub(super) fn stream_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
 
@@ -102,14 +102,14 @@ impl Client {
         self
     }
 
-    /// How things are.
+    /// Returns the status of the cluster.
     ///
     /// # Errors
     /// As all requests: the primary refuses, or does not answer in time, or is gone.
     pub fn status(&mut self) -> Result<ClusterStatus> {
-        match self.ask(&Request::Status {}, PROMPT)? {
+        match self.send_and_receive(&Request::Status {}, ANSWER_TIMEOUT)? {
             Reply::Status(status) => Ok(*status),
-            other => Err(self.odd(&other)),
+            other => Err(self.unexpected_reply(&other)),
         }
     }
 
@@ -118,7 +118,7 @@ impl Client {
     /// # Errors
     /// As [`Client::status`]; the reload may have failed, and then everything is as it was.
     pub fn reload(&mut self) -> Result<String> {
-        self.order(&Request::Reload { wait: true })
+        self.run_command(&Request::Reload { wait: true })
     }
 
     /// Has every worker replaced, without waiting for it.
@@ -126,15 +126,15 @@ impl Client {
     /// # Errors
     /// As [`Client::status`].
     pub fn reload_without_waiting(&mut self) -> Result<String> {
-        self.order(&Request::Reload { wait: false })
+        self.run_command(&Request::Reload { wait: false })
     }
 
-    /// So many workers from now on.
+    /// Sets the number of workers of the kind `web`.
     ///
     /// # Errors
     /// As [`Client::status`].
     pub fn scale_to(&mut self, workers: u32) -> Result<String> {
-        self.order(&Request::Scale(Change::To(workers).into()))
+        self.run_command(&Request::Scale(Change::To(workers).into()))
     }
 
     /// Changes the number of workers, of one kind or of all.
@@ -143,24 +143,24 @@ impl Client {
     ///
     /// The primary refuses, or does not answer in time.
     pub fn scale(&mut self, rescale: Rescale) -> Result<String> {
-        self.order(&Request::Scale(rescale))
+        self.run_command(&Request::Scale(rescale))
     }
 
-    /// So many workers of another kind than `web` from now on, from 0.
+    /// Sets the number of workers of another kind than `web`, from 0.
     ///
     /// # Errors
     /// As [`Client::status`]; the program may have no such kind.
     pub fn scale_kind(&mut self, kind: &str, workers: u32) -> Result<String> {
         let kind = Some(kind.to_string());
-        self.order(&Request::Scale(Rescale { kind, change: Change::To(workers) }))
+        self.run_command(&Request::Scale(Rescale { kind, change: Change::To(workers) }))
     }
 
-    /// So many workers more, or fewer if it is negative.
+    /// Adds workers of the kind `web`, or removes them if the number is negative.
     ///
     /// # Errors
     /// As [`Client::status`].
     pub fn scale_by(&mut self, workers: i32) -> Result<String> {
-        self.order(&Request::Scale(Change::By(workers).into()))
+        self.run_command(&Request::Scale(Change::By(workers).into()))
     }
 
     /// Has the primary become the binary that now stands at its path, and returns when workers of the new image serve in
@@ -170,7 +170,7 @@ impl Client {
     /// As [`Client::status`]. The new binary may be unfit, and then nothing has changed; or its workers do not come up, and
     /// then those of the binary before it serve on.
     pub fn upgrade(&mut self) -> Result<String> {
-        self.order(&Request::Upgrade { wait: true })
+        self.run_command(&Request::Upgrade { wait: true })
     }
 
     /// Has the primary become the binary that now stands at its path, and returns when that is proved to be fit. What comes
@@ -179,26 +179,26 @@ impl Client {
     /// # Errors
     /// As [`Client::status`]; the new binary may be unfit, and then nothing has changed.
     pub fn upgrade_without_waiting(&mut self) -> Result<String> {
-        self.order(&Request::Upgrade { wait: false })
+        self.run_command(&Request::Upgrade { wait: false })
     }
 
     /// Stops the cluster: workers finish what is open, or are killed with `now`. Returns what the primary says;
-    /// [`Client::wait_for_the_end`] waits until it is gone.
+    /// [`Client::wait_for_exit`] waits until it is gone.
     ///
     /// # Errors
     /// As [`Client::status`].
     pub fn stop(&mut self, now: bool) -> Result<String> {
-        self.order(&Request::Stop { now })
+        self.run_command(&Request::Stop { now })
     }
 
     /// Waits until the primary closes the connection, as it does when it ends.
     ///
     /// # Errors
     /// It lasts longer than [`Client::patience`] allows.
-    pub fn wait_for_the_end(mut self) -> Result<()> {
+    pub fn wait_for_exit(mut self) -> Result<()> {
         let mut buffer = [0u8; 256];
         let deadline = self.deadline(self.patience);
-        self.is_patient = true;
+        self.is_waiting_for_completion = true;
         loop {
             self.await_bytes(deadline)?;
             match self.stream.read(&mut buffer) {
@@ -206,7 +206,7 @@ impl Client {
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(self.lost(&e)),
+                Err(e) => return Err(self.connection_error(&e)),
             }
         }
     }
@@ -221,30 +221,30 @@ impl Client {
         Ok(Events { client: Some(self), follow })
     }
 
-    fn order(&mut self, request: &Request) -> Result<String> {
-        self.is_patient = true;
-        let reply = self.ask(request, self.patience);
-        self.is_patient = false;
+    fn run_command(&mut self, request: &Request) -> Result<String> {
+        self.is_waiting_for_completion = true;
+        let reply = self.send_and_receive(request, self.patience);
+        self.is_waiting_for_completion = false;
         match reply? {
             Reply::Done(what) => Ok(what),
-            other => Err(self.odd(&other)),
+            other => Err(self.unexpected_reply(&other)),
         }
     }
 
-    fn ask(&mut self, request: &Request, limit: Duration) -> Result<Reply> {
+    fn send_and_receive(&mut self, request: &Request, limit: Duration) -> Result<Reply> {
         self.send(request)?;
         match self.receive(self.deadline(limit))? {
             Some(Reply::Refused(why)) => Err(Error::refused(why)),
             Some(reply) => Ok(reply),
-            None => Err(self.ended()),
+            None => Err(self.closed_early()),
         }
     }
 
     pub(super) fn send(&mut self, request: &Request) -> Result<()> {
-        match self.stream.write_all(&frame::encode(&request.encode())) {
+        match self.stream.write_all(&frame::encode_frame(&request.encode())) {
             // It has closed our connection; what it had to say about that can still be read.
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            sent => sent.map_err(|e| self.lost(&e)),
+            sent => sent.map_err(|e| self.connection_error(&e)),
         }
     }
 
@@ -258,14 +258,14 @@ impl Client {
     fn await_bytes(&self, deadline: Option<Instant>) -> Result<()> {
         let began = Instant::now();
         let mut was_stopped = false;
-        let is_probing = self.is_patient && self.timeout.is_none();
-        let mut liveness = is_probing.then(|| Liveness::new(self.pace, began));
+        let is_probing = self.is_waiting_for_completion && self.timeout.is_none();
+        let mut liveness = is_probing.then(|| LivenessProbe::new(self.pace, began));
         loop {
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             let slice = left.unwrap_or(STATE_CHECK_INTERVAL).min(STATE_CHECK_INTERVAL);
             let slice = slice.min(self.pace.interval);
             let ready = poll::poll_fds(&[WatchedFd::readable(self.stream.as_fd())], Some(slice));
-            if ready.map_err(|e| self.lost(&e))?[0] {
+            if ready.map_err(|e| self.connection_error(&e))?[0] {
                 return Ok(());
             }
             let process = PrimaryProcess::of(&self.stream);
@@ -285,48 +285,50 @@ impl Client {
 
     /// The next reply; `None` at the end of the connection.
     fn receive(&mut self, deadline: Option<Instant>) -> Result<Option<Reply>> {
-        let mut incoming = Incoming::new(REPLY_MAX);
+        let mut incoming = FrameReader::new(MAX_REPLY_BYTES);
         let mut buffer = [0u8; 16 * 1024];
         loop {
             let wanted = match incoming.wanted() {
                 Ok(0) => break,
                 Ok(wanted) => wanted.min(buffer.len()),
-                Err(e) => return Err(self.babble(&format!("a reply of {} bytes", e.claimed))),
+                Err(e) => {
+                    return Err(self.protocol_error(&format!("a reply of {} bytes", e.claimed)));
+                }
             };
             self.await_bytes(deadline)?;
             match self.stream.read(&mut buffer[..wanted]) {
-                Ok(0) if incoming.begun() => return Err(self.ended()),
+                Ok(0) if incoming.begun() => return Err(self.closed_early()),
                 Ok(0) => return Ok(None),
                 Ok(n) => incoming.push(&buffer[..n]),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
-                Err(e) => return Err(self.lost(&e)),
+                Err(e) => return Err(self.connection_error(&e)),
             }
         }
-        Reply::decode(&incoming.take()).map(Some).map_err(|why| self.babble(&why))
+        Reply::decode(&incoming.take()).map(Some).map_err(|why| self.protocol_error(&why))
     }
 
-    fn lost(&self, error: &io::Error) -> Error {
-        Error::unreachable(&self.path, readable(error))
+    fn connection_error(&self, error: &io::Error) -> Error {
+        Error::unreachable(&self.path, io_error_text(error))
     }
 
-    fn ended(&self) -> Error {
+    fn closed_early(&self) -> Error {
         Error::refused(format!(
             "the primary at {} closed the connection before it answered",
             self.path.display()
         ))
     }
 
-    fn odd(&self, reply: &Reply) -> Error {
-        self.babble(&format!("an answer to another question, {reply:?}"))
+    fn unexpected_reply(&self, reply: &Reply) -> Error {
+        self.protocol_error(&format!("an answer to another question, {reply:?}"))
     }
 
-    fn babble(&self, what: &str) -> Error {
+    fn protocol_error(&self, what: &str) -> Error {
         Error::refused(format!("{} does not speak our protocol: {what}", self.path.display()))
     }
 }
 
-/// What happened, one after the other; made by [`Client::events`]. Ends after an error.
+/// An iterator over events, from [`Client::events`]. Ends after an error.
 #[derive(Debug)]
 pub struct Events {
     client: Option<Client>,
@@ -339,12 +341,12 @@ impl Iterator for Events {
     fn next(&mut self) -> Option<Result<Event>> {
         let client = self.client.as_mut()?;
         // No news may be no news for days; a primary that dies is noticed at once.
-        let deadline = if self.follow { None } else { client.deadline(PROMPT) };
+        let deadline = if self.follow { None } else { client.deadline(ANSWER_TIMEOUT) };
         let error = match client.receive(deadline) {
             Ok(Some(Reply::Event(event))) => return Some(Ok(event)),
             Ok(Some(Reply::LastEvent(_)) | None) => None,
             Ok(Some(Reply::Refused(why))) => Some(Error::refused(why)),
-            Ok(Some(other)) => Some(client.odd(&other)),
+            Ok(Some(other)) => Some(client.unexpected_reply(&other)),
             Err(e) => Some(e),
         };
         self.client = None;
@@ -352,7 +354,7 @@ impl Iterator for Events {
     }
 }
 
-/// The process at the other end: whoever listens at the control socket.
+/// The process that listens at the control socket.
 struct PrimaryProcess {
     /// 0 if it is not visible from here.
     pid: u32,
@@ -390,7 +392,7 @@ impl PrimaryProcess {
     }
 }
 
-/// Why nobody answers at `path`, and what to do about it where that is known.
+/// Returns the error for a control socket that cannot be reached, with what to do about it.
 fn unreachable(path: &Path, error: &io::Error) -> Error {
     let is_socket = std::fs::metadata(path).map(|meta| meta.file_type().is_socket());
     let why = match error.kind() {
@@ -410,8 +412,8 @@ fn unreachable(path: &Path, error: &io::Error) -> Error {
     Error::unreachable(path, why)
 }
 
-/// A timeout of a socket option is told as `WouldBlock`, which helps nobody.
-fn readable(error: &io::Error) -> String {
+/// Describes an I/O error. The timeout of a socket option is reported as `WouldBlock`.
+fn io_error_text(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "no answer in time".to_string(),
         _ => error.to_string(),

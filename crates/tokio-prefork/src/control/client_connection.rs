@@ -1,27 +1,27 @@
-//! One client of the control socket: a request comes in, a reply goes out, nothing ever blocks.
+//! One client connection of the control server: reads a request, writes a reply, never blocks.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::frame::{self, Incoming, REQUEST_MAX};
+use super::frame::{self, FrameReader, MAX_REQUEST_BYTES};
 use super::protocol::Reply;
 use crate::upgrade::{PassedClient, PassedClientState};
 use prefork_os::poll::{PollInterest, WatchedFd};
 use prefork_os::socket::{read_nonblocking, write_nonblocking};
 
-/// How long a client may take to send a request, or to make room for a reply.
-pub(super) const IDLE: Duration = Duration::from_secs(5);
+/// How long a client may take to send a request, or to read the next part of a reply: 5 s.
+pub(super) const IDLE_CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longest part of a request that is passed to the next image.
 const MAX_PASSED_BYTES: usize = 4096;
 
-/// What a client is about.
+/// What a client waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
-    /// We read its request.
+    /// The server reads its request.
     Asking,
-    /// It waits for the answer to its request.
+    /// The client waits for the reply to its request.
     Waiting {
         ticket: u64,
         /// Whether it waits until the thing is done, or only until it has begun.
@@ -29,32 +29,39 @@ pub(super) enum State {
         /// Whether, after the answer, it waits for our end.
         last: bool,
     },
-    /// It gets events: from the one after `after` on, up to `until`, or for ever.
+    /// The client gets the events after number `after`, up to `until` or without end.
     Streaming { after: u64, until: Option<u64> },
-    /// It knows that we stop, and waits for our end.
+    /// The client waits for the end of the primary.
     Staying,
-    /// It is gone, or as good as.
+    /// The connection is closed, or about to be.
     Gone,
 }
 
-/// One connection.
+/// The connection of one client.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct ClientConnection {
     socket: OwnedFd,
     /// As it stands in the log: `control uid=0 pid=4711`.
     pub(super) who: String,
     pub(super) state: State,
-    incoming: Incoming,
+    incoming: FrameReader,
     outgoing: Vec<u8>,
     /// Since when we wait for a request, or for room to write. Bytes of a half request do not count: who sends
     /// one byte a second is silent, too.
     since: Instant,
 }
 
-impl Connection {
-    pub(super) fn new(socket: OwnedFd, who: String, now: Instant) -> Connection {
-        let incoming = Incoming::new(REQUEST_MAX);
-        Connection { socket, who, state: State::Asking, incoming, outgoing: Vec::new(), since: now }
+impl ClientConnection {
+    pub(super) fn new(socket: OwnedFd, who: String, now: Instant) -> ClientConnection {
+        let incoming = FrameReader::new(MAX_REQUEST_BYTES);
+        ClientConnection {
+            socket,
+            who,
+            state: State::Asking,
+            incoming,
+            outgoing: Vec::new(),
+            since: now,
+        }
     }
 
     /// A client of another image of this process.
@@ -63,8 +70,8 @@ impl Connection {
         who: String,
         state: PassedClientState,
         now: Instant,
-    ) -> Connection {
-        let mut connection = Connection::new(socket, who, now);
+    ) -> ClientConnection {
+        let mut connection = ClientConnection::new(socket, who, now);
         connection.state = match state {
             PassedClientState::Asking { received } => {
                 connection.incoming.push(&received);
@@ -79,7 +86,7 @@ impl Connection {
     }
 
     /// What the next image has to know of this client; `None` for one that it cannot go on with.
-    pub(super) fn pass(&self) -> Option<PassedClient> {
+    pub(super) fn pass_to_next_image(&self) -> Option<PassedClient> {
         let state = match self.state {
             State::Asking => {
                 let received = self.incoming.received();
@@ -95,7 +102,7 @@ impl Connection {
         Some(PassedClient { fd, who: self.who.clone(), state })
     }
 
-    pub(super) fn watch(&self) -> WatchedFd<'_> {
+    pub(super) fn watched_fd(&self) -> WatchedFd<'_> {
         let interest = match self.state {
             _ if !self.outgoing.is_empty() => PollInterest::Writable,
             State::Asking => PollInterest::Readable,
@@ -104,10 +111,10 @@ impl Connection {
         WatchedFd::new(self.as_fd(), interest)
     }
 
-    /// When it has been silent for too long.
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    /// Returns when the client has been idle for too long.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
         let waits_for_it = self.state == State::Asking || !self.outgoing.is_empty();
-        waits_for_it.then(|| self.since + IDLE)
+        waits_for_it.then(|| self.since + IDLE_CLIENT_TIMEOUT)
     }
 
     /// Since when no request came from it; `None` if it has every right to be silent.
@@ -115,13 +122,13 @@ impl Connection {
         (self.state == State::Asking && self.outgoing.is_empty()).then_some(self.since)
     }
 
-    /// Bytes that wait for room.
+    /// Returns how many bytes of replies are not sent yet.
     pub(super) fn unsent(&self) -> usize {
         self.outgoing.len()
     }
 
-    /// What `watch` waited for has come. A complete request is returned.
-    pub(super) fn attend(&mut self, now: Instant) -> Option<Vec<u8>> {
+    /// Reads or writes when the descriptor is ready. Returns a complete request.
+    pub(super) fn read_requests(&mut self, now: Instant) -> Option<Vec<u8>> {
         match self.state {
             _ if !self.outgoing.is_empty() => self.flush(now),
             State::Asking => return self.read(),
@@ -135,12 +142,12 @@ impl Connection {
         if self.outgoing.is_empty() {
             self.since = now;
         }
-        self.outgoing.extend_from_slice(&frame::encode(&reply.encode()));
+        self.outgoing.extend_from_slice(&frame::encode_frame(&reply.encode()));
         self.flush(now);
     }
 
-    /// Says why, as far as there is room, and goes.
-    pub(super) fn dismiss(&mut self, why: String, now: Instant) {
+    /// Sends the reason if there is room, and closes the connection.
+    pub(super) fn refuse_and_close(&mut self, why: String, now: Instant) {
         // Half a reply may be on its way already; then there is no room for another.
         if self.outgoing.is_empty() {
             self.send(&Reply::Refused(why), now);
@@ -173,10 +180,10 @@ impl Connection {
                 Ok(0) => return Some(self.incoming.take()),
                 Ok(wanted) => wanted.min(buffer.len()),
                 Err(long) => {
-                    let frame::TooLong { claimed, max } = long;
+                    let frame::FrameTooLong { claimed, max } = long;
                     let why =
                         format!("a request of {claimed} bytes is too long: send {max} at most");
-                    self.dismiss(why, self.since);
+                    self.refuse_and_close(why, self.since);
                     return None;
                 }
             };
@@ -195,7 +202,7 @@ impl Connection {
     }
 }
 
-impl AsFd for Connection {
+impl AsFd for ClientConnection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -1,16 +1,16 @@
-//! The ledger: what happened lately, numbered, in memory.
+//! The last events of the primary, numbered, in memory.
 
 use std::collections::VecDeque;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::Level;
 
-/// How many entries are kept.
-const KEPT: usize = 1000;
+/// How many events are kept.
+const MAX_KEPT_EVENTS: usize = 1000;
 
-/// One thing that happened, as the log has it.
+/// One event, with the text of its log line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct LoggedEvent {
     /// Counted from 1, without gaps.
     pub(crate) sequence: u64,
     /// Milliseconds since 1970.
@@ -19,43 +19,43 @@ pub(crate) struct Entry {
     pub(crate) text: String,
 }
 
-/// The last thousand entries. Only ever appended to.
+/// Keeps the last thousand events.
 #[derive(Debug, Default)]
-pub(crate) struct Ledger {
-    entries: VecDeque<Entry>,
+pub(crate) struct EventHistory {
+    entries: VecDeque<LoggedEvent>,
     last: u64,
 }
 
-impl Ledger {
+impl EventHistory {
     /// Numbers the next entry after `last`, as the image before this one did, so that whoever follows the events misses and
     /// repeats none. For a ledger without entries.
     pub(crate) fn resume_after(&mut self, last: u64) {
         self.last = last;
     }
 
-    /// Writes down that this happened now.
+    /// Appends an event with the current time.
     pub(crate) fn append(&mut self, level: Level, text: String) {
         let time_ms =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
         self.last += 1;
-        self.entries.push_back(Entry { sequence: self.last, time_ms, level, text });
-        if self.entries.len() > KEPT {
+        self.entries.push_back(LoggedEvent { sequence: self.last, time_ms, level, text });
+        if self.entries.len() > MAX_KEPT_EVENTS {
             self.entries.pop_front();
         }
     }
 
-    /// The number of the newest entry; 0 if there is none.
+    /// Returns the number of the newest event; 0 if there is none.
     pub(crate) fn last(&self) -> u64 {
         self.last
     }
 
-    /// The oldest number that is still kept.
+    /// Returns the number of the oldest event that is kept.
     pub(crate) fn first(&self) -> u64 {
         self.last + 1 - self.entries.len() as u64
     }
 
-    /// What came after entry `sequence`, as far as it is kept.
-    pub(crate) fn after(&self, sequence: u64) -> impl Iterator<Item = &Entry> {
+    /// Returns the kept events after number `sequence`, oldest first.
+    pub(crate) fn after(&self, sequence: u64) -> impl Iterator<Item = &LoggedEvent> {
         let skip = sequence.saturating_add(1).saturating_sub(self.first());
         self.entries.iter().skip(usize::try_from(skip).unwrap_or(usize::MAX))
     }
@@ -65,31 +65,31 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    fn numbers(ledger: &Ledger, after: u64) -> Vec<u64> {
-        ledger.after(after).map(|entry| entry.sequence).collect()
+    fn numbers(history: &EventHistory, after: u64) -> Vec<u64> {
+        history.after(after).map(|entry| entry.sequence).collect()
     }
 
     #[test]
     fn entries_are_found_by_number() {
-        let mut ledger = Ledger::default();
-        assert_eq!((ledger.last(), numbers(&ledger, 0)), (0, vec![]));
+        let mut history = EventHistory::default();
+        assert_eq!((history.last(), numbers(&history, 0)), (0, vec![]));
         for text in ["a", "b", "c"] {
-            ledger.append(Level::Info, text.to_string());
+            history.append(Level::Info, text.to_string());
         }
-        assert_eq!(numbers(&ledger, 0), [1, 2, 3]);
-        assert_eq!(numbers(&ledger, 2), [3]);
-        assert!(numbers(&ledger, 3).is_empty());
-        assert!(numbers(&ledger, u64::MAX).is_empty());
+        assert_eq!(numbers(&history, 0), [1, 2, 3]);
+        assert_eq!(numbers(&history, 2), [3]);
+        assert!(numbers(&history, 3).is_empty());
+        assert!(numbers(&history, u64::MAX).is_empty());
     }
 
     #[test]
     fn only_the_last_thousand_are_kept() {
-        let mut ledger = Ledger::default();
-        for _ in 0..KEPT + 5 {
-            ledger.append(Level::Info, String::new());
+        let mut history = EventHistory::default();
+        for _ in 0..MAX_KEPT_EVENTS + 5 {
+            history.append(Level::Info, String::new());
         }
-        assert_eq!((ledger.first(), ledger.last()), (6, 1005));
-        assert_eq!(numbers(&ledger, 0).len(), KEPT);
-        assert_eq!(numbers(&ledger, 1004), [1005]);
+        assert_eq!((history.first(), history.last()), (6, 1005));
+        assert_eq!(numbers(&history, 0).len(), MAX_KEPT_EVENTS);
+        assert_eq!(numbers(&history, 1004), [1005]);
     }
 }

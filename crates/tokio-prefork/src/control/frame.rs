@@ -1,52 +1,52 @@
-//! Framing: a big-endian length of four bytes, then that many bytes. Pure.
+//! Frames of the control protocol: a big-endian length of four bytes, then that many bytes.
 
-/// The longest request that is read.
-pub(crate) const REQUEST_MAX: usize = 64 * 1024;
+/// The longest request that the server reads, in bytes.
+pub(crate) const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
-/// The longest reply that a client reads.
-pub(crate) const REPLY_MAX: usize = 16 * 1024 * 1024;
+/// The longest reply that a client reads, in bytes.
+pub(crate) const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
 
-const HEAD: usize = 4;
+const LENGTH_BYTES: usize = 4;
 
-/// One frame as bytes.
-pub(crate) fn encode(payload: &[u8]) -> Vec<u8> {
+/// Encodes a payload as one frame.
+pub(crate) fn encode_frame(payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-    let mut bytes = Vec::with_capacity(HEAD + payload.len());
+    let mut bytes = Vec::with_capacity(LENGTH_BYTES + payload.len());
     bytes.extend_from_slice(&length.to_be_bytes());
     bytes.extend_from_slice(payload);
     bytes
 }
 
-/// A frame that arrives in pieces. Nothing is allocated by the length that a peer claims, only by what it
-/// has sent, and nothing is asked for beyond the end of the frame: what follows stays in the kernel.
+/// Collects a frame that arrives in pieces. Allocates for the bytes received, not for the length that the peer claims, and
+/// asks for nothing beyond the end of the frame.
 #[derive(Debug)]
-pub(crate) struct Incoming {
+pub(crate) struct FrameReader {
     bytes: Vec<u8>,
     max: usize,
 }
 
-/// A frame longer than it may be.
+/// The error for a frame that is longer than the limit.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct TooLong {
+pub(crate) struct FrameTooLong {
     pub(crate) claimed: usize,
     pub(crate) max: usize,
 }
 
-impl Incoming {
+impl FrameReader {
     /// Nothing yet of a frame with a payload of up to `max` bytes.
-    pub(crate) fn new(max: usize) -> Incoming {
-        Incoming { bytes: Vec::new(), max }
+    pub(crate) fn new(max: usize) -> FrameReader {
+        FrameReader { bytes: Vec::new(), max }
     }
 
     /// How many bytes are missing for the next step; 0 when the frame is complete.
-    pub(crate) fn wanted(&self) -> Result<usize, TooLong> {
-        let Some(head) = self.bytes.first_chunk::<HEAD>() else {
-            return Ok(HEAD - self.bytes.len());
+    pub(crate) fn wanted(&self) -> Result<usize, FrameTooLong> {
+        let Some(head) = self.bytes.first_chunk::<LENGTH_BYTES>() else {
+            return Ok(LENGTH_BYTES - self.bytes.len());
         };
         let claimed = u32::from_be_bytes(*head) as usize;
         match claimed > self.max {
-            true => Err(TooLong { claimed, max: self.max }),
-            false => Ok(claimed - (self.bytes.len() - HEAD)),
+            true => Err(FrameTooLong { claimed, max: self.max }),
+            false => Ok(claimed - (self.bytes.len() - LENGTH_BYTES)),
         }
     }
 
@@ -68,7 +68,7 @@ impl Incoming {
     /// The payload of a complete frame; from then on, the next frame.
     pub(crate) fn take(&mut self) -> Vec<u8> {
         let mut bytes = std::mem::take(&mut self.bytes);
-        bytes.split_off(HEAD.min(bytes.len()))
+        bytes.split_off(LENGTH_BYTES.min(bytes.len()))
     }
 }
 
@@ -77,9 +77,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Reads frames out of `stream` until it ends or one is refused.
-    fn decode(mut stream: &[u8], max: usize) -> (Vec<Vec<u8>>, Option<TooLong>) {
-        let (mut incoming, mut frames) = (Incoming::new(max), Vec::new());
+    /// Reads frames from `stream` until it ends or one is refused.
+    fn decode(mut stream: &[u8], max: usize) -> (Vec<Vec<u8>>, Option<FrameTooLong>) {
+        let (mut incoming, mut frames) = (FrameReader::new(max), Vec::new());
         loop {
             match incoming.wanted() {
                 Ok(0) => frames.push(incoming.take()),
@@ -96,29 +96,32 @@ mod tests {
 
     #[test]
     fn a_frame_is_a_length_and_its_bytes() {
-        assert_eq!(encode(b"{}"), *b"\0\0\0\x02{}");
-        assert_eq!(encode(b""), [0; 4]);
+        assert_eq!(encode_frame(b"{}"), *b"\0\0\0\x02{}");
+        assert_eq!(encode_frame(b""), [0; 4]);
     }
 
     #[test]
     fn a_claim_over_the_limit_is_refused_before_anything_is_read() {
-        let (frames, refused) = decode(&[0xff; 4], REQUEST_MAX);
+        let (frames, refused) = decode(&[0xff; 4], MAX_REQUEST_BYTES);
         assert!(frames.is_empty());
-        assert_eq!(refused, Some(TooLong { claimed: u32::MAX as usize, max: REQUEST_MAX }));
+        assert_eq!(
+            refused,
+            Some(FrameTooLong { claimed: u32::MAX as usize, max: MAX_REQUEST_BYTES })
+        );
     }
 
     proptest! {
         #[test]
-        fn what_is_encoded_is_decoded(frames: Vec<Vec<u8>>) {
-            let stream: Vec<u8> = frames.iter().flat_map(|frame| encode(frame)).collect();
-            prop_assert_eq!(decode(&stream, REQUEST_MAX), (frames, None));
+        fn encoded_frames_are_decoded(frames: Vec<Vec<u8>>) {
+            let stream: Vec<u8> = frames.iter().flat_map(|frame| encode_frame(frame)).collect();
+            prop_assert_eq!(decode(&stream, MAX_REQUEST_BYTES), (frames, None));
         }
 
         #[test]
-        fn arbitrary_bytes_are_survived(stream: Vec<u8>, max in 0usize..64) {
+        fn arbitrary_frames_stay_within_the_limit(stream: Vec<u8>, max in 0usize..64) {
             let (frames, _) = decode(&stream, max);
             prop_assert!(frames.iter().all(|frame| frame.len() <= max));
-            prop_assert!(frames.iter().map(|frame| HEAD + frame.len()).sum::<usize>() <= stream.len());
+            prop_assert!(frames.iter().map(|frame| LENGTH_BYTES + frame.len()).sum::<usize>() <= stream.len());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Asks a primary over a second connection whether it still answers, for a client that waits for the end of something long.
+//! Probes over a second connection whether a primary still answers while a client waits for a long operation.
 //!
 //! A reload, an upgrade or a stop may take as long as the requests that are open. The client that asked for it cannot tell
 //! that from a primary that hangs, in a function of the application or in the kernel; an answer to `status` can.
@@ -13,22 +13,22 @@ use prefork_os::poll::{self, WatchedFd};
 /// How long to wait for room in the queue of a primary that takes no clients.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How often a primary is asked, and for how long it may leave that unanswered.
+/// How often to probe a primary, and how long it may leave a probe unanswered.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pace {
+pub(super) struct ProbeInterval {
     pub(super) interval: Duration,
     pub(super) timeout: Duration,
 }
 
-impl Pace {
+impl ProbeInterval {
     /// The timeout leaves room for what a primary may do before it answers, such as loading data after an upgrade.
-    pub(super) const DEFAULT: Pace =
-        Pace { interval: Duration::from_secs(10), timeout: Duration::from_secs(60) };
+    pub(super) const DEFAULT: ProbeInterval =
+        ProbeInterval { interval: Duration::from_secs(10), timeout: Duration::from_secs(60) };
 }
 
-/// What is known of a primary that is waited for.
-pub(super) struct Liveness {
-    pace: Pace,
+/// Tracks whether a primary still answers probes.
+pub(super) struct LivenessProbe {
+    pace: ProbeInterval,
     /// The question that is open.
     asked: Option<Client>,
     /// When it is to be asked again.
@@ -37,16 +37,16 @@ pub(super) struct Liveness {
     silent_since: Option<Instant>,
 }
 
-impl Liveness {
-    pub(super) fn new(pace: Pace, now: Instant) -> Liveness {
-        Liveness { pace, asked: None, next: now + pace.interval, silent_since: None }
+impl LivenessProbe {
+    pub(super) fn new(pace: ProbeInterval, now: Instant) -> LivenessProbe {
+        LivenessProbe { pace, asked: None, next: now + pace.interval, silent_since: None }
     }
 
     /// Asks if it is time, and looks for the answer. Returns for how long the primary has been silent if that is too long.
     pub(super) fn check(&mut self, path: &Path, now: Instant) -> Option<Duration> {
         match &self.asked {
             Some(asked) => {
-                let watch = WatchedFd::readable(asked.stream());
+                let watch = WatchedFd::readable(asked.stream_fd());
                 let answered = poll::poll_fds(&[watch], Some(Duration::ZERO));
                 // An end is an answer, too: what is waited for will tell what has happened.
                 if answered.is_ok_and(|answered| answered[0]) {

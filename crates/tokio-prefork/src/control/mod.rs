@@ -38,15 +38,15 @@ mod server;
 mod socket_path;
 
 /// A reply that says why something was not done, as it is sent.
-pub(crate) fn refusal(why: String) -> Vec<u8> {
-    frame::encode(&Reply::Refused(why).encode())
+pub(crate) fn encode_refusal(why: String) -> Vec<u8> {
+    frame::encode_frame(&Reply::Refused(why).encode())
 }
 
 pub use client::{Client, Events};
-pub(crate) use event_history::Ledger;
+pub(crate) use event_history::EventHistory;
 pub use protocol::Event;
 pub use protocol::{Change, Rescale};
 pub(crate) use protocol::{Reply, Request};
-pub(crate) use server::{Asked, ControlPollToken, Server};
-pub(crate) use socket_path::of_this_process;
-pub use socket_path::{candidates, runtime_directory};
+pub(crate) use server::{ControlPollToken, ControlServer, ReceivedRequest};
+pub(crate) use socket_path::control_socket_of_this_process;
+pub use socket_path::{find_control_sockets, runtime_directory};

@@ -1,38 +1,38 @@
-//! The words, and the only place that knows that they are JSON.
+//! Requests and replies of the control protocol, and their encoding as JSON.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::event_history::Entry;
+use super::event_history::LoggedEvent;
 use crate::config::WorkerCount;
 use crate::status::ClusterStatus;
 use crate::text::printable_json;
 
-/// What can be asked. `verb` names it; the rest are its fields.
+/// A request of a client. `verb` names it; the rest are its fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "lowercase", deny_unknown_fields)]
 pub(crate) enum Request {
-    /// How are things?
+    /// Returns the status.
     Status {},
-    /// Replace the workers; with `wait`, answer when that is done.
+    /// Replaces the workers; with `wait`, answers when that is done.
     Reload {
-        #[serde(default = "yes")]
+        #[serde(default = "default_true")]
         wait: bool,
     },
-    /// More or fewer workers.
+    /// Changes the number of workers.
     Scale(Rescale),
-    /// End; with `now`, without finishing what is open.
+    /// Stops the cluster; with `now`, without finishing open requests.
     Stop {
         #[serde(default)]
         now: bool,
     },
-    /// Become the binary that now stands at our path.
+    /// Executes the binary that is now at the primary's path.
     Upgrade {
         /// Whether to answer when the workers of the new image serve, or as soon as the new binary is proved.
-        #[serde(default = "yes")]
+        #[serde(default = "default_true")]
         wait: bool,
     },
-    /// What happened after entry `since`; with `follow`, what will happen, too.
+    /// Returns the events after number `since`; with `follow`, also future ones.
     Events {
         #[serde(default)]
         follow: bool,
@@ -44,9 +44,9 @@ pub(crate) enum Request {
 /// The verbs, as an error lists them.
 const VERBS: [&str; 6] = ["status", "reload", "scale", "stop", "upgrade", "events"];
 
-/// How many workers are asked for, and of which kind; of `web` if that is not said.
+/// A change to the number of workers of one kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "ToOrBy", into = "ToOrBy")]
+#[serde(try_from = "RescaleFields", into = "RescaleFields")]
 pub struct Rescale {
     /// The worker kind; `None` for `web`.
     pub kind: Option<String>,
@@ -54,7 +54,7 @@ pub struct Rescale {
     pub change: Change,
 }
 
-/// How many workers are asked for.
+/// A change to a number of workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
     /// 0 is for other kinds than `web`.
@@ -65,7 +65,7 @@ pub enum Change {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ToOrBy {
+struct RescaleFields {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     kind: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,22 +74,22 @@ struct ToOrBy {
     by: Option<i32>,
 }
 
-/// What is answered.
+/// The reply to a request.
 #[derive(Debug, Clone)]
 pub(crate) enum Reply {
-    /// It was not done, and why.
+    /// The request failed, with the reason.
     Refused(String),
-    /// What was done.
+    /// The request succeeded, with a description.
     Done(String),
     /// How things are.
     Status(Box<ClusterStatus>),
     /// One thing that happened.
     Event(Event),
-    /// The last of the events asked for.
+    /// The number of the last requested event.
     LastEvent(u64),
 }
 
-/// One thing that happened, as the log of the primary has it.
+/// One event of the primary, as in its log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Event {
@@ -129,10 +129,10 @@ impl Request {
     }
 }
 
-impl TryFrom<ToOrBy> for Rescale {
+impl TryFrom<RescaleFields> for Rescale {
     type Error = String;
 
-    fn try_from(said: ToOrBy) -> Result<Rescale, String> {
+    fn try_from(said: RescaleFields) -> Result<Rescale, String> {
         let most = WorkerCount::MAX;
         // Somebody has to serve; workers of other kinds may pause.
         let least = u32::from(said.kind.is_none());
@@ -153,11 +153,11 @@ impl TryFrom<ToOrBy> for Rescale {
     }
 }
 
-impl From<Rescale> for ToOrBy {
-    fn from(Rescale { kind, change }: Rescale) -> ToOrBy {
+impl From<Rescale> for RescaleFields {
+    fn from(Rescale { kind, change }: Rescale) -> RescaleFields {
         match change {
-            Change::To(to) => ToOrBy { kind, to: Some(to), by: None },
-            Change::By(by) => ToOrBy { kind, to: None, by: Some(by) },
+            Change::To(to) => RescaleFields { kind, to: Some(to), by: None },
+            Change::By(by) => RescaleFields { kind, to: None, by: Some(by) },
         }
     }
 }
@@ -204,8 +204,8 @@ impl Reply {
     }
 }
 
-impl From<&Entry> for Event {
-    fn from(entry: &Entry) -> Event {
+impl From<&LoggedEvent> for Event {
+    fn from(entry: &LoggedEvent) -> Event {
         Event {
             sequence: entry.sequence,
             time_ms: entry.time_ms,
@@ -223,7 +223,7 @@ impl Event {
     }
 }
 
-fn yes() -> bool {
+fn default_true() -> bool {
     true
 }
 

@@ -1,4 +1,4 @@
-//! The primary's end: non-blocking, bounded in everything, a guest in the primary's poll loop.
+//! The control server in the primary: non-blocking, with bounds for everything, driven by the primary's poll loop.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::client_connection::{Connection, State};
-use super::event_history::Ledger;
+use super::client_connection::{ClientConnection, State};
+use super::event_history::EventHistory;
 use super::protocol::{Reply, Request};
 use crate::error::{Error, Result};
 use crate::socket_file::UnixSocketFile;
@@ -18,27 +18,27 @@ use prefork_os::credentials::peer_credentials;
 use prefork_os::poll::{PollInterest, WatchedFd};
 use prefork_os::socket::{accept_connection, is_resource_exhaustion};
 
-/// Clients at the same time.
-const CLIENTS: usize = 32;
-/// Connections that may wait to be accepted: more than a flood brings in one turn.
-const BACKLOG: i32 = 1024;
-/// Of the clients, those who get every new event.
-const FOLLOWERS: usize = 8;
-/// Connections accepted in one turn: a flood must not keep the workers' words waiting.
-const ACCEPTS_A_TURN: usize = 16;
-/// Bytes of events that may wait for one follower; the rest waits in the ledger.
-const EVENTS_AHEAD: usize = 64 * 1024;
-/// How long no client is accepted when the process is out of descriptors.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How many clients may be connected at the same time.
+const MAX_CLIENTS: usize = 32;
+/// How many connections may wait to be accepted.
+const LISTEN_BACKLOG: i32 = 1024;
+/// How many of the clients may follow the events.
+const MAX_FOLLOWERS: usize = 8;
+/// How many connections are accepted per wake-up: a flood must not delay the workers' reports.
+const MAX_ACCEPTS_PER_WAKEUP: usize = 16;
+/// Bytes of events that may wait for one follower; the rest waits in the event history.
+const MAX_UNSENT_EVENT_BYTES: usize = 64 * 1024;
+/// How long to stop accepting clients when the process is out of descriptors.
+const EXHAUSTED_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The control socket and its clients.
 #[derive(Debug)]
-pub(crate) struct Server {
+pub(crate) struct ControlServer {
     // Declared before the clients, so that the file is gone when they see the end.
     /// `None` if nobody new may connect: clients of the image before this one wait for their answers.
-    listening: Option<Listening>,
+    listening: Option<ControlListener>,
     /// By a number that grows with each arrival.
-    clients: BTreeMap<u64, Connection>,
+    clients: BTreeMap<u64, ClientConnection>,
     /// The last number given to a client or a request.
     last: u64,
     paused_until: Option<Instant>,
@@ -46,7 +46,7 @@ pub(crate) struct Server {
 
 /// The socket at which clients arrive, and its file.
 #[derive(Debug)]
-struct Listening {
+struct ControlListener {
     file: UnixSocketFile,
     listener: Socket,
 }
@@ -60,38 +60,42 @@ pub(crate) enum ControlPollToken {
     Client(u64),
 }
 
-/// A request that wants an answer.
+/// A complete request of a client, which waits for a reply.
 #[derive(Debug)]
-pub(crate) struct Asked {
-    /// Names the request in `reply` and `stream`.
+pub(crate) struct ReceivedRequest {
+    /// Names the request in `reply` and `stream_events`.
     pub(crate) ticket: u64,
     pub(crate) who: String,
     pub(crate) request: Request,
 }
 
-impl Server {
+impl ControlServer {
     /// Listens at `path`, for root and the own user only.
-    pub(crate) fn bind(path: &Path) -> Result<Server> {
-        let listening = Some(listen(path)?);
-        Ok(Server { listening, clients: BTreeMap::new(), last: 0, paused_until: None })
+    pub(crate) fn bind(path: &Path) -> Result<ControlServer> {
+        let listening = Some(bind_control_socket(path)?);
+        Ok(ControlServer { listening, clients: BTreeMap::new(), last: 0, paused_until: None })
     }
 
     /// Takes over the socket and the clients of another image of this process. A descriptor that is not open costs what it
     /// stands for, and nothing else.
-    pub(crate) fn inherit(passed: PassedControl, now: Instant) -> Server {
+    pub(crate) fn inherit(passed: PassedControl, now: Instant) -> ControlServer {
         let listening = passed.socket.and_then(|socket| {
             let listener = Socket::from(prefork_os::fd::take_inherited_fd(socket.fd).ok()?);
-            Some(Listening {
+            Some(ControlListener {
                 file: UnixSocketFile::inherit_by_inode(&socket.path, socket.inode),
                 listener,
             })
         });
-        let mut server =
-            Server { listening, clients: BTreeMap::new(), last: passed.last, paused_until: None };
+        let mut server = ControlServer {
+            listening,
+            clients: BTreeMap::new(),
+            last: passed.last,
+            paused_until: None,
+        };
         for client in passed.clients {
             let Ok(socket) = prefork_os::fd::take_inherited_fd(client.fd) else { continue };
             server.last += 1;
-            let connection = Connection::resume(socket, client.who, client.state, now);
+            let connection = ClientConnection::resume(socket, client.who, client.state, now);
             server.clients.insert(server.last, connection);
         }
         server
@@ -99,21 +103,22 @@ impl Server {
 
     /// What the next image has to know, to go on with socket and clients. Lets go of those that it could not go on with, as
     /// they have not read what they were sent.
-    pub(crate) fn pass(&mut self) -> PassedControl {
+    pub(crate) fn pass_to_next_image(&mut self) -> PassedControl {
         self.clients.retain(|_, client| client.unsent() == 0 && client.state != State::Gone);
-        let socket = self.listening.as_ref().and_then(|Listening { file, listener }| {
+        let socket = self.listening.as_ref().and_then(|ControlListener { file, listener }| {
             file.path().to_str()?;
             let fd = listener.as_raw_fd();
             Some(PassedFile { path: file.path().to_path_buf(), inode: file.inode(), fd })
         });
-        let clients = self.clients.values().filter_map(Connection::pass).collect();
+        let clients =
+            self.clients.values().filter_map(ClientConnection::pass_to_next_image).collect();
         PassedControl { socket, clients, last: self.last }
     }
 
-    /// The descriptors that `pass` names.
-    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    /// The descriptors that `pass_to_next_image` names.
+    pub(crate) fn passed_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let socket = self.listening.iter().map(|listening| listening.listener.as_fd());
-        let clients = self.clients.values().filter(|client| client.pass().is_some());
+        let clients = self.clients.values().filter(|client| client.pass_to_next_image().is_some());
         socket.chain(clients.map(AsFd::as_fd))
     }
 
@@ -130,13 +135,13 @@ impl Server {
     /// Whether clients that connect to `path` reach it.
     pub(crate) fn is_reachable_at(&self, path: &Path) -> bool {
         let Ok(path) = std::path::absolute(path) else { return false };
-        let is_there = |one: &Listening| one.file.path() == path && one.file.is_in_place();
+        let is_there = |one: &ControlListener| one.file.path() == path && one.file.is_in_place();
         self.listening.as_ref().is_some_and(is_there)
     }
 
     /// Listens at `path` from now on, and no more where it did. Clients stay. On an error nothing changes.
     pub(crate) fn listen_at(&mut self, path: &Path) -> Result<()> {
-        self.listening = Some(listen(path)?);
+        self.listening = Some(bind_control_socket(path)?);
         Ok(())
     }
 
@@ -145,7 +150,7 @@ impl Server {
         self.listening = None;
     }
 
-    /// Returns what to wait for. The tokens of ready descriptors go to `attend`.
+    /// Returns what to wait for. The tokens of ready descriptors go to `read_requests`.
     pub(crate) fn poll_sources(&self) -> impl Iterator<Item = (ControlPollToken, WatchedFd<'_>)> {
         let interest = match self.paused_until {
             Some(_) => PollInterest::HangUp,
@@ -155,7 +160,7 @@ impl Server {
             (ControlPollToken::Listener, WatchedFd::new(one.listener.as_fd(), interest))
         });
         let clients = self.clients.iter();
-        listener.chain(clients.map(|(id, one)| (ControlPollToken::Client(*id), one.watch())))
+        listener.chain(clients.map(|(id, one)| (ControlPollToken::Client(*id), one.watched_fd())))
     }
 
     /// Polls for up to `timeout` and returns the tokens of the ready descriptors.
@@ -167,26 +172,34 @@ impl Server {
         ready.map(|(token, _)| token).collect()
     }
 
-    /// When `settle` has something to do, if nothing else happens.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        let clients = self.clients.values().filter_map(Connection::deadline);
+    /// When `send_events_and_close_idle` has something to do, if nothing else happens.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let clients = self.clients.values().filter_map(ClientConnection::next_deadline);
         clients.chain(self.paused_until).min()
     }
 
     /// Reads the clients of these tokens, accepts new ones, and returns the requests.
-    pub(crate) fn attend(&mut self, ready: &[ControlPollToken], now: Instant) -> Vec<Asked> {
+    pub(crate) fn read_requests(
+        &mut self,
+        ready: &[ControlPollToken],
+        now: Instant,
+    ) -> Vec<ReceivedRequest> {
         let mut asked = Vec::new();
         for token in ready {
             let ControlPollToken::Client(id) = token else { continue };
             let Some(client) = self.clients.get_mut(id) else { continue };
-            let Some(bytes) = client.attend(now) else { continue };
+            let Some(bytes) = client.read_requests(now) else { continue };
             match Request::decode(&bytes) {
                 Ok(request) => {
                     self.last += 1;
                     let patient = !matches!(request, Request::Reload { wait: false });
                     let last = matches!(request, Request::Stop { .. });
                     client.state = State::Waiting { ticket: self.last, patient, last };
-                    asked.push(Asked { ticket: self.last, who: client.who.clone(), request });
+                    asked.push(ReceivedRequest {
+                        ticket: self.last,
+                        who: client.who.clone(),
+                        request,
+                    });
                 }
                 Err(why) => client.send(&Reply::Refused(why), now),
             }
@@ -194,13 +207,13 @@ impl Server {
         if ready.contains(&ControlPollToken::Listener) {
             self.accept(now);
         }
-        self.forget_the_gone();
+        self.remove_closed_clients();
         asked
     }
 
-    /// Answers the request with this ticket; whether anybody was there to hear it.
+    /// Replies to the request with this ticket. Returns whether its client is still connected.
     pub(crate) fn reply(&mut self, ticket: u64, reply: &Reply, now: Instant) -> bool {
-        let Some(client) = self.client_with(ticket) else { return false };
+        let Some(client) = self.client_of_request(ticket) else { return false };
         client.state = match client.state {
             State::Waiting { last: true, .. } if !matches!(reply, Reply::Refused(_)) => {
                 State::Staying
@@ -212,27 +225,28 @@ impl Server {
     }
 
     /// Answers the request with this ticket with the events after `since`.
-    pub(crate) fn stream(
+    pub(crate) fn stream_events(
         &mut self,
         ticket: u64,
         follow: bool,
         since: u64,
-        ledger: &Ledger,
+        history: &EventHistory,
         now: Instant,
     ) {
-        let follows = |c: &&Connection| matches!(c.state, State::Streaming { until: None, .. });
-        if follow && self.clients.values().filter(follows).count() >= FOLLOWERS {
-            let why = format!("{FOLLOWERS} clients follow the events already: try again later");
+        let follows =
+            |c: &&ClientConnection| matches!(c.state, State::Streaming { until: None, .. });
+        if follow && self.clients.values().filter(follows).count() >= MAX_FOLLOWERS {
+            let why = format!("{MAX_FOLLOWERS} clients follow the events already: try again later");
             self.reply(ticket, &Reply::Refused(why), now);
-        } else if let Some(client) = self.client_with(ticket) {
-            let after = since.clamp(ledger.first() - 1, ledger.last());
-            let until = (!follow).then(|| ledger.last());
+        } else if let Some(client) = self.client_of_request(ticket) {
+            let after = since.clamp(history.first() - 1, history.last());
+            let until = (!follow).then(|| history.last());
             client.state = State::Streaming { after, until };
         }
     }
 
-    /// To be called before each wait: sends the news, and lets go of those who are too slow.
-    pub(crate) fn settle(&mut self, ledger: &Ledger, now: Instant) {
+    /// Sends new events to followers and closes idle or slow clients. Called before each wait.
+    pub(crate) fn send_events_and_close_idle(&mut self, history: &EventHistory, now: Instant) {
         self.paused_until = self.paused_until.filter(|until| *until > now);
         for client in self.clients.values_mut() {
             if let State::Waiting { patient: false, .. } = client.state {
@@ -240,67 +254,68 @@ impl Server {
                 let begun = "begun; `prefork events` tells how it goes".to_string();
                 client.send(&Reply::Done(begun), now);
             }
-            feed(client, ledger, now);
-            if client.deadline().is_some_and(|at| at <= now) {
-                client.dismiss("nothing was asked for 5 s".to_string(), now);
+            send_new_events(client, history, now);
+            if client.next_deadline().is_some_and(|at| at <= now) {
+                client.refuse_and_close("nothing was asked for 5 s".to_string(), now);
             }
         }
-        self.forget_the_gone();
+        self.remove_closed_clients();
     }
 
     fn accept(&mut self, now: Instant) {
-        for _ in 0..ACCEPTS_A_TURN {
-            let Some(Listening { listener, .. }) = &self.listening else { return };
+        for _ in 0..MAX_ACCEPTS_PER_WAKEUP {
+            let Some(ControlListener { listener, .. }) = &self.listening else { return };
             let socket = match accept_connection(listener) {
                 Ok(socket) => socket,
                 Err(e) => {
                     if is_resource_exhaustion(&e) {
-                        self.paused_until = Some(now + PAUSE);
+                        self.paused_until = Some(now + EXHAUSTED_RETRY_INTERVAL);
                     }
                     return;
                 }
             };
             let Ok(peer) = peer_credentials(&socket) else { continue };
             let who = format!("control uid={} pid={}", peer.uid, peer.pid);
-            let mut client = Connection::new(socket, who, now);
-            if let Err(why) = may_ask(peer.uid, own_uid()) {
-                client.dismiss(why, now);
-            } else if self.make_room(now) {
+            let mut client = ClientConnection::new(socket, who, now);
+            if let Err(why) = check_client_user(peer.uid, effective_uid()) {
+                client.refuse_and_close(why, now);
+            } else if self.make_room_for_client(now) {
                 self.last += 1;
                 self.clients.insert(self.last, client);
             } else {
-                let why = format!("{CLIENTS} clients wait for answers already: try again later");
-                client.dismiss(why, now);
+                let why =
+                    format!("{MAX_CLIENTS} clients wait for answers already: try again later");
+                client.refuse_and_close(why, now);
             }
         }
     }
 
-    /// Room for one more client, if need be in place of the one that has been silent for longest. Who waits
-    /// for an answer is never sent away.
-    fn make_room(&mut self, now: Instant) -> bool {
-        if self.clients.len() < CLIENTS {
+    /// Makes room for one more client, if necessary by closing the one that has been idle longest. A client that waits for a
+    /// reply is never closed.
+    fn make_room_for_client(&mut self, now: Instant) -> bool {
+        if self.clients.len() < MAX_CLIENTS {
             return true;
         }
         let silent = self.clients.iter().filter_map(|(id, c)| Some((c.silent_since()?, *id)));
         let Some((_, id)) = silent.min() else { return false };
         if let Some(mut client) = self.clients.remove(&id) {
-            client.dismiss("nothing was asked, and others want to ask".to_string(), now);
+            client.refuse_and_close("nothing was asked, and others want to ask".to_string(), now);
         }
         true
     }
 
-    fn client_with(&mut self, wanted: u64) -> Option<&mut Connection> {
+    fn client_of_request(&mut self, wanted: u64) -> Option<&mut ClientConnection> {
         self.clients
             .values_mut()
             .find(|c| matches!(c.state, State::Waiting { ticket, .. } if ticket == wanted))
     }
 
-    fn forget_the_gone(&mut self) {
+    fn remove_closed_clients(&mut self) {
         self.clients.retain(|_, client| client.state != State::Gone);
     }
 }
 
-fn listen(path: &Path) -> Result<Listening> {
+fn bind_control_socket(path: &Path) -> Result<ControlListener> {
     let name = format!("control socket {}", path.display());
     let fail = |why: String| Error::bind(&name, why);
     let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty());
@@ -313,7 +328,7 @@ fn listen(path: &Path) -> Result<Listening> {
         return Err(fail(why.to_string()));
     }
     let (listener, file) =
-        UnixSocketFile::bind(path, Some(0o600), BACKLOG).map_err(|why| {
+        UnixSocketFile::bind(path, Some(0o600), LISTEN_BACKLOG).map_err(|why| {
             match why.starts_with("address already in use") {
                 true => fail(format!("{why}; choose another path with --control")),
                 false => fail(why),
@@ -322,18 +337,18 @@ fn listen(path: &Path) -> Result<Listening> {
     listener
         .set_nonblocking(true)
         .map_err(|e| Error::system(format!("make the {name} non-blocking"), e))?;
-    Ok(Listening { file, listener })
+    Ok(ControlListener { file, listener })
 }
 
-/// Sends a client the events that it has not got, as far as there is room.
-fn feed(client: &mut Connection, ledger: &Ledger, now: Instant) {
+/// Sends a client the events that it does not have yet, as far as there is room.
+fn send_new_events(client: &mut ClientConnection, history: &EventHistory, now: Instant) {
     let State::Streaming { after, until } = client.state else { return };
-    if after + 1 < ledger.first() {
-        return client.dismiss("too slow: events were lost; ask again".to_string(), now);
+    if after + 1 < history.first() {
+        return client.refuse_and_close("too slow: events were lost; ask again".to_string(), now);
     }
     let mut sent = after;
-    for entry in ledger.after(after).take_while(|e| until.is_none_or(|last| e.sequence <= last)) {
-        if client.unsent() > EVENTS_AHEAD || client.state == State::Gone {
+    for entry in history.after(after).take_while(|e| until.is_none_or(|last| e.sequence <= last)) {
+        if client.unsent() > MAX_UNSENT_EVENT_BYTES || client.state == State::Gone {
             break;
         }
         client.send(&Reply::Event(entry.into()), now);
@@ -349,8 +364,8 @@ fn feed(client: &mut Connection, ledger: &Ledger, now: Instant) {
     }
 }
 
-/// Who may ask: root, and the user that the primary runs as.
-fn may_ask(uid: u32, own: u32) -> Result<(), String> {
+/// Allows root and the user of the primary; refuses all others.
+fn check_client_user(uid: u32, own: u32) -> Result<(), String> {
     match uid == 0 || uid == own {
         true => Ok(()),
         false => Err(format!("uid {uid} may not ask: only root and uid {own} may")),
@@ -358,7 +373,7 @@ fn may_ask(uid: u32, own: u32) -> Result<(), String> {
 }
 
 /// The effective user of this process.
-pub(super) fn own_uid() -> u32 {
+pub(super) fn effective_uid() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 

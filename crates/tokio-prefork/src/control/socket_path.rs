@@ -1,4 +1,4 @@
-//! Where control sockets are: the runtime directory of the system or the user.
+//! Paths of control sockets in the runtime directory of the system or the user.
 
 use std::ffi::OsString;
 use std::fs::DirBuilder;
@@ -9,20 +9,21 @@ use super::server;
 use crate::error::{Error, Result};
 use crate::socket_file;
 
-/// Of the system; made by systemd (`RuntimeDirectory=prefork`) or by a primary that root started.
-const OF_THE_SYSTEM: &str = "/run/prefork";
+/// The runtime directory for root: created by systemd (`RuntimeDirectory=prefork`) or by a primary that runs as root.
+const SYSTEM_RUNTIME_DIRECTORY: &str = "/run/prefork";
 
-/// The socket of this process in the runtime directory, which exists then; stale ones of others are removed.
-/// `None` if there is no such directory for us.
-pub(crate) fn of_this_process() -> Result<Option<PathBuf>> {
-    let Some(directory) = Surroundings::of_this_process().directories().into_iter().next() else {
+/// Returns the socket path of this process. Creates the runtime directory and removes stale sockets in it.
+/// `None` if this user has no runtime directory.
+pub(crate) fn control_socket_of_this_process() -> Result<Option<PathBuf>> {
+    let Some(directory) = RuntimeDirectories::of_this_process().directories().into_iter().next()
+    else {
         return Ok(None);
     };
-    if directory == Path::new(OF_THE_SYSTEM) {
+    if directory == Path::new(SYSTEM_RUNTIME_DIRECTORY) {
         let made = DirBuilder::new().recursive(true).mode(0o755).create(&directory);
         made.map_err(|e| Error::system(format!("make the directory {}", directory.display()), e))?;
     }
-    for (path, pid) in sockets_in(&directory) {
+    for (path, pid) in control_sockets_in(&directory) {
         // Two witnesses: nobody answers, and there is no such process. A start that is about to listen has
         // the one against it, a primary in another container that shares the directory the other.
         if prefork_os::process::process_command_name(pid).is_none() {
@@ -30,26 +31,26 @@ pub(crate) fn of_this_process() -> Result<Option<PathBuf>> {
             let _ = socket_file::remove_stale_socket(&path);
         }
     }
-    Ok(Some(directory.join(file_name(std::process::id()))))
+    Ok(Some(directory.join(socket_file_name(std::process::id()))))
 }
 
-/// Every socket that a primary on this machine may have made for this user, with its pid.
-pub fn candidates() -> Vec<(PathBuf, u32)> {
-    let mut directories = Surroundings::of_this_process().directories();
-    if !directories.iter().any(|dir| dir == Path::new(OF_THE_SYSTEM)) {
-        directories.push(PathBuf::from(OF_THE_SYSTEM));
+/// Finds the control sockets of primaries in the runtime directories of this user, with the pids of the primaries.
+pub fn find_control_sockets() -> Vec<(PathBuf, u32)> {
+    let mut directories = RuntimeDirectories::of_this_process().directories();
+    if !directories.iter().any(|dir| dir == Path::new(SYSTEM_RUNTIME_DIRECTORY)) {
+        directories.push(PathBuf::from(SYSTEM_RUNTIME_DIRECTORY));
     }
-    directories.iter().flat_map(|directory| sockets_in(directory)).collect()
+    directories.iter().flat_map(|directory| control_sockets_in(directory)).collect()
 }
 
-/// Where the socket of this user's primary would be, for messages.
+/// Returns the directory in which a primary of this user puts its control socket, for messages.
 pub fn runtime_directory() -> PathBuf {
-    let mut directories = Surroundings::of_this_process().directories().into_iter();
-    directories.next().unwrap_or_else(|| PathBuf::from(OF_THE_SYSTEM))
+    let mut directories = RuntimeDirectories::of_this_process().directories().into_iter();
+    directories.next().unwrap_or_else(|| PathBuf::from(SYSTEM_RUNTIME_DIRECTORY))
 }
 
-/// What decides where the runtime directory is.
-struct Surroundings {
+/// The settings that decide where the runtime directory is.
+struct RuntimeDirectories {
     /// `RUNTIME_DIRECTORY`, as systemd sets it: one or more paths with colons between them.
     service: Option<OsString>,
     root: bool,
@@ -57,32 +58,32 @@ struct Surroundings {
     user: Option<OsString>,
 }
 
-impl Surroundings {
-    fn of_this_process() -> Surroundings {
-        Surroundings {
+impl RuntimeDirectories {
+    fn of_this_process() -> RuntimeDirectories {
+        RuntimeDirectories {
             service: std::env::var_os("RUNTIME_DIRECTORY"),
-            root: server::own_uid() == 0,
+            root: server::effective_uid() == 0,
             user: std::env::var_os("XDG_RUNTIME_DIR"),
         }
     }
 
-    /// The best first.
+    /// Returns the runtime directories, the preferred one first.
     fn directories(&self) -> Vec<PathBuf> {
         let absolute = |path: &PathBuf| path.is_absolute();
         let service = self.service.as_ref().and_then(|list| std::env::split_paths(list).next());
         let own = match self.root {
-            true => Some(PathBuf::from(OF_THE_SYSTEM)),
+            true => Some(PathBuf::from(SYSTEM_RUNTIME_DIRECTORY)),
             false => self.user.as_ref().map(PathBuf::from),
         };
         service.into_iter().chain(own).filter(absolute).collect()
     }
 }
 
-fn file_name(pid: u32) -> String {
+fn socket_file_name(pid: u32) -> String {
     format!("prefork-{pid}.sock")
 }
 
-fn sockets_in(directory: &Path) -> Vec<(PathBuf, u32)> {
+fn control_sockets_in(directory: &Path) -> Vec<(PathBuf, u32)> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     let mut sockets: Vec<(PathBuf, u32)> = entries
         .flatten()
@@ -103,11 +104,11 @@ mod tests {
 
     fn directories(service: Option<&str>, root: bool, user: Option<&str>) -> Vec<PathBuf> {
         let os = |text: &str| OsString::from(text);
-        Surroundings { service: service.map(os), root, user: user.map(os) }.directories()
+        RuntimeDirectories { service: service.map(os), root, user: user.map(os) }.directories()
     }
 
     #[test]
-    fn the_runtime_directory_is_the_service_managers_the_systems_or_the_users() {
+    fn the_runtime_directory_depends_on_service_manager_user_and_root() {
         let paths = |texts: &[&str]| texts.iter().map(PathBuf::from).collect::<Vec<_>>();
         let user = Some("/run/user/7");
         assert_eq!(
@@ -121,13 +122,14 @@ mod tests {
     }
 
     #[test]
-    fn only_sockets_with_our_kind_of_name_are_found() {
+    fn only_control_sockets_are_found() {
         let dir = tempfile::tempdir().expect("dir");
         for name in ["prefork-12.sock", "prefork-3.sock", "prefork-x.sock", "other.sock"] {
             drop(std::os::unix::net::UnixListener::bind(dir.path().join(name)).expect("bind"));
         }
         std::fs::write(dir.path().join("prefork-4.sock"), "data").expect("write");
-        let pids: Vec<u32> = sockets_in(dir.path()).into_iter().map(|(_, pid)| pid).collect();
+        let pids: Vec<u32> =
+            control_sockets_in(dir.path()).into_iter().map(|(_, pid)| pid).collect();
         assert_eq!(pids, [3, 12]);
     }
 }

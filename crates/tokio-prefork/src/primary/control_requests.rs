@@ -7,7 +7,9 @@ use std::time::Instant;
 use super::Primary;
 use super::event_log::EventLog;
 use crate::config::ControlSocket;
-use crate::control::{self, Asked, Change, ControlPollToken, Reply, Request, Rescale, Server};
+use crate::control::{
+    self, Change, ControlPollToken, ControlServer, ReceivedRequest, Reply, Request, Rescale,
+};
 use crate::error::Result;
 use crate::log_output;
 use crate::status::{AcceptQueueStatus, ClusterStatus, PrimaryReport};
@@ -18,7 +20,7 @@ use prefork_supervisor::{ClusterCommand, Event, Requester, ScaleChange};
 /// The control server and the setting that says where it listens.
 pub(super) struct ControlEndpoint {
     /// `None` if it is off, or could not be opened.
-    server: Option<Server>,
+    server: Option<ControlServer>,
     /// Fixed at the start: a reload does not change it.
     setting: ControlSocket,
 }
@@ -45,7 +47,7 @@ impl ControlEndpoint {
         passed: Option<PassedControl>,
         event_log: &mut EventLog,
     ) -> ControlEndpoint {
-        let server = passed.map(|passed| Server::inherit(passed, Instant::now()));
+        let server = passed.map(|passed| ControlServer::inherit(passed, Instant::now()));
         let mut endpoint = ControlEndpoint { server, setting: setting.clone() };
         endpoint.repair_socket(event_log);
         endpoint
@@ -72,36 +74,36 @@ impl ControlEndpoint {
     /// request.
     pub(super) fn send_new_events(&mut self, event_log: &EventLog) {
         if let Some(server) = &mut self.server {
-            server.settle(&event_log.ledger, Instant::now());
+            server.send_events_and_close_idle(&event_log.history, Instant::now());
         }
     }
 
     /// Returns what to wait for. The tokens of ready descriptors go to `read_ready`.
     pub(super) fn poll_sources(&self) -> impl Iterator<Item = (ControlPollToken, WatchedFd<'_>)> {
-        self.server.iter().flat_map(Server::poll_sources)
+        self.server.iter().flat_map(ControlServer::poll_sources)
     }
 
-    fn read_ready(&mut self, ready: &[ControlPollToken], now: Instant) -> Vec<Asked> {
-        self.server.as_mut().map_or(Vec::new(), |server| server.attend(ready, now))
+    fn read_ready(&mut self, ready: &[ControlPollToken], now: Instant) -> Vec<ReceivedRequest> {
+        self.server.as_mut().map_or(Vec::new(), |server| server.read_requests(ready, now))
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.server.as_ref().and_then(Server::deadline)
+        self.server.as_ref().and_then(ControlServer::next_deadline)
     }
 
     /// Returns whether a client has not read yet what it was sent.
     pub(super) fn has_unsent(&self) -> bool {
-        self.server.as_ref().is_some_and(Server::has_unsent)
+        self.server.as_ref().is_some_and(ControlServer::has_unsent)
     }
 
     /// Returns what the next image needs to continue with socket and clients.
     pub(super) fn pass_to_new_image(&mut self) -> Option<PassedControl> {
-        self.server.as_mut().map(Server::pass)
+        self.server.as_mut().map(ControlServer::pass_to_next_image)
     }
 
-    /// Returns the descriptors that `pass` names.
+    /// Returns the descriptors that `pass_to_next_image` names.
     pub(super) fn passed_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.server.iter().flat_map(Server::descriptors)
+        self.server.iter().flat_map(ControlServer::passed_fds)
     }
 
     /// Answers a request. A client that has gone finds the result in the log.
@@ -115,7 +117,7 @@ impl ControlEndpoint {
 
     fn stream_events(&mut self, reply_id: u64, follow: bool, since: u64, event_log: &EventLog) {
         if let Some(server) = &mut self.server {
-            server.stream(reply_id, follow, since, &event_log.ledger, Instant::now());
+            server.stream_events(reply_id, follow, since, &event_log.history, Instant::now());
         }
     }
 
@@ -125,21 +127,24 @@ impl ControlEndpoint {
     }
 }
 
-fn open_server(setting: &ControlSocket, event_log: &mut EventLog) -> Result<Option<Server>> {
+fn open_server(setting: &ControlSocket, event_log: &mut EventLog) -> Result<Option<ControlServer>> {
     let Some(path) = control_socket_path(setting)? else {
         if *setting != ControlSocket::Off {
             event_log.log_no_control_directory();
         }
         return Ok(None);
     };
-    let server = Server::bind(&path)?;
+    let server = ControlServer::bind(&path)?;
     server.path().into_iter().for_each(|path| {
         log::debug!("control socket at {}", crate::text::Printable(path.display()));
     });
     Ok(Some(server))
 }
 
-fn server_or_log_error(server: Result<Option<Server>>, event_log: &mut EventLog) -> Option<Server> {
+fn server_or_log_error(
+    server: Result<Option<ControlServer>>,
+    event_log: &mut EventLog,
+) -> Option<ControlServer> {
     server.unwrap_or_else(|e| {
         event_log.log_control_socket_error(&e);
         None
@@ -151,7 +156,7 @@ fn control_socket_path(setting: &ControlSocket) -> Result<Option<PathBuf>> {
     match setting {
         ControlSocket::Off => Ok(None),
         ControlSocket::Path(path) => Ok(Some(path.clone())),
-        ControlSocket::Auto => control::of_this_process(),
+        ControlSocket::Auto => control::control_socket_of_this_process(),
     }
 }
 
@@ -182,7 +187,7 @@ impl Primary {
     /// Reads the requests of clients that are ready. Answers questions and queues commands.
     pub(super) fn handle_control_requests(&mut self, ready: &[ControlPollToken]) {
         let now = Instant::now();
-        for Asked { ticket, who, request } in self.control.read_ready(ready, now) {
+        for ReceivedRequest { ticket, who, request } in self.control.read_ready(ready, now) {
             let command = match request {
                 Request::Status {} => {
                     let status = Box::new(self.cluster_status(now));
@@ -220,7 +225,7 @@ impl Primary {
         let report = PrimaryReport {
             started: self.started,
             dispatch: config.map_or("", |config| config.dispatch.name()),
-            dispatch_rung: self.selector_backend_name(),
+            dispatch_backend: self.selector_backend_name(),
             model: config.map_or("", |config| config.model.name()),
             listeners: self.listeners.bound_addr_texts(),
             queues: queues

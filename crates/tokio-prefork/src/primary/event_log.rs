@@ -8,7 +8,7 @@ use log::Level;
 
 use super::event_format::{LogLine, error_line, format_count, format_event, info_line, warn_line};
 use crate::config::Dispatch;
-use crate::control::Ledger;
+use crate::control::EventHistory;
 use crate::log_output;
 use crate::text::HumanDuration;
 use crate::text::{Printable, printable};
@@ -19,10 +19,10 @@ use prefork_supervisor::{Slot, WorkerTag};
 /// Writes the primary's log, and keeps its last lines for clients of the control socket.
 #[derive(Debug, Default)]
 pub(super) struct EventLog {
-    pub(super) ledger: Ledger,
-    /// How many lines the log has dropped, as far as the ledger says so.
+    pub(super) history: EventHistory,
+    /// How many lines the log has dropped, as far as the event history says so.
     reported_drops: u64,
-    /// When the ledger may report dropped lines again.
+    /// When the event history may report dropped lines again.
     next_drop_report: Option<Instant>,
 }
 
@@ -30,7 +30,7 @@ impl EventLog {
     /// Creates a log whose events are numbered after `last`, the last event of the previous image.
     pub(super) fn resume_after(last: u64) -> EventLog {
         let mut event_log = EventLog::default();
-        event_log.ledger.resume_after(last);
+        event_log.history.resume_after(last);
         event_log
     }
 
@@ -39,14 +39,14 @@ impl EventLog {
         self.write_line(format_event(event));
     }
 
-    /// Reports lines that the log had to drop: to the ledger at once, to the log when it has room. Returns when to call this
+    /// Reports lines that the log had to drop: to the event history at once, to the log when it has room. Returns when to call this
     /// again.
     pub(super) fn report_dropped_lines(&mut self, now: Instant) -> Option<Duration> {
         let dropped = log_output::dropped_line_count();
         let is_due = self.next_drop_report.is_none_or(|next| next <= now);
         if dropped > self.reported_drops && is_due {
             let text = log_output::dropped_lines_text(dropped - self.reported_drops);
-            self.ledger.append(Level::Warn, text);
+            self.history.append(Level::Warn, text);
             self.reported_drops = dropped;
             self.next_drop_report = Some(now + log_output::DROPPED_REPORT_INTERVAL);
         }
@@ -236,12 +236,12 @@ impl EventLog {
         )));
     }
 
-    /// Writes a line to the log and, from level INFO, to the ledger. Escapes control characters of names, paths and reports.
+    /// Writes a line to the log and, from level INFO, to the event history. Escapes control characters of names, paths and reports.
     fn write_line(&mut self, (level, text): LogLine) {
         let text = printable(&text).into_owned();
         log::log!(level, "{text}");
         if level <= Level::Info {
-            self.ledger.append(level, text);
+            self.history.append(level, text);
         }
     }
 }

@@ -243,7 +243,7 @@ impl Primary {
             older_boards: older_boards.map(AsRawFd::as_raw_fd).collect(),
             control: None,
             pid_file: None,
-            last_event: self.event_log.ledger.last(),
+            last_event: self.event_log.history.last(),
         })
     }
 

@@ -1,20 +1,20 @@
-//! Durations, counted by powers of two of a millisecond: up to 1 ms, up to 2 ms, up to 4 ms, ... and the rest.
+//! Histograms of durations by powers of two of a millisecond: up to 1 ms, up to 2 ms, up to 4 ms, ... and the rest.
 
-/// How many there are. The last one has all that is longer than 2^14 ms.
+/// How many buckets a histogram has. The last one counts all durations above 2^14 ms.
 pub(crate) const DURATION_BUCKETS: usize = 16;
 
-/// Where a duration of so many milliseconds is counted. What is between two powers belongs to the larger.
+/// Returns the bucket of a duration. A duration between two powers of two belongs to the larger.
 pub(super) fn duration_bucket(millis: u64) -> usize {
     let up = millis.clamp(1, 1 << DURATION_BUCKETS).next_power_of_two();
     (up.trailing_zeros() as usize).min(DURATION_BUCKETS - 1)
 }
 
-/// The longest that is counted in a bucket, in milliseconds. 2^15 for the last one, which has no bound.
+/// Returns the upper bound of a bucket, in milliseconds; 2^15 for the last one, which has no bound.
 fn bucket_bound_ms(bucket: usize) -> u64 {
     1 << bucket
 }
 
-/// What so many per cent of all that is counted do not exceed, in milliseconds; `None` if nothing is.
+/// Returns the upper bound of a percentile, in milliseconds; `None` for an empty histogram.
 pub(crate) fn duration_quantile(buckets: &[u64; DURATION_BUCKETS], percent: u32) -> Option<u64> {
     // Wide enough for anything that may stand in a page.
     let total: u128 = buckets.iter().map(|n| u128::from(*n)).sum();

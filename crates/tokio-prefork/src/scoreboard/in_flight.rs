@@ -1,4 +1,4 @@
-//! What a worker is serving right now: method and path of up to 23 requests, readable while they change.
+//! The requests in progress on a worker's page: method and path of up to 23, readable while they change.
 //!
 //! Each entry is a small seqlock: its sequence word is odd while the owner writes. A reader that meets an odd
 //! or changing sequence tries again a few times and then leaves the entry out; it never waits for a worker
@@ -13,11 +13,11 @@ use super::page_layout::{
 use crate::text::printable_ascii;
 use prefork_os::shared_memory::SharedPage;
 
-/// One request's entry; the owner gives it back with `finish`.
+/// The entry of one request. Its owner frees it with `InFlightEntries::remove`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct InFlightEntry(usize);
 
-/// The owner's side: which entries are free. Kept in the worker's own memory.
+/// The free entries of a page, in the worker's own memory.
 pub(super) struct InFlightEntries {
     free: Vec<usize>,
 }
@@ -48,7 +48,7 @@ impl InFlightEntries {
         Some(InFlightEntry(entry))
     }
 
-    /// Gives the entry back.
+    /// Frees the entry of a request.
     pub(super) fn remove(&mut self, page: &SharedPage, entry: InFlightEntry) {
         word(entry.0, 2).store(page, 0);
         self.free.push(entry.0);
@@ -60,14 +60,14 @@ pub(super) fn set_running_entry(page: &SharedPage, entry: Option<InFlightEntry>)
     RUNNING_ENTRY.store(page, entry.map_or(0, |entry| entry.0 as u64 + 1));
 }
 
-/// All entries in use, as (index, start in monotonic ms, text), however the owner left them.
+/// Reads all entries in use, as (index, start in monotonic ms, text).
 pub(super) fn read_entries(page: &SharedPage) -> Vec<(usize, u64, String)> {
     (0..IN_FLIGHT_ENTRIES)
         .filter_map(|i| read_entry(page, i).map(|(start, text)| (i, start, text)))
         .collect()
 }
 
-/// The text of one entry.
+/// Reads the text of one entry.
 pub(super) fn read_request(page: &SharedPage, entry: InFlightEntry) -> Option<String> {
     read_entry(page, entry.0).map(|(_, text)| text)
 }
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_survived() {
+    fn reading_garbage_does_not_panic() {
         let page = page();
         for (i, w) in page.iter().enumerate() {
             w.store((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15), Ordering::Relaxed);

@@ -301,11 +301,11 @@ impl ScoreboardReader {
             workers_wanted: small(WORKERS_WANTED.load(page)),
             kinds: Vec::new(),
             dispatch: config.dispatch.name().to_string(),
-            dispatch_rung: String::new(),
+            dispatch_backend: String::new(),
             model: config.model.name().to_string(),
             restarts: RESTARTS.load(page),
             log_lines_dropped: 0,
-            vacant: Vec::new(),
+            empty_slots: Vec::new(),
         };
         let dead_totals = page_reader::read_counters(page);
         ClusterStatus::new(

@@ -64,7 +64,7 @@ pub(super) fn read_worker(
         threads.push(ThreadStatus {
             thread: load_limited(THREAD, page),
             state: figures.state,
-            beat_age_ms: figures.beat_age_ms.unwrap_or_default(),
+            heartbeat_age_ms: figures.heartbeat_age_ms.unwrap_or_default(),
             connections: figures.connections,
             active: figures.active,
             requests: figures.counters.requests,
@@ -95,7 +95,9 @@ fn read_page(page: &SharedPage) -> Option<WorkerStatus> {
         pid: Some(small(PID)).filter(|pid| *pid != 0),
         state,
         uptime_ms: unix_time_ms().saturating_sub(STARTED_AT_MS.load(page)).min(MAX_JSON_INTEGER),
-        beat_age_ms: Some(now_ms.saturating_sub(HEARTBEAT_MS.load(page)).min(MAX_JSON_INTEGER)),
+        heartbeat_age_ms: Some(
+            now_ms.saturating_sub(HEARTBEAT_MS.load(page)).min(MAX_JSON_INTEGER),
+        ),
         loop_lag: read_histogram(LOOP_LAG, page),
         queue_wait: read_histogram(QUEUE_WAIT, page),
         connections: load_limited(OPEN_CONNECTIONS, page),

@@ -86,8 +86,8 @@ pub struct PrimaryStatus {
     pub dispatch: String,
     /// What in the kernel selects the worker, if a policy has several ways: `ebpf`, `cbpf-weights`, `ip-hash` or `hash`.
     /// Empty under other policies, and in a worker.
-    #[serde(default)]
-    pub dispatch_rung: String,
+    #[serde(default, rename = "dispatch_rung")]
+    pub dispatch_backend: String,
     /// The concurrency model in force: `prefork`, `threads`, ... Empty from an old version.
     #[serde(default)]
     pub model: String,
@@ -98,8 +98,8 @@ pub struct PrimaryStatus {
     #[serde(default)]
     pub log_lines_dropped: u64,
     /// Slots that stay empty until the next reload or scale, as their workers are not to be replaced; empty in a worker.
-    #[serde(default)]
-    pub vacant: Vec<u32>,
+    #[serde(default, rename = "vacant")]
+    pub empty_slots: Vec<u32>,
 }
 
 /// The wanted number of workers of a kind other than `web`.
@@ -116,7 +116,7 @@ pub struct WorkerKindStatus {
 pub(crate) struct PrimaryReport {
     pub(crate) started: Instant,
     pub(crate) dispatch: &'static str,
-    pub(crate) dispatch_rung: &'static str,
+    pub(crate) dispatch_backend: &'static str,
     pub(crate) model: &'static str,
     pub(crate) listeners: Vec<String>,
     pub(crate) queues: Vec<AcceptQueueStatus>,
@@ -161,11 +161,11 @@ impl ClusterStatus {
                 })
                 .collect(),
             dispatch: report.dispatch.to_string(),
-            dispatch_rung: report.dispatch_rung.to_string(),
+            dispatch_backend: report.dispatch_backend.to_string(),
             model: report.model.to_string(),
             restarts: view.restart_count,
             log_lines_dropped: report.log_lines_dropped.min(MAX_JSON_INTEGER),
-            vacant: view.empty_slots.iter().map(|slot| slot.0).collect(),
+            empty_slots: view.empty_slots.iter().map(|slot| slot.0).collect(),
         };
         let status = ClusterStatus::new(primary, report.dead_totals, report.shared, workers);
         ClusterStatus { listeners: report.listeners, queues: report.queues, ..status }
@@ -233,7 +233,7 @@ pub(crate) mod tests {
         let report = PrimaryReport {
             started: Instant::now(),
             dispatch: "shared",
-            dispatch_rung: "",
+            dispatch_backend: "",
             model: "prefork",
             listeners: vec![],
             queues: vec![],
@@ -258,7 +258,7 @@ pub(crate) mod tests {
             pid: Some(1),
             state: WorkerState::Serving,
             uptime_ms: MAX_JSON_INTEGER,
-            beat_age_ms: Some(MAX_JSON_INTEGER),
+            heartbeat_age_ms: Some(MAX_JSON_INTEGER),
             loop_lag: [MAX_JSON_INTEGER; 16],
             queue_wait: [MAX_JSON_INTEGER; 16],
             connections: MAX_JSON_INTEGER,
@@ -283,7 +283,7 @@ pub(crate) mod tests {
         let listed: usize = status.workers.iter().map(|worker| worker.serving.len()).sum();
         assert_eq!(listed, MAX_LISTED_REQUESTS);
         let bytes = crate::control::Reply::Status(Box::new(status)).encode().len();
-        assert!(bytes < crate::control::frame::REPLY_MAX / 2, "{bytes}");
+        assert!(bytes < crate::control::frame::MAX_REPLY_BYTES / 2, "{bytes}");
     }
 
     #[test]

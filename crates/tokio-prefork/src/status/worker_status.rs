@@ -32,7 +32,8 @@ pub struct WorkerStatus {
     /// How long ago it was forked, in milliseconds.
     pub uptime_ms: u64,
     /// How long ago its event loop last sent a heartbeat, in milliseconds; `None` before it has an event loop.
-    pub beat_age_ms: Option<u64>,
+    #[serde(rename = "beat_age_ms")]
+    pub heartbeat_age_ms: Option<u64>,
     /// How late its heartbeats were, counted by powers of two of a millisecond: up to 1, up to 2, up to 4, ...
     /// The 16th entry counts all the rest.
     #[serde(default)]
@@ -69,7 +70,8 @@ pub struct ThreadStatus {
     /// What it is doing.
     pub state: WorkerState,
     /// How long ago its event loop last sent a heartbeat, in milliseconds.
-    pub beat_age_ms: u64,
+    #[serde(rename = "beat_age_ms")]
+    pub heartbeat_age_ms: u64,
     /// Open connections.
     pub connections: u64,
     /// Requests in progress.
@@ -121,13 +123,13 @@ impl WorkerStatus {
         match (self.state, other.state) {
             (_, WorkerState::ThreadEnded) => {}
             (WorkerState::ThreadEnded, _) => {
-                (self.state, self.beat_age_ms) = (other.state, other.beat_age_ms);
+                (self.state, self.heartbeat_age_ms) = (other.state, other.heartbeat_age_ms);
                 self.full = other.full;
             }
             (state, new) => {
                 // One thread that serves is enough.
                 self.state = if state == WorkerState::Serving { state } else { new };
-                self.beat_age_ms = self.beat_age_ms.max(other.beat_age_ms);
+                self.heartbeat_age_ms = self.heartbeat_age_ms.max(other.heartbeat_age_ms);
                 self.full &= other.full;
             }
         }

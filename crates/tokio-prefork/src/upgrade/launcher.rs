@@ -284,7 +284,7 @@ impl WaitingClients {
     /// Tells the clients that the new image ends. Never blocks: their sockets' buffers are empty.
     pub(crate) fn refuse(&self, error: &Error) {
         let reason = format!("the new binary failed after it had taken over: {error}");
-        let reply = control::refusal(reason);
+        let reply = control::encode_refusal(reason);
         for client in &self.0 {
             let _ = prefork_os::socket::write_nonblocking(client, &reply);
         }

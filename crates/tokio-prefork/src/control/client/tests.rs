@@ -5,28 +5,28 @@ use std::time::Instant;
 use log::Level;
 
 use super::*;
-use crate::control::{Asked, Ledger, Server};
+use crate::control::{ControlServer, EventHistory, ReceivedRequest};
 use crate::error::{ErrorKind, exit};
 use crate::status::tests::status_of_booting_workers;
 
 /// A primary that lives in a thread: it has three workers, refuses to reload and ends when told to stop.
 fn primary(path: PathBuf) -> JoinHandle<()> {
-    let mut server = Server::bind(&path).expect("bind");
+    let mut server = ControlServer::bind(&path).expect("bind");
     std::thread::spawn(move || {
-        let mut ledger = Ledger::default();
-        ledger.append(Level::Info, "started".to_string());
+        let mut history = EventHistory::default();
+        history.append(Level::Info, "started".to_string());
         let mut stopping = false;
         while !stopping {
-            server.settle(&ledger, Instant::now());
+            server.send_events_and_close_idle(&history, Instant::now());
             let ready = server.poll_ready(Duration::from_secs(10));
             let now = Instant::now();
-            for Asked { ticket, request, .. } in server.attend(&ready, now) {
+            for ReceivedRequest { ticket, request, .. } in server.read_requests(&ready, now) {
                 let reply = match request {
                     Request::Status {} => {
                         Reply::Status(Box::new(status_of_booting_workers(3, None)))
                     }
                     Request::Events { follow, since } => {
-                        server.stream(ticket, follow, since, &ledger, now);
+                        server.stream_events(ticket, follow, since, &history, now);
                         continue;
                     }
                     Request::Reload { .. } => Reply::Refused("worker 4 cannot boot".to_string()),
@@ -34,10 +34,10 @@ fn primary(path: PathBuf) -> JoinHandle<()> {
                 };
                 stopping = matches!(&reply, Reply::Done(what) if what.starts_with("Stop"));
                 server.reply(ticket, &reply, now);
-                ledger.append(Level::Info, "answered".to_string());
+                history.append(Level::Info, "answered".to_string());
             }
         }
-        server.settle(&ledger, Instant::now());
+        server.send_events_and_close_idle(&history, Instant::now());
     })
 }
 
@@ -69,7 +69,7 @@ fn every_question_has_its_answer_on_one_connection() {
     assert_eq!(follow.next().map(|event| event.expect("event").sequence), Some(6));
 
     assert_eq!(client.stop(true).expect("stop"), "Stop { now: true }");
-    client.wait_for_the_end().expect("the end");
+    client.wait_for_exit().expect("the end");
     thread.join().expect("primary");
     let last = follow.map(|event| event.expect("event").sequence).last();
     assert_eq!(last, Some(7));
@@ -116,7 +116,7 @@ fn silent_primary(path: &Path, is_alive: bool) -> JoinHandle<()> {
                 }
                 if is_alive && asked == 3 {
                     let done = Reply::Done("reloaded".to_string());
-                    first.write_all(&frame::encode(&done.encode())).expect("answer");
+                    first.write_all(&frame::encode_frame(&done.encode())).expect("answer");
                     return;
                 }
             }
@@ -129,12 +129,13 @@ fn silent_primary(path: &Path, is_alive: bool) -> JoinHandle<()> {
 
 /// A client that gives up soon: the timeout is many intervals.
 fn impatient(path: &Path) -> Client {
-    let pace = Pace { interval: Duration::from_millis(20), timeout: Duration::from_millis(600) };
+    let pace =
+        ProbeInterval { interval: Duration::from_millis(20), timeout: Duration::from_millis(600) };
     Client { pace, ..Client::connect(path).expect("connect") }
 }
 
 #[test]
-fn a_reload_by_a_primary_that_answers_nobody_is_given_up() {
+fn a_reload_fails_if_the_primary_answers_no_probe() {
     let dir = tempfile::tempdir().expect("dir");
     let path = dir.path().join("s");
     let thread = silent_primary(&path, false);
@@ -145,7 +146,7 @@ fn a_reload_by_a_primary_that_answers_nobody_is_given_up() {
 }
 
 #[test]
-fn a_reload_by_a_primary_that_answers_others_is_waited_for() {
+fn a_reload_is_waited_for_while_the_primary_answers_probes() {
     let dir = tempfile::tempdir().expect("dir");
     let path = dir.path().join("s");
     let thread = silent_primary(&path, true);

@@ -7,7 +7,7 @@ fn decoded(text: &str) -> Result<Request, String> {
 }
 
 #[test]
-fn every_request_is_read_as_the_page_has_it() {
+fn documented_requests_are_decoded() {
     for (text, request) in [
         (r#"{"verb":"status"}"#, Request::Status {}),
         (r#"{"verb":"reload"}"#, Request::Reload { wait: true }),
@@ -26,7 +26,7 @@ fn every_request_is_read_as_the_page_has_it() {
 }
 
 #[test]
-fn what_is_wrong_is_named() {
+fn invalid_requests_are_refused_with_a_reason() {
     for (text, error) in [
         ("", "the request is not JSON"),
         ("status", "the request is not JSON"),
@@ -71,7 +71,7 @@ fn replies_are_read_back() {
 
 proptest! {
     #[test]
-    fn arbitrary_bytes_are_refused_with_words(bytes: Vec<u8>) {
+    fn arbitrary_bytes_are_refused_with_a_reason(bytes: Vec<u8>) {
         prop_assert!(Request::decode(&bytes).is_err_and(|why| !why.is_empty()));
         prop_assert!(Reply::decode(&bytes).is_err());
     }

@@ -5,13 +5,13 @@ use std::os::unix::net::UnixStream;
 use log::Level;
 
 use super::*;
-use crate::control::client_connection::IDLE;
-use crate::control::frame::{self, REQUEST_MAX};
+use crate::control::client_connection::IDLE_CLIENT_TIMEOUT;
+use crate::control::frame::{self, MAX_REQUEST_BYTES};
 
 /// A server that is turned by hand, at a time that we choose.
 struct World {
-    server: Server,
-    ledger: Ledger,
+    server: ControlServer,
+    history: EventHistory,
     now: Instant,
     dir: tempfile::TempDir,
 }
@@ -19,8 +19,8 @@ struct World {
 impl World {
     fn new() -> World {
         let dir = tempfile::tempdir().expect("dir");
-        let server = Server::bind(&dir.path().join("s")).expect("bind");
-        World { server, ledger: Ledger::default(), now: Instant::now(), dir }
+        let server = ControlServer::bind(&dir.path().join("s")).expect("bind");
+        World { server, history: EventHistory::default(), now: Instant::now(), dir }
     }
 
     fn connect(&mut self) -> UnixStream {
@@ -36,10 +36,10 @@ impl World {
         client
     }
 
-    fn turn(&mut self) -> Vec<Asked> {
-        self.server.settle(&self.ledger, self.now);
+    fn turn(&mut self) -> Vec<ReceivedRequest> {
+        self.server.send_events_and_close_idle(&self.history, self.now);
         let ready = self.server.poll_ready(Duration::ZERO);
-        self.server.attend(&ready, self.now)
+        self.server.read_requests(&ready, self.now)
     }
 
     /// Sends a request and has the server read it.
@@ -57,13 +57,13 @@ impl World {
 
     fn happen(&mut self, times: usize) {
         for _ in 0..times {
-            self.ledger.append(Level::Info, "x".repeat(1000));
+            self.history.append(Level::Info, "x".repeat(1000));
         }
     }
 }
 
 fn send(client: &mut UnixStream, request: &str) {
-    client.write_all(&frame::encode(request.as_bytes())).expect("send");
+    client.write_all(&frame::encode_frame(request.as_bytes())).expect("send");
 }
 
 /// The next reply; empty at the end.
@@ -92,13 +92,13 @@ fn several_requests_in_sequence_are_answered_in_sequence() {
     assert_eq!(hear(&mut client), r#"{"message":"done","ok":true}"#);
     let asked = world.turn();
     assert_eq!(asked[0].request, Request::Status {});
-    let me = format!("control uid={} pid={}", own_uid(), std::process::id());
+    let me = format!("control uid={} pid={}", effective_uid(), std::process::id());
     assert_eq!(asked[0].who, me);
     assert!(!world.server.reply(second, &Reply::Done(String::new()), world.now), "answered once");
 }
 
 #[test]
-fn what_is_wrong_is_told_and_the_connection_goes_on() {
+fn an_invalid_request_is_refused_and_the_connection_stays_open() {
     let mut world = World::new();
     let mut client = world.guest();
     for (request, word) in
@@ -115,7 +115,7 @@ fn what_is_wrong_is_told_and_the_connection_goes_on() {
 fn a_request_that_is_too_long_ends_the_connection() {
     let mut world = World::new();
     let mut client = world.guest();
-    client.write_all(&(REQUEST_MAX as u32 + 1).to_be_bytes()).expect("send");
+    client.write_all(&(MAX_REQUEST_BYTES as u32 + 1).to_be_bytes()).expect("send");
     assert!(world.turn().is_empty());
     assert!(hear(&mut client).contains("65537 bytes is too long: send 65536 at most"));
     assert_eq!(hear(&mut client), "");
@@ -123,33 +123,33 @@ fn a_request_that_is_too_long_ends_the_connection() {
 }
 
 #[test]
-fn who_asks_nothing_for_five_seconds_is_sent_away_and_who_waits_is_not() {
+fn a_client_idle_for_five_seconds_is_closed_but_not_one_that_waits() {
     let mut world = World::new();
     let (mut silent, mut slow, mut waits) = (world.guest(), world.guest(), world.guest());
     let ticket = world.ask(&mut waits, RELOAD);
-    assert_eq!(world.server.deadline(), Some(world.now + IDLE));
+    assert_eq!(world.server.next_deadline(), Some(world.now + IDLE_CLIENT_TIMEOUT));
     for byte in [0, 0, 0, 9, b'{'] {
         slow.write_all(&[byte]).expect("send");
-        world.now += IDLE / 5;
+        world.now += IDLE_CLIENT_TIMEOUT / 5;
         world.turn();
     }
     assert_eq!(hear(&mut silent), r#"{"error":"nothing was asked for 5 s","ok":false}"#);
     assert!(hear(&mut slow).contains("nothing was asked"));
-    world.now += 1000 * IDLE;
+    world.now += 1000 * IDLE_CLIENT_TIMEOUT;
     world.turn();
     world.done(ticket);
     assert!(hear(&mut waits).contains("done"));
 }
 
 #[test]
-fn a_thousand_silent_clients_do_not_keep_a_newcomer_out() {
+fn a_thousand_idle_clients_do_not_keep_a_new_client_out() {
     let mut world = World::new();
     let mut silent = Vec::new();
     for _ in 0..1000 {
         silent.push(world.guest());
         world.now += Duration::from_millis(1);
     }
-    assert_eq!(world.server.clients.len(), CLIENTS);
+    assert_eq!(world.server.clients.len(), MAX_CLIENTS);
     let mut client = world.guest();
     let ticket = world.ask(&mut client, STATUS);
     world.done(ticket);
@@ -160,7 +160,7 @@ fn a_thousand_silent_clients_do_not_keep_a_newcomer_out() {
 #[test]
 fn a_table_full_of_waiting_clients_refuses_the_next() {
     let mut world = World::new();
-    let mut waiting: Vec<UnixStream> = (0..CLIENTS).map(|_| world.guest()).collect();
+    let mut waiting: Vec<UnixStream> = (0..MAX_CLIENTS).map(|_| world.guest()).collect();
     for client in &mut waiting {
         world.ask(client, RELOAD);
     }
@@ -173,7 +173,7 @@ fn a_table_full_of_waiting_clients_refuses_the_next() {
 }
 
 #[test]
-fn a_reply_that_nobody_reads_is_given_up() {
+fn a_client_that_does_not_read_its_reply_is_closed() {
     let mut world = World::new();
     let mut client = world.guest();
     let ticket = world.ask(&mut client, STATUS);
@@ -181,13 +181,13 @@ fn a_reply_that_nobody_reads_is_given_up() {
     let now = world.now;
     assert!(world.server.reply(ticket, &long, now));
     assert_eq!(world.turn().len(), 0);
-    world.now += IDLE;
+    world.now += IDLE_CLIENT_TIMEOUT;
     world.turn();
     assert!(world.server.clients.is_empty());
 }
 
 #[test]
-fn who_does_not_want_to_wait_hears_that_it_has_begun_unless_it_is_known_already() {
+fn a_reload_without_waiting_is_answered_when_it_has_begun() {
     let mut world = World::new();
     let mut client = world.guest();
     let ticket = world.ask(&mut client, r#"{"verb":"reload","wait":false}"#);
@@ -200,12 +200,12 @@ fn who_does_not_want_to_wait_hears_that_it_has_begun_unless_it_is_known_already(
 }
 
 #[test]
-fn who_stops_us_sees_the_end_and_the_file_is_gone_by_then() {
+fn a_client_that_stops_the_primary_sees_its_end_after_the_socket_file_is_removed() {
     let mut world = World::new();
     let mut client = world.guest();
     let ticket = world.ask(&mut client, r#"{"verb":"stop"}"#);
     world.done(ticket);
-    world.now += 1000 * IDLE;
+    world.now += 1000 * IDLE_CLIENT_TIMEOUT;
     world.turn();
     assert!(hear(&mut client).contains("done"));
     let path = world.server.path().expect("path").to_path_buf();
@@ -215,14 +215,14 @@ fn who_stops_us_sees_the_end_and_the_file_is_gone_by_then() {
 }
 
 #[test]
-fn events_are_those_that_are_kept_after_a_number() {
+fn events_after_a_number_are_returned() {
     let mut world = World::new();
     world.happen(500);
     let mut client = world.guest();
     for since in [0, 490, 500, u64::MAX] {
         let now = world.now;
         let ticket = world.ask(&mut client, &format!(r#"{{"verb":"events","since":{since}}}"#));
-        world.server.stream(ticket, false, since, &world.ledger, now);
+        world.server.stream_events(ticket, false, since, &world.history, now);
         let mut heard = 0;
         loop {
             world.turn();
@@ -237,13 +237,13 @@ fn events_are_those_that_are_kept_after_a_number() {
 }
 
 #[test]
-fn followers_get_the_news_and_there_are_eight_of_them() {
+fn at_most_eight_clients_follow_the_events() {
     let mut world = World::new();
-    let mut followers: Vec<UnixStream> = (0..FOLLOWERS + 1).map(|_| world.guest()).collect();
+    let mut followers: Vec<UnixStream> = (0..MAX_FOLLOWERS + 1).map(|_| world.guest()).collect();
     for client in &mut followers {
         let ticket = world.ask(client, r#"{"verb":"events","follow":true}"#);
         let now = world.now;
-        world.server.stream(ticket, true, 0, &world.ledger, now);
+        world.server.stream_events(ticket, true, 0, &world.history, now);
     }
     assert!(followers.pop().is_some_and(|mut ninth| hear(&mut ninth).contains("8 clients follow")));
     world.happen(1);
@@ -254,39 +254,42 @@ fn followers_get_the_news_and_there_are_eight_of_them() {
 }
 
 #[test]
-fn a_follower_that_does_not_read_is_dropped_and_costs_little_until_then() {
+fn a_follower_that_does_not_read_is_closed_with_bounded_memory() {
     let mut world = World::new();
     let mut client = world.guest();
     let ticket = world.ask(&mut client, r#"{"verb":"events","follow":true}"#);
     let now = world.now;
-    world.server.stream(ticket, true, 0, &world.ledger, now);
+    world.server.stream_events(ticket, true, 0, &world.history, now);
     world.happen(900);
     world.turn();
-    let unsent: usize = world.server.clients.values().map(Connection::unsent).sum();
-    assert!(unsent > 0 && unsent < EVENTS_AHEAD + 2000, "{unsent}");
+    let unsent: usize = world.server.clients.values().map(ClientConnection::unsent).sum();
+    assert!(unsent > 0 && unsent < MAX_UNSENT_EVENT_BYTES + 2000, "{unsent}");
     world.happen(900);
     world.turn();
     assert!(world.server.clients.is_empty());
 }
 
 #[test]
-fn the_socket_is_for_its_owner_and_in_a_place_of_its_own() {
+fn the_socket_has_mode_0600_and_is_not_in_a_world_writable_directory() {
     let world = World::new();
     let path = world.server.path().expect("path");
     assert_eq!(std::fs::metadata(path).expect("file").mode() & 0o777, 0o600);
-    let error = Server::bind(path).expect_err("taken");
+    let error = ControlServer::bind(path).expect_err("taken");
     assert_eq!(error.exit_status(), crate::error::exit::UNAVAILABLE);
     let text = format!("cannot bind control socket {}: address already in use", path.display());
     assert!(error.to_string().starts_with(&text), "{error}");
     let open = world.dir.path().join("open");
     std::fs::create_dir(&open).expect("dir");
     std::fs::set_permissions(&open, PermissionsExt::from_mode(0o777)).expect("mode");
-    assert!(Server::bind(&open.join("s")).is_err());
-    assert!(Server::bind(&open.join("none/s")).is_err());
+    assert!(ControlServer::bind(&open.join("s")).is_err());
+    assert!(ControlServer::bind(&open.join("none/s")).is_err());
 }
 
 #[test]
-fn root_and_the_own_user_may_ask() {
-    assert_eq!((may_ask(0, 7), may_ask(7, 7)), (Ok(()), Ok(())));
-    assert_eq!(may_ask(8, 7), Err("uid 8 may not ask: only root and uid 7 may".to_string()));
+fn only_root_and_the_own_user_may_send_requests() {
+    assert_eq!((check_client_user(0, 7), check_client_user(7, 7)), (Ok(()), Ok(())));
+    assert_eq!(
+        check_client_user(8, 7),
+        Err("uid 8 may not ask: only root and uid 7 may".to_string())
+    );
 }
