@@ -1,4 +1,6 @@
-//! argv to a verb and its flags: syntax only. The flags of a configuration come from the key table.
+//! Command line: defines verbs and flags for clap, and parses arguments into a [`Verb`].
+//!
+//! The configuration flags come from the key table.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -16,53 +18,54 @@ use crate::settings::FlagValues;
 use crate::settings::key::Key;
 use crate::settings::key_table::KEYS;
 
-/// What the binary is asked to do.
+/// A verb of the command with its arguments.
 #[derive(Debug)]
 pub(crate) enum Verb {
     /// Run the server.
     Serve(FlagValues),
-    /// Check the configuration and print it.
+    /// Validate the configuration and print it.
     Check {
-        /// The same flags as those of `serve`.
+        /// The same flags as for `serve`.
         flags: FlagValues,
-        /// For programs instead of people.
+        /// Print JSON instead of a table.
         json: bool,
     },
-    /// Print the programs that choose the worker for a connection.
+    /// Print the kernel programs of a dispatch policy.
     DispatchProgram(FlagValues),
-    /// Ask a running primary.
+    /// Send a request to a running primary.
     Control(ControlCall),
-    /// Ask a server whether it is ready.
+    /// Check over HTTP whether a server is ready.
     Health(HealthCall),
-    /// Put load on a server.
+    /// Generate load and measure a server.
     Bench(Box<BenchCall>),
-    /// Write manual pages or completions.
+    /// Write manual pages or shell completions.
     Generate(GenerateCall),
-    /// Write the reference pages of the book.
+    /// Write the reference pages of the documentation.
     Reference(ReferenceCall),
-    /// Show what computing does to a server.
+    /// Demonstrate the effect of CPU-bound work on a server.
     Demo(DemoCall),
-    /// Measure servers side by side.
+    /// Measure several servers side by side.
     Compare(CompareCall),
 }
 
-// One line a paragraph: clap wraps them at the width of the terminal.
+// One line per paragraph: clap wraps the text at the width of the terminal.
 const VALUES_HELP: &str = "\
-DURATION is 30s, 500ms, 2m, 1h or a bare number of seconds. \
-SIZE is 16KiB, 1MiB or a bare number of bytes. BOOL is true or false.
+DURATION is 30s, 500ms, 2m, 1h or a number of seconds. \
+SIZE is 16KiB, 1MiB or a number of bytes. BOOL is true or false.
 
 Every flag is also an environment variable (--graceful-timeout: PREFORK_GRACEFUL_TIMEOUT) and, \
-but for --config, a key of the TOML file (graceful-timeout = \"30s\"). \
-Flags win over the environment, and that wins over the file. \
-PORT, WEB_CONCURRENCY and RUST_LOG are honoured below PREFORK_BIND, PREFORK_WORKERS and PREFORK_LOG.";
+except for --config, a key of the TOML file (graceful-timeout = \"30s\"). \
+Flags override the environment, and the environment overrides the file. \
+PORT, WEB_CONCURRENCY and RUST_LOG are used if PREFORK_BIND, PREFORK_WORKERS or PREFORK_LOG is not set.";
 
 const SIGNALS_HELP: &str = "\
 Signals:
-  TERM, INT   stop gracefully; a second one stops now
-  QUIT        stop now
-  HUP         reload: replace the workers one by one
-  TTIN, TTOU  one worker more, one less
-  USR2        upgrade to the binary that now stands at the same path";
+  TERM, INT   stop gracefully; a second one stops immediately
+  QUIT        stop immediately
+  HUP         reload: read the configuration again and replace the workers one by one
+  TTIN, TTOU  add or remove one worker
+  USR1        reopen the log file
+  USR2        upgrade in place to the binary now installed at the same path";
 
 const SERVE_EXAMPLES: &str = "\
 Examples:
@@ -75,20 +78,19 @@ Examples:
   prefork check -c /etc/prefork.toml
   prefork check --json --workers 4";
 
-const PROGRAM_EXAMPLES: &str = "\
+const DISPATCH_PROGRAM_EXAMPLES: &str = "\
 Examples:
   prefork dispatch-program --dispatch least-conn --workers 4
   prefork dispatch-program -c /etc/prefork.toml";
 
-/// The whole command line, as data.
-pub(crate) fn command() -> Command {
+/// Returns clap's definition of the whole command line.
+pub(crate) fn prefork_command() -> Command {
     Command::new("prefork")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("A prefork HTTP server: one primary process, and workers that share its port")
+        .about("A prefork HTTP server: a primary process and worker processes that share its listening sockets")
         .max_term_width(100)
         .subcommand_required(true)
         .arg_required_else_help(true)
-        // One line for each verb.
         .subcommand(serve_command())
         .subcommand(check_command())
         .subcommand(dispatch_program_command())
@@ -112,20 +114,20 @@ fn check_command() -> Command {
         .long("json")
         .action(ArgAction::SetTrue)
         .help_heading("General")
-        .help("Print a JSON object: key to value and source");
+        .help("Print a JSON object that maps each key to its value and source");
     with_config_flags(Command::new("check"))
-        .about("Check the configuration and print every value with its source")
+        .about("Validate the configuration and print every value with its source")
         .arg(json)
         .after_help(format!("{VALUES_HELP}\n\n{CHECK_EXAMPLES}"))
 }
 
 fn dispatch_program_command() -> Command {
     with_config_flags(Command::new("dispatch-program"))
-        .about("Print the program that would choose the worker for a connection in the kernel")
-        .after_help(format!("{VALUES_HELP}\n\n{PROGRAM_EXAMPLES}"))
+        .about("Print the kernel programs that a dispatch policy uses to choose the worker for a connection")
+        .after_help(format!("{VALUES_HELP}\n\n{DISPATCH_PROGRAM_EXAMPLES}"))
 }
 
-/// Adds the flags of a configuration: those of the key table and `--config`.
+/// Adds the configuration flags: those of the key table and `--config`.
 fn with_config_flags(command: Command) -> Command {
     let config = Arg::new("config")
         .long("config")
@@ -133,7 +135,7 @@ fn with_config_flags(command: Command) -> Command {
         .value_name("FILE")
         .value_parser(value_parser!(PathBuf))
         .help_heading("General")
-        .help("Read this TOML file [default: none]");
+        .help("Read the configuration from this TOML file [default: none]");
     let help = Arg::new("help")
         .long("help")
         .short('h')
@@ -148,7 +150,7 @@ fn key_arg(key: &'static Key) -> Arg {
     let arg = Arg::new(key.name)
         .long(key.name)
         .value_name(key.value_name())
-        .help_heading(key.group)
+        .help_heading(key.heading)
         .help(format!("{} [default: {}]", key.help, default.as_deref().unwrap_or("none")))
         .action(if key.is_list() { ArgAction::Append } else { ArgAction::Set });
     let arg = match key.short {
@@ -161,26 +163,24 @@ fn key_arg(key: &'static Key) -> Arg {
     }
 }
 
-/// Reads a command line; the error knows how to print itself, be it a mistake or a call for help.
+/// Parses a command line. Requests for help or the version are errors too, with their text.
 pub(crate) fn parse_args(
     argv: impl IntoIterator<Item = impl Into<OsString> + Clone>,
 ) -> Result<Verb, clap::Error> {
-    let matches = command().try_get_matches_from(argv)?;
+    let matches = prefork_command().try_get_matches_from(argv)?;
     match matches.subcommand() {
         Some(("serve", matches)) => Ok(Verb::Serve(flag_values(matches))),
         Some(("check", matches)) => {
             Ok(Verb::Check { flags: flag_values(matches), json: matches.get_flag("json") })
         }
         Some(("dispatch-program", matches)) => Ok(Verb::DispatchProgram(flag_values(matches))),
-        Some(("bench", matches)) => bench::parse_bench(matches)
-            .map(|call| Verb::Bench(Box::new(call)))
-            .map_err(|why| command().error(clap::error::ErrorKind::ValueValidation, why)),
-        Some(("compare", matches)) => compare::parse_compare(matches)
-            .map(Verb::Compare)
-            .map_err(|why| command().error(clap::error::ErrorKind::ValueValidation, why)),
-        Some(("demo", matches)) => demo::parse_demo(matches)
-            .map(Verb::Demo)
-            .map_err(|why| command().error(clap::error::ErrorKind::ValueValidation, why)),
+        Some(("bench", matches)) => {
+            bench::parse_bench(matches).map(|call| Verb::Bench(Box::new(call))).map_err(usage_error)
+        }
+        Some(("compare", matches)) => {
+            compare::parse_compare(matches).map(Verb::Compare).map_err(usage_error)
+        }
+        Some(("demo", matches)) => demo::parse_demo(matches).map(Verb::Demo).map_err(usage_error),
         Some(("health", matches)) => {
             health::parse_health(matches).map(Verb::Health).ok_or_else(unknown_verb)
         }
@@ -195,16 +195,20 @@ pub(crate) fn parse_args(
     }
 }
 
-/// Cannot be reached while every verb of `command` has its arm above.
+fn usage_error(reason: String) -> clap::Error {
+    prefork_command().error(clap::error::ErrorKind::ValueValidation, reason)
+}
+
+/// Returns the error for a verb that [`parse_args`] does not handle. Unreachable: clap rejects unknown verbs.
 fn unknown_verb() -> clap::Error {
-    command().error(clap::error::ErrorKind::InvalidSubcommand, "unknown verb")
+    prefork_command().error(clap::error::ErrorKind::InvalidSubcommand, "unknown verb")
 }
 
 fn flag_values(matches: &ArgMatches) -> FlagValues {
-    let said = |key: &Key| Some(matches.get_many::<String>(key.name)?.cloned().collect());
+    let values = |key: &Key| Some(matches.get_many::<String>(key.name)?.cloned().collect());
     FlagValues {
         config: matches.get_one::<PathBuf>("config").cloned(),
-        values: KEYS.iter().filter_map(|key| Some((key.name, said(key)?))).collect(),
+        values: KEYS.iter().filter_map(|key| Some((key.name, values(key)?))).collect(),
     }
 }
 
@@ -221,36 +225,36 @@ mod tests {
     }
 
     #[test]
-    fn clap_finds_no_fault() {
-        command().debug_assert();
+    fn clap_accepts_the_command_definition() {
+        prefork_command().debug_assert();
     }
 
     #[test]
-    fn flags_are_the_key_table() {
-        let settings =
+    fn serve_check_and_dispatch_program_have_a_flag_for_each_key() {
+        let has_config_flags =
             |verb: &&Command| ["serve", "check", "dispatch-program"].contains(&verb.get_name());
-        for verb in command().get_subcommands().filter(settings) {
+        for verb in prefork_command().get_subcommands().filter(has_config_flags) {
             let keys = KEYS.iter().map(|key| key.name);
-            let mut wanted: Vec<&str> = keys.chain(["config", "help"]).collect();
+            let mut expected: Vec<&str> = keys.chain(["config", "help"]).collect();
             if verb.get_name() == "check" {
-                wanted.push("json");
+                expected.push("json");
             }
             let mut flags: Vec<&str> = verb.get_arguments().filter_map(Arg::get_long).collect();
             flags.sort_unstable();
-            wanted.sort_unstable();
-            assert_eq!(flags, wanted, "{}", verb.get_name());
+            expected.sort_unstable();
+            assert_eq!(flags, expected, "{}", verb.get_name());
         }
     }
 
     #[test]
-    fn flags_keep_their_text() {
+    fn flag_values_are_kept_as_text() {
         let flags =
             serve_flags("prefork serve -b :1 --bind :2 -w 4 --http2=false --faults -c a.toml");
         assert_eq!(flags.config, Some("a.toml".into()));
-        let said: Vec<_> = flags.values.iter().map(|(k, v)| (*k, v.join(" "))).collect();
+        let values: Vec<_> = flags.values.iter().map(|(k, v)| (*k, v.join(" "))).collect();
         let text = |value: &str| value.to_string();
         assert_eq!(
-            said,
+            values,
             [
                 ("bind", text(":1 :2")),
                 ("faults", text("true")),
@@ -262,13 +266,13 @@ mod tests {
     }
 
     #[test]
-    fn a_switch_does_not_swallow_the_next_word() {
+    fn boolean_flags_take_a_value_only_after_an_equals_sign() {
         let error = parse_args("prefork serve --http2 false".split(' ')).expect_err("stray word");
         assert_eq!(error.kind(), ErrorKind::UnknownArgument);
     }
 
     #[test]
-    fn mistakes_are_told_from_calls_for_help() {
+    fn usage_errors_differ_from_requests_for_help() {
         for (line, kind) in [
             ("prefork", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),
             ("prefork --help", ErrorKind::DisplayHelp),
@@ -284,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn help_names_defaults_and_headings() {
+    fn serve_help_has_headings_defaults_signals_and_examples() {
         let help = serve_command().render_long_help().to_string();
         for text in [
             "Listening:",

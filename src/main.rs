@@ -1,4 +1,4 @@
-//! The `prefork` command: reads the arguments, runs one verb and exits with its status.
+//! The `prefork` command: parses the arguments, runs one verb and exits with its status.
 
 mod app;
 mod args;

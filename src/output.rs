@@ -1,4 +1,4 @@
-//! Output of the command: answers on standard output, errors on standard error.
+//! Output of the command: results on standard output, errors on standard error.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -8,7 +8,7 @@ use tokio_prefork::log_output;
 use tokio_prefork::text::Printable;
 use tokio_prefork::{Error, Result, exit};
 
-/// Prints a message of clap. Only requested help and `--version` exit with status 0.
+/// Prints the help, version or usage error of clap and returns the exit status. Usage errors exit with 64.
 pub(crate) fn print_clap_error(error: &clap::Error) -> ExitCode {
     // A closed pipe (`| head`) is not a failure.
     if let Err(e) = error.print().and_then(|()| io::stdout().flush())
@@ -21,27 +21,27 @@ pub(crate) fn print_clap_error(error: &clap::Error) -> ExitCode {
     ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK })
 }
 
-/// Prints one line on standard error, after `prefork: `, with unprintable characters escaped.
+/// Prints one line to standard error, prefixed with `prefork: `, with unprintable characters escaped.
 pub(crate) fn print_error(text: &dyn Display) {
     log_output::write_final_line(format!("prefork: {}\n", Printable(text)).as_bytes());
 }
 
-/// Prints the answer of a verb and returns status 0.
+/// Prints the result of a verb and returns exit status 0.
 ///
 /// # Errors
 ///
-/// Standard output cannot be written, other than for a closed pipe.
-pub(crate) fn print_answer(text: &str) -> Result<ExitCode> {
-    print(text)?;
+/// Standard output cannot be written. A closed pipe (`| head`) is not an error.
+pub(crate) fn print_result(text: &str) -> Result<ExitCode> {
+    print_stdout(text)?;
     Ok(ExitCode::from(exit::OK))
 }
 
-/// Prints to standard output. Returns `false` if the reader has closed the pipe (`| head`), which is not an error.
+/// Prints to standard output. Returns `false` if the reader has closed the pipe (`| head`).
 ///
 /// # Errors
 ///
 /// Standard output cannot be written.
-pub(crate) fn print(text: &str) -> Result<bool> {
+pub(crate) fn print_stdout(text: &str) -> Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),

@@ -24,7 +24,7 @@ use hyper::{Request, Response};
 pub(crate) use compute::fib;
 use routes::Routes;
 use static_files::FileBody;
-pub(crate) use static_files::{RootDir, Settings as FileSettings};
+pub(crate) use static_files::{FileServerConfig, RootDir};
 use tokio_prefork::pool::Pool;
 use tokio_prefork::status::ClusterStatus;
 use tokio_prefork::{
@@ -33,9 +33,9 @@ use tokio_prefork::{
 
 /// What the built-in application can be told.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Options {
+pub(crate) struct AppOptions {
     /// Serve the files of this directory instead of the demonstration.
-    pub(crate) files: Option<FileSettings>,
+    pub(crate) files: Option<FileServerConfig>,
     /// Answer `/healthz` and `/readyz`.
     pub(crate) health_paths: bool,
     /// Largest request body in bytes.
@@ -86,12 +86,12 @@ macro_rules! site {
 site!(Worker, ThreadedWorker);
 
 /// Runs the built-in application. Its options are attached to the configuration.
-pub(crate) fn serve(
+pub(crate) fn serve_app(
     config: Config,
     reread: impl Fn() -> Result<Config> + 'static,
 ) -> Result<ExitCode> {
     let model = config.model;
-    let faults = config.app_settings::<Options>().is_some_and(|options| options.faults);
+    let faults = config.app_settings::<AppOptions>().is_some_and(|options| options.faults);
     let cluster = Cluster::new(config).reload_with(reread);
     match model {
         ConcurrencyModel::Threads => cluster.serve_threads(|worker| async move {

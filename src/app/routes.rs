@@ -13,7 +13,7 @@ use super::body::Repeated;
 use super::body_budget::{BodyBudget, BodyError};
 use super::compute::{Fib, Hash, LARGEST_FIB, MOST_ROUNDS, fib, hex};
 use super::static_files::StaticFiles;
-use super::{Options, Site, faults};
+use super::{AppOptions, Site, faults};
 use tokio_prefork::pool::{PoolError, PoolJob};
 
 pub(super) type Body = Either<Full<Bytes>, Repeated>;
@@ -39,7 +39,7 @@ const LARGEST_BODY: u64 = 1 << 30;
 /// The application in one worker.
 pub(super) struct Routes<W> {
     worker: W,
-    options: Options,
+    options: AppOptions,
     bodies: Arc<BodyBudget>,
     /// The files of `root`, which take the place of all paths but those of [`Routes::health`].
     pub(super) files: Option<StaticFiles>,
@@ -49,7 +49,7 @@ pub(super) struct Routes<W> {
 
 impl<W: Site> Routes<W> {
     pub(super) fn new(worker: W) -> Routes<W> {
-        let options = worker.config().app_settings::<Options>().cloned().unwrap_or_default();
+        let options = worker.config().app_settings::<AppOptions>().cloned().unwrap_or_default();
         let files = options.files.clone().map(StaticFiles::new);
         let who = Bytes::from(format!("Handled by PID {}\n", worker.pid()));
         // One body always fits.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::report_file::ReportFile;
-use crate::output::print;
+use crate::output::print_stdout;
 use crate::settings::value_syntax::parse_duration;
 use prefork_bench::load::{self as load_generator, FaultPlan, LoadPlan, LoadProgress, TargetUrl};
 use tokio_prefork::{Error, Result};
@@ -207,9 +207,9 @@ pub(crate) fn run_bench(call: BenchCall) -> Result<ExitCode> {
     let text = if call.json { report.to_json() + "\n" } else { report.to_table() };
     // The page first: standard output may be full, or its reader gone.
     if let Some(page) = page {
-        page.finish(&report.to_html())?;
+        page.write_report(&report.to_html())?;
     }
-    print(&text)?;
+    print_stdout(&text)?;
     Ok(ExitCode::from(report.exit_status()))
 }
 

@@ -1,4 +1,4 @@
-//! `prefork check`: every value and who said it.
+//! `prefork check`: validates the configuration and prints every value with its source.
 
 use std::process::ExitCode;
 
@@ -9,29 +9,30 @@ use tokio_prefork::Result;
 use tokio_prefork::log_file::LogFile;
 use tokio_prefork::text::{printable, printable_json};
 
+/// Prints the effective configuration. Fails if it is invalid or the log file cannot be written.
 pub(crate) fn run_check(flags: FlagValues, json: bool) -> Result<ExitCode> {
-    let settings = ConfigSources::of_this_process(flags).resolve()?;
+    let settings = ConfigSources::from_process(flags).resolve()?;
     for warning in &settings.warnings {
         crate::output::print_error(&format_args!("warning: {warning}"));
     }
-    let done = crate::output::print_answer(&if json {
-        object(&settings.effective_values)
+    let status = crate::output::print_result(&if json {
+        format_json(&settings.effective_values)
     } else {
-        table(&settings.effective_values)
+        format_table(&settings.effective_values)
     })?;
     if let Some(path) = &settings.config.log_file {
         LogFile::check(path)?;
     }
-    Ok(done)
+    Ok(status)
 }
 
-/// Aligned columns; `-` where there is no value.
-fn table(effective_values: &[EffectiveValue]) -> String {
+/// Formats values as aligned columns; `-` if there is no value.
+fn format_table(effective_values: &[EffectiveValue]) -> String {
     let mut rows = vec![["KEY".to_string(), "VALUE".to_string(), "SOURCE".to_string()]];
-    rows.extend(effective_values.iter().map(|origin| {
-        let value = if origin.value.is_empty() { "-" } else { &origin.value };
-        let source = origin.source.to_string();
-        [origin.key.to_string(), printable(value).into_owned(), printable(&source).into_owned()]
+    rows.extend(effective_values.iter().map(|effective| {
+        let value = if effective.value.is_empty() { "-" } else { &effective.value };
+        let source = effective.source.to_string();
+        [effective.key.to_string(), printable(value).into_owned(), printable(&source).into_owned()]
     }));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let (keys, values) = (width(0).unwrap_or(0), width(1).unwrap_or(0));
@@ -40,12 +41,12 @@ fn table(effective_values: &[EffectiveValue]) -> String {
         .collect()
 }
 
-/// Key to value and source; `null` where there is no value.
-fn object(effective_values: &[EffectiveValue]) -> String {
-    let members = effective_values.iter().map(|origin| {
-        let value = Some(&origin.value).filter(|value| !value.is_empty());
-        let member = json!({ "value": value, "source": origin.source.to_string() });
-        (origin.key.to_string(), member)
+/// Formats values as a JSON object that maps each key to value and source; `null` if there is no value.
+fn format_json(effective_values: &[EffectiveValue]) -> String {
+    let members = effective_values.iter().map(|effective| {
+        let value = Some(&effective.value).filter(|value| !value.is_empty());
+        let member = json!({ "value": value, "source": effective.source.to_string() });
+        (effective.key.to_string(), member)
     });
     let json = format!("{:#}\n", Value::Object(members.collect::<Map<_, _>>()));
     printable_json(&json).into_owned()
@@ -73,9 +74,9 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_aligned_and_one_row_is_printable() {
+    fn table_is_aligned_with_one_escaped_line_per_key() {
         assert_eq!(
-            table(&effective_values()),
+            format_table(&effective_values()),
             "KEY      VALUE  SOURCE\n\
              workers  4      --workers\n\
              root     -      default\n\
@@ -84,8 +85,8 @@ mod tests {
     }
 
     #[test]
-    fn the_object_has_value_and_source() {
-        let text = object(&effective_values());
+    fn json_maps_each_key_to_value_and_source() {
+        let text = format_json(&effective_values());
         let value: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(
             value,

@@ -9,7 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::bench::show_progress;
 use super::report_file::ReportFile;
-use crate::output::print;
+use crate::output::print_stdout;
 use crate::settings::value_syntax::parse_duration;
 use prefork_bench::compare::{self, ComparePlan, ComparedServer, Workload};
 use tokio_prefork::Result;
@@ -170,9 +170,9 @@ pub(crate) fn run_compare(call: CompareCall) -> Result<ExitCode> {
     let report = report?;
     // The page first: whoever reads the table may go away in the middle of it.
     if let Some(page) = page {
-        page.finish(&report.to_html())?;
+        page.write_report(&report.to_html())?;
     }
-    print(&if call.json { report.to_json() + "\n" } else { report.to_table() })?;
+    print_stdout(&if call.json { report.to_json() + "\n" } else { report.to_table() })?;
     Ok(ExitCode::from(report.exit_status()))
 }
 

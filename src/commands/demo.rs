@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use crate::app::fib;
-use crate::output::{print, print_error};
+use crate::output::{print_error, print_stdout};
 use crate::settings::value_syntax::parse_duration;
 use prefork_bench::cpu_demo::{self, CpuDemoPlan};
 use tokio_prefork::{Error, Result, exit};
@@ -88,7 +88,7 @@ pub(crate) fn run_demo(call: DemoCall) -> Result<ExitCode> {
         return Ok(ExitCode::from(exit::OK));
     };
     let report = cpu_demo::run_cpu_demo(&plan, fib, |step| print_error(&step))?;
-    print(&if json { report.to_json() + "\n" } else { report.to_table() })?;
+    print_stdout(&if json { report.to_json() + "\n" } else { report.to_table() })?;
     Ok(ExitCode::from(report.exit_status()))
 }
 

@@ -1,5 +1,6 @@
-//! `prefork health`: whether a server is ready, asked as a balancer asks: over its port. For health checks of
-//! containers, which have no other program in them.
+//! `prefork health`: checks over HTTP whether a server is ready.
+//!
+//! Meant for health checks in containers that have no other HTTP client.
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
@@ -20,23 +21,23 @@ use tokio_prefork::{Error, Result, exit};
 use tokio_prefork::{ListenAddr, UnixAddr};
 
 const HELP: &str = "\
-ADDRESS is HOST:PORT, :PORT or unix:PATH. Without it the first address is asked that the environment and the \
-configuration file name (PREFORK_BIND, PORT, PREFORK_CONFIG).
+ADDRESS is HOST:PORT, :PORT or unix:PATH. The default is the first listening address that the environment or the \
+configuration file sets (PREFORK_BIND, PORT, PREFORK_CONFIG).
 
-Exit status: 0 it answered with a status of 200 to 299, 1 with another one, 69 nobody answered in time.
+Exit status: 0 the response has a status of 200 to 299, 1 it has another status, 69 there was no response in time.
 
 Examples:
   prefork health
   prefork health :8080 --path /readyz --timeout 1s
   HEALTHCHECK CMD [\"/prefork\", \"health\"]";
 
-/// The longest head of an answer that is waited for.
-const LONGEST_LINE: usize = 256;
+/// Maximum number of bytes to read for the status line of the response.
+const MAX_STATUS_LINE: usize = 256;
 
-/// The longest time that an answer may take, whatever is asked for: beyond it, clocks overflow.
+/// Upper bound of `--timeout`: one day. Prevents an overflow of the deadline.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Whom to ask, and for what.
+/// Arguments of `prefork health`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct HealthCall {
     address: Option<ListenAddr>,
@@ -44,20 +45,20 @@ pub(crate) struct HealthCall {
     timeout: Duration,
 }
 
-/// The words after `prefork health`.
+/// Returns the definition of the verb `health`.
 pub(crate) fn health_command() -> Command {
     let address = Arg::new("address").value_name("ADDRESS").value_parser(value_parser!(ListenAddr));
     let path = Arg::new("path").long("path").value_name("PATH").default_value("/readyz");
     let timeout = Arg::new("timeout").long("timeout").value_name("DURATION").default_value("2s");
     Command::new("health")
-        .about("Ask a server whether it is ready, for health checks of containers")
+        .about("Check over HTTP whether a server is ready, for container health checks")
         .after_help(HELP)
-        .arg(address.help("Where it listens"))
-        .arg(path.help("What is asked for"))
-        .arg(timeout.value_parser(parse_duration).help("How long an answer may take"))
+        .arg(address.help("Address of the server"))
+        .arg(path.help("Path to request"))
+        .arg(timeout.value_parser(parse_duration).help("Timeout for the response"))
 }
 
-/// Reads the words.
+/// Reads the arguments of `health`.
 pub(crate) fn parse_health(matches: &ArgMatches) -> Option<HealthCall> {
     Some(HealthCall {
         address: matches.get_one::<ListenAddr>("address").cloned(),
@@ -66,61 +67,72 @@ pub(crate) fn parse_health(matches: &ArgMatches) -> Option<HealthCall> {
     })
 }
 
+/// Sends the request. A status other than 200 to 299 is an error.
 pub(crate) fn run_health(call: HealthCall) -> Result<ExitCode> {
     let configured = || {
-        let bind = ConfigSources::of_this_process(FlagValues::default()).resolve()?.config.bind;
-        bind.into_iter().next().ok_or_else(|| Error::config("no address to ask: name one"))
+        let bind = ConfigSources::from_process(FlagValues::default()).resolve()?.config.bind;
+        bind.into_iter()
+            .next()
+            .ok_or_else(|| Error::config("no address of a server is configured: give ADDRESS"))
     };
     let address = call.address.map_or_else(configured, Ok)?;
     if call.path.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return Err(Error::config("the path has a blank in it: write it as in a URL"));
+        return Err(Error::config(
+            "--path contains white space or a control character: percent-encode it",
+        ));
     }
     let timeout = call.timeout.clamp(Duration::from_millis(1), MAX_TIMEOUT);
-    let line = ask(&address, &call.path, Instant::now() + timeout).map_err(|e| match e.kind() {
-        // A timeout of a socket option is told as `WouldBlock`.
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-            let why = format!("no answer within {}", HumanDuration(timeout));
-            Error::target(&address, io::Error::new(io::ErrorKind::TimedOut, why))
-        }
-        _ => Error::target(&address, e),
-    })?;
-    match status(&line) {
+    let line =
+        request_status_line(&address, &call.path, Instant::now() + timeout).map_err(|e| match e
+            .kind()
+        {
+            // A timeout set as a socket option is reported as `WouldBlock`.
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                let why = format!("no response within {}", HumanDuration(timeout));
+                Error::target(&address, io::Error::new(io::ErrorKind::TimedOut, why))
+            }
+            _ => Error::target(&address, e),
+        })?;
+    match parse_status(&line) {
         Some(200..=299) => Ok(ExitCode::from(exit::OK)),
-        Some(code) => Err(Error::refused(format!("not ready: {} answers {code}", call.path))),
+        Some(code) => {
+            Err(Error::refused(format!("not ready: {} returns status {code}", call.path)))
+        }
         None => Err(Error::refused(format!("{address} does not speak HTTP: {}", printable(&line)))),
     }
 }
 
-/// The first line of the answer.
-fn ask(address: &ListenAddr, path: &str, deadline: Instant) -> io::Result<String> {
+/// Sends a GET request and returns the first line of the response.
+fn request_status_line(address: &ListenAddr, path: &str, deadline: Instant) -> io::Result<String> {
     match address {
         ListenAddr::Tcp(addr) => {
-            let stream = TcpStream::connect_timeout(&reachable(*addr), left(deadline)?)?;
-            exchange(&stream, path, deadline)
+            let stream =
+                TcpStream::connect_timeout(&connectable_addr(*addr), time_remaining(deadline)?)?;
+            send_request(&stream, path, deadline)
         }
         ListenAddr::Host(host) => {
             let addrs = (host.name.as_str(), host.port).to_socket_addrs()?;
-            let mut failed = io::Error::other("the name has no address");
+            let mut last_error = io::Error::other("the host name has no address");
             for addr in addrs {
-                match TcpStream::connect_timeout(&addr, left(deadline)?) {
-                    Ok(stream) => return exchange(&stream, path, deadline),
-                    Err(e) => failed = e,
+                match TcpStream::connect_timeout(&addr, time_remaining(deadline)?) {
+                    Ok(stream) => return send_request(&stream, path, deadline),
+                    Err(e) => last_error = e,
                 }
             }
-            Err(failed)
+            Err(last_error)
         }
-        ListenAddr::Unix(unix) => exchange(&connect_unix(unix, deadline)?, path, deadline),
-        // `Fd`, and what is not known yet.
-        _ => Err(io::Error::other("a descriptor has no address: name one")),
+        ListenAddr::Unix(unix) => send_request(&connect_unix(unix, deadline)?, path, deadline),
+        // `Fd`, and variants added later.
+        _ => Err(io::Error::other("cannot connect to a file descriptor: give ADDRESS")),
     }
 }
 
-/// Connects to a Unix socket. The kernel waits while the queue of the server is full, for as long as a write may take.
+/// Connects to a Unix socket. While the server's accept queue is full, the kernel waits up to the write timeout.
 fn connect_unix(unix: &UnixAddr, deadline: Instant) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.set_write_timeout(Some(left(deadline)?))?;
+    socket.set_write_timeout(Some(time_remaining(deadline)?))?;
     let addr = match unix.abstract_name() {
-        // The kernel knows an abstract name by the NUL before it.
+        // A leading NUL byte marks an abstract name.
         Some(name) => SockAddr::unix(OsStr::from_bytes(&[b"\0", name].concat()))?,
         None => SockAddr::unix(&unix.path)?,
     };
@@ -130,34 +142,35 @@ fn connect_unix(unix: &UnixAddr, deadline: Instant) -> io::Result<Socket> {
     }
 }
 
-fn exchange<S: AsFd>(stream: &S, path: &str, deadline: Instant) -> io::Result<String>
+fn send_request<S: AsFd>(stream: &S, path: &str, deadline: Instant) -> io::Result<String>
 where
     for<'a> &'a S: Read + Write,
 {
     let (socket, mut stream) = (SockRef::from(stream), stream);
-    socket.set_write_timeout(Some(left(deadline)?))?;
+    socket.set_write_timeout(Some(time_remaining(deadline)?))?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut line = Vec::new();
-    let mut piece = [0; LONGEST_LINE];
-    while !line.contains(&b'\n') && line.len() < LONGEST_LINE {
-        socket.set_read_timeout(Some(left(deadline)?))?;
-        match stream.read(&mut piece)? {
+    let mut chunk = [0; MAX_STATUS_LINE];
+    while !line.contains(&b'\n') && line.len() < MAX_STATUS_LINE {
+        socket.set_read_timeout(Some(time_remaining(deadline)?))?;
+        match stream.read(&mut chunk)? {
             0 => break,
-            n => line.extend_from_slice(&piece[..n]),
+            n => line.extend_from_slice(&chunk[..n]),
         }
     }
     let end = line.iter().position(|byte| *byte == b'\n').unwrap_or(line.len());
     Ok(String::from_utf8_lossy(&line[..end]).trim_end().to_string())
 }
 
-fn left(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+/// Returns the time until `deadline`, or `TimedOut` if it has passed.
+fn time_remaining(deadline: Instant) -> io::Result<Duration> {
+    let remaining = deadline.saturating_duration_since(Instant::now());
+    if remaining.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(remaining) }
 }
 
-/// Where to connect to, for a server that listens on all addresses.
-fn reachable(mut addr: SocketAddr) -> SocketAddr {
+/// Replaces the unspecified address (0.0.0.0 or ::), which servers listen on, with the loopback address.
+fn connectable_addr(mut addr: SocketAddr) -> SocketAddr {
     match addr.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => addr.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(ip) if ip.is_unspecified() => addr.set_ip(Ipv6Addr::LOCALHOST.into()),
@@ -166,7 +179,8 @@ fn reachable(mut addr: SocketAddr) -> SocketAddr {
     addr
 }
 
-fn status(line: &str) -> Option<u16> {
+/// Parses the status code of an HTTP/1 status line.
+fn parse_status(line: &str) -> Option<u16> {
     let mut words = line.split(' ');
     words.next().filter(|version| version.starts_with("HTTP/1."))?;
     words.next()?.parse().ok()
@@ -177,25 +191,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_on_all_addresses_is_asked_on_this_machine() {
-        for (listens, asked) in
+    fn unspecified_address_is_replaced_with_loopback() {
+        for (bound, connectable) in
             [("0.0.0.0:80", "127.0.0.1:80"), ("[::]:80", "[::1]:80"), ("10.0.0.1:1", "10.0.0.1:1")]
         {
-            assert_eq!(reachable(listens.parse().expect("address")).to_string(), asked);
+            assert_eq!(connectable_addr(bound.parse().expect("address")).to_string(), connectable);
         }
     }
 
     #[test]
-    fn the_status_is_read_from_http_only() {
-        assert_eq!(status("HTTP/1.1 200 OK"), Some(200));
-        assert_eq!(status("HTTP/1.0 503"), Some(503));
+    fn status_is_parsed_from_http_1_only() {
+        assert_eq!(parse_status("HTTP/1.1 200 OK"), Some(200));
+        assert_eq!(parse_status("HTTP/1.0 503"), Some(503));
         for line in ["", "HTTP/1.1", "SSH-2.0-x 200", "HTTP/1.1 many"] {
-            assert_eq!(status(line), None, "{line}");
+            assert_eq!(parse_status(line), None, "{line}");
         }
     }
 
     #[test]
-    fn the_words_are_read() {
+    fn arguments_are_parsed() {
         let matches = health_command().get_matches_from(["health", ":80", "--timeout", "1s"]);
         let call = parse_health(&matches).expect("call");
         let address = Some(":80".parse().expect("address"));

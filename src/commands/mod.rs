@@ -1,4 +1,4 @@
-//! The verbs of the command, one module each: arguments, what it does, its exit status.
+//! Verbs of the command, one module each: arguments, action and exit status.
 
 pub(crate) mod bench;
 pub(crate) mod check;

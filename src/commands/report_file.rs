@@ -1,4 +1,4 @@
-//! A report in a file: the old one stays until the new one is complete.
+//! Atomic report file: the old report stays in place until the new one is complete.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -6,40 +6,40 @@ use std::path::{Path, PathBuf};
 
 use tokio_prefork::{Error, Result};
 
-/// A file that will be written at the end of a run. That it can be is known before the run.
+/// File for a report. Opened before a run, so that an unwritable path fails early, and written after it.
 #[derive(Debug)]
 pub(super) struct ReportFile {
     path: PathBuf,
     file: File,
-    /// Where a regular file is written until it takes the place of the one at `path`.
-    unfinished: Option<PathBuf>,
+    /// Temporary file that is renamed to `path` when complete; `None` for a device or FIFO.
+    temporary: Option<PathBuf>,
 }
 
 impl ReportFile {
-    /// Makes a file beside `path`, or opens what is there if it is no regular file: a device, or a FIFO.
+    /// Creates a temporary file next to `path`, or opens `path` itself if it is a device or FIFO.
     pub(super) fn create(path: &Path) -> Result<ReportFile> {
         let failed = |e: io::Error| Error::system(format!("create {}", path.display()), e);
-        // What a link leads to is replaced, not the link.
+        // Replaces the target of a symbolic link, not the link.
         let target = path.canonicalize().unwrap_or(path.to_path_buf());
         if target.metadata().is_ok_and(|meta| !meta.is_file()) {
             let file = OpenOptions::new().write(true).open(&target).map_err(failed)?;
-            return Ok(ReportFile { path: target, file, unfinished: None });
+            return Ok(ReportFile { path: target, file, temporary: None });
         }
         let name = target.file_name().ok_or_else(|| failed(io::ErrorKind::IsADirectory.into()))?;
-        let mut unfinished = std::ffi::OsString::from(".");
-        unfinished.push(name);
-        unfinished.push(format!(".{}", std::process::id()));
-        let unfinished = target.with_file_name(unfinished);
-        let file = File::create(&unfinished).map_err(failed)?;
-        Ok(ReportFile { path: target, file, unfinished: Some(unfinished) })
+        let mut temporary = std::ffi::OsString::from(".");
+        temporary.push(name);
+        temporary.push(format!(".{}", std::process::id()));
+        let temporary = target.with_file_name(temporary);
+        let file = File::create(&temporary).map_err(failed)?;
+        Ok(ReportFile { path: target, file, temporary: Some(temporary) })
     }
 
-    /// Writes all of it, and only then replaces what was there.
-    pub(super) fn finish(mut self, text: &str) -> Result<()> {
+    /// Writes the report, then replaces the old file.
+    pub(super) fn write_report(mut self, text: &str) -> Result<()> {
         let mut write = || -> io::Result<()> {
             self.file.write_all(text.as_bytes())?;
-            match &self.unfinished {
-                Some(unfinished) => std::fs::rename(unfinished, &self.path),
+            match &self.temporary {
+                Some(temporary) => std::fs::rename(temporary, &self.path),
                 None => Ok(()),
             }
         };
@@ -49,9 +49,9 @@ impl ReportFile {
 
 impl Drop for ReportFile {
     fn drop(&mut self) {
-        if let Some(unfinished) = &self.unfinished {
-            // After a rename there is nothing to remove.
-            let _ = std::fs::remove_file(unfinished);
+        if let Some(temporary) = &self.temporary {
+            // Fails after a successful rename: the temporary file no longer exists.
+            let _ = std::fs::remove_file(temporary);
         }
     }
 }
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_old_report_stays_until_the_new_one_is_complete() {
+    fn old_report_stays_until_the_new_one_is_complete() {
         let dir = tempfile::tempdir().expect("directory");
         let (path, link) = (dir.path().join("report.html"), dir.path().join("link"));
         std::fs::write(&path, "old").expect("write");
@@ -71,17 +71,18 @@ mod tests {
         assert_eq!(read(), "old");
         let new = ReportFile::create(&link).expect("created");
         assert_eq!(read(), "old");
-        new.finish("new").expect("written");
+        new.write_report("new").expect("written");
         assert_eq!(read(), "new");
         assert!(link.is_symlink());
         assert_eq!(std::fs::read_dir(dir.path()).expect("directory").count(), 2);
     }
 
     #[test]
-    fn a_device_is_written_and_errors_are_told() {
-        ReportFile::create(Path::new("/dev/null")).expect("null").finish("x").expect("written");
+    fn devices_are_written_directly_and_write_errors_are_reported() {
+        let null = ReportFile::create(Path::new("/dev/null")).expect("null");
+        null.write_report("x").expect("written");
         let full = ReportFile::create(Path::new("/dev/full")).expect("full");
-        let why = full.finish("x").expect_err("no room").to_string();
+        let why = full.write_report("x").expect_err("no room").to_string();
         assert!(why.contains("cannot write /dev/full: No space left"), "{why}");
         assert!(ReportFile::create(Path::new("/no/such/directory/a.html")).is_err());
         assert!(ReportFile::create(Path::new("/")).is_err());

@@ -1,4 +1,4 @@
-//! `prefork serve`.
+//! `prefork serve`: runs the built-in application.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -9,77 +9,78 @@ use hyper::http::HeaderValue;
 
 use socket2::SockRef;
 
-use crate::app::{self, FileSettings, Options, RootDir};
+use crate::app::{self, AppOptions, FileServerConfig, RootDir};
 use crate::logging;
 use crate::settings::{AppSettings, ConfigSources, FlagValues, Settings};
 use tokio_prefork::{Config, ListenAddr};
 use tokio_prefork::{Error, Result};
 
-/// What is logged once where [`exposes_demo`].
+/// Logged once if [`is_demo_exposed`].
 const DEMO_WARNING: &str = "\
-the demonstration is reachable from other machines: /cluster tells about every process, and /fib, /hash, /bytes, /echo and \
-/sleep let anybody use up CPU, bandwidth and connections; give --demo=false to serve only /healthz and /readyz, --root DIR \
+the demonstration paths are reachable from other machines: /cluster describes every process, and /fib, /hash, /bytes, /echo \
+and /sleep let anyone use CPU, bandwidth and connections; give --demo=false to serve only /healthz and /readyz, --root DIR \
 to serve files, or --bind 127.0.0.1:PORT";
 
+/// Runs the server until a signal or a control request stops it, and returns its exit status.
 pub(crate) fn run_serve(flags: FlagValues) -> Result<ExitCode> {
-    let inputs = ConfigSources::of_this_process(flags);
-    let settings = inputs.resolve()?;
+    let sources = ConfigSources::from_process(flags);
+    let settings = sources.resolve()?;
     tokio_prefork::close_inherited_fds(&settings.config)?;
     logging::init_logger(&settings.log);
-    logging::panic_hook::install();
+    logging::install_panic_hook();
     for warning in &settings.warnings {
         log::warn!("{warning}");
     }
     if settings.config.user.is_none() && nix::unistd::geteuid().is_root() {
-        log::debug!("the workers run as root: give --user to let them drop their privileges");
+        log::debug!("the workers run as root: give --user to drop their privileges");
     }
     if settings.app.faults {
-        log::warn!("--faults is on: anybody who reaches the port can crash or hang a worker");
+        log::warn!("--faults is set: any client can crash or hang a worker");
     }
-    let warned = Cell::new(false);
-    let warn = move |settings: &Settings| {
-        if !warned.replace(exposes_demo(settings)) && warned.get() {
+    let was_exposed = Cell::new(false);
+    let warn_if_demo_exposed = move |settings: &Settings| {
+        if !was_exposed.replace(is_demo_exposed(settings)) && was_exposed.get() {
             log::warn!("{DEMO_WARNING}");
         }
     };
-    warn(&settings);
-    app::serve(configure(settings)?, move || {
-        let settings = inputs.resolve()?;
+    warn_if_demo_exposed(&settings);
+    app::serve_app(build_config(settings)?, move || {
+        let settings = sources.resolve()?;
         for warning in &settings.warnings {
             log::warn!("{warning}");
         }
-        warn(&settings);
-        configure(settings)
+        warn_if_demo_exposed(&settings);
+        build_config(settings)
     })
 }
 
-/// The cluster's configuration with the application's options attached, so that a reload changes both.
+/// Builds the cluster's configuration with the application's options attached, so that a reload changes both.
 ///
-/// The root is opened here, so that all workers of a generation serve the directory that a symbolic link led to when the
-/// configuration was read.
-fn configure(settings: Settings) -> Result<Config> {
+/// Opens the root directory here, so that all workers of a generation serve the same directory even if its path is a
+/// symbolic link that changes later.
+fn build_config(settings: Settings) -> Result<Config> {
     let app = settings.app;
-    let options = Options {
+    let options = AppOptions {
         health_paths: app.health_paths,
         max_body_size: app.max_body_size,
         max_buffered_bodies: app.max_buffered_bodies,
         faults: app.faults,
         demo: app.demo,
-        files: app.root.as_deref().map(|root| file_settings(root, &app)).transpose()?,
+        files: app.root.as_deref().map(|root| file_server_config(root, &app)).transpose()?,
     };
     settings.config.into_builder().titles(true).app_settings(options).build()
 }
 
-fn file_settings(root: &Path, app: &AppSettings) -> Result<FileSettings> {
-    let opened = RootDir::open(root, app.follow_symlinks).map_err(|e| {
+fn file_server_config(root: &Path, app: &AppSettings) -> Result<FileServerConfig> {
+    let root_dir = RootDir::open(root, app.follow_symlinks).map_err(|e| {
         Error::config(format!(
             "root = {} cannot be opened: {e}; give a directory that exists",
             root.display()
         ))
     })?;
     let cache_control = app.cache_control.as_deref().map(HeaderValue::from_str).transpose();
-    Ok(FileSettings {
-        root: Arc::new(opened),
+    Ok(FileServerConfig {
+        root: Arc::new(root_dir),
         fallback: app.fallback.clone(),
         error_page_404: app.error_page_404.clone(),
         cache_control: cache_control
@@ -88,20 +89,20 @@ fn file_settings(root: &Path, app: &AppSettings) -> Result<FileSettings> {
     })
 }
 
-/// Whether other machines can reach the paths of the demonstration.
-fn exposes_demo(settings: &Settings) -> bool {
+/// Returns whether other machines can reach the demonstration paths.
+fn is_demo_exposed(settings: &Settings) -> bool {
     let is_remote = |addr: &ListenAddr| match addr {
         ListenAddr::Tcp(addr) => !addr.ip().to_canonical().is_loopback(),
         ListenAddr::Unix(_) => false,
-        // What is no IP socket is no way in from outside.
+        // A descriptor that is not an IP socket cannot be reached from other machines.
         ListenAddr::Fd(number) => prefork_os::fd::duplicate_fd(*number)
             .ok()
             .and_then(|socket| SockRef::from(&socket).local_addr().ok()?.as_socket())
             .is_some_and(|addr| !addr.ip().to_canonical().is_loopback()),
-        // A name may be that of any address.
+        // A host name may resolve to any address.
         ListenAddr::Host(host) => host.name != "localhost",
         _ => true,
     };
-    let is_there = settings.app.demo && settings.app.root.is_none();
-    is_there && settings.config.bind.iter().any(is_remote)
+    let is_demo_served = settings.app.demo && settings.app.root.is_none();
+    is_demo_served && settings.config.bind.iter().any(is_remote)
 }

@@ -1,6 +1,6 @@
-//! The log of the binary: one record, one line, on standard error, without waiting for its reader.
+//! Logger of the command: writes one line per record to standard error without blocking on its reader.
 
-pub(crate) mod panic_hook;
+mod panic_hook;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -10,50 +10,51 @@ use log::Level;
 use nix::sys::stat::fstat;
 
 use crate::commands::control::status_table::format_utc;
+pub(crate) use panic_hook::install_panic_hook;
 use tokio_prefork::log_output::{self, LogOutput};
 use tokio_prefork::text::Printable;
 
-/// Installs the logger; `filter` was checked with the rest of the configuration.
+/// Installs the logger. `filter` must be a valid filter: it is checked with the configuration.
 pub(crate) fn init_logger(filter: &str) {
     let mut builder = env_logger::Builder::new();
     builder.parse_filters(filter).target(env_logger::Target::Pipe(Box::new(LogOutput)));
     let is_journal = is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref(), stderr_identity());
-    let format = if is_journal { journal_warning } else { plain_warning };
+    let format = if is_journal { format_journal_warning } else { format_plain_warning };
     log_output::init_log_output(Some(format));
     if is_journal {
-        builder.format(|out, record| journal_line(out, record.level(), record.args()));
+        builder.format(|out, record| write_journal_line(out, record.level(), record.args()));
     } else {
         builder.format(|out, record| {
             let now = out.timestamp_millis();
-            plain_line(out, &now, record.level(), record.args())
+            write_plain_line(out, &now, record.level(), record.args())
         });
     }
-    // Only fails if there is a logger already, and then that one was wanted.
+    // Fails only if a logger is already installed, which is then kept.
     let _ = builder.try_init();
 }
 
-fn journal_warning(text: &str) -> Vec<u8> {
-    line_of(|out| journal_line(out, Level::Warn, &text))
+fn format_journal_warning(text: &str) -> Vec<u8> {
+    render_line(|out| write_journal_line(out, Level::Warn, &text))
 }
 
-fn plain_warning(text: &str) -> Vec<u8> {
-    line_of(|out| plain_line(out, &now(), Level::Warn, &text))
+fn format_plain_warning(text: &str) -> Vec<u8> {
+    render_line(|out| write_plain_line(out, &utc_timestamp(), Level::Warn, &text))
 }
 
-fn now() -> String {
+fn utc_timestamp() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     format_utc(since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)))
 }
 
-fn line_of(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Vec<u8> {
+fn render_line(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Vec<u8> {
     let mut line = Vec::new();
     // Writing to memory cannot fail.
     let _ = write(&mut line);
     line
 }
 
-/// For a reader of plain text, who wants to know when.
-fn plain_line(
+/// Writes a line with time stamp and level, for plain text output.
+fn write_plain_line(
     out: &mut dyn Write,
     now: &dyn fmt::Display,
     level: Level,
@@ -62,8 +63,12 @@ fn plain_line(
     writeln!(out, "{now} {level:<5} {}", Printable(text))
 }
 
-/// For journald, which knows when and wants to know how bad (see sd-daemon(3)).
-fn journal_line(out: &mut dyn Write, level: Level, text: &dyn fmt::Display) -> io::Result<()> {
+/// Writes a line with a priority prefix for journald, which adds the time itself; see sd-daemon(3).
+fn write_journal_line(
+    out: &mut dyn Write,
+    level: Level,
+    text: &dyn fmt::Display,
+) -> io::Result<()> {
     let priority = match level {
         Level::Error => 3,
         Level::Warn => 4,
@@ -73,8 +78,9 @@ fn journal_line(out: &mut dyn Write, level: Level, text: &dyn fmt::Display) -> i
     writeln!(out, "<{priority}>{}", Printable(text))
 }
 
-/// Whether stderr is the stream that systemd announced as `DEVICE:INODE`: the variable alone is
-/// inherited by processes whose stderr went elsewhere.
+/// Returns whether stderr is the stream that systemd announced as `DEVICE:INODE` in `JOURNAL_STREAM`.
+///
+/// The variable alone is not enough: processes whose stderr was redirected inherit it too.
 fn is_journal(announced: Option<&str>, stderr: Option<(u64, u64)>) -> bool {
     let parse = |text: &str| {
         let (device, inode) = text.split_once(':')?;
@@ -92,11 +98,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_have_a_time_or_a_priority() {
+    fn plain_lines_have_a_time_and_journal_lines_a_priority() {
         let mut out = Vec::new();
-        plain_line(&mut out, &"2026-11-22T10:00:00.123Z", Level::Info, &"a\nb").expect("write");
+        write_plain_line(&mut out, &"2026-11-22T10:00:00.123Z", Level::Info, &"a\nb")
+            .expect("write");
         for level in Level::iter() {
-            journal_line(&mut out, level, &"text").expect("write");
+            write_journal_line(&mut out, level, &"text").expect("write");
         }
         assert_eq!(
             String::from_utf8(out).expect("UTF-8"),
@@ -105,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_is_recognised_by_device_and_inode() {
+    fn journal_is_recognised_by_device_and_inode() {
         assert!(is_journal(Some("9:12345"), Some((9, 12345))));
         for (announced, stderr) in [
             (Some("9:12345"), Some((9, 1))),

@@ -1,5 +1,6 @@
-//! Panics as records of the log: where, and what was said, escaped. The standard library's own hook writes the text of a
-//! panic raw, so that a request's bytes in it could forge lines of the log.
+//! Panic hook that logs location and message of a panic.
+//!
+//! The message is escaped: the standard library's hook writes it raw, so that bytes of a request could forge log lines.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::{PanicHookInfo, set_hook};
@@ -7,11 +8,11 @@ use std::thread;
 
 use tokio_prefork::text::panic_text;
 
-/// Logs every panic of this process and of those it forks, in place of the standard library's hook.
-pub(crate) fn install() {
+/// Replaces the standard library's panic hook in this process and in those it forks.
+pub(crate) fn install_panic_hook() {
     set_hook(Box::new(|info| {
-        log::error!("{}", panic_line(thread::current().name(), info));
-        // Only where RUST_BACKTRACE asks for it.
+        log::error!("{}", format_panic(thread::current().name(), info));
+        // Captured only if RUST_BACKTRACE is set.
         let trace = Backtrace::capture();
         if trace.status() == BacktraceStatus::Captured {
             trace.to_string().lines().for_each(|line| log::error!("    {line}"));
@@ -19,8 +20,8 @@ pub(crate) fn install() {
     }));
 }
 
-fn panic_line(thread: Option<&str>, info: &PanicHookInfo<'_>) -> String {
-    let at = info.location().map_or("an unknown place".to_string(), ToString::to_string);
+fn format_panic(thread: Option<&str>, info: &PanicHookInfo<'_>) -> String {
+    let at = info.location().map_or("an unknown location".to_string(), ToString::to_string);
     let thread = thread.unwrap_or("<unnamed>");
     format!("thread '{thread}' panicked at {at}: {}", panic_text(info.payload()))
 }

@@ -1,4 +1,4 @@
-//! One thing that was said: its text, how to show it in an error, and who said it.
+//! A configured value: its text, how errors quote it, and its source.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,22 +6,21 @@ use std::path::PathBuf;
 use super::key::Key;
 use tokio_prefork::Error;
 
-/// Where a value came from. Prints as `--workers`, `PREFORK_WORKERS`, `/etc/prefork.toml:12` or
-/// `default`.
+/// Where a value comes from. Displays as `--workers`, `PREFORK_WORKERS`, `/etc/prefork.toml:12` or `default`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ValueSource {
-    /// The command line: the flag's name without dashes.
+    /// The command line; holds the name of the flag without dashes.
     Flag(&'static str),
-    /// The environment: the variable's name.
+    /// The environment; holds the name of the variable.
     Env(String),
     /// The configuration file.
     File {
-        /// As the operator wrote it.
+        /// Path as the operator wrote it.
         path: PathBuf,
-        /// Counted from 1.
+        /// Line number, starting at 1.
         line: usize,
     },
-    /// Nobody said anything.
+    /// The built-in default.
     Default,
 }
 
@@ -36,23 +35,23 @@ impl fmt::Display for ValueSource {
     }
 }
 
-/// One value in text.
+/// Text of a single value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ValueText {
-    /// What is read.
+    /// Text to parse.
     pub text: String,
-    /// What an error shows: what was written, quoted where it is a string.
+    /// Text for errors: as the operator wrote it; strings are quoted.
     pub shown: String,
 }
 
 impl ValueText {
-    /// An item whose text is what was written, as a string.
+    /// Returns a string value, which errors show in quotes.
     pub(crate) fn quoted(text: &str) -> ValueText {
         ValueText { text: text.to_string(), shown: quote_for_error(text) }
     }
 }
 
-/// A string as errors show it: quoted, escaped, and cut off where it gets long.
+/// Quotes and escapes a string for an error, and truncates a long one.
 pub(crate) fn quote_for_error(text: &str) -> String {
     const MAX_QUOTED_CHARS: usize = 200;
     match text.char_indices().nth(MAX_QUOTED_CHARS) {
@@ -61,19 +60,19 @@ pub(crate) fn quote_for_error(text: &str) -> String {
     }
 }
 
-/// What was said about one key.
+/// The value or list of values that a source sets for a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ConfiguredValue {
-    /// The values; not exactly one only where `list` is set.
+    /// Values; exactly one unless `is_list` is set.
     pub items: Vec<ValueText>,
-    /// Whether it was said as a list, be it of one.
+    /// Whether it was written as a list, even of a single value.
     pub is_list: bool,
-    /// Who said it.
+    /// Where the value comes from.
     pub source: ValueSource,
 }
 
 impl ConfiguredValue {
-    /// With numbers as they were written, not in decimal: `0o660` in TOML stays octal.
+    /// Returns a copy with numbers as written instead of in decimal: `0o660` in TOML stays octal.
     pub(crate) fn as_written(&self) -> ConfiguredValue {
         let written = |item: &ValueText| match item.shown.starts_with('"') {
             true => item.clone(),
@@ -84,59 +83,59 @@ impl ConfiguredValue {
     }
 }
 
-/// What is wrong with a value: the part to show, and the words that follow it.
+/// Error in a value: the offending text and the reason, which follows it in the message.
 #[derive(Debug)]
 pub(crate) struct ValueError {
     shown: String,
-    why: String,
+    reason: String,
 }
 
 impl ConfiguredValue {
-    /// A single value.
+    /// Returns a value that is not a list.
     pub(crate) fn single(item: ValueText, source: ValueSource) -> ConfiguredValue {
         ConfiguredValue { items: vec![item], is_list: false, source }
     }
 
-    /// Whether it stands in the configuration file.
+    /// Returns whether the value comes from the configuration file.
     pub(crate) fn is_from_file(&self) -> bool {
         matches!(self.source, ValueSource::File { .. })
     }
 
-    /// Reads a key that takes one value.
+    /// Parses the value of a key that takes exactly one.
     pub(crate) fn parse_one<T>(
         &self,
-        read: fn(&str) -> Result<T, String>,
+        parse: fn(&str) -> Result<T, String>,
     ) -> Result<T, ValueError> {
         match self.items.as_slice() {
-            [item] if !self.is_list => parse_value_text(item, read),
+            [item] if !self.is_list => parse_value_text(item, parse),
             _ => Err(self.value_error("is a list: give a single value")),
         }
     }
 
-    /// Reads a key that takes at least one value.
+    /// Parses the values of a key that takes at least one.
     pub(crate) fn parse_each<T>(
         &self,
-        read: fn(&str) -> Result<T, String>,
+        parse: fn(&str) -> Result<T, String>,
     ) -> Result<Vec<T>, ValueError> {
         if self.items.is_empty() {
             return Err(self.value_error("is empty: give at least one value"));
         }
-        self.items.iter().map(|item| parse_value_text(item, read)).collect()
+        self.items.iter().map(|item| parse_value_text(item, parse)).collect()
     }
 
-    /// The error of a value that makes no sense.
+    /// Returns the configuration error for an invalid value, which names the source and the key.
     pub(crate) fn to_error(&self, key: &Key, problem: &ValueError) -> Error {
-        let ValueError { shown, why } = problem;
+        let ValueError { shown, reason } = problem;
         Error::config(match &self.source {
-            ValueSource::File { .. } => format!("{}: {} = {shown} {why}", self.source, key.name),
+            ValueSource::File { .. } => format!("{}: {} = {shown} {reason}", self.source, key.name),
             ValueSource::Flag(_) | ValueSource::Env(_) => {
-                format!("{} = {shown} {why}", self.source)
+                format!("{} = {shown} {reason}", self.source)
             }
-            ValueSource::Default => format!("{} = {shown} {why}", key.name),
+            ValueSource::Default => format!("{} = {shown} {reason}", key.name),
         })
     }
 
-    /// Names the source in an error of the later checks, which know keys but not sources.
+    /// Adds the source to an error of the final checks, which know keys but not sources.
     pub(crate) fn with_source_named(&self, key: &Key, text: &str) -> Error {
         match text.find(" is out of range") {
             Some(at) => self.to_error(key, &self.value_error(text[at..].trim_start())),
@@ -144,7 +143,7 @@ impl ConfiguredValue {
         }
     }
 
-    fn value_error(&self, why: &str) -> ValueError {
+    fn value_error(&self, reason: &str) -> ValueError {
         let shown = match self.items.as_slice() {
             [item] if !self.is_list => item.shown.clone(),
             items => {
@@ -152,15 +151,15 @@ impl ConfiguredValue {
                 format!("[{}]", shown.join(", "))
             }
         };
-        ValueError { shown, why: why.to_string() }
+        ValueError { shown, reason: reason.to_string() }
     }
 }
 
 fn parse_value_text<T>(
     item: &ValueText,
-    read: fn(&str) -> Result<T, String>,
+    parse: fn(&str) -> Result<T, String>,
 ) -> Result<T, ValueError> {
-    read(&item.text).map_err(|why| ValueError { shown: item.shown.clone(), why })
+    parse(&item.text).map_err(|reason| ValueError { shown: item.shown.clone(), reason })
 }
 
 #[cfg(test)]
@@ -168,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sources_print_as_an_operator_would_look_for_them() {
+    fn sources_are_formatted_as_flag_variable_file_line_or_default() {
         let file = ValueSource::File { path: "/etc/prefork.toml".into(), line: 12 };
         assert_eq!(file.to_string(), "/etc/prefork.toml:12");
         assert_eq!(ValueSource::Flag("workers").to_string(), "--workers");
@@ -177,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn long_and_odd_strings_are_shown_short_and_escaped() {
+    fn quoted_strings_are_escaped_and_truncated() {
         assert_eq!(quote_for_error("a\n\u{1b}"), r#""a\n\u{1b}""#);
         assert_eq!(quote_for_error(&"é".repeat(300)), format!("\"{}\"...", "é".repeat(200)));
     }

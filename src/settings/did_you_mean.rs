@@ -1,16 +1,16 @@
-//! Did you mean: the known name that is a typing error away.
+//! Suggestions for misspelt names.
 
-/// The nearest of `known` to `word`, if it is near enough to be worth a question.
+/// Returns the name of `known` that is most similar to `word`, if it is similar enough.
 pub(super) fn nearest_name<'a>(
     word: &str,
     known: impl Iterator<Item = &'a str>,
 ) -> Option<&'a str> {
     let word = word.to_lowercase();
-    // About a third of the word may be wrong, or else every short word is near to every other.
-    let farthest = ((word.chars().count() + 1) / 3).clamp(1, 3);
+    // A larger share than a third would make all short words similar.
+    let max_distance = ((word.chars().count() + 1) / 3).clamp(1, 3);
     known
         .map(|name| (strsim::damerau_levenshtein(&word, &name.to_lowercase()), name))
-        .filter(|(distance, _)| *distance <= farthest)
+        .filter(|(distance, _)| *distance <= max_distance)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, name)| name)
 }
@@ -21,7 +21,7 @@ mod tests {
     use crate::settings::key_table::KEYS;
 
     #[test]
-    fn typing_errors_are_recognised_and_other_words_are_not() {
+    fn only_misspelt_names_get_a_suggestion() {
         let names = || KEYS.iter().map(|key| key.name);
         for (word, meant) in [
             ("worker", Some("workers")),

@@ -1,4 +1,4 @@
-//! What the environment says.
+//! Environment variables as a source of configuration.
 
 use std::collections::BTreeMap;
 
@@ -8,13 +8,13 @@ use super::key::Key;
 use super::key_table::KEYS;
 use tokio_prefork::{Error, Result};
 
-/// The variable that names the configuration file.
+/// Variable that names the configuration file.
 pub(crate) const CONFIG_VAR: &str = "PREFORK_CONFIG";
 
-/// Variables that begin like ours, mean something to us, and are no key.
-const NOT_KEYS: &[&str] = &["PREFORK_PROOF", "PREFORK_MANIFEST", CONFIG_VAR];
+/// Variables with our prefix that are known but not configuration keys.
+const NON_KEY_VARS: &[&str] = &["PREFORK_PROOF", "PREFORK_MANIFEST", CONFIG_VAR];
 
-/// The variables that are set; an empty one counts as unset.
+/// The environment variables of the process; an empty one counts as unset.
 pub(super) struct Environment(BTreeMap<String, String>);
 
 impl Environment {
@@ -22,11 +22,11 @@ impl Environment {
         Environment(variables.filter(|(_, value)| !value.is_empty()).collect())
     }
 
-    /// What is said about a key: by our own variable, else by an alias.
+    /// Returns the value of a key: from its `PREFORK_` variable, else from an alias.
     pub(super) fn value_of(&self, key: &Key) -> Result<Option<ConfiguredValue>> {
-        let ours = key.env_var();
-        if let Some(text) = self.0.get(&ours) {
-            return Ok(Some(Environment::of_ours(key, text, ours)));
+        let own_var = key.env_var();
+        if let Some(text) = self.0.get(&own_var) {
+            return Ok(Some(Environment::own_value(key, text, own_var)));
         }
         let found = key.aliases.iter().find_map(|a| self.0.get(a.var).map(|text| (a, text)));
         let Some((alias, text)) = found else { return Ok(None) };
@@ -39,7 +39,7 @@ impl Environment {
         )))
     }
 
-    fn of_ours(key: &Key, text: &str, name: String) -> ConfiguredValue {
+    fn own_value(key: &Key, text: &str, name: String) -> ConfiguredValue {
         if !key.is_list() {
             return ConfiguredValue::single(ValueText::quoted(text), ValueSource::Env(name));
         }
@@ -51,15 +51,16 @@ impl Environment {
         }
     }
 
-    /// A line for each variable that looks like ours and is not. No errors: whoever starts us may
-    /// set more of them than we know (Kubernetes does, for a service of this name).
-    pub(super) fn warnings(&self) -> Vec<String> {
+    /// Returns a warning for each unknown `PREFORK_` variable.
+    ///
+    /// Not an error: Kubernetes sets such variables for a service of this name.
+    pub(super) fn unknown_variable_warnings(&self) -> Vec<String> {
         let mut known: Vec<String> = KEYS.iter().map(Key::env_var).collect();
-        known.extend(NOT_KEYS.iter().map(ToString::to_string));
+        known.extend(NON_KEY_VARS.iter().map(ToString::to_string));
         let unknown = self.0.keys().filter(|n| n.starts_with("PREFORK_") && !known.contains(n));
         unknown
             .map(|name| {
-                // Without the common prefix, which would make every short name near to every other.
+                // Compared without the prefix, with which all short names would be similar.
                 let tails = known.iter().filter_map(|n| n.strip_prefix("PREFORK_"));
                 let hint = nearest_name(&name["PREFORK_".len()..], tails)
                     .map(|tail| format!(" (did you mean PREFORK_{tail}?)"))

@@ -1,4 +1,4 @@
-//! What the configuration file says: flat TOML, every key with its line.
+//! Configuration file: flat TOML; each value keeps its line number.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -20,45 +20,46 @@ use super::key::Key;
 use super::key_table::{self, KEYS};
 use tokio_prefork::{Error, Result};
 
-/// No configuration is that large; a wrong path (a log, a device) may well be.
-const LARGEST: u64 = 1 << 20;
+/// Maximum size of a configuration file in bytes: 1 MiB. A larger file is probably the wrong one.
+const MAX_FILE_SIZE: u64 = 1 << 20;
 
-/// How long a configuration that comes through a pipe may take.
+/// Timeout for reading a configuration file that is a pipe.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Reads the file's text.
-pub(super) fn read(path: &Path) -> Result<String> {
+/// Reads the text of the configuration file.
+pub(super) fn read_config_file(path: &Path) -> Result<String> {
     let cannot = |why: String| Error::config(format!("cannot read {}: {why}", path.display()));
     let bytes = read_bytes(path).map_err(|error| cannot(error.to_string()))?;
-    if bytes.len() as u64 > LARGEST {
+    if bytes.len() as u64 > MAX_FILE_SIZE {
         return Err(cannot("it is larger than 1 MiB: is it a configuration file?".to_string()));
     }
     String::from_utf8(bytes).map_err(|_| cannot("it is not UTF-8 text".to_string()))
 }
 
-/// Up to one byte more than [`LARGEST`]. A reload reads in the primary, so a FIFO or a terminal is not waited for any longer
-/// than [`READ_TIMEOUT`].
+/// Reads up to one byte more than [`MAX_FILE_SIZE`].
+///
+/// A reload reads in the primary, so a FIFO or a terminal must not block it for longer than [`READ_TIMEOUT`].
 fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let mut file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
     let is_file = file.metadata()?.is_file();
-    let give_up = Instant::now() + READ_TIMEOUT;
+    let deadline = Instant::now() + READ_TIMEOUT;
     let mut bytes = Vec::new();
     loop {
-        match (&mut file).take(LARGEST + 1 - bytes.len() as u64).read_to_end(&mut bytes) {
+        match (&mut file).take(MAX_FILE_SIZE + 1 - bytes.len() as u64).read_to_end(&mut bytes) {
             Ok(_) if bytes.is_empty() && !is_file => {
-                return Err(io::Error::other("nothing comes from it: give a regular file"));
+                return Err(io::Error::other("it provides no data: give a regular file"));
             }
             Ok(_) => return Ok(bytes),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(e),
         }
-        let left = give_up.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        if remaining.is_zero() {
             let why = format!("it is not complete after {READ_TIMEOUT:?}: give a regular file");
             return Err(io::Error::other(why));
         }
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        let timeout = PollTimeout::try_from(remaining).unwrap_or(PollTimeout::ZERO);
         match poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLIN)], timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
@@ -66,28 +67,31 @@ fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Takes the text apart. Only syntax and the names of keys are checked.
-pub(super) fn parse(path: &Path, text: &str) -> Result<BTreeMap<&'static str, ConfiguredValue>> {
+/// Parses the TOML text into configured values. Checks only the syntax and the names of the keys.
+pub(super) fn parse_config_file(
+    path: &Path,
+    text: &str,
+) -> Result<BTreeMap<&'static str, ConfiguredValue>> {
     let table = DeTable::parse(text).map_err(|error| {
-        let line = line_of(text, error.span().map_or(0, |span| span.start));
+        let line = line_number(text, error.span().map_or(0, |span| span.start));
         let message: Vec<&str> = error.message().lines().map(str::trim).collect();
         Error::config(format!("{}:{line}: not TOML: {}", path.display(), message.join(", ")))
     })?;
     let mut entries: Vec<_> = table.into_inner().into_iter().collect();
-    // By place, so that the first error is the first in the file.
+    // In file order, so that the first error in the file is reported.
     entries.sort_by_key(|(name, _)| name.span().start);
     let mut all = BTreeMap::new();
     for (name, value) in entries {
-        let line = line_of(text, name.span().start);
+        let line = line_number(text, name.span().start);
         let at = ValueSource::File { path: path.to_path_buf(), line };
-        let key = known_key(name.get_ref(), value.get_ref())
+        let key = find_known_key(name.get_ref(), value.get_ref())
             .map_err(|why| Error::config(format!("{at}: {why}")))?;
-        all.insert(key.name, said(text, &value, at));
+        all.insert(key.name, configured_value(text, &value, at));
     }
     Ok(all)
 }
 
-fn known_key(name: &str, value: &DeValue<'_>) -> Result<&'static Key, String> {
+fn find_known_key(name: &str, value: &DeValue<'_>) -> Result<&'static Key, String> {
     let is_table = |value: &DeValue<'_>| matches!(value, DeValue::Table(_));
     let holds_tables = match value {
         DeValue::Array(items) => items.iter().any(|item| is_table(item.get_ref())),
@@ -99,7 +103,7 @@ fn known_key(name: &str, value: &DeValue<'_>) -> Result<&'static Key, String> {
             quote_for_error(name)
         ));
     }
-    key_table::find(name).ok_or_else(|| {
+    key_table::find_key(name).ok_or_else(|| {
         let hint = nearest_name(name, KEYS.iter().map(|key| key.name))
             .map(|meant| format!(" (did you mean {meant:?}?)"))
             .unwrap_or_default();
@@ -107,22 +111,26 @@ fn known_key(name: &str, value: &DeValue<'_>) -> Result<&'static Key, String> {
     })
 }
 
-fn said(text: &str, value: &Spanned<DeValue<'_>>, source: ValueSource) -> ConfiguredValue {
+fn configured_value(
+    text: &str,
+    value: &Spanned<DeValue<'_>>,
+    source: ValueSource,
+) -> ConfiguredValue {
     match value.get_ref() {
         DeValue::Array(items) => {
-            let items = items.iter().map(|value| item(text, value)).collect();
+            let items = items.iter().map(|value| value_text(text, value)).collect();
             ConfiguredValue { items, is_list: true, source }
         }
-        _ => ConfiguredValue::single(item(text, value), source),
+        _ => ConfiguredValue::single(value_text(text, value), source),
     }
 }
 
-fn item(text: &str, value: &Spanned<DeValue<'_>>) -> ValueText {
+fn value_text(text: &str, value: &Spanned<DeValue<'_>>) -> ValueText {
     let written = || text.get(value.span()).unwrap_or_default().to_string();
     match value.get_ref() {
         DeValue::String(string) => ValueText::quoted(string),
         DeValue::Integer(integer) => {
-            // Decimal whatever the base, and without the underscores.
+            // Normalized to decimal, without underscores.
             let number = i128::from_str_radix(integer.as_str(), integer.radix());
             let text = number.map_or_else(|_| integer.as_str().to_string(), |n| n.to_string());
             ValueText { text, shown: written() }
@@ -132,7 +140,7 @@ fn item(text: &str, value: &Spanned<DeValue<'_>>) -> ValueText {
     }
 }
 
-fn line_of(text: &str, offset: usize) -> usize {
+fn line_number(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
@@ -141,22 +149,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_never_comes_is_not_waited_for_and_a_pipe_is_read_to_its_end() {
+    fn silent_pipes_time_out_and_finished_pipes_are_read() {
         let dir = tempfile::tempdir().expect("directory");
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("FIFO");
-        assert!(read(&fifo).expect_err("nobody writes").to_string().contains("a regular file"));
-        // With a writer that says nothing, which is what a reading end for both is.
+        assert!(
+            read_config_file(&fifo).expect_err("no writer").to_string().contains("a regular file")
+        );
+        // Opening the FIFO for reading and writing makes a writer that never writes.
         let both = OpenOptions::new().read(true).write(true).open(&fifo).expect("open");
-        assert!(read(&fifo).expect_err("nothing").to_string().contains("not complete"));
+        assert!(read_config_file(&fifo).expect_err("nothing").to_string().contains("not complete"));
         drop(both);
         let (reader, mut writer) = io::pipe().expect("pipe");
         io::Write::write_all(&mut writer, b"workers = 2\n").expect("write");
         drop(writer);
         let number = std::os::fd::AsRawFd::as_raw_fd(&reader);
         let path = format!("/dev/fd/{number}");
-        assert_eq!(read(Path::new(&path)).expect("text"), "workers = 2\n");
-        assert!(read(Path::new("/dev/zero")).expect_err("endless").to_string().contains("1 MiB"));
-        assert!(read(dir.path()).is_err());
+        assert_eq!(read_config_file(Path::new(&path)).expect("text"), "workers = 2\n");
+        assert!(
+            read_config_file(Path::new("/dev/zero"))
+                .expect_err("endless")
+                .to_string()
+                .contains("1 MiB")
+        );
+        assert!(read_config_file(dir.path()).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! What a key is: its names, its type, and how its value is read and printed.
+//! Configuration key: its names, its type, and how its value is parsed and formatted.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,39 +12,39 @@ use tokio_prefork::{
 };
 use tokio_prefork::{ListenAddr, UnixAddr};
 
-/// One thing an operator may set.
+/// A configuration key.
 pub(crate) struct Key {
     /// The name in TOML; `--NAME` as a flag, `PREFORK_NAME` in the environment.
     pub name: &'static str,
-    /// The flag's one-letter form.
+    /// One-letter form of the flag.
     pub short: Option<char>,
-    /// The heading under which the help has it.
-    pub group: &'static str,
-    /// Where the value goes, and with that its type.
+    /// Heading of the key in the help.
+    pub heading: &'static str,
+    /// Settings field that holds the value; determines the type.
     pub field: SettingField,
-    /// Variables of other people's conventions, honoured below our own.
+    /// Variables of other conventions, used if `PREFORK_NAME` is not set.
     pub aliases: &'static [EnvAlias],
-    /// One line without the default, which is printed after it.
+    /// One line of help without the default, which is appended.
     pub help: &'static str,
 }
 
-/// A variable that others set (a platform, a habit), and how its text becomes ours.
+/// A conventional environment variable, such as `PORT`, that sets a key.
 pub(crate) struct EnvAlias {
-    /// The name of the variable.
+    /// Name of the variable.
     pub var: &'static str,
-    /// From its text to the key's; the error says what is wrong with it.
+    /// Converts the variable's text into the key's text; an error completes `VAR = VALUE ...`.
     pub convert: fn(&str) -> Result<String, String>,
 }
 
-/// The field of a value in the unchecked; its type decides how it is read and printed.
+/// Accessor of a settings field; its variant decides how the value is parsed and formatted.
 pub(crate) enum SettingField {
     /// One or more addresses.
     Addresses(fn(&mut UncheckedSettings) -> &mut Vec<ListenAddr>),
-    /// `auto` or a count.
+    /// `auto` or a number of workers.
     Workers(fn(&mut UncheckedSettings) -> &mut WorkerCount),
-    /// A policy's name.
+    /// A dispatch policy.
     Dispatch(fn(&mut UncheckedSettings) -> &mut Dispatch),
-    /// A concurrency model's name.
+    /// A concurrency model.
     Model(fn(&mut UncheckedSettings) -> &mut ConcurrencyModel),
     /// A whole number.
     Count(fn(&mut UncheckedSettings) -> &mut u32),
@@ -54,49 +54,49 @@ pub(crate) enum SettingField {
     OptionalDuration(fn(&mut UncheckedSettings) -> &mut Option<Duration>),
     /// A number of bytes per second, or `off`.
     OptionalRate(fn(&mut UncheckedSettings) -> &mut Option<u64>),
-    /// What becomes of clients that close their sending side.
+    /// Reaction to a client that shuts down its sending side.
     HalfClose(fn(&mut UncheckedSettings) -> &mut HalfClosePolicy),
-    /// A number of bytes that is held in memory.
-    Size(fn(&mut UncheckedSettings) -> &mut usize),
-    /// A number of bytes that goes by.
-    Length(fn(&mut UncheckedSettings) -> &mut u64),
-    /// True or false.
+    /// A number of bytes that limits a buffer in memory (`usize`).
+    MemorySize(fn(&mut UncheckedSettings) -> &mut usize),
+    /// A number of bytes (`u64`).
+    ByteCount(fn(&mut UncheckedSettings) -> &mut u64),
+    /// `true` or `false`.
     Switch(fn(&mut UncheckedSettings) -> &mut bool),
-    /// A directory that exists.
+    /// An existing directory.
     Directory(fn(&mut UncheckedSettings) -> &mut Option<PathBuf>),
-    /// A file that may be made.
+    /// A file, which need not exist.
     File(fn(&mut UncheckedSettings) -> &mut Option<PathBuf>),
-    /// A user or a group: its name or number.
-    Name(fn(&mut UncheckedSettings) -> &mut Option<String>),
-    /// The value of a field of HTTP.
+    /// A user or group, by name or number.
+    UserOrGroup(fn(&mut UncheckedSettings) -> &mut Option<String>),
+    /// The value of an HTTP header field.
     HeaderValue(fn(&mut UncheckedSettings) -> &mut Option<String>),
-    /// Permissions of a file, in octal.
-    Mode(fn(&mut UncheckedSettings) -> &mut Option<u32>),
+    /// File permissions in octal.
+    FileMode(fn(&mut UncheckedSettings) -> &mut Option<u32>),
     /// A path, `auto` or `off`.
     Control(fn(&mut UncheckedSettings) -> &mut ControlSocket),
     /// `auto`, `on` or `off`.
     FdStore(fn(&mut UncheckedSettings) -> &mut FdStore),
     /// An `env_logger` filter.
-    Filter(fn(&mut UncheckedSettings) -> &mut String),
+    LogFilter(fn(&mut UncheckedSettings) -> &mut String),
 }
 
 impl Key {
-    /// Our own environment variable for it.
+    /// Returns the name of the environment variable, such as `PREFORK_WORKERS`.
     pub(crate) fn env_var(&self) -> String {
         format!("PREFORK_{}", self.name.replace('-', "_").to_ascii_uppercase())
     }
 
-    /// Whether it takes several values.
+    /// Returns whether the key takes several values.
     pub(crate) fn is_list(&self) -> bool {
         matches!(self.field, SettingField::Addresses(_))
     }
 
-    /// Whether its flag stands for `true` when it has no value.
+    /// Returns whether the flag without a value means `true`.
     pub(crate) fn is_switch(&self) -> bool {
         matches!(self.field, SettingField::Switch(_))
     }
 
-    /// What the help calls the value.
+    /// Returns the placeholder of the value in the help.
     pub(crate) fn value_name(&self) -> &'static str {
         match self.field {
             SettingField::Addresses(_) => "ADDRESS",
@@ -106,21 +106,21 @@ impl Key {
             SettingField::Duration(_) | SettingField::OptionalDuration(_) => "DURATION",
             SettingField::OptionalRate(_) => "SIZE",
             SettingField::HalfClose(_) => "HOW",
-            SettingField::Size(_) | SettingField::Length(_) => "SIZE",
+            SettingField::MemorySize(_) | SettingField::ByteCount(_) => "SIZE",
             SettingField::Switch(_) => "BOOL",
             SettingField::Directory(_) => "DIR",
             SettingField::File(_) => "FILE",
-            SettingField::Name(_) => "NAME",
+            SettingField::UserOrGroup(_) => "NAME",
             SettingField::HeaderValue(_) => "VALUE",
-            SettingField::Mode(_) => "MODE",
+            SettingField::FileMode(_) => "MODE",
             SettingField::Control(_) => "PATH",
             SettingField::FdStore(_) => "WHEN",
-            SettingField::Filter(_) => "FILTER",
+            SettingField::LogFilter(_) => "FILTER",
         }
     }
 
-    /// Reads what was said into the unchecked. Bounds are checked later, over the whole unchecked.
-    pub(crate) fn set(
+    /// Parses a configured value into its settings field. Bounds are checked later, over all settings.
+    pub(crate) fn parse_into(
         &self,
         unchecked: &mut UncheckedSettings,
         configured: &ConfiguredValue,
@@ -151,12 +151,12 @@ impl Key {
             SettingField::HalfClose(field) => {
                 *field(unchecked) = configured.parse_one(str::parse)?
             }
-            SettingField::Size(field) => {
+            SettingField::MemorySize(field) => {
                 *field(unchecked) =
                     usize::try_from(configured.parse_one(value_syntax::parse_size)?)
                         .unwrap_or(usize::MAX);
             }
-            SettingField::Length(field) => {
+            SettingField::ByteCount(field) => {
                 *field(unchecked) = configured.parse_one(value_syntax::parse_size)?
             }
             SettingField::Switch(field) => {
@@ -171,27 +171,27 @@ impl Key {
             SettingField::File(field) => {
                 *field(unchecked) = Some(configured.parse_one(value_syntax::parse_file)?)
             }
-            SettingField::Name(field) => {
-                *field(unchecked) = Some(configured.parse_one(value_syntax::parse_name)?)
+            SettingField::UserOrGroup(field) => {
+                *field(unchecked) = Some(configured.parse_one(value_syntax::parse_user_or_group)?)
             }
             SettingField::HeaderValue(field) => {
                 *field(unchecked) = Some(configured.parse_one(value_syntax::parse_header_value)?)
             }
-            SettingField::Mode(field) => {
+            SettingField::FileMode(field) => {
                 *field(unchecked) = Some(configured.as_written().parse_one(UnixAddr::parse_mode)?)
             }
             SettingField::Control(field) => *field(unchecked) = configured.parse_one(str::parse)?,
             SettingField::FdStore(field) => *field(unchecked) = configured.parse_one(str::parse)?,
-            SettingField::Filter(field) => {
-                *field(unchecked) = configured.parse_one(log_filter::read)?
+            SettingField::LogFilter(field) => {
+                *field(unchecked) = configured.parse_one(log_filter::parse_log_filter)?
             }
         }
         Ok(())
     }
 
-    /// The unchecked's value in the form in which it can be given; empty if there is none.
+    /// Formats the value of the settings field so that it can be parsed again; empty if there is none.
     ///
-    /// The unchecked is only read, but the one accessor of a [`SettingField`] is for both ways.
+    /// Takes `&mut` only because the accessor in [`SettingField`] serves reading and writing.
     pub(crate) fn format_value(&self, unchecked: &mut UncheckedSettings) -> String {
         match self.field {
             SettingField::Addresses(field) => {
@@ -207,25 +207,25 @@ impl Key {
             SettingField::OptionalRate(field) => field(unchecked)
                 .map_or_else(|| value_syntax::OFF.to_string(), value_syntax::format_size),
             SettingField::HalfClose(field) => field(unchecked).to_string(),
-            SettingField::Size(field) => value_syntax::format_size(*field(unchecked) as u64),
-            SettingField::Length(field) => value_syntax::format_size(*field(unchecked)),
+            SettingField::MemorySize(field) => value_syntax::format_size(*field(unchecked) as u64),
+            SettingField::ByteCount(field) => value_syntax::format_size(*field(unchecked)),
             SettingField::Switch(field) => field(unchecked).to_string(),
             SettingField::Directory(field) | SettingField::File(field) => {
                 field(unchecked).as_ref().map(|path| path.display().to_string()).unwrap_or_default()
             }
-            SettingField::Mode(field) => {
+            SettingField::FileMode(field) => {
                 field(unchecked).map(|mode| format!("{mode:04o}")).unwrap_or_default()
             }
-            SettingField::Name(field) | SettingField::HeaderValue(field) => {
+            SettingField::UserOrGroup(field) | SettingField::HeaderValue(field) => {
                 field(unchecked).clone().unwrap_or_default()
             }
             SettingField::Control(field) => field(unchecked).to_string(),
             SettingField::FdStore(field) => field(unchecked).to_string(),
-            SettingField::Filter(field) => field(unchecked).clone(),
+            SettingField::LogFilter(field) => field(unchecked).clone(),
         }
     }
 
-    /// The default in the form in which it can be given; empty if there is none.
+    /// Formats the default so that it can be parsed again; empty if there is none.
     pub(crate) fn default_text(&self) -> String {
         self.format_value(&mut UncheckedSettings::default())
     }

@@ -1,13 +1,13 @@
-//! The value of `log`: what `env_logger` would warn about, or take for the name of a module, is an error here.
+//! Validation of the `log` key: rejects what `env_logger` would only warn about or take for the name of a module.
 
 use super::configured_value::quote_for_error;
 use super::did_you_mean::nearest_name;
 
-/// From silent to everything.
+/// Log levels, from least to most verbose.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// What other programs call their levels.
-const SYNONYMS: [(&str, &str); 7] = [
+/// Level names of other programs, each with the level it corresponds to.
+const LEVEL_SYNONYMS: [(&str, &str); 7] = [
     ("none", "off"),
     ("fatal", "error"),
     ("critical", "error"),
@@ -17,16 +17,16 @@ const SYNONYMS: [(&str, &str); 7] = [
     ("everything", "trace"),
 ];
 
-/// Crates of this program that have something to say.
-const MODULES: [&str; 6] = ["tokio_prefork", "prefork", "hyper", "h2", "tokio", "mio"];
+/// Crates of this program that log.
+const LOGGING_CRATES: [&str; 6] = ["tokio_prefork", "prefork", "hyper", "h2", "tokio", "mio"];
 
-/// The shortest beginning of a level that is recognised in another word, or that another word is recognised by.
-const MIN_PREFIX: usize = 3;
+/// Minimum length of a common prefix by which a misspelt word is recognised as a level.
+const MIN_LEVEL_PREFIX: usize = 3;
 
-/// Checks `LEVEL`, `MODULE=LEVEL`, `MODULE` and lists of these, with an optional `/TEXT` behind.
+/// Validates a comma-separated list of `LEVEL`, `MODULE=LEVEL` and `MODULE`, with an optional `/TEXT` at the end.
 ///
-/// A filter of names alone is refused unless one is a crate of this program: it would log nothing.
-pub(super) fn read(text: &str) -> Result<String, String> {
+/// A filter that consists of module names only is rejected unless one is a crate of this program: it would log nothing.
+pub(super) fn parse_log_filter(text: &str) -> Result<String, String> {
     let (directives, pattern) = text.split_once('/').unwrap_or((text, ""));
     if pattern.contains('/') {
         return Err("is not a log filter: give at most one /".to_string());
@@ -34,23 +34,23 @@ pub(super) fn read(text: &str) -> Result<String, String> {
     let directives: Vec<&str> =
         directives.split(',').map(str::trim).filter(|directive| !directive.is_empty()).collect();
     for directive in &directives {
-        check(directive)?;
+        check_directive(directive)?;
     }
     let selects = |directive: &&str| {
         let name = directive.split("::").next().unwrap_or_default();
-        directive.contains('=') || is_level(directive) || MODULES.contains(&name)
+        directive.contains('=') || is_level(directive) || LOGGING_CRATES.contains(&name)
     };
     match directives.first() {
         Some(first) if !directives.iter().any(selects) => Err(format!(
             "would log nothing: {} is not a level; give {}, or NAME=LEVEL for a module",
             quote_for_error(first),
-            list()
+            level_list()
         )),
         _ => Ok(text.to_string()),
     }
 }
 
-fn check(directive: &str) -> Result<(), String> {
+fn check_directive(directive: &str) -> Result<(), String> {
     let shown = quote_for_error(directive);
     match directive.split_once('=') {
         Some(("", _)) => {
@@ -59,32 +59,32 @@ fn check(directive: &str) -> Result<(), String> {
         Some((_, level)) if is_level(level.trim()) || level.is_empty() => Ok(()),
         Some((_, level)) => Err(format!(
             "is not a log filter: in {shown} give {} after the ={}",
-            list(),
-            hint(level)
+            level_list(),
+            level_hint(level)
         )),
-        None if is_level(directive) || MODULES.contains(&directive) => Ok(()),
-        None => match meant(directive) {
+        None if is_level(directive) || LOGGING_CRATES.contains(&directive) => Ok(()),
+        None => match guess_level(directive) {
             Some(level) => Err(format!(
                 "is not a log filter: {shown} is not a level (did you mean {level}?); give {}, or {directive}=trace if \
                  that is a module",
-                list()
+                level_list()
             )),
             None => Ok(()),
         },
     }
 }
 
-fn hint(word: &str) -> String {
-    meant(word).map(|level| format!(" (did you mean {level}?)")).unwrap_or_default()
+fn level_hint(word: &str) -> String {
+    guess_level(word).map(|level| format!(" (did you mean {level}?)")).unwrap_or_default()
 }
 
-/// The level that `word` was meant to be, if one is near.
-fn meant(word: &str) -> Option<&'static str> {
+/// Guesses which level a misspelt `word` means.
+fn guess_level(word: &str) -> Option<&'static str> {
     let word = word.trim().to_lowercase();
-    let synonym = SYNONYMS.iter().find(|(other, _)| *other == word).map(|(_, level)| *level);
+    let synonym = LEVEL_SYNONYMS.iter().find(|(other, _)| *other == word).map(|(_, level)| *level);
     let begins = |level: &&&str| {
-        (word.len() >= MIN_PREFIX && level.starts_with(&word))
-            || (level.len() > MIN_PREFIX && word.starts_with(**level))
+        (word.len() >= MIN_LEVEL_PREFIX && level.starts_with(&word))
+            || (level.len() > MIN_LEVEL_PREFIX && word.starts_with(**level))
     };
     synonym
         .or_else(|| LEVELS.iter().find(begins).copied())
@@ -95,7 +95,7 @@ fn is_level(word: &str) -> bool {
     LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level))
 }
 
-fn list() -> String {
+fn level_list() -> String {
     let [rest @ .., last] = LEVELS;
     format!("{} or {last}", rest.join(", "))
 }
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn log_filters_are_checked_where_env_logger_would_ignore_them() {
+    fn malformed_log_filters_are_rejected() {
         for text in [
             "info",
             "off",
@@ -119,17 +119,17 @@ mod tests {
             "tokio_prefork::worker",
             " info , a=debug",
         ] {
-            assert_eq!(read(text).as_deref(), Ok(text));
+            assert_eq!(parse_log_filter(text).as_deref(), Ok(text));
         }
         let why = "is not a log filter: in \"a=loud\" give off, error, warn, info, debug or trace after the =";
-        assert_eq!(read("info,a=loud").expect_err("level"), why);
+        assert_eq!(parse_log_filter("info,a=loud").expect_err("level"), why);
         for text in ["info/a/b", "a=b=info", "=info"] {
-            assert!(read(text).is_err(), "{text}");
+            assert!(parse_log_filter(text).is_err(), "{text}");
         }
     }
 
     #[test]
-    fn a_level_that_is_misspelt_is_an_error_with_the_nearest_one() {
+    fn misspelt_levels_are_rejected_with_a_suggestion() {
         for (text, level) in [
             ("inof", "info"),
             ("INOF", "info"),
@@ -144,15 +144,15 @@ mod tests {
             ("warn,a=inof", "info"),
             ("info,debg", "debug"),
         ] {
-            let why = read(text).expect_err(text);
+            let why = parse_log_filter(text).expect_err(text);
             assert!(why.contains(&format!("(did you mean {level}?)")), "{text}: {why}");
         }
     }
 
     #[test]
-    fn names_alone_that_would_log_nothing_are_an_error() {
+    fn filters_that_would_log_nothing_are_rejected() {
         for text in ["loud", "my_crate", "my_crate,other"] {
-            let why = read(text).expect_err(text);
+            let why = parse_log_filter(text).expect_err(text);
             assert!(why.starts_with("would log nothing: ") && why.contains("NAME=LEVEL"), "{why}");
         }
     }

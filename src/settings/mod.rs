@@ -1,4 +1,4 @@
-//! What was *configured*: flags over environment over file over defaults, each value with its source.
+//! Configuration of the command: merges flags, environment, TOML file and defaults, and records the source of each value.
 
 mod configured_value;
 mod did_you_mean;
@@ -23,12 +23,12 @@ use unchecked_settings::UncheckedSettings;
 pub(crate) use configured_value::ValueSource;
 pub(crate) use unchecked_settings::AppSettings;
 
-/// The flags of the command line, in text.
+/// Configuration flags of the command line, unparsed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FlagValues {
     /// `--config`.
     pub config: Option<PathBuf>,
-    /// By the name of the key; several values where the flag was repeated.
+    /// Values by key name; several if the flag was repeated.
     pub values: BTreeMap<&'static str, Vec<String>>,
 }
 
@@ -39,33 +39,33 @@ impl FlagValues {
     }
 }
 
-/// One line of `prefork check`: a key, its value in the end, and who configured so.
+/// The effective value of a key and its source, as `prefork check` prints them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct EffectiveValue {
-    /// The name of the key.
+    /// Name of the key.
     pub key: &'static str,
-    /// The value as it could be given; empty if there is none.
+    /// Value in configuration syntax; empty if there is none.
     pub value: String,
-    /// Who configured it.
+    /// Where the value comes from.
     pub source: ValueSource,
 }
 
-/// Everything the binary was told, checked.
+/// The complete, validated configuration.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// For the library.
+    /// Configuration of the library.
     pub config: Config,
-    /// For the built-in application.
+    /// Settings of the built-in application.
     pub app: AppSettings,
-    /// The filter of the logger.
+    /// Filter of the logger.
     pub log: String,
-    /// Every key in the order of the table.
+    /// All keys, in the order of the key table.
     pub effective_values: Vec<EffectiveValue>,
-    /// What is odd, but no reason to refuse.
+    /// Problems that do not prevent a start.
     pub warnings: Vec<String>,
 }
 
-/// What the process was started with, kept so that a reload can resolve it again.
+/// Flags and environment of the process, kept so that a reload can resolve the configuration again.
 #[derive(Debug, Clone)]
 pub(crate) struct ConfigSources {
     flags: FlagValues,
@@ -73,29 +73,29 @@ pub(crate) struct ConfigSources {
 }
 
 impl ConfigSources {
-    /// The given flags and this process's environment.
-    pub(crate) fn of_this_process(flags: FlagValues) -> ConfigSources {
-        // What is not UTF-8 is no value of ours; replacement characters make it fail its check.
+    /// Captures the environment of this process, next to the given flags.
+    pub(crate) fn from_process(flags: FlagValues) -> ConfigSources {
+        // A value that is not UTF-8 is never valid; the replacement characters make its check fail.
         let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
         let env = std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
         ConfigSources { flags, env }
     }
 
-    /// Reads the configuration file, if one is named, and resolves.
+    /// Reads the configuration file, if one is set, and resolves all settings.
     pub(crate) fn resolve(&self) -> Result<Settings> {
         let named = self.env.iter().find(|(name, value)| name == CONFIG_VAR && !value.is_empty());
         let path = self.flags.config.clone().or_else(|| named.map(|(_, path)| path.into()));
         let file = match path {
-            Some(path) => Some((path.clone(), file::read(&path)?)),
+            Some(path) => Some((path.clone(), file::read_config_file(&path)?)),
             None => None,
         };
         resolve_settings(&self.flags, self.env.iter().cloned(), file)
     }
 }
 
-/// Flags over environment over file over defaults. Touches nothing but named directories.
+/// Merges and validates all sources: flags win over environment, file and defaults, in this order.
 ///
-/// Only the value that wins is read: what is overridden may be wrong.
+/// Only the winning value of a key is parsed: overridden values may be invalid.
 pub(crate) fn resolve_settings(
     flags: &FlagValues,
     env: impl Iterator<Item = (String, String)>,
@@ -103,7 +103,7 @@ pub(crate) fn resolve_settings(
 ) -> Result<Settings> {
     let env = Environment::new(env);
     let mut in_file = match &file {
-        Some((path, text)) => file::parse(path, text)?,
+        Some((path, text)) => file::parse_config_file(path, text)?,
         None => BTreeMap::new(),
     };
     let mut unchecked = UncheckedSettings::default();
@@ -114,7 +114,7 @@ pub(crate) fn resolve_settings(
             None => env.value_of(key)?.or_else(|| in_file.remove(key.name)),
         };
         if let Some(configured) = configured {
-            key.set(&mut unchecked, &configured)
+            key.parse_into(&mut unchecked, &configured)
                 .map_err(|problem| configured.to_error(key, &problem))?;
             configured_values.insert(key.name, configured);
         }
@@ -129,16 +129,16 @@ pub(crate) fn resolve_settings(
     let effective_values = effective_values.collect();
     let (config, app, log) =
         unchecked.check().map_err(|error| with_source_named(error, &configured_values))?;
-    Ok(Settings { config, app, log, effective_values, warnings: env.warnings() })
+    Ok(Settings { config, app, log, effective_values, warnings: env.unknown_variable_warnings() })
 }
 
-/// The checks of the whole unchecked begin their errors with `KEY = `: with that, the source is found.
+/// Adds the source of the value to an error of the final checks, which starts with `KEY = `.
 fn with_source_named(
     error: Error,
     configured_values: &BTreeMap<&'static str, ConfiguredValue>,
 ) -> Error {
     let text = error.to_string();
-    let key = text.split_once(" = ").and_then(|(name, _)| key_table::find(name));
+    let key = text.split_once(" = ").and_then(|(name, _)| key_table::find_key(name));
     match key.and_then(|key| configured_values.get(key.name).map(|configured| (key, configured))) {
         Some((key, configured)) => configured.with_source_named(key, &text),
         None => error,

@@ -1,103 +1,116 @@
+//! Tests of the precedence of configuration sources, and of their errors.
+
 use std::time::Duration;
 
 use super::*;
 use tokio_prefork::WorkerCount;
 use tokio_prefork::exit;
 
-fn flags(said: &[(&'static str, &str)]) -> FlagValues {
+fn flags(values: &[(&'static str, &str)]) -> FlagValues {
     let mut flags = FlagValues::default();
-    for (key, value) in said {
+    for (key, value) in values {
         flags.values.entry(key).or_default().push(value.to_string());
     }
     flags
 }
 
-fn resolved(
-    said: &[(&'static str, &str)],
+fn resolve(
+    flag_values: &[(&'static str, &str)],
     env: &[(&str, &str)],
     toml: Option<&str>,
 ) -> Result<Settings> {
     let env = env.iter().map(|(name, value)| (name.to_string(), value.to_string()));
-    resolve_settings(&flags(said), env, toml.map(|text| ("prefork.toml".into(), text.to_string())))
+    resolve_settings(
+        &flags(flag_values),
+        env,
+        toml.map(|text| ("prefork.toml".into(), text.to_string())),
+    )
 }
 
-fn refused(said: &[(&'static str, &str)], env: &[(&str, &str)], toml: Option<&str>) -> String {
-    let error = resolved(said, env, toml).expect_err("refused");
+fn resolve_error(
+    flag_values: &[(&'static str, &str)],
+    env: &[(&str, &str)],
+    toml: Option<&str>,
+) -> String {
+    let error = resolve(flag_values, env, toml).expect_err("error");
     assert_eq!(error.exit_status(), exit::CONFIG);
     error.to_string()
 }
 
-fn source(settings: &Settings, key: &str) -> String {
-    let origin = settings.effective_values.iter().find(|origin| origin.key == key).expect(key);
-    format!("{} {}", origin.value, origin.source)
+fn value_and_source(settings: &Settings, key: &str) -> String {
+    let effective = settings.effective_values.iter().find(|one| one.key == key).expect(key);
+    format!("{} {}", effective.value, effective.source)
 }
 
 #[test]
-fn each_layer_covers_the_ones_below() {
+fn flags_win_over_environment_file_and_defaults() {
     const FILE: &str = "workers = 3\ngraceful-timeout = \"3s\"\n";
     let flags = [("workers", "5"), ("graceful-timeout", "5s")];
     let env = [("PREFORK_WORKERS", "4"), ("PREFORK_GRACEFUL_TIMEOUT", "4000ms")];
     for mask in 0..8 {
-        let said: &[_] = if mask & 4 != 0 { &flags } else { &[] };
+        let flags: &[_] = if mask & 4 != 0 { &flags } else { &[] };
         let vars: &[_] = if mask & 2 != 0 { &env } else { &[] };
-        let settings = resolved(said, vars, (mask & 1 != 0).then_some(FILE)).expect("resolves");
+        let settings = resolve(flags, vars, (mask & 1 != 0).then_some(FILE)).expect("resolves");
         let (workers, grace) = match mask {
             4.. => ("5 --workers", "5s --graceful-timeout"),
             2.. => ("4 PREFORK_WORKERS", "4s PREFORK_GRACEFUL_TIMEOUT"),
             1 => ("3 prefork.toml:1", "3s prefork.toml:2"),
             _ => ("auto default", "30s default"),
         };
-        assert_eq!(source(&settings, "workers"), workers, "{mask}");
-        assert_eq!(source(&settings, "graceful-timeout"), grace, "{mask}");
+        assert_eq!(value_and_source(&settings, "workers"), workers, "{mask}");
+        assert_eq!(value_and_source(&settings, "graceful-timeout"), grace, "{mask}");
         let seconds: u64 = grace[..grace.find('s').expect("s")].parse().expect("number");
         assert_eq!(settings.config.graceful_timeout, Duration::from_secs(seconds));
     }
 }
 
 #[test]
-fn aliases_are_below_our_own_variables_and_above_the_file() {
+fn alias_variables_rank_between_own_variables_and_the_file() {
     let aliases = [("WEB_CONCURRENCY", "7"), ("PORT", "8080"), ("RUST_LOG", "debug")];
     let file = "workers = 3\nbind = \":1\"\nlog = \"warn\"";
-    let settings = resolved(&[], &aliases, Some(file)).expect("resolves");
-    assert_eq!(source(&settings, "workers"), "7 WEB_CONCURRENCY");
-    assert_eq!(source(&settings, "bind"), "0.0.0.0:8080 PORT");
+    let settings = resolve(&[], &aliases, Some(file)).expect("resolves");
+    assert_eq!(value_and_source(&settings, "workers"), "7 WEB_CONCURRENCY");
+    assert_eq!(value_and_source(&settings, "bind"), "0.0.0.0:8080 PORT");
     assert_eq!(settings.log, "debug");
 
     let ours = [("PREFORK_WORKERS", "2"), ("PREFORK_BIND", ":1"), ("PREFORK_LOG", "off")];
-    let settings = resolved(&[], &[aliases, ours].concat(), Some(file)).expect("resolves");
-    assert_eq!(source(&settings, "workers"), "2 PREFORK_WORKERS");
-    assert_eq!(source(&settings, "bind"), "[::]:1 PREFORK_BIND");
-    assert_eq!(source(&settings, "log"), "off PREFORK_LOG");
-    assert_eq!(refused(&[], &[("PORT", "x")], None), "PORT = \"x\" is not a port: give 0 to 65535");
+    let settings = resolve(&[], &[aliases, ours].concat(), Some(file)).expect("resolves");
+    assert_eq!(value_and_source(&settings, "workers"), "2 PREFORK_WORKERS");
+    assert_eq!(value_and_source(&settings, "bind"), "[::]:1 PREFORK_BIND");
+    assert_eq!(value_and_source(&settings, "log"), "off PREFORK_LOG");
+    assert_eq!(
+        resolve_error(&[], &[("PORT", "x")], None),
+        "PORT = \"x\" is not a port: give 0 to 65535"
+    );
 }
 
 #[test]
 fn empty_variables_count_as_unset() {
     let empty = [("PREFORK_WORKERS", ""), ("PORT", ""), ("PREFORK_NONSENSE", "")];
-    let settings = resolved(&[], &empty, None).expect("resolves");
-    assert!(settings.effective_values.iter().all(|origin| origin.source == ValueSource::Default));
+    let settings = resolve(&[], &empty, None).expect("resolves");
+    assert!(settings.effective_values.iter().all(|one| one.source == ValueSource::Default));
     assert!(settings.warnings.is_empty());
 }
 
 #[test]
-fn several_addresses_can_be_said_in_every_layer() {
+fn every_source_can_set_several_addresses() {
     let both = ["127.0.0.1:1", "unix:/run/a"].map(|text| text.parse().expect(text));
     for settings in [
-        resolved(&[("bind", "127.0.0.1:1"), ("bind", "unix:/run/a")], &[], None),
-        resolved(&[], &[("PREFORK_BIND", "127.0.0.1:1, unix:/run/a,")], None),
-        resolved(&[], &[], Some("bind = [\n\"127.0.0.1:1\",\n\"unix:/run/a\" ]")),
+        resolve(&[("bind", "127.0.0.1:1"), ("bind", "unix:/run/a")], &[], None),
+        resolve(&[], &[("PREFORK_BIND", "127.0.0.1:1, unix:/run/a,")], None),
+        resolve(&[], &[], Some("bind = [\n\"127.0.0.1:1\",\n\"unix:/run/a\" ]")),
     ] {
         assert_eq!(settings.expect("resolves").config.bind, both);
     }
-    let one = resolved(&[], &[], Some("bind = \"127.0.0.1:1\"")).expect("resolves");
+    let one = resolve(&[], &[], Some("bind = \"127.0.0.1:1\"")).expect("resolves");
     assert_eq!(one.config.bind, both[..1]);
 }
 
 #[test]
-fn every_type_is_read_from_toml() {
+fn values_of_every_type_are_read_from_toml() {
     let text = "\u{feff}graceful-timeout = 45\r\nlinger-timeout = 0.25\nmax-header-size = 0x4000\n\
                 backlog = 1_024\nhttp2 = false\nmax-body-size = \"2m\"\nroot = \"/\"\nworkers = \"auto\"";
-    let Settings { config, app, .. } = resolved(&[], &[], Some(text)).expect("resolves");
+    let Settings { config, app, .. } = resolve(&[], &[], Some(text)).expect("resolves");
     assert_eq!(config.graceful_timeout, Duration::from_secs(45));
     assert_eq!(config.linger_timeout, Duration::from_millis(250));
     assert_eq!((config.max_header_size, config.backlog), (16_384, 1024));
@@ -106,7 +119,7 @@ fn every_type_is_read_from_toml() {
 }
 
 #[test]
-fn what_is_wrong_in_the_file_is_named_with_its_line() {
+fn file_errors_name_the_line() {
     for (text, error) in [
         ("\n\nworker = 2", "3: unknown key \"worker\" (did you mean \"workers\"?)"),
         ("threads = 2", "1: unknown key \"threads\""),
@@ -145,22 +158,22 @@ fn what_is_wrong_in_the_file_is_named_with_its_line() {
             "1: unknown key \"workers\": it is a table, but keys are flat: write KEY = VALUE lines only",
         ),
     ] {
-        assert_eq!(refused(&[], &[], Some(text)), format!("prefork.toml:{error}"));
+        assert_eq!(resolve_error(&[], &[], Some(text)), format!("prefork.toml:{error}"));
     }
 }
 
 #[test]
-fn syntax_errors_are_one_line_with_a_number() {
+fn toml_syntax_errors_are_one_line_with_the_line_number() {
     for (text, line) in [("a = 1\nb =", 2), ("= 1", 1), ("http2 = true\nhttp2 = true", 2)] {
-        let error = refused(&[], &[], Some(text));
+        let error = resolve_error(&[], &[], Some(text));
         assert!(error.starts_with(&format!("prefork.toml:{line}: not TOML: ")), "{error}");
         assert!(!error.contains('\n'), "{error}");
     }
 }
 
 #[test]
-fn what_is_wrong_elsewhere_is_named_with_its_flag_or_variable() {
-    for (said, env, error) in [
+fn flag_and_variable_errors_name_the_flag_or_variable() {
+    for (flag, env, error) in [
         (
             None,
             Some(("PREFORK_WORKERS", "many")),
@@ -191,16 +204,16 @@ fn what_is_wrong_elsewhere_is_named_with_its_flag_or_variable() {
         (None, Some(("PREFORK_BIND", ",")), "PREFORK_BIND = [] is empty: give at least one value"),
         (Some(("http2", "si")), None, "--http2 = \"si\" is not a switch: give true or false"),
     ] {
-        let (said, env): (Vec<_>, Vec<_>) = (said.into_iter().collect(), env.into_iter().collect());
-        assert_eq!(refused(&said, &env, None), error);
+        let (flag, env): (Vec<_>, Vec<_>) = (flag.into_iter().collect(), env.into_iter().collect());
+        assert_eq!(resolve_error(&flag, &env, None), error);
     }
 }
 
 #[test]
-fn variables_that_look_like_ours_are_warned_about() {
+fn unknown_prefork_variables_give_warnings() {
     let env = [("PREFORK_WORKER", "2"), ("PREFORK_SERVICE_HOST", "x"), ("PREFORK_CONFIG", "x")];
     assert_eq!(
-        resolved(&[], &env, None).expect("resolves").warnings,
+        resolve(&[], &env, None).expect("resolves").warnings,
         [
             "environment variable PREFORK_SERVICE_HOST is unknown and ignored",
             "environment variable PREFORK_WORKER is unknown and ignored \
@@ -210,7 +223,7 @@ fn variables_that_look_like_ours_are_warned_about() {
 }
 
 #[test]
-fn files_that_cannot_be_read_are_named() {
+fn unreadable_config_files_give_an_error_with_path_and_reason() {
     let dir = tempfile::tempdir().expect("tempdir");
     let resolve = |name: &str| {
         let config = Some(dir.path().join(name));
@@ -233,7 +246,7 @@ fn files_that_cannot_be_read_are_named() {
 }
 
 #[test]
-fn inputs_read_the_file_afresh_each_time_and_find_it_by_flag_before_variable() {
+fn every_resolve_reads_the_file_again_and_the_flag_wins_over_the_variable() {
     let dir = tempfile::tempdir().expect("tempdir");
     let (one, two) = (dir.path().join("one.toml"), dir.path().join("two.toml"));
     std::fs::write(&one, "workers = 1").expect("write");
@@ -243,40 +256,41 @@ fn inputs_read_the_file_afresh_each_time_and_find_it_by_flag_before_variable() {
     let flags = FlagValues { config: Some(one), ..FlagValues::default() };
     let by_flag = ConfigSources { flags, env };
     let workers =
-        |inputs: &ConfigSources| inputs.resolve().expect("resolves").config.workers.resolve();
+        |sources: &ConfigSources| sources.resolve().expect("resolves").config.workers.resolve();
     assert_eq!((workers(&by_flag), workers(&by_env)), (1, 2));
     std::fs::write(&two, "workers = 3").expect("write");
     assert_eq!(workers(&by_env), 3);
 }
 
 #[test]
-fn the_example_file_has_every_key_at_its_default() {
+fn example_file_has_every_key_with_its_default() {
     let text = include_str!("../../systemd/prefork.toml");
-    let settings = resolved(&[], &[], Some(text)).expect("the example is valid");
-    for (key, origin) in KEYS.iter().zip(&settings.effective_values) {
-        assert_eq!(origin.value, key.default_text(), "{}", key.name);
-        let set = matches!(origin.source, ValueSource::File { .. });
-        let off = text.lines().any(|line| line.starts_with(&format!("#{} = ", key.name)));
-        // Only what has no default may be commented out.
-        assert_eq!((set, off), (!origin.value.is_empty(), origin.value.is_empty()), "{}", key.name);
+    let settings = resolve(&[], &[], Some(text)).expect("the example is valid");
+    for (key, effective) in KEYS.iter().zip(&settings.effective_values) {
+        assert_eq!(effective.value, key.default_text(), "{}", key.name);
+        let is_set = matches!(effective.source, ValueSource::File { .. });
+        let is_commented_out =
+            text.lines().any(|line| line.starts_with(&format!("#{} = ", key.name)));
+        let has_default = !effective.value.is_empty();
+        assert_eq!((is_set, is_commented_out), (has_default, !has_default), "{}", key.name);
     }
-    let mut before = "";
+    let mut previous_line = "";
     for line in text.lines() {
         if line.contains(" = ") && !line.starts_with("# ") {
-            assert!(before.starts_with("# "), "no comment above {line}");
+            assert!(previous_line.starts_with("# "), "no comment above {line}");
         }
-        before = line;
+        previous_line = line;
     }
 }
 
 #[test]
-fn the_table_has_each_name_and_letter_once() {
+fn key_names_are_unique() {
     let mut names: Vec<_> = KEYS.iter().map(|key| key.name).collect();
     names.sort_unstable();
     names.dedup();
     assert_eq!(names.len(), KEYS.len());
     assert_eq!(
-        key_table::find("keep-alive-timeout").expect("key").env_var(),
+        key_table::find_key("keep-alive-timeout").expect("key").env_var(),
         "PREFORK_KEEP_ALIVE_TIMEOUT"
     );
 }

@@ -1,42 +1,42 @@
-//! The unchecked: all values, first the defaults, then overwritten by what was said, then checked.
+//! Parsed but unvalidated settings: defaults overwritten by configured values, then checked as a whole.
 
 use std::path::{Component, Path, PathBuf};
 
 use tokio_prefork::{Config, ControlSocket, Error, Result};
 
-/// What the built-in application needs to know.
+/// Settings of the built-in application.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AppSettings {
-    /// The directory whose files are served, if any.
+    /// Directory whose files are served.
     pub root: Option<PathBuf>,
-    /// The file below `root` that answers for paths that do not exist, if any.
+    /// File below `root` that is served for paths that do not exist.
     pub fallback: Option<PathBuf>,
-    /// The file below `root` that is the body of a 404, if any.
+    /// File below `root` that is the body of 404 responses.
     pub error_page_404: Option<PathBuf>,
-    /// The value of `Cache-Control` of files, if any.
+    /// Value of `Cache-Control` in file responses.
     pub cache_control: Option<String>,
-    /// Whether files are served whose names begin with a dot.
+    /// Whether files whose names start with a dot are served.
     pub dotfiles: bool,
-    /// Whether symbolic links may lead out of `root`.
+    /// Whether symbolic links may lead outside `root`.
     pub follow_symlinks: bool,
     /// Whether `/healthz` and `/readyz` are answered.
     pub health_paths: bool,
-    /// Largest request body in bytes; beyond it, 413.
+    /// Maximum size of a request body in bytes; beyond it 413.
     pub max_body_size: u64,
-    /// Bytes that all request bodies of a worker may take in memory together; beyond it, 503.
+    /// Memory per worker for all request bodies, in bytes; beyond it 503.
     pub max_buffered_bodies: u64,
-    /// Whether the paths that crash or hang a worker on purpose are there.
+    /// Whether the paths that crash or hang a worker on purpose are served.
     pub faults: bool,
-    /// Whether the paths of the demonstration are there, besides those for health checks.
+    /// Whether the demonstration paths are served.
     pub demo: bool,
 }
 
 impl AppSettings {
-    /// 1 GiB.
-    const MAX_BODY_SIZE_MOST: u64 = 1 << 30;
+    /// Upper bound of `max_body_size`: 1 GiB.
+    const MAX_BODY_SIZE_LIMIT: u64 = 1 << 30;
 
     fn check(self) -> Result<AppSettings> {
-        if self.max_body_size > AppSettings::MAX_BODY_SIZE_MOST {
+        if self.max_body_size > AppSettings::MAX_BODY_SIZE_LIMIT {
             return Err(Error::config(format!(
                 "max-body-size = {} is out of range: give 0 to 1GiB",
                 self.max_body_size
@@ -44,35 +44,35 @@ impl AppSettings {
         }
         if self.faults && !self.demo {
             return Err(Error::config(
-                "demo = false does not fit faults = true, whose paths belong to the demonstration: leave one of them out",
+                "demo = false conflicts with faults = true, whose paths are part of the demonstration: remove one of them",
             ));
         }
         for (key, page) in [("fallback", &self.fallback), ("error-page-404", &self.error_page_404)]
         {
             if let Some(page) = page {
-                self.check_page(key, page)?;
+                self.check_page_file(key, page)?;
             }
         }
         Ok(self)
     }
 
-    /// Whether `page` is a file below the root.
-    fn check_page(&self, key: &str, page: &Path) -> Result<()> {
+    /// Checks that `page` is a file below the root.
+    fn check_page_file(&self, key: &str, page: &Path) -> Result<()> {
         let shown = page.display();
         let Some(root) = &self.root else {
             return Err(Error::config(format!(
-                "{key} = {shown} is a file of the root, and there is none: give root, too"
+                "{key} = {shown} needs a root directory, but root is not set: set root as well"
             )));
         };
         let below = page.strip_prefix("/").unwrap_or(page);
         if below.components().any(|part| part == Component::ParentDir) {
             return Err(Error::config(format!(
-                "{key} = {shown} leads out of the root: give a path below it"
+                "{key} = {shown} is outside the root directory: give a path below it"
             )));
         }
         let why = match root.join(below).metadata() {
             Ok(found) if found.is_file() => return Ok(()),
-            Ok(_) => "it is no regular file".to_string(),
+            Ok(_) => "it is not a regular file".to_string(),
             Err(error) => error.to_string(),
         };
         Err(Error::config(format!(
@@ -100,19 +100,19 @@ impl Default for AppSettings {
     }
 }
 
-/// Values that are read, but not yet held against their bounds.
+/// Settings whose values are parsed but not yet checked against their bounds.
 #[derive(Debug, Clone)]
 pub(crate) struct UncheckedSettings {
-    /// For the library.
+    /// Configuration of the library.
     pub config: Config,
-    /// For the built-in application.
+    /// Settings of the built-in application.
     pub app: AppSettings,
-    /// For the logger of the binary.
+    /// Filter of the logger.
     pub log: String,
 }
 
 impl UncheckedSettings {
-    /// Checks every value against its bounds. Errors begin with `KEY = VALUE`.
+    /// Checks every value against its bounds. Errors start with `KEY = VALUE`.
     pub(crate) fn check(self) -> Result<(Config, AppSettings, String)> {
         let config = self.config.into_builder().build()?;
         Ok((config, self.app.check()?, self.log))

@@ -1,4 +1,4 @@
-//! From text to values and back. Errors are the words that follow `KEY = VALUE`.
+//! Parsing and formatting of setting values. Errors complete a sentence that starts with `KEY = VALUE`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,7 +13,7 @@ const GIB: u64 = 1 << 30;
 pub(super) fn parse_address(text: &str) -> Result<ListenAddr, String> {
     text.parse().map_err(|error: tokio_prefork::Error| {
         let error = error.to_string();
-        // The caller names key and value itself, with the source.
+        // The caller adds the key, the value and the source.
         error.strip_prefix(&format!("bind = {text:?} ")).unwrap_or(&error).to_string()
     })
 }
@@ -34,12 +34,13 @@ pub(super) fn format_workers(workers: WorkerCount) -> String {
     }
 }
 
-/// A number that is too large for its type is as large as can be, so that the bounds refuse it.
+/// Parses a whole number. Saturates on overflow, so that the bounds check reports the value as out of range.
 pub(super) fn parse_count(text: &str) -> Result<u32, String> {
-    let digits = whole(text).ok_or("is not a number: give a whole number")?;
-    Ok(u32::try_from(digits).unwrap_or(u32::MAX))
+    let number = parse_digits(text).ok_or("is not a number: give a whole number")?;
+    Ok(u32::try_from(number).unwrap_or(u32::MAX))
 }
 
+/// Parses `30s`, `500ms`, `2m`, `1h` or a number of seconds. Saturates on overflow.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split_unit(text);
     let scale = match unit {
@@ -49,7 +50,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         "h" => Some(3600.0),
         _ => None,
     };
-    match (decimal(number), scale) {
+    match (parse_decimal(number), scale) {
         (Some(number), Some(scale)) => {
             Ok(Duration::try_from_secs_f64(number * scale).unwrap_or(Duration::MAX))
         }
@@ -57,10 +58,10 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// What disables an optional limit.
+/// Value that disables an optional limit.
 pub(super) const OFF: &str = "off";
 
-/// Reads a duration, or `off`.
+/// Parses a duration or `off`.
 pub(super) fn parse_optional_duration(text: &str) -> Result<Option<Duration>, String> {
     if text.trim().eq_ignore_ascii_case(OFF) {
         return Ok(None);
@@ -68,7 +69,7 @@ pub(super) fn parse_optional_duration(text: &str) -> Result<Option<Duration>, St
     parse_duration(text).map(Some).map_err(|why| format!("{why}, or off"))
 }
 
-/// Reads a number of bytes per second, or `off`.
+/// Parses a number of bytes per second or `off`.
 pub(super) fn parse_optional_rate(text: &str) -> Result<Option<u64>, String> {
     if text.trim().eq_ignore_ascii_case(OFF) {
         return Ok(None);
@@ -92,7 +93,7 @@ pub(super) fn format_duration(duration: Duration) -> String {
     }
 }
 
-/// `kB` and `MB` are refused: they mean 1000 to some and 1024 to others.
+/// Parses a number of bytes, with an optional binary unit. Rejects `kB` and `MB`, which are ambiguous (1000 or 1024).
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let (number, unit) = split_unit(text);
     let scale = match unit.to_ascii_lowercase().as_str() {
@@ -102,7 +103,7 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
         "g" | "gib" => Some(GIB),
         _ => None,
     };
-    match (whole(number), scale) {
+    match (parse_digits(number), scale) {
         (Some(number), Some(scale)) => Ok(number.saturating_mul(scale)),
         _ => Err("is not a size: write 16KiB, 1MiB or a number of bytes".to_string()),
     }
@@ -118,6 +119,7 @@ pub(super) fn format_size(bytes: u64) -> String {
     }
 }
 
+/// Parses a boolean of a flag or an environment variable.
 pub(super) fn parse_switch(text: &str) -> Result<bool, String> {
     match text.trim().to_ascii_lowercase().as_str() {
         "true" | "1" | "on" | "yes" => Ok(true),
@@ -126,7 +128,7 @@ pub(super) fn parse_switch(text: &str) -> Result<bool, String> {
     }
 }
 
-/// TOML has booleans, so that there is one way to write them there.
+/// Parses a boolean of the TOML file, which has only one notation for it.
 pub(super) fn parse_toml_switch(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| "is not a switch: write true or false".to_string())
 }
@@ -140,18 +142,18 @@ pub(super) fn parse_directory(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// Whether there is such a user or group is looked up with the whole configuration.
-pub(super) fn parse_name(text: &str) -> Result<String, String> {
+/// Parses the name or number of a user or group. Its existence is checked later, with all settings.
+pub(super) fn parse_user_or_group(text: &str) -> Result<String, String> {
     match text.trim() {
         "" => Err("is empty: give a name or a number".to_string()),
         name if name.contains([':', '\0', '/']) => {
-            Err("is no name: give a name or a number".to_string())
+            Err("is not a valid name: give a name or a number".to_string())
         }
         name => Ok(name.to_string()),
     }
 }
 
-/// What can stand behind the colon of a field of HTTP (RFC 9110, section 5.5), in ASCII.
+/// Parses the value of an HTTP header field (RFC 9110, section 5.5), ASCII only.
 pub(super) fn parse_header_value(text: &str) -> Result<String, String> {
     match text.trim() {
         "" => Err("is empty: give the value of the field".to_string()),
@@ -169,27 +171,27 @@ pub(super) fn parse_file(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// `PORT` as platforms set it: all IPv4 addresses.
+/// Converts the value of `PORT` into an address: that port on all IPv4 addresses.
 pub(super) fn port_to_bind(text: &str) -> Result<String, String> {
     let port: u16 = text.trim().parse().map_err(|_| "is not a port: give 0 to 65535")?;
     Ok(format!("0.0.0.0:{port}"))
 }
 
-pub(super) fn unchanged(text: &str) -> Result<String, String> {
+pub(super) fn keep_text(text: &str) -> Result<String, String> {
     Ok(text.to_string())
 }
 
-/// Digits and nothing else (not even a sign); `u64::MAX` where they are too many.
-fn whole(text: &str) -> Option<u64> {
+/// Parses ASCII digits without a sign. Saturates on overflow.
+fn parse_digits(text: &str) -> Option<u64> {
     let text = text.trim();
-    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    digits.then(|| text.parse().unwrap_or(u64::MAX))
+    let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    is_number.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
-/// Digits with at most one point inside.
-fn decimal(text: &str) -> Option<f64> {
+/// Parses digits with at most one decimal point between them.
+fn parse_decimal(text: &str) -> Option<f64> {
     let (before, after) = text.split_once('.').unwrap_or((text, "0"));
-    whole(before).and(whole(after)).and_then(|_| text.parse().ok())
+    parse_digits(before).and(parse_digits(after)).and_then(|_| text.parse().ok())
 }
 
 fn split_unit(text: &str) -> (&str, &str) {
@@ -203,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_read_and_printed() {
+    fn durations_are_parsed_and_formatted() {
         let ms = Duration::from_millis;
         for (text, value, shown) in [
             ("30s", ms(30_000), "30s"),
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn optional_limits_take_off_and_their_own_values() {
+    fn optional_limits_accept_off() {
         assert_eq!(parse_optional_duration("Off"), Ok(None));
         assert_eq!(parse_optional_duration("2s"), Ok(Some(Duration::from_secs(2))));
         let why = parse_optional_duration("never").expect_err("no duration");
@@ -239,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_and_printed() {
+    fn sizes_are_parsed_and_formatted() {
         for (text, value, shown) in [
             ("16KiB", 16_384, "16KiB"),
             ("16k", 16_384, "16KiB"),
@@ -262,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn switches_have_one_form_in_toml_and_four_elsewhere() {
+    fn booleans_have_one_notation_in_toml_and_four_elsewhere() {
         for text in ["true", "1", "on", "YES"] {
             assert_eq!(parse_switch(text), Ok(true));
         }
@@ -275,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn header_values_are_printable_ascii() {
+    fn header_values_must_be_printable_ascii() {
         let shown = parse_header_value(" public, max-age=60 ");
         assert_eq!(shown.as_deref(), Ok("public, max-age=60"));
         for text in ["", " ", "a\r\nSet-Cookie: b", "a\0", "\u{e4}"] {
@@ -284,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_too_large_for_their_type_are_left_to_the_bounds() {
+    fn overflowing_numbers_saturate() {
         assert_eq!(parse_count("99999999999999999999999"), Ok(u32::MAX));
         assert!(parse_workers("5000").expect_err("many").starts_with("is out of range"));
         assert_eq!(port_to_bind("8080"), Ok("0.0.0.0:8080".to_string()));

@@ -50,7 +50,7 @@ const LOG_INTERVAL: u64 = 10;
 
 /// What the file server was told.
 #[derive(Debug, Clone)]
-pub(crate) struct Settings {
+pub(crate) struct FileServerConfig {
     /// The directory.
     pub(crate) root: Arc<RootDir>,
     /// The file, relative to the root, that answers for paths that do not exist.
@@ -68,7 +68,7 @@ pub(crate) struct Settings {
 pub(super) struct StaticFiles(Arc<Shared>);
 
 struct Shared {
-    settings: Settings,
+    settings: FileServerConfig,
     /// Normalized paths of the fallback and of the error page.
     fallback: Option<Vec<u8>>,
     error_page: Option<Vec<u8>>,
@@ -112,7 +112,7 @@ struct Question {
 }
 
 impl StaticFiles {
-    pub(super) fn new(settings: Settings) -> StaticFiles {
+    pub(super) fn new(settings: FileServerConfig) -> StaticFiles {
         let absolute = |page: &PathBuf| {
             [b"/", page.strip_prefix("/").unwrap_or(page).as_os_str().as_bytes()].concat()
         };

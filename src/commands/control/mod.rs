@@ -1,4 +1,4 @@
-//! `prefork status`, `reload`, `scale`, `stop`, `upgrade` and `events`: what is asked of a running primary.
+//! `prefork status`, `reload`, `scale`, `stop`, `upgrade` and `events`: requests to a running primary.
 
 mod shared_metrics_table;
 pub(crate) mod status_table;
@@ -9,16 +9,16 @@ use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use crate::output::{print, print_answer};
+use crate::output::{print_result, print_stdout};
 use crate::settings::value_syntax::parse_duration;
 use tokio_prefork::control::{self, Change, Client, Rescale};
 use tokio_prefork::text::printable;
 use tokio_prefork::{Error, Result, exit};
 
-/// How often `status --watch` looks.
+/// Refresh interval of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A question or an order, and the socket if it was named.
+/// A control request with its socket (`None`: find the only running primary) and timeout.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ControlCall {
     control: Option<PathBuf>,
@@ -36,33 +36,33 @@ enum ControlVerb {
     Events { follow: bool, json: bool },
 }
 
-/// One subcommand for each verb.
+/// Returns the definitions of the control verbs.
 pub(crate) fn control_commands() -> Vec<Command> {
     let workers = Arg::new("workers")
         .value_name("[KIND=]N|+N|-N")
         .required(true)
         .allow_hyphen_values(true)
         .value_parser(parse_rescale)
-        .help("So many workers, or so many more or fewer; consumer=2 for those of another kind than web");
+        .help("New number of workers, or the change: +1, -1; consumer=2 scales a worker kind other than web");
     [
         Command::new("status")
-            .about("Show the workers of a running primary and what they serve")
+            .about("Show the workers of a running primary and their current requests")
             .arg(switch("json", "Print a JSON object"))
-            .arg(switch("watch", "Look again every second").conflicts_with("json")),
+            .arg(switch("watch", "Refresh every second").conflicts_with("json")),
         Command::new("reload")
-            .about("Replace all workers one by one, without a pause in service")
-            .arg(switch("no-wait", "Return when it has begun")),
+            .about("Read the configuration again and replace all workers one by one without downtime")
+            .arg(switch("no-wait", "Return when the reload has started")),
         Command::new("scale").about("Change the number of workers").arg(workers),
         Command::new("stop")
-            .about("Stop gracefully and wait for the end; a second stop stops now")
-            .arg(switch("now", "Kill the workers, finish nothing")),
+            .about("Stop gracefully and wait for the primary to exit; a second stop stops immediately")
+            .arg(switch("now", "Stop immediately: kill the workers without finishing requests")),
         Command::new("upgrade")
-            .about("Become the binary that now stands at the same path, and return when its workers serve")
-            .arg(switch("no-wait", "Return when the new binary is proved")),
+            .about("Upgrade in place to the binary now installed at the same path, and return when its workers serve")
+            .arg(switch("no-wait", "Return when the new binary has passed its check")),
         Command::new("events")
-            .about("Print what happened lately: the last thousand lines of the primary's log")
-            .arg(switch("follow", "Go on with what happens").short('f'))
-            .arg(switch("json", "Print one JSON object a line")),
+            .about("Print the last 1000 log events of the primary")
+            .arg(switch("follow", "Keep printing new events").short('f'))
+            .arg(switch("json", "Print one JSON object per line")),
     ]
     .map(|command| command.arg(control_arg()).arg(timeout_arg()))
     .into()
@@ -78,7 +78,7 @@ fn control_arg() -> Arg {
         .value_name("PATH")
         .env("PREFORK_CONTROL")
         .value_parser(value_parser!(PathBuf))
-        .help("The control socket [default: the one in the runtime directory]")
+        .help("Path of the control socket [default: the only one in the runtime directory]")
 }
 
 fn timeout_arg() -> Arg {
@@ -86,15 +86,15 @@ fn timeout_arg() -> Arg {
         .long("timeout")
         .value_name("DURATION")
         .value_parser(parse_duration)
-        .help("How long an answer may take [default: 5s; 1h for reload, upgrade and stop]")
+        .help("Timeout for the response [default: 5s; 1h for reload, upgrade and stop]")
 }
 
-/// `4`, `+1`, `-1` or `consumer=2`.
+/// Parses `4`, `+1`, `-1` or `consumer=2`.
 fn parse_rescale(text: &str) -> Result<Rescale, String> {
     let Some((kind, number)) = text.split_once('=') else {
         return Ok(parse_change(text)?.into());
     };
-    // None at all is for those that nobody is served by.
+    // Only kinds other than web may be scaled to 0.
     let change = if number == "0" { Change::To(0) } else { parse_change(number)? };
     Ok(Rescale { kind: Some(kind.to_string()), change })
 }
@@ -108,7 +108,7 @@ fn parse_change(text: &str) -> Result<Change, String> {
     change.ok_or("give a number of workers, or +1 or -1".to_string())
 }
 
-/// Reads the words after one of our verbs; `None` if it is none of ours.
+/// Reads the arguments of a control verb; `None` for other verbs.
 pub(crate) fn parse_control(name: &str, matches: &ArgMatches) -> Option<ControlCall> {
     let flag = |name: &str| matches.get_flag(name);
     let verb = match name {
@@ -124,15 +124,16 @@ pub(crate) fn parse_control(name: &str, matches: &ArgMatches) -> Option<ControlC
     Some(ControlCall { control: matches.get_one::<PathBuf>("control").cloned(), timeout, verb })
 }
 
+/// Sends the request to the primary and prints the response.
 pub(crate) fn run_control(call: ControlCall) -> Result<ExitCode> {
     if let ControlVerb::Status { watch: true, .. } = call.verb {
         return watch_status(&call);
     }
     let mut client = connect_with_timeout(call.control, call.timeout)?;
-    let done = match call.verb {
+    let summary = match call.verb {
         ControlVerb::Status { json, .. } => {
             let status = client.status()?;
-            return print_answer(&match json {
+            return print_result(&match json {
                 true => status.to_json() + "\n",
                 false => status_table::format_status(&status),
             });
@@ -145,16 +146,16 @@ pub(crate) fn run_control(call: ControlCall) -> Result<ExitCode> {
         ControlVerb::Upgrade { wait: true } => client.upgrade()?,
         ControlVerb::Upgrade { wait: false } => client.upgrade_without_waiting()?,
     };
-    print_answer(&printable_line(&done))
+    print_result(&printable_line(&summary))
 }
 
-/// Connects anew each time, so that it outlives restarts of the server as long as the path stays.
+/// Prints the status every second until the output is closed. Reconnects each time, to survive restarts of the server.
 fn watch_status(call: &ControlCall) -> Result<ExitCode> {
     loop {
         let status = connect_with_timeout(call.control.clone(), call.timeout)?.status()?;
-        // Home, the table, and nothing below it: no flicker.
+        // Moves the cursor home and clears only the rest of each line and of the screen, to avoid flicker.
         let table = status_table::format_status(&status).replace('\n', "\x1b[K\n");
-        if !print(&format!("\x1b[H{table}\x1b[J"))? {
+        if !print_stdout(&format!("\x1b[H{table}\x1b[J"))? {
             return Ok(ExitCode::from(exit::OK));
         }
         std::thread::sleep(WATCH_INTERVAL);
@@ -162,20 +163,20 @@ fn watch_status(call: &ControlCall) -> Result<ExitCode> {
 }
 
 fn stop_and_wait(mut client: Client, now: bool) -> Result<ExitCode> {
-    let said = client.stop(now)?;
-    print_answer(&printable_line(&said))?;
+    let summary = client.stop(now)?;
+    print_result(&printable_line(&summary))?;
     client.wait_for_exit()?;
-    print_answer("stopped\n")
+    print_result("stopped\n")
 }
 
 fn print_events(client: Client, follow: bool, json: bool) -> Result<ExitCode> {
     for event in client.events(follow, 0)? {
         let event = event?;
-        let seen = print(&match json {
+        let is_open = print_stdout(&match json {
             true => event.to_json() + "\n",
             false => status_table::format_event(&event),
         })?;
-        if !seen {
+        if !is_open {
             break;
         }
     }
@@ -186,43 +187,45 @@ fn printable_line(text: &str) -> String {
     format!("{}\n", printable(text))
 }
 
-/// A client of the socket that was named, or of the only one that somebody answers on.
-fn connect_with_timeout(named: Option<PathBuf>, timeout: Option<Duration>) -> Result<Client> {
-    let client = connect(named)?;
+fn connect_with_timeout(path: Option<PathBuf>, timeout: Option<Duration>) -> Result<Client> {
+    let client = connect_to_primary(path)?;
     Ok(match timeout {
         Some(timeout) => client.timeout(timeout),
         None => client,
     })
 }
 
-fn connect(named: Option<PathBuf>) -> Result<Client> {
-    // What the variable says to `serve` may be no path.
-    let named = named.filter(|path| path != "auto" && path != "off");
-    if let Some(path) = named {
+/// Connects to the control socket at `path`, else to the only live one in the runtime directory.
+fn connect_to_primary(path: Option<PathBuf>) -> Result<Client> {
+    // `PREFORK_CONTROL` is shared with `serve`, which also accepts `auto` and `off`.
+    let path = path.filter(|path| path != "auto" && path != "off");
+    if let Some(path) = path {
         return Client::connect(path);
     }
     let candidates = control::find_control_sockets();
-    let mut refused = None;
-    let mut alive = Vec::new();
+    let mut last_error = None;
+    let mut connected = Vec::new();
     for (path, pid) in candidates {
         match Client::connect(&path) {
-            Ok(client) => alive.push((client, path, pid)),
-            Err(e) => refused = Some(e),
+            Ok(client) => connected.push((client, path, pid)),
+            Err(e) => last_error = Some(e),
         }
     }
-    match alive.len() {
-        0 => Err(refused.unwrap_or_else(|| {
-            let place = control::runtime_directory();
-            Error::unreachable(&place.join("prefork-*.sock"), "there is no such socket")
+    match connected.len() {
+        0 => Err(last_error.unwrap_or_else(|| {
+            let directory = control::runtime_directory();
+            Error::unreachable(&directory.join("prefork-*.sock"), "there is no such socket")
         })),
-        1 => Ok(alive.remove(0).0),
+        1 => Ok(connected.remove(0).0),
         _ => {
-            let list = alive.into_iter().map(|(mut client, path, pid)| {
-                let on = client.status().map_or(String::new(), |s| s.listeners.join(" "));
-                format!("{} (pid {pid}, {on})", path.display())
+            let list = connected.into_iter().map(|(mut client, path, pid)| {
+                let addrs = client.status().map_or(String::new(), |s| s.listeners.join(" "));
+                format!("{} (pid {pid}, {addrs})", path.display())
             });
             let list = list.collect::<Vec<_>>().join(", ");
-            Err(Error::refused(format!("several primaries run: name one with --control: {list}")))
+            Err(Error::refused(format!(
+                "several primaries are running; choose one with --control: {list}"
+            )))
         }
     }
 }
@@ -240,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn every_verb_is_read() {
+    fn control_verbs_are_parsed() {
         for (line, verb) in [
             ("prefork status", ControlVerb::Status { json: false, watch: false }),
             ("prefork status --json", ControlVerb::Status { json: true, watch: false }),
@@ -255,22 +258,22 @@ mod tests {
         ] {
             assert_eq!(call(line).verb, verb, "{line}");
         }
-        let named = call("prefork scale -2 --control /run/x.sock");
+        let call = call("prefork scale -2 --control /run/x.sock");
         assert_eq!(
-            (named.control, named.verb),
+            (call.control, call.verb),
             (Some("/run/x.sock".into()), ControlVerb::Scale(Change::By(-2).into()))
         );
     }
 
     #[test]
-    fn what_is_no_number_of_workers_is_refused() {
+    fn invalid_worker_counts_are_rejected() {
         for text in ["0", "+0", "-0", "+", "many", "1.5", "99999999999", ""] {
             assert!(parse_rescale(text).is_err(), "{text}");
         }
         for text in ["consumer=", "consumer=many", "consumer=+0"] {
             assert!(parse_rescale(text).is_err(), "{text}");
         }
-        let rescaled = parse_rescale("consumer=0").expect("none is fine");
+        let rescaled = parse_rescale("consumer=0").expect("0 is valid");
         assert_eq!((rescaled.kind.as_deref(), rescaled.change), (Some("consumer"), Change::To(0)));
     }
 }

@@ -1,41 +1,42 @@
-//! What the application shares, as people read it.
+//! Text table of the application's shared metrics, for `prefork status`.
 
 use std::fmt::Write;
 
 use tokio_prefork::shared::{SharedMetric, SharedMetricValue};
 use tokio_prefork::text::printable;
 
-/// A header and a line for each; nothing if there is none.
-pub(super) fn format_shared_metrics(all: &[SharedMetric]) -> String {
-    if all.is_empty() {
+/// Formats a header and one line per metric; empty if there are no metrics.
+pub(super) fn format_shared_metrics(metrics: &[SharedMetric]) -> String {
+    if metrics.is_empty() {
         return String::new();
     }
     let name = |metric: &SharedMetric| printable(&metric.name).into_owned();
-    let width = all.iter().map(|metric| name(metric).chars().count()).max().unwrap_or(0).max(6);
+    let width = metrics.iter().map(|metric| name(metric).chars().count()).max().unwrap_or(0).max(6);
     let mut text = format!("\n{:<width$}  VALUE\n", "SHARED");
-    for metric in all {
+    for metric in metrics {
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "{:<width$}  {}", name(metric), value(&metric.value));
+        let _ = writeln!(text, "{:<width$}  {}", name(metric), format_metric_value(&metric.value));
     }
     text
 }
 
-fn value(value: &SharedMetricValue) -> String {
+fn format_metric_value(value: &SharedMetricValue) -> String {
     match value {
         SharedMetricValue::Counter { value } => value.to_string(),
         SharedMetricValue::Gauge { value } => value.to_string(),
-        SharedMetricValue::Histogram(seen) => {
-            let [half, most] = [0.5, 0.99].map(|q| match seen.quantile(q) {
+        SharedMetricValue::Histogram(histogram) => {
+            let [p50, p99] = [0.5, 0.99].map(|q| match histogram.quantile(q) {
                 Some(bound) => bound.to_string(),
                 None => "-".to_string(),
             });
-            format!("{} observed, sum {}, p50 {half}, p99 {most}", seen.count(), seen.sum)
+            let (count, sum) = (histogram.count(), histogram.sum);
+            format!("{count} observed, sum {sum}, p50 {p50}, p99 {p99}")
         }
         SharedMetricValue::Flag { set: true } => "set".to_string(),
         SharedMetricValue::Flag { set: false } => "not set".to_string(),
         SharedMetricValue::Leadership { leader: Some(pid) } => format!("led by pid {pid}"),
-        SharedMetricValue::Leadership { leader: None } => "led by nobody".to_string(),
-        _ => "(of a newer version)".to_string(),
+        SharedMetricValue::Leadership { leader: None } => "no leader".to_string(),
+        _ => "(unknown metric type of a newer version)".to_string(),
     }
 }
 
@@ -45,7 +46,7 @@ mod tests {
     use tokio_prefork::shared::HistogramSnapshot;
 
     #[test]
-    fn each_has_a_line() {
+    fn each_metric_has_a_line() {
         let seen = HistogramSnapshot { bounds: vec![10, 20], counts: vec![3, 1, 0], sum: 30 };
         let all = [
             ("orders_total", SharedMetricValue::Counter { value: 12 }),
