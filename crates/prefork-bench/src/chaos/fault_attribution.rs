@@ -41,7 +41,7 @@ pub(crate) struct FaultCost {
 }
 
 impl FaultCost {
-    fn add(&mut self, effect: FaultEffect) {
+    fn count_effect(&mut self, effect: FaultEffect) {
         match effect {
             FaultEffect::Refused => self.refused += 1,
             FaultEffect::Lost => self.lost += 1,
@@ -66,7 +66,8 @@ pub(crate) fn costs_by_fault(
     let mut costs_by_fault = [FaultCost::default(); 4];
     for request in affected {
         let kind = attribute_fault(&injected.faults, request);
-        costs_by_fault[kind.map_or(FaultKind::ALL.len(), |kind| kind as usize)].add(request.effect);
+        costs_by_fault[kind.map_or(FaultKind::ALL.len(), |kind| kind as usize)]
+            .count_effect(request.effect);
     }
     costs_by_fault
 }

@@ -35,7 +35,7 @@ impl ChaosTarget {
     /// # Errors
     /// No process of this machine listens at the target, it is not a prefork server, or this user may not
     /// signal it.
-    pub(crate) fn find(tree: Option<&ProcessTree>) -> Result<ChaosTarget> {
+    pub(crate) fn open_primary(tree: Option<&ProcessTree>) -> Result<ChaosTarget> {
         let refuse = |why: String| {
             Error::refused(format!(
                 "--chaos: {why}; faults are injected only into a prefork server that this user runs on this machine"
@@ -44,7 +44,7 @@ impl ChaosTarget {
         let Some(tree) = tree else {
             return Err(refuse("no process of this machine listens at the target".to_string()));
         };
-        let pid = tree.root();
+        let pid = tree.root_pid();
         let primary = PidFd::open(pid)
             .map_err(|e| Error::system(format!("open a pidfd of the target, pid {pid}"), e))?;
         if !process_title(pid).starts_with("prefork: primary") && !runs_same_executable(pid) {
@@ -58,7 +58,7 @@ impl ChaosTarget {
     }
 
     /// Returns the pid and a pidfd of each worker.
-    fn workers(&self) -> Vec<(u32, PidFd)> {
+    fn list_workers(&self) -> Vec<(u32, PidFd)> {
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
         let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
         let is_ours = |pid: u32| parent_pid(pid) == Some(self.pid) && pid != std::process::id();
@@ -139,7 +139,7 @@ impl<'a> FaultInjector<'a> {
     }
 
     /// Ends the round and returns the faults injected in it.
-    pub(crate) fn finish(&mut self, now: u64) -> InjectedFaults {
+    pub(crate) fn finish_round(&mut self, now: u64) -> InjectedFaults {
         self.resume_frozen(now);
         self.next = [None; 3];
         std::mem::take(&mut self.injected)
@@ -147,7 +147,7 @@ impl<'a> FaultInjector<'a> {
 
     /// Injects one fault and returns the pids it hit; `None` if there was no process to hit.
     fn inject_fault(&mut self, kind: FaultKind, now: u64) -> io::Result<Option<Vec<u32>>> {
-        let mut workers = self.target.workers();
+        let mut workers = self.target.list_workers();
         if kind == FaultKind::Reload {
             let sent = self.target.primary.send_signal(Signal::SIGHUP);
             return Ok(sent.is_ok().then(|| workers.into_iter().map(|(pid, _)| pid).collect()));

@@ -63,15 +63,20 @@ impl FaultPlan {
         text: &str,
         duration: impl Fn(&str) -> Result<Duration, String>,
     ) -> Result<FaultPlan, String> {
-        const FORM: &str = "give kill=1s,reload=5s,freeze=10s/500ms, or some of them";
+        const EXPECTED_FORMAT: &str = "give kill=1s,reload=5s,freeze=10s/500ms, or some of them";
         let mut faults = FaultPlan::default();
         for part in text.split(',') {
-            let (name, value) = part.split_once('=').ok_or(format!("{part:?}: {FORM}"))?;
+            let (name, value) =
+                part.split_once('=').ok_or(format!("{part:?}: {EXPECTED_FORMAT}"))?;
             let kind = FaultKind::ALL.into_iter().find(|kind| kind.name() == name);
-            let kind = kind.ok_or(format!("unknown fault {name:?}: {FORM}"))?;
+            let kind = kind.ok_or(format!("unknown fault {name:?}: {EXPECTED_FORMAT}"))?;
             let (every, length) = match value.split_once('/') {
                 Some((every, length)) if kind == FaultKind::Freeze => (every, Some(length)),
-                Some(_) => return Err(format!("{part:?}: only a freeze has a duration; {FORM}")),
+                Some(_) => {
+                    return Err(format!(
+                        "{part:?}: only a freeze has a duration; {EXPECTED_FORMAT}"
+                    ));
+                }
                 None => (value, None),
             };
             let read = |text: &str| duration(text).map_err(|why| format!("{text:?} {why}"));
@@ -82,7 +87,7 @@ impl FaultPlan {
                 ));
             }
             if faults.intervals[kind as usize].replace(every).is_some() {
-                return Err(format!("{name} is given twice: {FORM}"));
+                return Err(format!("{name} is given twice: {EXPECTED_FORMAT}"));
             }
             if kind == FaultKind::Freeze {
                 faults.freeze_duration =

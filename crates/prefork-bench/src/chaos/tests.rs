@@ -5,7 +5,7 @@ use super::*;
 const MS: u64 = 1_000_000;
 
 /// Parses milliseconds, seconds or minutes.
-fn duration(text: &str) -> Result<Duration, String> {
+fn parse_duration(text: &str) -> Result<Duration, String> {
     let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("", 1000)];
     let read = |(unit, ms)| Some(text.strip_suffix(unit)?.parse::<u64>().ok()? * ms);
     let ms = units.into_iter().find_map(read).ok_or("is not a duration")?;
@@ -13,7 +13,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 fn parse(text: &str) -> Result<FaultPlan, String> {
-    FaultPlan::parse(text, duration)
+    FaultPlan::parse(text, parse_duration)
 }
 
 #[test]
@@ -48,35 +48,35 @@ fn invalid_fault_lists_say_what_to_write() {
     }
 }
 
-fn fault(kind: FaultKind, from: u64, until: u64, pids: &[u32]) -> InjectedFault {
+fn fault_at_ms(kind: FaultKind, from: u64, until: u64, pids: &[u32]) -> InjectedFault {
     InjectedFault { kind, from: from * MS, until: until * MS, pids: pids.to_vec() }
 }
 
-fn request(effect: FaultEffect, from: u64, until: u64, pid: Option<u32>) -> AffectedRequest {
+fn affected_at_ms(effect: FaultEffect, from: u64, until: u64, pid: Option<u32>) -> AffectedRequest {
     AffectedRequest { effect, from: from * MS, until: until * MS, pid }
 }
 
 #[test]
 fn an_affected_request_counts_for_the_fault_on_its_process_or_else_for_the_latest_one() {
     let faults = vec![
-        fault(FaultKind::Freeze, 1000, 2000, &[7]),
-        fault(FaultKind::Kill, 1500, 1500, &[8]),
-        fault(FaultKind::Reload, 9000, 9000, &[7, 9]),
+        fault_at_ms(FaultKind::Freeze, 1000, 2000, &[7]),
+        fault_at_ms(FaultKind::Kill, 1500, 1500, &[8]),
+        fault_at_ms(FaultKind::Reload, 9000, 9000, &[7, 9]),
     ];
     let injected = InjectedFaults { faults, skipped: [0; 3] };
     let affected = [
         // On the frozen worker, although a kill came later.
-        request(FaultEffect::Late, 1400, 2000, Some(7)),
+        affected_at_ms(FaultEffect::Late, 1400, 2000, Some(7)),
         // On the killed worker.
-        request(FaultEffect::Lost, 1490, 1501, Some(8)),
+        affected_at_ms(FaultEffect::Lost, 1490, 1501, Some(8)),
         // A new connection: the latest fault counts.
-        request(FaultEffect::Refused, 1600, 1601, None),
+        affected_at_ms(FaultEffect::Refused, 1600, 1601, None),
         // On a replaced worker.
-        request(FaultEffect::Lost, 9500, 9600, Some(9)),
+        affected_at_ms(FaultEffect::Lost, 9500, 9600, Some(9)),
         // Before the first fault, and long after the last.
-        request(FaultEffect::Lost, 10, 20, Some(7)),
-        request(FaultEffect::Late, 5000, 5200, Some(7)),
-        request(FaultEffect::Late, 20_000, 20_200, None),
+        affected_at_ms(FaultEffect::Lost, 10, 20, Some(7)),
+        affected_at_ms(FaultEffect::Late, 5000, 5200, Some(7)),
+        affected_at_ms(FaultEffect::Late, 20_000, 20_200, None),
     ];
     let [kill, reload, freeze, none] = costs_by_fault(&injected, &affected);
     assert_eq!(kill, FaultCost { refused: 1, lost: 1, late: 0 });
@@ -89,9 +89,9 @@ fn an_affected_request_counts_for_the_fault_on_its_process_or_else_for_the_lates
 #[test]
 fn a_request_that_started_before_a_freeze_counts_for_it() {
     let injected = InjectedFaults {
-        faults: vec![fault(FaultKind::Freeze, 1000, 2000, &[7])],
+        faults: vec![fault_at_ms(FaultKind::Freeze, 1000, 2000, &[7])],
         skipped: [0; 3],
     };
-    let cost = costs_by_fault(&injected, &[request(FaultEffect::Late, 500, 2100, Some(7))]);
+    let cost = costs_by_fault(&injected, &[affected_at_ms(FaultEffect::Late, 500, 2100, Some(7))]);
     assert_eq!(cost[FaultKind::Freeze as usize].late, 1);
 }

@@ -52,11 +52,13 @@ impl ComparedServer {
     /// # Errors
     /// Says what is wrong with the text.
     pub fn parse_peer(text: &str) -> Result<ComparedServer, String> {
-        const FORM: &str = "give NAME=COMMAND, for example node='node server.js'";
-        let (name, command) = text.split_once('=').ok_or(format!("{text:?}: {FORM}"))?;
+        const EXPECTED_FORMAT: &str = "give NAME=COMMAND, for example node='node server.js'";
+        let (name, command) = text.split_once('=').ok_or(format!("{text:?}: {EXPECTED_FORMAT}"))?;
         let odd = |c: char| !(c.is_ascii_alphanumeric() || "-._+/".contains(c));
         if name.is_empty() || name.len() > 40 || name.contains(odd) || command.trim().is_empty() {
-            return Err(format!("{text:?}: {FORM}; a name has up to 40 letters, digits and -._+/"));
+            return Err(format!(
+                "{text:?}: {EXPECTED_FORMAT}; a name has up to 40 letters, digits and -._+/"
+            ));
         }
         Ok(ComparedServer {
             name: name.to_string(),
@@ -70,7 +72,7 @@ impl ComparedServer {
     }
 
     /// Returns whether it is the single-process model, the reference of the comparison.
-    pub(crate) fn is_single(&self) -> bool {
+    pub(crate) fn is_single_process(&self) -> bool {
         matches!(self.kind, ServerCommand::BuiltIn { model: ConcurrencyModel::Single, .. })
     }
 
@@ -122,7 +124,7 @@ impl ComparedServer {
 
 /// Why a server did not become ready.
 #[derive(Debug)]
-pub enum ServerStartError {
+pub(crate) enum ServerStartError {
     /// It could not start, or exited; holds the reason.
     Failed(String),
     /// A signal to this process came first.
@@ -131,7 +133,7 @@ pub enum ServerStartError {
 
 /// A running server; dropping it stops the server.
 #[derive(Debug)]
-pub struct RunningServer {
+pub(crate) struct RunningServer {
     child: Child,
     stop: Signal,
     url: String,
@@ -142,7 +144,7 @@ impl RunningServer {
     ///
     /// # Errors
     /// It does not become ready (with its last log line), or a signal arrived.
-    pub fn start(
+    pub fn start_server(
         compared: &ComparedServer,
         signals: &mut SignalPipe,
     ) -> Result<RunningServer, ServerStartError> {

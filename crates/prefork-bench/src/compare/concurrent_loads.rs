@@ -8,7 +8,7 @@ use tokio_prefork::Result;
 
 /// Runs `measured` with `background`, if any, at the same time. Returns its report, and whether a signal
 /// ended it early.
-pub fn run_concurrent_loads(
+pub(crate) fn run_concurrent_loads(
     measured: &LoadPlan,
     background: Option<LoadPlan>,
     signals: &mut SignalPipe,

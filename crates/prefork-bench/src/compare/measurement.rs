@@ -46,7 +46,7 @@ pub(crate) enum MeasurementOutcome {
 
 impl MeasurementOutcome {
     /// Returns whether this outcome of `earlier` makes `later`, of the same server, pointless.
-    pub(crate) fn rules_out(
+    pub(crate) fn rules_out_later(
         &self,
         earlier: &PlannedMeasurement,
         later: &PlannedMeasurement,
@@ -85,7 +85,7 @@ impl MeasurementSample {
                 .filter(|_| !workload.is_latency_workload() && report.per_second.median > 0.0),
             memory_mib: memory,
             busiest: report.pids.first().map(|pid| pid.share),
-            errors: report.errors(),
+            errors: report.error_count(),
             generator_us: (report.generator.user_s + report.generator.system_s) * 1e6 / asked,
         }
     }
@@ -98,7 +98,7 @@ impl MeasurementSample {
 
 impl MeasurementOutcome {
     /// Returns why the server failed.
-    pub(crate) fn server_error(&self) -> Option<String> {
+    pub(crate) fn server_failure_reason(&self) -> Option<String> {
         match self {
             MeasurementOutcome::ServerFailed(why) => Some(why.clone()),
             _ => None,

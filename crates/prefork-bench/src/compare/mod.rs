@@ -19,8 +19,9 @@ mod workload;
 
 use std::time::{Duration, Instant};
 
-pub use compared_server::{ComparedServer, RunningServer, ServerStartError};
-pub use concurrent_loads::run_concurrent_loads;
+pub use compared_server::ComparedServer;
+pub(crate) use compared_server::{RunningServer, ServerStartError};
+pub(crate) use concurrent_loads::run_concurrent_loads;
 pub use plan::ComparePlan;
 pub use report::CompareReport;
 pub use workload::Workload;
@@ -46,7 +47,7 @@ pub struct CompareProgress<'a> {
 
 /// Why a comparison ended early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EarlyStop {
+pub(crate) enum EarlyStop {
     /// SIGINT or SIGTERM arrived.
     Signal,
     /// The time limit was reached.
@@ -68,13 +69,14 @@ pub fn run_comparison(
     let begun = Instant::now();
     let mut signals = SignalPipe::new(&[Signal::SIGINT, Signal::SIGTERM])
         .map_err(|e| Error::system("install signal handlers", e))?;
-    let (measurements, mut outcomes, mut early_stop) = (plan.measurements(), Vec::new(), None);
+    let (measurements, mut outcomes, mut early_stop) = (plan.list_measurements(), Vec::new(), None);
     for (done, measurement) in measurements.iter().enumerate() {
         let workload = plan.workloads[measurement.workload];
         let server = &plan.servers[measurement.server];
         let given_up =
             outcomes.iter().any(|(earlier, outcome): &(PlannedMeasurement, MeasurementOutcome)| {
-                earlier.server == measurement.server && outcome.rules_out(earlier, measurement)
+                earlier.server == measurement.server
+                    && outcome.rules_out_later(earlier, measurement)
             });
         if given_up {
             continue;
@@ -116,7 +118,7 @@ fn measure_server(
     compared: &ComparedServer,
     signals: &mut SignalPipe,
 ) -> Result<MeasurementOutcome> {
-    let server = match RunningServer::start(compared, signals) {
+    let server = match RunningServer::start_server(compared, signals) {
         Ok(server) => server,
         Err(ServerStartError::Interrupted) => return Ok(MeasurementOutcome::Interrupted),
         Err(ServerStartError::Failed(why)) => return Ok(MeasurementOutcome::ServerFailed(why)),
@@ -130,13 +132,13 @@ fn measure_server(
         let url = format!("{}{path}", server.url());
         TargetUrl::parse(&url).map_err(|why| Error::config(format!("{url}: {why}")))
     };
-    let light =
+    let measured =
         workload.measured_load(target(workload.measured_path())?, plan.warm_up, plan.duration);
-    let heavy = match workload.background_path() {
+    let background = match workload.background_path() {
         Some(path) => Some(workload.background_load(target(path)?, plan.warm_up + plan.duration)),
         None => None,
     };
-    let (report, was_interrupted) = run_concurrent_loads(&light, heavy, signals);
+    let (report, was_interrupted) = run_concurrent_loads(&measured, background, signals);
     drop(server);
     if was_interrupted {
         return Ok(MeasurementOutcome::Interrupted);

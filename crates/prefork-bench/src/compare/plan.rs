@@ -36,7 +36,7 @@ pub struct ComparePlan {
 
 /// One measurement: indices into the lists of the plan, and the round from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PlannedMeasurement {
+pub(crate) struct PlannedMeasurement {
     /// Number of the round, from 0.
     pub round: usize,
     /// Index of the workload.
@@ -102,7 +102,7 @@ impl ComparePlan {
     }
 
     /// Returns all measurements in order: each round starts each workload with another server.
-    pub fn measurements(&self) -> Vec<PlannedMeasurement> {
+    pub(crate) fn list_measurements(&self) -> Vec<PlannedMeasurement> {
         let mut measurements = Vec::new();
         let count = self.servers.len();
         for round in 0..self.rounds {
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
     use tokio_prefork::{ConcurrencyModel, Dispatch};
 
-    fn plan(dispatch: bool) -> ComparePlan {
+    fn sample_plan(dispatch: bool) -> ComparePlan {
         let models = ConcurrencyModel::ALL.map(|model| ComparedServer::built_in(model, None, 2));
         let policies =
             Dispatch::ALL.map(|p| ComparedServer::built_in(ConcurrencyModel::Prefork, Some(p), 2));
@@ -134,13 +134,13 @@ mod tests {
 
     #[test]
     fn a_quick_plan_uses_its_time_budget() {
-        let quick = plan(false).into_quick();
+        let quick = sample_plan(false).into_quick();
         assert_eq!((quick.rounds, quick.validate()), (4, Ok(())));
         let fits = Duration::from_secs(60)..=QUICK_BUDGET;
         assert!(fits.contains(&quick.estimated_duration()), "{:?}", quick.estimated_duration());
-        let large = plan(true).into_quick();
+        let large = sample_plan(true).into_quick();
         assert!(large.estimated_duration() <= QUICK_TIME_LIMIT, "{:?}", large.estimated_duration());
-        let mut small = plan(false);
+        let mut small = sample_plan(false);
         (small.workloads, small.servers) = (vec![Workload::Bodies], small.servers[..2].into());
         let small = small.into_quick();
         assert_eq!((small.rounds, small.duration), (5, Duration::from_secs(3)));
@@ -148,8 +148,8 @@ mod tests {
 
     #[test]
     fn every_server_is_measured_equally_often_and_equally_often_first() {
-        let plan = plan(false);
-        let measurements = plan.measurements();
+        let plan = sample_plan(false);
+        let measurements = plan.list_measurements();
         assert_eq!(measurements.len(), 5 * 8 * 4);
         for server in 0..4 {
             let own = measurements.iter().filter(|turn| turn.server == server);
@@ -169,7 +169,7 @@ mod tests {
             (|p| p.duration = Duration::ZERO, "--duration 0ns"),
         ];
         for (change, piece) in wrong {
-            let mut plan = plan(false);
+            let mut plan = sample_plan(false);
             change(&mut plan);
             let why = plan.validate().expect_err(piece);
             assert!(why.contains(piece), "{why}");

@@ -67,7 +67,7 @@ pub(crate) fn measure_latencies(
             return Ok((all, false));
         };
         let (failed, load::LatencySummary { p50, p99, max, .. }) =
-            (report.errors(), report.latency);
+            (report.error_count(), report.latency);
         let idle = all.first().map_or(p99, |first| first.p99);
         all.push(LatencyUnderLoad { how, p50, p99, max, ratio: p99 / idle, failed });
     }
@@ -81,7 +81,7 @@ fn measure_server(
     background: Option<&str>,
     signals: &mut SignalPipe,
 ) -> Result<Option<load::LoadReport>> {
-    let server = match RunningServer::start(compared, signals) {
+    let server = match RunningServer::start_server(compared, signals) {
         Ok(server) => server,
         Err(ServerStartError::Interrupted) => return Ok(None),
         Err(ServerStartError::Failed(why)) => return Err(Error::config(why)),

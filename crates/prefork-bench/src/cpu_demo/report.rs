@@ -49,7 +49,7 @@ impl CpuDemoReport {
             complete,
             reading,
         };
-        report.reading = report.interpret();
+        report.reading = report.describe_results();
         report
     }
 
@@ -106,7 +106,7 @@ impl CpuDemoReport {
     }
 
     /// Describes what the figures show on this machine.
-    fn interpret(&self) -> String {
+    fn describe_results(&self) -> String {
         let mut said = Vec::new();
         if let [_, threads, pool, processes] = &self.computing[..] {
             said.push(format!(
@@ -169,7 +169,7 @@ fn write_section<const N: usize>(text: &mut String, rows: &mut [[String; N]]) {
 mod tests {
     use super::*;
 
-    fn report(on_loop: f64) -> CpuDemoReport {
+    fn sample_report(on_loop: f64) -> CpuDemoReport {
         let computed =
             |ratio| ComputeTiming { how: "so".into(), seconds: 4.0 * ratio, ratio, ideal: 0.5 };
         let created = |what, new_us| CreationCost { what, new_us, reused_us: 5.0 };
@@ -197,13 +197,17 @@ mod tests {
 
     #[test]
     fn the_description_matches_the_figures() {
-        let usual = report(5_000.0);
+        let usual = sample_report(5_000.0);
         for words in
             ["equally well", "p99 of / went from 100 us to 500 ms", "blocks its event loop"]
         {
             assert!(usual.reading.contains(words), "{words}: {}", usual.reading);
         }
-        assert!(report(2.0).reading.contains("too little work"), "{}", report(2.0).reading);
+        assert!(
+            sample_report(2.0).reading.contains("too little work"),
+            "{}",
+            sample_report(2.0).reading
+        );
         let table = usual.to_table();
         assert!(table.contains("0.61") && table.contains("60.0x"), "{table}");
         assert!(usual.to_json().contains("\"complete\": true"));
@@ -211,7 +215,7 @@ mod tests {
 
     #[test]
     fn an_incomplete_report_says_so() {
-        let mut cut = report(5_000.0);
+        let mut cut = sample_report(5_000.0);
         cut.complete = false;
         assert!(cut.to_table().contains("PARTIAL"));
         assert_eq!(cut.exit_status(), 1);
@@ -219,7 +223,7 @@ mod tests {
 
     #[test]
     fn failed_requests_are_reported() {
-        let mut report = report(5_000.0);
+        let mut report = sample_report(5_000.0);
         assert!(!report.to_table().contains("FAILED"));
         report.serving[1].failed = 17;
         assert!(report.to_table().contains("FAILED: 17 requests for / (so)"));

@@ -100,7 +100,7 @@ impl ResponseReader {
     ) -> Result<(usize, Option<ParsedResponse>), ResponseError> {
         let mut used = 0;
         while used < bytes.len() {
-            let (taken, over) = self.advance(&bytes[used..], expectations)?;
+            let (taken, over) = self.parse_step(&bytes[used..], expectations)?;
             used += taken;
             if over {
                 return Ok((used, Some(self.take_response())));
@@ -115,7 +115,7 @@ impl ResponseReader {
     }
 
     /// Parses one step. Returns the used bytes, and whether the response is complete.
-    fn advance(
+    fn parse_step(
         &mut self,
         bytes: &[u8],
         expectations: &ResponseExpectations,

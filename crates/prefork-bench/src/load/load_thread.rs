@@ -49,7 +49,7 @@ pub(crate) struct LoadThread<'a> {
     /// When connections may send again, and their indices; earliest first.
     ready_queue: VecDeque<(u64, usize)>,
     /// Open loop only: the schedule, idle connections, and the timer of the next request.
-    open: Option<(RequestSchedule, VecDeque<usize>, TimerFd)>,
+    open_loop: Option<(RequestSchedule, VecDeque<usize>, TimerFd)>,
     /// Requests in flight.
     in_flight: usize,
     /// Responses and failures not yet added to the progress of the round.
@@ -69,7 +69,7 @@ impl<'a> LoadThread<'a> {
         let request = plan.encode_request();
         let connections: Vec<LoadConnection> =
             (0..plan.thread_connections(thread)).map(|_| LoadConnection::new()).collect();
-        let open = match plan.rate {
+        let open_loop = match plan.rate {
             Some(rate) => {
                 let timer = TimerFd::new(
                     ClockId::CLOCK_MONOTONIC,
@@ -98,7 +98,7 @@ impl<'a> LoadThread<'a> {
             epoll,
             connections,
             ready_queue: VecDeque::new(),
-            open,
+            open_loop,
             in_flight: 0,
             unreported: [0; 2],
             buffer: vec![0; 64 * 1024],
@@ -107,14 +107,14 @@ impl<'a> LoadThread<'a> {
     }
 
     /// Runs until the round is over and every request is answered or given up.
-    pub(crate) fn run(mut self) -> io::Result<LoadCounters> {
+    pub(crate) fn run_until_complete(mut self) -> io::Result<LoadCounters> {
         let mut events = [EpollEvent::empty(); 256];
         let mut next_timeout_check = 0;
-        if self.open.is_none() {
+        if self.open_loop.is_none() {
             self.ready_queue = (0..self.connections.len()).map(|at| (0, at)).collect();
         }
         loop {
-            let now = self.round.now();
+            let now = self.round.elapsed_nanos();
             let end = self.round.measure_end();
             self.round.add_progress(std::mem::take(&mut self.unreported));
             self.send_due_requests(now, end)?;
@@ -140,7 +140,8 @@ impl<'a> LoadThread<'a> {
     }
 
     fn is_complete(&self, end: u64) -> bool {
-        let unsent = self.open.as_ref().is_some_and(|(schedule, ..)| schedule.next_due() < end);
+        let unsent =
+            self.open_loop.as_ref().is_some_and(|(schedule, ..)| schedule.next_due() < end);
         self.in_flight == 0 && !unsent
     }
 
@@ -150,11 +151,11 @@ impl<'a> LoadThread<'a> {
         {
             self.ready_queue.pop_front();
             if now < end {
-                self.send(connection, now, now, self.plan.pipeline_depth);
+                self.send_requests(connection, now, now, self.plan.pipeline_depth);
             }
         }
         loop {
-            let Some((schedule, idle, timer)) = &mut self.open else { return Ok(()) };
+            let Some((schedule, idle, timer)) = &mut self.open_loop else { return Ok(()) };
             let due = schedule.next_due();
             if due >= end || idle.is_empty() {
                 return Ok(());
@@ -167,13 +168,13 @@ impl<'a> LoadThread<'a> {
             schedule.advance();
             // The longest idle connection, so that all take part.
             if let Some(connection) = idle.pop_front() {
-                self.send(connection, due, now, 1);
+                self.send_requests(connection, due, now, 1);
             }
         }
     }
 
     /// Sends `count` requests, over a new connection if there is none.
-    fn send(&mut self, at: usize, due: u64, now: u64, count: usize) {
+    fn send_requests(&mut self, at: usize, due: u64, now: u64, count: usize) {
         let connection = &mut self.connections[at];
         connection
             .in_flight
@@ -199,9 +200,9 @@ impl<'a> LoadThread<'a> {
 
     /// Records every request that is still in flight, or was due but never sent, as timed out or abandoned.
     fn record_unanswered(&mut self) {
-        let now = self.round.now();
+        let now = self.round.elapsed_nanos();
         let unsent = self
-            .open
+            .open_loop
             .iter()
             .flat_map(|(schedule, ..)| schedule.remaining_until(self.round.measure_end()));
         let unsent = unsent.map(|due| (PendingRequest { due, sent_at: now }, None));
@@ -230,7 +231,7 @@ impl LoadThread<'_> {
                 at,
             );
             if let Err(why) = written {
-                return self.fail_connection(at, why, self.round.now());
+                return self.fail_connection(at, why, self.round.elapsed_nanos());
             }
         }
         // Each edge is reported once: after a hang-up, read to the end of file.
@@ -239,7 +240,7 @@ impl LoadThread<'_> {
         let mut buffer = std::mem::take(&mut self.buffer);
         while let Some(mut socket) = self.connections[at].socket.as_ref() {
             let outcome = socket.read(&mut buffer);
-            let now = self.round.now();
+            let now = self.round.elapsed_nanos();
             match outcome {
                 Ok(0) => self.handle_eof(at, now),
                 Ok(n) => {
@@ -288,12 +289,14 @@ impl LoadThread<'_> {
             }
         }
         if answered > 0 {
-            match &mut self.open {
+            match &mut self.open_loop {
                 Some((_, idle, _)) => {
                     self.connections[at].is_idle = true;
                     idle.push_back(at);
                 }
-                None if now < self.round.measure_end() => self.send(at, now, now, answered),
+                None if now < self.round.measure_end() => {
+                    self.send_requests(at, now, now, answered)
+                }
                 None => {}
             }
         }
@@ -359,7 +362,7 @@ impl LoadThread<'_> {
         for sent in &lost {
             self.record_failure(*sent, why, now, process);
         }
-        match &mut self.open {
+        match &mut self.open_loop {
             _ if is_idle => {}
             Some((_, idle, _)) => idle.push_back(at),
             None if lost.is_empty() => self.ready_queue.push_front((now, at)),

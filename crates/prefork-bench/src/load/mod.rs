@@ -94,7 +94,7 @@ pub fn run_load(plan: &LoadPlan, mut on_progress: impl FnMut(LoadProgress)) -> R
     let address = plan.target.find_reachable_address()?;
     let tree =
         if address.is_local() { ProcessTree::find_by_listener(&address.listen_addr) } else { None };
-    let chaos_target = plan.faults.map(|_| ChaosTarget::find(tree.as_ref())).transpose()?;
+    let chaos_target = plan.faults.map(|_| ChaosTarget::open_primary(tree.as_ref())).transpose()?;
     let mut signals = SignalPipe::new(&[Signal::SIGINT, Signal::SIGTERM])
         .map_err(|e| Error::system("install signal handlers", e))?;
     let mut rounds = Vec::new();
@@ -108,7 +108,7 @@ pub fn run_load(plan: &LoadPlan, mut on_progress: impl FnMut(LoadProgress)) -> R
             chaos_target: chaos_target.as_ref(),
             number,
         };
-        let (round, stopped) = runner.run(&mut signals, &mut on_progress)?;
+        let (round, stopped) = runner.run_round(&mut signals, &mut on_progress)?;
         rounds.push(round);
         ended_early = stopped;
         if stopped {
@@ -155,7 +155,7 @@ struct RoundRunner<'a> {
 
 impl RoundRunner<'_> {
     /// Returns the result of the round, and whether a signal ended it early.
-    fn run(
+    fn run_round(
         &mut self,
         signals: &mut SignalPipe,
         on_progress: &mut impl FnMut(LoadProgress),
@@ -169,19 +169,19 @@ impl RoundRunner<'_> {
                 let thread = thread.map_err(|e| Error::system("create a load thread", e))?;
                 let started = std::thread::Builder::new()
                     .name("bench".to_string())
-                    .spawn_scoped(scope, move || thread.run());
+                    .spawn_scoped(scope, move || thread.run_until_complete());
                 threads.push(started.map_err(|e| {
-                    state.stop();
-                    state.stop();
+                    state.stop_round();
+                    state.stop_round();
                     failed(e)
                 })?);
             }
             let is_over = || threads.iter().all(|thread| thread.is_finished());
-            let watched = self.watch_round(&state, is_over, signals, on_progress);
-            let (usage, injected, stopped) = watched.inspect_err(|_| {
+            let outcome = self.watch_round(&state, is_over, signals, on_progress);
+            let (usage, injected, stopped) = outcome.inspect_err(|_| {
                 // Ends the threads at once: otherwise the scope would wait for the rest of the round.
-                state.stop();
-                state.stop();
+                state.stop_round();
+                state.stop_round();
             })?;
             let mut counters = LoadCounters::new();
             for thread in threads {
@@ -213,23 +213,24 @@ impl RoundRunner<'_> {
             .map(|chaos_target| FaultInjector::new(faults, chaos_target, state.measure_start()));
         let mut injected = InjectedFaults::default();
         loop {
-            let now = state.now();
+            let now = state.elapsed_nanos();
             if before.is_none() && now >= state.measure_start() {
-                before = self.tree.map(ProcessTree::sample);
+                before = self.tree.map(ProcessTree::read_sample);
             }
             if after.is_none() && now >= state.measure_end() {
-                after = self.tree.map(ProcessTree::sample);
+                after = self.tree.map(ProcessTree::read_sample);
             }
             if now >= state.measure_end() {
-                injected = injector.take().map_or(injected, |mut injector| injector.finish(now));
+                injected =
+                    injector.take().map_or(injected, |mut injector| injector.finish_round(now));
             } else if let Some(injector) = &mut injector {
                 injector
                     .inject_due(now)
                     .map_err(|e| Error::system("inject a fault into the target", e))?;
             }
-            let elapsed = Duration::from_nanos(state.now());
+            let elapsed = Duration::from_nanos(state.elapsed_nanos());
             if elapsed >= reported_at + PROGRESS_INTERVAL {
-                let [answered, failed] = state.progress();
+                let [answered, failed] = state.progress_counts();
                 let since = (elapsed - reported_at).as_secs_f64();
                 let requests_per_second = (answered - reported) as f64 / since;
                 let total = self.plan.warm_up + self.plan.duration;
@@ -253,12 +254,12 @@ impl RoundRunner<'_> {
             });
             // After the measurement the threads may end at any moment.
             let wait = if now >= state.measure_end() { Duration::from_millis(10) } else { wait };
-            let watched: Vec<WatchedFd<'_>> =
+            let outcome: Vec<WatchedFd<'_>> =
                 signals.fd().into_iter().map(WatchedFd::readable).collect();
-            poll::poll_fds(&watched, Some(wait))
+            poll::poll_fds(&outcome, Some(wait))
                 .map_err(|e| Error::system("poll for signals during the load", e))?;
             for _ in signals.read_pending().map_err(|e| Error::system("read a signal", e))? {
-                state.stop();
+                state.stop_round();
                 stopped = true;
             }
         }
@@ -266,7 +267,9 @@ impl RoundRunner<'_> {
             (Some(tree), Some(before), Some(after)) => Some(tree.usage_between(&before, &after)),
             _ => None,
         };
-        injected = injector.take().map_or(injected, |mut injector| injector.finish(state.now()));
+        injected = injector
+            .take()
+            .map_or(injected, |mut injector| injector.finish_round(state.elapsed_nanos()));
         Ok((usage, injected, stopped))
     }
 }

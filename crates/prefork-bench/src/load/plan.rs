@@ -208,24 +208,24 @@ fn is_http_token(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn plan() -> LoadPlan {
+    fn sample_plan() -> LoadPlan {
         LoadPlan::new(TargetUrl::parse("http://h:1/a").expect("url"))
     }
 
-    fn text(plan: &LoadPlan) -> String {
+    fn request_text(plan: &LoadPlan) -> String {
         String::from_utf8(plan.encode_request()).expect("text")
     }
 
     #[test]
     fn a_request_has_the_required_headers_and_the_given_ones() {
-        assert_eq!(text(&plan()), "GET /a HTTP/1.1\r\nHost: h:1\r\n\r\n");
-        let mut full = plan();
+        assert_eq!(request_text(&sample_plan()), "GET /a HTTP/1.1\r\nHost: h:1\r\n\r\n");
+        let mut full = sample_plan();
         full.reconnect_each_request = true;
         full.method = "POST".to_string();
         full.headers = vec!["HOST: other".to_string(), "X-A:b".to_string()];
         full.body = Some(b"four".to_vec());
         assert_eq!(
-            text(&full),
+            request_text(&full),
             "POST /a HTTP/1.1\r\nConnection: close\r\nContent-Length: 4\r\nHOST: other\r\n\
              X-A: b\r\n\r\nfour"
         );
@@ -236,7 +236,7 @@ mod tests {
         for (method, says) in
             [("POST", true), ("PUT", true), ("PATCH", true), ("GET", false), ("DELETE", false)]
         {
-            let request = text(&LoadPlan { method: method.to_string(), ..plan() });
+            let request = request_text(&LoadPlan { method: method.to_string(), ..sample_plan() });
             assert_eq!(request.contains("\r\nContent-Length: 0\r\n"), says, "{request}");
         }
     }
@@ -254,8 +254,13 @@ mod tests {
             let headers = vec![header.to_string()];
             let body = Some(b"four".to_vec());
             let method = "POST".to_string();
-            let request =
-                text(&LoadPlan { headers, body, method, reconnect_each_request: true, ..plan() });
+            let request = request_text(&LoadPlan {
+                headers,
+                body,
+                method,
+                reconnect_each_request: true,
+                ..sample_plan()
+            });
             let name = header.split(':').next().expect("a name").to_lowercase() + ":";
             let heads = request.to_lowercase();
             let lines = heads.lines().filter(|line| line.starts_with(&name));
@@ -266,14 +271,15 @@ mod tests {
             assert_eq!(lengths.count(), 1, "{request}");
         }
         let headers = vec!["A: 1".to_string(), "A: 2".to_string()];
-        assert!(text(&LoadPlan { headers, ..plan() }).contains("\r\nA: 1\r\nA: 2\r\n"));
+        assert!(request_text(&LoadPlan { headers, ..sample_plan() }).contains("\r\nA: 1\r\nA: 2\r\n"));
     }
 
     #[test]
     fn a_chunked_body_is_sent_in_chunks() {
         let headers = vec!["Transfer-Encoding: gzip, Chunked".to_string()];
-        let with =
-            |body: Option<Vec<u8>>| text(&LoadPlan { headers: headers.clone(), body, ..plan() });
+        let with = |body: Option<Vec<u8>>| {
+            request_text(&LoadPlan { headers: headers.clone(), body, ..sample_plan() })
+        };
         assert!(
             with(Some(b"0123456789".to_vec())).ends_with("\r\n\r\na\r\n0123456789\r\n0\r\n\r\n")
         );
@@ -282,7 +288,7 @@ mod tests {
 
     #[test]
     fn connections_are_divided_evenly_among_threads() {
-        let mut plan = plan();
+        let mut plan = sample_plan();
         for (connections, threads) in [(1, 2), (2, 2), (7, 3), (64, 2), (10_000, 64)] {
             (plan.connections, plan.threads) = (connections, threads);
             let shares: Vec<usize> =
@@ -294,7 +300,7 @@ mod tests {
 
     #[test]
     fn invalid_plans_name_the_wrong_value() {
-        assert_eq!(plan().validate(), Ok(()));
+        assert_eq!(sample_plan().validate(), Ok(()));
         type LoadPlanChange = fn(&mut LoadPlan);
         let wrong: [(LoadPlanChange, &str); 11] = [
             (|p| p.connections = 0, "--connections 0: give 1 to 10000"),
@@ -313,7 +319,7 @@ mod tests {
             (|p| p.pid_header = Some("a b".to_string()), "not a header name"),
         ];
         for (change, piece) in wrong {
-            let mut plan = plan();
+            let mut plan = sample_plan();
             change(&mut plan);
             let why = plan.validate().expect_err(piece);
             assert!(why.contains(piece), "{why}");

@@ -66,7 +66,7 @@ impl ProcessTree {
     }
 
     /// Returns the pid of the root process.
-    pub(crate) fn root(&self) -> u32 {
+    pub(crate) fn root_pid(&self) -> u32 {
         self.root
     }
 
@@ -76,7 +76,7 @@ impl ProcessTree {
     }
 
     /// Reads the resource counts of all processes.
-    pub(crate) fn sample(&self) -> ProcessTreeSample {
+    pub(crate) fn read_sample(&self) -> ProcessTreeSample {
         let mut moment = ProcessTreeSample { pss_kib: Some(0), ..ProcessTreeSample::default() };
         for (pid, stat) in self.list_members() {
             moment.user += stat.user;
@@ -230,7 +230,7 @@ mod tests {
         let addr = ListenAddr::Tcp(listener.local_addr().expect("address"));
         let tree = ProcessTree::find_by_listener(&addr).expect("found");
         assert_eq!(tree.root, std::process::id());
-        let moment = tree.sample();
+        let moment = tree.read_sample();
         assert!(moment.switches.contains_key(&tree.root), "{moment:?}");
     }
 }

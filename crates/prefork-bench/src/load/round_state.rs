@@ -36,7 +36,7 @@ impl RoundState {
         }
     }
 
-    pub(crate) fn now(&self) -> u64 {
+    pub(crate) fn elapsed_nanos(&self) -> u64 {
         self.start.elapsed().as_nanos() as u64
     }
 
@@ -58,8 +58,8 @@ impl RoundState {
     }
 
     /// Ends the measurement now; a second call also abandons requests in flight.
-    pub(crate) fn stop(&self) {
-        let now = self.now();
+    pub(crate) fn stop_round(&self) {
+        let now = self.elapsed_nanos();
         if self.measure_end.fetch_min(now, Relaxed) <= now {
             self.abandoned.store(true, Relaxed);
         }
@@ -79,7 +79,7 @@ impl RoundState {
     }
 
     /// Returns all responses and failures so far, warm-up included.
-    pub(crate) fn progress(&self) -> [u64; 2] {
+    pub(crate) fn progress_counts(&self) -> [u64; 2] {
         [self.responses.load(Relaxed), self.failures.load(Relaxed)]
     }
 }
@@ -93,10 +93,13 @@ mod tests {
     fn a_second_stop_abandons_requests_in_flight() {
         let state = RoundState::new(&LoadPlan::new(TargetUrl::parse("http://h/").expect("url")));
         assert_eq!(state.measured_duration(), Duration::from_secs(10));
-        state.stop();
-        assert!(state.measure_end() <= state.now() && state.drain_deadline() > state.now());
+        state.stop_round();
+        assert!(
+            state.measure_end() <= state.elapsed_nanos()
+                && state.drain_deadline() > state.elapsed_nanos()
+        );
         assert_eq!(state.measured_duration(), Duration::ZERO);
-        state.stop();
+        state.stop_round();
         assert!(state.is_abandoned() && state.drain_deadline() == 0);
     }
 }

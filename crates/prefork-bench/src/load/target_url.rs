@@ -107,7 +107,7 @@ impl TargetUrl {
                 let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
                 for addr in found {
                     match std::net::TcpStream::connect_timeout(&addr, CONNECT_TIMEOUT) {
-                        Ok(_) => return Ok(ServerAddress::tcp(addr)),
+                        Ok(_) => return Ok(ServerAddress::from_tcp_addr(addr)),
                         Err(e) => last = e,
                     }
                 }
@@ -143,7 +143,7 @@ pub(crate) struct ServerAddress {
 }
 
 impl ServerAddress {
-    fn tcp(addr: SocketAddr) -> ServerAddress {
+    fn from_tcp_addr(addr: SocketAddr) -> ServerAddress {
         ServerAddress {
             addr: addr.into(),
             domain: Domain::for_address(addr),
@@ -176,7 +176,7 @@ impl ServerAddress {
 
 /// Splits `name`, `name:port` or `[v6]:port`; the default port is 80.
 fn split_host_port(authority: &str) -> Result<(String, u16), String> {
-    const FORM: &str = "give http://HOST:PORT/PATH, for example http://127.0.0.1:3000/";
+    const EXPECTED_FORMAT: &str = "give http://HOST:PORT/PATH, for example http://127.0.0.1:3000/";
     let bracket = authority.rfind(']').unwrap_or(0);
     let (name, port) = match authority[bracket..].rfind(':') {
         Some(at) => (&authority[..bracket + at], &authority[bracket + at + 1..]),
@@ -187,10 +187,10 @@ fn split_host_port(authority: &str) -> Result<(String, u16), String> {
         None => Some(name.to_string())
             .filter(|name| !name.is_empty() && !name.contains(is_invalid_host_char)),
     };
-    let name = name.ok_or_else(|| format!("{authority:?} is not a host: {FORM}"))?;
+    let name = name.ok_or_else(|| format!("{authority:?} is not a host: {EXPECTED_FORMAT}"))?;
     match port.parse::<u16>() {
         Ok(port @ 1..) => Ok((name, port)),
-        _ => Err(format!("{port:?} is not a port from 1 to 65535: {FORM}")),
+        _ => Err(format!("{port:?} is not a port from 1 to 65535: {EXPECTED_FORMAT}")),
     }
 }
 
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn only_addresses_of_this_machine_are_local() {
-        let here = |addr: &str| ServerAddress::tcp(addr.parse().expect(addr)).is_local();
+        let here = |addr: &str| ServerAddress::from_tcp_addr(addr.parse().expect(addr)).is_local();
         assert!(here("127.0.0.1:80") && here("0.0.0.0:80"));
         assert!(!here("192.0.2.1:80"));
     }

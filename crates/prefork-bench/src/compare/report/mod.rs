@@ -127,7 +127,7 @@ impl ServerWorkloadReport {
     }
 
     /// Sets the ratio to the reference. Rounds are paired, as they were measured one after the other.
-    fn set_ratio_to(&mut self, reference: &ServerWorkloadReport, workload: Workload) {
+    fn set_ratio_to_reference(&mut self, reference: &ServerWorkloadReport, workload: Workload) {
         let ratios = self.samples.iter().filter_map(|own| {
             let other = reference.samples.iter().find(|other| other.round == own.round)?;
             let ratio = own.main_metric(workload) / other.main_metric(workload);
@@ -145,11 +145,12 @@ impl CompareReport {
         early_stop: Option<EarlyStop>,
         took: Duration,
     ) -> CompareReport {
-        let planned = plan.measurements().len();
+        let planned = plan.list_measurements().len();
         let measured =
             outcomes.iter().filter(|(_, o)| matches!(o, MeasurementOutcome::Measured(_))).count();
-        let broken: Vec<String> = outcomes.iter().filter_map(|(_, o)| o.server_error()).collect();
-        let reference = plan.servers.iter().find(|one| one.is_single());
+        let broken: Vec<String> =
+            outcomes.iter().filter_map(|(_, o)| o.server_failure_reason()).collect();
+        let reference = plan.servers.iter().find(|one| one.is_single_process());
         let reference = reference.or(plan.servers.first()).map(|one| one.name.clone());
         let workloads = group_by_workload(plan, outcomes, reference.as_deref());
         let known = |name: &String| {
@@ -254,7 +255,7 @@ fn group_by_workload(
         let mut contestants: Vec<ServerWorkloadReport> = cells.collect();
         let base = contestants.iter().find(|cell| Some(cell.contestant.as_str()) == reference);
         if let Some(base) = base.cloned() {
-            contestants.iter_mut().for_each(|cell| cell.set_ratio_to(&base, *workload));
+            contestants.iter_mut().for_each(|cell| cell.set_ratio_to_reference(&base, *workload));
         }
         WorkloadReport { workload: *workload, about: workload.description(), contestants }
     };

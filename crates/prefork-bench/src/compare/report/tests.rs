@@ -2,7 +2,7 @@ use super::*;
 use crate::compare::ComparedServer;
 use tokio_prefork::{ConcurrencyModel, Dispatch};
 
-fn sample(per_second: f64, p99: f64) -> MeasurementOutcome {
+fn measured_outcome(per_second: f64, p99: f64) -> MeasurementOutcome {
     MeasurementOutcome::Measured(Box::new(MeasurementSample {
         round: 0,
         per_second,
@@ -18,7 +18,7 @@ fn sample(per_second: f64, p99: f64) -> MeasurementOutcome {
 }
 
 /// Outcomes in which `prefork` is twice as fast as `single`, and `threads` about the same.
-fn outcomes(plan: &ComparePlan) -> Vec<(PlannedMeasurement, MeasurementOutcome)> {
+fn sample_outcomes(plan: &ComparePlan) -> Vec<(PlannedMeasurement, MeasurementOutcome)> {
     let outcome = |measurement: PlannedMeasurement| {
         let drift = measurement.round as f64;
         let (rate, p99) = match plan.servers[measurement.server].name.as_str() {
@@ -26,26 +26,26 @@ fn outcomes(plan: &ComparePlan) -> Vec<(PlannedMeasurement, MeasurementOutcome)>
             "single" => (1000.0 + drift, 900.0 + drift),
             _ => (999.0 + 2.0 * drift, 899.0 + 2.0 * drift),
         };
-        (measurement, sample(rate, p99))
+        (measurement, measured_outcome(rate, p99))
     };
-    plan.measurements().into_iter().map(outcome).collect()
+    plan.list_measurements().into_iter().map(outcome).collect()
 }
 
-fn plan() -> ComparePlan {
+fn sample_plan() -> ComparePlan {
     let models = [ConcurrencyModel::Prefork, ConcurrencyModel::Single, ConcurrencyModel::Threads];
     let contestants = models.map(|model| ComparedServer::built_in(model, None, 2)).to_vec();
     let workloads = vec![Workload::KeepAlive, Workload::NoisyNeighbour];
     ComparePlan { rounds: 3, ..ComparePlan::new(contestants, workloads, 2) }
 }
 
-fn whole() -> CompareReport {
-    let plan = plan();
-    CompareReport::from_outcomes(&plan, outcomes(&plan), None, Duration::from_secs(9))
+fn complete_report() -> CompareReport {
+    let plan = sample_plan();
+    CompareReport::from_outcomes(&plan, sample_outcomes(&plan), None, Duration::from_secs(9))
 }
 
 #[test]
 fn differences_are_separated_from_noise() {
-    let report = whole();
+    let report = complete_report();
     assert_eq!((report.exit_status(), report.measured), (exit::OK, 18));
     assert_eq!(report.chance, FalseDifferenceRate { rounds: 3, one_in: Some(10.0) });
     let findings = report.findings.join("\n");
@@ -62,16 +62,16 @@ fn differences_are_separated_from_noise() {
 
 #[test]
 fn one_round_reports_no_differences() {
-    let plan = ComparePlan { rounds: 1, ..plan() };
-    let report = CompareReport::from_outcomes(&plan, outcomes(&plan), None, Duration::ZERO);
+    let plan = ComparePlan { rounds: 1, ..sample_plan() };
+    let report = CompareReport::from_outcomes(&plan, sample_outcomes(&plan), None, Duration::ZERO);
     assert_eq!((report.chance.one_in, report.findings.len()), (None, 0));
     assert!(report.to_table().contains("One round does not show the noise"));
 }
 
 #[test]
 fn incomplete_comparisons_say_so_in_every_format() {
-    let plan = plan();
-    let mut some = outcomes(&plan);
+    let plan = sample_plan();
+    let mut some = sample_outcomes(&plan);
     some.truncate(5);
     let report =
         CompareReport::from_outcomes(&plan, some, Some(EarlyStop::Signal), Duration::from_secs(1));
@@ -83,7 +83,7 @@ fn incomplete_comparisons_say_so_in_every_format() {
     let nothing =
         CompareReport::from_outcomes(&plan, Vec::new(), Some(EarlyStop::TimeLimit), Duration::ZERO);
     assert_eq!((nothing.reference.as_ref(), nothing.exit_status()), (None, exit::FAILURE));
-    let mut round = outcomes(&plan);
+    let mut round = sample_outcomes(&plan);
     round.truncate(6);
     let enough =
         CompareReport::from_outcomes(&plan, round, Some(EarlyStop::TimeLimit), Duration::ZERO);
@@ -93,7 +93,7 @@ fn incomplete_comparisons_say_so_in_every_format() {
 
 #[test]
 fn failed_servers_are_named_and_are_not_the_reference() {
-    let mut plan = plan();
+    let mut plan = sample_plan();
     plan.servers.remove(1);
     plan.servers.push(ComparedServer::built_in(
         ConcurrencyModel::Prefork,
@@ -107,9 +107,9 @@ fn failed_servers_are_named_and_are_not_the_reference() {
             MeasurementOutcome::ServerFailed("prefork did not start: <b>".to_string()),
         ),
         (1, 1) => (measurement, MeasurementOutcome::PathMissing),
-        _ => (measurement, sample(10.0, 10.0)),
+        _ => (measurement, measured_outcome(10.0, 10.0)),
     };
-    let outcomes = plan.measurements().into_iter().map(outcome).collect();
+    let outcomes = plan.list_measurements().into_iter().map(outcome).collect();
     let report = CompareReport::from_outcomes(&plan, outcomes, None, Duration::ZERO);
     assert_eq!((report.exit_status(), report.reference.as_deref()), (exit::FAILURE, None));
     let (table, page) = (report.to_table(), report.to_html());
@@ -119,8 +119,8 @@ fn failed_servers_are_named_and_are_not_the_reference() {
 }
 
 #[test]
-fn the_page_loads_nothing_and_closes_its_tags() {
-    let page = whole().to_html();
+fn the_page_loads_no_external_resources_and_closes_its_tags() {
+    let page = complete_report().to_html();
     for piece in ["<script", "src=", "url(", "@import", "http://", "https://"] {
         assert!(!page.contains(piece), "{piece}");
     }

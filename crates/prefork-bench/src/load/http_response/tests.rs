@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// Parses all responses in `bytes`, split into pieces of `sizes` repeatedly.
-fn read(
+fn parse_in_pieces(
     bytes: &[u8],
     sizes: &[usize],
     expectations: &ResponseExpectations,
@@ -26,12 +26,12 @@ fn read(
     Ok(responses)
 }
 
-fn whole(text: &str) -> Result<Vec<ParsedResponse>, ResponseError> {
-    read(text.as_bytes(), &[usize::MAX / 2], &ResponseExpectations::default())
+fn parse_unsplit(text: &str) -> Result<Vec<ParsedResponse>, ResponseError> {
+    parse_in_pieces(text.as_bytes(), &[usize::MAX / 2], &ResponseExpectations::default())
 }
 
-fn statuses(text: &str) -> Vec<(u16, bool)> {
-    whole(text).expect(text).iter().map(|a| (a.status, a.can_reuse_connection)).collect()
+fn parse_statuses(text: &str) -> Vec<(u16, bool)> {
+    parse_unsplit(text).expect(text).iter().map(|a| (a.status, a.can_reuse_connection)).collect()
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn response_ends_are_found() {
             vec![(200, true)],
         ),
     ] {
-        assert_eq!(statuses(text), found, "{text}");
+        assert_eq!(parse_statuses(text), found, "{text}");
     }
 }
 
@@ -73,7 +73,7 @@ fn invalid_responses_are_malformed() {
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n",
     ] {
-        assert_eq!(whole(text), Err(Malformed), "{text}");
+        assert_eq!(parse_unsplit(text), Err(Malformed), "{text}");
     }
     for text in [
         "HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok",
@@ -81,7 +81,7 @@ fn invalid_responses_are_malformed() {
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n+3\r\nabc\r\n0\r\n\r\n",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
     ] {
-        assert_eq!(whole(text), Err(Malformed), "{text}");
+        assert_eq!(parse_unsplit(text), Err(Malformed), "{text}");
     }
 }
 
@@ -90,23 +90,24 @@ fn exceeded_limits_have_errors_of_their_own() {
     let body = "Content-Length: 0\r\n\r\n";
     let fields = |count: usize| format!("HTTP/1.1 200 OK\r\n{}{body}", "a: b\r\n".repeat(count));
     for good in [fields(63), fields(64), fields(1000), fields(MAX_HEADER_FIELDS - 1)] {
-        assert_eq!(statuses(&good), [(200, true)]);
+        assert_eq!(parse_statuses(&good), [(200, true)]);
     }
-    assert_eq!(whole(&fields(MAX_HEADER_FIELDS)), Err(ResponseError::TooManyFields));
+    assert_eq!(parse_unsplit(&fields(MAX_HEADER_FIELDS)), Err(ResponseError::TooManyFields));
     let long = format!("HTTP/1.1 200 OK\r\nA: {}\r\n{body}", "a".repeat(500_000));
     assert_eq!(
-        read(long.as_bytes(), &[16_384], &ResponseExpectations::default()).map(|all| all.len()),
+        parse_in_pieces(long.as_bytes(), &[16_384], &ResponseExpectations::default())
+            .map(|all| all.len()),
         Ok(1)
     );
     let endless = format!("HTTP/1.1 200 OK\r\nA: {}", "a".repeat(MAX_HEAD_SIZE));
-    assert_eq!(whole(&endless), Err(ResponseError::HeadTooLarge));
+    assert_eq!(parse_unsplit(&endless), Err(ResponseError::HeadTooLarge));
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     let extended = format!("{chunked}1;{}\r\nx\r\n0\r\n\r\n", "e".repeat(60_000));
-    assert_eq!(statuses(&extended), [(200, true)]);
+    assert_eq!(parse_statuses(&extended), [(200, true)]);
     let extended = format!("{chunked}1;{}\r\nx\r\n0\r\n\r\n", "e".repeat(70_000));
-    assert_eq!(whole(&extended), Err(ResponseError::ChunkLineTooLong));
+    assert_eq!(parse_unsplit(&extended), Err(ResponseError::ChunkLineTooLong));
     let trailers = format!("{chunked}0\r\n{}\r\n", "a: b\r\n".repeat(20_000));
-    assert_eq!(whole(&trailers), Err(ResponseError::ChunkLineTooLong));
+    assert_eq!(parse_unsplit(&trailers), Err(ResponseError::ChunkLineTooLong));
 }
 
 #[test]
@@ -144,14 +145,14 @@ fn framing_follows_rfc_9112() {
         ),
         ("HTTP/1.1 204 N\r\nTransfer-Encoding: chunked\r\n\r\n", (204, true)),
     ] {
-        assert_eq!(statuses(text), [found], "{text}");
+        assert_eq!(parse_statuses(text), [found], "{text}");
     }
 }
 
 #[test]
 fn the_pid_comes_from_the_body_or_a_header() {
     let pid = |text: &str, expectations: &ResponseExpectations| {
-        read(text.as_bytes(), &[7], expectations).expect(text).pop().and_then(|a| a.pid)
+        parse_in_pieces(text.as_bytes(), &[7], expectations).expect(text).pop().and_then(|a| a.pid)
     };
     let by_body = "HTTP/1.1 200 OK\r\nContent-Length: 20\r\nX-Pid: 9\r\n\r\nHandled by PID 4711\n";
     assert_eq!(pid(by_body, &ResponseExpectations::default()), Some(4711));
@@ -168,7 +169,7 @@ fn the_pid_comes_from_the_body_or_a_header() {
 fn responses_to_head_have_no_body() {
     let expect = ResponseExpectations { is_head_request: true, ..ResponseExpectations::default() };
     let text = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n".repeat(2);
-    assert_eq!(read(text.as_bytes(), &[1000], &expect).expect("http").len(), 2);
+    assert_eq!(parse_in_pieces(text.as_bytes(), &[1000], &expect).expect("http").len(), 2);
 }
 
 proptest! {
@@ -190,7 +191,7 @@ proptest! {
                 )),
             }
         }
-        let responses = read(text.as_bytes(), &sizes, &ResponseExpectations::default()).expect("http");
+        let responses = parse_in_pieces(text.as_bytes(), &sizes, &ResponseExpectations::default()).expect("http");
         prop_assert_eq!(responses.len(), bodies.len());
         let bytes: u64 = responses.iter().map(|a| a.bytes).sum();
         prop_assert_eq!(bytes, text.len() as u64);
@@ -200,7 +201,7 @@ proptest! {
     fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), size in 1usize..40) {
         let mut http = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
         http.extend(bytes);
-        let responses = read(&http, &[size], &ResponseExpectations::default()).map_or(0, |a| a.len());
+        let responses = parse_in_pieces(&http, &[size], &ResponseExpectations::default()).map_or(0, |a| a.len());
         prop_assert!(responses <= http.len());
     }
 }

@@ -57,7 +57,7 @@ fn summary_tiles(report: &LoadReport) -> String {
         ("p50", format_micros(report.latency.p50)),
         ("p99", format_micros(report.latency.p99)),
         ("slowest", format_micros(report.latency.max)),
-        ("errors", format_count(report.errors() as f64)),
+        ("errors", format_count(report.error_count() as f64)),
     ];
     if let Some(balance) = &report.balance {
         tiles.push(("most/least by process", format!("{:.2}", balance.max_to_min)));
@@ -68,7 +68,7 @@ fn summary_tiles(report: &LoadReport) -> String {
     }
     let mut text = "<dl>\n".to_string();
     for (name, value) in tiles {
-        let bad = if name == "errors" && report.errors() > 0 { " class=\"bad\"" } else { "" };
+        let bad = if name == "errors" && report.error_count() > 0 { " class=\"bad\"" } else { "" };
         let _ = writeln!(text, "<div{bad}><dt>{name}</dt><dd>{value}</dd></div>");
     }
     text + "</dl>\n"
@@ -83,7 +83,7 @@ fn faults_table(report: &LoadReport) -> String {
             "<tr><th>{fault}</th><td>{times}</td><td>{refused}</td><td>{lost}</td><td>{late}</td></tr>\n"
         )
     };
-    let rows: String = chaos.rows().map(row).collect();
+    let rows: String = chaos.impacts_with_unexplained().map(row).collect();
     format!(
         "<figure class=\"wide\"><figcaption>Affected requests, by fault</figcaption><table>\n\
          <tr><th>fault</th><th>times</th><th>refused</th><th>lost</th><th>late</th></tr>\n{rows}</table>\n\

@@ -2,7 +2,7 @@ use super::*;
 use crate::load::report::tests::sample_report;
 
 #[test]
-fn the_page_loads_nothing() {
+fn the_page_loads_no_external_resources() {
     let mut report = sample_report();
     report.target = "http://h/?<script>alert(1)</script>&\"".to_string();
     let page = render_html(&report);

@@ -193,14 +193,14 @@ impl LoadReport {
     }
 
     /// Returns the number of requests without a response, or with a status of 400 or more.
-    pub fn errors(&self) -> u64 {
-        self.failures.total() + self.statuses.client_error + self.statuses.server_error
+    pub fn error_count(&self) -> u64 {
+        self.failures.total_failures() + self.statuses.client_error + self.statuses.server_error
     }
 
     /// Returns the exit status: 0 all requests succeeded, 1 some failed, 69 no response at all.
     pub fn exit_status(&self) -> u8 {
         let answered = self.responses + self.warm_up_responses;
-        match self.errors() + self.warm_up_failures {
+        match self.error_count() + self.warm_up_failures {
             0 => exit::OK,
             _ if answered == 0 => exit::UNAVAILABLE,
             _ => exit::FAILURE,
@@ -434,7 +434,7 @@ impl ChaosReport {
     }
 
     /// Returns the element of each fault, then the unexplained one.
-    pub(crate) fn rows(&self) -> impl Iterator<Item = &FaultImpact> {
+    pub(crate) fn impacts_with_unexplained(&self) -> impl Iterator<Item = &FaultImpact> {
         self.faults.iter().chain([&self.unexplained])
     }
 }
@@ -511,7 +511,7 @@ impl FailureCounts {
     }
 
     /// Returns the number of all failures.
-    pub fn total(&self) -> u64 {
+    pub fn total_failures(&self) -> u64 {
         self.named_counts().iter().map(|(_, count)| count).sum()
     }
 }

@@ -112,7 +112,10 @@ fn write_faults(text: &mut String, report: &LoadReport) {
         [fault.fault.to_string(), times, refused, lost, late]
     };
     text.push('\n');
-    write_table(text, &std::iter::once(head).chain(chaos.rows().map(row)).collect::<Vec<_>>());
+    write_table(
+        text,
+        &std::iter::once(head).chain(chaos.impacts_with_unexplained().map(row)).collect::<Vec<_>>(),
+    );
     let _ = writeln!(
         text,
         "late: answered after more than {}; none: no fault at that time",
@@ -128,7 +131,7 @@ fn write_processes(text: &mut String, report: &LoadReport) {
     if report.pids.is_empty() {
         return;
     }
-    const HEAD: [&str; 7] = ["PID", "REQUESTS", "SHARE", "CONN", "P50", "P99", "MAX"];
+    const COLUMN_TITLES: [&str; 7] = ["PID", "REQUESTS", "SHARE", "CONN", "P50", "P99", "MAX"];
     let row = |p: &ProcessShare| {
         [
             p.pid.to_string(),
@@ -141,7 +144,8 @@ fn write_processes(text: &mut String, report: &LoadReport) {
         ]
     };
     let listed = report.pids.iter().take(MAX_LISTED_PROCESSES).map(row);
-    let rows: Vec<[String; 7]> = std::iter::once(HEAD.map(str::to_string)).chain(listed).collect();
+    let rows: Vec<[String; 7]> =
+        std::iter::once(COLUMN_TITLES.map(str::to_string)).chain(listed).collect();
     text.push('\n');
     write_table(text, &rows);
     if report.pids.len() > MAX_LISTED_PROCESSES || report.other_pids > 0 {
