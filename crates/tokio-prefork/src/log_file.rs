@@ -57,7 +57,7 @@ impl LogFile {
         }
     }
 
-    /// Whether [`open`](LogFile::open) would work, as far as that can be told without making the file. The descriptors of
+    /// Checks whether the file could be opened, as far as that can be told without creating it. The descriptors of
     /// another process are not looked at.
     pub fn check(path: &Path) -> Result<()> {
         let cannot = |why: String| {

@@ -15,7 +15,7 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `{"verb":"status"}` | `{"ok":true,"status":{...}}`, see [`Status`]; asks no worker, so none can delay it |
+//! | `{"verb":"status"}` | `{"ok":true,"status":{...}}`, see [`ClusterStatus`](crate::status::ClusterStatus); asks no worker, so none can delay it |
 //! | `{"verb":"reload","wait":true}` | `{"ok":true,"message":"..."}` when it is done; with `"wait":false` when it has begun |
 //! | `{"verb":"scale","to":4}` or `"by":-1` | `{"ok":true,"message":"..."}` |
 //! | `{"verb":"stop","now":false}` | `{"ok":true,"message":"..."}`; the end of the connection is the primary's |
