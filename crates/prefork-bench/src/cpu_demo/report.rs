@@ -69,19 +69,19 @@ impl CpuDemoReport {
         let head = |words: [&str; 4]| words.map(str::to_string);
         let mut text = String::new();
         let what = format!("fib({})", self.fib);
-        let mut rows = vec![head([&what, "TIME", "OF SEQUENCE", "IDEAL"])];
+        let mut rows = vec![head([&what, "TIME", "RATIO", "IDEAL"])];
         rows.extend(self.computing.iter().map(|one| {
             let of = |ratio: f64| format!("{ratio:.2}");
             [one.how.clone(), format_micros(one.seconds * 1e6), of(one.ratio), of(one.ideal)]
         }));
         write_section(&mut text, &mut rows);
-        let mut rows = vec![head(["", "A NEW ONE", "ONE THAT WAITS", "RATIO"])];
+        let mut rows = vec![head(["", "NEW", "REUSED", "RATIO"])];
         rows.extend(self.creating.iter().map(|one| {
             let ratio = format!("{:.1}x", one.new_us / one.reused_us);
             [one.what.to_string(), format_micros(one.new_us), format_micros(one.reused_us), ratio]
         }));
         write_section(&mut text, &mut rows);
-        let title = format!("LATENCY OF / BESIDE /fib/{}", self.asked);
+        let title = format!("LATENCY OF / DURING /fib/{}", self.asked);
         let mut rows =
             vec![[&title, "P50", "P99", "MAX", "P99 RATIO"].map(|word| word.to_string())];
         rows.extend(self.serving.iter().map(|one| {

@@ -271,7 +271,9 @@ mod tests {
             assert_eq!(lengths.count(), 1, "{request}");
         }
         let headers = vec!["A: 1".to_string(), "A: 2".to_string()];
-        assert!(request_text(&LoadPlan { headers, ..sample_plan() }).contains("\r\nA: 1\r\nA: 2\r\n"));
+        assert!(
+            request_text(&LoadPlan { headers, ..sample_plan() }).contains("\r\nA: 1\r\nA: 2\r\n")
+        );
     }
 
     #[test]
