@@ -3,9 +3,9 @@
 //! Each server runs in a process of its own, started for one measurement and stopped after it, so that
 //! nothing else runs meanwhile. The load generator ([`crate::load`]) runs in this process; its CPU time is
 //! reported apart from the servers'. Each round goes through all workloads and all servers, in an order that
-//! differs from round to round ([`plan`]), so that a change in the speed of the machine affects all alike.
+//! differs from round to round (`plan`), so that a change in the speed of the machine affects all alike.
 //!
-//! [`differences`] says which differences are larger than the noise between rounds.
+//! `differences` says which differences are larger than the noise between rounds.
 //!
 //! No server outlives a run: each is stopped when dropped, and the kernel signals it if this process dies.
 

@@ -2,8 +2,8 @@
 //!
 //! One event loop serves thousands of waiting connections, but one request that computes blocks them all. The
 //! demo measures the ways out: the same work in sequence, on threads, in a pool and in processes
-//! ([`compute_timing`]); the cost of a new thread or process ([`creation_cost`]); and the latency that other
-//! clients see ([`latency_under_load`]).
+//! (`compute_timing`); the cost of a new thread or process (`creation_cost`); and the latency that other
+//! clients see (`latency_under_load`).
 //!
 //! The last part starts servers, and stops them even if a signal ends it.
 

@@ -1,11 +1,11 @@
 //! The load generator of `prefork bench`.
 //!
-//! Each round of a [`LoadPlan`] runs in several [`load_thread::LoadThread`]s, each with its share of the
-//! connections on one epoll instance. Their [`counters`] are merged into a [`LoadReport`].
+//! Each round of a [`LoadPlan`] runs in several `LoadThread`s, each with its share of the
+//! connections on one epoll instance. Their `counters` are merged into a [`LoadReport`].
 //!
 //! *Closed loop* (default): a connection sends its next request when it has the response to the previous one,
 //! so a slow server gets fewer requests. *Open loop* (`--rate`): requests are due by a fixed
-//! [`request_schedule`], and latency counts from the due time even if no connection was free. A server that
+//! `request_schedule`, and latency counts from the due time even if no connection was free. A server that
 //! stalls for a second therefore shows up to a second of latency for every request due meanwhile; a closed
 //! loop shows one slow request per connection.
 //!
