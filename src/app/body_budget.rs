@@ -1,4 +1,4 @@
-//! Request bodies that the built-in application holds in memory: bounded over all requests of a worker.
+//! Memory limit for the request bodies that the built-in application buffers, over all requests of a worker.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -7,28 +7,28 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 
-/// Bytes that all bodies of a worker may take together.
+/// Limits the memory that all buffered bodies of a worker use together, in bytes.
 #[derive(Debug)]
 pub(super) struct BodyBudget {
     limit: u64,
     used: AtomicU64,
 }
 
-/// Why a body was not received.
+/// Reason why a request body could not be read.
 #[derive(Debug)]
-pub(super) enum BodyError {
-    /// It is larger than one body may be.
+pub(super) enum ReadBodyError {
+    /// The body exceeds the maximum size of a single body.
     TooLarge,
-    /// All bodies together are larger than they may be.
-    NoRoom,
-    /// It broke off or is malformed.
+    /// All buffered bodies together would exceed the budget.
+    BudgetExhausted,
+    /// The connection broke off, or the body is malformed.
     Broken(hyper::Error),
 }
 
-/// A body in memory; gives its bytes back to the budget when it is dropped.
-struct Buffer {
+/// A body in memory; releases its bytes to the budget when dropped.
+struct BudgetedBuffer {
     data: Vec<u8>,
-    taken: u64,
+    reserved: u64,
     budget: Arc<BodyBudget>,
 }
 
@@ -37,62 +37,64 @@ impl BodyBudget {
         Arc::new(BodyBudget { limit, used: AtomicU64::new(0) })
     }
 
-    fn take(&self, bytes: u64) -> bool {
+    fn try_reserve(&self, bytes: u64) -> bool {
         let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
         self.used.fetch_update(Relaxed, Relaxed, fits).is_ok()
     }
 
-    /// Receives `body` if it has at most `max_size` bytes. One that says beforehand that it is larger is not read at all,
-    /// so its client gets no `100 Continue` either. The budget is charged until the last clone of the result is dropped.
-    pub(super) async fn receive(
+    /// Reads a body of at most `max_size` bytes into memory.
+    ///
+    /// A body whose `Content-Length` is larger is not read at all, so its client does not get a `100 Continue`. The budget
+    /// is charged until the last clone of the result is dropped.
+    pub(super) async fn read_body(
         self: &Arc<BodyBudget>,
         mut body: Incoming,
         max_size: usize,
-    ) -> Result<Bytes, BodyError> {
+    ) -> Result<Bytes, ReadBodyError> {
         if body.size_hint().lower() > max_size as u64 {
-            return Err(BodyError::TooLarge);
+            return Err(ReadBodyError::TooLarge);
         }
-        let mut buffer = Buffer { data: Vec::new(), taken: 0, budget: Arc::clone(self) };
+        let mut buffer = BudgetedBuffer { data: Vec::new(), reserved: 0, budget: Arc::clone(self) };
         while let Some(frame) = body.frame().await {
-            // Anything else is trailers.
-            if let Ok(piece) = frame.map_err(BodyError::Broken)?.into_data() {
-                buffer.push(&piece, max_size)?;
+            // Other frames are trailers.
+            if let Ok(chunk) = frame.map_err(ReadBodyError::Broken)?.into_data() {
+                buffer.append(&chunk, max_size)?;
             }
         }
         Ok(Bytes::from_owner(buffer))
     }
 }
 
-impl Buffer {
-    /// Copies `piece`: pieces as they come keep far larger read buffers alive.
-    fn push(&mut self, piece: &[u8], max_size: usize) -> Result<(), BodyError> {
-        let length = self.data.len() + piece.len();
+impl BudgetedBuffer {
+    /// Appends a copy of `chunk`. Keeping the received chunks themselves would keep far larger read buffers alive.
+    fn append(&mut self, chunk: &[u8], max_size: usize) -> Result<(), ReadBodyError> {
+        let length = self.data.len() + chunk.len();
         if length > max_size {
-            return Err(BodyError::TooLarge);
+            return Err(ReadBodyError::TooLarge);
         }
         if length > self.data.capacity() {
             let capacity = length.max(self.data.capacity() * 2).min(max_size);
-            let more = (capacity as u64).saturating_sub(self.taken);
-            if !self.budget.take(more) {
-                return Err(BodyError::NoRoom);
+            let additional = (capacity as u64).saturating_sub(self.reserved);
+            if !self.budget.try_reserve(additional) {
+                return Err(ReadBodyError::BudgetExhausted);
             }
-            self.taken += more;
+            self.reserved += additional;
             self.data.reserve_exact(capacity - self.data.len());
         }
-        self.data.extend_from_slice(piece);
+        self.data.extend_from_slice(chunk);
         Ok(())
     }
 }
 
-impl AsRef<[u8]> for Buffer {
+impl AsRef<[u8]> for BudgetedBuffer {
     fn as_ref(&self) -> &[u8] {
         &self.data
     }
 }
 
-impl Drop for Buffer {
+impl Drop for BudgetedBuffer {
     fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.taken, Relaxed);
+        self.budget.used.fetch_sub(self.reserved, Relaxed);
     }
 }
 
@@ -101,22 +103,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_held_is_bounded_and_given_back() {
+    fn budget_is_enforced_and_released_with_the_last_clone() {
         let budget = BodyBudget::new(100);
-        let new = || Buffer { data: Vec::new(), taken: 0, budget: Arc::clone(&budget) };
+        let new = || BudgetedBuffer { data: Vec::new(), reserved: 0, budget: Arc::clone(&budget) };
         let mut first = new();
-        assert!(matches!(first.push(&[0; 51], 50), Err(BodyError::TooLarge)));
+        assert!(matches!(first.append(&[0; 51], 50), Err(ReadBodyError::TooLarge)));
         for _ in 0..60 {
-            first.push(&[1], 64).expect("room");
+            first.append(&[1], 64).expect("room");
         }
-        assert_eq!(budget.used.load(Relaxed), 64, "what is allocated counts");
+        assert_eq!(budget.used.load(Relaxed), 64, "allocated bytes are charged");
         let mut second = new();
-        assert!(matches!(second.push(&[0; 40], 64), Err(BodyError::NoRoom)));
-        second.push(&[0; 36], 64).expect("room");
+        assert!(matches!(second.append(&[0; 40], 64), Err(ReadBodyError::BudgetExhausted)));
+        second.append(&[0; 36], 64).expect("room");
         let kept = Bytes::from_owner(first);
         let part = kept.slice(..1);
         drop((kept, second));
-        assert_eq!(budget.used.load(Relaxed), 64, "the response still holds it");
+        assert_eq!(budget.used.load(Relaxed), 64, "a slice still holds the buffer");
         drop(part);
         assert_eq!(budget.used.load(Relaxed), 0);
     }

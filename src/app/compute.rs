@@ -1,4 +1,4 @@
-//! Work that computes: the tasks that the built-in application gives to the pool.
+//! CPU-bound jobs that the built-in application runs on the CPU pool: Fibonacci numbers and repeated hashing.
 
 use std::fmt::Write;
 use std::hint::black_box;
@@ -8,25 +8,25 @@ use sha2::{Digest, Sha256};
 
 use tokio_prefork::pool::{CancelFlag, PoolJob};
 
-/// The largest `/fib`: half a minute of one core.
-pub(super) const LARGEST_FIB: u64 = 50;
-/// The most rounds of `/hash`: some seconds of one core.
-pub(super) const MOST_ROUNDS: u64 = 100_000_000;
+/// Largest `n` of `/fib/{n}`: takes about 30 seconds of CPU time.
+pub(super) const MAX_FIB_INPUT: u64 = 50;
+/// Maximum number of rounds of `/hash`: takes several seconds of CPU time.
+pub(super) const MAX_HASH_ROUNDS: u64 = 100_000_000;
 
-/// Below this a Fibonacci number takes milliseconds, and nobody needs to ask whether it is still wanted.
-const SMALL_FIB: u64 = 30;
-/// Rounds of hashing between two such questions.
-const ROUNDS: u64 = 4096;
+/// Largest Fibonacci number that is computed without checking for cancellation, as it takes only milliseconds.
+const MAX_UNCANCELLABLE_FIB: u64 = 30;
+/// Hashing rounds between two checks for cancellation.
+const CANCEL_CHECK_ROUNDS: u64 = 4096;
 
-/// The slow way, on purpose.
+/// Computes a Fibonacci number recursively, which is slow on purpose.
 pub(crate) fn fib(n: u64) -> u64 {
     if n < 2 { n } else { fib(black_box(n - 1)) + fib(black_box(n - 2)) }
 }
 
-/// A Fibonacci number; `None` if nobody wanted it any more.
-pub(super) struct Fib(pub(super) u64);
+/// Job that computes a Fibonacci number; returns `None` if cancelled.
+pub(super) struct FibJob(pub(super) u64);
 
-impl PoolJob for Fib {
+impl PoolJob for FibJob {
     type Output = Option<u64>;
 
     fn name() -> &'static str {
@@ -34,25 +34,25 @@ impl PoolJob for Fib {
     }
 
     fn run(self, cancel: &CancelFlag<'_>) -> Option<u64> {
-        fib_while(self.0, cancel)
+        fib_cancellable(self.0, cancel)
     }
 }
 
-fn fib_while(n: u64, cancel: &CancelFlag<'_>) -> Option<u64> {
+fn fib_cancellable(n: u64, cancel: &CancelFlag<'_>) -> Option<u64> {
     match n {
-        0..=SMALL_FIB => Some(fib(n)),
+        0..=MAX_UNCANCELLABLE_FIB => Some(fib(n)),
         _ if cancel.is_set() => None,
-        _ => Some(fib_while(n - 1, cancel)? + fib_while(n - 2, cancel)?),
+        _ => Some(fib_cancellable(n - 1, cancel)? + fib_cancellable(n - 2, cancel)?),
     }
 }
 
-/// SHA-256 of a body in pieces, and then of that, and so on; `None` if nobody wanted it any more.
-pub(super) struct Hash {
+/// Job that hashes a body with SHA-256, then the hash again for each further round; returns `None` if cancelled.
+pub(super) struct HashJob {
     pub(super) pieces: Vec<Bytes>,
     pub(super) rounds: u64,
 }
 
-impl PoolJob for Hash {
+impl PoolJob for HashJob {
     type Output = Option<[u8; 32]>;
 
     fn name() -> &'static str {
@@ -66,7 +66,7 @@ impl PoolJob for Hash {
         }
         let mut hash: [u8; 32] = first.finalize().into();
         for round in 1..self.rounds {
-            if round % ROUNDS == 0 && cancel.is_set() {
+            if round % CANCEL_CHECK_ROUNDS == 0 && cancel.is_set() {
                 return None;
             }
             hash = Sha256::digest(hash).into();
@@ -75,8 +75,8 @@ impl PoolJob for Hash {
     }
 }
 
-/// A line of hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
+/// Formats bytes as a line of hexadecimal digits.
+pub(super) fn hex_line(bytes: &[u8]) -> String {
     let mut text = bytes.iter().fold(String::new(), |mut text, byte| {
         // Writing to a string cannot fail.
         let _ = write!(text, "{byte:02x}");
@@ -91,22 +91,22 @@ mod tests {
     use super::*;
     use tokio_prefork::pool::{Pool, PoolConfig};
 
-    fn on_pool<T: PoolJob>(task: T) -> T::Output {
+    fn run_on_pool<T: PoolJob>(task: T) -> T::Output {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
         runtime.block_on(Pool::new(PoolConfig::default()).run(task)).expect("result")
     }
 
     #[test]
-    fn fibonacci_is_right() {
+    fn fibonacci_numbers_are_correct() {
         assert_eq!((0..10).map(fib).collect::<Vec<_>>(), [0, 1, 1, 2, 3, 5, 8, 13, 21, 34]);
-        assert_eq!([31, 32].map(|n| on_pool(Fib(n))), [Some(1_346_269), Some(2_178_309)]);
+        assert_eq!([31, 32].map(|n| run_on_pool(FibJob(n))), [Some(1_346_269), Some(2_178_309)]);
     }
 
     #[test]
-    fn hashes_are_right_however_the_body_came() {
+    fn hash_does_not_depend_on_how_the_body_is_split() {
         let hash = |pieces: &[&'static str], rounds| {
             let pieces = pieces.iter().map(|piece| Bytes::from_static(piece.as_bytes())).collect();
-            hex(&on_pool(Hash { pieces, rounds }).expect("wanted"))
+            hex_line(&run_on_pool(HashJob { pieces, rounds }).expect("not cancelled"))
         };
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\n";
         assert_eq!((hash(&["abc"], 1), hash(&["a", "", "bc"], 1)), (abc.into(), abc.into()));

@@ -1,5 +1,6 @@
-//! `/isolated/{job}` (`--faults`): the faults again, in processes that may have them. There are none before somebody asks
-//! for them: `prefork scale isolated=1`.
+//! `/isolated/{job}` (`--faults`): runs the faults as isolated jobs, in processes of their own.
+//!
+//! The pool starts with no process: `prefork scale isolated=1` adds one.
 
 use std::time::Duration;
 
@@ -8,46 +9,49 @@ use hyper::{Response, StatusCode};
 use super::{faults, routes};
 use tokio_prefork::{IsolatedJobError, Worker};
 
-/// The name of the pool.
-pub(super) const POOL: &str = "isolated";
+/// Name of the isolated worker pool.
+pub(super) const ISOLATED_POOL: &str = "isolated";
 
-/// How long a request waits for its job.
-const LIMIT: Duration = Duration::from_secs(5);
+/// How long a request waits for its isolated job.
+const JOB_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The job that this path asks for.
-pub(super) fn job(path: &str) -> Option<String> {
+/// Returns the name of the isolated job in a path, if it has one.
+pub(super) fn isolated_job_name(path: &str) -> Option<String> {
     path.strip_prefix("/isolated/").map(str::to_string)
 }
 
-/// In the isolated process.
-pub(super) fn work(job: String) -> Result<String, String> {
+/// Runs a job; called in the isolated process.
+pub(super) fn run_isolated_job(job: String) -> Result<String, String> {
     match job.as_str() {
         "pid" => Ok(format!("done by PID {}\n", std::process::id())),
-        name => faults::commit(name).ok_or(format!(
-            "no such job; there are: pid, {}",
-            faults::NAMES[..faults::IN_WORKER].join(", ")
+        name => faults::inject_fault(name).ok_or(format!(
+            "unknown job; available jobs: pid, {}",
+            faults::FAULT_NAMES[..faults::PROCESS_FAULT_COUNT].join(", ")
         )),
     }
 }
 
-/// In the worker that was asked.
-pub(super) async fn answer(worker: &Worker, job: &str) -> Response<routes::Body> {
-    let done = match worker.isolated_pool(POOL) {
-        Ok(pool) => pool.run::<str, String>(job, LIMIT).await,
+/// Submits a job to the isolated pool and answers with its result; called in the web worker.
+pub(super) async fn respond_with_isolated_job(
+    worker: &Worker,
+    job: &str,
+) -> Response<routes::AppBody> {
+    let result = match worker.isolated_pool(ISOLATED_POOL) {
+        Ok(pool) => pool.run::<str, String>(job, JOB_TIMEOUT).await,
         Err(e) => Err(e),
     };
-    let status = match &done {
+    let status = match &result {
         Ok(_) => StatusCode::OK,
         Err(IsolatedJobError::Full | IsolatedJobError::Closed) => StatusCode::SERVICE_UNAVAILABLE,
         Err(IsolatedJobError::TimedOut) => StatusCode::GATEWAY_TIMEOUT,
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
     };
-    let text = match done {
+    let text = match result {
         Ok(text) => text,
         Err(e @ IsolatedJobError::TimedOut) => {
-            format!("{e}; is there a process for it? (prefork scale {POOL}=1)\n")
+            format!("{e}; start a process for it with: prefork scale {ISOLATED_POOL}=1\n")
         }
         Err(e) => format!("{e}\n"),
     };
-    routes::text(status, text)
+    routes::text_response(status, text)
 }

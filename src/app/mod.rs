@@ -1,13 +1,14 @@
-//! The built-in application of `prefork serve`: a demonstration, a target for load tests, or a static file
-//! server. It uses the public interface only, like any stranger's.
+//! Built-in application of `prefork serve`: demonstration paths and load test targets, or a static file server.
+//!
+//! It uses only the public API of the library.
 
-mod body;
 mod body_budget;
 mod compute;
 mod faults;
 mod isolated;
 mod routes;
 mod static_files;
+mod zero_body;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -22,7 +23,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 
 pub(crate) use compute::fib;
-use routes::Routes;
+use routes::AppRoutes;
 use static_files::FileBody;
 pub(crate) use static_files::{FileServerConfig, RootDir};
 use tokio_prefork::pool::Pool;
@@ -31,25 +32,25 @@ use tokio_prefork::{
     Cluster, ConcurrencyModel, Config, IsolatedPoolConfig, Result, ThreadedWorker, Worker,
 };
 
-/// What the built-in application can be told.
+/// Options of the built-in application, attached to the configuration.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct AppOptions {
-    /// Serve the files of this directory instead of the demonstration.
+    /// Serve static files instead of the demonstration.
     pub(crate) files: Option<FileServerConfig>,
     /// Answer `/healthz` and `/readyz`.
     pub(crate) health_paths: bool,
-    /// Largest request body in bytes.
+    /// Maximum size of a request body in bytes.
     pub(crate) max_body_size: u64,
-    /// Bytes that all request bodies of a worker may take in memory together.
+    /// Memory per worker for all request bodies, in bytes.
     pub(crate) max_buffered_bodies: u64,
-    /// Offer paths that break a worker on purpose.
+    /// Serve paths that crash or hang a worker on purpose.
     pub(crate) faults: bool,
-    /// Offer the paths of the demonstration; those for health checks are always there.
+    /// Serve the demonstration paths. Health checks do not depend on it.
     pub(crate) demo: bool,
 }
 
-/// What the paths ask of the worker they are served in, whatever the concurrency model.
-trait Site: 'static {
+/// What the application needs from its worker, in every concurrency model.
+trait AppWorker: 'static {
     fn config(&self) -> &Config;
     fn cluster_status(&self) -> ClusterStatus;
     fn is_ready(&self) -> bool;
@@ -57,9 +58,9 @@ trait Site: 'static {
     fn pool(&self) -> &Pool;
 }
 
-macro_rules! site {
+macro_rules! impl_app_worker {
     ($($worker:ident),*) => {$(
-        impl Site for $worker {
+        impl AppWorker for $worker {
             fn config(&self) -> &Config {
                 $worker::config(self)
             }
@@ -83,73 +84,75 @@ macro_rules! site {
     )*};
 }
 
-site!(Worker, ThreadedWorker);
+impl_app_worker!(Worker, ThreadedWorker);
 
-/// Runs the built-in application. Its options are attached to the configuration.
+/// Runs the built-in application with the [`AppOptions`] attached to `config`; `read_config` is called on each reload.
 pub(crate) fn serve_app(
     config: Config,
-    reread: impl Fn() -> Result<Config> + 'static,
+    read_config: impl Fn() -> Result<Config> + 'static,
 ) -> Result<ExitCode> {
     let model = config.model;
     let faults = config.app_settings::<AppOptions>().is_some_and(|options| options.faults);
-    let cluster = Cluster::new(config).reload_with(reread);
+    let cluster = Cluster::new(config).reload_with(read_config);
     match model {
         ConcurrencyModel::Threads => cluster.serve_threads(|worker| async move {
-            let site = Arc::new(Routes::new(worker));
-            Ok(service_fn(move |request| respond(&site, request)))
+            let routes = Arc::new(AppRoutes::new(worker));
+            Ok(service_fn(move |request| respond(&routes, request)))
         }),
-        // Apart, so that requests pay for it only where it is.
+        // A separate service, so that other servers do not pay for the isolated pool.
         _ if faults => {
-            let pool = IsolatedPoolConfig::new(isolated::POOL, 0);
-            cluster.isolated_pool(pool, isolated::work).serve(|worker| async move {
-                let site = Rc::new(Routes::new(worker.clone()));
+            let pool = IsolatedPoolConfig::new(isolated::ISOLATED_POOL, 0);
+            cluster.isolated_pool(pool, isolated::run_isolated_job).serve(|worker| async move {
+                let routes = Rc::new(AppRoutes::new(worker.clone()));
                 Ok(service_fn(move |request: Request<Incoming>| {
-                    let (worker, site) = (worker.clone(), Rc::clone(&site));
+                    let (worker, routes) = (worker.clone(), Rc::clone(&routes));
                     async move {
-                        match isolated::job(request.uri().path()) {
-                            Some(job) => {
-                                Ok(isolated::answer(&worker, &job).await.map(Either::Left))
-                            }
-                            None => respond(&site, request).await,
+                        match isolated::isolated_job_name(request.uri().path()) {
+                            Some(job) => Ok(isolated::respond_with_isolated_job(&worker, &job)
+                                .await
+                                .map(Either::Left)),
+                            None => respond(&routes, request).await,
                         }
                     }
                 }))
             })
         }
         _ => cluster.serve(|worker| async move {
-            let site = Rc::new(Routes::new(worker));
-            Ok(service_fn(move |request| respond(&site, request)))
+            let routes = Rc::new(AppRoutes::new(worker));
+            Ok(service_fn(move |request| respond(&routes, request)))
         }),
     }
 }
 
-type Answered = Response<Either<routes::Body, FileBody>>;
+type AppResponse = Response<Either<routes::AppBody, FileBody>>;
 
-/// Answers a request. `routes` are shared as the model allows: plainly on one thread, atomically among several.
-fn respond<W: Site, P>(
+/// Answers a request, immediately if possible. `routes` is an `Rc` for one thread, an `Arc` for several.
+fn respond<W: AppWorker, P>(
     routes: &P,
     request: Request<Incoming>,
-) -> impl Future<Output = Result<Answered, Infallible>> + use<W, P>
+) -> impl Future<Output = Result<AppResponse, Infallible>> + use<W, P>
 where
-    P: Deref<Target = Routes<W>> + Clone + 'static,
+    P: Deref<Target = AppRoutes<W>> + Clone + 'static,
 {
-    let step = match &routes.files {
-        Some(files) => match files.answer_now(&request, |path| routes.health(path)) {
-            Ok(answer) => Ok(answer.map(Either::Right)),
-            Err(pending) => Err(Either::Right(Box::pin(files.answer_later(pending)))),
-        },
-        None => match routes.at_once(&request) {
-            Some(answer) => Ok(answer.map(Either::Left)),
+    let immediate = match &routes.files {
+        Some(files) => {
+            match files.try_respond_without_disk(&request, |path| routes.health_status(path)) {
+                Ok(response) => Ok(response.map(Either::Right)),
+                Err(pending) => Err(Either::Right(Box::pin(files.respond_from_disk(pending)))),
+            }
+        }
+        None => match routes.try_respond_immediately(&request) {
+            Some(response) => Ok(response.map(Either::Left)),
             None => Err({
                 let routes = routes.clone();
-                // Boxed, as hyper moves the future about.
-                Either::Left(Box::pin(async move { routes.answer(request).await }))
+                // Boxed, because hyper moves the future.
+                Either::Left(Box::pin(async move { routes.respond(request).await }))
             }),
         },
     };
     async move {
-        Ok(match step {
-            Ok(answer) => answer,
+        Ok(match immediate {
+            Ok(response) => response,
             Err(Either::Left(later)) => later.await.map(Either::Left),
             Err(Either::Right(later)) => later.await.map(Either::Right),
         })

@@ -1,4 +1,4 @@
-//! Paths of the built-in application.
+//! Routes of the built-in application: demonstration, health checks and fault injection.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,70 +9,76 @@ use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
 
-use super::body::Repeated;
-use super::body_budget::{BodyBudget, BodyError};
-use super::compute::{Fib, Hash, LARGEST_FIB, MOST_ROUNDS, fib, hex};
+use super::body_budget::{BodyBudget, ReadBodyError};
+use super::compute::{FibJob, HashJob, MAX_FIB_INPUT, MAX_HASH_ROUNDS, fib, hex_line};
 use super::static_files::StaticFiles;
-use super::{AppOptions, Site, faults};
+use super::zero_body::ZeroBody;
+use super::{AppOptions, AppWorker, faults};
 use tokio_prefork::pool::{PoolError, PoolJob};
 
-pub(super) type Body = Either<Full<Bytes>, Repeated>;
-type Answer = Response<Body>;
+pub(super) type AppBody = Either<Full<Bytes>, ZeroBody>;
+type AppResponse = Response<AppBody>;
 
-const LIST: &str = "\
-/             which process answered
-/cluster      every worker, as JSON
-/healthz      200 while this worker lives
-/readyz       200 while it accepts, 503 from the order to stop on
-/sleep/{ms}   waits without working, up to 3600000
-/fib/{n}      works without waiting, in the pool, up to 50; ?on=loop: on the event loop
+const PATH_LIST: &str = "\
+/             pid of the worker that answered
+/cluster      state of all workers, as JSON
+/healthz      200 while the worker runs
+/readyz       200 while the worker accepts, 503 once it drains
+/sleep/{ms}   waits without using CPU, up to 3600000
+/fib/{n}      computes in the CPU pool, up to 50; ?on=loop: on the event loop
 /bytes/{n}    a body of n bytes, up to 1073741824
-/echo         POST: the body comes back
-/hash         POST: SHA-256 of the body, computed in the pool; ?rounds=n: hashed again, up to 100000000 times
+/echo         POST: returns the body
+/hash         POST: SHA-256 of the body, computed in the CPU pool; ?rounds=n: hashed n times, up to 100000000
 ";
 
-/// The longest `/sleep`, in milliseconds: an hour.
-const LONGEST_SLEEP: u64 = 3_600_000;
-/// The largest `/bytes`: 1 GiB.
-const LARGEST_BODY: u64 = 1 << 30;
+/// Maximum of `/sleep/{ms}`: one hour.
+const MAX_SLEEP_MS: u64 = 3_600_000;
+/// Maximum of `/bytes/{n}`: 1 GiB.
+const MAX_GENERATED_BODY: u64 = 1 << 30;
 
-/// The application in one worker.
-pub(super) struct Routes<W> {
+/// Routes of the application in one worker.
+pub(super) struct AppRoutes<W> {
     worker: W,
     options: AppOptions,
-    bodies: Arc<BodyBudget>,
-    /// The files of `root`, which take the place of all paths but those of [`Routes::health`].
+    body_budget: Arc<BodyBudget>,
+    /// Static file server, if `root` is set. It replaces all paths except those of [`AppRoutes::health_status`].
     pub(super) files: Option<StaticFiles>,
-    /// The answer of `/`, made once.
-    who: Bytes,
+    /// Response body of `/`, rendered once.
+    pid_text: Bytes,
 }
 
-impl<W: Site> Routes<W> {
-    pub(super) fn new(worker: W) -> Routes<W> {
+impl<W: AppWorker> AppRoutes<W> {
+    pub(super) fn new(worker: W) -> AppRoutes<W> {
         let options = worker.config().app_settings::<AppOptions>().cloned().unwrap_or_default();
         let files = options.files.clone().map(StaticFiles::new);
-        let who = Bytes::from(format!("Handled by PID {}\n", worker.pid()));
-        // One body always fits.
-        let bodies = BodyBudget::new(options.max_buffered_bodies.max(options.max_body_size));
-        Routes { worker, options, bodies, files, who }
+        let pid_text = Bytes::from(format!("Handled by PID {}\n", worker.pid()));
+        // The budget must admit at least one body of the maximum size.
+        let body_budget = BodyBudget::new(options.max_buffered_bodies.max(options.max_body_size));
+        AppRoutes { worker, options, body_budget, files, pid_text }
     }
 
-    /// The answers that need neither the body nor any time. Given at once they save hyper a read buffer: it takes a
-    /// new one when it reads on while the request is still held.
-    pub(super) fn at_once(&self, request: &Request<Incoming>) -> Option<Answer> {
+    /// Answers requests that need neither the body nor any waiting; `None` for all others.
+    ///
+    /// An immediate answer saves a read buffer: hyper allocates a new one if it reads while the request is still held.
+    pub(super) fn try_respond_immediately(
+        &self,
+        request: &Request<Incoming>,
+    ) -> Option<AppResponse> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return None;
         }
         match request.uri().path() {
-            path if !self.offers(path) => None,
-            "/" => Some(text(StatusCode::OK, self.who.clone())),
+            path if !self.is_enabled(path) => None,
+            "/" => Some(text_response(StatusCode::OK, self.pid_text.clone())),
             "/cluster" => Some(self.cluster_json()),
-            path => self.health(path.as_bytes()).map(|(status, says)| text(status, says)),
+            path => self
+                .health_status(path.as_bytes())
+                .map(|(status, body)| text_response(status, body)),
         }
     }
 
-    /// The answers of `/healthz` and `/readyz`, which are the same beside the demonstration and beside files.
-    pub(super) fn health(&self, path: &[u8]) -> Option<(StatusCode, &'static str)> {
+    /// Returns status and body of `/healthz` and `/readyz`; `None` for other paths, or if `health-paths` is off.
+    pub(super) fn health_status(&self, path: &[u8]) -> Option<(StatusCode, &'static str)> {
         match path {
             _ if !self.options.health_paths => None,
             b"/healthz" => Some((StatusCode::OK, "ok\n")),
@@ -82,30 +88,30 @@ impl<W: Site> Routes<W> {
         }
     }
 
-    /// Whether `path` may be there: without the demonstration, only health checks are.
-    fn offers(&self, path: &str) -> bool {
+    /// Returns whether `path` may be served: without the demonstration only health checks are.
+    fn is_enabled(&self, path: &str) -> bool {
         self.options.demo || matches!(path, "/healthz" | "/readyz")
     }
 
-    /// All other answers.
-    pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
-        if !self.offers(request.uri().path()) {
-            return text(StatusCode::NOT_FOUND, "not found\n");
+    /// Answers all requests that [`AppRoutes::try_respond_immediately`] does not.
+    pub(super) async fn respond(&self, request: Request<Incoming>) -> AppResponse {
+        if !self.is_enabled(request.uri().path()) {
+            return text_response(StatusCode::NOT_FOUND, "not found\n");
         }
         if request.uri().path() == "/echo" {
             return match *request.method() {
-                Method::POST | Method::PUT => self.echo(request).await,
-                _ => not_allowed("POST, PUT"),
+                Method::POST | Method::PUT => self.echo_response(request).await,
+                _ => method_not_allowed("POST, PUT"),
             };
         }
         if request.uri().path() == "/hash" {
             return match *request.method() {
-                Method::POST | Method::PUT => self.hash(request).await,
-                _ => not_allowed("POST, PUT"),
+                Method::POST | Method::PUT => self.hash_response(request).await,
+                _ => method_not_allowed("POST, PUT"),
             };
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return not_allowed("GET, HEAD");
+            return method_not_allowed("GET, HEAD");
         }
         let path = request.uri().path();
         let (name, argument) = match path[1.min(path.len())..].split_once('/') {
@@ -114,109 +120,130 @@ impl<W: Site> Routes<W> {
         };
         match (name, argument) {
             ("sleep", Some(n)) => match n.parse() {
-                Ok(ms @ 0..=LONGEST_SLEEP) => {
+                Ok(ms @ 0..=MAX_SLEEP_MS) => {
                     tokio::time::sleep(Duration::from_millis(ms)).await;
-                    text(StatusCode::OK, format!("slept for {ms} ms\n"))
+                    text_response(StatusCode::OK, format!("slept for {ms} ms\n"))
                 }
-                _ => out_of_range(LONGEST_SLEEP),
+                _ => out_of_range_response(MAX_SLEEP_MS),
             },
             ("fib", Some(n)) => match n.parse() {
-                Ok(n @ 0..=LARGEST_FIB) => self.fib(n, request.uri().query()).await,
-                _ => out_of_range(LARGEST_FIB),
+                Ok(n @ 0..=MAX_FIB_INPUT) => self.fib_response(n, request.uri().query()).await,
+                _ => out_of_range_response(MAX_FIB_INPUT),
             },
             ("bytes", Some(n)) => match n.parse() {
-                Ok(n @ 0..=LARGEST_BODY) => Response::new(Either::Right(Repeated::new(n))),
-                _ => out_of_range(LARGEST_BODY),
+                Ok(n @ 0..=MAX_GENERATED_BODY) => Response::new(Either::Right(ZeroBody::new(n))),
+                _ => out_of_range_response(MAX_GENERATED_BODY),
             },
             ("fault", Some("job-panic")) if self.options.faults => {
-                self.compute(faults::panic_in_job, |()| "still alive\n".to_string()).await
+                self.run_in_pool(faults::panic_in_job, |()| "still alive\n".to_string()).await
             }
             ("fault", Some("job-hang")) if self.options.faults => {
-                self.compute(faults::hang, |()| "slept for an hour in the pool\n".to_string()).await
+                self.run_in_pool(faults::block_thread, |()| {
+                    "slept for an hour in the pool\n".to_string()
+                })
+                .await
             }
-            ("fault", Some(name)) if self.options.faults => match faults::commit(name) {
-                Some(done) => text(StatusCode::OK, done),
+            ("fault", Some(name)) if self.options.faults => match faults::inject_fault(name) {
+                Some(done) => text_response(StatusCode::OK, done),
                 None => {
-                    let known = faults::NAMES.join(", ");
-                    text(StatusCode::NOT_FOUND, format!("no such fault; there are: {known}\n"))
+                    let known = faults::FAULT_NAMES.join(", ");
+                    text_response(
+                        StatusCode::NOT_FOUND,
+                        format!("unknown fault; available faults: {known}\n"),
+                    )
                 }
             },
-            _ => text(StatusCode::NOT_FOUND, format!("not found; there are:\n{LIST}")),
+            _ => text_response(
+                StatusCode::NOT_FOUND,
+                format!("not found; available paths:\n{PATH_LIST}"),
+            ),
         }
     }
 
-    fn cluster_json(&self) -> Answer {
-        let mut answer = text(StatusCode::OK, self.worker.cluster_status().to_json());
+    fn cluster_json(&self) -> AppResponse {
+        let mut answer = text_response(StatusCode::OK, self.worker.cluster_status().to_json());
         let json = HeaderValue::from_static("application/json");
         answer.headers_mut().insert(CONTENT_TYPE, json);
         answer
     }
 
-    async fn fib(&self, n: u64, query: Option<&str>) -> Answer {
+    async fn fib_response(&self, n: u64, query: Option<&str>) -> AppResponse {
         let show = move |value| format!("fib({n}) = {value}\n");
         match query {
             None | Some("on=pool") => {
-                // Abandoned ones have no value, and nobody to tell.
-                self.compute(Fib(n), move |value| value.map_or(String::new(), show)).await
+                // A cancelled job has no value, and its client is gone.
+                self.run_in_pool(FibJob(n), move |value| value.map_or(String::new(), show)).await
             }
-            Some("on=loop") => text(StatusCode::OK, show(fib(n))),
-            Some(_) => text(StatusCode::BAD_REQUEST, "give on=pool or on=loop\n"),
+            Some("on=loop") => text_response(StatusCode::OK, show(fib(n))),
+            Some(_) => text_response(StatusCode::BAD_REQUEST, "give on=pool or on=loop\n"),
         }
     }
 
-    async fn hash(&self, request: Request<Incoming>) -> Answer {
+    async fn hash_response(&self, request: Request<Incoming>) -> AppResponse {
         let rounds = match request.uri().query() {
             None => Some(1),
             Some(query) => query.strip_prefix("rounds=").and_then(|n| n.parse().ok()),
         };
-        let Some(rounds @ 1..=MOST_ROUNDS) = rounds else {
-            return text(StatusCode::BAD_REQUEST, format!("give rounds=1 to {MOST_ROUNDS}\n"));
+        let Some(rounds @ 1..=MAX_HASH_ROUNDS) = rounds else {
+            return text_response(
+                StatusCode::BAD_REQUEST,
+                format!("give rounds=1 to {MAX_HASH_ROUNDS}\n"),
+            );
         };
-        let pieces = match self.bodies.receive(request.into_body(), self.largest()).await {
-            Ok(body) => vec![body],
-            Err(e) => return self.bad_body(&e),
-        };
-        self.compute(Hash { pieces, rounds }, |hash| hash.map_or(String::new(), |h| hex(&h))).await
+        let pieces =
+            match self.body_budget.read_body(request.into_body(), self.max_body_size()).await {
+                Ok(body) => vec![body],
+                Err(e) => return self.body_error_response(&e),
+            };
+        self.run_in_pool(HashJob { pieces, rounds }, |hash| {
+            hash.map_or(String::new(), |h| hex_line(&h))
+        })
+        .await
     }
 
-    /// Runs a task in the pool, and shows its result.
-    async fn compute<T: PoolJob>(&self, task: T, show: impl FnOnce(T::Output) -> String) -> Answer {
+    /// Runs a job in the CPU pool and answers with its formatted result.
+    async fn run_in_pool<T: PoolJob>(
+        &self,
+        task: T,
+        format: impl FnOnce(T::Output) -> String,
+    ) -> AppResponse {
         match self.worker.pool().run(task).await {
-            Ok(value) => text(StatusCode::OK, show(value)),
-            Err(e) => refused(&e),
+            Ok(value) => text_response(StatusCode::OK, format(value)),
+            Err(e) => pool_error_response(&e),
         }
     }
 
-    /// The largest body, in bytes.
-    fn largest(&self) -> usize {
+    /// Returns the maximum size of a request body in bytes.
+    fn max_body_size(&self) -> usize {
         usize::try_from(self.options.max_body_size).unwrap_or(usize::MAX)
     }
 
-    async fn echo(&self, request: Request<Incoming>) -> Answer {
-        match self.bodies.receive(request.into_body(), self.largest()).await {
+    async fn echo_response(&self, request: Request<Incoming>) -> AppResponse {
+        match self.body_budget.read_body(request.into_body(), self.max_body_size()).await {
             Ok(body) => Response::new(Either::Left(Full::new(body))),
-            Err(e) => self.bad_body(&e),
+            Err(e) => self.body_error_response(&e),
         }
     }
 
-    fn bad_body(&self, error: &BodyError) -> Answer {
+    fn body_error_response(&self, error: &ReadBodyError) -> AppResponse {
         match error {
-            BodyError::TooLarge => text(
+            ReadBodyError::TooLarge => text_response(
                 StatusCode::PAYLOAD_TOO_LARGE,
-                format!("the body is larger than {} bytes (max-body-size)\n", self.largest()),
+                format!("the body is larger than {} bytes (max-body-size)\n", self.max_body_size()),
             ),
-            BodyError::NoRoom => {
-                let why = "no memory for the body: other requests use it (max-buffered-bodies)\n";
-                try_later(StatusCode::SERVICE_UNAVAILABLE, why)
+            ReadBodyError::BudgetExhausted => {
+                let why =
+                    "no memory left for the body: other requests use it (max-buffered-bodies)\n";
+                retry_later_response(StatusCode::SERVICE_UNAVAILABLE, why)
             }
-            BodyError::Broken(e) => {
-                text(StatusCode::BAD_REQUEST, format!("cannot read the body: {e}\n"))
+            ReadBodyError::Broken(e) => {
+                text_response(StatusCode::BAD_REQUEST, format!("cannot read the body: {e}\n"))
             }
         }
     }
 }
 
-pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+pub(super) fn text_response(status: StatusCode, body: impl Into<Bytes>) -> AppResponse {
     let mut answer = Response::new(Either::Left(Full::new(body.into())));
     *answer.status_mut() = status;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -224,18 +251,18 @@ pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
     answer
 }
 
-fn not_allowed(methods: &'static str) -> Answer {
-    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, format!("use {methods}\n"));
+fn method_not_allowed(methods: &'static str) -> AppResponse {
+    let mut answer = text_response(StatusCode::METHOD_NOT_ALLOWED, format!("use {methods}\n"));
     answer.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
     answer
 }
 
-fn out_of_range(most: u64) -> Answer {
-    text(StatusCode::BAD_REQUEST, format!("give a number from 0 to {most}\n"))
+fn out_of_range_response(max: u64) -> AppResponse {
+    text_response(StatusCode::BAD_REQUEST, format!("give a number from 0 to {max}\n"))
 }
 
-/// What a job that has no result means to the client.
-fn refused(error: &PoolError) -> Answer {
+/// Maps a failed pool job to a response.
+fn pool_error_response(error: &PoolError) -> AppResponse {
     let status = match error {
         PoolError::Panicked { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         PoolError::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
@@ -243,14 +270,14 @@ fn refused(error: &PoolError) -> Answer {
     };
     let why = format!("{error}\n");
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        try_later(status, why)
+        retry_later_response(status, why)
     } else {
-        text(status, why)
+        text_response(status, why)
     }
 }
 
-fn try_later(status: StatusCode, why: impl Into<Bytes>) -> Answer {
-    let mut answer = text(status, why);
+fn retry_later_response(status: StatusCode, why: impl Into<Bytes>) -> AppResponse {
+    let mut answer = text_response(status, why);
     answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     answer
 }

@@ -39,20 +39,20 @@ impl Coding {
     }
 }
 
-/// Weights in thousandths; `None` where the client does not name the coding.
+/// CodingWeights in thousandths; `None` where the client does not name the coding.
 #[derive(Debug, Default)]
-struct Weights {
+struct CodingWeights {
     codings: [Option<u16>; Coding::ALL.len()],
     identity: Option<u16>,
     any: Option<u16>,
 }
 
 /// Returns the stored coding that the client prefers to the plain file, if there is one.
-pub(super) fn preferred(headers: &HeaderMap, stored: &[Coding]) -> Option<Coding> {
+pub(super) fn select_coding(headers: &HeaderMap, stored: &[Coding]) -> Option<Coding> {
     if stored.is_empty() || !headers.contains_key(ACCEPT_ENCODING) {
         return None;
     }
-    let weights = read(headers);
+    let weights = parse_accept_encoding(headers);
     let weight_of = |coding: Coding| {
         let at = Coding::ALL.iter().position(|known| *known == coding)?;
         weights.codings[at].or(weights.any)
@@ -64,13 +64,13 @@ pub(super) fn preferred(headers: &HeaderMap, stored: &[Coding]) -> Option<Coding
     best.filter(|coding| weight_of(*coding).is_some_and(|weight| weight > 0 && weight >= plain))
 }
 
-fn read(headers: &HeaderMap) -> Weights {
-    let mut weights = Weights::default();
+fn parse_accept_encoding(headers: &HeaderMap) -> CodingWeights {
+    let mut weights = CodingWeights::default();
     let lines = headers.get_all(ACCEPT_ENCODING).iter();
     for element in lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')) {
         let mut parts = element.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
         let word = parts.next().unwrap_or_default();
-        let weight = parts.find_map(quality).unwrap_or(1000);
+        let weight = parts.find_map(parse_quality).unwrap_or(1000);
         if word == b"*" {
             weights.any = Some(weight);
         } else if word.eq_ignore_ascii_case(b"identity") {
@@ -83,7 +83,7 @@ fn read(headers: &HeaderMap) -> Weights {
 }
 
 /// `q=0.5` in thousandths; 0 for a malformed weight, which makes the coding unacceptable.
-fn quality(parameter: &[u8]) -> Option<u16> {
+fn parse_quality(parameter: &[u8]) -> Option<u16> {
     let (name, value) = parameter.split_at(parameter.iter().position(|byte| *byte == b'=')?);
     if !name.trim_ascii().eq_ignore_ascii_case(b"q") {
         return None;
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_coding_of_greatest_weight_wins() {
+    fn coding_with_the_highest_quality_is_selected() {
         use Coding::{Brotli, Gzip};
         for (value, expected) in [
             ("gzip", Some(Gzip)),
@@ -135,19 +135,19 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(ACCEPT_ENCODING, value.parse().expect("value"));
-            assert_eq!(preferred(&headers, &Coding::ALL), expected, "{value}");
-            assert_eq!(preferred(&headers, &[]), None, "{value}");
+            assert_eq!(select_coding(&headers, &Coding::ALL), expected, "{value}");
+            assert_eq!(select_coding(&headers, &[]), None, "{value}");
         }
-        assert_eq!(preferred(&HeaderMap::new(), &Coding::ALL), None);
+        assert_eq!(select_coding(&HeaderMap::new(), &Coding::ALL), None);
     }
 
     #[test]
-    fn only_what_is_stored_counts_and_lines_are_one_list() {
+    fn only_stored_codings_are_selected_and_header_lines_are_merged() {
         let mut headers = HeaderMap::new();
         headers.append(ACCEPT_ENCODING, "br".parse().expect("value"));
         headers.append(ACCEPT_ENCODING, "gzip;q=0.3".parse().expect("value"));
-        assert_eq!(preferred(&headers, &[Coding::Gzip]), Some(Coding::Gzip));
-        assert_eq!(preferred(&headers, &[Coding::Brotli]), Some(Coding::Brotli));
-        assert_eq!(preferred(&headers, &Coding::ALL), Some(Coding::Brotli));
+        assert_eq!(select_coding(&headers, &[Coding::Gzip]), Some(Coding::Gzip));
+        assert_eq!(select_coding(&headers, &[Coding::Brotli]), Some(Coding::Brotli));
+        assert_eq!(select_coding(&headers, &Coding::ALL), Some(Coding::Brotli));
     }
 }

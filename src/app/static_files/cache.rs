@@ -1,4 +1,4 @@
-//! Files that were asked for in the last second, bounded in bytes, entries and, with that, descriptors.
+//! Cache of recently requested files, bounded in bytes, entries and open descriptors.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::entry::FileEntry;
-use super::root_dir::Wait;
+use super::root_dir::DiskWait;
 
 /// Bytes of one half of the cache; see [`FileEntry::cost`].
 const MAX_HALF_COST: usize = 8 << 20;
@@ -15,32 +15,32 @@ const MAX_HALF_ENTRIES: usize = 1024;
 /// An entry that is not replaced is dropped after one to two of these.
 const PURGE_INTERVAL: Duration = Duration::from_secs(1);
 
-type Map = HashMap<Box<[u8]>, Arc<FileEntry>>;
+type EntryMap = HashMap<Box<[u8]>, Arc<FileEntry>>;
 
 /// Entries by normalized path. Two halves: what is found only in the older one is dropped when the newer one is full.
 #[derive(Default)]
-pub(super) struct Cache {
-    halves: Mutex<Halves>,
-    is_purged: AtomicBool,
+pub(super) struct FileCache {
+    halves: Mutex<CacheHalves>,
+    is_purge_scheduled: AtomicBool,
 }
 
 #[derive(Default)]
-struct Halves {
-    newer: Map,
-    older: Map,
+struct CacheHalves {
+    newer: EntryMap,
+    older: EntryMap,
     newer_cost: usize,
 }
 
-impl Halves {
+impl CacheHalves {
     fn rotate(&mut self) {
         self.older = std::mem::take(&mut self.newer);
         self.newer_cost = 0;
     }
 }
 
-impl Cache {
+impl FileCache {
     /// The entry of `path`, if it may be used at `now`.
-    pub(super) fn get(&self, path: &[u8], now: Instant, wait: Wait) -> Option<Arc<FileEntry>> {
+    pub(super) fn get(&self, path: &[u8], now: Instant, wait: DiskWait) -> Option<Arc<FileEntry>> {
         let halves = self.lock();
         let entry = halves.newer.get(path).or_else(|| halves.older.get(path))?;
         entry.is_fresh(now, wait).then(|| Arc::clone(entry))
@@ -70,14 +70,14 @@ impl Cache {
     /// Drops all entries, which closes the descriptors that no response uses.
     pub(super) fn clear(&self) {
         let mut halves = self.lock();
-        *halves = Halves::default();
+        *halves = CacheHalves::default();
     }
 
     /// Starts a task that drops old entries, unless there is one, or there are none. Called on a thread of the runtime.
     ///
     /// Without it the last entries would keep descriptors, and with them the space of deleted files, until the next request.
-    pub(super) fn purge_later(self: &Arc<Cache>) {
-        if self.is_purged.swap(true, Ordering::Relaxed) {
+    pub(super) fn schedule_purge(self: &Arc<FileCache>) {
+        if self.is_purge_scheduled.swap(true, Ordering::Relaxed) {
             return;
         }
         let cache = Arc::clone(self);
@@ -88,14 +88,14 @@ impl Cache {
                 halves.rotate();
                 if halves.older.is_empty() {
                     // Within the lock: the next insertion starts another one.
-                    cache.is_purged.store(false, Ordering::Relaxed);
+                    cache.is_purge_scheduled.store(false, Ordering::Relaxed);
                     return;
                 }
             }
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, Halves> {
+    fn lock(&self) -> MutexGuard<'_, CacheHalves> {
         self.halves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -18,8 +18,8 @@ pub(super) struct Validators<'a> {
 
 /// What the preconditions of a GET or HEAD request ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// Answer as if there were none.
+pub(super) enum PreconditionResult {
+    /// Send the normal response.
     Proceed,
     /// 304.
     NotModified,
@@ -28,43 +28,46 @@ pub(super) enum Verdict {
 }
 
 /// Evaluates all preconditions but `If-Range`.
-pub(super) fn evaluate(headers: &HeaderMap, current: Validators<'_>) -> Verdict {
+pub(super) fn evaluate_preconditions(
+    headers: &HeaderMap,
+    current: Validators<'_>,
+) -> PreconditionResult {
     if headers.contains_key(IF_MATCH) {
         if !matches_any(headers, &IF_MATCH, |tag| tag == current.etag) {
-            return Verdict::Failed;
+            return PreconditionResult::Failed;
         }
     } else if let (Some(date), Some(modified)) =
-        (date(headers, &IF_UNMODIFIED_SINCE), current.modified)
+        (parse_date_header(headers, &IF_UNMODIFIED_SINCE), current.modified)
         && modified > date
     {
-        return Verdict::Failed;
+        return PreconditionResult::Failed;
     }
     if headers.contains_key(IF_NONE_MATCH) {
         let is_same = |tag: &[u8]| tag.strip_prefix(b"W/").unwrap_or(tag) == current.etag;
         if matches_any(headers, &IF_NONE_MATCH, is_same) {
-            return Verdict::NotModified;
+            return PreconditionResult::NotModified;
         }
     } else if let (Some(date), Some(modified)) =
-        (date(headers, &IF_MODIFIED_SINCE), current.modified)
+        (parse_date_header(headers, &IF_MODIFIED_SINCE), current.modified)
         && modified <= date
     {
-        return Verdict::NotModified;
+        return PreconditionResult::NotModified;
     }
-    Verdict::Proceed
+    PreconditionResult::Proceed
 }
 
 /// Whether `If-Range` lets the `Range` field count: without it, or if its validator is the current one.
-pub(super) fn range_counts(headers: &HeaderMap, current: Validators<'_>) -> bool {
+pub(super) fn is_range_applicable(headers: &HeaderMap, current: Validators<'_>) -> bool {
     let Some(value) = headers.get(IF_RANGE) else { return true };
     if value.as_bytes().ends_with(b"\"") {
         return value.as_bytes() == current.etag;
     }
-    let date = date(headers, &IF_RANGE);
+    let date = parse_date_header(headers, &IF_RANGE);
     date.is_some() && date == current.modified
 }
 
 /// The date in field `name`; `None` if it is there more than once or is no date, as it is to be ignored then.
-fn date(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
+fn parse_date_header(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
     let mut values = headers.get_all(name).iter();
     let (value, None) = (values.next()?, values.next()) else { return None };
     let date = httpdate::parse_http_date(value.to_str().ok()?).ok()?;
@@ -72,7 +75,7 @@ fn date(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
 }
 
 /// Formats `seconds` since 1970 as a date of HTTP; `None` beyond the year 9999, which that format does not have.
-pub(super) fn format_date(seconds: u64) -> Option<String> {
+pub(super) fn format_http_date(seconds: u64) -> Option<String> {
     const YEAR_10000: u64 = 253_402_300_800;
     let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
     (seconds < YEAR_10000).then(|| httpdate::fmt_http_date(time))
@@ -82,14 +85,14 @@ pub(super) fn format_date(seconds: u64) -> Option<String> {
 fn matches_any(headers: &HeaderMap, name: &HeaderName, is_same: impl Fn(&[u8]) -> bool) -> bool {
     headers.get_all(name).iter().any(|value| {
         let value = value.as_bytes().trim_ascii();
-        value == b"*" || Tags(value).any(&is_same)
+        value == b"*" || EntityTags(value).any(&is_same)
     })
 }
 
 /// The entity tags of a list, each with its quotes and `W/`.
-struct Tags<'a>(&'a [u8]);
+struct EntityTags<'a>(&'a [u8]);
 
-impl<'a> Iterator for Tags<'a> {
+impl<'a> Iterator for EntityTags<'a> {
     type Item = &'a [u8];
 
     fn next(&mut self) -> Option<&'a [u8]> {
@@ -133,8 +136,8 @@ mod tests {
     }
 
     #[test]
-    fn each_precondition_alone() {
-        use Verdict::{Failed, NotModified, Proceed};
+    fn single_preconditions_are_evaluated() {
+        use PreconditionResult::{Failed, NotModified, Proceed};
         for (name, value, expected) in [
             ("if-match", ETAG, Proceed),
             ("if-match", "*", Proceed),
@@ -170,14 +173,14 @@ mod tests {
             ("if-unmodified-since", BEFORE, Failed),
             ("if-unmodified-since", "yesterday", Proceed),
         ] {
-            let found = evaluate(&headers(&[(name, value)]), current());
+            let found = evaluate_preconditions(&headers(&[(name, value)]), current());
             assert_eq!(found, expected, "{name}: {value}");
         }
     }
 
     #[test]
-    fn tags_come_before_dates_and_failures_before_304() {
-        use Verdict::{Failed, NotModified, Proceed};
+    fn etags_take_precedence_over_dates_and_412_over_304() {
+        use PreconditionResult::{Failed, NotModified, Proceed};
         for (fields, expected) in [
             (&[("if-none-match", "\"x\""), ("if-modified-since", AFTER)][..], Proceed),
             (&[("if-none-match", ETAG), ("if-modified-since", BEFORE)], NotModified),
@@ -190,22 +193,28 @@ mod tests {
             (&[("if-none-match", "\"x\""), ("if-none-match", ETAG)], NotModified),
             (&[("if-modified-since", AFTER), ("if-modified-since", AFTER)], Proceed),
         ] {
-            assert_eq!(evaluate(&headers(fields), current()), expected, "{fields:?}");
+            assert_eq!(evaluate_preconditions(&headers(fields), current()), expected, "{fields:?}");
         }
     }
 
     #[test]
-    fn without_a_date_of_its_own_dates_are_ignored() {
+    fn date_conditions_are_ignored_without_a_modification_date() {
         let current = Validators { modified: None, ..current() };
         for name in ["if-modified-since", "if-unmodified-since"] {
-            assert_eq!(evaluate(&headers(&[(name, AFTER)]), current), Verdict::Proceed);
-            assert_eq!(evaluate(&headers(&[(name, BEFORE)]), current), Verdict::Proceed);
+            assert_eq!(
+                evaluate_preconditions(&headers(&[(name, AFTER)]), current),
+                PreconditionResult::Proceed
+            );
+            assert_eq!(
+                evaluate_preconditions(&headers(&[(name, BEFORE)]), current),
+                PreconditionResult::Proceed
+            );
         }
-        assert!(!range_counts(&headers(&[("if-range", SAME)]), current));
+        assert!(!is_range_applicable(&headers(&[("if-range", SAME)]), current));
     }
 
     #[test]
-    fn if_range_wants_the_very_same_validator() {
+    fn if_range_requires_an_exact_match() {
         for (value, counts) in [
             (ETAG, true),
             ("W/\"5f-a\"", false),
@@ -219,21 +228,21 @@ mod tests {
             ("", false),
         ] {
             assert_eq!(
-                range_counts(&headers(&[("if-range", value)]), current()),
+                is_range_applicable(&headers(&[("if-range", value)]), current()),
                 counts,
                 "{value}"
             );
         }
-        assert!(range_counts(&HeaderMap::new(), current()));
+        assert!(is_range_applicable(&HeaderMap::new(), current()));
     }
 
     #[test]
-    fn every_second_has_a_date_or_none() {
-        assert_eq!(format_date(MODIFIED).as_deref(), Some(SAME));
-        assert_eq!(format_date(0).as_deref(), Some("Thu, 01 Jan 1970 00:00:00 GMT"));
-        assert!(format_date(253_402_300_799).is_some());
+    fn dates_after_year_9999_are_not_formatted() {
+        assert_eq!(format_http_date(MODIFIED).as_deref(), Some(SAME));
+        assert_eq!(format_http_date(0).as_deref(), Some("Thu, 01 Jan 1970 00:00:00 GMT"));
+        assert!(format_http_date(253_402_300_799).is_some());
         for seconds in [253_402_300_800, i64::MAX as u64, u64::MAX] {
-            assert_eq!(format_date(seconds), None);
+            assert_eq!(format_http_date(seconds), None);
         }
     }
 }

@@ -3,7 +3,7 @@
 use hyper::http::HeaderValue;
 
 /// Returns the type of the file at `path`; text is declared to be UTF-8, unknown extensions are `application/octet-stream`.
-pub(super) fn of(path: &[u8]) -> HeaderValue {
+pub(super) fn guess_content_type(path: &[u8]) -> HeaderValue {
     let unknown = HeaderValue::from_static("application/octet-stream");
     let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
     let Some(dot) = name.iter().rposition(|byte| *byte == b'.') else { return unknown };
@@ -19,10 +19,10 @@ pub(super) fn of(path: &[u8]) -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
-    use super::of;
+    use super::guess_content_type;
 
     #[test]
-    fn extensions_tell_the_type() {
+    fn content_type_is_guessed_from_the_extension() {
         for (path, expected) in [
             ("/a.html", "text/html; charset=utf-8"),
             ("/a.HTML", "text/html; charset=utf-8"),
@@ -44,8 +44,8 @@ mod tests {
             ("/a.d/b", "application/octet-stream"),
             ("/a.", "application/octet-stream"),
         ] {
-            assert_eq!(of(path.as_bytes()), expected, "{path}");
+            assert_eq!(guess_content_type(path.as_bytes()), expected, "{path}");
         }
-        assert_eq!(of(b"/a.\xff"), "application/octet-stream");
+        assert_eq!(guess_content_type(b"/a.\xff"), "application/octet-stream");
     }
 }

@@ -1,4 +1,4 @@
-//! What is known of one file: its representations with their header values and, if they are small, their content.
+//! Cached metadata of a file: its representations with their header values and, if small, their content.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::accept_encoding::Coding;
-use super::body::Segment;
-use super::conditional::{Validators, format_date};
+use super::body::BodySegment;
+use super::conditional::{Validators, format_http_date};
 use super::content_type;
-use super::open_file::{self, Found, OpenFile, OpenFileLimit};
-use super::root_dir::{RootDir, Wait};
+use super::open_file::{self, OpenFile, OpenFileLimit, OpenedPath};
+use super::root_dir::{DiskWait, RootDir};
 
 /// Largest content that is held in memory, in bytes; of larger files the open descriptor is held.
 const MAX_CONTENT_IN_MEMORY: u64 = 64 * 1024;
@@ -26,14 +26,14 @@ const MAX_AGE: Duration = Duration::from_millis(700);
 
 /// Bytes that an open descriptor counts for in the cache, which with that bounds their number, too.
 const OPEN_FILE_COST: usize = 64 * 1024;
-/// Bytes that an entry counts for beside its content.
+/// Bytes that an entry counts for coded_path its content.
 const ENTRY_COST: usize = 1024;
 
-/// The file that a directory stands for.
-const INDEX: &[u8] = b"index.html";
+/// Index file that is served for a directory.
+const INDEX_FILE: &[u8] = b"index.html";
 
-/// What a path stands for.
-pub(super) enum Loaded {
+/// Result of loading a path.
+pub(super) enum LoadedPath {
     File(Arc<FileEntry>),
     /// A directory, at this path without a slash at its end.
     Directory(Vec<u8>),
@@ -41,7 +41,7 @@ pub(super) enum Loaded {
     NoIndex,
 }
 
-/// A file and its stored codings.
+/// A file and its precompressed variants.
 #[derive(Debug)]
 pub(super) struct FileEntry {
     pub(super) content_type: HeaderValue,
@@ -52,7 +52,7 @@ pub(super) struct FileEntry {
     is_refreshing: AtomicBool,
 }
 
-/// The bytes of a file in one coding, and what is said of them.
+/// A file in one content coding, with its header values.
 #[derive(Debug)]
 pub(super) struct Representation {
     pub(super) length: u64,
@@ -61,39 +61,41 @@ pub(super) struct Representation {
     /// Seconds since 1970, not later than the loading; `None` before 1970.
     pub(super) modified: Option<u64>,
     pub(super) last_modified: Option<HeaderValue>,
-    content: Content,
+    content: RepresentationContent,
 }
 
 #[derive(Debug)]
-enum Content {
+enum RepresentationContent {
     Memory(Bytes),
     Disk(Arc<OpenFile>),
 }
 
-/// Finds what the normalized `path` stands for.
-pub(super) fn load(
+/// Loads the file, or the index of the directory, at a normalized path.
+pub(super) fn load_entry(
     root: &RootDir,
     path: &[u8],
     limit: &Arc<OpenFileLimit>,
-    wait: Wait,
-) -> Result<Loaded, Errno> {
+    wait: DiskWait,
+) -> Result<LoadedPath, Errno> {
     if !path.ends_with(b"/") {
-        return match open_file::open(root, &path[1..], limit, wait)? {
-            Found::File(file) => Ok(Loaded::File(FileEntry::load(root, path, file, limit, wait)?)),
-            Found::Directory => Ok(Loaded::Directory(path.to_vec())),
-            Found::Other => Err(Errno::NOENT),
+        return match open_file::open_regular_file(root, &path[1..], limit, wait)? {
+            OpenedPath::File(file) => {
+                Ok(LoadedPath::File(FileEntry::load(root, path, file, limit, wait)?))
+            }
+            OpenedPath::Directory => Ok(LoadedPath::Directory(path.to_vec())),
+            OpenedPath::Other => Err(Errno::NOENT),
         };
     }
-    let index = [path, INDEX].concat();
-    match open_file::open(root, &index[1..], limit, wait) {
-        Ok(Found::File(file)) => {
-            Ok(Loaded::File(FileEntry::load(root, &index, file, limit, wait)?))
+    let index = [path, INDEX_FILE].concat();
+    match open_file::open_regular_file(root, &index[1..], limit, wait) {
+        Ok(OpenedPath::File(file)) => {
+            Ok(LoadedPath::File(FileEntry::load(root, &index, file, limit, wait)?))
         }
-        Ok(Found::Directory) => Ok(Loaded::Directory(index)),
-        Ok(Found::Other) | Err(Errno::NOENT) => {
+        Ok(OpenedPath::Directory) => Ok(LoadedPath::Directory(index)),
+        Ok(OpenedPath::Other) | Err(Errno::NOENT) => {
             let dir = if path == b"/" { b"." } else { &path[1..] };
             root.open_below(dir, OFlags::PATH | OFlags::DIRECTORY, wait)?;
-            Ok(Loaded::NoIndex)
+            Ok(LoadedPath::NoIndex)
         }
         Err(errno) => Err(errno),
     }
@@ -105,34 +107,34 @@ impl FileEntry {
         path: &[u8],
         file: OpenFile,
         limit: &Arc<OpenFileLimit>,
-        wait: Wait,
+        wait: DiskWait,
     ) -> Result<Arc<FileEntry>, Errno> {
         let loaded_at = Instant::now();
         let changed = file.modified.0;
         let plain = Representation::load(file, "", wait)?;
         let mut coded = Vec::new();
         for coding in Coding::ALL {
-            let beside = [&path[1..], coding.suffix()].concat();
-            match open_file::open(root, &beside, limit, wait) {
+            let coded_path = [&path[1..], coding.suffix()].concat();
+            match open_file::open_regular_file(root, &coded_path, limit, wait) {
                 // An older one was made of what the file was before.
-                Ok(Found::File(file)) if file.modified.0 >= changed => {
+                Ok(OpenedPath::File(file)) if file.modified.0 >= changed => {
                     coded.push((coding, Representation::load(file, coding.name(), wait)?));
                 }
                 Err(errno @ (Errno::AGAIN | Errno::MFILE | Errno::NFILE)) => return Err(errno),
                 Ok(_) | Err(_) => {}
             }
         }
-        let content_type = content_type::of(path);
+        let content_type = content_type::guess_content_type(path);
         let is_refreshing = AtomicBool::new(false);
         Ok(Arc::new(FileEntry { content_type, plain, coded, loaded_at, is_refreshing }))
     }
 
     /// Whether it may be used at `now`. Some time before the end one caller gets `false` and loads the entry anew, on the
-    /// event loop or, with [`Wait::Allowed`], in the pool.
-    pub(super) fn is_fresh(&self, now: Instant, wait: Wait) -> bool {
+    /// event loop or, with [`DiskWait::Allowed`], in the pool.
+    pub(super) fn is_fresh(&self, now: Instant, wait: DiskWait) -> bool {
         let age = now.saturating_duration_since(self.loaded_at);
         let is_replaced_by_another =
-            || wait == Wait::Never && self.is_refreshing.swap(true, Ordering::Relaxed);
+            || wait == DiskWait::Never && self.is_refreshing.swap(true, Ordering::Relaxed);
         (age < REFRESH_AGE || (age < MAX_AGE && is_replaced_by_another())) && self.is_unchanged()
     }
 
@@ -141,8 +143,8 @@ impl FileEntry {
     fn is_unchanged(&self) -> bool {
         let mut all = self.coded.iter().map(|(_, coded)| coded).chain([&self.plain]);
         all.all(|representation| match &representation.content {
-            Content::Memory(_) => true,
-            Content::Disk(file) => file.is_unchanged(),
+            RepresentationContent::Memory(_) => true,
+            RepresentationContent::Disk(file) => file.is_unchanged(),
         })
     }
 
@@ -153,7 +155,7 @@ impl FileEntry {
         found.map_or(&self.plain, |(_, representation)| representation)
     }
 
-    /// Bytes that it counts for in the cache.
+    /// Returns the cost of the entry in the cache, in bytes.
     pub(super) fn cost(&self) -> usize {
         let representations = self.coded.iter().map(|(_, coded)| coded).chain([&self.plain]);
         ENTRY_COST + representations.map(Representation::cost).sum::<usize>()
@@ -161,21 +163,21 @@ impl FileEntry {
 }
 
 impl Representation {
-    fn load(file: OpenFile, coding: &str, wait: Wait) -> Result<Representation, Errno> {
+    fn load(file: OpenFile, coding: &str, wait: DiskWait) -> Result<Representation, Errno> {
         let (seconds, nanoseconds) = file.modified;
         let (length, content) = match file.length {
             0..=MAX_CONTENT_IN_MEMORY => {
                 let content = file.read_all(wait)?;
-                (content.len() as u64, Content::Memory(content.into()))
+                (content.len() as u64, RepresentationContent::Memory(content.into()))
             }
-            length => (length, Content::Disk(Arc::new(file))),
+            length => (length, RepresentationContent::Disk(Arc::new(file))),
         };
         let suffix = if coding.is_empty() { String::new() } else { format!("-{coding}") };
         let etag = format!("\"{seconds:x}-{nanoseconds:x}-{length:x}{suffix}\"");
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         // A date in the future must not be sent (RFC 9110, section 8.8.2.1).
         let modified = u64::try_from(seconds).ok().map(|seconds| seconds.min(now));
-        let last_modified = modified.and_then(format_date);
+        let last_modified = modified.and_then(format_http_date);
         Ok(Representation {
             length,
             content_length: HeaderValue::from(length),
@@ -191,27 +193,29 @@ impl Representation {
         Validators { etag: self.etag.as_bytes(), modified: self.modified }
     }
 
-    /// All of it, if it is in memory.
+    /// Returns the content if it is in memory.
     pub(super) fn in_memory(&self) -> Option<&Bytes> {
         match &self.content {
-            Content::Memory(bytes) => Some(bytes),
-            Content::Disk(_) => None,
+            RepresentationContent::Memory(bytes) => Some(bytes),
+            RepresentationContent::Disk(_) => None,
         }
     }
 
     /// The bytes from `first` up to but not including `end`.
-    pub(super) fn segment(&self, first: u64, end: u64) -> Segment {
+    pub(super) fn segment(&self, first: u64, end: u64) -> BodySegment {
         match &self.content {
-            Content::Memory(bytes) => Segment::Memory(bytes.slice(first as usize..end as usize)),
-            Content::Disk(file) => {
-                Segment::File { file: Arc::clone(file), offset: first, length: end - first }
+            RepresentationContent::Memory(bytes) => {
+                BodySegment::Memory(bytes.slice(first as usize..end as usize))
+            }
+            RepresentationContent::Disk(file) => {
+                BodySegment::File { file: Arc::clone(file), offset: first, length: end - first }
             }
         }
     }
 
-    /// All of it, to be sent.
-    pub(super) fn all(&self) -> VecDeque<Segment> {
-        if let Content::Disk(file) = &self.content {
+    /// Returns the whole content as segments.
+    pub(super) fn all_segments(&self) -> VecDeque<BodySegment> {
+        if let RepresentationContent::Disk(file) = &self.content {
             file.advise_sequential();
         }
         VecDeque::from([self.segment(0, self.length)])
@@ -219,8 +223,8 @@ impl Representation {
 
     fn cost(&self) -> usize {
         match &self.content {
-            Content::Memory(bytes) => bytes.len(),
-            Content::Disk(_) => OPEN_FILE_COST,
+            RepresentationContent::Memory(bytes) => bytes.len(),
+            RepresentationContent::Disk(_) => OPEN_FILE_COST,
         }
     }
 }

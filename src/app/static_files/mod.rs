@@ -36,17 +36,17 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use rustix::io::Errno;
 
 pub(super) use body::FileBody;
-use cache::Cache;
-use entry::{FileEntry, Loaded};
+use cache::FileCache;
+use entry::{FileEntry, LoadedPath};
 use open_file::OpenFileLimit;
 use request_path::PathError;
+use root_dir::DiskWait;
 pub(crate) use root_dir::RootDir;
-use root_dir::Wait;
 
 /// How long a lookup on the disk may take before the client gets 503.
 const DISK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Seconds between two log lines about what the system refuses.
-const LOG_INTERVAL: u64 = 10;
+const LOG_INTERVAL_SECONDS: u64 = 10;
 
 /// What the file server was told.
 #[derive(Debug, Clone)]
@@ -65,20 +65,20 @@ pub(crate) struct FileServerConfig {
 
 /// The file server of one process, or one thread where each has a service of its own.
 #[derive(Clone)]
-pub(super) struct StaticFiles(Arc<Shared>);
+pub(super) struct StaticFiles(Arc<FileServer>);
 
-struct Shared {
+struct FileServer {
     settings: FileServerConfig,
     /// Normalized paths of the fallback and of the error page.
     fallback: Option<Vec<u8>>,
     error_page: Option<Vec<u8>>,
-    cache: Arc<Cache>,
+    cache: Arc<FileCache>,
     limit: Arc<OpenFileLimit>,
     logged_at: AtomicU64,
 }
 
 /// How a request is answered, before its conditions and ranges are looked at.
-enum Outcome {
+enum LookupOutcome {
     File(Arc<FileEntry>),
     /// A 404 with this file as its body.
     ErrorPage(Arc<FileEntry>),
@@ -89,7 +89,7 @@ enum Outcome {
 
 /// Why there is no file at a path.
 #[derive(Clone, Copy)]
-enum Missing {
+enum NotFoundReason {
     /// There is nothing that can be served: 404.
     Nothing,
     /// A directory without an index: 403, as in nginx.
@@ -99,13 +99,13 @@ enum Missing {
 }
 
 /// A request that needs the disk.
-pub(super) struct Pending {
+pub(super) struct PendingLookup {
     path: Vec<u8>,
-    question: Question,
+    request_parts: OwnedRequestParts,
 }
 
 /// What is kept of a request.
-struct Question {
+struct OwnedRequestParts {
     method: Method,
     query: Option<String>,
     headers: HeaderMap,
@@ -116,45 +116,47 @@ impl StaticFiles {
         let absolute = |page: &PathBuf| {
             [b"/", page.strip_prefix("/").unwrap_or(page).as_os_str().as_bytes()].concat()
         };
-        StaticFiles(Arc::new(Shared {
+        StaticFiles(Arc::new(FileServer {
             fallback: settings.fallback.as_ref().map(absolute),
             error_page: settings.error_page_404.as_ref().map(absolute),
             settings,
             cache: Arc::default(),
-            limit: OpenFileLimit::of_process(),
+            limit: OpenFileLimit::for_process(),
             logged_at: AtomicU64::new(0),
         }))
     }
 
     /// Answers `request`, or says what is left to do if that needs the disk. `reserved` answers for paths that are no
     /// files, and is given the normalized path.
-    pub(super) fn answer_now<B>(
+    pub(super) fn try_respond_without_disk<B>(
         &self,
         request: &Request<B>,
         reserved: impl FnOnce(&[u8]) -> Option<(StatusCode, &'static str)>,
-    ) -> Result<Response<FileBody>, Box<Pending>> {
-        let question = response::Question {
+    ) -> Result<Response<FileBody>, Box<PendingLookup>> {
+        let request_parts = response::FileRequest {
             method: request.method(),
             query: request.uri().query(),
             headers: request.headers(),
         };
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Ok(response::method_not_allowed());
+            return Ok(response::method_not_allowed_response());
         }
-        let path = match request_path::normalize(request.uri().path()) {
+        let path = match request_path::normalize_path(request.uri().path()) {
             Ok(path) => path,
-            Err(PathError::Malformed) => return Ok(response::status(StatusCode::BAD_REQUEST)),
+            Err(PathError::Malformed) => {
+                return Ok(response::status_response(StatusCode::BAD_REQUEST));
+            }
             // As a path that does not exist, so that the fallback and the error page count.
             Err(PathError::Impossible) => Cow::Borrowed(&b"/\0"[..]),
         };
         if let Some((status, text)) = reserved(&path) {
-            return Ok(response::text(status, text));
+            return Ok(response::text_response(status, text));
         }
-        match self.0.resolve(&path, Wait::Never) {
-            Some(outcome) => Ok(self.0.respond(outcome, &question)),
-            None => Err(Box::new(Pending {
+        match self.0.resolve_path(&path, DiskWait::Never) {
+            Some(outcome) => Ok(self.0.respond(outcome, &request_parts)),
+            None => Err(Box::new(PendingLookup {
                 path: path.into_owned(),
-                question: Question {
+                request_parts: OwnedRequestParts {
                     method: request.method().clone(),
                     query: request.uri().query().map(str::to_string),
                     headers: request.headers().clone(),
@@ -164,93 +166,101 @@ impl StaticFiles {
     }
 
     /// Answers what needs the disk.
-    pub(super) fn answer_later(
+    pub(super) fn respond_from_disk(
         &self,
-        pending: Box<Pending>,
+        pending: Box<PendingLookup>,
     ) -> impl Future<Output = Response<FileBody>> + Send + use<> {
-        let shared = Arc::clone(&self.0);
+        let server = Arc::clone(&self.0);
         async move {
-            let Pending { path, question } = *pending;
-            let on_disk = Arc::clone(&shared);
-            let mut lookup =
-                tokio::task::spawn_blocking(move || on_disk.resolve(&path, Wait::Allowed));
+            let PendingLookup { path, request_parts } = *pending;
+            let lookup_server = Arc::clone(&server);
+            let mut lookup = tokio::task::spawn_blocking(move || {
+                lookup_server.resolve_path(&path, DiskWait::Allowed)
+            });
             let outcome = match tokio::time::timeout(DISK_TIMEOUT, &mut lookup).await {
                 Ok(Ok(Some(outcome))) => outcome,
-                Ok(Ok(None)) => Outcome::Status(StatusCode::SERVICE_UNAVAILABLE),
+                Ok(Ok(None)) => LookupOutcome::Status(StatusCode::SERVICE_UNAVAILABLE),
                 // It panicked, or the runtime ends.
-                Ok(Err(_)) => Outcome::Status(StatusCode::INTERNAL_SERVER_ERROR),
+                Ok(Err(_)) => LookupOutcome::Status(StatusCode::INTERNAL_SERVER_ERROR),
                 Err(_) => {
                     // One that has not begun never does.
                     lookup.abort();
-                    shared.log("a lookup took too long: the disk does not answer in time");
-                    Outcome::Status(StatusCode::SERVICE_UNAVAILABLE)
+                    server.log_rate_limited(
+                        "a lookup took too long: the disk does not answer in time",
+                    );
+                    LookupOutcome::Status(StatusCode::SERVICE_UNAVAILABLE)
                 }
             };
-            let Question { method, query, headers } = &question;
-            let question = response::Question { method, query: query.as_deref(), headers };
-            shared.respond(outcome, &question)
+            let OwnedRequestParts { method, query, headers } = &request_parts;
+            let request_parts = response::FileRequest { method, query: query.as_deref(), headers };
+            server.respond(outcome, &request_parts)
         }
     }
 }
 
-impl Shared {
+impl FileServer {
     /// Finds what the normalized `path` is answered with; `None` if that needs the disk and may not wait for it.
-    fn resolve(&self, path: &[u8], wait: Wait) -> Option<Outcome> {
-        let is_hidden = !self.settings.dotfiles && request_path::is_hidden(path);
-        let found = if is_hidden { Err(Missing::Nothing) } else { self.find(path, wait)? };
+    fn resolve_path(&self, path: &[u8], wait: DiskWait) -> Option<LookupOutcome> {
+        let is_hidden = !self.settings.dotfiles && request_path::is_hidden_path(path);
+        let found =
+            if is_hidden { Err(NotFoundReason::Nothing) } else { self.find_file(path, wait)? };
         let missing = match found {
             Ok(outcome) => return Some(outcome),
             Err(missing) => missing,
         };
-        if matches!(missing, Missing::Nothing | Missing::NoIndex)
+        if matches!(missing, NotFoundReason::Nothing | NotFoundReason::NoIndex)
             && let Some(fallback) = &self.fallback
         {
-            match self.find(fallback, wait)? {
-                Ok(Outcome::File(entry)) => return Some(Outcome::File(entry)),
-                Err(Missing::Refused(status)) => return Some(Outcome::Status(status)),
+            match self.find_file(fallback, wait)? {
+                Ok(LookupOutcome::File(entry)) => return Some(LookupOutcome::File(entry)),
+                Err(NotFoundReason::Refused(status)) => return Some(LookupOutcome::Status(status)),
                 Ok(_) | Err(_) => {}
             }
         }
-        if matches!(missing, Missing::Nothing)
+        if matches!(missing, NotFoundReason::Nothing)
             && let Some(page) = &self.error_page
-            && let Ok(Outcome::File(entry)) = self.find(page, wait)?
+            && let Ok(LookupOutcome::File(entry)) = self.find_file(page, wait)?
         {
-            return Some(Outcome::ErrorPage(entry));
+            return Some(LookupOutcome::ErrorPage(entry));
         }
-        Some(Outcome::Status(match missing {
-            Missing::Nothing => StatusCode::NOT_FOUND,
-            Missing::NoIndex => StatusCode::FORBIDDEN,
-            Missing::Refused(status) => status,
+        Some(LookupOutcome::Status(match missing {
+            NotFoundReason::Nothing => StatusCode::NOT_FOUND,
+            NotFoundReason::NoIndex => StatusCode::FORBIDDEN,
+            NotFoundReason::Refused(status) => status,
         }))
     }
 
     /// What is at `path`, or why there is nothing.
-    fn find(&self, path: &[u8], wait: Wait) -> Option<Result<Outcome, Missing>> {
+    fn find_file(
+        &self,
+        path: &[u8],
+        wait: DiskWait,
+    ) -> Option<Result<LookupOutcome, NotFoundReason>> {
         if path.contains(&0) {
-            return Some(Err(Missing::Nothing));
+            return Some(Err(NotFoundReason::Nothing));
         }
         if let Some(entry) = self.cache.get(path, Instant::now(), wait) {
-            return Some(Ok(Outcome::File(entry)));
+            return Some(Ok(LookupOutcome::File(entry)));
         }
-        let loaded = entry::load(&self.settings.root, path, &self.limit, wait);
-        if !matches!(loaded, Ok(Loaded::File(_)) | Err(Errno::AGAIN)) {
+        let loaded = entry::load_entry(&self.settings.root, path, &self.limit, wait);
+        if !matches!(loaded, Ok(LoadedPath::File(_)) | Err(Errno::AGAIN)) {
             // Others would go on using what was there for a moment.
             self.cache.remove(path);
         }
         Some(match loaded {
-            Ok(Loaded::File(entry)) => {
+            Ok(LoadedPath::File(entry)) => {
                 self.cache.insert(path, &entry);
-                Ok(Outcome::File(entry))
+                Ok(LookupOutcome::File(entry))
             }
-            Err(Errno::AGAIN) if wait == Wait::Never => return None,
-            Ok(Loaded::Directory(path)) => Ok(Outcome::Directory(path)),
-            Ok(Loaded::NoIndex) => Err(Missing::NoIndex),
-            Err(errno) => Err(self.refusal(path, errno)),
+            Err(Errno::AGAIN) if wait == DiskWait::Never => return None,
+            Ok(LoadedPath::Directory(path)) => Ok(LookupOutcome::Directory(path)),
+            Ok(LoadedPath::NoIndex) => Err(NotFoundReason::NoIndex),
+            Err(errno) => Err(self.classify_error(path, errno)),
         })
     }
 
     /// What the client is told of `errno`.
-    fn refusal(&self, path: &[u8], errno: Errno) -> Missing {
+    fn classify_error(&self, path: &[u8], errno: Errno) -> NotFoundReason {
         match errno {
             Errno::NOENT
             | Errno::NOTDIR
@@ -260,50 +270,56 @@ impl Shared {
             | Errno::INVAL
             | Errno::ILSEQ
             | Errno::NXIO
-            | Errno::NODEV => Missing::Nothing,
-            Errno::ACCESS | Errno::PERM => Missing::Refused(StatusCode::FORBIDDEN),
+            | Errno::NODEV => NotFoundReason::Nothing,
+            Errno::ACCESS | Errno::PERM => NotFoundReason::Refused(StatusCode::FORBIDDEN),
             Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN | Errno::STALE => {
                 // Its descriptors are better used for responses.
                 self.cache.clear();
-                self.log(format_args!("cannot open a file: {errno}; answered with 503"));
-                Missing::Refused(StatusCode::SERVICE_UNAVAILABLE)
+                self.log_rate_limited(format_args!(
+                    "cannot open a file: {errno}; answered with 503"
+                ));
+                NotFoundReason::Refused(StatusCode::SERVICE_UNAVAILABLE)
             }
             _ => {
-                self.log(format_args!(
+                self.log_rate_limited(format_args!(
                     "cannot open {:?}: {errno}",
                     path.escape_ascii().to_string()
                 ));
-                Missing::Refused(StatusCode::INTERNAL_SERVER_ERROR)
+                NotFoundReason::Refused(StatusCode::INTERNAL_SERVER_ERROR)
             }
         }
     }
 
-    fn respond(&self, outcome: Outcome, question: &response::Question<'_>) -> Response<FileBody> {
+    fn respond(
+        &self,
+        outcome: LookupOutcome,
+        request_parts: &response::FileRequest<'_>,
+    ) -> Response<FileBody> {
         match outcome {
-            Outcome::File(entry) => {
-                self.cache.purge_later();
+            LookupOutcome::File(entry) => {
+                self.cache.schedule_purge();
                 let cache_control = self.settings.cache_control.as_ref();
-                response::file(&entry, question, cache_control)
+                response::file_response(&entry, request_parts, cache_control)
             }
-            Outcome::ErrorPage(entry) => {
-                self.cache.purge_later();
-                response::error_page(&entry, question)
+            LookupOutcome::ErrorPage(entry) => {
+                self.cache.schedule_purge();
+                response::error_page_response(&entry, request_parts)
             }
-            Outcome::Directory(path) => {
-                match request_path::directory_location(&path, question.query) {
-                    Some(location) => response::redirect(location),
-                    None => response::status(StatusCode::NOT_FOUND),
+            LookupOutcome::Directory(path) => {
+                match request_path::directory_location(&path, request_parts.query) {
+                    Some(location) => response::redirect_response(location),
+                    None => response::status_response(StatusCode::NOT_FOUND),
                 }
             }
-            Outcome::Status(status) => response::status(status),
+            LookupOutcome::Status(status) => response::status_response(status),
         }
     }
 
-    /// Logs a warning, but only one in [`LOG_INTERVAL`] seconds: clients could make it many.
-    fn log(&self, what: impl std::fmt::Display) {
+    /// Logs a warning, but only one in [`LOG_INTERVAL_SECONDS`] seconds: clients could make it many.
+    fn log_rate_limited(&self, what: impl std::fmt::Display) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let last = self.logged_at.load(Ordering::Relaxed);
-        if now.abs_diff(last) >= LOG_INTERVAL {
+        if now.abs_diff(last) >= LOG_INTERVAL_SECONDS {
             self.logged_at.store(now, Ordering::Relaxed);
             log::warn!("{what}");
         }

@@ -1,5 +1,6 @@
-//! Opens a regular file for reading without ever waiting for anything else: a FIFO, a socket or a device is recognized
-//! before it is opened, and reading tells what is in the page cache from what has to come from the disk.
+//! Opens regular files and reads them without blocking.
+//!
+//! FIFOs, sockets and devices are recognized before they are opened; a read can be limited to the page cache.
 
 use std::io::IoSliceMut;
 use std::os::fd::OwnedFd;
@@ -9,12 +10,12 @@ use std::sync::{Arc, LazyLock};
 use rustix::fs::{FileType, OFlags, Stat};
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::root_dir::{RootDir, Wait};
+use super::root_dir::{DiskWait, RootDir};
 
 /// `f_type` of tmpfs, which has no disk behind it.
 const TMPFS: rustix::fs::FsWord = 0x0102_1994;
 
-/// How many files may be open in one process for responses and in the cache.
+/// Limits the number of files that a process keeps open for responses and in the cache.
 #[derive(Debug)]
 pub(super) struct OpenFileLimit {
     open: AtomicUsize,
@@ -23,7 +24,7 @@ pub(super) struct OpenFileLimit {
 
 impl OpenFileLimit {
     /// Half of the descriptors that this process may have; connections need the other half.
-    pub(super) fn of_process() -> Arc<OpenFileLimit> {
+    pub(super) fn for_process() -> Arc<OpenFileLimit> {
         // One for all threads that have a service of their own.
         static LIMIT: LazyLock<Arc<OpenFileLimit>> = LazyLock::new(|| {
             use nix::sys::resource::{Resource, getrlimit};
@@ -35,9 +36,9 @@ impl OpenFileLimit {
     }
 }
 
-/// What a path stands for.
+/// Result of opening a path.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(super) enum OpenedPath {
     File(OpenFile),
     Directory,
     /// A FIFO, a socket or a device.
@@ -63,46 +64,48 @@ impl Drop for OpenFile {
 }
 
 /// Opens `path`, relative to `root`. [`Errno::MFILE`] if too many files are open.
-pub(super) fn open(
+pub(super) fn open_regular_file(
     root: &RootDir,
     path: &[u8],
     limit: &Arc<OpenFileLimit>,
-    wait: Wait,
-) -> Result<Found, Errno> {
+    wait: DiskWait,
+) -> Result<OpenedPath, Errno> {
     // Without opening it: to open a FIFO wakes who waits to write to it, and to open a device may do anything.
     let stat = rustix::fs::fstat(root.open_below(path, OFlags::PATH, wait)?)?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => {}
-        FileType::Directory => return Ok(Found::Directory),
-        _ => return Ok(Found::Other),
+        FileType::Directory => return Ok(OpenedPath::Directory),
+        _ => return Ok(OpenedPath::Other),
     }
     if limit.open.fetch_add(1, Ordering::Relaxed) >= limit.max {
         limit.open.fetch_sub(1, Ordering::Relaxed);
         return Err(Errno::MFILE);
     }
     // Counted from here on, as dropping it counts.
-    let reserved = Reserved(Some(Arc::clone(limit)));
+    let reserved = OpenFileReservation(Some(Arc::clone(limit)));
     // It may have been replaced by something else meanwhile, which must not block either.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
     let fd = root.open_below(path, flags, wait)?;
     let stat = rustix::fs::fstat(&fd)?;
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Ok(Found::File(OpenFile::new(fd, &stat, reserved.into_limit()))),
-        FileType::Directory => Ok(Found::Directory),
-        _ => Ok(Found::Other),
+        FileType::RegularFile => {
+            Ok(OpenedPath::File(OpenFile::new(fd, &stat, reserved.into_limit())))
+        }
+        FileType::Directory => Ok(OpenedPath::Directory),
+        _ => Ok(OpenedPath::Other),
     }
 }
 
-/// One place of the limit, given back unless a file takes it over.
-struct Reserved(Option<Arc<OpenFileLimit>>);
+/// A reserved slot of the open file limit; released on drop unless a file takes it over.
+struct OpenFileReservation(Option<Arc<OpenFileLimit>>);
 
-impl Reserved {
+impl OpenFileReservation {
     fn into_limit(mut self) -> Arc<OpenFileLimit> {
-        self.0.take().unwrap_or_else(OpenFileLimit::of_process)
+        self.0.take().unwrap_or_else(OpenFileLimit::for_process)
     }
 }
 
-impl Drop for Reserved {
+impl Drop for OpenFileReservation {
     fn drop(&mut self) {
         if let Some(limit) = &self.0 {
             limit.open.fetch_sub(1, Ordering::Relaxed);
@@ -111,7 +114,7 @@ impl Drop for Reserved {
 }
 
 /// Seconds since 1970 of the last change of the content, and nanoseconds.
-fn modified(stat: &Stat) -> (i64, i64) {
+fn modification_time(stat: &Stat) -> (i64, i64) {
     (stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or(0))
 }
 
@@ -119,7 +122,7 @@ impl OpenFile {
     fn new(fd: OwnedFd, stat: &Stat, limit: Arc<OpenFileLimit>) -> OpenFile {
         OpenFile {
             length: u64::try_from(stat.st_size).unwrap_or(0),
-            modified: modified(stat),
+            modified: modification_time(stat),
             is_in_memory: rustix::fs::fstatfs(&fd).is_ok_and(|found| found.f_type == TMPFS),
             fd,
             limit,
@@ -129,20 +132,21 @@ impl OpenFile {
     /// Whether the file still is as it was when it was opened. A path that leads elsewhere now does not count.
     pub(super) fn is_unchanged(&self) -> bool {
         rustix::fs::fstat(&self.fd).is_ok_and(|stat| {
-            u64::try_from(stat.st_size) == Ok(self.length) && modified(&stat) == self.modified
+            u64::try_from(stat.st_size) == Ok(self.length)
+                && modification_time(&stat) == self.modified
         })
     }
 
-    /// Reads at `offset`, once; 0 is the end. With [`Wait::Never`] it reads what is in the page cache, and gives
+    /// Reads at `offset`, once; 0 is the end. With [`DiskWait::Never`] it reads what is in the page cache, and gives
     /// [`Errno::AGAIN`] where nothing is, where the file system cannot tell, and at the end.
     pub(super) fn read_at(
         &self,
         buffer: &mut [u8],
         offset: u64,
-        wait: Wait,
+        wait: DiskWait,
     ) -> Result<usize, Errno> {
         loop {
-            let outcome = if wait == Wait::Allowed || self.is_in_memory {
+            let outcome = if wait == DiskWait::Allowed || self.is_in_memory {
                 rustix::io::pread(&self.fd, &mut *buffer, offset)
             } else {
                 let mut slices = [IoSliceMut::new(buffer)];
@@ -152,7 +156,7 @@ impl OpenFile {
                 Err(Errno::INTR) => {}
                 // An end or an error counts only where the read may wait: Linux 5.9 and 5.10 give 0 for what is not in
                 // the page cache, and memory may be short for those alone that do not wait for it.
-                Ok(0) | Err(_) if wait == Wait::Never && !buffer.is_empty() => {
+                Ok(0) | Err(_) if wait == DiskWait::Never && !buffer.is_empty() => {
                     return Err(Errno::AGAIN);
                 }
                 outcome => return outcome,
@@ -161,7 +165,7 @@ impl OpenFile {
     }
 
     /// Reads all of it, as far as it is there: less than `length` if the file has become shorter.
-    pub(super) fn read_all(&self, wait: Wait) -> Result<Vec<u8>, Errno> {
+    pub(super) fn read_all(&self, wait: DiskWait) -> Result<Vec<u8>, Errno> {
         let mut content = vec![0; usize::try_from(self.length).unwrap_or(usize::MAX)];
         let mut filled = 0;
         while filled < content.len() {
@@ -186,28 +190,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_read_that_may_wait_finds_the_end() {
+    fn only_a_blocking_read_reports_the_end_of_file() {
         let dir = tempfile::tempdir().expect("directory");
         std::fs::write(dir.path().join("file"), "0123456789").expect("write");
         let root = RootDir::open(dir.path(), false).expect("root");
-        let limit = OpenFileLimit::of_process();
-        let found = open(&root, b"file", &limit, Wait::Allowed).expect("open");
-        let Found::File(file) = found else { panic!("{found:?}") };
+        let limit = OpenFileLimit::for_process();
+        let found = open_regular_file(&root, b"file", &limit, DiskWait::Allowed).expect("open");
+        let OpenedPath::File(file) = found else { panic!("{found:?}") };
         let mut buffer = [0; 16];
-        assert_eq!(file.read_at(&mut buffer, 4, Wait::Allowed), Ok(6));
-        assert_eq!(file.read_at(&mut buffer, 10, Wait::Allowed), Ok(0));
-        assert_eq!(file.read_at(&mut buffer, 10, Wait::Never), Err(Errno::AGAIN));
+        assert_eq!(file.read_at(&mut buffer, 4, DiskWait::Allowed), Ok(6));
+        assert_eq!(file.read_at(&mut buffer, 10, DiskWait::Allowed), Ok(0));
+        assert_eq!(file.read_at(&mut buffer, 10, DiskWait::Never), Err(Errno::AGAIN));
     }
 
     #[test]
-    fn a_change_of_length_or_time_is_found() {
+    fn changed_length_or_modification_time_is_detected() {
         let dir = tempfile::tempdir().expect("directory");
         let path = dir.path().join("file");
         std::fs::write(&path, "0123456789").expect("write");
         let root = RootDir::open(dir.path(), false).expect("root");
-        let limit = OpenFileLimit::of_process();
-        let found = open(&root, b"file", &limit, Wait::Allowed).expect("open");
-        let Found::File(file) = found else { panic!("{found:?}") };
+        let limit = OpenFileLimit::for_process();
+        let found = open_regular_file(&root, b"file", &limit, DiskWait::Allowed).expect("open");
+        let OpenedPath::File(file) = found else { panic!("{found:?}") };
         assert!(file.is_unchanged());
         std::fs::OpenOptions::new().write(true).open(&path).expect("open").set_len(9).expect("cut");
         assert!(!file.is_unchanged());

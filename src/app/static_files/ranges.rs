@@ -13,7 +13,7 @@ const MAX_RANGES: usize = 100;
 
 /// What a request wants of a representation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(super) enum RequestedRange {
     /// All of it.
     Whole,
     /// These parts, at least one, none empty, in the order of the request.
@@ -23,18 +23,18 @@ pub(super) enum Wanted {
 }
 
 /// Reads the `Range` field of a GET request for a representation of `length` bytes.
-pub(super) fn wanted(headers: &HeaderMap, length: u64) -> Wanted {
-    let Some(value) = headers.get(RANGE) else { return Wanted::Whole };
+pub(super) fn parse_range_header(headers: &HeaderMap, length: u64) -> RequestedRange {
+    let Some(value) = headers.get(RANGE) else { return RequestedRange::Whole };
     match value.as_bytes().split_at_checked(6) {
         // Other units are ignored, and nginx ignores a set without any character.
         Some((unit, set)) if unit.eq_ignore_ascii_case(b"bytes=") && !set.is_empty() => {
-            parse(set, length)
+            parse_range_set(set, length)
         }
-        _ => Wanted::Whole,
+        _ => RequestedRange::Whole,
     }
 }
 
-fn parse(set: &[u8], length: u64) -> Wanted {
+fn parse_range_set(set: &[u8], length: u64) -> RequestedRange {
     let mut parts = Vec::new();
     let mut sum = 0u64;
     for spec in set.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
@@ -42,50 +42,50 @@ fn parse(set: &[u8], length: u64) -> Wanted {
         if spec.is_empty() {
             continue;
         }
-        let Some(Spec { first, end }) = read_spec(spec, length) else {
-            return Wanted::Unsatisfiable;
+        let Some(ByteRangeSpec { first, end }) = parse_range_spec(spec, length) else {
+            return RequestedRange::Unsatisfiable;
         };
         if first < end {
             sum = sum.saturating_add(end - first);
             parts.push(first..end);
         } else if first == 0 && length == 0 {
             // Of an empty representation every range from its beginning is the whole.
-            return Wanted::Whole;
+            return RequestedRange::Whole;
         }
     }
     if parts.is_empty() {
-        Wanted::Unsatisfiable
+        RequestedRange::Unsatisfiable
     } else if sum > length || parts.len() > MAX_RANGES {
-        Wanted::Whole
+        RequestedRange::Whole
     } else {
-        Wanted::Parts(parts)
+        RequestedRange::Parts(parts)
     }
 }
 
 /// A range with its end excluded; empty if the representation has nothing of it.
-struct Spec {
+struct ByteRangeSpec {
     first: u64,
     end: u64,
 }
 
 /// `None` if it is no range.
-fn read_spec(spec: &[u8], length: u64) -> Option<Spec> {
+fn parse_range_spec(spec: &[u8], length: u64) -> Option<ByteRangeSpec> {
     let dash = spec.iter().position(|byte| *byte == b'-')?;
     let (before, after) = (spec[..dash].trim_ascii(), spec[dash + 1..].trim_ascii());
     if before.is_empty() {
-        let suffix = number(after)?;
-        return Some(Spec { first: length.saturating_sub(suffix), end: length });
+        let suffix = parse_position(after)?;
+        return Some(ByteRangeSpec { first: length.saturating_sub(suffix), end: length });
     }
-    let first = number(before)?;
+    let first = parse_position(before)?;
     let end = match after {
         b"" => length,
-        last => number(last)?.saturating_add(1).min(length),
+        last => parse_position(last)?.saturating_add(1).min(length),
     };
-    Some(Spec { first, end })
+    Some(ByteRangeSpec { first, end })
 }
 
 /// Digits only; as large as can be where they are too many, as any such position is beyond every end.
-fn number(digits: &[u8]) -> Option<u64> {
+fn parse_position(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
@@ -98,15 +98,15 @@ fn number(digits: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn of(value: &str, length: u64) -> Wanted {
+    fn parse_range(value: &str, length: u64) -> RequestedRange {
         let mut headers = HeaderMap::new();
         headers.insert(RANGE, value.parse().expect("header"));
-        wanted(&headers, length)
+        parse_range_header(&headers, length)
     }
 
     #[test]
-    fn ranges_are_read_as_nginx_and_the_rfc_do() {
-        use Wanted::{Parts, Unsatisfiable, Whole};
+    fn ranges_are_parsed_like_nginx() {
+        use RequestedRange::{Parts, Unsatisfiable, Whole};
         #[expect(clippy::single_range_in_vec_init, reason = "one range is what is meant")]
         let one = |from, to| Parts(vec![from..to]);
         for (value, expected) in [
@@ -147,25 +147,25 @@ mod tests {
             ("bytes=+1-2", Unsatisfiable),
             ("bytes=0x1-2", Unsatisfiable),
         ] {
-            assert_eq!(of(value, 10), expected, "{value}");
+            assert_eq!(parse_range(value, 10), expected, "{value}");
         }
     }
 
     #[test]
-    fn of_nothing_a_range_is_the_whole_or_nothing() {
-        assert_eq!(of("bytes=0-", 0), Wanted::Whole);
-        assert_eq!(of("bytes=0-5", 0), Wanted::Whole);
-        assert_eq!(of("bytes=-5", 0), Wanted::Whole);
-        assert_eq!(of("bytes=1-", 0), Wanted::Unsatisfiable);
+    fn range_of_an_empty_file_is_the_whole_or_unsatisfiable() {
+        assert_eq!(parse_range("bytes=0-", 0), RequestedRange::Whole);
+        assert_eq!(parse_range("bytes=0-5", 0), RequestedRange::Whole);
+        assert_eq!(parse_range("bytes=-5", 0), RequestedRange::Whole);
+        assert_eq!(parse_range("bytes=1-", 0), RequestedRange::Unsatisfiable);
     }
 
     #[test]
-    fn too_many_ranges_give_the_whole() {
+    fn too_many_ranges_select_the_whole_file() {
         let many = |n: u64| {
             let specs: Vec<String> = (0..n).map(|i| format!("{0}-{0}", 2 * i)).collect();
-            of(&format!("bytes={}", specs.join(",")), 1 << 20)
+            parse_range(&format!("bytes={}", specs.join(",")), 1 << 20)
         };
-        assert!(matches!(many(100), Wanted::Parts(parts) if parts.len() == 100));
-        assert_eq!(many(101), Wanted::Whole);
+        assert!(matches!(many(100), RequestedRange::Parts(parts) if parts.len() == 100));
+        assert_eq!(many(101), RequestedRange::Whole);
     }
 }

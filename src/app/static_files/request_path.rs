@@ -6,7 +6,7 @@ use std::fmt::Write;
 use hyper::http::HeaderValue;
 
 /// The only name with a leading dot that is public by convention (RFC 8615).
-const WELL_KNOWN: &[u8] = b".well-known";
+const WELL_KNOWN_DIR: &[u8] = b".well-known";
 
 /// Why a path names no file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub(super) enum PathError {
 /// Returns `raw` with percent-encoding decoded, slashes merged and dot segments resolved; it begins with `/`.
 ///
 /// As in nginx an encoded slash or dot means the same as a literal one, so nothing is left to be interpreted later.
-pub(super) fn normalize(raw: &str) -> Result<Cow<'_, [u8]>, PathError> {
+pub(super) fn normalize_path(raw: &str) -> Result<Cow<'_, [u8]>, PathError> {
     let raw = raw.as_bytes();
     if raw.first() != Some(&b'/') {
         return Err(PathError::Malformed);
@@ -30,7 +30,7 @@ pub(super) fn normalize(raw: &str) -> Result<Cow<'_, [u8]>, PathError> {
     if is_plain {
         return Ok(Cow::Borrowed(raw));
     }
-    let decoded = decode(raw)?;
+    let decoded = percent_decode(raw)?;
     let mut segments: Vec<&[u8]> = Vec::new();
     let mut is_directory = false;
     for segment in decoded.split(|byte| *byte == b'/').skip(1) {
@@ -53,7 +53,7 @@ pub(super) fn normalize(raw: &str) -> Result<Cow<'_, [u8]>, PathError> {
     Ok(Cow::Owned(path))
 }
 
-fn decode(raw: &[u8]) -> Result<Vec<u8>, PathError> {
+fn percent_decode(raw: &[u8]) -> Result<Vec<u8>, PathError> {
     let mut decoded = Vec::with_capacity(raw.len());
     let mut rest = raw;
     while let Some((byte, after)) = rest.split_first() {
@@ -62,7 +62,9 @@ fn decode(raw: &[u8]) -> Result<Vec<u8>, PathError> {
             decoded.push(*byte);
             continue;
         }
-        let digits = after.get(..2).and_then(|pair| Some((hex(pair[0])?, hex(pair[1])?)));
+        let digits = after
+            .get(..2)
+            .and_then(|pair| Some((hex_digit_value(pair[0])?, hex_digit_value(pair[1])?)));
         let (high, low) = digits.ok_or(PathError::Malformed)?;
         decoded.push(high << 4 | low);
         rest = &after[2..];
@@ -71,15 +73,16 @@ fn decode(raw: &[u8]) -> Result<Vec<u8>, PathError> {
     if decoded.contains(&0) { Err(PathError::Impossible) } else { Ok(decoded) }
 }
 
-fn hex(digit: u8) -> Option<u8> {
+fn hex_digit_value(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
 /// Whether a segment of a normalized path begins with a dot, apart from `/.well-known` at its beginning.
-pub(super) fn is_hidden(path: &[u8]) -> bool {
+pub(super) fn is_hidden_path(path: &[u8]) -> bool {
     let mut segments = path.split(|byte| *byte == b'/').skip(1);
     let first = segments.next().unwrap_or_default();
-    (first.starts_with(b".") && first != WELL_KNOWN) || segments.any(|name| name.starts_with(b"."))
+    (first.starts_with(b".") && first != WELL_KNOWN_DIR)
+        || segments.any(|name| name.starts_with(b"."))
 }
 
 /// Returns the `Location` of the directory at a normalized `path`, which has no slash at its end.
@@ -108,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_normalized_as_nginx_does() {
+    fn paths_are_normalized_like_nginx() {
         for (raw, path) in [
             ("/", "/"),
             ("/a/b.txt", "/a/b.txt"),
@@ -135,23 +138,23 @@ mod tests {
             ("*", "!"),
             ("", "!"),
         ] {
-            match normalize(raw) {
+            match normalize_path(raw) {
                 Ok(found) => assert_eq!(String::from_utf8_lossy(&found), path, "{raw}"),
                 Err(error) => assert_eq!((error, "!"), (PathError::Malformed, path), "{raw}"),
             }
         }
-        assert_eq!(normalize("/a%00b"), Err(PathError::Impossible));
-        assert_eq!(normalize("/%ff").as_deref(), Ok(&b"/\xff"[..]));
+        assert_eq!(normalize_path("/a%00b"), Err(PathError::Impossible));
+        assert_eq!(normalize_path("/%ff").as_deref(), Ok(&b"/\xff"[..]));
     }
 
     #[test]
     fn names_with_a_leading_dot_are_hidden_except_the_well_known_directory() {
         for path in ["/.env", "/a/.git/config", "/.well-known2/a", "/a/.well-known/b"] {
-            assert!(is_hidden(path.as_bytes()), "{path}");
+            assert!(is_hidden_path(path.as_bytes()), "{path}");
         }
-        assert!(is_hidden(b"/.well-known/.env"));
+        assert!(is_hidden_path(b"/.well-known/.env"));
         for path in ["/", "/a.b/c.d", "/.well-known/acme-challenge/token", "/.well-known/"] {
-            assert!(!is_hidden(path.as_bytes()), "{path}");
+            assert!(!is_hidden_path(path.as_bytes()), "{path}");
         }
     }
 

@@ -13,16 +13,16 @@ use hyper::http::HeaderValue;
 use hyper::{HeaderMap, Method, Response, StatusCode};
 
 use super::accept_encoding::{self, Coding};
-use super::body::{FileBody, Segment};
-use super::conditional::{self, Verdict};
+use super::body::{BodySegment, FileBody};
+use super::conditional::{self, PreconditionResult};
 use super::entry::{FileEntry, Representation};
-use super::ranges::{self, Wanted};
+use super::ranges::{self, RequestedRange};
 
 /// Fields of a response with a file, at most.
-const MAX_FIELDS: usize = 10;
+const MAX_RESPONSE_HEADERS: usize = 10;
 
-/// What a response depends on beside the file.
-pub(super) struct Question<'a> {
+/// Parts of a request that determine the response for a file.
+pub(super) struct FileRequest<'a> {
     /// GET or HEAD.
     pub(super) method: &'a Method,
     pub(super) query: Option<&'a str>,
@@ -30,13 +30,13 @@ pub(super) struct Question<'a> {
 }
 
 /// The response with a file: all of it, parts of it, or none if a condition says so.
-pub(super) fn file(
+pub(super) fn file_response(
     entry: &FileEntry,
-    question: &Question<'_>,
+    request: &FileRequest<'_>,
     cache_control: Option<&HeaderValue>,
 ) -> Response<FileBody> {
-    let (coding, chosen) = negotiate(entry, question.headers);
-    let mut headers = HeaderMap::with_capacity(MAX_FIELDS);
+    let (coding, chosen) = select_representation(entry, request.headers);
+    let mut headers = HeaderMap::with_capacity(MAX_RESPONSE_HEADERS);
     headers.insert(ETAG, chosen.etag.clone());
     if let Some(date) = &chosen.last_modified {
         headers.insert(LAST_MODIFIED, date.clone());
@@ -47,26 +47,31 @@ pub(super) fn file(
     if !entry.coded.is_empty() {
         headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
     }
-    match conditional::evaluate(question.headers, chosen.validators()) {
-        Verdict::Proceed => {}
-        Verdict::NotModified => return empty(StatusCode::NOT_MODIFIED, headers),
-        Verdict::Failed => return status(StatusCode::PRECONDITION_FAILED),
+    match conditional::evaluate_preconditions(request.headers, chosen.validators()) {
+        PreconditionResult::Proceed => {}
+        PreconditionResult::NotModified => {
+            return empty_response(StatusCode::NOT_MODIFIED, headers);
+        }
+        PreconditionResult::Failed => return status_response(StatusCode::PRECONDITION_FAILED),
     }
     if let Some(coding) = coding {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.name()));
     }
-    let is_ranged = *question.method == Method::GET
-        && conditional::range_counts(question.headers, chosen.validators());
-    let wanted =
-        if is_ranged { ranges::wanted(question.headers, chosen.length) } else { Wanted::Whole };
+    let is_ranged = *request.method == Method::GET
+        && conditional::is_range_applicable(request.headers, chosen.validators());
+    let wanted = if is_ranged {
+        ranges::parse_range_header(request.headers, chosen.length)
+    } else {
+        RequestedRange::Whole
+    };
     match wanted {
-        Wanted::Whole => {
+        RequestedRange::Whole => {
             headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-            whole(StatusCode::OK, headers, entry, chosen)
+            whole_file_response(StatusCode::OK, headers, entry, chosen)
         }
-        Wanted::Parts(parts) => partial(headers, entry, chosen, &parts),
-        Wanted::Unsatisfiable => {
-            let mut response = status(StatusCode::RANGE_NOT_SATISFIABLE);
+        RequestedRange::Parts(parts) => partial_response(headers, entry, chosen, &parts),
+        RequestedRange::Unsatisfiable => {
+            let mut response = status_response(StatusCode::RANGE_NOT_SATISFIABLE);
             let range = HeaderValue::from_str(&format!("bytes */{}", chosen.length));
             response.headers_mut().extend(range.ok().map(|value| (CONTENT_RANGE, value)));
             response
@@ -75,19 +80,22 @@ pub(super) fn file(
 }
 
 /// A 404 with a file as its body. Without validators: it is not a representation of the path that was asked for.
-pub(super) fn error_page(entry: &FileEntry, question: &Question<'_>) -> Response<FileBody> {
-    let (coding, chosen) = negotiate(entry, question.headers);
-    let mut headers = HeaderMap::with_capacity(MAX_FIELDS);
+pub(super) fn error_page_response(
+    entry: &FileEntry,
+    request: &FileRequest<'_>,
+) -> Response<FileBody> {
+    let (coding, chosen) = select_representation(entry, request.headers);
+    let mut headers = HeaderMap::with_capacity(MAX_RESPONSE_HEADERS);
     if !entry.coded.is_empty() {
         headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
     }
     if let Some(coding) = coding {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.name()));
     }
-    whole(StatusCode::NOT_FOUND, headers, entry, chosen)
+    whole_file_response(StatusCode::NOT_FOUND, headers, entry, chosen)
 }
 
-fn negotiate<'a>(
+fn select_representation<'a>(
     entry: &'a FileEntry,
     headers: &HeaderMap,
 ) -> (Option<Coding>, &'a Representation) {
@@ -95,11 +103,11 @@ fn negotiate<'a>(
         return (None, &entry.plain);
     }
     let stored: Vec<Coding> = entry.coded.iter().map(|(coding, _)| *coding).collect();
-    let coding = accept_encoding::preferred(headers, &stored);
+    let coding = accept_encoding::select_coding(headers, &stored);
     (coding, entry.representation(coding))
 }
 
-fn whole(
+fn whole_file_response(
     status: StatusCode,
     mut headers: HeaderMap,
     entry: &FileEntry,
@@ -109,12 +117,12 @@ fn whole(
     headers.insert(CONTENT_LENGTH, chosen.content_length.clone());
     let body = match chosen.in_memory() {
         Some(bytes) => FileBody::Memory(bytes.clone()),
-        None => FileBody::new(chosen.all()),
+        None => FileBody::new(chosen.all_segments()),
     };
-    with(status, headers, body)
+    build_response(status, headers, body)
 }
 
-fn partial(
+fn partial_response(
     mut headers: HeaderMap,
     entry: &FileEntry,
     chosen: &Representation,
@@ -129,48 +137,48 @@ fn partial(
         headers.extend(range.ok().map(|value| (CONTENT_RANGE, value)));
         entry.content_type.clone()
     } else {
-        let boundary = boundary();
+        let boundary = multipart_boundary();
         let kind = entry.content_type.to_str().unwrap_or_default();
         for part in parts {
             let head = format!(
                 "\r\n--{boundary}\r\nContent-Type: {kind}\r\nContent-Range: {}\r\n\r\n",
                 content_range(part)
             );
-            segments.push_back(Segment::Memory(head.into()));
+            segments.push_back(BodySegment::Memory(head.into()));
             segments.push_back(chosen.segment(part.start, part.end));
         }
-        segments.push_back(Segment::Memory(format!("\r\n--{boundary}--\r\n").into()));
+        segments.push_back(BodySegment::Memory(format!("\r\n--{boundary}--\r\n").into()));
         let kind = HeaderValue::from_str(&format!("multipart/byteranges; boundary={boundary}"));
         kind.unwrap_or_else(|_| entry.content_type.clone())
     };
     headers.insert(CONTENT_TYPE, content_type);
     let body = FileBody::new(segments);
     headers.insert(CONTENT_LENGTH, HeaderValue::from(hyper::body::Body::size_hint(&body).lower()));
-    with(StatusCode::PARTIAL_CONTENT, headers, body)
+    build_response(StatusCode::PARTIAL_CONTENT, headers, body)
 }
 
-/// What nobody can have written into a file on purpose.
-fn boundary() -> String {
+/// Returns a random multipart boundary, which the content of a file cannot anticipate.
+fn multipart_boundary() -> String {
     format!("{:016x}{:016x}", RandomState::new().hash_one(0), RandomState::new().hash_one(1))
 }
 
-/// A redirect to `location`, for good.
-pub(super) fn redirect(location: HeaderValue) -> Response<FileBody> {
-    let mut response = status(StatusCode::MOVED_PERMANENTLY);
+/// Returns a permanent redirect to `location`.
+pub(super) fn redirect_response(location: HeaderValue) -> Response<FileBody> {
+    let mut response = status_response(StatusCode::MOVED_PERMANENTLY);
     response.headers_mut().insert(LOCATION, location);
     response
 }
 
-/// Files can only be read.
-pub(super) fn method_not_allowed() -> Response<FileBody> {
-    let mut response = status(StatusCode::METHOD_NOT_ALLOWED);
+/// Returns a 405: only GET and HEAD are allowed.
+pub(super) fn method_not_allowed_response() -> Response<FileBody> {
+    let mut response = status_response(StatusCode::METHOD_NOT_ALLOWED);
     response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     response
 }
 
-/// A response that says no more than its status.
-pub(super) fn status(status: StatusCode) -> Response<FileBody> {
-    let mut response = text(status, format!("{status}\n"));
+/// Returns a response with the status as its text.
+pub(super) fn status_response(status: StatusCode) -> Response<FileBody> {
+    let mut response = text_response(status, format!("{status}\n"));
     if status == StatusCode::SERVICE_UNAVAILABLE {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
@@ -178,17 +186,17 @@ pub(super) fn status(status: StatusCode) -> Response<FileBody> {
 }
 
 /// A response with a line of text.
-pub(super) fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<FileBody> {
+pub(super) fn text_response(status: StatusCode, text: impl Into<Bytes>) -> Response<FileBody> {
     let mut headers = HeaderMap::with_capacity(4);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    with(status, headers, FileBody::Memory(text.into()))
+    build_response(status, headers, FileBody::Memory(text.into()))
 }
 
-fn empty(status: StatusCode, headers: HeaderMap) -> Response<FileBody> {
-    with(status, headers, FileBody::Memory(Bytes::new()))
+fn empty_response(status: StatusCode, headers: HeaderMap) -> Response<FileBody> {
+    build_response(status, headers, FileBody::Memory(Bytes::new()))
 }
 
-fn with(status: StatusCode, headers: HeaderMap, body: FileBody) -> Response<FileBody> {
+fn build_response(status: StatusCode, headers: HeaderMap, body: FileBody) -> Response<FileBody> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;

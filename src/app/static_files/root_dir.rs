@@ -17,16 +17,16 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 /// Symbolic links in one path, as the kernel has it.
-const MAX_LINKS: usize = 40;
+const MAX_SYMLINKS: usize = 40;
 /// Attempts when something was renamed during a lookup, which the kernel then cannot vouch for.
 const RENAME_RETRIES: usize = 32;
 
 /// Milliseconds after which the path of the root is opened again.
-const CHECK_MS: u64 = 250;
+const REOPEN_INTERVAL_MS: u64 = 250;
 
 /// Whether a call may wait for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wait {
+pub(super) enum DiskWait {
     /// It may: the caller is a thread for that.
     Allowed,
     /// It returns [`Errno::AGAIN`] instead.
@@ -69,20 +69,21 @@ impl RootDir {
     }
 
     /// The directory, opened anew from time to time: builds remove and create the directory that they write to.
-    fn dir(&self, wait: Wait) -> Result<Arc<OwnedFd>, Errno> {
+    fn current_dir(&self, wait: DiskWait) -> Result<Arc<OwnedFd>, Errno> {
         let now_ms = u64::try_from(self.opened_at.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let is_due = now_ms >= self.checked_ms.load(Ordering::Relaxed).saturating_add(CHECK_MS);
+        let is_due =
+            now_ms >= self.checked_ms.load(Ordering::Relaxed).saturating_add(REOPEN_INTERVAL_MS);
         if is_due {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-            match self.call(
+            match self.try_openat2(
                 rustix::fs::CWD,
                 self.path.as_os_str().as_bytes(),
                 flags,
                 ResolveFlags::NO_SYMLINKS,
                 wait,
             ) {
-                Some(Err(Errno::AGAIN)) if wait == Wait::Never => return Err(Errno::AGAIN),
-                None if wait == Wait::Never => return Err(Errno::AGAIN),
+                Some(Err(Errno::AGAIN)) if wait == DiskWait::Never => return Err(Errno::AGAIN),
+                None if wait == DiskWait::Never => return Err(Errno::AGAIN),
                 Some(Ok(dir)) => {
                     *self.dir.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(dir);
                 }
@@ -106,13 +107,13 @@ impl RootDir {
         &self,
         path: &[u8],
         flags: OFlags,
-        wait: Wait,
+        wait: DiskWait,
     ) -> Result<OwnedFd, Errno> {
         match self.open_beneath(path, flags, wait) {
             // An absolute link counts as leading out, even if its target is in the root.
-            Err(Errno::XDEV) if wait == Wait::Never => Err(Errno::AGAIN),
+            Err(Errno::XDEV) if wait == DiskWait::Never => Err(Errno::AGAIN),
             Err(Errno::XDEV) => {
-                let target = self.resolve(path)?;
+                let target = self.resolve_below_root(path)?;
                 self.open_beneath(&target, flags, wait)
             }
             outcome => outcome,
@@ -120,7 +121,7 @@ impl RootDir {
     }
 
     /// Where `path` ends, relative to the root, if that is in the root.
-    fn resolve(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
+    fn resolve_below_root(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
         let target = self.path.join(OsStr::from_bytes(path)).canonicalize();
         let target = target.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::INVAL))?;
         let below = target.strip_prefix(&self.path).map_err(|_| Errno::XDEV)?;
@@ -131,27 +132,27 @@ impl RootDir {
         })
     }
 
-    fn open_beneath(&self, path: &[u8], flags: OFlags, wait: Wait) -> Result<OwnedFd, Errno> {
-        let dir = self.dir(wait)?;
+    fn open_beneath(&self, path: &[u8], flags: OFlags, wait: DiskWait) -> Result<OwnedFd, Errno> {
+        let dir = self.current_dir(wait)?;
         let mut resolve = ResolveFlags::NO_MAGICLINKS;
         resolve.set(ResolveFlags::BENEATH, !self.follow_symlinks);
-        self.call(dir.as_fd(), path, flags, resolve, wait)
-            .unwrap_or_else(|| self.walk(dir.as_fd(), path, flags, wait))
+        self.try_openat2(dir.as_fd(), path, flags, resolve, wait)
+            .unwrap_or_else(|| self.open_by_component(dir.as_fd(), path, flags, wait))
     }
 
     /// Calls `openat2`; `None` if that cannot be had.
-    fn call(
+    fn try_openat2(
         &self,
         dir: BorrowedFd<'_>,
         path: &[u8],
         flags: OFlags,
         mut resolve: ResolveFlags,
-        wait: Wait,
+        wait: DiskWait,
     ) -> Option<Result<OwnedFd, Errno>> {
         if !self.has_openat2.load(Ordering::Relaxed) {
             return None;
         }
-        if wait == Wait::Never {
+        if wait == DiskWait::Never {
             if !self.has_cached_lookup.load(Ordering::Relaxed) {
                 return Some(Err(Errno::AGAIN));
             }
@@ -164,8 +165,8 @@ impl RootDir {
             attempts += 1;
             match outcome {
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) if wait == Wait::Allowed && attempts < RENAME_RETRIES => {}
-                Err(Errno::INVAL) if wait == Wait::Never => {
+                Err(Errno::AGAIN) if wait == DiskWait::Allowed && attempts < RENAME_RETRIES => {}
+                Err(Errno::INVAL) if wait == DiskWait::Never => {
                     self.has_cached_lookup.store(false, Ordering::Relaxed);
                     return Some(Err(Errno::AGAIN));
                 }
@@ -180,14 +181,14 @@ impl RootDir {
     }
 
     /// The same without `openat2`: no component is looked up outside of the root.
-    fn walk(
+    fn open_by_component(
         &self,
         root: BorrowedFd<'_>,
         path: &[u8],
         flags: OFlags,
-        wait: Wait,
+        wait: DiskWait,
     ) -> Result<OwnedFd, Errno> {
-        if wait == Wait::Never {
+        if wait == DiskWait::Never {
             return Err(Errno::AGAIN);
         }
         if self.follow_symlinks {
@@ -195,7 +196,7 @@ impl RootDir {
         }
         // A slash at the end asks for a directory.
         let flags = if path.ends_with(b"/") { flags | OFlags::DIRECTORY } else { flags };
-        let mut left = split(path);
+        let mut left = split_components(path);
         let mut dirs: Vec<OwnedFd> = Vec::new();
         let mut links = 0;
         while let Some(name) = left.pop_front() {
@@ -211,11 +212,11 @@ impl RootDir {
                 links += 1;
                 let target = rustix::fs::readlinkat(&found, c"", Vec::new())?.into_bytes();
                 match target.first() {
-                    _ if links > MAX_LINKS => return Err(Errno::LOOP),
+                    _ if links > MAX_SYMLINKS => return Err(Errno::LOOP),
                     Some(b'/') => return Err(Errno::XDEV),
                     _ => {}
                 }
-                for component in split(&target).into_iter().rev() {
+                for component in split_components(&target).into_iter().rev() {
                     left.push_front(component);
                 }
             } else if left.is_empty() && !flags.contains(OFlags::PATH) {
@@ -234,7 +235,7 @@ impl RootDir {
     }
 }
 
-fn split(path: &[u8]) -> VecDeque<Vec<u8>> {
+fn split_components(path: &[u8]) -> VecDeque<Vec<u8>> {
     let names = path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b"."));
     names.map(<[u8]>::to_vec).collect()
 }
@@ -256,7 +257,7 @@ mod tests {
     use super::*;
 
     /// A root with links of every kind, and what each path below it gives.
-    fn tree() -> (tempfile::TempDir, PathBuf) {
+    fn create_test_tree() -> (tempfile::TempDir, PathBuf) {
         let home = tempfile::tempdir().expect("directory");
         let root = home.path().join("releases/7");
         fs::create_dir_all(root.join("dir/sub")).expect("directories");
@@ -284,13 +285,13 @@ mod tests {
     }
 
     fn read(root: &RootDir, path: &str) -> Result<String, Errno> {
-        let fd = root.open_below(path.as_bytes(), OFlags::RDONLY, Wait::Allowed)?;
+        let fd = root.open_below(path.as_bytes(), OFlags::RDONLY, DiskWait::Allowed)?;
         io::read_to_string(fs::File::from(fd)).map_err(|e| Errno::from_io_error(&e).expect("errno"))
     }
 
     #[test]
-    fn links_are_followed_within_the_root_only_with_and_without_openat2() {
-        let (_home, current) = tree();
+    fn symlinks_are_followed_only_within_the_root() {
+        let (_home, current) = create_test_tree();
         for has_openat2 in [true, false] {
             let root = RootDir::open(&current, false).expect("root");
             root.has_openat2.store(has_openat2, Ordering::Relaxed);
@@ -324,7 +325,7 @@ mod tests {
             let long = "x".repeat(300);
             assert_eq!(read(&root, &long), Err(Errno::NAMETOOLONG));
             for path in [".", "dir", "dir/", "to-dir/"] {
-                let opened = root.open_below(path.as_bytes(), OFlags::PATH, Wait::Allowed);
+                let opened = root.open_below(path.as_bytes(), OFlags::PATH, DiskWait::Allowed);
                 assert!(file_type(&opened.expect(path)).expect("type").is_dir(), "{path}");
             }
             assert_eq!(root.has_openat2.load(Ordering::Relaxed), has_openat2);
@@ -332,8 +333,8 @@ mod tests {
     }
 
     #[test]
-    fn links_that_lead_out_are_followed_if_they_may() {
-        let (_home, current) = tree();
+    fn symlinks_out_of_the_root_are_followed_if_allowed() {
+        let (_home, current) = create_test_tree();
         for has_openat2 in [true, false] {
             let root = RootDir::open(&current, true).expect("root");
             root.has_openat2.store(has_openat2, Ordering::Relaxed);
@@ -343,8 +344,8 @@ mod tests {
     }
 
     #[test]
-    fn a_root_that_is_removed_and_made_again_is_served_again() {
-        let (home, current) = tree();
+    fn recreated_root_is_served_again() {
+        let (home, current) = create_test_tree();
         for has_openat2 in [true, false] {
             let root = RootDir::open(&current, false).expect("root");
             root.has_openat2.store(has_openat2, Ordering::Relaxed);
@@ -361,8 +362,8 @@ mod tests {
     }
 
     #[test]
-    fn links_to_the_root_are_not_resolved_again() {
-        let (home, current) = tree();
+    fn symlink_to_the_root_is_resolved_only_once() {
+        let (home, current) = create_test_tree();
         let root = RootDir::open(&current, false).expect("root");
         fs::create_dir(home.path().join("releases/8")).expect("directory");
         fs::remove_file(&current).expect("unlink");
