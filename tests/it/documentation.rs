@@ -192,7 +192,7 @@ fn every_exit_status_and_signal_is_documented() {
         exit::FAILURE,
         exit::USAGE,
         exit::UNAVAILABLE,
-        exit::WORKERS_CANNOT_BOOT,
+        exit::SOFTWARE,
         exit::OS,
         exit::CONFIG,
     ];

@@ -69,7 +69,7 @@ fn main() -> ExitCode {
         "leadership" => shared_state::leadership(arguments),
         "leadership-cycle" => shared_state::leadership_cycle(arguments),
         "shared-too-late" => shared_state::declared_too_late(arguments),
-        _ => Err(Error::application("no such program", &name)),
+        _ => Err(Error::application("no such program", name)),
     });
     done.unwrap_or_else(|e| {
         eprintln!("test program: {e}");

@@ -195,10 +195,12 @@ impl Cluster {
             Ok(primary) => {
                 // From here on the control server answers them.
                 drop(waiting);
-                Ok(ExitCode::from(match primary.run()? {
-                    ShutdownReason::StopRequested => exit::OK,
-                    ShutdownReason::WorkersCannotBoot => exit::WORKERS_CANNOT_BOOT,
-                }))
+                match primary.run()? {
+                    ShutdownReason::StopRequested => Ok(ExitCode::from(exit::OK)),
+                    ShutdownReason::WorkersCannotBoot => {
+                        Err(Error::workers_cannot_boot("see the log for why each of them ended"))
+                    }
+                }
             }
             Err(error) => {
                 waiting.refuse(&error);

@@ -1,19 +1,30 @@
-//! The error of the library: opaque, with a kind for callers, a text for people and the cause as its source.
+//! The error type of the library: a kind for callers, a text for people and the cause as its source.
 //!
-//! Every text names the operation and the object in lower case and, where there is something to do, what to do next.
+//! Every text names the operation and the object in lower case, why it failed and, if possible, what to do next.
 
 use std::path::Path;
 use std::{fmt, io};
 
 use crate::text::Printable;
 
-/// The result of the library's fallible calls.
+/// A result whose error is an [`Error`] by default.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a cluster could not start, or ended other than asked.
+/// Why a cluster could not start or ended without being asked to, or why a request to a primary failed.
 ///
-/// [`Error::kind`] is for callers that react to it, the text is for people, and [`Error::exit_status`] is for the service
-/// manager.
+/// Match on [`Error::kind`], not on the text, which is for people and may change. [`std::error::Error::source`] returns the
+/// cause if there is one; the text contains that of the cause already. [`Error::exit_status`] is for the service manager.
+///
+/// ```
+/// use std::error::Error as _;
+/// use tokio_prefork::{Error, ErrorKind, exit};
+///
+/// let cause = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+/// let error = Error::system("write the pid file", cause);
+/// assert_eq!(error.kind(), ErrorKind::System);
+/// assert!(error.source().is_some_and(|cause| cause.is::<std::io::Error>()));
+/// assert_eq!(error.exit_status(), exit::OS);
+/// ```
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -22,51 +33,55 @@ struct Inner {
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
-/// What kind of failure an [`Error`] is.
+/// The kind of failure of an [`Error`], from which the exit status follows ([`ErrorKind::exit_status`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A value of the configuration is wrong, wherever it came from.
+    /// A configuration value is invalid, whether it came from a file, a flag, the environment or code.
     Config,
-    /// A listening address cannot be bound.
+    /// A listening address cannot be bound, or another running process holds the pid file.
     Bind,
     /// The operating system refused an operation: fork, memory, file descriptors.
     System,
     /// No primary listens on the control socket.
     ControlUnreachable,
-    /// A primary holds the control socket and does not answer in time.
+    /// A primary holds the control socket but does not answer in time.
     ControlUnresponsive,
-    /// The server that a load test is meant for does not answer.
+    /// A server that is asked or load-tested does not answer.
     TargetUnreachable,
-    /// A running primary refused or failed to do what it was asked.
+    /// A running primary refused a request or failed to carry it out.
     Refused,
+    /// No worker boots, so the cluster has stopped.
+    WorkersCannotBoot,
     /// The application's own code failed.
     Application,
-    /// The library broke an invariant of its own: a bug.
+    /// The library has a bug: one of its invariants does not hold.
     Internal,
 }
 
-/// Exit statuses, as in `sysexits.h`; `docs/src/signals.md` has a row for each.
+/// Exit statuses as in `sysexits.h`, for programs that supervise the primary.
+///
+/// [`ErrorKind::exit_status`] maps each kind of error to one of them.
 pub mod exit {
     /// Stopped as asked.
     pub const OK: u8 = 0;
-    /// The primary itself failed, or refused what it was asked.
+    /// The primary failed or refused a request.
     pub const FAILURE: u8 = 1;
     /// The command line is wrong.
     pub const USAGE: u8 = 64;
-    /// An address cannot be bound, or no process answers at it (`EX_UNAVAILABLE`).
+    /// An address cannot be bound, or nothing answers there (`EX_UNAVAILABLE`).
     pub const UNAVAILABLE: u8 = 69;
-    /// The workers cannot boot, or the library has a bug (`EX_SOFTWARE`).
-    pub const WORKERS_CANNOT_BOOT: u8 = 70;
-    /// The system refused something: fork, memory, file descriptors (`EX_OSERR`).
+    /// The workers cannot boot, the application failed, or the library has a bug (`EX_SOFTWARE`).
+    pub const SOFTWARE: u8 = 70;
+    /// The operating system refused an operation: fork, memory, file descriptors (`EX_OSERR`).
     pub const OS: u8 = 71;
-    /// The configuration is wrong (`EX_CONFIG`).
+    /// The configuration is invalid (`EX_CONFIG`).
     pub const CONFIG: u8 = 78;
 }
 
 impl ErrorKind {
-    /// Returns the status with which a process that ends with an error of this kind should exit (see [`exit`]).
-    pub fn exit_status(self) -> u8 {
+    /// Returns the exit status for a process that ends because of an error of this kind (see [`exit`]).
+    pub const fn exit_status(self) -> u8 {
         match self {
             ErrorKind::Config => exit::CONFIG,
             ErrorKind::Bind
@@ -75,7 +90,9 @@ impl ErrorKind {
             | ErrorKind::TargetUnreachable => exit::UNAVAILABLE,
             ErrorKind::Refused => exit::FAILURE,
             ErrorKind::System => exit::OS,
-            ErrorKind::Application | ErrorKind::Internal => exit::WORKERS_CANNOT_BOOT,
+            ErrorKind::WorkersCannotBoot | ErrorKind::Application | ErrorKind::Internal => {
+                exit::SOFTWARE
+            }
         }
     }
 }
@@ -85,30 +102,42 @@ impl Error {
         Error(Box::new(Inner { kind, message: message.into(), source: None }))
     }
 
-    /// Keeps the cause for [`std::error::Error::source`]; the message is expected to contain its text.
-    fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    /// Sets the cause that [`std::error::Error::source`] returns. The text of the error has to contain that of the cause.
+    pub fn with_source(
+        mut self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Error {
         self.0.source = Some(source.into());
         self
     }
 
-    /// Creates an error of the configuration: `workers = 0 is out of range: give 1 to 1024, or auto`.
+    /// Creates an [`ErrorKind::Config`] error: `workers = 0 is out of range: give 1 to 1024, or auto`.
     pub fn config(message: impl Into<String>) -> Error {
         Error::new(ErrorKind::Config, message)
     }
 
-    /// Creates an error of a listening address: `cannot bind ADDR: WHY`.
+    /// Creates an [`ErrorKind::Bind`] error: `cannot bind ADDR: WHY`.
     pub fn bind(addr: impl fmt::Display, why: impl fmt::Display) -> Error {
         Error::new(ErrorKind::Bind, format!("cannot bind {addr}: {why}"))
     }
 
-    /// Creates an error of the operating system: `cannot OPERATION: CAUSE`, with the operation as a verb phrase.
+    /// Creates an error for a pid file that another running process holds.
+    pub(crate) fn pid_file_held(path: &Path, pid: &str) -> Error {
+        let message = format!(
+            "cannot lock the pid file {}: it is held by a running process (pid {pid}); stop it, or choose another pid-file",
+            path.display()
+        );
+        Error::new(ErrorKind::Bind, message)
+    }
+
+    /// Creates an [`ErrorKind::System`] error: `cannot OPERATION: CAUSE`, with the operation as a verb phrase.
     pub fn system(operation: impl fmt::Display, source: impl Into<io::Error>) -> Error {
         let source = source.into();
         let message = format!("cannot {operation}: {source}");
         Error::new(ErrorKind::System, message).with_source(source)
     }
 
-    /// Creates an error of a control socket at which no primary answers, and why.
+    /// Creates an [`ErrorKind::ControlUnreachable`] error for the control socket at `path`.
     pub fn unreachable(path: &Path, why: impl fmt::Display) -> Error {
         let message = format!(
             "no primary answers at {} ({why}): start one, or name the control socket of a running one",
@@ -117,39 +146,55 @@ impl Error {
         Error::new(ErrorKind::ControlUnreachable, message)
     }
 
+    /// Creates an [`ErrorKind::ControlUnresponsive`] error for the control socket at `path`.
     pub(crate) fn unresponsive(path: &Path, why: impl fmt::Display) -> Error {
         let message = format!("the primary at {} does not answer: {why}", path.display());
         Error::new(ErrorKind::ControlUnresponsive, message)
     }
 
-    /// Creates an error of a server that is to be loaded: `cannot reach TARGET: WHY; ...`.
-    pub fn target(target: impl fmt::Display, why: impl fmt::Display) -> Error {
-        let message =
-            format!("cannot reach {target}: {why}; start the server first, or check the address");
-        Error::new(ErrorKind::TargetUnreachable, message)
+    /// Creates an [`ErrorKind::TargetUnreachable`] error: `cannot reach TARGET: CAUSE; start the server first, ...`.
+    pub fn target(target: impl fmt::Display, source: impl Into<io::Error>) -> Error {
+        let source = source.into();
+        let message = format!(
+            "cannot reach {target}: {source}; start the server first, or check the address"
+        );
+        Error::new(ErrorKind::TargetUnreachable, message).with_source(source)
     }
 
-    /// Creates an error for a request that a running primary refused, with the primary's reason.
+    /// Creates an [`ErrorKind::Refused`] error with the reason of the primary.
     pub fn refused(why: impl Into<String>) -> Error {
         Error::new(ErrorKind::Refused, why)
     }
 
-    /// Creates an error of the application: `OPERATION: WHY`.
-    pub fn application(operation: &'static str, why: impl fmt::Display) -> Error {
-        Error::new(ErrorKind::Application, format!("{operation}: {why}"))
+    /// Creates an [`ErrorKind::WorkersCannotBoot`] error.
+    pub(crate) fn workers_cannot_boot(why: impl fmt::Display) -> Error {
+        Error::new(ErrorKind::WorkersCannotBoot, format!("the workers cannot boot: {why}"))
     }
 
-    /// Creates an error of the library itself, which is a bug.
+    /// Creates an [`ErrorKind::Application`] error: `OPERATION: CAUSE`. The cause is another error or a text.
+    pub fn application(
+        operation: impl fmt::Display,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Error {
+        let source = source.into();
+        let message = format!("{operation}: {source}");
+        Error::new(ErrorKind::Application, message).with_source(source)
+    }
+
+    /// Creates an [`ErrorKind::Internal`] error for an invariant that does not hold.
     pub(crate) fn internal(message: impl fmt::Display) -> Error {
-        Error::new(ErrorKind::Internal, format!("bug in tokio-prefork: {message}"))
+        Error::new(
+            ErrorKind::Internal,
+            format!("bug in tokio-prefork: {message}; please report it"),
+        )
     }
 
-    /// Returns what kind of failure it is.
+    /// Returns the kind of failure, which callers can match.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// Returns the status with which a process that ends with this error should exit (see [`exit`]).
+    /// Returns the exit status for a process that ends because of this error: that of its kind (see [`exit`]).
     pub fn exit_status(&self) -> u8 {
         self.kind().exit_status()
     }
@@ -162,7 +207,7 @@ impl From<prefork_os::OsError> for Error {
 }
 
 impl fmt::Debug for Error {
-    /// The same as `Display`: this is what people see when `main` returns the error.
+    /// Writes the same text as `Display`, because it is what people see when `main` returns the error.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -170,7 +215,7 @@ impl fmt::Debug for Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The message may contain bytes of applications, files and workers.
+        // The message may contain text from applications, files and workers.
         Printable(&self.0.message).fmt(f)
     }
 }
@@ -178,5 +223,72 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.source.as_deref().map(|source| source as &(dyn std::error::Error + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn exit_status_follows_from_the_kind() {
+        for (kind, status) in [
+            (ErrorKind::Refused, exit::FAILURE),
+            (ErrorKind::Bind, exit::UNAVAILABLE),
+            (ErrorKind::ControlUnreachable, exit::UNAVAILABLE),
+            (ErrorKind::ControlUnresponsive, exit::UNAVAILABLE),
+            (ErrorKind::TargetUnreachable, exit::UNAVAILABLE),
+            (ErrorKind::WorkersCannotBoot, exit::SOFTWARE),
+            (ErrorKind::Application, exit::SOFTWARE),
+            (ErrorKind::Internal, exit::SOFTWARE),
+            (ErrorKind::System, exit::OS),
+            (ErrorKind::Config, exit::CONFIG),
+        ] {
+            assert_eq!(kind.exit_status(), status, "{kind:?}");
+            assert_eq!(Error::new(kind, "text").exit_status(), status, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn constructors_set_the_kind() {
+        let path = Path::new("/run/s");
+        for (error, kind) in [
+            (Error::config("a"), ErrorKind::Config),
+            (Error::bind("a", "b"), ErrorKind::Bind),
+            (Error::pid_file_held(path, "7"), ErrorKind::Bind),
+            (Error::system("a", io::ErrorKind::Other), ErrorKind::System),
+            (Error::unreachable(path, "a"), ErrorKind::ControlUnreachable),
+            (Error::unresponsive(path, "a"), ErrorKind::ControlUnresponsive),
+            (Error::target("a", io::ErrorKind::TimedOut), ErrorKind::TargetUnreachable),
+            (Error::refused("a"), ErrorKind::Refused),
+            (Error::workers_cannot_boot("a"), ErrorKind::WorkersCannotBoot),
+            (Error::application("a", "b"), ErrorKind::Application),
+            (Error::internal("a"), ErrorKind::Internal),
+        ] {
+            assert_eq!(error.kind(), kind, "{error}");
+        }
+    }
+
+    #[test]
+    fn source_is_the_original_cause_and_the_text_contains_it() {
+        let cause = || io::Error::from(nix::errno::Errno::ENOSPC);
+        for error in [
+            Error::system("write the pid file", cause()),
+            Error::target("127.0.0.1:1", cause()),
+            Error::application("open the database", cause()),
+            Error::bind("127.0.0.1:1", cause()).with_source(cause()),
+        ] {
+            let source = error.source().expect("a cause").downcast_ref::<io::Error>();
+            assert_eq!(source.and_then(io::Error::raw_os_error), cause().raw_os_error());
+            assert!(error.to_string().contains(&cause().to_string()), "{error}");
+        }
+        assert!(Error::config("workers = 0").source().is_none());
+    }
+
+    #[test]
+    fn text_is_escaped() {
+        assert_eq!(Error::refused("a\nb").to_string(), r"a\nb");
     }
 }

@@ -254,10 +254,7 @@ fn held_by_other_process(path: &Path, file: &mut &File) -> Error {
     let mut pid = String::new();
     // The content is only shown.
     let _ = Read::by_ref(file).take(20).read_to_string(&mut pid);
-    Error::bind(
-        format!("the pid file {}", path.display()),
-        format!("it is held by a running process (pid {})", printable(pid.trim())),
-    )
+    Error::pid_file_held(path, &printable(pid.trim()))
 }
 
 impl Drop for PidFile {

@@ -1,6 +1,9 @@
-//! The file of a Unix socket: made in one step with its final mode, taken over from a process that was
-//! killed, never taken from one that lives, and removed by the process that made it.
+//! The file of a Unix socket.
+//!
+//! It is created with its final mode, replaced if the process that created it was killed, left alone if a running process
+//! listens on it, and removed by the process that created it.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -13,11 +16,10 @@ use nix::sys::stat::{Mode, fchmod, umask};
 use nix::unistd::{Gid, Uid, fchownat};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// How long a start waits for another one in the same directory. Somebody else may hold its lock for ever,
-/// and that must not keep us from starting.
+/// How long to wait for the lock of the directory. Any process may hold that lock forever, which must not prevent a start.
 const DIRECTORY_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Mode, owner and group of a file, in numbers. `None` leaves a value as it is.
+/// Mode, owner and group to set on a socket file, as numbers. `None` leaves a value unchanged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct SocketPermissions {
     pub(crate) mode: Option<u32>,
@@ -25,28 +27,58 @@ pub(crate) struct SocketPermissions {
     pub(crate) group: Option<u32>,
 }
 
-/// The file of a Unix socket; removed on drop if we made it and it is still the same.
+/// The file of a Unix socket. Removed on drop if this process owns it and the path still leads to it.
 #[derive(Debug)]
 pub(crate) struct UnixSocketFile {
-    /// Absolute: nobody may find another file there after a change of directory.
+    /// Absolute, so that a change of the working directory does not matter.
     path: PathBuf,
     id: FileIdentity,
-    /// Only this process removes it: a fork has a copy of this value, and no right to it. `None`: it is not ours to
-    /// remove.
-    owner: Option<u32>,
+    /// The pid of the process that removes the file; forked processes have a copy of this value. `None` if another
+    /// service removes it.
+    owner_pid: Option<u32>,
 }
 
-/// Tells a file from every other one that is or was at its path. A number of an inode alone is used again.
+/// Why a Unix socket cannot be bound. Displays what follows `cannot bind PATH: `.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum SocketFileError {
+    /// A running process listens at the path.
+    InUse {
+        /// The process (`pid 812, nginx`), if it can be seen.
+        holder: Option<String>,
+    },
+    /// Any other reason.
+    Failed(String),
+}
+
+impl fmt::Display for SocketFileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SocketFileError::InUse { holder: Some(holder) } => {
+                write!(f, "address already in use (held by {holder})")
+            }
+            SocketFileError::InUse { holder: None } => f.write_str("address already in use"),
+            SocketFileError::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+impl From<String> for SocketFileError {
+    fn from(why: String) -> SocketFileError {
+        SocketFileError::Failed(why)
+    }
+}
+
+/// Identifies a file among all that were ever at its path. An inode number alone does not, because it is reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FileIdentity {
     device: u64,
     inode: u64,
-    /// `None` where the file system does not say.
+    /// `None` if the file system does not record it.
     created: Option<SystemTime>,
 }
 
 impl FileIdentity {
-    /// The socket at `path`. A link to one is none.
+    /// Returns the identity of the socket at `path`. Does not follow links.
     fn of_socket_at(path: &Path) -> io::Result<FileIdentity> {
         let meta = std::fs::symlink_metadata(path)?;
         if !meta.file_type().is_socket() {
@@ -57,13 +89,12 @@ impl FileIdentity {
 }
 
 impl UnixSocketFile {
-    /// Binds `path` and listens. With a `mode`, the file has it from its first moment; without, the umask
-    /// decides. The error is what follows `cannot bind PATH: `.
+    /// Binds `path` and listens. The file has `mode` from its creation; `None` leaves the mode to the umask.
     pub(crate) fn bind(
         path: &Path,
         mode: Option<u32>,
         backlog: i32,
-    ) -> Result<(Socket, UnixSocketFile), String> {
+    ) -> Result<(Socket, UnixSocketFile), SocketFileError> {
         UnixSocketFile::bind_with_permissions(
             path,
             SocketPermissions { mode, ..SocketPermissions::default() },
@@ -71,66 +102,65 @@ impl UnixSocketFile {
         )
     }
 
-    /// The same with an owner and a group. Nobody can connect before the file has them.
+    /// Binds `path` and listens, as [`bind`](UnixSocketFile::bind). No client can connect before the file has its owner and
+    /// group.
     pub(crate) fn bind_with_permissions(
         path: &Path,
         access: SocketPermissions,
         backlog: i32,
-    ) -> Result<(Socket, UnixSocketFile), String> {
-        // Two starts at once: without the lock, the second could find the first bound but not yet listening,
-        // take it for dead and remove its file.
+    ) -> Result<(Socket, UnixSocketFile), SocketFileError> {
+        // Without the lock, a second start could find the first one bound but not yet listening, and remove its file as
+        // stale.
         let _lock = lock_parent_directory(path);
         remove_stale_socket(path)?;
         let (socket, file) = bind_with_mode(path, access.mode).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => "its directory does not exist: make it first".to_string(),
+            io::ErrorKind::NotFound => "its directory does not exist: create it first".to_string(),
             io::ErrorKind::PermissionDenied => {
                 format!("its directory cannot be written by this user ({e})")
             }
             _ => e.to_string(),
         })?;
         file.set_owner(access)?;
-        // Until now a client was refused, whatever the rights of the file.
+        // Before this, every client is refused, whatever the permissions of the file.
         socket.listen(backlog).map_err(|e| e.to_string())?;
         Ok((socket, file))
     }
 
-    /// The file of a socket that another image of process `owner` made; of one that somebody else made and removes, if
-    /// there is no owner.
-    pub(crate) fn inherit(path: &Path, owner: Option<u32>) -> Option<UnixSocketFile> {
+    /// Returns the existing socket file at `path`. `owner_pid` is the process that removes it; `None` if another service does.
+    pub(crate) fn inherit(path: &Path, owner_pid: Option<u32>) -> Option<UnixSocketFile> {
         let path = std::path::absolute(path).ok()?;
-        Some(UnixSocketFile { id: FileIdentity::of_socket_at(&path).ok()?, path, owner })
+        Some(UnixSocketFile { id: FileIdentity::of_socket_at(&path).ok()?, path, owner_pid })
     }
 
-    /// The file of a socket that another image of this process made, known by its inode: whatever else stands at `path` by
-    /// now is not removed.
+    /// Takes over the socket file of the previous image, known by its inode. Another file at `path` is not removed.
     pub(crate) fn inherit_by_inode(path: &Path, inode: u64) -> UnixSocketFile {
         let gone = FileIdentity { device: 0, inode, created: None };
         let found = FileIdentity::of_socket_at(path).ok().filter(|found| found.inode == inode);
-        let owner = Some(std::process::id());
-        UnixSocketFile { path: path.to_path_buf(), id: found.unwrap_or(gone), owner }
+        let owner_pid = Some(std::process::id());
+        UnixSocketFile { path: path.to_path_buf(), id: found.unwrap_or(gone), owner_pid }
     }
 
-    /// Tells this file from another one at the same path.
+    /// Returns the inode number, with which the next image recognizes the file.
     pub(crate) fn inode(&self) -> u64 {
         self.id.inode
     }
 
-    /// Where it is.
+    /// Returns the absolute path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether its path still leads to it.
+    /// Returns whether the path still leads to this file.
     pub(crate) fn is_in_place(&self) -> bool {
         FileIdentity::of_socket_at(&self.path).is_ok_and(|found| found == self.id)
     }
 
-    /// Gives the file other rights, for clients that connect from now on. The error says which could not be given.
+    /// Changes the permissions of the file, for clients that connect from now on. The error names what could not be set.
     pub(crate) fn set_permissions(&self, access: SocketPermissions) -> Result<(), String> {
         self.set_owner(access)?;
         let Some(mode) = access.mode else { return Ok(()) };
         let failed = |e: nix::Error| format!("its file cannot get mode {mode:o}: {e}");
-        // A path of its own for the very file that was checked: a link that somebody puts there is not followed.
+        // Names the opened file itself, so that a link that replaces it is not followed.
         let file = self.open()?;
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
         nix::sys::stat::fchmodat(
@@ -158,7 +188,7 @@ impl UnixSocketFile {
         })
     }
 
-    /// The file itself, whatever its path leads to later.
+    /// Opens the file itself, after checking that the path still leads to it.
     fn open(&self) -> Result<File, String> {
         let flags = (OFlag::O_PATH | OFlag::O_NOFOLLOW).bits();
         let failed = |e: io::Error| format!("its file cannot be opened: {e}");
@@ -179,15 +209,15 @@ impl UnixSocketFile {
 
 impl Drop for UnixSocketFile {
     fn drop(&mut self) {
-        if self.owner == Some(std::process::id()) && self.is_in_place() {
-            // Nothing can be done about a failure, and the next start recognises the file as stale.
+        if self.owner_pid == Some(std::process::id()) && self.is_in_place() {
+            // If this fails, the next start recognizes the file as stale.
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// The kernel gives the file the mode of the socket less the umask, so both are set before bind: the file never has
-/// another one, not for a moment.
+/// Binds `path` so that the file has its final mode from the start: the kernel creates it with the mode of the socket minus
+/// the umask.
 fn bind_with_mode(path: &Path, mode: Option<u32>) -> io::Result<(Socket, UnixSocketFile)> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     let addr = SockAddr::unix(path)?;
@@ -205,11 +235,12 @@ fn bind_with_mode(path: &Path, mode: Option<u32>) -> io::Result<(Socket, UnixSoc
     let file = UnixSocketFile {
         id: FileIdentity::of_socket_at(&path)?,
         path,
-        owner: Some(std::process::id()),
+        owner_pid: Some(std::process::id()),
     };
     Ok((socket, file))
 }
 
+/// Locks the directory of `path`. Returns `None` if it cannot be locked in time.
 fn lock_parent_directory(path: &Path) -> Option<Flock<File>> {
     let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty());
     let mut file = File::open(directory.unwrap_or(Path::new("."))).ok()?;
@@ -224,34 +255,32 @@ fn lock_parent_directory(path: &Path) -> Option<Flock<File>> {
     }
 }
 
-/// A socket file that nobody answers on was left by a process that was killed: it may go. One that answers is
-/// in use, and a file that is no socket is somebody's data, be it a link to a socket.
-pub(crate) fn remove_stale_socket(path: &Path) -> Result<(), String> {
+/// Removes a socket file on which no process listens: the process that created it was killed.
+///
+/// # Errors
+/// A process listens on it, or the file is not a socket (a link to one included), so it may be data.
+pub(crate) fn remove_stale_socket(path: &Path) -> Result<(), SocketFileError> {
     let Ok(meta) = std::fs::symlink_metadata(path) else { return Ok(()) };
     if !meta.file_type().is_socket() {
-        return Err("the path exists and is not a socket; remove it or choose another".to_string());
+        return Err("the path exists and is not a socket; remove it or choose another".to_string())?;
     }
     match connect_nonblocking(path) {
-        Ok(peer) => Err(
-            match prefork_os::credentials::peer_credentials(&peer)
-                .ok()
-                .and_then(|peer| printable_process(peer.pid))
-            {
-                Some(holder) => format!("address already in use (held by {holder})"),
-                None => "address already in use".to_string(),
-            },
-        ),
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)
-            .map_err(|e| format!("cannot remove the stale socket file: {e}")),
-        // A full queue means that somebody listens.
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-            Err("address already in use".to_string())
+        Ok(peer) => {
+            let peer = prefork_os::credentials::peer_credentials(&peer).ok();
+            let holder = peer.and_then(|peer| printable_process(peer.pid));
+            Err(SocketFileError::InUse { holder })
         }
-        Err(e) => Err(format!("cannot tell whether it is in use: {e}")),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)
+            .map_err(|e| format!("cannot remove the stale socket file: {e}").into()),
+        // A full accept queue means that a process listens.
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+            Err(SocketFileError::InUse { holder: None })
+        }
+        Err(e) => Err(format!("cannot find out whether it is in use: {e}").into()),
     }
 }
 
-/// Connects without waiting: a frozen process whose queue is full must not freeze us, too.
+/// Connects without waiting, because a stalled process whose queue is full would block the caller.
 fn connect_nonblocking(path: &Path) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     socket.connect(&SockAddr::unix(path)?)?;
@@ -263,38 +292,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stale_file_is_replaced_and_a_live_one_left_alone() {
+    fn a_stale_socket_file_is_replaced_and_a_live_one_is_not() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("s");
         drop(std::os::unix::net::UnixListener::bind(&path).expect("stale"));
         let (_live, file) = UnixSocketFile::bind(&path, Some(0o600), 16).expect("replaces it");
         assert_eq!(file.mode(), 0o600);
-        let why = UnixSocketFile::bind(&path, Some(0o600), 16).expect_err("taken");
-        assert!(why.starts_with("address already in use (held by pid "), "{why}");
+        let error = UnixSocketFile::bind(&path, Some(0o600), 16).expect_err("taken");
+        let SocketFileError::InUse { holder: Some(holder) } = error else { panic!("{error}") };
+        assert!(holder.starts_with(&format!("pid {}, ", std::process::id())), "{holder}");
         drop(file);
         assert!(!path.exists());
     }
 
     #[test]
-    fn a_holder_that_accepts_nobody_is_alive_all_the_same() {
+    fn a_listener_with_a_full_queue_counts_as_in_use() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("s");
         let _live = UnixSocketFile::bind(&path, None, 0).expect("bind");
         let _queue: Vec<_> =
             std::iter::from_fn(|| connect_nonblocking(&path).ok()).take(9).collect();
         let why = UnixSocketFile::bind(&path, None, 0).expect_err("taken");
-        assert_eq!(why, "address already in use");
+        assert_eq!(why, SocketFileError::InUse { holder: None });
     }
 
     #[test]
-    fn data_and_links_are_refused_and_kept() {
+    fn regular_files_and_links_are_refused_and_not_removed() {
         let dir = tempfile::tempdir().expect("dir");
         let (data, link) = (dir.path().join("data"), dir.path().join("link"));
         std::fs::write(&data, "data").expect("write");
         drop(std::os::unix::net::UnixListener::bind(dir.path().join("stale")).expect("stale"));
         std::os::unix::fs::symlink("stale", &link).expect("link");
         for path in [&data, &link] {
-            let why = UnixSocketFile::bind(path, None, 16).expect_err("no socket");
+            let why = UnixSocketFile::bind(path, None, 16).expect_err("no socket").to_string();
             assert!(why.contains("is not a socket"), "{why}");
         }
         assert_eq!(std::fs::read_to_string(&data).expect("kept"), "data");
@@ -302,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mode_is_exact_whatever_the_umask_and_can_be_changed() {
+    fn mode_is_independent_of_the_umask_and_can_be_changed() {
         let dir = tempfile::tempdir().expect("dir");
         for mode in [0o666, 0o660, 0o600, 0o777] {
             let path = dir.path().join(format!("{mode:o}"));
@@ -317,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_replaced_is_not_in_its_place() {
+    fn a_replaced_file_is_not_in_place() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("s");
         let (_socket, file) = UnixSocketFile::bind(&path, None, 16).expect("bind");
@@ -332,15 +362,16 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_does_not_exist_is_told() {
+    fn a_missing_directory_is_named_in_the_error() {
         let dir = tempfile::tempdir().expect("dir");
-        let why =
-            UnixSocketFile::bind(&dir.path().join("no/s"), None, 16).expect_err("no directory");
+        let why = UnixSocketFile::bind(&dir.path().join("no/s"), None, 16)
+            .expect_err("no directory")
+            .to_string();
         assert!(why.contains("directory does not exist"), "{why}");
     }
 
     #[test]
-    fn only_the_file_that_we_made_is_removed() {
+    fn drop_removes_only_the_own_file() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("s");
         let (_socket, file) = UnixSocketFile::bind(&path, None, 16).expect("bind");

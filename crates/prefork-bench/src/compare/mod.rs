@@ -148,7 +148,7 @@ fn measure_server(
             &report, workload,
         ))),
         // The server died, which is its failure and not that of the run.
-        Err(why) if why.exit_status() == tokio_prefork::exit::UNAVAILABLE => {
+        Err(why) if why.kind() == tokio_prefork::ErrorKind::TargetUnreachable => {
             MeasurementOutcome::ServerFailed(why.to_string())
         }
         Err(why) => return Err(why),

@@ -86,15 +86,15 @@ impl TargetUrl {
     /// # Errors
     /// The name is unknown or no address accepts ([`exit::UNAVAILABLE`](tokio_prefork::exit::UNAVAILABLE)).
     pub(crate) fn find_reachable_address(&self) -> Result<ServerAddress> {
-        let unreachable = |why: &io::Error| Error::target(self, why);
+        let unreachable = |cause: io::Error| Error::target(self, cause);
         match &self.endpoint {
             TargetEndpoint::Unix(path) => {
-                let addr = SockAddr::unix(path).map_err(|e| unreachable(&e))?;
+                let addr = SockAddr::unix(path).map_err(|e| unreachable(e))?;
                 let socket = Socket::new(Domain::UNIX, Type::STREAM, None);
                 let socket = socket.map_err(|e| Error::system("create a Unix socket", e))?;
                 // The write timeout also bounds connect, which waits while the accept queue is full.
                 let set = socket.set_write_timeout(Some(CONNECT_TIMEOUT));
-                set.and_then(|()| socket.connect(&addr)).map_err(|e| unreachable(&e))?;
+                set.and_then(|()| socket.connect(&addr)).map_err(|e| unreachable(e))?;
                 Ok(ServerAddress {
                     addr,
                     domain: Domain::UNIX,
@@ -102,8 +102,7 @@ impl TargetUrl {
                 })
             }
             TargetEndpoint::Tcp(name, port) => {
-                let found =
-                    (name.as_str(), *port).to_socket_addrs().map_err(|e| unreachable(&e))?;
+                let found = (name.as_str(), *port).to_socket_addrs().map_err(|e| unreachable(e))?;
                 let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
                 for addr in found {
                     match std::net::TcpStream::connect_timeout(&addr, CONNECT_TIMEOUT) {
@@ -111,7 +110,7 @@ impl TargetUrl {
                         Err(e) => last = e,
                     }
                 }
-                Err(unreachable(&last))
+                Err(unreachable(last))
             }
         }
     }

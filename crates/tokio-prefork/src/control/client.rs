@@ -309,7 +309,7 @@ impl Client {
     }
 
     fn connection_error(&self, error: &io::Error) -> Error {
-        Error::unreachable(&self.path, io_error_text(error))
+        Error::unreachable(&self.path, io_error_text(error)).with_source(clone_io_error(error))
     }
 
     fn closed_early(&self) -> Error {
@@ -385,9 +385,9 @@ impl PrimaryProcess {
             ),
             Some(state) => format!(
                 "no answer within {after}: it is busy (pid {pid}, state {state}), in a function of the application perhaps; \
-                 wait for longer with --timeout"
+                 wait longer with --timeout"
             ),
-            None => format!("no answer within {after}; wait for longer with --timeout"),
+            None => format!("no answer within {after}; wait longer with --timeout"),
         }
     }
 }
@@ -409,7 +409,7 @@ fn unreachable(path: &Path, error: &io::Error) -> Error {
         }
         _ => error.to_string(),
     };
-    Error::unreachable(path, why)
+    Error::unreachable(path, why).with_source(clone_io_error(error))
 }
 
 /// Describes an I/O error. The timeout of a socket option is reported as `WouldBlock`.
@@ -418,6 +418,11 @@ fn io_error_text(error: &io::Error) -> String {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "no answer in time".to_string(),
         _ => error.to_string(),
     }
+}
+
+/// Copies an I/O error, to keep it as the cause of another one.
+fn clone_io_error(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
 #[cfg(test)]

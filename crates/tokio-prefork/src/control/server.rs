@@ -12,7 +12,7 @@ use super::client_connection::{ClientConnection, State};
 use super::event_history::EventHistory;
 use super::protocol::{Reply, Request};
 use crate::error::{Error, Result};
-use crate::socket_file::UnixSocketFile;
+use crate::socket_file::{SocketFileError, UnixSocketFile};
 use crate::upgrade::{PassedControl, PassedFile};
 use prefork_os::credentials::peer_credentials;
 use prefork_os::poll::{PollInterest, WatchedFd};
@@ -324,15 +324,15 @@ fn bind_control_socket(path: &Path) -> Result<ControlListener> {
         .map_err(|e| fail(format!("its directory {}: {e}", directory.display())))?;
     if meta.mode() & 0o1002 == 0o0002 {
         // Anybody could put a socket of their own in its place.
-        let why = "everybody may rename files in its directory: choose another with --control";
+        let why = "everybody may rename files in its directory: configure another (control)";
         return Err(fail(why.to_string()));
     }
     let (listener, file) =
-        UnixSocketFile::bind(path, Some(0o600), LISTEN_BACKLOG).map_err(|why| {
-            match why.starts_with("address already in use") {
-                true => fail(format!("{why}; choose another path with --control")),
-                false => fail(why),
+        UnixSocketFile::bind(path, Some(0o600), LISTEN_BACKLOG).map_err(|error| match error {
+            SocketFileError::InUse { .. } => {
+                fail(format!("{error}; configure another path (control)"))
             }
+            SocketFileError::Failed(why) => fail(why),
         })?;
     listener
         .set_nonblocking(true)

@@ -55,7 +55,7 @@ pub(super) fn open_socket(addr: &ListenAddr, binding: &BindContext<'_>) -> Resul
         }
         ListenAddr::Fd(number) => take_inherited_socket(addr, *number, binding.may_take_inherited)?,
         ListenAddr::Host(_) => {
-            return Err(Error::bind(addr, "the host name was not looked up"));
+            return Err(Error::internal(format!("the host name of {addr} was not looked up")));
         }
     };
     Ok(OpenedSocket { listener: new_listener(addr, Slot(0), socket)?, file, listens })
@@ -112,7 +112,9 @@ pub(super) fn bind_slot_socket(first: &Listener, slot: Slot) -> Result<Listener>
         socket.bind(&addr.into())?;
         Ok(socket)
     };
-    let addr = local.ok_or_else(|| Error::config(format!("{} has no port", first.addr)))?;
+    let addr = local.ok_or_else(|| {
+        Error::internal(format!("the socket of {} has no TCP address", first.addr))
+    })?;
     if first.keeper == SocketKeeper::ServiceManager {
         // Sockets of this service have the option from the start. If it cannot be set here, the bind below fails.
         let _ = first.socket.set_reuse_port(true);
@@ -120,17 +122,17 @@ pub(super) fn bind_slot_socket(first: &Listener, slot: Slot) -> Result<Listener>
     let socket = bind(addr).map_err(|e| {
         let why =
             format!("cannot bind a socket for slot {slot}: {}", bind_error_text(&e, addr, &[]));
-        Error::bind(&first.addr, why)
+        Error::bind(&first.addr, why).with_source(e)
     })?;
     new_listener(&first.addr, slot, socket)
 }
 
 /// Starts listening: from now on the kernel sends connections to the socket.
 pub(super) fn start_listening(joined: &Listener, backlog: u32) -> Result<()> {
-    joined
-        .socket
-        .listen(backlog_as_c_int(backlog))
-        .map_err(|e| Error::bind(&joined.addr, format!("slot {} cannot listen: {e}", joined.slot)))
+    joined.socket.listen(backlog_as_c_int(backlog)).map_err(|e| {
+        let why = format!("slot {} cannot listen: {e}", joined.slot);
+        Error::bind(&joined.addr, why).with_source(e)
+    })
 }
 
 fn new_listener(addr: &ListenAddr, slot: Slot, socket: Socket) -> Result<Listener> {
@@ -190,16 +192,17 @@ fn bind_tcp(addr: SocketAddr, backlog: i32, binding: &BindContext<'_>) -> Result
             OrphanRelease::SocketTaken(fd) => {
                 return reuse_orphan_socket(fd, backlog)
                     .map(|s| (s, true))
-                    .map_err(|e| Error::bind(addr, e));
+                    .map_err(|e| Error::bind(addr, &e).with_source(e));
             }
             OrphanRelease::AddressFree => {
                 let again = bind_exclusively(addr, backlog).map(|socket| (socket, true));
-                return again.map_err(|e| Error::bind(addr, bind_error_text(&e, addr, &[])));
+                return again
+                    .map_err(|e| Error::bind(addr, bind_error_text(&e, addr, &[])).with_source(e));
             }
             OrphanRelease::NotOrphaned => {}
         }
     }
-    Err(Error::bind(addr, bind_error_text(&error, addr, &[])))
+    Err(Error::bind(addr, bind_error_text(&error, addr, &[])).with_source(error))
 }
 
 /// Binds and listens, and sets SO_REUSEPORT only *after* that.
@@ -285,7 +288,10 @@ fn bind_path(
     may_wait: bool,
 ) -> std::result::Result<(Socket, UnixSocketFile), String> {
     let access = unix.access()?;
-    let bind = || UnixSocketFile::bind_with_permissions(&unix.path, access, backlog);
+    let bind = || {
+        UnixSocketFile::bind_with_permissions(&unix.path, access, backlog)
+            .map_err(|e| e.to_string())
+    };
     bind().or_else(|why| {
         match orphan_sockets::release_from_orphans(&ListenAddr::Unix(unix.clone()), may_wait) {
             OrphanRelease::SocketTaken(fd) => {

@@ -93,7 +93,8 @@ impl ListenerSet {
             new.listener
         } else {
             let first = self.listeners.iter().find(|one| one.addr == addr && one.slot == Slot(0));
-            let first = first.ok_or_else(|| Error::bind(&addr, "its first socket is gone"))?;
+            let first = first
+                .ok_or_else(|| Error::internal(format!("the first socket of {addr} is gone")))?;
             let new = bind_socket::bind_slot_socket(first, slot)?;
             bind_socket::start_listening(&new, backlog)?;
             new

@@ -118,7 +118,7 @@ impl Primary {
             Ok(None) => exit::OK,
             Err(e) => {
                 log::error!("{tag} cannot start: {e}");
-                exit::OS
+                e.exit_status()
             }
         };
         catch_unwind(AssertUnwindSafe(run)).unwrap_or(exit::FAILURE)

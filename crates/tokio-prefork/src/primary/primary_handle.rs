@@ -84,16 +84,18 @@ impl PrimaryHandle<'_> {
         for (name, value) in &pairs {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
                 let reason = format!("{name:?} is not a valid environment variable");
-                return Err(Error::application("fork_with", reason));
+                return Err(Error::config(format!("fork_with: {reason}")));
             }
         }
         if self.primary.supervisor.is_stop_requested() {
-            return Err(Error::application("fork_with", "the cluster is stopping"));
+            return Err(Error::refused("fork_with: the cluster is stopping"));
         }
         let id = self.primary.supervisor.reserve_worker_id();
         match self.queue_command(command(ScaleChange::AddWorker(id, pairs)), "fork_with") {
             true => Ok(id),
-            false => Err(Error::application("fork_with", "too many commands are pending")),
+            false => {
+                Err(Error::refused("fork_with: too many commands are pending; try again later"))
+            }
         }
     }
 
@@ -114,7 +116,7 @@ impl PrimaryHandle<'_> {
         let is_known = self.primary.supervisor.kind_first_slots().iter().any(|one| one.0 == kind);
         if !is_known && kind != WEB_KIND {
             let reason = format!("there is no worker kind {kind:?}");
-            return Err(Error::application("fork_kind_with", reason));
+            return Err(Error::config(format!("fork_kind_with: {reason}")));
         }
         let kind = kind.to_string();
         self.fork_with_command(environment, move |scale| ClusterCommand::ScaleKind(kind, scale))
@@ -164,7 +166,7 @@ impl PrimaryHandle<'_> {
     /// # Errors
     /// The worker does not exist (any more), the signal does not exist, or the system refuses.
     pub fn kill(&mut self, worker: WorkerId, signal: i32) -> Result<()> {
-        let failed = |reason: String| Error::application("kill", reason);
+        let failed = |reason: String| Error::refused(format!("kill: {reason}"));
         let signal =
             Signal::try_from(signal).map_err(|_| failed(format!("there is no signal {signal}")))?;
         // A worker in the table is not reaped yet, so the pid is its own.

@@ -61,7 +61,7 @@ pub(crate) fn check_worker_boots(config: Config, worker_entry: &WorkerEntry) -> 
             };
             exit_without_cleanup(run().unwrap_or_else(|e| {
                 log::error!("the worker of the upgrade check cannot start: {e}");
-                exit::OS
+                e.exit_status()
             }))
         }
     }
@@ -109,7 +109,8 @@ fn become_check_worker(
 
 fn wait_until_ready(channel: &PrimaryChannelEnd, boot_timeout: Duration) -> Result<()> {
     let failed = |reason: &str| {
-        Err(Error::application("the worker of the upgrade check did not become ready", reason))
+        let reason = format!("the worker of the upgrade check did not become ready: {reason}");
+        Err(Error::workers_cannot_boot(reason))
     };
     let mut boot_error = None;
     loop {

@@ -198,7 +198,7 @@ impl ServingRuntime {
     }
 
     fn handle(&self) -> Result<Handle> {
-        let gone = || Error::application("boot", "the threads are gone");
+        let gone = || Error::internal("the runtime of the worker is gone while it boots");
         self.0.as_ref().map(|runtime| runtime.handle().clone()).ok_or_else(gone)
     }
 }

@@ -184,8 +184,10 @@ impl UpgradeManifest {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<UpgradeManifest> {
-        let broken =
-            |why: String| Error::config(format!("the upgrade manifest is unusable: {why}"));
+        let broken = |why: String| {
+            let cause = std::io::Error::new(std::io::ErrorKind::InvalidData, why);
+            Error::system("read the upgrade manifest", cause)
+        };
         let manifest: UpgradeManifest =
             serde_json::from_slice(bytes).map_err(|e| broken(e.to_string()))?;
         if manifest.version != MANIFEST_VERSION {

@@ -31,7 +31,7 @@ use tokio::sync::Notify;
 
 use crate::channel::{WorkerChannelEnd, WorkerReport};
 use crate::dispatch::{self, AcceptedConnection, ConnectionStarter};
-use crate::error::{Error, Result, exit};
+use crate::error::{Error, ErrorKind, Result, exit};
 use crate::messages::WorkerMessageEnd;
 use crate::status::WorkerState;
 use crate::worker_init::WorkerInit;
@@ -243,7 +243,7 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
 fn report_boot_failure(state: &LocalWorkerState, error: &Error) -> u8 {
     // If sending fails, the primary learns it from the exit status.
     let _ = state.channel.send(&WorkerReport::BootFailed(error.to_string()));
-    exit::WORKERS_CANNOT_BOOT
+    ErrorKind::WorkersCannotBoot.exit_status()
 }
 
 /// Waits until the worker drains, no connection is open, and the primary passes no more of them.

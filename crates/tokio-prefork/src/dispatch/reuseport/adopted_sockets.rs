@@ -35,7 +35,8 @@ fn start_accept_loop(
 ) -> Result<()> {
     let listener = Listener::from_received_fd(fd, slot)?;
     let app = state.app.get();
-    let app = app.ok_or_else(|| Error::config("the application has not booted yet"))?;
+    let app = app
+        .ok_or_else(|| Error::internal("a socket is adopted before the application has booted"))?;
     let stop = Rc::new(Notify::new());
     let starter = app.connection_starter(state);
     let acceptor = AcceptLoop::new(state, listener, starter, false, Rc::clone(&stop))
