@@ -1,16 +1,48 @@
-//! A prefork server: a *primary* process binds one SO_REUSEPORT listening socket, forks *workers* that each
-//! run a single-threaded tokio runtime with hyper, and supervises and respawns them. Node's cluster module,
-//! as real processes, in Rust. Linux only.
+//! A prefork server for tokio and hyper: worker processes that share a listening socket, supervised by a primary.
 //!
-//! Start with [`Cluster`]. The map of the house is in `ARCHITECTURE.md`; its invariants, absences first:
+//! The *primary* process binds the listening sockets, forks *workers* that each run a single-threaded tokio runtime, and
+//! respawns those that die. It is what Node's cluster module does, in Rust. Linux only.
 //!
-//! - The primary has one thread and no async runtime, ever; a process that forks has one thread.
-//! - Only `sys` touches the kernel by hand: no other room names libc, nor the keyword that lifts Rust's guarantees.
-//! - The supervisor makes no system call and never learns the time except as an argument.
-//! - A pid is forgotten the moment its exit is reported, and never signalled again.
-//! - A forked worker never returns into the primary's code, and never outlives it.
-//! - Nothing read from shared memory or a channel is believed: it is a figure to check or to show.
-//! - Nothing waits for a peer without a deadline, and every queue has a bound.
+//! ```no_run
+//! use http_body_util::Full;
+//! use hyper::body::{Bytes, Incoming};
+//! use hyper::{Request, Response, service::service_fn};
+//! use tokio_prefork::{Cluster, Config, Worker};
+//!
+//! fn main() -> tokio_prefork::Result<std::process::ExitCode> {
+//!     let config = Config::builder().listen("127.0.0.1:3000")?.build()?;
+//!     Cluster::new(config).serve(|worker: Worker| async move {
+//!         let pid = worker.pid();
+//!         Ok(service_fn(move |_: Request<Incoming>| async move {
+//!             let body = Full::new(Bytes::from(format!("Handled by PID {pid}\n")));
+//!             Ok::<_, std::convert::Infallible>(Response::new(body))
+//!         }))
+//!     })
+//! }
+//! ```
+//!
+//! # Main items
+//!
+//! - [`Cluster`] runs an application under a [`Config`]; [`Cluster::on_event`] and its siblings add hooks in the primary.
+//! - [`Worker`] is the application's handle in a worker: messages, CPU pool, isolated jobs, status.
+//! - [`shared`] has counters, gauges, histograms, flags, caches, rate limits and leadership across all workers.
+//! - [`pool`] runs CPU-bound jobs on threads; [`IsolatedPoolConfig`] configures processes for jobs that may crash.
+//! - [`control`] asks a running primary for its status, a reload, an upgrade or a stop.
+//! - [`Error`] has a kind to match on and an exit status.
+//!
+//! # Features
+//!
+//! - `http2` (off by default): HTTP/2 without TLS, by prior knowledge.
+//!
+//! # Invariants
+//!
+//! - The primary has one thread and no async runtime, because a multi-threaded process cannot fork safely.
+//! - The primary holds every listening socket, so that the death of a worker loses no queued connection.
+//! - The supervisor makes no system call and gets the time as an argument.
+//! - A pid is never signalled after its exit was reported.
+//! - A worker never returns into the primary's code and never outlives the primary.
+//! - Values read from shared memory or from a channel are checked before they are used.
+//! - Every wait for another process has a deadline, and every queue has a limit.
 
 mod channel;
 mod cluster;
@@ -67,7 +99,7 @@ pub use shared::{
 pub use upgrade::report_failed_start;
 pub use worker::{AcceptedStream, BoxError, IsolatedPool, RequestDeadline, ThreadedWorker, Worker};
 
-/// The programs of README.md and of the book, for the compiler.
+/// Compiles the programs in README.md and in the book.
 #[cfg(doctest)]
 mod documentation {
     macro_rules! pages {

@@ -1,10 +1,9 @@
-//! The log file, for installations without a service manager that keeps the log. It becomes standard error, so that it
-//! also has what a foreign library prints.
+//! The log file: opens it and redirects standard error to it, so that it also gets the output of other libraries.
 //!
-//! The path may name a descriptor that is open already (`/dev/stderr`, `/dev/stdout`, `/dev/fd/N`), which is then used
-//! as it is: opening it again fails where it is a socket or belongs to another user. A link is followed if it belongs to
-//! root or to the user of this process, as the kernel does it in shared directories (`protected_symlinks`); the link of
-//! somebody else could lead a privileged process anywhere.
+//! The path may name an open descriptor (`/dev/stderr`, `/dev/stdout`, `/dev/fd/N`), which is duplicated: opening it again
+//! fails if it is a socket or belongs to another user. Symbolic links are followed only if they belong to root or to the user
+//! of this process, as with the kernel's `protected_symlinks`, because a link of another user could make a privileged
+//! process write to any file.
 
 use std::fs::{Metadata, OpenOptions};
 use std::io;
@@ -18,21 +17,21 @@ use nix::fcntl::OFlag;
 use crate::error::{Error, Result};
 use prefork_os::nonblocking_writer::FileKind;
 
-/// Links that are followed before they count as a circle, as in the kernel.
+/// How many symbolic links are followed before they count as a loop, as in the kernel.
 const MAX_SYMLINKS: usize = 40;
 
-/// Where a log can go.
+/// The advice at the end of errors: what a log path may name.
 const LOG_DESTINATIONS: &str = "name a regular file, /dev/null, /dev/stdout or /dev/stderr";
 
-/// A file or a descriptor that takes the log.
+/// An open file or descriptor to write the log to.
 #[derive(Debug)]
 pub struct LogFile {
     file: OwnedFd,
-    /// The descriptor that the path names, instead of a file.
+    /// The descriptor that the path names; `None` if the path names a file.
     fd: Option<i32>,
 }
 
-/// What a path leads to.
+/// What a log path names.
 #[derive(Debug, PartialEq, Eq)]
 enum LogDestination {
     Descriptor(i32),
@@ -40,7 +39,7 @@ enum LogDestination {
 }
 
 impl LogFile {
-    /// Opens `path` to append to. Nothing is redirected yet.
+    /// Opens `path` for appending, without redirecting anything yet.
     pub(crate) fn open(path: &Path) -> Result<LogFile> {
         let cannot = |why: String| {
             Error::system(format!("write the log to {}", path.display()), io::Error::other(why))
@@ -75,8 +74,8 @@ impl LogFile {
             .map_err(|e| cannot(open_error_text(&found, &io::Error::from(e))))
     }
 
-    /// As [`open`](LogFile::open), but not at the start: of descriptors, only the standard streams are still what the path
-    /// means. For any other the log stays where it is.
+    /// Opens `path` after the start. Fails for descriptors other than the standard streams, whose numbers may be reused by
+    /// now.
     pub(crate) fn reopen(path: &Path) -> Result<LogFile> {
         match inherited_log_fd(path) {
             None => LogFile::open(path),
@@ -88,18 +87,18 @@ impl LogFile {
         }
     }
 
-    /// Makes it the standard error of this process. The descriptor is for workers that were forked before.
+    /// Redirects standard error to the file. Returns the descriptor, to be sent to the workers.
     pub(crate) fn redirect_stderr(self) -> io::Result<OwnedFd> {
         prefork_os::fd::replace_stderr(&self.file)?;
         if let Some(fd @ 3..) = self.fd {
-            // It has become descriptor 2: no program that is started needs it twice.
+            // It is duplicated as descriptor 2; programs that are started do not need it twice.
             prefork_os::fd::set_close_on_exec(fd)?;
         }
         Ok(self.file)
     }
 }
 
-/// The descriptor that `path` names, other than the standard streams: it has to stay open at the start.
+/// Returns the descriptor that `path` names, if it is not a standard stream. It must not be closed at the start.
 pub(crate) fn inherited_log_fd(path: &Path) -> Option<i32> {
     match resolve_log_destination(path) {
         Ok(LogDestination::Descriptor(fd @ 3..)) => Some(fd),
@@ -107,7 +106,7 @@ pub(crate) fn inherited_log_fd(path: &Path) -> Option<i32> {
     }
 }
 
-/// Whether both paths lead to the same file, or would once it is made.
+/// Returns whether both paths lead to the same file, or would if it existed.
 pub(crate) fn is_same_file(one: &Path, other: &Path) -> bool {
     if let (Ok(one), Ok(other)) = (one.metadata(), other.metadata()) {
         return (one.dev(), one.ino()) == (other.dev(), other.ino());
@@ -115,7 +114,7 @@ pub(crate) fn is_same_file(one: &Path, other: &Path) -> bool {
     matches!((resolve_log_destination(one), resolve_log_destination(other)), (Ok(one), Ok(other)) if one == other)
 }
 
-/// Follows links, with the checks that the kernel leaves out in directories that are not sticky.
+/// Resolves links one by one, checking their owner, which the kernel does only in sticky directories.
 fn resolve_log_destination(path: &Path) -> std::result::Result<LogDestination, String> {
     let mut path = path.to_path_buf();
     for _ in 0..MAX_SYMLINKS {
@@ -130,7 +129,7 @@ fn resolve_log_destination(path: &Path) -> std::result::Result<LogDestination, S
         let Some(name) = path.file_name() else { return Err(unusable_text("a directory")) };
         let directory = directory.canonicalize().map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => {
-                format!("the directory {} does not exist; make it", directory.display())
+                format!("the directory {} does not exist; create it", directory.display())
             }
             _ => format!("the directory {} cannot be reached: {e}", directory.display()),
         })?;
@@ -146,7 +145,7 @@ fn resolve_log_destination(path: &Path) -> std::result::Result<LogDestination, S
         };
         path = follow_symlink(&path, &directory, &meta)?;
     }
-    Err("too many links, or a circle of them".to_string())
+    Err("too many links, or a loop of them".to_string())
 }
 
 fn follow_symlink(
@@ -165,7 +164,7 @@ fn follow_symlink(
     Ok(directory.join(target))
 }
 
-/// The number in `/dev/stderr`, `/dev/fd/2`, `/proc/self/fd/2` and the like.
+/// Parses the descriptor number in `/dev/stderr`, `/dev/fd/2`, `/proc/self/fd/2` and the like.
 fn parse_fd_path(path: &Path) -> Option<i32> {
     let parts: Option<Vec<&str>> = path
         .components()
@@ -188,7 +187,7 @@ fn parse_fd_path(path: &Path) -> Option<i32> {
     }
 }
 
-/// A duplicate of descriptor `number`, if a log can go there.
+/// Duplicates a descriptor, if a log can be written to it.
 fn duplicate_log_fd(fd: i32) -> std::result::Result<OwnedFd, String> {
     let file = prefork_os::fd::duplicate_fd(fd).map_err(|e| match Errno::try_from(e) {
         Ok(Errno::EBADF) => format!("descriptor {fd} is not open; {LOG_DESTINATIONS}"),
@@ -196,7 +195,7 @@ fn duplicate_log_fd(fd: i32) -> std::result::Result<OwnedFd, String> {
         Err(e) => e.to_string(),
     })?;
     let kind = file_kind(&file)?;
-    // Beyond the standard streams, sockets are connections or listen.
+    // Sockets other than the standard streams are connections or listening sockets.
     if fd > 2 && kind == FileKind::Socket {
         return Err(unusable_text("a socket"));
     }
@@ -210,9 +209,9 @@ fn duplicate_log_fd(fd: i32) -> std::result::Result<OwnedFd, String> {
     }
 }
 
-/// Opens a regular file, which is made if it does not exist, or a character device.
+/// Opens a character device or a regular file, which is created if it does not exist.
 fn open_log_path(path: &Path) -> std::result::Result<OwnedFd, String> {
-    // Before it is opened, as that alone does something to some devices.
+    // Checked before opening, because opening alone has effects on some devices.
     if let Ok(meta) = path.symlink_metadata() {
         check_can_hold_log(prefork_os::nonblocking_writer::file_kind_of_mode(meta.mode()))?;
     }
@@ -225,7 +224,7 @@ fn open_log_path(path: &Path) -> std::result::Result<OwnedFd, String> {
         .open(path)
         .map_err(|e| open_error_text(path, &e))?;
     let file = OwnedFd::from(file);
-    // Another file may have taken its place before it was opened.
+    // Checked again, because the file may have been replaced meanwhile.
     check_can_hold_log(file_kind(&file)?)?;
     prefork_os::fd::set_append_mode(&file).map_err(|e| e.to_string())?;
     Ok(file)
@@ -264,7 +263,7 @@ fn open_error_text(path: &Path, error: &io::Error) -> String {
             format!("{error}; choose a directory of another file system than that of {directory}")
         }
         io::ErrorKind::StorageFull => {
-            format!("{error}; make room in the file system of {directory}")
+            format!("{error}; free space in the file system of {directory}")
         }
         _ => error.to_string(),
     }
@@ -279,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_descriptors_are_recognised_through_links_and_dots() {
+    fn descriptor_paths_are_recognized_through_links_and_dots() {
         let dir = tempfile::tempdir().expect("directory");
         let link = dir.path().join("log");
         std::os::unix::fs::symlink("/dev/stdout", &link).expect("link");
@@ -298,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_log_is_named_and_not_waited_for() {
+    fn unusable_paths_fail_with_the_file_type() {
         let dir = tempfile::tempdir().expect("directory");
         let path = |name: &str| dir.path().join(name);
         nix::unistd::mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("FIFO");
@@ -308,8 +307,8 @@ mod tests {
             ("", "a directory"),
             ("fifo", "a FIFO"),
             ("socket", "a socket"),
-            ("no/log", "does not exist; make it"),
-            ("circle", "a circle"),
+            ("no/log", "does not exist; create it"),
+            ("circle", "a loop"),
         ] {
             let why = refused(&path(name));
             assert!(why.starts_with("cannot write the log to /") && why.contains(what), "{why}");
@@ -319,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_names_what_cannot_be_a_log_and_makes_no_file() {
+    fn check_reports_unusable_paths_and_creates_no_file() {
         let dir = tempfile::tempdir().expect("directory");
         let path = |name: &str| dir.path().join(name);
         LogFile::check(&path("log")).expect("can be made");
@@ -337,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn ones_own_link_to_a_file_is_followed_whether_the_file_exists_or_not() {
+    fn own_links_are_followed_even_if_the_file_is_missing() {
         let dir = tempfile::tempdir().expect("directory");
         let (file, link) = (dir.path().join("file"), dir.path().join("link"));
         std::os::unix::fs::symlink("file", &link).expect("link");
@@ -350,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_can_be_a_log() {
+    fn a_character_device_is_accepted() {
         LogFile::open(Path::new("/dev/null")).expect("a log");
     }
 }

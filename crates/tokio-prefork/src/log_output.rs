@@ -1,11 +1,11 @@
-//! Lines to standard error without waiting for whoever reads it: supervision and serving go on when the log is not read.
+//! Writes log lines to standard error without blocking, so that a slow log reader does not stop supervision or serving.
 //!
-//! A line that cannot be written at once is dropped and counted. As soon as there is room again, one line tells how
-//! many were dropped, and why. The counts are shared by all processes that were forked after [`init_log_output`], so that the
-//! first process that finds room tells for all of them.
+//! A line that cannot be written at once is dropped and counted. As soon as there is space again, one line reports how many
+//! were dropped, and why. The counts are shared by all processes forked after [`init_log_output`], so that one process
+//! reports for all of them.
 //!
-//! There is no queue in the process: a pipe holds 64 KiB by default, and what a second buffer held would be lost with
-//! its process.
+//! Lines are not queued in the process: a pipe holds 64 KiB by default, and a second buffer would be lost if the process
+//! dies.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -19,13 +19,13 @@ use crate::error::Error;
 use prefork_os::nonblocking_writer::{NonblockingWriter, wait_until_writable};
 use prefork_os::shared_memory;
 
-/// How long the last line of a process waits for room.
+/// How long the final line of a process waits for space in the pipe.
 const FINAL_LINE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long the primary waits before it looks again whether there is room to tell of dropped lines.
+/// How long the primary waits before it tries again to report dropped lines.
 pub(crate) const DROPPED_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Makes a whole line of the log, with its line feed, from the text of a warning.
+/// Formats the text of a warning as a complete log line with its line feed.
 pub type WarningFormatter = fn(&str) -> Vec<u8>;
 
 static WARNING_FORMATTER: OnceLock<WarningFormatter> = OnceLock::new();
@@ -37,14 +37,14 @@ static LOG_WRITER: Mutex<LogWriter> =
 struct DroppedLineCounters {
     /// Since the start.
     total: &'static AtomicU64,
-    /// That no line has reported of.
+    /// Those that no line has reported yet.
     unreported: &'static AtomicU64,
-    /// `errno` of the last one; 0 if its stream had no room.
+    /// `errno` of the last drop; 0 if the pipe was full.
     last_errno: &'static AtomicU64,
 }
 
 impl DroppedLineCounters {
-    /// The counters of this process and of those that were forked after the first call.
+    /// Returns the counters that this process shares with those forked after the first call.
     fn get_shared() -> DroppedLineCounters {
         static SHARED: OnceLock<DroppedLineCounters> = OnceLock::new();
         static OWN: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
@@ -63,7 +63,7 @@ impl DroppedLineCounters {
         self.unreported.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What stands in the log, and in the events, about `count` lines.
+    /// Returns the text for the log and the events about `count` dropped lines.
     fn report_text(self, count: u64) -> String {
         let plural = if count == 1 { " was" } else { "s were" };
         let errno = i32::try_from(self.last_errno.load(Ordering::Relaxed)).unwrap_or(0);
@@ -75,18 +75,18 @@ impl DroppedLineCounters {
     }
 }
 
-/// The stream, as far as this process knows it.
+/// The state of this process's log stream.
 struct LogWriter {
     writer: Option<NonblockingWriter>,
-    /// Only a part of the last line is in the log.
+    /// Whether only a part of the last line was written.
     has_partial_line: bool,
 }
 
 impl LogWriter {
-    /// Writes `line`, which ends with a line feed, to `fd`, whole or not at all as far as `fd` allows that.
+    /// Writes `line`, which ends with a line feed, to `fd`, completely or not at all if `fd` allows that.
     fn write(&mut self, fd: BorrowedFd<'_>, line: &[u8]) -> io::Result<()> {
         if !self.writer.as_ref().is_some_and(|writer| writer.is_same_file(fd)) {
-            // Another file has become this descriptor.
+            // The descriptor was redirected to another file.
             self.writer = Some(NonblockingWriter::new(fd)?);
             self.has_partial_line = false;
         }
@@ -110,7 +110,7 @@ impl LogWriter {
     }
 }
 
-/// `line`, cut where it is longer than `max` bytes; it says so, and ends with a line feed all the same.
+/// Cuts `line` to `max` bytes, marks the cut and keeps the line feed.
 fn truncate_line(line: &[u8], max: Option<usize>) -> Cow<'_, [u8]> {
     // One byte for the line feed that ends a torn line before it.
     let Some(max) = max.map(|max| max - 1).filter(|max| line.len() > *max) else {
@@ -126,7 +126,7 @@ fn truncate_line(line: &[u8], max: Option<usize>) -> Cow<'_, [u8]> {
     Cow::Owned(short)
 }
 
-/// Makes the counters, for this process and for all that it forks, and says what a warning of the log looks like.
+/// Creates the shared counters of dropped lines, and sets how warnings about them are formatted. Call it before forking.
 pub fn init_log_output(format: Option<WarningFormatter>) {
     DroppedLineCounters::get_shared();
     if let Some(format) = format {
@@ -134,8 +134,8 @@ pub fn init_log_output(format: Option<WarningFormatter>) {
     }
 }
 
-/// Writes `line`, which ends with a line feed, to standard error without waiting. If that cannot be, the line is
-/// dropped and counted.
+/// Writes `line`, which ends with a line feed, to standard error without waiting. If that is not possible, drops and counts
+/// the line.
 pub fn write_line(line: &[u8]) {
     let stderr = io::stderr();
     with_log_writer(|output| {
@@ -147,7 +147,7 @@ pub fn write_line(line: &[u8]) {
     });
 }
 
-/// As [`write_line`], but waits half a second for room: nothing else is left to be done.
+/// Writes the final line of a process, as [`write_line`], but waits up to 500 ms for space.
 pub fn write_final_line(line: &[u8]) {
     let stderr = io::stderr();
     let deadline = Instant::now() + FINAL_LINE_TIMEOUT;
@@ -166,7 +166,7 @@ pub fn write_final_line(line: &[u8]) {
     }
 }
 
-/// Tells of dropped lines if there are any and there is room. Returns when to look again.
+/// Reports dropped lines if there are any. Returns when to try again if there is no space.
 pub(crate) fn retry_dropped_report() -> Option<Duration> {
     let dropped = DroppedLineCounters::get_shared();
     if dropped.unreported.load(Ordering::Relaxed) == 0 {
@@ -177,17 +177,17 @@ pub(crate) fn retry_dropped_report() -> Option<Duration> {
     reported.is_err().then_some(DROPPED_REPORT_INTERVAL)
 }
 
-/// Lines that were dropped since the start, by all processes of the cluster.
+/// Returns how many lines all processes of the cluster have dropped since the start.
 pub(crate) fn dropped_line_count() -> u64 {
     DroppedLineCounters::get_shared().total.load(Ordering::Relaxed)
 }
 
-/// What the events say about `count` dropped lines.
+/// Returns the text of the event about `count` dropped lines.
 pub(crate) fn dropped_lines_text(count: u64) -> String {
     DroppedLineCounters::get_shared().report_text(count)
 }
 
-/// Writes one line about the lines that nobody was reported of.
+/// Writes one line about the dropped lines that were not reported yet.
 fn write_dropped_report(
     output: &mut LogWriter,
     fd: BorrowedFd<'_>,
@@ -196,7 +196,7 @@ fn write_dropped_report(
     if dropped.unreported.load(Ordering::Relaxed) == 0 {
         return Ok(());
     }
-    // Taken before it is written, so that of several processes one tells.
+    // Reset before the write, so that only one process reports them.
     let count = dropped.unreported.swap(0, Ordering::Relaxed);
     if count == 0 {
         return Ok(());
@@ -204,7 +204,7 @@ fn write_dropped_report(
     let text = dropped.report_text(count);
     let line = match WARNING_FORMATTER.get() {
         Some(format) => format(&text),
-        None => format!("prefork: {text}\n").into_bytes(),
+        None => format!("warning: {text}\n").into_bytes(),
     };
     output.write(fd, &line).inspect_err(|_| {
         dropped.unreported.fetch_add(count, Ordering::Relaxed);
@@ -216,16 +216,17 @@ fn with_log_writer<T>(act: impl FnOnce(&mut LogWriter) -> T) -> T {
 }
 
 impl Error {
-    /// Tells the error on standard error in one line, and gives the status to exit with:
-    /// `fn main() -> ExitCode { run().unwrap_or_else(|e| e.report()) }`. Waits half a second at most for a reader.
+    /// Writes the error to standard error as one line, `error: TEXT`, and returns the exit code. Waits at most 500 ms for space.
+    ///
+    /// Use it in `main`: `fn main() -> ExitCode { run().unwrap_or_else(|e| e.report()) }`.
     pub fn report(&self) -> ExitCode {
         crate::upgrade::report_failed_start(self);
-        write_final_line(format!("prefork: {self}\n").as_bytes());
+        write_final_line(format!("error: {self}\n").as_bytes());
         ExitCode::from(self.exit_status())
     }
 }
 
-/// A [`Write`] for loggers that write one whole record at a time.
+/// A non-blocking [`Write`] to standard error, for loggers that write one whole record at a time.
 #[derive(Debug, Default)]
 pub struct LogOutput;
 
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_in_a_full_pipe_whole_or_not_at_all() {
+    fn a_full_pipe_gets_only_complete_lines() {
         let (mut reader, writer) = io::pipe().expect("pipe");
         let (mut output, mut written) = (new_log_writer(), 0);
         let line = [&[b'x'; 700][..], b"\n"].concat();
@@ -267,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_too_long_for_a_pipe_is_cut_and_says_so() {
+    fn a_line_too_long_for_a_pipe_is_cut_and_marked() {
         let line = ["ä".repeat(5000), "\n".to_string()].concat();
         let short = truncate_line(line.as_bytes(), Some(4096));
         let text = std::str::from_utf8(&short).expect("whole characters");
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_after_half_a_line_stands_on_its_own() {
+    fn a_partial_line_is_ended_before_the_next_line() {
         let mut file = tempfile::NamedTempFile::new().expect("file");
         let mut output = new_log_writer();
         output.write(file.as_fd(), b"half").expect("write");
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn dropped_lines_are_told_of_with_their_number_and_reason_when_there_is_room() {
+    fn dropped_lines_are_reported_once_with_count_and_reason() {
         let counters: &'static [AtomicU64] = shared_memory::create_shared_words(3).expect("words");
         let dropped = DroppedLineCounters {
             total: &counters[0],

@@ -1,6 +1,7 @@
-//! As whom workers run: from names to numbers, before the first fork; and what an operator is told when that cannot
-//! be. The primary stays what it was started as, so that it can fork, reload, upgrade, bind low ports and signal its
-//! workers; those drop everything right after their fork, before anything of the application runs.
+//! The user and groups of workers: resolves their names before the first fork, and drops privileges in the worker.
+//!
+//! The primary keeps its user, so that it can fork, reload, upgrade, bind low ports and signal its workers. Workers drop
+//! their privileges right after the fork, before any code of the application runs.
 
 use std::ffi::CString;
 
@@ -8,7 +9,7 @@ use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
 use crate::error::{Error, Result};
 
-/// Whom to become, in numbers: nothing has to be looked up in a worker.
+/// The user and groups that workers switch to, as numbers, so that a worker needs no lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WorkerCredentials {
     uid: u32,
@@ -18,10 +19,10 @@ pub(crate) struct WorkerCredentials {
 }
 
 impl WorkerCredentials {
-    /// What `user` and `group` (names or numbers) stand for on this machine; `None` if neither was given.
+    /// Resolves the names or numbers `user` and `group`. Returns `None` if neither is configured.
     ///
     /// # Errors
-    /// They are unknown, or too little to go by.
+    /// One of them is unknown, a group comes without a user, or a numeric user has no known group.
     pub(crate) fn resolve(
         user: Option<&str>,
         group: Option<&str>,
@@ -43,7 +44,7 @@ impl WorkerCredentials {
             Some(uid) => User::from_uid(Uid::from_raw(uid)),
             None => User::from_name(user),
         };
-        // A container may have no /etc/passwd; numbers mean something without it.
+        // A container may have no /etc/passwd; numbers are valid without it.
         let entry = match entry {
             Err(e) if number.is_none() && e != nix::errno::Errno::ENOENT => return Err(unread(e)),
             Err(_) | Ok(None) => None,
@@ -69,7 +70,7 @@ impl WorkerCredentials {
         }
     }
 
-    /// Whether this process may become that at all, so that a start fails and not each worker.
+    /// Checks that this process may switch to the user, so that the start fails instead of each worker.
     pub(crate) fn check_can_switch_user(&self) -> Result<()> {
         let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
         if uid.is_root() || (uid.as_raw(), gid.as_raw()) == (self.uid, self.gid) {
@@ -82,7 +83,7 @@ impl WorkerCredentials {
         )))
     }
 
-    /// Becomes that for good and without a way back, in a freshly forked worker.
+    /// Switches to the user and groups irrevocably, in a freshly forked worker.
     pub(crate) fn drop_privileges(&self) -> Result<()> {
         Ok(prefork_os::credentials::drop_privileges(self.uid, self.gid, &self.groups)?)
     }
@@ -109,12 +110,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_asked_for_is_nothing_to_become() {
+    fn without_user_and_group_nothing_changes() {
         assert_eq!(WorkerCredentials::resolve(None, None).expect("nothing"), None);
     }
 
     #[test]
-    fn what_is_unknown_is_named() {
+    fn unknown_names_are_named_in_the_error() {
         assert!(
             refusal(Some("no-such-user"), None).starts_with("user = no-such-user is unknown: ")
         );
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_numbers_are_found_and_a_group_of_its_own_wins() {
+    fn names_and_numbers_resolve_and_a_given_group_takes_precedence() {
         let root = WorkerCredentials::resolve(Some("root"), None).expect("known").expect("one");
         assert_eq!((root.uid, root.gid, root.groups.contains(&0)), (0, 0, true));
         assert_eq!(WorkerCredentials::resolve(Some("0"), Some("0")).expect("known"), Some(root));
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn another_user_takes_root() {
+    fn switching_to_another_user_requires_root() {
         let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
         let own = WorkerCredentials { uid, gid, groups: Vec::new() };
         own.check_can_switch_user().expect("nothing changes");

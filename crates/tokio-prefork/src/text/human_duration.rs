@@ -1,4 +1,4 @@
-//! A duration as people read it.
+//! Durations formatted for people.
 
 use std::fmt::{Display, Formatter, Result};
 use std::time::Duration;
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_are_readable() {
+    fn durations_are_printed_in_the_largest_fitting_unit() {
         let span = |ms| HumanDuration(Duration::from_millis(ms)).to_string();
         assert_eq!(
             [span(4), span(2500), span(30_000), span(180_000), span(7_200_000)],

@@ -1,8 +1,7 @@
 //! Text from workers, clients, applications and files, made safe to show: one line, no control characters, bounded.
 //!
-//! Everything that people read goes through here: log lines, events, `prefork status`, `/cluster`, errors and the status
-//! text for the service manager. So no request line, panic text, worker's word or name can forge a line, clear a
-//! terminal, reorder what is displayed, or flood a log.
+//! Log lines, events, status output, errors and the status text for the service manager are escaped here, so that no request
+//! line, panic text, worker message or name can forge a line, clear a terminal, reorder the display or flood a log.
 //!
 //! Only characters that need it are escaped, and never the backslash: escaping twice changes nothing.
 
@@ -10,10 +9,10 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::fmt::{self, Display, Write};
 
-/// Bytes of one text that are shown, after escaping. What is longer is cut, and the cut is marked.
+/// The maximum length of an escaped text in bytes: 16 KiB. Longer text is cut, and the cut is marked.
 pub const MAX_PRINTABLE_BYTES: usize = 16 * 1024;
 
-/// What marks a cut.
+/// The mark at the end of a cut text.
 const CUT_MARK: &str = "... (cut)";
 
 /// Displays a value with everything escaped that is not printable, cut to [`MAX_PRINTABLE_BYTES`].
@@ -35,8 +34,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(Printable(text).to_string())
 }
 
-/// Returns what bytes say, where they may not be UTF-8: a byte that is not is shown as `\xNN`. At most `limit` bytes are
-/// looked at; if there are more, the cut is marked.
+/// Converts bytes to printable text; bytes that are not UTF-8 become `\xNN`. Reads at most `limit` bytes and marks a cut.
 pub fn printable_bytes(bytes: &[u8], limit: usize) -> String {
     let shown = &bytes[..bytes.len().min(limit)];
     let mut text = String::with_capacity(shown.len());
@@ -79,20 +77,20 @@ pub fn printable_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Returns how a process is shown in a message, if it exists: `pid 812, nginx`.
+/// Returns the description of a process for a message, if it exists: `pid 812, nginx`.
 pub(crate) fn printable_process(pid: u32) -> Option<String> {
     let name = prefork_os::process::process_command_name(pid)?;
     Some(format!("pid {pid}, {}", printable_bytes(&name, name.len())))
 }
 
-/// Returns what a panic said, printable, or that it said no text.
+/// Returns the printable message of a panic, or `(no text)`.
 pub fn panic_text(panic: &(dyn Any + Send)) -> Cow<'_, str> {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     printable(text.unwrap_or("(no text)"))
 }
 
-/// Whether a character would begin a line, steer a terminal, hide itself, or change the order of others.
+/// Returns whether a character must be escaped: it breaks lines, controls a terminal, is invisible or reorders text.
 fn needs_escape(c: char) -> bool {
     match c {
         // Most text by far.
@@ -124,7 +122,7 @@ impl EscapingWriter<'_, '_> {
         }
         self.is_cut = true;
         let mut end = self.remaining_bytes;
-        // Half an escape would say something else.
+        // A partial escape sequence would mean something else.
         if piece.starts_with('\\') {
             end = 0;
         }
@@ -159,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_steers_a_terminal_or_a_reader_is_escaped_and_other_text_is_not() {
+    fn control_and_invisible_characters_are_escaped() {
         assert_eq!(
             printable("a\r\nb\tc\u{1b}[31m\u{7f}\u{9b}\0"),
             r"a\r\nb\tc\u{1b}[31m\u{7f}\u{9b}\u{0}"
@@ -171,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_shown_as_numbers() {
+    fn invalid_utf8_is_shown_as_hex_escapes() {
         assert_eq!(printable_bytes(b"caf\xc3\xa9 \xff\x1b\xc3", 100), r"café \xff\u{1b}\xc3");
         assert_eq!(printable_bytes("ééé".as_bytes(), 3), r"é\xc3... (cut)");
         assert_eq!(printable_bytes(b"", 0), "");
@@ -190,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn json_keeps_its_meaning_and_loses_its_controls() {
+    fn escaped_json_parses_to_the_same_value() {
         let text = "a\u{9b}\u{7f}\u{202e}\u{e0041}\u{1b}\n";
         let json = serde_json::to_string_pretty(&[text]).expect("JSON");
         let safe = printable_json(&json);
@@ -200,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_told_by_its_text() {
+    fn panic_text_returns_the_message() {
         let said = |panic: Box<dyn Any + Send>| panic_text(&*panic).into_owned();
         assert_eq!(said(Box::new("a\nb")), r"a\nb");
         assert_eq!(said(Box::new("\u{1b}c".to_string())), r"\u{1b}c");
@@ -209,7 +207,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_becomes_one_printable_line_and_stays_so(text: String, bytes: Vec<u8>) {
+        fn escaping_is_idempotent_and_leaves_one_printable_line(text: String, bytes: Vec<u8>) {
             let once = printable(&text).into_owned();
             prop_assert!(!once.contains(needs_escape));
             prop_assert_eq!(printable(&once), once.as_str());
