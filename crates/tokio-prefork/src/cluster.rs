@@ -107,8 +107,9 @@ impl Cluster {
     /// the worker is ready when it returns. Neither its future nor the service needs to be `Send`. A tower or axum
     /// service fits through `hyper_util::service::TowerToHyperService`.
     ///
-    /// `app` itself is `Send` and `Sync`, as under [`ConcurrencyModel::ThreadPerCore`](crate::ConcurrencyModel::ThreadPerCore) each thread
-    /// calls it. For [`ConcurrencyModel::Threads`](crate::ConcurrencyModel::Threads) there is [`Cluster::serve_threads`].
+    /// `app` itself is `Send` and `Sync`, as under
+    /// [`ConcurrencyModel::ThreadPerCore`](crate::ConcurrencyModel::ThreadPerCore) each thread calls it. For
+    /// [`ConcurrencyModel::Threads`](crate::ConcurrencyModel::Threads) there is [`Cluster::serve_threads`].
     ///
     /// # Errors
     /// The address cannot be bound, or the system refuses something at the start. What goes wrong later is
@@ -126,9 +127,9 @@ impl Cluster {
         self.run(AppThreading::SingleThread, || Ok(worker::http_app(app)))
     }
 
-    /// As [`Cluster::serve`], for [`ConcurrencyModel::Threads`](crate::ConcurrencyModel::Threads): one service, shared by the threads of one
-    /// process, each of which may poll any request. Hence `Send` and `Sync`, which is why this is a method of its own:
-    /// an application that holds an `Rc` cannot get here by a flag.
+    /// As [`Cluster::serve`], for [`ConcurrencyModel::Threads`](crate::ConcurrencyModel::Threads): one service, shared
+    /// by the threads of one process, each of which may poll any request. Hence `Send` and `Sync`, which is why this is
+    /// a method of its own: an application that holds an `Rc` cannot get here by a flag.
     ///
     /// `app` runs once in each worker process, on one of its threads. Connections are not handed over when the
     /// worker is replaced, and a handler that blocks is not named by the watchdog: it holds one thread of several.
@@ -236,7 +237,7 @@ impl Cluster {
         let mut listeners =
             self.take_inherited_sockets(manifest.as_ref(), &service.activation_fds)?;
         let passed = if manifest.is_none() { &service.activation_fds[..] } else { &[] };
-        let unwanted = listeners.take_stored(passed, &self.config.bind);
+        let unwanted = listeners.take_stored_sockets(passed, &self.config.bind);
         let resolved = resolve_hosts(&self.config.bind)?;
         listeners.resolve_bind_addrs(&mut self.config.bind, &resolved);
         let slots = self.sockets_per_addr(manifest.as_ref());
@@ -296,7 +297,7 @@ impl Cluster {
                 let resolved = resolve_hosts(&self.config.bind)?;
                 listeners.resolve_bind_addrs(&mut self.config.bind, &resolved);
                 let slots = self.sockets_per_addr(Some(manifest));
-                listeners.check_bindable(&self.config.bind, self.config.backlog, slots)?;
+                listeners.check_can_bind(&self.config.bind, self.config.backlog, slots)?;
                 drop(listeners);
                 primary::check_worker_boots(
                     self.config,

@@ -20,9 +20,9 @@ impl Cluster {
             set.set_started_by_upgrade();
         }
         if manifest.is_none() {
-            set.take_passed(passed, &self.config.bind)?;
+            set.take_passed_sockets(passed, &self.config.bind)?;
         }
-        let passed_addrs = set.passed_addrs();
+        let passed_addrs = set.passed_socket_addrs();
         add_passed_sockets(&mut self.config.bind, &passed_addrs);
         let read_config = std::mem::replace(
             &mut self.read_config,

@@ -1,19 +1,19 @@
 //! Accepts connections from a listening socket, and spreads them evenly over the workers that share it.
 //!
 //! Just in time: a worker begins to serve a connection before it accepts the next one (see `accept_budget`), and waits
-//! up to a millisecond for the first byte of a silent one (see `first_byte`). All others stay in the kernel's queue, where any
-//! worker can take them and none can lose them by dying.
+//! up to a millisecond for the first byte of a silent one (see `first_byte`). All others stay in the kernel's queue,
+//! where any worker can take them and none can lose them by dying.
 //!
-//! Evenly: a connection wakes the first sleeping worker in the order of exclusive wake-ups (see `accept_queue`). A worker that
-//! has accepted moves to the end of this order. One with far fewer connections than others is woken for every connection,
-//! and the worker woken beside it lets it accept first (see `accept_fairness`).
+//! Evenly: a connection wakes the first sleeping worker in the order of exclusive wake-ups (see `accept_queue`). A
+//! worker that has accepted moves to the end of this order. One with far fewer connections than others is woken for
+//! every connection, and the worker woken beside it lets it accept first (see `accept_fairness`).
 //!
 //! A worker may be stopped or killed right after a connection has woken it. The next worker that is woken accepts that
 //! connection as well, and all workers check the queue at each heartbeat, every 100 ms.
 //!
 //! Without free file descriptors or memory, the worker waits for a connection to close. Where accept fails for another
-//! reason (a seccomp filter forbids it, another process has shut the socket down), it backs off, logs once, and does not
-//! count as serving until accept succeeds or a reload opens the socket again.
+//! reason (a seccomp filter forbids it, another process has shut the socket down), it backs off, logs once, and does
+//! not count as serving until accept succeeds or a reload opens the socket again.
 
 use std::io;
 use std::rc::Rc;
@@ -29,7 +29,7 @@ use crate::dispatch::shared::accept_queue::AcceptQueue;
 use crate::listener::Listener;
 use crate::worker::local_state::LocalWorkerState;
 
-/// How long to wait for handshakes that have begun before a socket is closed for good: one round trip to most clients.
+/// How long to wait for pending handshakes before a socket is closed for good: one round trip to most clients.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// How long to wait when the process or the system is out of file descriptors or memory.
@@ -53,7 +53,7 @@ pub(crate) struct AcceptLoop {
     queue: AcceptQueue,
     name: String,
     is_unix: bool,
-    /// Whether this is the socket of the worker's own slot.
+    /// Whether the socket belongs to the worker's own slot.
     is_own_slot: bool,
     starter: ConnectionStarter,
     waits: QueueWaitSampler,
@@ -65,8 +65,8 @@ pub(crate) struct AcceptLoop {
 }
 
 impl AcceptLoop {
-    /// Creates the loop. `is_shared` if other workers accept from the same socket; notify `stop` to end the loop before the
-    /// worker drains.
+    /// Creates the loop. `is_shared` if other workers accept from the same socket; notify `stop` to end the loop before
+    /// the worker drains.
     pub(crate) fn new(
         state: &Rc<LocalWorkerState>,
         listener: Listener,
@@ -106,7 +106,7 @@ impl AcceptLoop {
         self.starter.start_pending();
         match drain.drain.current_order() {
             Some(order) if order.closing => self.accept_before_close().await,
-            // A connection may have woken this worker alone.
+            // A connection may have woken only this worker.
             _ if self.queue.is_shared() => self.accept_queued(1),
             _ => {}
         }
@@ -147,7 +147,7 @@ impl AcceptLoop {
                     self.starter.start(fd, self.is_unix, waited);
                     self.count_accepted();
                     if self.starter.has_pending() {
-                        self.queue.move_to_end();
+                        self.queue.move_to_end_of_wake_order();
                         self.starter.wait_for_first_byte().await;
                     }
                     budget.yield_after_accept(now).await;
@@ -157,10 +157,10 @@ impl AcceptLoop {
                     budget.reset();
                     self.clear_failures();
                     if std::mem::take(&mut took) {
-                        self.queue.move_to_end_if_busier();
+                        self.queue.move_to_end_of_wake_order_if_busier();
                     }
-                    // Another worker was faster. A listener that was shut down is always ready as well, and must not
-                    // starve the other tasks.
+                    // Another worker accepted the connection first. A listener that was shut down is always ready as
+                    // well, and must not starve the other tasks.
                     empty_wake_ups += 1;
                     if empty_wake_ups > MAX_EMPTY_WAKE_UPS {
                         tokio::time::sleep(EXHAUSTED_RETRY_INTERVAL).await;
@@ -196,8 +196,8 @@ impl AcceptLoop {
         }
     }
 
-    /// Handles an error of accept. Without free descriptors or memory, logs once and waits for a connection to close, at most
-    /// 100 ms; after any other persistent error, backs off.
+    /// Handles an error of accept. Without free descriptors or memory, logs once and waits for a connection to close,
+    /// at most 100 ms; after any other persistent error, backs off.
     async fn handle_accept_error(&mut self, error: &io::Error) {
         if prefork_os::socket::is_accepted_connection_error(error) {
             log::debug!("{} accept on {}: {error}", self.state.tag, self.name);
@@ -221,7 +221,7 @@ impl AcceptLoop {
                 .await;
     }
 
-    /// Pauses, longer each time. Meanwhile connections wake other workers.
+    /// Pauses accepting, longer after each failure in a row. Meanwhile connections wake other workers.
     async fn back_off(&mut self, error: &io::Error) {
         self.failures = self.failures.saturating_add(1);
         let doubled = ACCEPT_RETRY_MIN.saturating_mul(1 << self.failures.min(16));
@@ -248,7 +248,8 @@ impl AcceptLoop {
         }
     }
 
-    /// Accepts the connections that are queued or in the middle of their handshake: the socket is about to close for good.
+    /// Accepts the connections that are queued or in the middle of their handshake: the socket is about to close for
+    /// good.
     async fn accept_before_close(&self) {
         self.accept_queued(usize::MAX);
         tokio::time::sleep(HANDSHAKE_TIMEOUT).await;

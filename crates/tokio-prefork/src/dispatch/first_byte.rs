@@ -1,15 +1,15 @@
 //! Starts serving connections that a worker has accepted.
 //!
-//! What the client has sent already is read right after the accept. If that is nothing, the worker waits up to 1 ms for the
-//! first byte before it accepts the next connection, so that other workers can take it. After a client that stayed silent,
-//! the wait is skipped for ever more connections (see `SkipBackoff`).
+//! What the client has sent already is read right after the accept. If that is nothing, the worker waits up to 1 ms for
+//! the first byte before it accepts the next connection, so that other workers can take it. After a client that stayed
+//! silent, the wait is skipped for ever more connections (see `SkipBackoff`).
 //!
-//! What the wait buys, measured in 6 turns on 2 busy cores with 2 workers: 8 clients that send 300 us after they connect get
-//! 13 900 responses per second instead of 6 100, at 31 instead of 39 us of CPU time; beside 500 silent connections per second
-//! 5 700 instead of 4 700. With 64 such clients there is no difference, nor in the requests lost per `kill -9`. Of 64 kept
-//! connections opened in a burst over 8 workers (`cargo bench --bench dispatch -- balance`) a worker had 7 to 9 in all of 10
-//! tries; without the wait, one had only 2 in 3 of 12 tries. Waiting for several silent clients side by side was no better
-//! in any of these.
+//! What the wait buys, measured in 6 turns on 2 busy cores with 2 workers: 8 clients that send 300 us after they
+//! connect get 13 900 responses per second instead of 6 100, at 31 instead of 39 us of CPU time; beside 500 silent
+//! connections per second 5 700 instead of 4 700. With 64 such clients there is no difference, nor in the requests lost
+//! per `kill -9`. Of 64 kept connections opened in a burst over 8 workers (`cargo bench --bench dispatch -- balance`) a
+//! worker had 7 to 9 in all of 10 tries; without the wait, one had only 2 in 3 of 12 tries. Waiting for several silent
+//! clients side by side was no better in any of these.
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
@@ -41,9 +41,9 @@ pub(crate) struct ConnectionStarter {
     /// Whether to wait for the client's first bytes: protocols in which the server speaks first must not.
     client_speaks_first: bool,
     handle: Rc<dyn Fn(AcceptedConnection)>,
-    /// Whether waiting for a first byte has been worth it lately.
+    /// Skips the wait for a first byte after waits in vain.
     backoff: SkipBackoff,
-    /// The connection whose first byte is waited for.
+    /// The connection that waits for its first byte.
     pending: Option<AcceptedConnection>,
 }
 
@@ -58,8 +58,8 @@ impl ConnectionStarter {
         ConnectionStarter { state, client_speaks_first, handle, backoff, pending: None }
     }
 
-    /// Serves a connection that was in the kernel's queue for `waited`, unless that was too long. If its client is silent,
-    /// it may be kept for [`ConnectionStarter::wait_for_first_byte`].
+    /// Serves a connection that was in the kernel's queue for `waited`, unless that was too long. If its client is
+    /// silent, it may be kept for [`ConnectionStarter::wait_for_first_byte`].
     pub(crate) fn start(&mut self, fd: OwnedFd, is_unix: bool, waited: Option<Duration>) {
         let Some(fd) =
             queue_wait::check_queue_wait(&self.state, fd, waited, self.client_speaks_first)
@@ -74,7 +74,7 @@ impl ConnectionStarter {
         }
     }
 
-    /// Serves a connection however long it was in the kernel's queue, which is about to be closed.
+    /// Serves a connection even if it waited too long, because its queue is about to be closed.
     pub(crate) fn start_despite_queue_wait(&self, fd: OwnedFd, is_unix: bool) {
         (self.handle)(self.register(fd, is_unix, LocalWorkerState::monotonic_ms()));
     }
@@ -119,7 +119,7 @@ thread_local! {
     static BUFFER: RefCell<[u8; 4096]> = const { RefCell::new([0; 4096]) };
 }
 
-/// Returns what the client has sent already, empty if nothing. The end and errors are left for later reads.
+/// Returns the bytes that the client has already sent; empty if none. The end and errors are left for later reads.
 fn first_bytes(fd: impl AsFd) -> Bytes {
     BUFFER.with_borrow_mut(|buffer| {
         let length = prefork_os::socket::read_nonblocking(fd, buffer).unwrap_or(0);

@@ -3,15 +3,16 @@
 //! A classic BPF program, which needs no privilege, does rendezvous hashing: each healthy slot has a score for the
 //! address, and the highest score wins. When a slot dies, each of its clients moves to the slot with the second highest
 //! score, and moves back when the slot returns; no other client moves. A new slot takes the clients for whom it scores
-//! highest. Scores depend on nothing but address and slot number: they are the same after a restart, and on all listening
-//! addresses.
+//! highest. Scores depend on nothing but address and slot number: they are the same after a restart, and on all
+//! listening addresses.
 //!
-//! The address is that of the packet, so an IPv4 client is the same on a dual-stack socket. IPv6 addresses count in full.
+//! The address is that of the packet, so an IPv4 client is the same on a dual-stack socket. IPv6 addresses count in
+//! full.
 
 use std::net::IpAddr;
 
 use super::bpf::classic::{
-    MAX_INSTRUCTIONS, NETWORK_HEADER, NO_SOCKET, attach_to_groups, copy_to_index,
+    MAX_INSTRUCTIONS, NETWORK_HEADER_OFFSET, NO_SOCKET, attach_to_groups, copy_to_index,
     jump_if_above_index, jump_if_equal, load_byte, load_immediate, load_index, load_memory,
     load_word, multiply, return_accumulator, return_socket, shift_right, store_memory, xor,
     xor_index,
@@ -36,11 +37,11 @@ pub(super) fn start(
     }
 }
 
-/// The classic BPF program, as it is attached.
+/// The attached classic BPF program.
 pub(super) struct IpHashProgram {
     healthy_slots: Vec<u32>,
     program: Vec<ClassicBpfInstruction>,
-    /// Why the kernel's hash selects meanwhile.
+    /// The reason why the kernel's hash selects instead of the program.
     fallback_reason: Option<String>,
 }
 
@@ -96,7 +97,7 @@ impl SelectorBackend for IpHashProgram {
         self.update_slots(healthy, groups)
     }
 
-    /// Retries what could not be attached before.
+    /// Retries an attach that failed before.
     fn refresh(
         &mut self,
         _loads: &[SlotLoad],
@@ -128,20 +129,20 @@ impl SelectorBackend for IpHashProgram {
 const FIXED_INSTRUCTIONS: usize = 35;
 /// Instructions per slot.
 const INSTRUCTIONS_PER_SLOT: usize = 7;
-/// The most healthy slots of a program. With more, the kernel's hash selects.
+/// Maximum number of healthy slots in a program. With more, the kernel's hash selects.
 pub(super) const MAX_SLOTS: usize = (MAX_INSTRUCTIONS - FIXED_INSTRUCTIONS) / INSTRUCTIONS_PER_SLOT;
 
 /// Offsets of the source address in the headers of IPv4 and IPv6.
-const IPV4_SOURCE: u32 = NETWORK_HEADER + 12;
-const IPV6_SOURCE: u32 = NETWORK_HEADER + 8;
+const IPV4_SOURCE_OFFSET: u32 = NETWORK_HEADER_OFFSET + 12;
+const IPV6_SOURCE_OFFSET: u32 = NETWORK_HEADER_OFFSET + 8;
 
 /// Multiplier that combines the four words of an IPv6 address.
-const FOLD_MULTIPLIER: u32 = 0x9e37_79b1;
+const IPV6_FOLD_MULTIPLIER: u32 = 0x9e37_79b1;
 /// Multipliers of the finalizer of MurmurHash3, which spreads similar addresses.
 const MIX_MULTIPLIERS: [u32; 2] = [0x85eb_ca6b, 0xc2b2_ae35];
 
 /// Memory words of the program.
-const KEY_WORD: u32 = 0;
+const HASH_KEY_WORD: u32 = 0;
 const BEST_SLOT_WORD: u32 = 1;
 
 /// Returns the slot among `healthy` for a client at `address`: what the program computes.
@@ -151,10 +152,10 @@ pub(super) fn select_slot(address: IpAddr, healthy: &[u32]) -> Option<u32> {
         IpAddr::V4(v4) => v4.to_bits(),
         IpAddr::V6(v6) => {
             let words = [96, 64, 32, 0].map(|shift| (v6.to_bits() >> shift) as u32);
-            words.into_iter().reduce(|key, word| key.wrapping_mul(FOLD_MULTIPLIER) ^ word)?
+            words.into_iter().reduce(|key, word| key.wrapping_mul(IPV6_FOLD_MULTIPLIER) ^ word)?
         }
     };
-    let key = mix(address);
+    let key = mix_hash(address);
     let mut best = (0, *healthy.first()?);
     for &slot in healthy {
         let (salt, factor) = score_parameters(slot);
@@ -166,7 +167,7 @@ pub(super) fn select_slot(address: IpAddr, healthy: &[u32]) -> Option<u32> {
     Some(best.1)
 }
 
-fn mix(mut key: u32) -> u32 {
+fn mix_hash(mut key: u32) -> u32 {
     key = (key ^ key >> 16).wrapping_mul(MIX_MULTIPLIERS[0]);
     key = (key ^ key >> 13).wrapping_mul(MIX_MULTIPLIERS[1]);
     key ^ key >> 16
@@ -175,7 +176,7 @@ fn mix(mut key: u32) -> u32 {
 /// Returns the salt and the factor of the scores of a slot. An odd factor loses no bit of the key.
 fn score_parameters(slot: u32) -> (u32, u32) {
     let salt = slot.wrapping_mul(2).wrapping_add(1);
-    (mix(salt), mix(salt.wrapping_add(0x5bd1_e995)) | 1)
+    (mix_hash(salt), mix_hash(salt.wrapping_add(0x5bd1_e995)) | 1)
 }
 
 /// Returns the program for these slots; `None` if there are more than [`MAX_SLOTS`].
@@ -184,18 +185,19 @@ pub(super) fn assemble(healthy: &[u32]) -> Option<Vec<ClassicBpfInstruction>> {
     if healthy.len() > MAX_SLOTS {
         return None;
     }
-    let mut program = vec![load_byte(NETWORK_HEADER), shift_right(4), jump_if_equal(6, 0, 14)];
-    program.push(load_word(IPV6_SOURCE));
+    let mut program =
+        vec![load_byte(NETWORK_HEADER_OFFSET), shift_right(4), jump_if_equal(6, 0, 14)];
+    program.push(load_word(IPV6_SOURCE_OFFSET));
     for at in [4, 8, 12] {
         program.extend([
-            multiply(FOLD_MULTIPLIER),
+            multiply(IPV6_FOLD_MULTIPLIER),
             copy_to_index(),
-            load_word(IPV6_SOURCE + at),
+            load_word(IPV6_SOURCE_OFFSET + at),
             xor_index(),
         ]);
     }
     // Skips the next instruction, which is for IPv4, on both branches.
-    program.extend([jump_if_equal(0, 1, 1), load_word(IPV4_SOURCE)]);
+    program.extend([jump_if_equal(0, 1, 1), load_word(IPV4_SOURCE_OFFSET)]);
     for (shift, factor) in
         [(16, Some(MIX_MULTIPLIERS[0])), (13, Some(MIX_MULTIPLIERS[1])), (16, None)]
     {
@@ -203,7 +205,7 @@ pub(super) fn assemble(healthy: &[u32]) -> Option<Vec<ClassicBpfInstruction>> {
         program.extend(factor.map(multiply));
     }
     program.extend([
-        store_memory(KEY_WORD),
+        store_memory(HASH_KEY_WORD),
         load_immediate(first),
         store_memory(BEST_SLOT_WORD),
         load_index(0),
@@ -212,7 +214,7 @@ pub(super) fn assemble(healthy: &[u32]) -> Option<Vec<ClassicBpfInstruction>> {
         let (salt, factor) = score_parameters(slot);
         // X is the best score so far.
         program.extend([
-            load_memory(KEY_WORD),
+            load_memory(HASH_KEY_WORD),
             xor(salt),
             multiply(factor),
             jump_if_above_index(0, 3),
@@ -287,7 +289,7 @@ mod tests {
                 let address = Ipv4Addr::from_bits(0x0a00_0000 + n);
                 got[interpret(&program, &header(address.into()), 0) as usize] += 1;
             }
-            // Five standard deviations of a fair choice.
+            // The tolerance is five standard deviations of a fair choice.
             let off = got.iter().map(|n| n.abs_diff(1000)).max();
             assert!(off <= Some(160), "{count} slots: {got:?}");
         }

@@ -6,7 +6,7 @@ use super::ip_hash;
 use super::least_conn::program::{self as least_conn_program, BANK_SLOTS, ProgramMaps};
 use super::least_conn::weights;
 
-/// A BPF program of a dispatch policy, for people to read.
+/// A BPF program of a dispatch policy as readable text.
 pub struct KernelProgram {
     /// The name of the backend, as status shows it: `ebpf`, `cbpf-weights` or `ip-hash`.
     pub backend: &'static str,
@@ -15,8 +15,8 @@ pub struct KernelProgram {
 }
 
 impl Dispatch {
-    /// Returns the programs that this policy would load into the kernel for `slots` healthy workers without connections, best
-    /// first; none for a policy that loads no program.
+    /// Returns the programs that this policy would load into the kernel for `slots` healthy workers without
+    /// connections, best first; none for a policy that loads no program.
     ///
     /// Maps are numbered in place of their descriptors: 0 the slot table, 1 the sockets, from 2 on the load pages.
     pub fn kernel_programs(self, slots: u32) -> Vec<KernelProgram> {

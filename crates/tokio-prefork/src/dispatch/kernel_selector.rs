@@ -1,22 +1,26 @@
 //! Selects the slot of a new connection inside the kernel, where each slot has a listening socket of its own.
 //!
-//! Every listening address is one reuseport group: one socket per slot, socket `i` of a group belongs to slot `i`. A policy
-//! attaches a BPF program to the groups through a [`SelectorBackend`]. If the kernel refuses the program, the policy falls back
-//! to the next backend and finally to the kernel's hash of both addresses ([`KernelHash`]); a refusal is never an error.
+//! Every listening address is one reuseport group: one socket per slot, socket `i` of a group belongs to slot `i`. A
+//! policy attaches a BPF program to the groups through a [`SelectorBackend`]. If the kernel refuses the program, the
+//! policy falls back to the next backend and finally to the kernel's hash of both addresses ([`KernelHash`]); a refusal
+//! is never an error.
 //!
 //! What the primary has to do:
 //!
 //! - Keep at least one socket of each slot open while the selector exists. A group grows at its end and never shrinks.
-//! - Before a fork: [`KernelSelector::lease_page`]. In the child: [`KernelSelector::keep_only_page`]. When the worker becomes
+//! - Before a fork: [`KernelSelector::lease_page`]. In the child: [`KernelSelector::keep_only_page`]. When the worker
+//! becomes
 //!   the one that accepts for its slot: [`KernelSelector::activate_page`], then [`KernelSelector::set_slot_health`]. After it
 //!   was reaped: [`KernelSelector::free_page`].
-//! - For a worker that is frozen, draining, full or dead: `set_slot_health(.., false)`. Its queue is left for other workers.
+//! - For a worker that is frozen, draining, full or dead: `set_slot_health(.., false)`. Its queue is left for other
+//! workers.
 //! - After a change of the groups: [`KernelSelector::add_slots`] or [`KernelSelector::replace_groups`].
 //! - Once a second: [`KernelSelector::refresh`]. Before an exec that keeps the sockets: [`KernelSelector::detach`].
 //!
 //! Invariants:
 //!
-//! - A connection always reaches a listening socket. Without a healthy slot, for a slot without a socket, or after a failure of
+//! - A connection always reaches a listening socket. Without a healthy slot, for a slot without a socket, or after a
+//! failure of
 //!   the program, the kernel's hash selects among all sockets.
 //! - A worker influences the load of its own slot only. What it writes is capped; one that claims to be idle gets more
 //!   connections, and nothing else.
@@ -52,7 +56,7 @@ pub(super) trait SelectorBackend {
     /// Returns the name that status and logs show.
     fn name(&self) -> &'static str;
 
-    /// Applies that `slot` may be selected or not. `healthy` holds all slots, with this change.
+    /// Sets whether `slot` may be selected. `healthy` holds all slots, with this change.
     fn set_slot_health(
         &mut self,
         slot: usize,
@@ -60,7 +64,7 @@ pub(super) trait SelectorBackend {
         groups: &[ReuseportGroup<'_>],
     ) -> Result<()>;
 
-    /// Applies the loads of all slots, once a second, and retries what has failed.
+    /// Applies the loads of all slots, once a second, and retries failed operations.
     fn refresh(
         &mut self,
         loads: &[SlotLoad],
@@ -68,16 +72,16 @@ pub(super) trait SelectorBackend {
         groups: &[ReuseportGroup<'_>],
     ) -> Result<()>;
 
-    /// Covers `slots` slots, more than before. The new ones are not healthy yet.
+    /// Extends the backend to `slots` slots. The new ones are not healthy yet.
     fn add_slots(&mut self, _slots: usize, _groups: &[ReuseportGroup<'_>]) -> Result<(), String> {
         Ok(())
     }
 
-    /// Covers other addresses than before, with `slots` slots each.
+    /// Replaces the addresses, with `slots` slots each.
     fn replace_groups(&mut self, slots: usize, groups: &[ReuseportGroup<'_>])
     -> Result<(), String>;
 
-    /// Returns why the kernel's hash selects at the moment although this backend is attached.
+    /// Returns why the kernel's hash currently selects although this backend is attached.
     fn fallback_reason(&self) -> Option<&str> {
         None
     }
@@ -90,7 +94,7 @@ pub(super) trait SelectorBackend {
     /// Reads the load of the slot from this page from now on.
     fn activate_page(&mut self, _lease: LoadPageLease) {}
 
-    /// Takes back the page of a dead worker.
+    /// Frees the page of a dead worker.
     fn free_page(&mut self, _lease: LoadPageLease) {}
 
     /// In a worker: unmaps everything that is shared but its own page.
@@ -116,13 +120,14 @@ pub(crate) struct KernelSelector {
     backend: Box<dyn SelectorBackend>,
     /// Whether each slot may be selected.
     healthy: Vec<bool>,
-    /// Why better backends of the policy could not be attached.
+    /// The reasons why better backends of the policy could not be attached.
     refusals: Vec<String>,
     refresh_at: Option<Instant>,
 }
 
 impl KernelSelector {
-    /// Attaches the best backend of `policy` that the kernel accepts. No slot is healthy yet, so the kernel's hash selects.
+    /// Attaches the best backend of `policy` that the kernel accepts. No slot is healthy yet, so the kernel's hash
+    /// selects.
     pub(crate) fn start(policy: Dispatch, groups: &[ReuseportGroup<'_>]) -> KernelSelector {
         let slots = count_slots(groups);
         let healthy = vec![false; slots];
@@ -137,7 +142,7 @@ impl KernelSelector {
         KernelSelector { backend, healthy, refusals, refresh_at: None }
     }
 
-    /// Returns what selects, for status: `ebpf`, `cbpf-weights`, `ip-hash` or `hash`.
+    /// Returns the name of the selecting backend, for status: `ebpf`, `cbpf-weights`, `ip-hash` or `hash`.
     pub(crate) fn backend_name(&self) -> &'static str {
         match self.backend.fallback_reason() {
             None => self.backend.name(),
@@ -152,7 +157,8 @@ impl KernelSelector {
         (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 
-    /// Sets whether `slot` may be selected. After an error the selection is as before, and the next refresh tries again.
+    /// Sets whether `slot` may be selected. After an error the selection is as before, and the next refresh tries
+    /// again.
     pub(crate) fn set_slot_health(
         &mut self,
         slot: Slot,
@@ -167,12 +173,13 @@ impl KernelSelector {
         self.backend.set_slot_health(number, &self.healthy, groups)
     }
 
-    /// Whether [`KernelSelector::refresh`] would do anything now.
+    /// Returns whether [`KernelSelector::refresh`] is due.
     pub(crate) fn is_refresh_due(&self, now: Instant) -> bool {
         self.refresh_at.is_none_or(|at| at <= now)
     }
 
-    /// Updates the backend with the load of each slot, at most once a second. After an error the selection is as before.
+    /// Updates the backend with the load of each slot, at most once a second. After an error the selection is as
+    /// before.
     pub(crate) fn refresh(
         &mut self,
         now: Instant,
@@ -186,10 +193,11 @@ impl KernelSelector {
         self.backend.refresh(loads, &self.healthy, groups)
     }
 
-    /// Covers the slots that the groups have gained, none of them healthy yet.
+    /// Extends the selector to slots that the groups have gained, none of them healthy yet.
     ///
-    /// Waits for the kernel's verifier, whose time grows with the slots: about 1 ms for 4 slots, 100 ms for 64 and 1 s for
-    /// 1024, per address, on two busy cores. After an error only the old slots are selected; the next call tries again.
+    /// Waits for the kernel's verifier, whose time grows with the slots: about 1 ms for 4 slots, 100 ms for 64 and 1 s
+    /// for 1024, per address, on two busy cores. After an error only the old slots are selected; the next call tries
+    /// again.
     pub(crate) fn add_slots(&mut self, groups: &[ReuseportGroup<'_>]) -> Result<()> {
         let slots = count_slots(groups);
         self.backend.add_slots(slots, groups).map_err(|why| {
@@ -199,7 +207,7 @@ impl KernelSelector {
         Ok(())
     }
 
-    /// Covers other listening addresses than before, or the same in another order. Workers keep their pages. After an error
+    /// Replaces the listening addresses. Workers keep their pages. After an error
     /// the kernel's hash selects on some addresses; the next call tries again.
     pub(crate) fn replace_groups(&mut self, groups: &[ReuseportGroup<'_>]) -> Result<()> {
         let slots = count_slots(groups);
@@ -220,7 +228,7 @@ impl KernelSelector {
         self.backend.activate_page(lease);
     }
 
-    /// Takes back the page of a dead worker.
+    /// Frees the page of a dead worker.
     pub(crate) fn free_page(&mut self, lease: LoadPageLease) {
         self.backend.free_page(lease);
     }

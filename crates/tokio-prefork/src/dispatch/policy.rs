@@ -1,9 +1,9 @@
-//! The names of the dispatch policies, and what tells them apart.
+//! The dispatch policies: their names and properties.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Decides which worker gets the next connection. Default: `Shared`.
+/// A dispatch policy: decides which worker gets the next connection. Default: `Shared`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Dispatch {
@@ -16,7 +16,8 @@ pub enum Dispatch {
     Reuseport,
     /// As `Reuseport`, but a BPF program selects the healthy slot with the fewest connections.
     LeastConn,
-    /// As `Reuseport`, but a BPF program selects the slot by the client's address: a client always reaches the same one.
+    /// As `Reuseport`, but a BPF program selects the slot by the client's address: a client always reaches the same
+    /// one.
     IpHash,
 }
 

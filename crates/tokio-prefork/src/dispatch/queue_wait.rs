@@ -1,7 +1,7 @@
 //! Measures how long a connection waited in the kernel's accept queue, and rejects it if that was too long.
 //!
-//! Each wait is counted. With `max-queue-wait`, a connection that waited longer is answered with 503 at once: most such clients
-//! have given up, and serving them would make those behind them wait just as long.
+//! Each wait is counted. With `max-queue-wait`, a connection that waited longer is answered with 503 at once: most such
+//! clients have given up, and serving them would make those behind them wait just as long.
 //!
 //! The kernel counts from the handshake, so it does not matter which process accepted the connection or how it came to
 //! this worker. Unix sockets have no such time, and are never rejected. Nor are connections that a stop takes out of a
@@ -22,7 +22,7 @@ use crate::worker::lazy_stream::LazyStream;
 use crate::worker::local_state::LocalWorkerState;
 
 /// The response to a rejected connection. Has no body, as the request may be a HEAD.
-const QUEUE_WAIT_REJECTION: &[u8] =
+const QUEUE_WAIT_REJECTION_RESPONSE: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n\
     Content-Length: 0\r\n\r\n";
 
@@ -61,8 +61,8 @@ const KERNEL_TICK: Duration = Duration::from_millis(1);
 
 /// Measures the waits of the connections of one queue, with as few system calls as possible.
 ///
-/// A queue is in order: if one connection waited less than a tick, those accepted within the next tick waited less than two.
-/// The kernel is not asked about them, as that costs as much as reading a request.
+/// A queue is in order: if one connection waited less than a tick, those accepted within the next tick waited less than
+/// two. The kernel is not asked about them, as that costs as much as reading a request.
 #[derive(Default)]
 pub(crate) struct QueueWaitSampler {
     /// When the kernel last reported a wait of less than a tick.
@@ -94,7 +94,7 @@ pub(crate) fn measure_queue_wait(fd: impl AsFd, is_unix: bool) -> Option<Duratio
     if is_unix { None } else { prefork_os::socket::connection_age(fd).ok() }
 }
 
-/// Whether a wait is over the limit; zero means no limit.
+/// Returns whether a wait is over the limit; zero means no limit.
 fn is_too_long(waited: Duration, limit: Duration) -> bool {
     !limit.is_zero() && waited > limit
 }
@@ -125,11 +125,13 @@ fn reject(state: &Rc<LocalWorkerState>, fd: OwnedFd) {
     let now = LocalWorkerState::monotonic_ms();
     let entry = ConnectionEntry::new(now);
     entry.conn.set_phase(ConnectionPhase::Lingering, now);
-    // Counts as open until it is closed, so `worker-connections` bounds these as well.
+    // A rejected connection counts as open until it is closed, so `worker-connections` bounds these as well.
     state.row.connection_accepted();
     let guard = ConnectionGuard::new(state, &entry);
     // The send buffer of a new socket is empty: an error means that the client is gone.
-    let Ok(sent) = prefork_os::socket::write_nonblocking(&fd, QUEUE_WAIT_REJECTION) else { return };
+    let Ok(sent) = prefork_os::socket::write_nonblocking(&fd, QUEUE_WAIT_REJECTION_RESPONSE) else {
+        return;
+    };
     state.row.byte_meter().add_bytes_out(sent);
     let closing = tokio::task::spawn_local(close_with_linger(LazyStream::new(fd, false), || true));
     tokio::task::spawn_local(serve_connection::wait_or_abort_task(entry, guard, closing));
@@ -162,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_is_asked_after_a_tick_or_after_a_long_wait() {
+    fn the_kernel_is_queried_after_a_tick_or_a_long_wait() {
         let (waits, begun) = (QueueWaitSampler::default(), Instant::now());
         let asked = Cell::new(0);
         let wait = |after: Duration, says: Option<u64>| {

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::draining_workers::{self, CloseOutcome, OWN_RELEASE_TIMEOUT};
+use super::draining_workers::{self, CloseOutcome, DRAINING_WORKER_RELEASE_TIMEOUT};
 use super::orphan_sockets::{self, OrphanRelease};
 use super::{BoundAddr, ListenAddr, Listener, SocketKeeper, UnixAddr, listen_addr, socket_holders};
 use crate::error::{Error, Result};
@@ -34,7 +34,7 @@ pub(super) struct BindContext<'a> {
     pub(super) port: Option<u16>,
     /// Whether inherited descriptors can still be named as `fd://N`.
     pub(super) may_take_inherited: bool,
-    /// Whether it may take a few seconds, as no worker serves yet.
+    /// Whether opening may take a few seconds, because no worker serves yet.
     pub(super) may_wait: bool,
 }
 
@@ -61,8 +61,8 @@ pub(super) fn open_socket(addr: &ListenAddr, binding: &BindContext<'_>) -> Resul
     Ok(OpenedSocket { listener: new_listener(addr, Slot(0), socket)?, file, listens })
 }
 
-/// Takes over a socket that another image opened for `addr`. `owner` is the process that removes its file; `None` if another
-/// service does.
+/// Takes over a socket that another image opened for `addr`. `owner` is the process that removes its file; `None` if
+/// another service does.
 pub(super) fn adopt_inherited(
     addr: &ListenAddr,
     slot: Slot,
@@ -173,9 +173,9 @@ fn bind_tcp(addr: SocketAddr, backlog: i32, binding: &BindContext<'_>) -> Result
                 socket_holders::listening_sockets_at(addr).into_iter().map(|one| one.inode);
             in_the_way.filter(|inode| !own.contains(inode)).collect()
         };
-        match draining_workers::wait_until_workers_close(closed, OWN_RELEASE_TIMEOUT) {
+        match draining_workers::wait_until_workers_close(closed, DRAINING_WORKER_RELEASE_TIMEOUT) {
             CloseOutcome::HeldBy(pid) => {
-                return Err(Error::bind(addr, draining_workers::held_by_worker_text(pid)));
+                return Err(Error::bind(addr, draining_workers::held_by_worker_error(pid)));
             }
             CloseOutcome::Closed => match bind_exclusively(addr, backlog) {
                 Ok(socket) => return Ok((socket, true)),
@@ -217,8 +217,8 @@ fn bind_exclusively(addr: SocketAddr, backlog: i32) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Binds `addr` beside overlapping sockets of this service (`127.0.0.1:80` and `[::]:80`) as a reuseport socket. Returns `None`
-/// if no socket of this service overlaps.
+/// Binds `addr` beside overlapping sockets of this service (`127.0.0.1:80` and `[::]:80`) as a reuseport socket.
+/// Returns `None` if no socket of this service overlaps.
 fn bind_beside_own_sockets(
     addr: SocketAddr,
     ours: &[&Listener],
@@ -226,7 +226,7 @@ fn bind_beside_own_sockets(
 ) -> Result<Option<Socket>> {
     let in_the_way: Vec<&&Listener> = ours
         .iter()
-        .filter(|one| one.tcp().is_some_and(|local| listen_addr::overlaps(local, addr)))
+        .filter(|one| one.tcp().is_some_and(|local| listen_addr::bind_addrs_overlap(local, addr)))
         .collect();
     let Some(first) = in_the_way.first() else { return Ok(None) };
     let own: Vec<u64> = ours.iter().filter_map(|one| socket_inode(&one.socket)).collect();
@@ -258,7 +258,7 @@ fn bind_beside_own_sockets(
     })
 }
 
-/// Prepares the socket of a dead primary as if this process had bound it.
+/// Takes over the socket of a dead primary and prepares it like a newly bound one.
 fn reuse_orphan_socket(fd: OwnedFd, backlog: i32) -> io::Result<Socket> {
     let socket = Socket::from(fd);
     // No process updates the tables of that primary's BPF program, and its filter may drop new connections.
@@ -340,8 +340,8 @@ fn bind_abstract(
         Err(e) => return Err(e.to_string()),
     };
     let in_the_way = || socket_holders::unix_listener_inodes(&unix.path);
-    match draining_workers::wait_until_workers_close(in_the_way, OWN_RELEASE_TIMEOUT) {
-        CloseOutcome::HeldBy(pid) => return Err(draining_workers::held_by_worker_text(pid)),
+    match draining_workers::wait_until_workers_close(in_the_way, DRAINING_WORKER_RELEASE_TIMEOUT) {
+        CloseOutcome::HeldBy(pid) => return Err(draining_workers::held_by_worker_error(pid)),
         CloseOutcome::Closed => return bind().map_err(|e| in_use(&e)),
         CloseOutcome::NotOurs => {}
     }

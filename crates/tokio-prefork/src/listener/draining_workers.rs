@@ -1,7 +1,7 @@
 //! Listening sockets that an earlier reload closed and that draining workers of this service still hold.
 //!
-//! A reload that returns to an address shortly after another reload left it finds the address in use by this service itself.
-//! A draining worker closes its sockets within milliseconds, unless a request blocks its event loop.
+//! A reload that returns to an address shortly after another reload left it finds the address in use by this service
+//! itself. A draining worker closes its sockets within milliseconds, unless a request blocks its event loop.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use super::socket_holders;
 use prefork_os::process;
 
 /// How long a reload waits for draining workers to close an address. It blocks the primary.
-pub(super) const OWN_RELEASE_TIMEOUT: Duration = Duration::from_millis(500);
+pub(super) const DRAINING_WORKER_RELEASE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How often to check whether they have closed it.
 const CHECK_INTERVAL: Duration = Duration::from_millis(5);
@@ -39,7 +39,7 @@ pub(super) fn wait_until_workers_close(
         let holders = socket_holders::processes_holding(&inodes);
         let is_ours = |pid: u32| process::parent_pid(pid) == Some(std::process::id());
         let strange = holders.iter().find(|one| !is_ours(one.pid));
-        // A process that has exited since holds nothing.
+        // A process that has exited meanwhile holds no socket.
         if strange.is_some_and(|one| socket_holders::process_holds_any(one.pid, &inodes)) {
             return CloseOutcome::NotOurs;
         }
@@ -57,7 +57,7 @@ pub(super) fn wait_until_workers_close(
 }
 
 /// Returns the error text for an address that worker `pid` still holds.
-pub(super) fn held_by_worker_text(pid: u32) -> String {
+pub(super) fn held_by_worker_error(pid: u32) -> String {
     format!(
         "worker pid={pid} of this service is draining and still holds the socket that a reload closed: reload again when it \
          has exited, at most graceful-timeout from now"
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     /// Spawns a child that holds a listening socket. Returns the child and the inode of the socket.
-    fn holding_child(program: &str) -> (Child, u64) {
+    fn spawn_child_with_listener(program: &str) -> (Child, u64) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let link =
             std::fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).expect("link");
@@ -90,8 +90,8 @@ mod tests {
 
     #[test]
     fn a_worker_that_keeps_its_socket_is_reported_by_pid() {
-        let (mut child, inode) = holding_child("sleep");
-        let outcome = wait_until_workers_close(|| vec![inode], OWN_RELEASE_TIMEOUT);
+        let (mut child, inode) = spawn_child_with_listener("sleep");
+        let outcome = wait_until_workers_close(|| vec![inode], DRAINING_WORKER_RELEASE_TIMEOUT);
         child.kill().expect("kill");
         child.wait().expect("wait");
         assert_eq!(outcome, CloseOutcome::HeldBy(child.id()));
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn the_wait_ends_when_the_worker_closes_its_socket() {
-        let (mut child, inode) = holding_child("sleep");
+        let (mut child, inode) = spawn_child_with_listener("sleep");
         let checks = std::cell::Cell::new(0);
         let outcome = wait_until_workers_close(
             || {
@@ -129,11 +129,11 @@ mod tests {
         let inode = link.to_str().and_then(|link| link.strip_prefix("socket:[")?.strip_suffix(']'));
         let inode: u64 = inode.expect("a socket").parse().expect("inode");
         assert_eq!(
-            wait_until_workers_close(|| vec![inode], OWN_RELEASE_TIMEOUT),
+            wait_until_workers_close(|| vec![inode], DRAINING_WORKER_RELEASE_TIMEOUT),
             CloseOutcome::NotOurs
         );
         assert_eq!(
-            wait_until_workers_close(|| vec![u64::MAX], OWN_RELEASE_TIMEOUT),
+            wait_until_workers_close(|| vec![u64::MAX], DRAINING_WORKER_RELEASE_TIMEOUT),
             CloseOutcome::NotOurs
         );
     }

@@ -1,7 +1,7 @@
 //! Lookup of host names in a child process, so that a resolver that does not answer never blocks the primary.
 //!
-//! The child is forked from a process with one thread, closes every descriptor but its pipe, writes the answer and exits. Its
-//! parent waits until a deadline (at the start) or polls the pipe (at a reload).
+//! The child is forked from a process with one thread, closes every descriptor but its pipe, writes the answer and
+//! exits. Its parent waits until a deadline (at the start) or polls the pipe (at a reload).
 
 use std::collections::BTreeMap;
 use std::io::{self, PipeReader, Read, Write};
@@ -44,7 +44,7 @@ impl ResolvedHosts {
     }
 
     #[cfg(test)]
-    pub(super) fn of_one_host(name: &str, addresses: &[&str]) -> ResolvedHosts {
+    pub(super) fn with_one_host(name: &str, addresses: &[&str]) -> ResolvedHosts {
         let addresses = addresses.iter().map(|text| text.parse().expect("address")).collect();
         ResolvedHosts(BTreeMap::from([(name.to_string(), addresses)]))
     }
@@ -192,8 +192,8 @@ fn write_lookup_answer(names: &[String], mut to: io::PipeWriter) {
     let _ = to.write_all(text.as_bytes());
 }
 
-/// Returns the addresses of `name` without duplicates, in the order of the resolver. `localhost` always has both loopback
-/// addresses, as RFC 6761 requires.
+/// Returns the addresses of `name` without duplicates, in the order of the resolver. `localhost` always has both
+/// loopback addresses, as RFC 6761 requires.
 fn resolve_host(name: &str) -> io::Result<Vec<IpAddr>> {
     let is_localhost = name.trim_end_matches('.') == "localhost";
     let found = (name, 0).to_socket_addrs().map(|found| found.map(|addr| addr.ip()).collect());

@@ -70,7 +70,7 @@ impl ListenerSet {
     /// # Errors
     ///
     /// A descriptor is not a listening stream socket.
-    pub(crate) fn take_passed(
+    pub(crate) fn take_passed_sockets(
         &mut self,
         passed: &[ActivationFd],
         bind: &[ListenAddr],
@@ -103,8 +103,9 @@ impl ListenerSet {
         Ok(())
     }
 
-    /// Takes back the stored sockets that `bind` names. Returns the names of the others, for removal from the store.
-    pub(crate) fn take_stored(
+    /// Takes the sockets that `bind` names from the descriptor store. Returns the names of the others, for removal from
+    /// the store.
+    pub(crate) fn take_stored_sockets(
         &mut self,
         passed: &[ActivationFd],
         bind: &[ListenAddr],
@@ -118,7 +119,7 @@ impl ListenerSet {
         for one in stored {
             // A socket that cannot be used is bound again, so a failure does not prevent the start.
             let taken = prefork_os::fd::take_inherited_fd(one.fd)
-                .is_ok_and(|fd| self.take_back(&one.name, fd, bind).is_some());
+                .is_ok_and(|fd| self.take_stored_socket(&one.name, fd, bind).is_some());
             if !taken {
                 unwanted.push(one.name.clone());
             }
@@ -126,7 +127,7 @@ impl ListenerSet {
         unwanted
     }
 
-    fn take_back(&mut self, name: &str, fd: OwnedFd, bind: &[ListenAddr]) -> Option<()> {
+    fn take_stored_socket(&mut self, name: &str, fd: OwnedFd, bind: &[ListenAddr]) -> Option<()> {
         let StoredSocketName { slot, addr } = StoredSocketName::decode(name)?;
         let addr: ListenAddr = addr.parse().ok().filter(|addr| bind.contains(addr))?;
         let socket = Socket::from(fd);
@@ -144,12 +145,12 @@ impl ListenerSet {
     }
 
     /// Returns the addresses of the sockets that the service manager created.
-    pub(crate) fn passed_addrs(&self) -> Vec<ListenAddr> {
+    pub(crate) fn passed_socket_addrs(&self) -> Vec<ListenAddr> {
         let passed = self.listeners.iter().filter(|one| one.keeper == SocketKeeper::ServiceManager);
         passed.filter(|one| one.slot == Slot(0)).map(|one| one.addr.clone()).collect()
     }
 
-    /// Accepts that no other socket can join `first`: all workers share it. Returns its address.
+    /// Falls back to one shared socket if no other socket can join `first`: all workers share it. Returns its address.
     ///
     /// # Errors
     ///
@@ -242,7 +243,7 @@ mod tests {
             })
             .collect();
         let mut back = ListenerSet::default();
-        assert!(back.take_stored(&passed, &bind).is_empty());
+        assert!(back.take_stored_sockets(&passed, &bind).is_empty());
         let slots: Vec<u32> = back.listeners.iter().map(|one| one.slot.0).collect();
         assert_eq!((back.bound_addrs(), slots), (local, vec![0, 1, 2]));
         // One has an address that `bind` does not name, the other an invalid name.
@@ -255,7 +256,7 @@ mod tests {
             })
             .collect();
         let mut none = ListenerSet::default();
-        let mut unwanted = none.take_stored(&passed, &addrs(&["127.0.0.1:1"]));
+        let mut unwanted = none.take_stored_sockets(&passed, &addrs(&["127.0.0.1:1"]));
         unwanted.sort();
         assert!(none.listeners.is_empty());
         assert_eq!(unwanted, names);

@@ -8,8 +8,8 @@ use std::str::FromStr;
 use super::UnixAddr;
 use crate::error::{Error, Result};
 
-/// An address to listen on, as the operator writes it. Parses from `HOST:PORT`, `[V6]:PORT`, `:PORT` (all addresses, dual stack),
-/// `unix:PATH[?mode=0660&owner=NAME&group=NAME]`, `unix:@NAME` and `fd://N`.
+/// An address to listen on, as the operator writes it. Parses from `HOST:PORT`, `[V6]:PORT`, `:PORT` (all addresses,
+/// dual stack), `unix:PATH[?mode=0660&owner=NAME&group=NAME]`, `unix:@NAME` and `fd://N`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ListenAddr {
@@ -33,7 +33,8 @@ pub struct HostAddr {
 }
 
 impl ListenAddr {
-    /// Returns the pids of all processes that hold the socket that listens on this address, as far as `/proc` shows them.
+    /// Returns the pids of all processes that hold the socket that listens on this address, as far as `/proc` shows
+    /// them.
     pub fn holders(&self) -> Vec<u32> {
         super::socket_holders::listener_pids(self)
     }
@@ -118,8 +119,8 @@ impl FromStr for ListenAddr {
     }
 }
 
-/// Returns whether `text` is a host name (RFC 1123, and the underscore that resolvers accept). A name whose last label is a
-/// number is refused: it is a mistyped IPv4 address.
+/// Returns whether `text` is a host name (RFC 1123, and the underscore that resolvers accept). A name whose last label
+/// is a number is refused: it is a mistyped IPv4 address.
 fn is_host_name(text: &str) -> bool {
     let name = text.strip_suffix('.').unwrap_or(text);
     let label = |label: &str| {
@@ -148,9 +149,9 @@ fn listen_addr_error(text: &str, why: &str) -> Error {
     Error::config(format!("bind = {text:?} is not an address: {why}"))
 }
 
-/// Returns whether `wide` is the wildcard address of the port of `narrow`, so that connections to `narrow` reach it as well
-/// (`[::]` is dual stack).
-pub(super) fn covers(wide: SocketAddr, narrow: SocketAddr) -> bool {
+/// Returns whether `wide` is the wildcard address of the port of `narrow`, so that connections to `narrow` reach it as
+/// well (`[::]` is dual stack).
+pub(super) fn wildcard_covers(wide: SocketAddr, narrow: SocketAddr) -> bool {
     let all = match wide.ip() {
         IpAddr::V4(ip) => ip.is_unspecified() && narrow.is_ipv4(),
         IpAddr::V6(ip) => ip.is_unspecified(),
@@ -159,8 +160,8 @@ pub(super) fn covers(wide: SocketAddr, narrow: SocketAddr) -> bool {
 }
 
 /// Returns whether two addresses collide in bind(2): the same port, and an address in common.
-pub(super) fn overlaps(one: SocketAddr, other: SocketAddr) -> bool {
-    covers(one, other) || covers(other, one) || one == other
+pub(super) fn bind_addrs_overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    wildcard_covers(one, other) || wildcard_covers(other, one) || one == other
 }
 
 #[cfg(test)]
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_named() {
+    fn an_invalid_address_is_named_in_the_error() {
         for text in [
             "",
             "3000",
@@ -237,10 +238,10 @@ mod tests {
             ("[::]:1", "127.0.0.1:2", false),
             ("127.0.0.1:1", "[::]:1", false),
         ] {
-            assert_eq!(covers(addr(wide), addr(narrow)), yes, "{wide} {narrow}");
+            assert_eq!(wildcard_covers(addr(wide), addr(narrow)), yes, "{wide} {narrow}");
         }
-        assert!(overlaps(addr("127.0.0.1:1"), addr("[::]:1")));
-        assert!(overlaps(addr("127.0.0.1:1"), addr("127.0.0.1:1")));
-        assert!(!overlaps(addr("127.0.0.1:1"), addr("127.0.0.2:1")));
+        assert!(bind_addrs_overlap(addr("127.0.0.1:1"), addr("[::]:1")));
+        assert!(bind_addrs_overlap(addr("127.0.0.1:1"), addr("127.0.0.1:1")));
+        assert!(!bind_addrs_overlap(addr("127.0.0.1:1"), addr("127.0.0.2:1")));
     }
 }

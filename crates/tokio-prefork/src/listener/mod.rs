@@ -1,12 +1,12 @@
 //! The listening sockets of the cluster. The primary holds them for its whole life; workers inherit them.
 //!
-//! The death of a worker therefore loses no queued connection and refuses none. A listener is identified by the address that
-//! the operator wrote, never by a descriptor number.
+//! The death of a worker therefore loses no queued connection and refuses none. A listener is identified by the address
+//! that the operator wrote, never by a descriptor number.
 //!
-//! Under a policy with a socket for each slot, a TCP address has a *reuseport group*: one SO_REUSEPORT socket for each slot,
-//! opened in the order of the slots, which is the order in which the kernel numbers them. The socket of slot 0 is bound
-//! exclusively first and so guards the address. A group never shrinks while its address is served: closing a socket would
-//! reset the connections in its queue. Unix sockets and passed sockets have no group.
+//! Under a policy with a socket for each slot, a TCP address has a *reuseport group*: one SO_REUSEPORT socket for each
+//! slot, opened in the order of the slots, which is the order in which the kernel numbers them. The socket of slot 0 is
+//! bound exclusively first and so guards the address. A group never shrinks while its address is served: closing a
+//! socket would reset the connections in its queue. Unix sockets and passed sockets have no group.
 
 mod bind_socket;
 mod draining_workers;
@@ -74,13 +74,13 @@ pub(crate) struct ListenerSet {
 pub(crate) struct OpenSummary {
     /// New addresses as the kernel has them.
     pub(crate) locals: Vec<String>,
-    /// New addresses that take connections which went to another socket of this service until now. The workers of that socket
+    /// New addresses whose connections went to another socket of this service before. The workers of that socket
     /// must serve them at once.
     pub(crate) took_over_traffic: Vec<ListenAddr>,
 }
 
-/// Socket filter that drops a SYN without ACK and passes every other TCP segment. Byte 13 of the header holds the flags.
-/// `ldb [13]; and #0x12; jeq #0x02, drop, pass; drop: ret #0; pass: ret #-1`.
+/// Socket filter that drops a SYN without ACK and passes every other TCP segment. Byte 13 of the header holds the
+/// flags. `ldb [13]; and #0x12; jeq #0x02, drop, pass; drop: ret #0; pass: ret #-1`.
 const DROP_SYN_FILTER: [SockFilter; 5] = [
     SockFilter::new(0x30, 0, 0, 13),
     SockFilter::new(0x54, 0, 0, 0x12),
@@ -130,12 +130,12 @@ impl Listener {
         self.socket.local_addr().ok().and_then(|local| local.as_socket())
     }
 
-    /// Drops new connections and keeps those in the queue.
+    /// Makes the kernel drop new connections, and keeps those in the queue.
     ///
-    /// Without this, a connection between a worker's last accept and its close would be reset. A client repeats the dropped
-    /// SYN after a second and is refused then. Sockets of the service manager go on listening.
+    /// Without this, a connection between a worker's last accept and its close would be reset. A client repeats the
+    /// dropped SYN after a second and is refused then. Sockets of the service manager go on listening.
     fn refuse_new_connections(&self) {
-        // Without the filter a rare reset remains.
+        // Without the filter a connection may rarely be reset.
         let _ = match (self.keeper, &self.addr) {
             (SocketKeeper::Primary | SocketKeeper::FdStore, ListenAddr::Tcp(_)) => {
                 self.socket.attach_filter(&DROP_SYN_FILTER)
@@ -179,7 +179,8 @@ impl ListenerSet {
         slots: u32,
     ) -> Result<OpenSummary> {
         let opened = self.bind_missing_addrs(addrs, backlog)?;
-        // All sockets are bound before the first one listens: closing a listening socket again would reset its connections.
+        // All sockets are bound before the first one listens: closing a listening socket again would reset its
+        // connections.
         let firsts = self.listeners.iter().chain(opened.iter().map(|one| &one.listener));
         let (mut joining, mut is_shared_by_all) = (Vec::new(), Vec::new());
         for first in firsts.filter(|first| addrs.contains(&first.addr) && first.slot == Slot(0)) {
@@ -191,7 +192,7 @@ impl ListenerSet {
         let mut outcome = OpenSummary::default();
         for one in &opened {
             outcome.locals.push(one.listener.local.to_string());
-            if !one.listens && self.takes_traffic_from_own_socket(&one.listener) {
+            if !one.listens && self.takes_over_addr_of_own_socket(&one.listener) {
                 outcome.took_over_traffic.push(one.listener.addr.clone());
             }
         }
@@ -246,16 +247,16 @@ impl ListenerSet {
         )
     }
 
-    /// Returns whether connections to `new` went to another socket of this service until now.
-    fn takes_traffic_from_own_socket(&self, new: &Listener) -> bool {
+    /// Returns whether connections to `new` went to another socket of this service before.
+    fn takes_over_addr_of_own_socket(&self, new: &Listener) -> bool {
         let Some(new) = new.tcp() else { return false };
         let others = self.listeners.iter().filter_map(Listener::tcp);
-        others.into_iter().any(|other| listen_addr::covers(other, new))
+        others.into_iter().any(|other| listen_addr::wildcard_covers(other, new))
     }
 
-    /// Checks whether [`ListenerSet::open_missing_sockets`] could bind, without an effect on clients: opens new addresses and
-    /// closes them again, and lets no socket listen in a group that serves.
-    pub(crate) fn check_bindable(
+    /// Checks whether [`ListenerSet::open_missing_sockets`] could bind, without an effect on clients: opens new
+    /// addresses and closes them again, and lets no socket listen in a group that serves.
+    pub(crate) fn check_can_bind(
         &self,
         addrs: &[ListenAddr],
         backlog: u32,
@@ -305,8 +306,8 @@ impl ListenerSet {
         })
     }
 
-    /// Removes all sockets whose address is not in `named` and drops new connections to them. Queued connections are served by
-    /// the workers that hold the sockets, and lost when the last descriptor is closed.
+    /// Removes all sockets whose address is not in `named` and drops new connections to them. Queued connections are
+    /// served by the workers that hold the sockets, and lost when the last descriptor is closed.
     pub(crate) fn remove_sockets_not_in(&mut self, named: &[&ListenAddr]) -> Vec<Listener> {
         self.files.retain(|(addr, _)| named.contains(&addr));
         self.same_port.retain(|group| group.iter().any(|addr| named.contains(&addr)));
@@ -314,15 +315,16 @@ impl ListenerSet {
         closed.inspect(Listener::refuse_new_connections).collect()
     }
 
-    /// Closes all sockets of the primary; the workers serve the queues and close theirs. Sockets that the service manager keeps
-    /// go on listening for the next primary.
+    /// Closes all sockets of the primary; the workers serve the queues and close theirs. Sockets that the service
+    /// manager keeps go on listening for the next primary.
     pub(crate) fn close_all(&mut self) {
         let ours =
             self.listeners.drain(..).filter(|listener| listener.keeper == SocketKeeper::Primary);
         ours.for_each(|listener| listener.refuse_new_connections());
     }
 
-    /// Returns the sockets of `slot` in `named` and closes the others, in a forked worker. Socket files stay the primary's.
+    /// Returns the sockets of `slot` in `named` and closes the others, in a forked worker. Socket files stay the
+    /// primary's.
     pub(crate) fn take_for_worker(
         &mut self,
         named: &[ListenAddr],
@@ -357,7 +359,8 @@ impl ListenerSet {
         firsts.map(|listener| listener.local.to_listen_addr()).collect()
     }
 
-    /// Returns the accept queue of each TCP socket with its address. The kernel does not show the queue of Unix sockets.
+    /// Returns the accept queue of each TCP socket with its address. The kernel does not show the queue of Unix
+    /// sockets.
     pub(crate) fn accept_queues(&self) -> impl Iterator<Item = (String, AcceptQueue)> + '_ {
         let told = |l: &Listener| {
             Some((l.local.to_string(), prefork_os::socket::accept_queue(&l.socket).ok()?))

@@ -3,14 +3,16 @@
 //! A worker whose event loop is blocked, or that is stopped, does not notice that its primary was killed. It keeps the
 //! listening socket until its graceful timeout is over. A restart does not wait for that:
 //!
-//! - It **duplicates that socket** with pidfd_getfd(2) and listens on it. No queued connection is lost, and the worker may
+//! - It **duplicates that socket** with pidfd_getfd(2) and listens on it. No queued connection is lost, and the worker
+//! may
 //!   still finish its request. This needs the right to trace the worker: the same user without a restriction by Yama, or
 //!   `CAP_SYS_PTRACE`.
-//! - If that is not allowed, or the address has a socket for each slot (the worker would keep its share of new connections), it
+//! - If that is not allowed, or the address has a socket for each slot (the worker would keep its share of new
+//! connections), it
 //!   waits for [`ORPHAN_RELEASE_TIMEOUT`] and then **kills** the workers that still hold the address.
 //!
-//! A process counts as an orphan only if the name of its shared memory mapping gives a primary, by pid and start time, that is
-//! dead. Workers of a living primary and of other pid namespaces are never touched.
+//! A process counts as an orphan only if the name of its shared memory mapping gives a primary, by pid and start time,
+//! that is dead. Workers of a living primary and of other pid namespaces are never touched.
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -22,14 +24,15 @@ use prefork_os::child::PidFd;
 use prefork_os::signal::Signal;
 use prefork_os::{credentials, process, shared_memory};
 
-/// How long orphans may take to close an address before they are killed, at the start of a service. A reload does not wait.
+/// How long orphans may take to close an address before they are killed, at the start of a service. A reload does not
+/// wait.
 const ORPHAN_RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long to wait for killed orphans to exit, at the start of a service.
 const KILLED_EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to wait for killed orphans to exit, at a reload.
-const KILLED_EXIT_TIMEOUT_OF_RELOAD: Duration = Duration::from_millis(200);
+const RELOAD_KILLED_EXIT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// How often to check whether the address is free.
 const CHECK_INTERVAL: Duration = Duration::from_millis(5);
@@ -52,7 +55,7 @@ enum AddressHolders {
     Orphans(Vec<OrphanWorker>, Vec<u64>),
     /// Processes that are exiting, which closes the address.
     Exiting,
-    /// Processes that cannot be seen.
+    /// Processes that are not visible in `/proc`.
     Unknown,
     Others,
 }
@@ -68,7 +71,7 @@ struct OrphanWorker {
 pub(super) fn release_from_orphans(addr: &ListenAddr, may_wait: bool) -> OrphanRelease {
     let (release, exit) = match may_wait {
         true => (ORPHAN_RELEASE_TIMEOUT, KILLED_EXIT_TIMEOUT),
-        false => (Duration::ZERO, KILLED_EXIT_TIMEOUT_OF_RELOAD),
+        false => (Duration::ZERO, RELOAD_KILLED_EXIT_TIMEOUT),
     };
     let began = Instant::now();
     let mut killed_at = None;
@@ -80,7 +83,7 @@ pub(super) fn release_from_orphans(addr: &ListenAddr, may_wait: bool) -> OrphanR
                 if let Some(socket) = take_orphan_socket(&orphans, addr, &inodes) {
                     log::warn!(
                         "{addr} was still held by {}: took over their socket; they exit within their graceful-timeout",
-                        orphan_list(&orphans)
+                        format_orphans(&orphans)
                     );
                     // A stopped worker would never handle the death of its primary.
                     orphans
@@ -89,12 +92,14 @@ pub(super) fn release_from_orphans(addr: &ListenAddr, may_wait: bool) -> OrphanR
                     return OrphanRelease::SocketTaken(socket);
                 }
                 if killed_at.is_none() && began.elapsed() >= release {
-                    if matches!(addr, ListenAddr::Unix(_)) && !orphans.iter().all(is_of_our_user) {
+                    if matches!(addr, ListenAddr::Unix(_))
+                        && !orphans.iter().all(is_owned_by_our_user)
+                    {
                         return OrphanRelease::NotOrphaned;
                     }
                     log::warn!(
                         "{addr} is still held by {}: killing them, as their socket cannot be taken over",
-                        orphan_list(&orphans)
+                        format_orphans(&orphans)
                     );
                     // A failure means that the worker has exited.
                     orphans
@@ -143,7 +148,7 @@ fn address_holders(addr: &ListenAddr) -> AddressHolders {
                 orphans.push(orphan);
             }
             // An exiting process still has descriptors, but no memory mapping that names its primary.
-            None if has_no_memory(pid) => some_end = true,
+            None if is_exiting_process(pid) => some_end = true,
             // The process may have exited since.
             None if socket_holders::process_holds_any(pid, &inodes) => {
                 return AddressHolders::Others;
@@ -158,7 +163,7 @@ fn address_holders(addr: &ListenAddr) -> AddressHolders {
     }
 }
 
-fn has_no_memory(pid: u32) -> bool {
+fn is_exiting_process(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.is_empty())
 }
 
@@ -183,7 +188,8 @@ fn dead_primary_pid(pid: u32) -> Option<u32> {
     (!lives && process::parent_pid(pid) != Some(primary)).then_some(primary)
 }
 
-/// Returns a duplicate of the orphans' socket if it is the only one, has exactly the address `addr`, and may be duplicated.
+/// Returns a duplicate of the orphans' socket if it is the only one, has exactly the address `addr`, and may be
+/// duplicated.
 fn take_orphan_socket(
     orphans: &[OrphanWorker],
     addr: &ListenAddr,
@@ -211,19 +217,19 @@ fn duplicate_socket(orphan: &OrphanWorker, inode: u64) -> Option<OwnedFd> {
     let socket = orphan.process.duplicate_fd(number).ok()?;
     let taken = fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd())).ok()?;
     let same = taken.to_str() == Some(&format!("socket:[{inode}]"));
-    // A Unix socket tells the user that made it listen. A TCP socket was looked up in the kernel's table.
+    // A Unix socket reports the user that made it listen. A TCP socket was looked up in the kernel's table.
     let ours = credentials::peer_credentials(&socket)
         .map_or(true, |peer| peer.uid == credentials::effective_uid());
     (same && ours).then_some(socket)
 }
 
-fn is_of_our_user(orphan: &OrphanWorker) -> bool {
+fn is_owned_by_our_user(orphan: &OrphanWorker) -> bool {
     use std::os::unix::fs::MetadataExt;
     let owner = fs::metadata(format!("/proc/{}", orphan.holder.pid)).map(|meta| meta.uid());
     owner.is_ok_and(|uid| uid == credentials::effective_uid())
 }
 
-fn orphan_list(orphans: &[OrphanWorker]) -> String {
+fn format_orphans(orphans: &[OrphanWorker]) -> String {
     let one = |orphan: &OrphanWorker| {
         format!("pid {}, a worker of the dead primary pid {}", orphan.holder.pid, orphan.primary)
     };

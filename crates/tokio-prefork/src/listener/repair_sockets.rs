@@ -1,5 +1,5 @@
-//! Replacement of listening sockets that clients cannot reach any more, at a reload: the file of a Unix socket was removed, or
-//! the socket was shut down.
+//! Replacement of listening sockets that clients cannot reach any more, at a reload: the file of a Unix socket was
+//! removed, or the socket was shut down.
 
 use super::bind_socket::{self, BindContext};
 use super::{ListenAddr, Listener, ListenerSet, SocketKeeper};
@@ -30,7 +30,7 @@ impl ListenerSet {
         for addr in addrs {
             let broken = |one: &Listener| one.addr == *addr && !self.is_reachable(one);
             let Some(index) = self.listeners.iter().position(broken) else {
-                self.set_access(addr)?;
+                self.set_socket_file_access(addr)?;
                 continue;
             };
             self.replace(index, backlog, &mut repaired)?;
@@ -107,7 +107,7 @@ impl ListenerSet {
         Ok(())
     }
 
-    fn set_access(&mut self, addr: &ListenAddr) -> Result<()> {
+    fn set_socket_file_access(&mut self, addr: &ListenAddr) -> Result<()> {
         let ListenAddr::Unix(unix) = addr else { return Ok(()) };
         let Some((known, file)) = self.files.iter_mut().find(|(known, _)| known == addr) else {
             return Ok(());

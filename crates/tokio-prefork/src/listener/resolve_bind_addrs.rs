@@ -1,5 +1,5 @@
-//! Resolution of `bind` against the open sockets: host names become addresses, open sockets are found again, and sockets that a
-//! wildcard address covers stay open.
+//! Resolution of `bind` against the open sockets: host names become addresses, open sockets are found again, and
+//! sockets that a wildcard address covers stay open.
 
 use std::net::SocketAddr;
 
@@ -22,21 +22,21 @@ impl ListenerSet {
         self.has_started_serving = true;
     }
 
-    /// Replaces host names by their addresses, and addresses of open sockets by the form under which they were opened. Adds the
-    /// open sockets that an address of `bind` covers: `127.0.0.1:80` stays open for `:80`, as closing it would reset
-    /// connections.
+    /// Replaces host names by their addresses, and addresses of open sockets by the form under which they were opened.
+    /// Adds the open sockets that an address of `bind` covers: `127.0.0.1:80` stays open for `:80`, as closing it would
+    /// reset connections.
     pub(crate) fn resolve_bind_addrs(&mut self, bind: &mut Vec<ListenAddr>, names: &ResolvedHosts) {
         let mut fitted: Vec<ListenAddr> = Vec::new();
         for addr in bind.iter() {
             let mut expanded = host_lookup::expand_host(addr, names);
             if matches!(addr, ListenAddr::Host(_)) {
-                self.drop_unavailable(addr, &mut expanded);
+                self.drop_unavailable_addrs(addr, &mut expanded);
             }
             if matches!(addr, ListenAddr::Host(host) if host.port == 0) {
-                self.remember_same_port(&expanded);
+                self.record_same_port_group(&expanded);
             }
             for addr in expanded {
-                // The new form counts: it may change mode and owner of a socket file.
+                // The address as now written replaces the old form: it may change mode and owner of a socket file.
                 let known = self.open_address_of(&addr).unwrap_or(addr);
                 if !fitted.contains(&known) {
                     fitted.push(known);
@@ -47,7 +47,7 @@ impl ListenerSet {
             fitted.iter().filter_map(|a| self.socket_addr_of(a)).collect();
         for listener in self.listeners.iter().filter(|listener| listener.slot == Slot(0)) {
             let covered = listener.tcp().is_some_and(|local| {
-                wanted.iter().any(|wide| super::listen_addr::covers(*wide, local))
+                wanted.iter().any(|wide| super::listen_addr::wildcard_covers(*wide, local))
             });
             if covered && !fitted.contains(&listener.addr) {
                 fitted.push(listener.addr.clone());
@@ -56,9 +56,9 @@ impl ListenerSet {
         *bind = fitted;
     }
 
-    /// Removes addresses that this machine does not have, such as `::1` without IPv6. Keeps them if there are no others, so
-    /// that binding reports the error.
-    fn drop_unavailable(&self, name: &ListenAddr, addrs: &mut Vec<ListenAddr>) {
+    /// Removes addresses that this machine does not have, such as `::1` without IPv6. Keeps them if there are no
+    /// others, so that binding reports the error.
+    fn drop_unavailable_addrs(&self, name: &ListenAddr, addrs: &mut Vec<ListenAddr>) {
         let has = |addr: &ListenAddr| match addr {
             ListenAddr::Tcp(tcp) => {
                 let there = SocketAddr::new(tcp.ip(), 0);
@@ -79,7 +79,7 @@ impl ListenerSet {
         *addrs = there;
     }
 
-    fn remember_same_port(&mut self, group: &[ListenAddr]) {
+    fn record_same_port_group(&mut self, group: &[ListenAddr]) {
         let meets = |known: &Vec<ListenAddr>| known.iter().any(|addr| group.contains(addr));
         match self.same_port.iter_mut().find(|known| meets(known)) {
             Some(known) => {
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn all_addresses_of_a_host_name_share_one_port() {
-        let names = ResolvedHosts::of_one_host("two", &["127.0.0.1", "127.0.0.2", "127.0.0.1"]);
+        let names = ResolvedHosts::with_one_host("two", &["127.0.0.1", "127.0.0.2", "127.0.0.1"]);
         let mut set = ListenerSet::default();
         for _ in 0..2 {
             let mut bind = addrs(&["two:0"]);
@@ -194,7 +194,7 @@ mod tests {
         let mut bind = addrs(&["two:0"]);
         set.resolve_bind_addrs(
             &mut bind,
-            &ResolvedHosts::of_one_host("two", &["127.0.0.1", "127.0.0.2", "127.0.0.3"]),
+            &ResolvedHosts::with_one_host("two", &["127.0.0.1", "127.0.0.2", "127.0.0.3"]),
         );
         set.open_missing_sockets(&bind, 16, 1).expect("bind");
         let ports: Vec<_> =

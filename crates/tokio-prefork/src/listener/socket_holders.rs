@@ -1,11 +1,11 @@
-//! Which processes hold a listening socket, read from `/proc` as far as this process may.
+//! Finds the processes that hold a listening socket, in `/proc` as far as permissions allow.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use super::ListenAddr;
-use super::listen_addr::overlaps;
+use super::listen_addr::bind_addrs_overlap;
 use crate::text::printable_process;
 
 /// A listening TCP socket of this network namespace.
@@ -66,13 +66,13 @@ pub(super) fn unix_listener_inodes(path: &Path) -> Vec<u64> {
     parse_unix_listener_inodes(&table, path)
 }
 
-/// Parses `/proc/net/unix` for listening sockets at `path`. The table has paths as they were bound, so a relative path is
-/// compared as given and in its absolute form.
+/// Parses `/proc/net/unix` for listening sockets at `path`. The table has paths as they were bound, so a relative path
+/// is compared as given and in its absolute form.
 fn parse_unix_listener_inodes(table: &str, path: &Path) -> Vec<u64> {
     let full = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     let lines = table.lines().skip(1).filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();
-        // Accepted connections have the same path; only the flag tells them from the listener.
+        // Accepted connections have the same path; only the flag distinguishes them from the listener.
         let listens = fields.nth(3)? == "00010000";
         let inode = fields.nth(2)?.parse().ok()?;
         let bound = Path::new(fields.next()?);
@@ -90,7 +90,11 @@ fn parse_listening_sockets(table: &str, addr: SocketAddr) -> Vec<ListeningSocket
         let uid = fields.nth(3)?.parse().ok()?;
         let inode = fields.nth(1)?.parse().ok()?;
         let its = SocketAddr::new(parse_proc_address(ip)?, u16::from_str_radix(port, 16).ok()?);
-        (state == "0A" && overlaps(its, addr)).then_some(ListeningSocket { addr: its, uid, inode })
+        (state == "0A" && bind_addrs_overlap(its, addr)).then_some(ListeningSocket {
+            addr: its,
+            uid,
+            inode,
+        })
     });
     lines.collect()
 }
@@ -145,32 +149,33 @@ fn held_sockets(pid: u32, inodes: &[u64]) -> Vec<(i32, u64)> {
 mod tests {
     use super::*;
 
-    const TABLE: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+    const PROC_NET_TCP: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 0100007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000    12        0 4711 1 0 100 0
    1: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4712 1 0 100 0
    2: 0100007F:0BB8 0100007F:9999 01 00000000:00000000 00:00000000 00000000     0        0 4713 1 0 100 0
 ";
-    const TABLE6: &str = "  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+    const PROC_NET_TCP6: &str = "  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 00000000000000000000000001000000:0BB8 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4714 1 0 100 0
    1: 00000000000000000000000000000000:1F90 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4715 1 0 100 0
 ";
 
     #[test]
-    fn listeners_in_the_way_are_found_and_others_are_not() {
+    fn only_listeners_that_overlap_the_address_are_found() {
         let find = |table: &str, addr: &str| -> Vec<u64> {
             let found = parse_listening_sockets(table, addr.parse().expect("address"));
             found.into_iter().map(|one| one.inode).collect()
         };
-        assert_eq!(find(TABLE, "127.0.0.1:3000"), [4711]);
-        assert_eq!(find(TABLE, "0.0.0.0:3000"), [4711]);
-        assert_eq!(find(TABLE, "[::]:3000"), [4711]);
-        assert_eq!(find(TABLE, "127.0.0.2:3000"), Vec::<u64>::new());
-        assert_eq!(find(TABLE, "127.0.0.1:8080"), [4712]);
-        assert_eq!(find(TABLE6, "[::1]:3000"), [4714]);
-        assert_eq!(find(TABLE6, "127.0.0.1:3000"), Vec::<u64>::new());
-        assert_eq!(find(TABLE6, "127.0.0.1:8080"), [4715]);
+        assert_eq!(find(PROC_NET_TCP, "127.0.0.1:3000"), [4711]);
+        assert_eq!(find(PROC_NET_TCP, "0.0.0.0:3000"), [4711]);
+        assert_eq!(find(PROC_NET_TCP, "[::]:3000"), [4711]);
+        assert_eq!(find(PROC_NET_TCP, "127.0.0.2:3000"), Vec::<u64>::new());
+        assert_eq!(find(PROC_NET_TCP, "127.0.0.1:8080"), [4712]);
+        assert_eq!(find(PROC_NET_TCP6, "[::1]:3000"), [4714]);
+        assert_eq!(find(PROC_NET_TCP6, "127.0.0.1:3000"), Vec::<u64>::new());
+        assert_eq!(find(PROC_NET_TCP6, "127.0.0.1:8080"), [4715]);
         assert_eq!(
-            parse_listening_sockets(TABLE, "127.0.0.1:3000".parse().expect("address"))[0].uid,
+            parse_listening_sockets(PROC_NET_TCP, "127.0.0.1:3000".parse().expect("address"))[0]
+                .uid,
             12
         );
     }

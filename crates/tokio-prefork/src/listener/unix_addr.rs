@@ -9,7 +9,7 @@ use nix::unistd::{Group, User};
 use crate::socket_file::SocketPermissions;
 
 /// Longest path of a Unix socket in bytes: the size of `sun_path` minus the final NUL.
-const MAX_PATH_BYTES: usize = 107;
+const MAX_UNIX_PATH_BYTES: usize = 107;
 
 /// The address of a Unix stream socket: a path, or an abstract name that begins with `@`.
 ///
@@ -46,9 +46,9 @@ impl UnixAddr {
         if path.is_empty() || path == "@" || path.contains('\0') {
             return Err("unix: needs a path, or @ and a name".to_string());
         }
-        if path.len() > MAX_PATH_BYTES {
+        if path.len() > MAX_UNIX_PATH_BYTES {
             return Err(format!(
-                "the path has {} bytes and a Unix socket has room for {MAX_PATH_BYTES}: give a shorter one, perhaps a \
+                "the path has {} bytes and a Unix socket has room for {MAX_UNIX_PATH_BYTES}: give a shorter one, perhaps a \
                  relative one",
                 path.len()
             ));
@@ -108,7 +108,7 @@ impl UnixAddr {
     }
 
     /// Returns the absolute path, for comparison.
-    fn absolute(&self) -> PathBuf {
+    fn absolute_path(&self) -> PathBuf {
         match self.abstract_name() {
             Some(_) => self.path.clone(),
             None => std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone()),
@@ -157,7 +157,7 @@ impl From<&Path> for UnixAddr {
 
 impl PartialEq for UnixAddr {
     fn eq(&self, other: &UnixAddr) -> bool {
-        self.path == other.path || self.absolute() == other.absolute()
+        self.path == other.path || self.absolute_path() == other.absolute_path()
     }
 }
 
@@ -165,7 +165,7 @@ impl Eq for UnixAddr {}
 
 impl Hash for UnixAddr {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.absolute().hash(state);
+        self.absolute_path().hash(state);
     }
 }
 
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_path_alone_is_the_identity() {
+    fn unix_addresses_with_the_same_path_are_equal() {
         let here = std::env::current_dir().expect("directory").join("s");
         let full = UnixAddr { mode: Some(0o600), ..UnixAddr::new(here) };
         assert_eq!(UnixAddr::new("s"), full);

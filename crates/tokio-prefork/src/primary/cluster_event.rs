@@ -8,19 +8,21 @@ use crate::listener::ListenAddr;
 use prefork_supervisor::{DrainReason, ExitCause, ExitReport, RecycleReason};
 use prefork_supervisor::{Generation, WorkerId, WorkerTag};
 
-/// Something that happened to the cluster; see [`Cluster::on_event`](crate::Cluster::on_event).
+/// An event of the cluster; see [`Cluster::on_event`](crate::Cluster::on_event).
 ///
 /// For one worker, these rules hold:
 ///
 /// - `Fork` is the first event, once for each process that existed.
-/// - `Online` comes at most once, before `Listening`, which comes at most once too. A worker that exits early has neither.
+/// - `Online` comes at most once, before `Listening`, which comes at most once too. A worker that exits early has
+/// neither.
 /// - `Disconnect` and `Exit` come exactly once for each `Fork`, in this order. (In Node's cluster the order is open.)
-/// - `Replaced` comes at most once, after `Exit` and after `Listening` of the replacement. It does not come for workers that
+/// - `Replaced` comes at most once, after `Exit` and after `Listening` of the replacement. It does not come for workers
+/// that
 ///   were never ready, that left for good, or whose slot was removed.
 ///
-/// `Stopping` comes once, and after it no `Fork` except those that were under way. A failed fork is no event, as no process
-/// existed. After an upgrade in place, workers of the old image have their `Disconnect`, `Exit` and `Replaced` in the new
-/// image; events that the old image had no time to deliver are lost.
+/// `Stopping` comes once, and after it no `Fork` except those that were under way. A failed fork is no event, as no
+/// process existed. After an upgrade in place, workers of the old image have their `Disconnect`, `Exit` and `Replaced`
+/// in the new image; events that the old image had no time to deliver are lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClusterEvent {
@@ -41,7 +43,8 @@ pub enum ClusterEvent {
     Listening {
         /// The worker.
         worker: WorkerTag,
-        /// The addresses as the kernel has them: with the real port where 0 was requested. Empty for kinds other than `web`.
+        /// The addresses as the kernel has them: with the real port where 0 was requested. Empty for kinds other than
+        /// `web`.
         addresses: Vec<ListenAddr>,
     },
     /// A worker's channel is closed: no message can reach it any more.
@@ -100,7 +103,7 @@ pub struct WorkerExit {
     pub signal: Option<i32>,
     /// Why the worker exited, as far as the primary knows.
     pub reason: WorkerExitReason,
-    /// Whether the worker was told, or had asked, to drain before it exited: Node's `exitedAfterDisconnect`.
+    /// Whether the worker drained, by a command or its own request, before it exited: Node's `exitedAfterDisconnect`.
     pub exited_after_disconnect: bool,
     /// The time from its fork to its exit.
     pub uptime: Duration,
@@ -139,8 +142,8 @@ pub enum WorkerExitReason {
     MemoryLimit,
     /// Killed by the primary: it broke the protocol of its channel.
     Misbehaved(String),
-    /// Killed by the kernel because the memory of its cgroup was exhausted. Reported as `Killed` if `memory.events` of the
-    /// cgroup cannot be read.
+    /// Killed by the kernel because the memory of its cgroup was exhausted. Reported as `Killed` if `memory.events` of
+    /// the cgroup cannot be read.
     OutOfMemory,
     /// Killed by another process: SIGKILL, SIGTERM, SIGINT or SIGHUP.
     Killed,
@@ -222,7 +225,7 @@ fn reason_of_primary(exit: &ExitReport) -> Option<WorkerExitReason> {
             Some(DrainReason::Recycle(limit)) => WorkerExitReason::Recycled(limit),
             Some(DrainReason::Retire) => WorkerExitReason::Retired,
             Some(DrainReason::Disconnect) => WorkerExitReason::Disconnected,
-            // Without a reason, the previous image told it to drain, for the upgrade.
+            // Without a reason, the previous image drained the worker for the upgrade.
             Some(DrainReason::Reload) | None => WorkerExitReason::Reloaded,
         },
         ExitCause::BootTimeout => WorkerExitReason::BootTimeout,

@@ -41,7 +41,8 @@ impl ControlEndpoint {
         Ok(ControlEndpoint { server, setting: setting.clone() })
     }
 
-    /// Takes over the control socket and the clients of the previous image. A failure is logged: an exec has no way back.
+    /// Takes over the control socket and the clients of the previous image. A failure is logged: an exec has no way
+    /// back.
     pub(super) fn take_over_socket(
         setting: &ControlSocket,
         passed: Option<PassedControl>,
@@ -78,7 +79,7 @@ impl ControlEndpoint {
         }
     }
 
-    /// Returns what to wait for. The tokens of ready descriptors go to `read_ready`.
+    /// Returns the descriptors to poll. The tokens of ready descriptors go to `read_ready`.
     pub(super) fn poll_sources(&self) -> impl Iterator<Item = (ControlPollToken, WatchedFd<'_>)> {
         self.server.iter().flat_map(ControlServer::poll_sources)
     }
@@ -91,12 +92,12 @@ impl ControlEndpoint {
         self.server.as_ref().and_then(ControlServer::next_deadline)
     }
 
-    /// Returns whether a client has not read yet what it was sent.
+    /// Returns whether a client has unread replies or events.
     pub(super) fn has_unsent(&self) -> bool {
         self.server.as_ref().is_some_and(ControlServer::has_unsent)
     }
 
-    /// Returns what the next image needs to continue with socket and clients.
+    /// Returns the state that the next image needs to continue with socket and clients.
     pub(super) fn pass_to_new_image(&mut self) -> Option<PassedControl> {
         self.server.as_mut().map(ControlServer::pass_to_next_image)
     }

@@ -1,4 +1,4 @@
-//! Logs what happens in the primary, one line for each event, and keeps the lines for `prefork events`.
+//! Logs the primary's events, one line for each, and keeps the lines for `prefork events`.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -20,7 +20,7 @@ use prefork_supervisor::{Slot, WorkerTag};
 #[derive(Debug, Default)]
 pub(super) struct EventLog {
     pub(super) history: EventHistory,
-    /// How many lines the log has dropped, as far as the event history says so.
+    /// Number of dropped lines that the event history has reported.
     reported_drops: u64,
     /// When the event history may report dropped lines again.
     next_drop_report: Option<Instant>,
@@ -123,7 +123,7 @@ impl EventLog {
         )));
     }
 
-    /// Logs what a new binary printed before its check was stopped, as it may say where it hangs.
+    /// Logs the output of a new binary whose check was stopped, as it may show where it hangs.
     pub(super) fn log_new_binary_output(&mut self, text: &str) {
         if !text.is_empty() {
             self.write_line(warn_line(format!(
@@ -132,7 +132,7 @@ impl EventLog {
         }
     }
 
-    /// Logs what chooses among the sockets of slots; a warning if it is a fallback of the policy.
+    /// Logs which backend selects among the sockets of slots; a warning if it is a fallback.
     pub(super) fn log_kernel_selector(&mut self, text: String, best: bool) {
         self.write_line(if best { info_line(text) } else { warn_line(text) });
     }

@@ -24,16 +24,16 @@ use prefork_os::fd_passing::create_seqpacket_pair;
 use prefork_os::signal::{BlockedSignals, Signal};
 use prefork_supervisor::{Event, WorkerTag};
 
-/// What a fork hands to the child.
+/// The resources that a fork passes to the child.
 struct ForkedWorker {
     tag: WorkerTag,
-    /// Its rows on the scoreboard.
+    /// The worker's rows on the scoreboard.
     row: WorkerPages,
-    /// Its page of load counters.
+    /// The worker's page of load counters.
     lease: Option<LoadPageLease>,
     channel: OwnedFd,
     messages: OwnedFd,
-    /// The reading end of its queue of connections, under `round-robin`.
+    /// The reading end of the worker's connection queue, under `round-robin`.
     queue: Option<OwnedFd>,
     primary_pid: u32,
     blocked_signals: BlockedSignals,
@@ -50,8 +50,11 @@ impl Primary {
     }
 
     fn try_fork_worker(&mut self, tag: WorkerTag) -> Result<u32> {
-        let config =
-            self.configs.of_generation(tag.generation).filter(|_| tag.slot.is_web()).cloned();
+        let config = self
+            .configs
+            .config_of_generation(tag.generation)
+            .filter(|_| tag.slot.is_web())
+            .cloned();
         let rows = config.as_ref().map_or(1, |config| config.scoreboard_page_count());
         let row = self.scoreboard.allocate_pages(tag, rows).ok_or_else(|| {
             let reason = std::io::Error::other("too many workers are still draining");
@@ -78,7 +81,7 @@ impl Primary {
         let channel = create_seqpacket_pair().map_err(|e| failed("a channel", e))?;
         let messages = create_seqpacket_pair().map_err(|e| failed("a message channel", e))?;
         let has_queue =
-            tag.slot.is_web() && self.configs.of_worker(tag)?.dispatch.accepts_in_primary();
+            tag.slot.is_web() && self.configs.config_of_worker(tag)?.dispatch.accepts_in_primary();
         let queue = has_queue.then(ConnectionQueue::new).transpose();
         let queue = queue.map_err(|e| failed("a queue of connections", e))?;
         let primary_pid = std::process::id();
@@ -127,7 +130,7 @@ impl Primary {
     /// Turns the child into a worker. Returns `None` if the primary is dead already.
     fn become_worker(&mut self, forked: ForkedWorker) -> Result<Option<WorkerInit>> {
         let ForkedWorker { tag, row, lease, channel, messages, queue, .. } = forked;
-        let config = self.configs.of_worker(tag)?;
+        let config = self.configs.config_of_worker(tag)?;
         if let Some(credentials) = config.credentials() {
             credentials.drop_privileges()?;
         }
@@ -195,7 +198,7 @@ impl Primary {
         self.signals.close_in_worker();
     }
 
-    /// Closes the channels of the other workers and drops what was on its way to them.
+    /// Closes the channels of the other workers and drops the messages queued for them.
     fn close_channels_of_other_workers(&mut self) {
         let mut fds = FdCloseBatch::default();
         fds.add_fds_of_owner(self.workers.take_processes(), |workers, take| {

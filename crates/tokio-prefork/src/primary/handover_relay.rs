@@ -1,8 +1,8 @@
 //! Relays open connections from a draining worker to one that keeps serving.
 //!
 //! The primary never reads from these connections and keeps no duplicate: a connection that was sent is only in the
-//! receiver's channel. The primary does not wait either: what no channel has room for stays in a queue, and while that is
-//! full, the channels of the workers that fill it are not read.
+//! receiver's channel. The primary does not wait either: what no channel has room for stays in a queue, and while that
+//! is full, the channels of the workers that fill it are not read.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
@@ -15,7 +15,7 @@ use crate::channel::{UnreadBytes, WorkerCommand};
 use crate::scoreboard::WorkerLoad;
 use prefork_supervisor::Generation;
 
-/// How many connections may wait. Each holds a descriptor of the primary.
+/// Maximum number of waiting connections. Each holds a descriptor of the primary.
 const MAX_PENDING_HANDOVERS: usize = 256;
 
 /// How long to wait before full channels are tried again.
@@ -99,8 +99,8 @@ struct HandoverReceiver<'a> {
 impl HandoverReceiver<'_> {
     /// Orders receivers: responsive before stalled, then the newest generation, then the fewest connections.
     ///
-    /// The newest generation will not have to hand them over again soon. A worker that reports a false load gets more or
-    /// fewer connections, nothing worse.
+    /// The newest generation will not have to hand them over again soon. A worker that reports a false load gets more
+    /// or fewer connections, nothing worse.
     fn rank(&self) -> (bool, Reverse<Generation>, u64) {
         let under_way = self.process.handovers_sent.saturating_sub(self.load.taken_over);
         let connections = self.load.open_connections.saturating_add(under_way);
@@ -117,7 +117,8 @@ impl HandoverReceiver<'_> {
 }
 
 impl Primary {
-    /// Relays waiting connections. Called when all events are handled, so that the supervisor knows which workers serve.
+    /// Relays waiting connections. Called when all events are handled, so that the supervisor knows which workers
+    /// serve.
     pub(super) fn relay_handovers(&mut self, now: Instant) {
         if self.handover.is_empty() {
             return;

@@ -1,7 +1,7 @@
 //! The application's hooks in the primary: which events they are told, and how they are called.
 //!
-//! Hooks run between two events, when everything that followed from the first is done. A panic is contained; a slow hook is
-//! named in the log.
+//! Hooks run between two events, when everything that followed from the first is done. A panic is contained; a slow
+//! hook is named in the log.
 
 use std::collections::VecDeque;
 use std::fmt::Display;
@@ -16,10 +16,10 @@ use crate::listener::ListenerSet;
 use crate::text::panic_text;
 use prefork_supervisor::{Event, ExitReport, LogEvent};
 
-/// How long a function of the application may run before it is named in the log. Meanwhile nothing is supervised.
+/// How long an application hook may run before the log names it. Meanwhile nothing is supervised.
 const SLOW_CALL_THRESHOLD: Duration = Duration::from_millis(100);
 
-/// Whether a worker that exited unasked is replaced; see [`Cluster::on_restart`](crate::Cluster::on_restart).
+/// Whether a worker that exited unexpectedly is replaced; see [`Cluster::on_restart`](crate::Cluster::on_restart).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestartDecision {
     /// Replaces the worker, as without a hook; in a crash loop after a back-off.
@@ -38,10 +38,10 @@ pub(crate) struct Hooks {
     pub(crate) on_restart: Option<OnRestart>,
 }
 
-/// The hooks, and the events that they have not been told yet.
+/// The hooks, and the events that are queued for them.
 pub(super) struct HookQueue {
     hooks: Hooks,
-    /// Oldest first.
+    /// Queued events, oldest first.
     undelivered: VecDeque<ClusterEvent>,
     /// The exit that was classified last.
     last_exit: Option<WorkerExit>,

@@ -1,4 +1,5 @@
-//! The primary's side of isolated jobs: passes requests and worker exits to each pool's scheduler, and performs its orders.
+//! The primary's side of isolated jobs: passes requests and worker exits to each pool's scheduler, and performs its
+//! orders.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
@@ -16,7 +17,7 @@ use prefork_os::signal::Signal;
 use prefork_supervisor::{Event, ExitCause, LogEvent};
 use prefork_supervisor::{WorkerId, WorkerTag};
 
-/// The longest that a caller can wait for its job.
+/// Maximum time that a caller can wait for its job.
 const MAX_JOB_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The job schedulers of all pools of isolated workers, by the pool's name.
@@ -28,7 +29,7 @@ impl IsolatedPools {
         self.0.insert(pool, scheduler);
     }
 
-    /// Tells every scheduler what concerns it. Returns the orders of each pool.
+    /// Passes a log event to every scheduler that it concerns. Returns the orders of each pool.
     fn handle_log_event(&mut self, event: &LogEvent) -> Vec<(&'static str, Vec<SchedulerAction>)> {
         let orders = self.0.iter_mut().filter_map(|(pool, scheduler)| {
             let orders = match event {
@@ -54,7 +55,7 @@ impl IsolatedPools {
         orders.collect()
     }
 
-    /// Returns the orders of the pools that have jobs past their deadline.
+    /// Expires jobs past their deadline, and returns the resulting actions by pool.
     fn expire_jobs(&mut self, now: Instant) -> Vec<(&'static str, Vec<SchedulerAction>)> {
         let is_due = |scheduler: &IsolatedJobScheduler| {
             scheduler.next_deadline().is_some_and(|at| at <= now)
@@ -87,7 +88,7 @@ impl PrimaryHandle<'_> {
         self.primary.run_job_orders(pool, order);
     }
 
-    /// Handles a worker's notice that it does not wait for its job any more.
+    /// Handles a worker's report that it no longer waits for its job.
     pub(crate) fn cancel_isolated_job(
         &mut self,
         pool: &'static str,
@@ -158,7 +159,7 @@ impl Primary {
                     }
                 }
             }
-            // A caller without room for the answer does not get it and times out.
+            // A caller whose channel is full does not get the answer and times out.
             SchedulerAction::SendReply { to, answer } => {
                 drop(self.messages.primary_end.reply(&to, MessageClass::Reply, answer));
             }

@@ -1,8 +1,9 @@
-//! Keeps the kernel's selection among the sockets of slots in step with configuration, sockets and workers.
+//! Updates the kernel selector when configuration, sockets or workers change.
 //!
-//! Which worker accepts for a slot is decided by the supervisor (`Action::SetDispatchTarget`), together with the adoption of
-//! sockets. Everything else is compared with the wanted state when it may have changed, before each fork and once a second, and
-//! updated where it differs. So what has failed is retried; meanwhile the kernel's hash selects a socket.
+//! Which worker accepts for a slot is decided by the supervisor (`Action::SetDispatchTarget`), together with the
+//! adoption of sockets. Everything else is compared with the wanted state when it may have changed, before each fork
+//! and once a second, and updated where it differs. So what has failed is retried; meanwhile the kernel's hash selects
+//! a socket.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -14,10 +15,10 @@ use crate::error::Error;
 use crate::listener::{ListenAddr, ListenerSet};
 use prefork_supervisor::{Slot, WorkerId};
 
-/// How many different errors of one selector are logged.
+/// Maximum number of different errors that are logged per selector.
 const MAX_LOGGED_ERRORS: usize = 8;
 
-/// The kernel selector in force, and what it was started with.
+/// The active kernel selector, and the parameters that it was started with.
 pub(super) struct ActiveSelector {
     pub(super) selector: KernelSelector,
     policy: Dispatch,
@@ -40,7 +41,7 @@ fn socket_groups<'a>(
     }
 }
 
-fn without_addresses<'a>(
+fn sockets_without_addresses<'a>(
     groups: Vec<(&'a ListenAddr, ReuseportGroup<'a>)>,
 ) -> Vec<ReuseportGroup<'a>> {
     groups.into_iter().map(|(_, group)| group).collect()
@@ -74,8 +75,8 @@ impl Primary {
             return;
         }
         let outcome = match active.groups.iter().map(|g| &g.0).eq(wanted.iter().map(|g| &g.0)) {
-            true => active.selector.add_slots(&without_addresses(groups)),
-            false => active.selector.replace_groups(&without_addresses(groups)),
+            true => active.selector.add_slots(&sockets_without_addresses(groups)),
+            false => active.selector.replace_groups(&sockets_without_addresses(groups)),
         };
         match outcome {
             Ok(()) => active.groups = wanted,
@@ -90,7 +91,7 @@ impl Primary {
         let policy = config.dispatch;
         let selector = KernelSelector::start(
             policy,
-            &without_addresses(socket_groups(&self.listeners, config)),
+            &sockets_without_addresses(socket_groups(&self.listeners, config)),
         );
         let reason = selector.fallback_reason();
         let text = describe_backend(policy, selector.backend_name(), reason.as_deref());
@@ -127,7 +128,7 @@ impl Primary {
         if let Some(lease) = lease {
             active.selector.activate_page(lease);
         }
-        let groups = without_addresses(socket_groups(&self.listeners, &config));
+        let groups = sockets_without_addresses(socket_groups(&self.listeners, &config));
         if let Err(e) = active.selector.set_slot_health(slot, worker.is_some(), &groups) {
             self.log_selector_error(&e);
         }
@@ -143,7 +144,7 @@ impl Primary {
         self.update_kernel_selector();
         let config = self.current_config().cloned();
         let Some((active, config)) = self.kernel_selector.as_mut().zip(config) else { return };
-        let groups = without_addresses(socket_groups(&self.listeners, &config));
+        let groups = sockets_without_addresses(socket_groups(&self.listeners, &config));
         let mut loads =
             vec![SlotLoad::default(); groups.iter().map(|g| g.0.len()).max().unwrap_or(0)];
         for (slot, worker) in self.supervisor.dispatch_targets() {

@@ -18,7 +18,7 @@ use prefork_supervisor::Generation;
 pub(super) struct LogFileSwitch {
     /// `None` while the log goes to the standard error that the primary was started with.
     path: Option<PathBuf>,
-    /// What a reload to this generation has opened.
+    /// The log file that the reload to this generation has opened.
     opened: Option<(Generation, PathBuf, LogFile)>,
 }
 

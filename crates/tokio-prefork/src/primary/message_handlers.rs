@@ -39,12 +39,12 @@ pub(crate) struct AppMessages {
     unknown_kinds: BTreeMap<String, u64>,
     /// Requests of the primary itself.
     pub(super) requests: PendingRequests<ReplyCallback>,
-    /// How many messages were lost when this was last looked at.
+    /// Number of lost messages at the last check.
     lost: u64,
 }
 
 impl AppMessages {
-    /// Registers the handler for messages of `kind`, in address of an earlier one.
+    /// Registers the handler for messages of `kind`, in place of an earlier one.
     pub(crate) fn on_message(&mut self, kind: &str, handler: MessageHandler) {
         self.handlers.insert(kind.to_string(), handler);
     }
@@ -97,7 +97,7 @@ impl Primary {
             return self.handle_reply(from.id, envelope);
         }
         let message = Message::new(MessageSender::Worker(from.id), envelope);
-        // Removed while it runs, as it borrows the primary that owns it.
+        // The handler is removed while it runs, because it borrows the primary that owns it.
         let Some((kind, mut handler)) = self.messages.handlers.remove_entry(message.kind()) else {
             return self.drop_unknown_kind(from, &message);
         };
@@ -120,8 +120,8 @@ impl Primary {
         self.call_reply_callback(from, callback, reply);
     }
 
-    /// Ends requests that cannot be answered any more, until `limit`. The rest follows after the next wait, which is short
-    /// as their deadlines have passed.
+    /// Ends requests that cannot be answered any more, until `limit`. The rest follows after the next wait, which is
+    /// short as their deadlines have passed.
     fn end_failed_requests(&mut self, now: Instant, limit: Instant) {
         loop {
             let AppMessages { primary_end, requests, .. } = &mut self.messages;

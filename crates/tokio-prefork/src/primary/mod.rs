@@ -1,7 +1,8 @@
-//! The primary process: one thread, blocking, without an async runtime. It waits, asks the supervisor and performs actions.
+//! The primary process: one thread, blocking, without an async runtime. It waits, asks the supervisor and performs
+//! actions.
 //!
-//! Each part owns its state: the worker table, the control endpoint, the upgrade and so on. What needs several parts is a
-//! method of [`Primary`], in the file of the part that it is about.
+//! Each part owns its state: the worker table, the control endpoint, the upgrade and so on. What needs several parts is
+//! a method of [`Primary`], in the file of the part that it is about.
 
 mod cluster_event;
 mod control_requests;
@@ -63,7 +64,7 @@ pub(crate) use upgrade_check::check_worker_boots;
 use workers::KilledChildren;
 pub(crate) use workers::{WorkerProcess, WorkerTable};
 
-/// What the primary takes over from [`Cluster`](crate::Cluster): sockets, files and the service manager.
+/// The resources that the primary takes over from [`Cluster`](crate::Cluster): sockets, files and the service manager.
 pub(crate) struct PrimaryResources {
     pub(crate) listeners: ListenerSet,
     pub(crate) pid_file: Option<PidFile>,
@@ -71,7 +72,7 @@ pub(crate) struct PrimaryResources {
     pub(crate) service_manager: Option<ServiceManager>,
 }
 
-/// What the application configured for the primary: its functions, worker kinds and pools.
+/// The application's hooks and settings for the primary: its functions, worker kinds and pools.
 pub(crate) struct Application {
     pub(crate) worker_entry: WorkerEntry,
     pub(crate) read_config: ReadConfig,
@@ -85,7 +86,7 @@ pub(crate) struct Application {
 /// The primary process: the supervisor, which decides, and the parts that perform its actions.
 pub(crate) struct Primary {
     supervisor: Supervisor,
-    /// Events that were noticed and not handled yet, oldest first.
+    /// Events that are queued and not handled yet, oldest first.
     pending_events: VecDeque<Event>,
     signals: PrimarySignals,
     workers: WorkerTable,
@@ -93,7 +94,7 @@ pub(crate) struct Primary {
     scoreboard: Scoreboard,
     listeners: ListenerSet,
     configs: ConfigStore,
-    /// Runs in each forked worker.
+    /// The function that runs in each forked worker.
     worker_entry: WorkerEntry,
     round_robin: RoundRobinAcceptor,
     /// `None` if the kernel does not choose among the sockets of slots.
@@ -213,7 +214,7 @@ impl Primary {
 
     /// Returns the configuration of the wanted generation: during a reload, the new one.
     fn current_config(&self) -> Option<&Rc<Config>> {
-        self.configs.of_generation(self.supervisor.wanted_generation())
+        self.configs.config_of_generation(self.supervisor.wanted_generation())
     }
 
     fn publish_cluster_state(&self) {
@@ -227,7 +228,8 @@ impl Primary {
     }
 }
 
-/// Creates a scoreboard with two rows for each possible worker, as a draining worker keeps its row beside its successor's.
+/// Creates a scoreboard with two rows for each possible worker, as a draining worker keeps its row beside its
+/// successor's.
 fn create_scoreboard(has_other_kinds: bool) -> Result<Scoreboard> {
     let max_workers = WorkerCount::MAX as usize * if has_other_kinds { 2 } else { 1 };
     Scoreboard::create(2 * max_workers)

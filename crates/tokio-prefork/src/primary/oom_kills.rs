@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// Tells kills by the kernel's OOM killer from other SIGKILLs.
+/// Distinguishes kills by the kernel's OOM killer from other SIGKILLs.
 #[derive(Debug)]
 pub(super) struct OomKillCounter {
     /// The file with the counter of the cgroup that the primary and its workers are in, if there is one.
@@ -12,7 +12,7 @@ pub(super) struct OomKillCounter {
 }
 
 impl OomKillCounter {
-    /// Starts with the current count of this process's cgroup.
+    /// Creates a counter that starts at the current count of this process's cgroup.
     pub(super) fn of_this_process() -> OomKillCounter {
         let cgroups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mut kills = OomKillCounter { file: oom_counter_file(&cgroups), attributed: 0 };

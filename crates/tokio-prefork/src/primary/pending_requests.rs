@@ -1,7 +1,7 @@
 //! Requests of the primary that workers have not answered yet. Pure: the time is an argument.
 //!
-//! Each request ends once: with the answer of the worker that was asked, at its deadline, or when that worker exits. A later
-//! answer finds no request with its id, which is never used again.
+//! Each request ends once: with the answer of the worker that was asked, at its deadline, or when that worker exits. A
+//! later answer finds no request with its id, which is never used again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -130,7 +130,7 @@ mod tests {
     const TWO: WorkerId = WorkerId(2);
 
     #[test]
-    fn an_answer_counts_once_and_only_from_the_worker_that_was_asked() {
+    fn a_request_accepts_one_answer_and_only_from_its_worker() {
         let (mut pending, now) = (PendingRequests::default(), Instant::now());
         let id = pending.next_id();
         pending.insert(ONE, "a", now, "first");

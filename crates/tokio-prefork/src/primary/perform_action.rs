@@ -66,19 +66,19 @@ impl Primary {
         reason
     }
 
-    /// Tells a worker to drain. One that cannot be told is stalled or gone: its deadline ends it.
+    /// Sends a worker the command to drain. One that cannot be told is stalled or gone: its deadline ends it.
     fn drain_worker(&mut self, worker: WorkerId) {
         let Some(config) = self.current_config().cloned() else { return };
         let is_stopping = self.supervisor.is_stopping();
         if !is_stopping && self.has_other_queue_worker(worker) {
-            self.take_back_queue(worker);
+            self.reclaim_queue(worker);
         }
         let Some(process) = self.workers.get(&worker) else { return };
         let has_successor = self.workers.has_other_serving_worker(worker, &self.supervisor);
         let order = WorkerCommand::Drain {
             grace: config.graceful_timeout,
             linger: config.linger_timeout,
-            closing: is_stopping || self.loses_an_address(process.tag.generation),
+            closing: is_stopping || self.has_removed_listen_addr(process.tag.generation),
             hand_over: match config.hand_over && !is_stopping {
                 false => HandoverMode::Never,
                 true if has_successor => HandoverMode::Immediately,
@@ -93,8 +93,9 @@ impl Primary {
     }
 
     /// Returns whether workers of `generation` listen on an address that the current configuration does not name.
-    fn loses_an_address(&self, generation: Generation) -> bool {
-        let Some((old, new)) = self.configs.of_generation(generation).zip(self.current_config())
+    fn has_removed_listen_addr(&self, generation: Generation) -> bool {
+        let Some((old, new)) =
+            self.configs.config_of_generation(generation).zip(self.current_config())
         else {
             return false;
         };

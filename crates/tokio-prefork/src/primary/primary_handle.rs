@@ -1,4 +1,4 @@
-//! What the application's functions in the primary can see, order and send.
+//! `PrimaryHandle`: the workers, commands and messages that hooks in the primary can use.
 
 use std::time::{Duration, Instant};
 
@@ -15,10 +15,10 @@ use prefork_supervisor::{Slot, WEB_KIND, WorkerId, WorkerTag};
 /// How many events may wait before commands of the application are refused.
 const MAX_PENDING_COMMANDS: usize = 4096;
 
-/// The longest that a request waits for its answer: a request must end.
+/// Maximum time that a request waits for its answer: a request must end.
 const MAX_REQUEST_TIMEOUT: Duration = Duration::from_secs(86_400);
 
-/// The primary, as the application's functions in it see it: see [`Cluster::on_event`](crate::Cluster::on_event) and
+/// A handle to the primary for the application's hooks: see [`Cluster::on_event`](crate::Cluster::on_event) and
 /// [`Cluster::on_message`](crate::Cluster::on_message).
 ///
 /// Commands run after the function has returned, in the order of the calls; one that cannot be performed is logged. No
@@ -27,7 +27,7 @@ pub struct PrimaryHandle<'a> {
     pub(super) primary: &'a mut Primary,
 }
 
-/// One worker as the primary knows it.
+/// The primary's record of one worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerInfo {
@@ -53,9 +53,9 @@ impl PrimaryHandle<'_> {
     /// Adds a worker with these environment variables besides those of the primary, and returns its future id. Of two
     /// variables with the same name the last one counts.
     ///
-    /// The variables belong to the worker's slot: its replacements have them too, until the slot is scaled away. The fork
-    /// may be delayed (by a crash loop) or refused (during a reload, or above [`WorkerCount::MAX`](crate::WorkerCount::MAX)), which
-    /// is logged; the id of a refused fork is not used.
+    /// The variables belong to the worker's slot: its replacements have them too, until the slot is scaled away. The
+    /// fork may be delayed (by a crash loop) or refused (during a reload, or above
+    /// [`WorkerCount::MAX`](crate::WorkerCount::MAX)), which is logged; the id of a refused fork is not used.
     ///
     /// # Errors
     /// A name is empty or contains `=` or NUL, a value contains NUL, or the cluster is stopping.
@@ -150,13 +150,14 @@ impl PrimaryHandle<'_> {
         self.queue_command(ClusterCommand::Reload, "reload");
     }
 
-    /// Drains a worker within `graceful-timeout` without replacing it. Its slot stays empty until the next reload or scale.
+    /// Drains a worker within `graceful-timeout` without replacing it. Its slot stays empty until the next reload or
+    /// scale.
     pub fn disconnect(&mut self, worker: WorkerId) {
         self.queue_command(ClusterCommand::Disconnect(worker), "disconnect");
     }
 
-    /// Drains every worker, then ends the primary: Node's `cluster.disconnect()`. A second call, a moment later, kills the
-    /// workers.
+    /// Drains every worker, then ends the primary: Node's `cluster.disconnect()`. A second call, a moment later, kills
+    /// the workers.
     pub fn stop(&mut self) {
         self.queue_command(ClusterCommand::Stop, "stop");
     }
@@ -193,8 +194,8 @@ impl PrimaryHandle<'_> {
     /// Sends a message to one worker.
     ///
     /// # Errors
-    /// [`MessageError::Full`] if the worker's queue is full, and the other errors as they say. `Ok` does not promise delivery:
-    /// the worker can exit before it reads the message.
+    /// [`MessageError::Full`] if the worker's queue is full, and the other errors as they say. `Ok` does not promise
+    /// delivery: the worker can exit before it reads the message.
     pub fn send(
         &mut self,
         to: impl Into<MessageTarget>,
@@ -207,11 +208,11 @@ impl PrimaryHandle<'_> {
             payload.into_payload()?,
             AttachedConnection::Absent,
         )?;
-        self.send_letter(to.into(), envelope).map(drop).map_err(|rejected| rejected.0)
+        self.send_envelope_to_worker(to.into(), envelope).map(drop).map_err(|rejected| rejected.0)
     }
 
-    /// Sends a request to a worker, which answers with [`Worker::reply`](crate::Worker::reply), and calls `then` once with
-    /// the result, under the rules of [`Cluster::on_event`](crate::Cluster::on_event):
+    /// Sends a request to a worker, which answers with [`Worker::reply`](crate::Worker::reply), and calls `then` once
+    /// with the result, under the rules of [`Cluster::on_event`](crate::Cluster::on_event):
     ///
     /// - the answer;
     /// - [`MessageError::Refused`] if the worker has no receiver for this kind, or refuses;
@@ -221,7 +222,8 @@ impl PrimaryHandle<'_> {
     /// `then` is not called if the primary ends or is upgraded first.
     ///
     /// # Errors
-    /// As [`PrimaryHandle::send`], and [`MessageError::Full`] if 65536 requests wait for answers. Then `then` is not called.
+    /// As [`PrimaryHandle::send`], and [`MessageError::Full`] if 65536 requests wait for answers. Then `then` is not
+    /// called.
     pub fn request(
         &mut self,
         to: impl Into<MessageTarget>,
@@ -243,7 +245,8 @@ impl PrimaryHandle<'_> {
         let deadline = now.checked_add(limit).unwrap_or(now + MAX_REQUEST_TIMEOUT);
         let id = self.primary.messages.requests.next_id();
         let envelope = Envelope { class: MessageClass::Request, id, ..envelope };
-        let worker = self.send_letter(to.into(), envelope).map_err(|rejected| rejected.0)?;
+        let worker =
+            self.send_envelope_to_worker(to.into(), envelope).map_err(|rejected| rejected.0)?;
         self.primary.messages.requests.insert(worker, kind, deadline, Box::new(then));
         Ok(())
     }
@@ -253,8 +256,8 @@ impl PrimaryHandle<'_> {
         self.primary.messages.requests.late_replies()
     }
 
-    /// Sends a message to every worker, booting and draining ones included, and returns to how many. Workers whose queue is
-    /// full do not get it, which is counted and logged.
+    /// Sends a message to every worker, booting and draining ones included, and returns to how many. Workers whose
+    /// queue is full do not get it, which is counted and logged.
     ///
     /// # Errors
     /// The message is too large, its kind is invalid, or it cannot be encoded. Then no worker gets it.
@@ -311,13 +314,13 @@ impl PrimaryHandle<'_> {
             Err(error) => return Err(SendConnectionError::early(error, connection)),
         };
         let envelope = Envelope { attached: AttachedConnection::Present(connection.0), ..envelope };
-        self.send_letter(to.into(), envelope)
+        self.send_envelope_to_worker(to.into(), envelope)
             .map(drop)
             .map_err(|rejected| SendConnectionError::new(*rejected))
     }
 
     /// Returns the worker that the message was sent to.
-    fn send_letter(
+    fn send_envelope_to_worker(
         &mut self,
         to: MessageTarget,
         envelope: Envelope,

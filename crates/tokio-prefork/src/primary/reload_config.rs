@@ -51,12 +51,12 @@ impl ConfigStore {
         ConfigStore { by_generation: by_generation.collect(), read_config, pending: None }
     }
 
-    pub(super) fn of_generation(&self, generation: Generation) -> Option<&Rc<Config>> {
+    pub(super) fn config_of_generation(&self, generation: Generation) -> Option<&Rc<Config>> {
         self.by_generation.get(&generation)
     }
 
-    pub(super) fn of_worker(&self, tag: WorkerTag) -> Result<Rc<Config>> {
-        self.of_generation(tag.generation).cloned().ok_or_else(|| {
+    pub(super) fn config_of_worker(&self, tag: WorkerTag) -> Result<Rc<Config>> {
+        self.config_of_generation(tag.generation).cloned().ok_or_else(|| {
             Error::internal(format!("no configuration for generation {}", tag.generation))
         })
     }
@@ -161,7 +161,7 @@ impl Primary {
         self.pending_events.push_back(Event::ConfigRead { result });
     }
 
-    /// Opens what the new configuration needs, and keeps it for workers of `generation`.
+    /// Opens the sockets and files of the new configuration, and keeps it for workers of `generation`.
     fn apply_config(
         &mut self,
         generation: Generation,

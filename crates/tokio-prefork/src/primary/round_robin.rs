@@ -21,7 +21,7 @@ use prefork_supervisor::{Event, Supervisor, WorkerId};
 /// How many times in a row new connections are handled before all other events.
 const MAX_CONSECUTIVE_STEPS: u32 = 64;
 
-/// The parts of the primary that tell which workers can take a connection.
+/// The parts of the primary that determine which workers can take a connection.
 pub(super) struct QueueWorkers<'a> {
     pub(super) workers: &'a BTreeMap<WorkerId, WorkerProcess>,
     pub(super) scoreboard: &'a Scoreboard,
@@ -55,7 +55,7 @@ impl ReceivingWorkers for QueueWorkers<'_> {
 impl Primary {
     /// Dispatches new connections and chooses what to poll. Returns how long to wait if nothing becomes ready.
     pub(super) fn dispatch_round_robin(&mut self, now: Instant) -> Option<Duration> {
-        self.round_robin.poll_nothing();
+        self.round_robin.clear_poll_targets();
         let has_queues = self.workers.values().any(|worker| worker.queue.is_some());
         let fails = has_queues && self.round_robin.all_listeners_fail(&self.listeners.listeners);
         self.scoreboard.set_cannot_accept(fails);
@@ -91,7 +91,7 @@ impl Primary {
         }
     }
 
-    /// Whether a worker other than `leaving` can take the connections in its queue.
+    /// Returns whether a worker other than `leaving` can take the connections in its queue.
     pub(super) fn has_other_queue_worker(&self, leaving: WorkerId) -> bool {
         self.workers.iter().any(|(id, worker)| {
             let takes_connections = worker.queue.is_some() && !worker.released;
@@ -99,10 +99,10 @@ impl Primary {
         })
     }
 
-    /// Takes back the connections that the worker has not taken yet, for other workers.
-    pub(super) fn take_back_queue(&mut self, id: WorkerId) {
+    /// Takes unread connections out of the worker's queue, for other workers.
+    pub(super) fn reclaim_queue(&mut self, id: WorkerId) {
         let queue = self.workers.get(&id).and_then(|worker| worker.queue.as_ref());
-        queue.into_iter().for_each(|queue| self.round_robin.take_back_from(id, queue));
+        queue.into_iter().for_each(|queue| self.round_robin.reclaim_connections_from(id, queue));
     }
 
     fn report_broken_queue(&mut self, id: WorkerId) {
@@ -126,9 +126,9 @@ pub(super) fn acceptable_listeners(
 pub(super) struct PollDeadlines {
     /// How long to wait before the next step of the acceptor.
     pub(super) next_step: Option<Duration>,
-    /// When the primary has something else to do.
+    /// The deadline of the primary's other work.
     pub(super) until: Option<Instant>,
-    /// Until when to poll without sleeping.
+    /// The time until which to busy-poll.
     pub(super) busy_poll_until: Option<Instant>,
     pub(super) now: Instant,
 }

@@ -1,4 +1,5 @@
-//! What the service manager is told about the cluster, and which sockets it keeps. Nothing waits for it or depends on it.
+//! Notifies the service manager of the cluster's state, and stores listening sockets in it. Nothing waits for it or
+//! depends on it.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -9,8 +10,8 @@ use crate::systemd::ClusterSummary;
 use prefork_os::signal::Signal;
 use prefork_supervisor::{LogEvent, Slot};
 
-/// What the primary itself needs, besides the timeouts of its workers.
-const PRIMARY_MARGIN: Duration = Duration::from_secs(2);
+/// Time that the primary itself needs, in addition to the timeouts of its workers.
+const PRIMARY_TIME_MARGIN: Duration = Duration::from_secs(2);
 
 impl Primary {
     /// Notifies the service manager of an event that concerns it.
@@ -22,7 +23,7 @@ impl Primary {
         let (grace, boot) = self
             .current_config()
             .map_or((Duration::ZERO, Duration::ZERO), |c| (c.graceful_timeout, c.boot_timeout));
-        let reload_limit = (grace + boot) * self.supervisor.wanted_workers() + PRIMARY_MARGIN;
+        let reload_limit = (grace + boot) * self.supervisor.wanted_workers() + PRIMARY_TIME_MARGIN;
         let Some(manager) = &mut self.service_manager else { return };
         let state = &mut manager.notify_state;
         let monotonic_usec = || prefork_os::system::monotonic_ns() / 1000;
@@ -35,18 +36,18 @@ impl Primary {
             LogEvent::ReloadFailed { reason } => state.queue_reloaded(Some(reason), &summary),
             // The manager may have sent the signal, and waits for the end of a reload.
             LogEvent::CommandRefused { by, reason } if by == Signal::SIGHUP.as_str() => {
-                state.queue_reloading(now, monotonic_usec(), PRIMARY_MARGIN);
+                state.queue_reloading(now, monotonic_usec(), PRIMARY_TIME_MARGIN);
                 state.queue_reloaded(Some(reason), &summary);
             }
             LogEvent::UpgradeFailed { reason } => {
-                state.set_remark(format!("the last upgrade failed: {reason}"));
+                state.set_status_remark(format!("the last upgrade failed: {reason}"));
             }
             LogEvent::StopDelayed { delay, .. } => {
-                state.queue_stopping(now, *delay + grace + PRIMARY_MARGIN);
+                state.queue_stopping(now, *delay + grace + PRIMARY_TIME_MARGIN);
             }
-            LogEvent::Stopping { .. } => state.queue_stopping(now, grace + PRIMARY_MARGIN),
+            LogEvent::Stopping { .. } => state.queue_stopping(now, grace + PRIMARY_TIME_MARGIN),
             LogEvent::StoppingNow { .. } | LogEvent::GivingUp { .. } => {
-                state.queue_stopping(now, PRIMARY_MARGIN);
+                state.queue_stopping(now, PRIMARY_TIME_MARGIN);
             }
             _ => return,
         }

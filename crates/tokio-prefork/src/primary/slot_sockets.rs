@@ -1,4 +1,5 @@
-//! The sockets of slots: opened for more workers, handed to running workers, and drained when they are closed or replaced.
+//! The sockets of slots: opened for more workers, handed to running workers, and drained when they are closed or
+//! replaced.
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
@@ -37,7 +38,9 @@ impl Primary {
         }
         self.configs.add_bind_addresses(addrs);
         for process in self.workers.values().filter(|one| one.serves_web(&self.supervisor)) {
-            let Some(config) = self.configs.of_generation(process.tag.generation) else { continue };
+            let Some(config) = self.configs.config_of_generation(process.tag.generation) else {
+                continue;
+            };
             if config.dispatch.accepts_in_primary() || process.released {
                 continue;
             }
@@ -96,7 +99,7 @@ impl Primary {
         sent.is_ok()
     }
 
-    /// Tells an adopter to stop accepting for a slot.
+    /// Sends an adopter the command to stop accepting for a slot.
     pub(super) fn release_slot(&mut self, worker: WorkerId, slot: Slot) {
         let Some(process) = self.workers.get(&worker) else { return };
         let Some(channel) = &process.channel else { return };

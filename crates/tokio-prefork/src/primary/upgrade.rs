@@ -1,4 +1,4 @@
-//! Upgrade in address, in the primary: the check of the new binary, the exec, and the state that crosses it.
+//! Upgrade in place, in the primary: the check of the new binary, the exec, and the state that crosses it.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::process::ExitStatus;
@@ -22,13 +22,13 @@ use prefork_supervisor::{Event, Requester, SavedState, SavedWorker, Supervisor};
 use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 use prefork_supervisor::{SupervisorConfig, WorkerKindConfig};
 
-/// How long an exec waits for clients of the control socket to read what they were sent.
+/// How long an exec waits for clients of the control socket to read their replies.
 const CONTROL_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often the primary looks whether they have.
+/// How often to check whether the clients have read their replies.
 const CONTROL_FLUSH_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The upgrade under way, and how often this process was upgraded.
+/// The current upgrade, and the number of earlier ones of this process.
 pub(super) struct UpgradeState {
     launcher: BinaryLauncher,
     /// The child that checks whether the new binary can take over.
@@ -80,13 +80,13 @@ impl UpgradeState {
         self.exec_flush_deadline.is_some()
     }
 
-    /// Returns whether an exec is scheduled and every client of the control socket has read what it was sent, or had time
-    /// enough. The exec would cut a reply off in the middle.
+    /// Returns whether an exec is scheduled and every client of the control socket has read what it was sent, or had
+    /// time enough. The exec would cut a reply off in the middle.
     pub(super) fn is_exec_due(&self, control: &ControlEndpoint) -> bool {
         self.exec_flush_deadline.is_some_and(|at| !control.has_unsent() || at <= Instant::now())
     }
 
-    /// Returns how long to wait before `is_exec_due` is asked again.
+    /// Returns how long to wait before the next check of `is_exec_due`.
     pub(super) fn exec_retry_after(&self, control: &ControlEndpoint) -> Option<Duration> {
         (self.is_exec_scheduled() && !self.is_exec_due(control))
             .then_some(CONTROL_FLUSH_CHECK_INTERVAL)
@@ -107,8 +107,8 @@ impl Primary {
         }
     }
 
-    /// Kills the check and drops its result, which would count for the next check. The child is not reaped yet, so the pid
-    /// is its own.
+    /// Kills the check and drops its result, which would count for the next check. The child is not reaped yet, so the
+    /// pid is its own.
     pub(super) fn stop_upgrade_check(&mut self) {
         self.upgrade.exec_flush_deadline = None;
         self.pending_events.retain(|event| {
@@ -140,8 +140,8 @@ impl Primary {
         });
     }
 
-    /// Replaces this process by the new binary, unless events are pending: a stop, a worker's report or its exit would be
-    /// lost. Signals that arrive from here on wait for the handlers of the new image.
+    /// Replaces this process by the new binary, unless events are pending: a stop, a worker's report or its exit would
+    /// be lost. Signals that arrive from here on wait for the handlers of the new image.
     pub(super) fn exec_new_binary(&mut self) {
         let error = match self.try_exec_new_binary() {
             Ok(None) => return,
@@ -183,9 +183,9 @@ impl Primary {
 
     /// Passes the control socket with its clients, and the pid file.
     ///
-    /// A worker that was forked a moment before the exec has copies of both until it closes them. If the exec closed the
-    /// primary's own, that worker alone would hold the lock and the listening socket, and the new image would find both in
-    /// use.
+    /// A worker that was forked a moment before the exec has copies of both until it closes them. If the exec closed
+    /// the primary's own, that worker alone would hold the lock and the listening socket, and the new image would find
+    /// both in use.
     fn pass_control_and_pid_file(&mut self, manifest: &mut UpgradeManifest) {
         manifest.control = self.control.pass_to_new_image();
         manifest.pid_file = self.pid_file.pass_to_new_image();
@@ -345,7 +345,7 @@ pub(super) fn restore_supervisor(
     Supervisor::restore(config, kinds, seed, Instant::now(), state)
 }
 
-/// Converts a manifest into what the supervisor continues from.
+/// Converts a manifest into the supervisor's saved state.
 fn saved_state(
     manifest: &UpgradeManifest,
     socket_slots: u32,

@@ -18,8 +18,8 @@ use prefork_os::poll::WatchedFd;
 use prefork_os::signal::Signal;
 use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 
-/// The worker of the check. It has no listening socket.
-const CHECK_WORKER: WorkerTag = WorkerTag {
+/// The tag of the worker that the check forks. It has no listening socket.
+const UPGRADE_CHECK_WORKER_TAG: WorkerTag = WorkerTag {
     id: WorkerId(0),
     slot: Slot(0),
     generation: Generation(0),
@@ -35,7 +35,7 @@ pub(crate) fn check_worker_boots(config: Config, worker_entry: &WorkerEntry) -> 
     let rows = config.scoreboard_page_count();
     let mut scoreboard =
         Scoreboard::create(rows).map_err(|e| Error::system("create a scoreboard", e))?;
-    let row = scoreboard.allocate_pages(CHECK_WORKER, rows);
+    let row = scoreboard.allocate_pages(UPGRADE_CHECK_WORKER_TAG, rows);
     let row = row.ok_or_else(|| Error::internal("no scoreboard row for the check's worker"))?;
     let boot_timeout = config.boot_timeout;
     let (own_end, worker_end) =
@@ -92,7 +92,7 @@ fn become_check_worker(
         .keep_only_own_pages(row)
         .map_err(failed("keep only the worker's own scoreboard pages"))?;
     Ok(Some(WorkerInit {
-        tag: CHECK_WORKER,
+        tag: UPGRADE_CHECK_WORKER_TAG,
         kinds: Vec::new(),
         listeners: Vec::new(),
         channel,
@@ -117,7 +117,7 @@ fn wait_until_ready(channel: &PrimaryChannelEnd, boot_timeout: Duration) -> Resu
         match channel.receive() {
             ReceivedReport::Report(WorkerReport::Ready) => return Ok(()),
             ReceivedReport::Report(WorkerReport::BootFailed(reason)) => boot_error = Some(reason),
-            // It was sent no sockets to adopt.
+            // The check's worker has no sockets to adopt.
             ReceivedReport::Report(WorkerReport::Online | WorkerReport::AdoptSlotFailed(_)) => {}
             ReceivedReport::Report(WorkerReport::HandOverConnection(_))
             | ReceivedReport::HandedOverConnection(..)

@@ -14,7 +14,7 @@ use crate::messages::MessagePollToken;
 use prefork_os::poll::{PollSet, WatchedFd};
 use prefork_supervisor::{Event, WorkerId};
 
-/// Names what a polled descriptor belongs to.
+/// The source that a polled descriptor belongs to.
 #[derive(Debug, Clone, Copy)]
 enum PollToken {
     Signals,
@@ -71,7 +71,7 @@ impl Primary {
         }
     }
 
-    /// Waits once and queues what happened.
+    /// Waits once and queues the events that occurred.
     ///
     /// Reports of workers are read before exits and deadlines are looked at: a READY in a channel counts even if this
     /// process was stopped while the deadline passed.
@@ -100,7 +100,7 @@ impl Primary {
         Ok(())
     }
 
-    /// Returns when the first of the parts has something to do again, if nothing happens before.
+    /// Returns the earliest deadline of all parts.
     fn next_wake_up(&self, now: Instant, log_retry: Option<Duration>) -> Option<Instant> {
         let deadlines = [
             self.control.next_deadline(),

@@ -28,7 +28,7 @@ const MAX_ORPHANS_PER_REAP: usize = 1024;
 /// A worker process that is not reaped yet.
 pub(crate) struct WorkerProcess {
     pub(crate) tag: WorkerTag,
-    /// Belongs to this process until it is reaped. The table forgets it in the same moment.
+    /// The pid, which belongs to this process until it is reaped. The table forgets it in the same moment.
     pub(crate) pid: u32,
     /// `None` once either side has closed it.
     pub(crate) channel: Option<PrimaryChannelEnd>,
@@ -36,13 +36,13 @@ pub(crate) struct WorkerProcess {
     pub(crate) row: WorkerPages,
     /// The queue of its new connections, under `round-robin`.
     pub(crate) queue: Option<ConnectionQueue>,
-    /// How many connections of other workers it was sent.
+    /// Number of connections of other workers that were sent to this worker.
     pub(crate) handovers_sent: u64,
-    /// It was told to drain or has announced its exit; it gets no more connections.
+    /// Whether the worker drains or has announced its exit, so that it gets no more connections.
     pub(crate) released: bool,
-    /// Its page of load counters, where a kernel program reads them.
+    /// The worker's page of load counters, if a kernel program reads them.
     pub(crate) lease: Option<LoadPageLease>,
-    /// It has handed over connections. Its channel is not read while the relay is full.
+    /// Whether the worker has handed over connections. Its channel is not read while the relay is full.
     pub(crate) hands_over: bool,
 }
 
@@ -120,7 +120,7 @@ impl WorkerProcess {
         events
     }
 
-    /// Tells a worker that leaves by itself that it gets no more connections.
+    /// Confirms to a worker that drains by itself that it gets no more connections.
     fn confirm_release(&mut self) {
         self.released = true;
         // A worker whose channel is full leaves without the confirmation.
@@ -224,7 +224,7 @@ impl WorkerTable {
         with_memory: bool,
     ) -> Vec<HealthSample> {
         let max_connections = |process: &WorkerProcess| {
-            let config = configs.of_generation(process.tag.generation);
+            let config = configs.config_of_generation(process.tag.generation);
             config.map_or(u64::MAX, |config| config.max_process_connections().into())
         };
         let samples = self.iter().map(|(worker, process)| {
@@ -265,7 +265,7 @@ impl KilledChildren {
         self.0.retain(|pid| matches!(reap_child(*pid), Ok(None)));
     }
 
-    /// Waits for all of them. They were killed, so the wait is short.
+    /// Waits until all children have exited, and reaps them. They were killed, so the wait is short.
     pub(super) fn reap_all_blocking(&mut self) {
         while !self.0.is_empty() {
             self.reap_exited();
@@ -275,7 +275,7 @@ impl KilledChildren {
 }
 
 impl Primary {
-    /// Reaps the children that have exited, and queues what happened to workers.
+    /// Reaps the children that have exited, and queues the state changes of workers.
     pub(super) fn reap_children(&mut self) {
         self.reap_upgrade_check();
         self.killed_children.reap_exited();
@@ -283,7 +283,7 @@ impl Primary {
             match change {
                 ChildStateChange::Exited(status) => self.forget_worker(worker, status),
                 ChildStateChange::Stopped => {
-                    self.take_back_queue(worker);
+                    self.reclaim_queue(worker);
                     self.pending_events.push_back(Event::Stopped { worker });
                 }
                 ChildStateChange::Continued => {
@@ -296,7 +296,7 @@ impl Primary {
         }
     }
 
-    /// Removes an exited worker with all that the primary holds for it. Its pid may belong to another process by now.
+    /// Removes an exited worker with all its resources in the primary. Its pid may belong to another process by now.
     fn forget_worker(&mut self, worker: WorkerId, status: std::process::ExitStatus) {
         let Some(mut process) = self.workers.0.remove(&worker) else { return };
         self.pending_events.extend(process.read_reports(MAX_LAST_REPORTS, &mut self.handover));
@@ -316,7 +316,8 @@ impl Primary {
         }
     }
 
-    /// Reaps orphans that the kernel made children of this process, which is PID 1 or a subreaper. No event comes of it.
+    /// Reaps orphans that the kernel made children of this process, which is PID 1 or a subreaper. No event comes of
+    /// it.
     fn reap_orphans(&self) {
         for _ in 0..MAX_ORPHANS_PER_REAP {
             match find_exited_child() {

@@ -1,8 +1,8 @@
 //! The service manager: what it passes to the primary, and what the primary tells it.
 //!
-//! Its variables (`NOTIFY_SOCKET`, `WATCHDOG_*`, `LISTEN_*`, `FDSTORE`) are for the primary alone. They are read and removed once,
-//! at the start, so that neither workers nor their children can speak for the primary. An upgrade in place execs with the original
-//! environment, so the next image finds them again.
+//! Its variables (`NOTIFY_SOCKET`, `WATCHDOG_*`, `LISTEN_*`, `FDSTORE`) are for the primary alone. They are read and
+//! removed once, at the start, so that neither workers nor their children can speak for the primary. An upgrade in
+//! place execs with the original environment, so the next image finds them again.
 
 mod fd_store;
 mod notify_socket;
@@ -36,7 +36,7 @@ pub(crate) const SERVICE_MANAGER_VARIABLES: [&str; 9] = [
 /// How long to wait before a message is sent again that had no room.
 const SEND_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What the service manager has passed in the environment.
+/// The variables that the service manager has passed in the environment.
 pub(crate) struct ServiceEnvironment {
     /// The sockets of socket activation and of the descriptor store.
     pub(crate) activation_fds: Vec<ActivationFd>,
@@ -70,8 +70,8 @@ impl ServiceEnvironment {
 
     /// Returns the service manager, if it wants to be notified.
     ///
-    /// `stores_sockets` says whether listening sockets are kept in its store, `is_upgraded` whether workers of the previous image
-    /// serve. A start may take as long as `boot_timeout`.
+    /// `stores_sockets` says whether listening sockets are kept in its store, `is_upgraded` whether workers of the
+    /// previous image serve. A start may take as long as `boot_timeout`.
     pub(crate) fn service_manager(
         self,
         stores_sockets: bool,
@@ -80,7 +80,7 @@ impl ServiceEnvironment {
     ) -> Option<ServiceManager> {
         let now = Instant::now();
         let notify_state = match is_upgraded {
-            true => NotifyState::upgraded(self.watchdog_interval, now),
+            true => NotifyState::after_upgrade(self.watchdog_interval, now),
             false => NotifyState::new(self.watchdog_interval, now, boot_timeout),
         };
         Some(ServiceManager {
@@ -93,14 +93,14 @@ impl ServiceEnvironment {
     }
 }
 
-/// The service manager, as the primary notifies it.
+/// The connection to the service manager, with the messages queued for it.
 pub(crate) struct ServiceManager {
     notify_socket: NotifySocket,
     pub(crate) notify_state: NotifyState,
     stores_sockets: bool,
-    /// The last message had no room.
+    /// Whether the last message had no room.
     is_full: bool,
-    /// Sending has failed, and the error was returned once.
+    /// Whether a send error has been returned already.
     has_failed: bool,
 }
 
@@ -137,7 +137,8 @@ impl ServiceManager {
         self.stores_sockets
     }
 
-    /// Stores a duplicate of `socket` under this name. Returns whether it was sent; without room it has to be tried again.
+    /// Stores a duplicate of `socket` under this name. Returns whether it was sent; without room it has to be tried
+    /// again.
     ///
     /// # Errors
     /// As [`ServiceManager::flush`].

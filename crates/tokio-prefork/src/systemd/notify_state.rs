@@ -1,4 +1,4 @@
-//! Decides what the service manager is told, and when. Pure: the time and the cluster's summary are arguments.
+//! Decides which messages the service manager gets, and when. Pure: the time and the cluster's summary are arguments.
 
 use std::collections::VecDeque;
 use std::fmt::Write;
@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use crate::text::printable;
 use prefork_supervisor::Generation;
 
-/// How often the status is sent at most.
+/// Minimum time between two status messages.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
-/// How much more time is requested with each status during a start, reload or stop. The manager waits no longer than this for a
-/// primary that hangs.
+/// How much more time is requested with each status during a start, reload or stop. The manager waits no longer than
+/// this for a primary that hangs.
 const TIMEOUT_EXTENSION: Duration = Duration::from_secs(5);
-/// How soon to look again for a responsive worker when a watchdog message was held back.
+/// How soon to retry a watchdog message that was held back for lack of a responsive worker.
 const WATCHDOG_RETRY_INTERVAL: Duration = Duration::from_millis(200);
-/// How many messages wait for a manager that does not read.
+/// Maximum number of messages queued for a manager that does not read.
 const MAX_QUEUED_MESSAGES: usize = 64;
 
 /// The state of the cluster that the status line shows.
@@ -28,7 +28,7 @@ pub(crate) struct ClusterSummary {
     pub(crate) is_responsive: bool,
 }
 
-/// What the service manager was told, and the messages that are not sent yet.
+/// The state last sent to the service manager, and the messages that are not sent yet.
 #[derive(Debug)]
 pub(crate) struct NotifyState {
     /// Half of the manager's watchdog timeout.
@@ -38,9 +38,9 @@ pub(crate) struct NotifyState {
     is_ready: bool,
     is_reloading: bool,
     is_stopping: bool,
-    /// Until when the start, reload or stop under way may take.
+    /// The deadline of the current start, reload or stop.
     extend_until: Option<Instant>,
-    /// How the last reload or upgrade has failed.
+    /// The reason why the last reload or upgrade failed.
     remark: Option<String>,
     /// The status line that was sent last.
     status: String,
@@ -80,8 +80,9 @@ impl NotifyState {
         }
     }
 
-    /// Creates the state of an upgraded primary: it was ready, and the workers of the previous image are being replaced.
-    pub(crate) fn upgraded(watchdog_interval: Option<Duration>, now: Instant) -> NotifyState {
+    /// Creates the state of an upgraded primary: it was ready, and the workers of the previous image are being
+    /// replaced.
+    pub(crate) fn after_upgrade(watchdog_interval: Option<Duration>, now: Instant) -> NotifyState {
         let state = NotifyState::new(watchdog_interval, now, Duration::ZERO);
         NotifyState { is_ready: true, is_reloading: true, ..state }
     }
@@ -124,7 +125,7 @@ impl NotifyState {
     }
 
     /// Adds a remark to the status line until the next reload.
-    pub(crate) fn set_remark(&mut self, text: String) {
+    pub(crate) fn set_status_remark(&mut self, text: String) {
         self.remark = Some(text);
     }
 

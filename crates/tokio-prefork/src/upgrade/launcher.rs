@@ -1,4 +1,5 @@
-//! Starts the new binary, first as a child that checks it, then in place of this process; and the new binary's side of both.
+//! Starts the new binary, first as a child that checks it, then in place of this process; and the new binary's side of
+//! both.
 
 use std::ffi::OsString;
 use std::io::{self, Read};
@@ -14,13 +15,13 @@ use prefork_os::child::ForkResult;
 use prefork_os::signal::BlockedSignals;
 
 /// The variable that starts an upgrade check: the descriptors of manifest and pipe, as `FD,FD`.
-const CHECK_VARIABLE: &str = "PREFORK_PROOF";
+const UPGRADE_CHECK_VARIABLE: &str = "PREFORK_PROOF";
 /// The variable that names the descriptor of the manifest to a new image.
 const MANIFEST_VARIABLE: &str = "PREFORK_MANIFEST";
 /// The answer of a child that can take over. Any other text is the reason why it cannot.
-const READY: &str = "READY";
+const CHECK_PASSED_ANSWER: &str = "READY";
 /// Precedes, in the same answer, the newest manifest revision that the new binary understands.
-const REVISION_FIELD: &str = " revision=";
+const MANIFEST_REVISION_FIELD: &str = " revision=";
 /// How many bytes of the new binary's answer and of the end of its standard error are kept.
 const MAX_OUTPUT_BYTES: usize = 4096;
 /// How many bytes are read from the new binary at a time: it may print without end.
@@ -28,7 +29,7 @@ const MAX_BYTES_PER_READ: usize = 64 * 1024;
 /// How many of the last lines of its standard error are quoted.
 const STDERR_LINES_SHOWN: usize = 6;
 
-/// How this program was started, to start the binary at its path in the same way.
+/// Path, arguments and environment of this program, to start the binary at its path in the same way.
 pub(crate) struct BinaryLauncher {
     /// The path, not the file behind it: a package upgrade puts another file there.
     path: PathBuf,
@@ -40,21 +41,22 @@ pub(crate) struct BinaryLauncher {
 pub(crate) struct UpgradeCheck {
     pub(crate) pid: u32,
     answer: ChildOutput,
-    /// The only reason if there is no answer: the new binary cannot read its configuration, panics, or is another program.
+    /// The only reason if there is no answer: the new binary cannot read its configuration, panics, or is another
+    /// program.
     stderr: ChildOutput,
 }
 
-/// The reading end of a pipe to the child, and what came out of it.
+/// The reading end of a pipe from the child, and the bytes read from it.
 #[derive(Debug)]
 struct ChildOutput {
     reader: io::PipeReader,
-    /// The child has closed its end. Polling would always report the pipe as readable.
+    /// Whether the child has closed its end. Polling would always report the pipe as readable.
     is_closed: bool,
     /// The last `MAX_OUTPUT_BYTES` that were read.
     tail: Vec<u8>,
 }
 
-/// What a process that an upgrade has started has to do.
+/// The role of a process that an upgrade has started.
 pub(crate) enum UpgradeRole {
     /// Check that this binary can take over from the primary that wrote the manifest.
     Check { manifest: UpgradeManifest, answer: OwnedFd },
@@ -66,7 +68,8 @@ impl BinaryLauncher {
     /// Remembers path, arguments and environment. Must be called before anything changes them.
     pub(crate) fn of_this_process() -> Result<BinaryLauncher> {
         let path = program_path().map_err(|e| Error::system("find the path of this program", e))?;
-        let is_of_upgrade = |name: &OsString| name == CHECK_VARIABLE || name == MANIFEST_VARIABLE;
+        let is_of_upgrade =
+            |name: &OsString| name == UPGRADE_CHECK_VARIABLE || name == MANIFEST_VARIABLE;
         let env = std::env::vars_os().filter(|(name, _)| !is_of_upgrade(name)).collect();
         Ok(BinaryLauncher { path, args: std::env::args_os().collect(), env })
     }
@@ -96,15 +99,19 @@ impl BinaryLauncher {
                 let _ = prefork_os::fd::replace_stderr(&OwnedFd::from(stderr_writer));
                 let value = format!("{},{}", sealed.as_raw_fd(), answer_writer.as_raw_fd());
                 let inherited = [sealed.as_fd(), answer_writer.as_fd()];
-                let error =
-                    self.exec_binary(CHECK_VARIABLE, &value, fds.iter().copied().chain(inherited));
+                let error = self.exec_binary(
+                    UPGRADE_CHECK_VARIABLE,
+                    &value,
+                    fds.iter().copied().chain(inherited),
+                );
                 let _ = io::Write::write_all(&mut &answer_writer, error.to_string().as_bytes());
                 prefork_os::child::exit_without_cleanup(exit::OS)
             }
         }
     }
 
-    /// Replaces this process by the binary, which inherits `fds`. Returns only if that fails, with everything as before.
+    /// Replaces this process by the binary, which inherits `fds`. Returns only if that fails, with everything as
+    /// before.
     pub(crate) fn exec_new_image(
         &self,
         manifest: &UpgradeManifest,
@@ -154,8 +161,8 @@ impl BinaryLauncher {
     }
 }
 
-/// Returns the path that this program was called by, if it leads to this program: it may be a link that later points to a new
-/// version. Otherwise returns the path that the kernel knows.
+/// Returns the path that this program was called by, if it leads to this program: it may be a link that later points to
+/// a new version. Otherwise returns the path that the kernel knows.
 fn program_path() -> io::Result<PathBuf> {
     let real = std::env::current_exe()?;
     let called = std::env::args_os().next().map(PathBuf::from);
@@ -229,20 +236,21 @@ impl UpgradeCheck {
         self.stderr.last_lines()
     }
 
-    /// Returns the result of a child that has exited: the newest manifest revision that it understands, or the reason why it
-    /// cannot take over.
+    /// Returns the result of a child that has exited: the newest manifest revision that it understands, or the reason
+    /// why it cannot take over.
     pub(crate) fn into_result(mut self, status: std::process::ExitStatus) -> Result<u32, String> {
         // The pipes hold all that was written, even if another process has them open.
         self.read_outputs();
         let answer = String::from_utf8_lossy(&self.answer.tail);
         let answer = answer.trim();
-        if let Some(rest) = answer.strip_prefix(READY).filter(|_| status.success()) {
-            let revision = rest.strip_prefix(REVISION_FIELD).map_or(Some(0), |n| n.parse().ok());
+        if let Some(rest) = answer.strip_prefix(CHECK_PASSED_ANSWER).filter(|_| status.success()) {
+            let revision =
+                rest.strip_prefix(MANIFEST_REVISION_FIELD).map_or(Some(0), |n| n.parse().ok());
             if let Some(revision) = revision.filter(|n| rest.is_empty() == (*n == 0)) {
                 return Ok(revision);
             }
         }
-        if !answer.is_empty() && !answer.starts_with(READY) {
+        if !answer.is_empty() && !answer.starts_with(CHECK_PASSED_ANSWER) {
             return Err(format!("the new binary cannot take over: {}", printable(answer)));
         }
         let ended = format!("the new binary ended before it was ready ({status})");
@@ -253,7 +261,8 @@ impl UpgradeCheck {
     }
 }
 
-/// Clients of the control socket that wait for the end of this upgrade, until the new image's control server answers them.
+/// Clients of the control socket that wait for the end of this upgrade, until the new image's control server answers
+/// them.
 ///
 /// There is no way back from an exec, so a new image that cannot start can only tell them and the log.
 #[derive(Debug, Default)]
@@ -281,7 +290,7 @@ impl WaitingClients {
         own.as_ref().map_or_else(WaitingClients::default, WaitingClients::from_manifest)
     }
 
-    /// Tells the clients that the new image ends. Never blocks: their sockets' buffers are empty.
+    /// Replies to the waiting clients that the new image ends. Never blocks: their sockets' buffers are empty.
     pub(crate) fn refuse(&self, error: &Error) {
         let reason = format!("the new binary failed after it had taken over: {error}");
         let reply = control::encode_refusal(reason);
@@ -291,7 +300,8 @@ impl WaitingClients {
     }
 }
 
-/// Tells the clients that wait for an upgrade that this new image ends with `error`. Does nothing in other processes.
+/// Replies to the clients that wait for an upgrade that this new image ends with `error`. Does nothing in other
+/// processes.
 pub fn report_failed_start(error: &Error) {
     if is_started_by_upgrade() {
         WaitingClients::of_this_process().refuse(error);
@@ -300,23 +310,27 @@ pub fn report_failed_start(error: &Error) {
 
 /// Returns whether an upgrade has started this process and passed it open descriptors.
 pub(crate) fn is_started_by_upgrade() -> bool {
-    [CHECK_VARIABLE, MANIFEST_VARIABLE].into_iter().any(|name| std::env::var_os(name).is_some())
+    [UPGRADE_CHECK_VARIABLE, MANIFEST_VARIABLE]
+        .into_iter()
+        .any(|name| std::env::var_os(name).is_some())
 }
 
 impl UpgradeRole {
-    /// Returns the role of this process, if an upgrade has started it, and removes the variables from the environment, so that
-    /// its children do not inherit them. Must be called once, at the start.
+    /// Returns the role of this process, if an upgrade has started it, and removes the variables from the environment,
+    /// so that its children do not inherit them. Must be called once, at the start.
     pub(crate) fn take() -> Result<Option<UpgradeRole>> {
-        let (check, manifest) = (std::env::var(CHECK_VARIABLE), std::env::var(MANIFEST_VARIABLE));
+        let (check, manifest) =
+            (std::env::var(UPGRADE_CHECK_VARIABLE), std::env::var(MANIFEST_VARIABLE));
         prefork_os::process::remove_env_vars(|name| {
-            name == CHECK_VARIABLE || name == MANIFEST_VARIABLE
+            name == UPGRADE_CHECK_VARIABLE || name == MANIFEST_VARIABLE
         })?;
         match (check, manifest) {
             (Ok(fds), _) => {
-                let (manifest, answer) =
-                    fds.split_once(',').ok_or_else(|| malformed_variable(CHECK_VARIABLE))?;
-                let answer = take_fd(CHECK_VARIABLE, answer)?;
-                match read_manifest(CHECK_VARIABLE, manifest) {
+                let (manifest, answer) = fds
+                    .split_once(',')
+                    .ok_or_else(|| malformed_variable(UPGRADE_CHECK_VARIABLE))?;
+                let answer = take_fd(UPGRADE_CHECK_VARIABLE, answer)?;
+                match read_manifest(UPGRADE_CHECK_VARIABLE, manifest) {
                     Ok(manifest) => Ok(Some(UpgradeRole::Check { manifest, answer })),
                     Err(e) => {
                         write_answer(&answer, &e.to_string());
@@ -340,8 +354,11 @@ impl UpgradeRole {
 pub(crate) fn report_check_result(to: &OwnedFd, manifest: &UpgradeManifest, result: &Result<()>) {
     match result {
         // A primary without revisions takes any other text for a refusal.
-        Ok(()) if manifest.revision == 0 => write_answer(to, READY),
-        Ok(()) => write_answer(to, &format!("{READY}{REVISION_FIELD}{MANIFEST_REVISION}")),
+        Ok(()) if manifest.revision == 0 => write_answer(to, CHECK_PASSED_ANSWER),
+        Ok(()) => write_answer(
+            to,
+            &format!("{CHECK_PASSED_ANSWER}{MANIFEST_REVISION_FIELD}{MANIFEST_REVISION}"),
+        ),
         Err(e) => write_answer(to, &e.to_string()),
     }
 }

@@ -1,7 +1,7 @@
 //! The state that crosses the exec of an upgrade, as JSON.
 //!
-//! Written by the old image and read by the new one, which may be an older or newer program: unknown fields are skipped, a
-//! missing field without a default is an error, and a different version is refused.
+//! Written by the old image and read by the new one, which may be an older or newer program: unknown fields are
+//! skipped, a missing field without a default is an error, and a different version is refused.
 
 use std::path::PathBuf;
 
@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 use crate::status::TrafficCounters;
 use prefork_supervisor::WEB_KIND;
 
-/// The version of the format; changes when a field changes its meaning. A new binary refuses a version it does not know, while
-/// the old image still serves.
+/// The version of the format; changes when a field changes its meaning. A new binary refuses a version it does not
+/// know, while the old image still serves.
 pub(crate) const MANIFEST_VERSION: u32 = 1;
 
 /// The newest set of optional fields that this program writes and reads. The upgrade check reports the new binary's own
@@ -28,7 +28,7 @@ pub(super) const MAX_MANIFEST_BYTES: usize = 8 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct UpgradeManifest {
     pub version: u32,
-    /// The primary whose children the workers are. Only this process may use the manifest.
+    /// The pid of the primary, the parent of the workers. Only this process may use the manifest.
     pub pid: u32,
     pub started_ms: u64,
     /// How often this process has become a new image.
@@ -69,8 +69,9 @@ pub(crate) struct UpgradeManifest {
 
 /// The control socket and its clients.
 ///
-/// A worker that was forked a moment before the exec still has copies of the listening socket and of the lock of the pid file,
-/// so a new image that opened them again would find them in use. Passing the descriptors also keeps the socket listening.
+/// A worker that was forked a moment before the exec still has copies of the listening socket and of the lock of the
+/// pid file, so a new image that opened them again would find them in use. Passing the descriptors also keeps the
+/// socket listening.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PassedControl {
     /// `None` if clients wait for answers but no new client may connect.
@@ -84,7 +85,7 @@ pub(crate) struct PassedControl {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PassedFile {
     pub path: PathBuf,
-    /// Tells the file from another one at the same path.
+    /// The file's identity, which distinguishes it from another file at the same path.
     pub inode: u64,
     pub fd: i32,
 }
@@ -101,11 +102,11 @@ pub(crate) struct PassedClient {
 /// What a client of the control socket waits for. The names of the variants are part of the format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum PassedClientState {
-    /// It may send a request, of which these bytes were read.
+    /// The client may send a request; these bytes of it were read.
     Asking { received: Vec<u8> },
-    /// It waits until the workers of the new image serve.
+    /// The client waits until the workers of the new image serve.
     Waiting { ticket: u64 },
-    /// It follows the events and has got all up to number `after`.
+    /// The client follows the events and has received all up to number `after`.
     Following { after: u64 },
 }
 
@@ -116,13 +117,13 @@ pub(crate) struct PassedListener {
     /// The slot of the socket, where each slot has its own.
     #[serde(default)]
     pub slot: u32,
-    /// The name of what keeps the socket besides the primary.
+    /// The other process that keeps the socket open, by name.
     #[serde(default)]
     pub keeper: String,
     pub fd: i32,
 }
 
-/// An accepted connection that no worker has.
+/// An accepted connection that no worker has taken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PassedConnection {
     pub fd: i32,
@@ -142,7 +143,7 @@ pub(crate) struct PassedWorker {
     /// The first of its rows on the scoreboard.
     pub row: usize,
     /// How many adjacent rows it has.
-    #[serde(default = "one_row")]
+    #[serde(default = "default_row_count")]
     pub rows: usize,
     /// The scoreboard of the rows: 0 is `board_fd`, n is number n - 1 of `older_boards`.
     #[serde(default)]
@@ -168,7 +169,7 @@ fn web_kind() -> String {
 }
 
 /// The number of rows in a manifest without it.
-fn one_row() -> usize {
+fn default_row_count() -> usize {
     1
 }
 

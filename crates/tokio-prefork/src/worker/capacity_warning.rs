@@ -7,7 +7,7 @@ use super::local_state::LocalWorkerState;
 /// The shortest time between two warnings of a worker, in milliseconds.
 const WARN_INTERVAL_MS: u64 = 10_000;
 
-/// Remembers which warning the log shows.
+/// The state of the capacity warnings in the log.
 #[derive(Debug, Default)]
 pub(crate) struct CapacityWarning {
     /// Whether the last log entry says that the worker is full.

@@ -8,21 +8,21 @@ use std::io;
 use crate::dispatch::kernel_selector::ReuseportGroup;
 use prefork_os::bpf::{self, ClassicBpfInstruction};
 
-/// The most instructions of a program (`BPF_MAXINSNS`).
+/// Maximum number of instructions of a program (`BPF_MAXINSNS`).
 pub(in crate::dispatch) const MAX_INSTRUCTIONS: usize = 4096;
-/// The return value for which the kernel's hash selects.
+/// The return value that makes the kernel select a socket by its own hash.
 pub(in crate::dispatch) const NO_SOCKET: u32 = u32::MAX;
 /// The offset of the network header (`SKF_NET_OFF`). Offset 0 is the payload in a reuseport program.
-pub(in crate::dispatch) const NETWORK_HEADER: u32 = -0x10_0000_i32 as u32;
+pub(in crate::dispatch) const NETWORK_HEADER_OFFSET: u32 = -0x10_0000_i32 as u32;
 /// The offset from which a load returns a random number (`SKF_AD_OFF + SKF_AD_RANDOM`).
-pub(in crate::dispatch) const RANDOM_NUMBER: u32 = (-0x1000_i32 + 56) as u32;
+pub(in crate::dispatch) const RANDOM_NUMBER_OFFSET: u32 = (-0x1000_i32 + 56) as u32;
 
 const LD_WORD: u16 = 0x20;
 const LD_BYTE: u16 = 0x30;
-const LD_NUMBER: u16 = 0x00;
+const LD_IMMEDIATE: u16 = 0x00;
 const LD_MEMORY: u16 = 0x60;
-const LDX_NUMBER: u16 = 0x01;
-const STORE: u16 = 0x02;
+const LDX_IMMEDIATE: u16 = 0x01;
+const STORE_MEMORY: u16 = 0x02;
 const MUL: u16 = 0x24;
 const MOD: u16 = 0x94;
 const RSH: u16 = 0x74;
@@ -43,37 +43,37 @@ fn jump(code: u16, k: u32, jump_true: u8, jump_false: u8) -> ClassicBpfInstructi
     ClassicBpfInstruction { code, jump_true, jump_false, k }
 }
 
-/// A = the 32-bit word at this offset of the packet.
+/// Loads the 32-bit word at this offset of the packet into A.
 pub(in crate::dispatch) fn load_word(offset: u32) -> ClassicBpfInstruction {
     instruction(LD_WORD, offset)
 }
 
-/// A = the byte at this offset of the packet.
+/// Loads the byte at this offset of the packet into A.
 pub(in crate::dispatch) fn load_byte(offset: u32) -> ClassicBpfInstruction {
     instruction(LD_BYTE, offset)
 }
 
-/// A = `k`.
+/// Loads the constant `k` into A.
 pub(in crate::dispatch) fn load_immediate(k: u32) -> ClassicBpfInstruction {
-    instruction(LD_NUMBER, k)
+    instruction(LD_IMMEDIATE, k)
 }
 
-/// A = a word of memory.
+/// Loads a word of scratch memory into A.
 pub(in crate::dispatch) fn load_memory(cell: u32) -> ClassicBpfInstruction {
     instruction(LD_MEMORY, cell)
 }
 
-/// A word of memory = A.
+/// Stores A in a word of scratch memory.
 pub(in crate::dispatch) fn store_memory(cell: u32) -> ClassicBpfInstruction {
-    instruction(STORE, cell)
+    instruction(STORE_MEMORY, cell)
 }
 
-/// X = `k`.
+/// Loads the constant `k` into X.
 pub(in crate::dispatch) fn load_index(k: u32) -> ClassicBpfInstruction {
-    instruction(LDX_NUMBER, k)
+    instruction(LDX_IMMEDIATE, k)
 }
 
-/// X = A.
+/// Copies A to X.
 pub(in crate::dispatch) fn copy_to_index() -> ClassicBpfInstruction {
     instruction(TAX, 0)
 }
@@ -82,7 +82,7 @@ pub(in crate::dispatch) fn multiply(k: u32) -> ClassicBpfInstruction {
     instruction(MUL, k)
 }
 
-/// A = A modulo `k`, which must not be zero.
+/// Sets A to A modulo `k`, which must not be zero.
 pub(in crate::dispatch) fn modulo(k: u32) -> ClassicBpfInstruction {
     instruction(MOD, k)
 }
@@ -118,12 +118,12 @@ pub(in crate::dispatch) fn jump_if_above_index(skip: u8, otherwise: u8) -> Class
     jump(JGT_X, 0, skip, otherwise)
 }
 
-/// Selects this socket of the group.
+/// Ends the program and selects this socket of the group.
 pub(in crate::dispatch) fn return_socket(socket: u32) -> ClassicBpfInstruction {
     instruction(RETURN, socket)
 }
 
-/// Selects the socket with number A.
+/// Ends the program and selects the socket with number A.
 pub(in crate::dispatch) fn return_accumulator() -> ClassicBpfInstruction {
     instruction(RETURN_A, 0)
 }
@@ -143,18 +143,18 @@ pub(in crate::dispatch) fn disassemble(program: &[ClassicBpfInstruction]) -> Vec
         let ClassicBpfInstruction { code, jump_true, jump_false, k } = *instruction;
         let targets =
             || format!("{}, {}", at + 1 + jump_true as usize, at + 1 + jump_false as usize);
-        let offset = || match k.wrapping_sub(NETWORK_HEADER) {
-            _ if k == RANDOM_NUMBER => "rand".to_string(),
+        let offset = || match k.wrapping_sub(NETWORK_HEADER_OFFSET) {
+            _ if k == RANDOM_NUMBER_OFFSET => "rand".to_string(),
             header if header < 0x10_0000 => format!("[net + {header}]"),
             _ => format!("[{k}]"),
         };
         let text = match code {
             LD_WORD => format!("ld {}", offset()),
             LD_BYTE => format!("ldb {}", offset()),
-            LD_NUMBER => format!("ld #{k:#x}"),
+            LD_IMMEDIATE => format!("ld #{k:#x}"),
             LD_MEMORY => format!("ld M[{k}]"),
-            LDX_NUMBER => format!("ldx #{k:#x}"),
-            STORE => format!("st M[{k}]"),
+            LDX_IMMEDIATE => format!("ldx #{k:#x}"),
+            STORE_MEMORY => format!("st M[{k}]"),
             MUL => format!("mul #{k:#x}"),
             MOD => format!("mod #{k}"),
             RSH => format!("rsh #{k}"),
@@ -183,20 +183,20 @@ pub(in crate::dispatch) fn interpret(
 ) -> u32 {
     let (mut a, mut x, mut memory, mut at) = (0_u32, 0_u32, [0_u32; 16], 0);
     let load = |offset: u32, size: usize| {
-        let from = offset.wrapping_sub(NETWORK_HEADER) as usize;
+        let from = offset.wrapping_sub(NETWORK_HEADER_OFFSET) as usize;
         network_header[from..from + size].iter().fold(0, |a, byte| a << 8 | u32::from(*byte))
     };
     loop {
         let ClassicBpfInstruction { code, jump_true, jump_false, k } = program[at];
         let mut go = |yes: bool| at += usize::from(if yes { jump_true } else { jump_false });
         match code {
-            LD_WORD if k == RANDOM_NUMBER => a = random,
+            LD_WORD if k == RANDOM_NUMBER_OFFSET => a = random,
             LD_WORD => a = load(k, 4),
             LD_BYTE => a = load(k, 1),
-            LD_NUMBER => a = k,
+            LD_IMMEDIATE => a = k,
             LD_MEMORY => a = memory[k as usize],
-            LDX_NUMBER => x = k,
-            STORE => memory[k as usize] = a,
+            LDX_IMMEDIATE => x = k,
+            STORE_MEMORY => memory[k as usize] = a,
             MUL => a = a.wrapping_mul(k),
             MOD => a %= k,
             RSH => a >>= k,

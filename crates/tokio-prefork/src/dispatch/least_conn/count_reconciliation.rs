@@ -2,14 +2,14 @@
 //!
 //! The program counts each SYN for which it selects a slot. Not every one becomes a connection: handshakes fail, a SYN
 //! flood has none, and with SYN cookies the last packet of a handshake is selected again, perhaps for another slot. So
-//! *selected* gets ahead of *accepted* plus *queued*. The surplus consists of handshakes that are under way and of those
-//! that will never finish; only the latter stay. So once a second the primary subtracts what was surplus at two checks in
-//! a row: the smaller of both. Where handshakes are slow all the time, this subtracts some of them as well. Such a slot
-//! counts as less loaded than it is; as all slots see the same clients, all do so by the same number.
+//! *selected* gets ahead of *accepted* plus *queued*. The surplus consists of handshakes that are under way and of
+//! those that will never finish; only the latter stay. So once a second the primary subtracts what was surplus at two
+//! checks in a row: the smaller of both. Where handshakes are slow all the time, this subtracts some of them as well.
+//! Such a slot counts as less loaded than it is; as all slots see the same clients, all do so by the same number.
 //!
-//! The counts are read one after another while they change. In the order *accepted, queued, selected*, a connection that moves
-//! meanwhile looks like surplus, which one check alone does not subtract. Hence a deficit is real (another worker emptied
-//! the queue before the count began, or a worker reports wrong counts), and is corrected at once.
+//! The counts are read one after another while they change. In the order *accepted, queued, selected*, a connection
+//! that moves meanwhile looks like surplus, which one check alone does not subtract. Hence a deficit is real (another
+//! worker emptied the queue before the count began, or a worker reports wrong counts), and is corrected at once.
 //!
 //! The correction is *added* to the counter, so that no count of the program is lost. Whatever the worker writes, the
 //! correction brings *selected* to the worker's own count plus the queue, which changes the load of that slot only.
@@ -32,8 +32,8 @@ pub(super) struct CountReconciliation {
 }
 
 impl CountReconciliation {
-    /// Returns what to add to *selected*, wrapping around.
-    pub(super) fn correct(&mut self, counts: SlotCounts) -> u64 {
+    /// Returns the wrapping correction to add to *selected*.
+    pub(super) fn compute_correction(&mut self, counts: SlotCounts) -> u64 {
         let known = counts.accepted.wrapping_add(counts.queued);
         let surplus = counts.selected.wrapping_sub(known) as i64;
         if surplus <= 0 {
@@ -59,17 +59,17 @@ mod tests {
     #[test]
     fn only_handshakes_that_never_finish_are_subtracted() {
         let mut reconciliation = CountReconciliation::default();
-        assert_eq!(reconciliation.correct(counts(10, 2, 17)), 0);
+        assert_eq!(reconciliation.compute_correction(counts(10, 2, 17)), 0);
         // Two of the five finished, and three others began.
-        assert_eq!(reconciliation.correct(counts(10, 4, 20)), 5_u64.wrapping_neg());
+        assert_eq!(reconciliation.compute_correction(counts(10, 4, 20)), 5_u64.wrapping_neg());
         // Of the surplus now, only one was there at the last check.
-        assert_eq!(reconciliation.correct(counts(10, 4, 15)), 1_u64.wrapping_neg());
-        assert_eq!(reconciliation.correct(counts(10, 4, 14)), 0);
+        assert_eq!(reconciliation.compute_correction(counts(10, 4, 15)), 1_u64.wrapping_neg());
+        assert_eq!(reconciliation.compute_correction(counts(10, 4, 14)), 0);
     }
 
     #[test]
     fn a_deficit_is_corrected_at_once() {
-        assert_eq!(CountReconciliation::default().correct(counts(10, 2, 7)), 5);
+        assert_eq!(CountReconciliation::default().compute_correction(counts(10, 2, 7)), 5);
     }
 
     proptest! {
@@ -81,7 +81,7 @@ mod tests {
         ) {
             let (mut reconciliation, mut selected) = (CountReconciliation { surplus: before }, selected);
             for _ in 0..2 {
-                selected = selected.wrapping_add(reconciliation.correct(counts(accepted, queued, selected)));
+                selected = selected.wrapping_add(reconciliation.compute_correction(counts(accepted, queued, selected)));
             }
             prop_assert_eq!(selected, accepted.wrapping_add(queued));
         }
@@ -90,10 +90,10 @@ mod tests {
         #[test]
         fn handshakes_since_the_last_check_stay_counted(leaked in 0_u64..1000, recent in 0_u64..1000) {
             let mut reconciliation = CountReconciliation::default();
-            let first = reconciliation.correct(counts(0, 0, leaked));
+            let first = reconciliation.compute_correction(counts(0, 0, leaked));
             prop_assert_eq!(first, 0);
             let selected = leaked + recent;
-            let selected = selected.wrapping_add(reconciliation.correct(counts(0, 0, selected)));
+            let selected = selected.wrapping_add(reconciliation.compute_correction(counts(0, 0, selected)));
             prop_assert_eq!(selected, recent);
         }
     }

@@ -3,15 +3,16 @@
 use std::cell::Cell;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::program::{ACCEPTED_WORD, OPEN_WORD};
+use super::program::{ACCEPTED_COUNT_WORD, OPEN_COUNT_WORD};
 use prefork_os::shared_memory::SharedPage;
 use prefork_supervisor::Slot;
 
-/// The right of one worker to its page, from before its fork until it is reaped. Kept by the primary.
+/// A worker's lease of its page, from before its fork until it is reaped. Kept by the primary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LoadPageLease {
     pub(super) slot: Slot,
-    /// Which of the slot's pages, and the serial number of the lease. `None` where the backend needs no page.
+    /// The index of the page within its slot, and the serial number of the lease. `None` where the backend needs no
+    /// page.
     pub(in crate::dispatch) page: Option<(usize, u64)>,
 }
 
@@ -21,27 +22,27 @@ impl LoadPageLease {
     }
 }
 
-/// The worker's side of its page. Writes nothing where the backend needs no page.
+/// The worker's writable mapping of its page. Writes nothing where the backend needs no page.
 #[derive(Default)]
 pub(crate) struct LoadPage {
     pub(super) page: Cell<Option<&'static SharedPage>>,
 }
 
 impl LoadPage {
-    /// Counts a connection accepted from the slot's own socket. Call [`LoadPage::count_opened`] first, so that the slot never
-    /// looks less loaded than it is.
+    /// Counts a connection accepted from the slot's own socket. Call [`LoadPage::count_opened`] first, so that the slot
+    /// never looks less loaded than it is.
     pub(crate) fn count_accepted(&self) {
-        self.add(ACCEPTED_WORD, 1);
+        self.add(ACCEPTED_COUNT_WORD, 1);
     }
 
     /// Counts an open connection, accepted or handed over.
     pub(crate) fn count_opened(&self) {
-        self.add(OPEN_WORD, 1);
+        self.add(OPEN_COUNT_WORD, 1);
     }
 
     /// Counts a connection that was closed or handed over to another worker.
     pub(crate) fn count_closed(&self) {
-        self.add(OPEN_WORD, -1);
+        self.add(OPEN_COUNT_WORD, -1);
     }
 
     /// Stops counting: this worker drains, and another one counts for the slot.

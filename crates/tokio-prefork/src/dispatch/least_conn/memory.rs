@@ -1,9 +1,9 @@
 //! The memory that workers, the primary and the eBPF program of `least-conn` share.
 //!
 //! The *slot table* is written by the primary and the program: which slots are healthy, which page of a slot is active,
-//! and how many connections were selected. A *load page* is written by one worker. Each slot has two, so that a new worker
-//! does not count on the page of the one that it replaces. Banks of pages are added with the slots and never move: a
-//! worker forked long ago keeps writing to the same page.
+//! and how many connections were selected. A *load page* is written by one worker. Each slot has two, so that a new
+//! worker does not count on the page of the one that it replaces. Banks of pages are added with the slots and never
+//! move: a worker forked long ago keeps writing to the same page.
 
 use std::cell::Cell;
 use std::io;
@@ -14,8 +14,8 @@ use super::MAX_SLOT_LOAD;
 use super::count_reconciliation::{CountReconciliation, SlotCounts};
 use super::load_page::{LoadPage, LoadPageLease};
 use super::program::{
-    ACCEPTED_WORD, ACTIVE_PAGE_WORD, BANK_PAGES, BANK_SLOTS, HEALTHY_WORD, OPEN_WORD,
-    PAGES_PER_SLOT, SELECTED_WORD, SLOT_ENTRY_WORDS, SLOT_TABLE_ENTRIES, TABLE_INDEX_WORD,
+    ACCEPTED_COUNT_WORD, ACTIVE_PAGE_WORD, BANK_PAGES, BANK_SLOTS, HEALTHY_WORD, OPEN_COUNT_WORD,
+    PAGES_PER_SLOT, SELECTED_COUNT_WORD, SLOT_ENTRY_WORDS, SLOT_TABLE_ENTRIES, TABLE_INDEX_WORD,
     slot_table_index,
 };
 use prefork_os::bpf::{self, BpfArrayMap};
@@ -34,12 +34,12 @@ pub(in crate::dispatch) struct LeastConnMemory {
     next_serial: u64,
 }
 
-/// What the primary knows of a slot's pages.
+/// The primary's record of a slot's pages.
 #[derive(Default)]
 struct SlotPages {
     /// The serial number of the lease of each page; `None` for a free page.
     leases: [Option<u64>; PAGES_PER_SLOT],
-    /// Which page the program reads.
+    /// The page that the program reads.
     active: usize,
     reconciliation: CountReconciliation,
 }
@@ -108,7 +108,7 @@ impl LeastConnMemory {
     /// Returns how often the kernel's hash selected because no slot was healthy.
     #[cfg(test)]
     pub(in crate::dispatch) fn hash_fallback_count(&self) -> u64 {
-        self.slot_table.pages.page(0)[SELECTED_WORD].load(Relaxed)
+        self.slot_table.pages.page(0)[SELECTED_COUNT_WORD].load(Relaxed)
     }
 
     /// Returns a cleared page of `slot` for a worker about to be forked.
@@ -130,23 +130,24 @@ impl LeastConnMemory {
     pub(super) fn activate_page(&mut self, lease: LoadPageLease) {
         let slot = lease.slot.0 as usize;
         let Some(page) = self.leased_page(lease) else { return };
-        let before = self.load_page(slot, self.slots[slot].active)[ACCEPTED_WORD].load(Relaxed);
-        let after = self.load_page(slot, page)[ACCEPTED_WORD].load(Relaxed);
-        self.table_word(slot, SELECTED_WORD).fetch_add(after.wrapping_sub(before), Relaxed);
+        let before =
+            self.load_page(slot, self.slots[slot].active)[ACCEPTED_COUNT_WORD].load(Relaxed);
+        let after = self.load_page(slot, page)[ACCEPTED_COUNT_WORD].load(Relaxed);
+        self.table_word(slot, SELECTED_COUNT_WORD).fetch_add(after.wrapping_sub(before), Relaxed);
         self.table_word(slot, ACTIVE_PAGE_WORD).store(page as u64, Relaxed);
         self.slots[slot].active = page;
     }
 
-    /// Takes back the page of a dead worker, whose connections are closed.
+    /// Frees the page of a dead worker, whose connections are closed.
     pub(super) fn free_page(&mut self, lease: LoadPageLease) {
         let Some(page) = self.leased_page(lease) else { return };
         let slot = lease.slot.0 as usize;
         self.slots[slot].leases[page] = None;
-        // What it had accepted must not count as queued.
-        let accepted = self.load_page(slot, page)[ACCEPTED_WORD].load(Relaxed);
+        // The connections that the worker had accepted must not count as queued.
+        let accepted = self.load_page(slot, page)[ACCEPTED_COUNT_WORD].load(Relaxed);
         self.clear_page(slot, page);
         if self.slots[slot].active == page {
-            self.table_word(slot, SELECTED_WORD).fetch_sub(accepted, Relaxed);
+            self.table_word(slot, SELECTED_COUNT_WORD).fetch_sub(accepted, Relaxed);
         }
     }
 
@@ -157,8 +158,8 @@ impl LeastConnMemory {
         (leased == Some(serial)).then_some(page)
     }
 
-    /// Corrects how many connections count as queued for `slot`, given the depth of its accept queue. `open` stands in for the
-    /// page of a worker that has none, as another image forked it.
+    /// Corrects how many connections count as queued for `slot`, given the depth of its accept queue. `open` stands in
+    /// for the page of a worker that has none, as another image forked it.
     pub(super) fn reconcile_counts(
         &mut self,
         slot: usize,
@@ -167,15 +168,15 @@ impl LeastConnMemory {
     ) {
         let pages = &self.slots[slot];
         let accepted = match pages.leases[pages.active] {
-            Some(_) => self.load_page(slot, pages.active)[ACCEPTED_WORD].load(Relaxed),
+            Some(_) => self.load_page(slot, pages.active)[ACCEPTED_COUNT_WORD].load(Relaxed),
             None => open.min(MAX_SLOT_LOAD),
         };
         // The order of these reads matters: see `count_reconciliation`.
         let queued = queued();
-        let selected = self.table_word(slot, SELECTED_WORD).load(Relaxed);
+        let selected = self.table_word(slot, SELECTED_COUNT_WORD).load(Relaxed);
         let counts = SlotCounts { accepted, queued, selected };
-        let correction = self.slots[slot].reconciliation.correct(counts);
-        self.table_word(slot, SELECTED_WORD).fetch_add(correction, Relaxed);
+        let correction = self.slots[slot].reconciliation.compute_correction(counts);
+        self.table_word(slot, SELECTED_COUNT_WORD).fetch_add(correction, Relaxed);
     }
 
     /// In a worker: keeps its own page writable, and unmaps everything else.
@@ -194,8 +195,8 @@ impl LeastConnMemory {
 
     fn write_page(&self, slot: usize, page: usize, open: u64, accepted: u64) {
         let page = self.load_page(slot, page);
-        page[OPEN_WORD].store(open, Relaxed);
-        page[ACCEPTED_WORD].store(accepted, Relaxed);
+        page[OPEN_COUNT_WORD].store(open, Relaxed);
+        page[ACCEPTED_COUNT_WORD].store(accepted, Relaxed);
     }
 
     fn table_word(&self, slot: usize, word: usize) -> &AtomicU64 {
@@ -215,6 +216,6 @@ impl LeastConnMemory {
 
     #[cfg(test)]
     pub(in crate::dispatch) fn selected_count(&self, slot: usize) -> u64 {
-        self.table_word(slot, SELECTED_WORD).load(Relaxed)
+        self.table_word(slot, SELECTED_COUNT_WORD).load(Relaxed)
     }
 }

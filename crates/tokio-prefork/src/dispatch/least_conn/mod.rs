@@ -26,9 +26,9 @@ use memory::LeastConnMemory;
 use prefork_os::bpf::{self, EbpfInstruction, ReuseportSocketMap};
 use prefork_supervisor::Slot;
 use program::{MAX_SLOTS, ProgramMaps, SLOT_TABLE_ENTRIES, slot_table_index};
-use weights::WeightedChance;
+use weights::WeightedRandomProgram;
 
-/// The most connections, open or queued, that a slot is believed to have.
+/// Upper bound of the open and queued connections that a worker may report for its slot.
 pub(super) const MAX_SLOT_LOAD: u64 = 1 << 16;
 
 /// How long sockets may stay in the map of an earlier image that is being freed.
@@ -46,7 +46,7 @@ pub(super) fn start(
         Ok(program) => return Box::new(program),
         Err(why) => refusals.push(format!("cannot choose by load in the kernel: {why}")),
     }
-    match WeightedChance::attach(healthy, groups) {
+    match WeightedRandomProgram::attach(healthy, groups) {
         Ok(weighted) => return Box::new(weighted),
         Err(e) => refusals.push(format!("cannot choose by weights: {e}")),
     }
@@ -131,7 +131,7 @@ impl SelectorBackend for LeastConnProgram {
         Ok(())
     }
 
-    /// Corrects how many connections the program believes to be queued.
+    /// Corrects the program's count of queued connections.
     fn refresh(
         &mut self,
         loads: &[SlotLoad],
@@ -171,7 +171,7 @@ impl SelectorBackend for LeastConnProgram {
             })?;
             programs.push((loaded, instructions));
         }
-        // All are verified before the first is attached.
+        // All programs are verified before the first one is attached.
         for ((loaded, _), group) in programs.iter().zip(groups) {
             let Some(socket) = group.0.first() else { continue };
             bpf::attach_reuseport_program(*socket, loaded)
@@ -190,7 +190,7 @@ impl SelectorBackend for LeastConnProgram {
         groups: &[ReuseportGroup<'_>],
     ) -> Result<(), String> {
         let create = |_: &ReuseportGroup<'_>| {
-            // Eight bytes per entry, and what the kernel adds.
+            // Eight bytes per entry, and the kernel's overhead.
             bpf::with_raised_memlock_limit(1 << 16, || {
                 bpf::create_reuseport_socket_map("prefork_sockets", SLOT_TABLE_ENTRIES as u32)
             })

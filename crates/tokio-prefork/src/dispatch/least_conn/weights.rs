@@ -1,4 +1,5 @@
-//! `least-conn` without the privilege for its eBPF program: selects by chance, weighted towards slots with fewer connections.
+//! `least-conn` without the privilege for its eBPF program: selects by chance, weighted towards slots with fewer
+//! connections.
 //!
 //! A classic BPF program draws a random number. The primary attaches a new one when loads or health have changed.
 
@@ -6,35 +7,36 @@ use std::io;
 
 use super::MAX_SLOT_LOAD;
 use crate::dispatch::bpf::classic::{
-    NO_SOCKET, RANDOM_NUMBER, attach_to_groups, jump_if_at_least, load_word, modulo, return_socket,
+    NO_SOCKET, RANDOM_NUMBER_OFFSET, attach_to_groups, jump_if_at_least, load_word, modulo,
+    return_socket,
 };
 use crate::dispatch::kernel_selector::{ReuseportGroup, SelectorBackend, SlotLoad};
 use crate::error::{Error, Result};
 use prefork_os::bpf::ClassicBpfInstruction;
 
-/// The weighted random choice, as it is attached.
-pub(super) struct WeightedChance {
+/// The attached program for a weighted random choice.
+pub(super) struct WeightedRandomProgram {
     /// The loads at the last refresh.
     loads: Vec<SlotLoad>,
     weights: Vec<u32>,
     program: Vec<ClassicBpfInstruction>,
 }
 
-impl WeightedChance {
+impl WeightedRandomProgram {
     pub(super) fn attach(
         healthy: &[bool],
         groups: &[ReuseportGroup<'_>],
-    ) -> io::Result<WeightedChance> {
+    ) -> io::Result<WeightedRandomProgram> {
         let weights = slot_weights(healthy, &[]);
         let program = assemble(&weights);
         attach_to_groups(groups, &program)?;
-        Ok(WeightedChance { loads: Vec::new(), weights, program })
+        Ok(WeightedRandomProgram { loads: Vec::new(), weights, program })
     }
 
     /// Attaches new weights, if they differ enough.
     fn update_weights(&mut self, healthy: &[bool], groups: &[ReuseportGroup<'_>]) -> Result<()> {
         let weights = slot_weights(healthy, &self.loads);
-        if !differ_noticeably(&self.weights, &weights) {
+        if !weights_differ_noticeably(&self.weights, &weights) {
             return Ok(());
         }
         let program = assemble(&weights);
@@ -45,7 +47,7 @@ impl WeightedChance {
     }
 }
 
-impl SelectorBackend for WeightedChance {
+impl SelectorBackend for WeightedRandomProgram {
     fn name(&self) -> &'static str {
         "cbpf-weights"
     }
@@ -100,24 +102,25 @@ pub(in crate::dispatch) fn slot_weights(healthy: &[bool], loads: &[SlotLoad]) ->
 }
 
 /// Whether the share of some slot changes by more than an eighth, or from or to zero: enough for a new program.
-pub(in crate::dispatch) fn differ_noticeably(old: &[u32], new: &[u32]) -> bool {
+pub(in crate::dispatch) fn weights_differ_noticeably(old: &[u32], new: &[u32]) -> bool {
     let total = |weights: &[u32]| weights.iter().map(|w| u64::from(*w)).sum::<u64>();
     let (old_total, new_total) = (total(old), total(new));
     let shares = |(was, is): (&u32, &u32)| {
         if (*was == 0) != (*is == 0) {
             return true;
         }
-        // Over the common denominator.
+        // The shares are compared over their common denominator.
         let (was, is) = (u64::from(*was) * new_total, u64::from(*is) * old_total);
         was.abs_diff(is) * 8 > was
     };
     old.len() != new.len() || old.iter().zip(new).any(shares)
 }
 
-/// Returns the program that selects slot `i` with probability `weights[i]` of their sum; if all are 0, the kernel's hash
-/// selects. Two instructions per slot, so that 1024 slots fit.
+/// Returns the program that selects slot `i` with probability `weights[i]` of their sum; if all are 0, the kernel's
+/// hash selects. Two instructions per slot, so that 1024 slots fit.
 pub(in crate::dispatch) fn assemble(weights: &[u32]) -> Vec<ClassicBpfInstruction> {
-    let mut program = vec![load_word(RANDOM_NUMBER), modulo(weights.iter().sum::<u32>().max(1))];
+    let mut program =
+        vec![load_word(RANDOM_NUMBER_OFFSET), modulo(weights.iter().sum::<u32>().max(1))];
     let mut below = 0;
     for (slot, weight) in (0..).zip(weights).filter(|(_, weight)| **weight > 0) {
         below += weight;
@@ -177,14 +180,14 @@ mod tests {
 
     #[test]
     fn small_changes_of_weights_are_ignored() {
-        assert!(!differ_noticeably(&[1000, 1000], &[1000, 1000]));
-        assert!(!differ_noticeably(&[1000, 1000], &[1000, 900]));
-        assert!(differ_noticeably(&[1000, 1000], &[1000, 500]));
-        assert!(differ_noticeably(&[1000, 1000], &[1000, 0]));
-        assert!(differ_noticeably(&[1, 0], &[1, 1]));
-        assert!(differ_noticeably(&[0, 0], &[1, 1]));
-        assert!(differ_noticeably(&[1, 1], &[0, 0]));
-        assert!(differ_noticeably(&[1000], &[1000, 1000]));
-        assert!(!differ_noticeably(&[0, 0], &[0, 0]));
+        assert!(!weights_differ_noticeably(&[1000, 1000], &[1000, 1000]));
+        assert!(!weights_differ_noticeably(&[1000, 1000], &[1000, 900]));
+        assert!(weights_differ_noticeably(&[1000, 1000], &[1000, 500]));
+        assert!(weights_differ_noticeably(&[1000, 1000], &[1000, 0]));
+        assert!(weights_differ_noticeably(&[1, 0], &[1, 1]));
+        assert!(weights_differ_noticeably(&[0, 0], &[1, 1]));
+        assert!(weights_differ_noticeably(&[1, 1], &[0, 0]));
+        assert!(weights_differ_noticeably(&[1000], &[1000, 1000]));
+        assert!(!weights_differ_noticeably(&[0, 0], &[0, 0]));
     }
 }

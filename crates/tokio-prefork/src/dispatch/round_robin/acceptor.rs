@@ -30,7 +30,7 @@ const FAILURES_UNTIL_ERROR: u32 = 3;
 /// How often to look for a worker that can take a connection: a full worker does not report that it has capacity again.
 const CAPACITY_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The same if all workers are only busy, and a queue that poll reported as writable had no room after all.
+/// How often to look for room if all workers are busy and a queue reported as writable had no room.
 const BUSY_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The workers that take connections out of queues, as the primary knows them.
@@ -45,7 +45,7 @@ pub(crate) trait ReceivingWorkers {
 /// What the acceptor reads in one step.
 pub(crate) struct AcceptorContext<'a> {
     pub(crate) workers: &'a dyn ReceivingWorkers,
-    /// Empty while nothing is to be accepted.
+    /// The listening sockets to accept from; empty while accepting pauses.
     pub(crate) listeners: &'a [Listener],
 }
 
@@ -84,26 +84,26 @@ pub(crate) struct RoundRobinAcceptor {
     rotation: usize,
     /// Whether poll reported room in a queue that had none.
     is_room_report_wrong: bool,
-    /// Accepting pauses until then.
+    /// Accepting pauses until this time.
     paused_until: Option<Instant>,
     /// Whether exhaustion of descriptors was logged and has not ended since.
     is_exhausted: bool,
-    /// How many connections had to be closed.
+    /// Number of connections that had to be closed.
     lost_count: u64,
     /// Workers that have shut their queues down.
     broken_queues: Vec<WorkerId>,
 }
 
 impl RoundRobinAcceptor {
-    /// Takes back the connections that the worker has not taken, for other workers. They come before all others.
-    pub(crate) fn take_back_from(&mut self, worker: WorkerId, queue: &ConnectionQueue) {
+    /// Takes unread connections out of the worker's queue, for other workers. They come before all others.
+    pub(crate) fn reclaim_connections_from(&mut self, worker: WorkerId, queue: &ConnectionQueue) {
         self.drain_queue(queue);
         queue.push_probe();
-        self.policy.record_taken_back(worker);
+        self.policy.record_reclaimed(worker);
     }
 
     fn drain_queue(&mut self, queue: &ConnectionQueue) {
-        let (unread, lost) = queue.take_back_unread();
+        let (unread, lost) = queue.reclaim_unread();
         unread.into_iter().rev().for_each(|connection| self.held.push_front(connection));
         self.count_lost(lost, "no descriptor left (raise LimitNOFILE)");
     }
@@ -117,7 +117,7 @@ impl RoundRobinAcceptor {
         }
     }
 
-    /// Forgets a worker that is dead or has shut its queue down, and takes back what is in the queue.
+    /// Removes a worker that is dead or has shut its queue down, and reclaims the connections in its queue.
     pub(crate) fn remove_worker(&mut self, worker: WorkerId, queue: Option<ConnectionQueue>) {
         self.policy.remove_worker(worker);
         queue.iter().for_each(|queue| self.drain_queue(queue));
@@ -143,23 +143,23 @@ impl RoundRobinAcceptor {
         std::mem::take(&mut self.broken_queues)
     }
 
-    /// Polls nothing: no worker has a queue.
-    pub(crate) fn poll_nothing(&mut self) {
+    /// Clears the poll targets: no worker has a queue.
+    pub(crate) fn clear_poll_targets(&mut self) {
         self.poll_target = PollTarget::Nothing;
     }
 
     /// Accepts the connections that workers have room for, and distributes all that are held.
     pub(crate) fn step(&mut self, context: &AcceptorContext<'_>, now: Instant) {
         self.update_workers(context, now);
-        self.move_overdue(context, now);
-        self.count_uncounted(context, now);
+        self.move_overdue_connections(context, now);
+        self.count_queue_lengths(context, now);
         self.paused_until = self.paused_until.filter(|until| *until > now);
         if self.paused_until.is_none() && self.held.is_empty() {
             self.accept(context.listeners, now);
         }
         self.distribute(context, now);
         if self.policy.free_capacity(now) == 0 {
-            self.count_uncounted(context, now);
+            self.count_queue_lengths(context, now);
         }
     }
 
@@ -181,17 +181,17 @@ impl RoundRobinAcceptor {
         }
     }
 
-    fn move_overdue(&mut self, context: &AcceptorContext<'_>, now: Instant) {
+    fn move_overdue_connections(&mut self, context: &AcceptorContext<'_>, now: Instant) {
         for id in self.policy.overdue_workers(now) {
             let Some(queue) = context.workers.queue(id) else { continue };
             self.policy.set_queue_length(id, queue.unread_count(), now);
             if self.policy.should_move_connections(id, now) {
-                self.take_back_from(id, queue);
+                self.reclaim_connections_from(id, queue);
             }
         }
     }
 
-    fn count_uncounted(&mut self, context: &AcceptorContext<'_>, now: Instant) {
+    fn count_queue_lengths(&mut self, context: &AcceptorContext<'_>, now: Instant) {
         for id in self.policy.uncounted_workers() {
             let length = context.workers.queue(id).map_or(0, ConnectionQueue::unread_count);
             self.policy.set_queue_length(id, length, now);
@@ -200,8 +200,9 @@ impl RoundRobinAcceptor {
 
     /// Accepts until the kernel's queues are empty or the workers' queues are full.
     ///
-    /// Finding a queue empty costs one more `accept4` per batch. Predicting the length of the queue instead saved 8 % of the
-    /// system calls of sequential connections, but no more than 2 % of the CPU time, so it was not worth its code.
+    /// Finding a queue empty costs one more `accept4` per batch. Predicting the length of the queue instead saved 8 %
+    /// of the system calls of sequential connections, but no more than 2 % of the CPU time, so it was not worth its
+    /// code.
     fn accept(&mut self, listeners: &[Listener], now: Instant) {
         let mut left = self.policy.free_capacity(now).min(MAX_ACCEPTS_PER_STEP);
         let mut ready = std::mem::take(&mut self.ready_listeners);
@@ -296,7 +297,7 @@ impl RoundRobinAcceptor {
     fn distribute(&mut self, context: &AcceptorContext<'_>, now: Instant) {
         let mut batches: Vec<(WorkerId, Vec<QueuedConnection>)> = Vec::new();
         while !self.held.is_empty() {
-            // Counted before each choice: the order must not depend on which queue was counted when.
+            // The lengths are counted before each choice: the order must not depend on which queue was counted when.
             for id in self.policy.uncounted_workers() {
                 let batch = batches.iter().find(|batch| batch.0 == id);
                 let in_batch = batch.map_or(0, |batch| batch.1.len());
@@ -320,7 +321,7 @@ impl RoundRobinAcceptor {
                 continue;
             }
             if let Some(queue) = queue {
-                // The kernel decides what has room.
+                // The kernel decides which queue has room.
                 let length = queue.unread_count().max(MAX_QUEUED_PER_WORKER);
                 self.policy.set_queue_length(id, length, now);
             }
@@ -328,7 +329,7 @@ impl RoundRobinAcceptor {
         }
     }
 
-    /// Chooses what to poll. Returns how long to wait before the next step if nothing becomes ready.
+    /// Chooses the descriptors to poll. Returns how long to wait before the next step if nothing becomes ready.
     pub(crate) fn prepare_poll(
         &mut self,
         listeners: &[Listener],

@@ -9,10 +9,10 @@
 //! 02                  a probe: while it is unread, the worker does not read
 //! ```
 //!
-//! Each message is read once, either by the worker, which then owns the connection, or by the primary, which takes it back for
-//! another worker. So the kernel decides which process has a connection, even if the worker dies, freezes or is slow; no
-//! acknowledgement is sent and no copy is kept. Queued connections outlive the worker and the exec of an upgrade. A worker
-//! can read its own queue and nothing else.
+//! Each message is read once, either by the worker, which then owns the connection, or by the primary, which takes it
+//! back for another worker. So the kernel decides which process has a connection, even if the worker dies, freezes or
+//! is slow; no acknowledgement is sent and no copy is kept. Queued connections outlive the worker and the exec of an
+//! upgrade. A worker can read its own queue and nothing else.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,8 +25,8 @@ use prefork_os::fd_passing::{
 /// The size of the send buffer: about one kilobyte per message. The primary is woken when a quarter of it is used.
 const SEND_BUFFER_BYTES: usize = 16 * 1024;
 
-/// The message that is not a connection.
-const PROBE: u8 = 2;
+/// The byte of a probe, a message without a connection.
+const PROBE_BYTE: u8 = 2;
 
 /// An accepted connection that no worker has taken yet.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl ConnectionQueue {
         ConnectionQueue { sending, reading }
     }
 
-    /// In the worker: keeps the reading end only.
+    /// Keeps only the reading end, in the worker.
     pub(crate) fn into_reader(self) -> OwnedFd {
         self.reading
     }
@@ -79,8 +79,8 @@ impl ConnectionQueue {
         [self.sending.as_fd(), self.reading.as_fd()]
     }
 
-    /// Sends copies of `connections` without blocking, and returns how many had room. An error means that the worker has
-    /// shut the queue down.
+    /// Sends copies of `connections` without blocking, and returns how many had room. An error means that the worker
+    /// has shut the queue down.
     pub(crate) fn push<'a>(
         &self,
         connections: impl Iterator<Item = &'a QueuedConnection>,
@@ -101,7 +101,7 @@ impl ConnectionQueue {
     /// Sends a probe. While the worker does not read it, [`ConnectionQueue::unread_count`] counts it.
     pub(crate) fn push_probe(&self) {
         // The queue is empty, so there is room; if the worker has shut it down, the next push fails.
-        let _ = send_message(&self.sending, &[PROBE], None);
+        let _ = send_message(&self.sending, &[PROBE_BYTE], None);
     }
 
     /// Returns how many messages the worker has not read yet.
@@ -110,8 +110,8 @@ impl ConnectionQueue {
         prefork_os::fd::unread_bytes(&self.reading).unwrap_or(0)
     }
 
-    /// Takes back the connections that the worker has not read, oldest first, and counts those lost for want of a descriptor.
-    pub(crate) fn take_back_unread(&self) -> (Vec<QueuedConnection>, usize) {
+    /// Takes unread connections out of the queue, oldest first, and counts those lost for lack of a descriptor.
+    pub(crate) fn reclaim_unread(&self) -> (Vec<QueuedConnection>, usize) {
         let (mut back, mut lost) = (Vec::new(), 0);
         loop {
             match read_queue(&self.reading) {
@@ -131,7 +131,9 @@ pub(super) fn read_queue(reading: impl AsFd) -> io::Result<QueueRead> {
         Ok(ReceivedMessage::Message(_, PassedFd::One(fd))) => {
             QueueRead::Connection(QueuedConnection { fd, is_unix: byte[0] != 0 })
         }
-        Ok(ReceivedMessage::Message(_, PassedFd::None)) if byte[0] == PROBE => QueueRead::Probe,
+        Ok(ReceivedMessage::Message(_, PassedFd::None)) if byte[0] == PROBE_BYTE => {
+            QueueRead::Probe
+        }
         Ok(ReceivedMessage::Message(..) | ReceivedMessage::Truncated) => QueueRead::Lost,
         Ok(ReceivedMessage::Closed) => QueueRead::Closed,
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => QueueRead::Empty,
@@ -166,7 +168,7 @@ mod tests {
         assert_eq!(queue.unread_count(), 2);
         queue.push_probe();
         assert_eq!(queue.unread_count(), 3);
-        let (back, lost) = queue.take_back_unread();
+        let (back, lost) = queue.reclaim_unread();
         assert_eq!((back.len(), lost, queue.unread_count()), (2, 0, 0));
         assert!(back[0].is_unix && !back[1].is_unix);
         drop((got, back));

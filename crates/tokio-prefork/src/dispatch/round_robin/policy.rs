@@ -1,20 +1,21 @@
 //! Decides which worker gets the next connection under `round-robin`. Pure.
 //!
-//! Each worker has a queue of connections that it has not taken yet; these can be moved to another worker at any time. The
-//! order is strictly that of worker ids, over all workers that can take a connection. A full queue is waited for, as
-//! otherwise a worker that is slightly faster would get more of a burst. A worker that leaves a connection in its queue
-//! for [`TAKE_TIMEOUT`] while another one could take it loses all connections in its queue. Instead it gets a probe, and
-//! is passed over until it has read that.
+//! Each worker has a queue of connections that it has not taken yet; these can be moved to another worker at any time.
+//! The order is strictly that of worker ids, over all workers that can take a connection. A full queue is waited for,
+//! as otherwise a worker that is slightly faster would get more of a burst. A worker that leaves a connection in its
+//! queue for [`QUEUED_CONNECTION_TIMEOUT`] while another one could take it loses all connections in its queue. Instead
+//! it gets a probe, and is passed over until it has read that.
 
 use std::time::{Duration, Instant};
 
 use prefork_supervisor::WorkerId;
 
-/// The most connections in the queue of one worker: enough to keep it busy until the primary's loop comes back to it.
+/// Maximum number of connections in the queue of one worker: enough to keep it busy until the primary's loop comes back
+/// to it.
 pub(super) const MAX_QUEUED_PER_WORKER: usize = 8;
 
 /// How long the first connection of a queue waits before it moves to another worker, if one can take it.
-pub(super) const TAKE_TIMEOUT: Duration = Duration::from_millis(20);
+pub(super) const QUEUED_CONNECTION_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// How long to wait before trying again to move connections that no other worker could take.
 const MOVE_RETRY_INTERVAL: Duration = Duration::from_millis(5);
@@ -27,7 +28,7 @@ struct WorkerQueueState {
     can_take: bool,
     /// Connections in the queue, at most: the worker takes them without notice.
     length: usize,
-    /// Since when the first of them is the first, as far as the primary knows.
+    /// When the oldest connection in the queue became the oldest, as far as the primary knows.
     since: Instant,
     /// Whether the worker has left connections in its queue, which now begins with a probe.
     is_slow: bool,
@@ -40,9 +41,10 @@ impl WorkerQueueState {
         self.can_take && self.length < MAX_QUEUED_PER_WORKER
     }
 
-    /// Whether the worker takes part in the order: it has room, or may have some soon.
-    fn is_in_order(&self, now: Instant) -> bool {
-        self.can_take && (self.length < MAX_QUEUED_PER_WORKER || now < self.since + TAKE_TIMEOUT)
+    /// Returns whether the worker takes part in the rotation: it has room, or may have some soon.
+    fn is_in_rotation(&self, now: Instant) -> bool {
+        self.can_take
+            && (self.length < MAX_QUEUED_PER_WORKER || now < self.since + QUEUED_CONNECTION_TIMEOUT)
     }
 }
 
@@ -86,12 +88,12 @@ impl RoundRobinPolicy {
         self.queues.iter_mut().find(|queue| queue.id == id)
     }
 
-    /// Forgets a worker that is dead or has shut its queue down.
+    /// Removes a worker that is dead or has shut its queue down.
     pub(super) fn remove_worker(&mut self, id: WorkerId) {
         self.queues.retain(|queue| queue.id != id);
     }
 
-    /// Forgets all workers for which `alive` is false.
+    /// Removes all workers for which `alive` is false.
     pub(super) fn retain_workers(&mut self, alive: impl Fn(WorkerId) -> bool) {
         self.queues.retain(|queue| alive(queue.id));
     }
@@ -110,15 +112,16 @@ impl RoundRobinPolicy {
     }
 
     /// Returns the position of the queue after the one chosen last.
-    fn first_in_order(&self) -> usize {
+    fn next_in_rotation(&self) -> usize {
         let last = self.last.unwrap_or(WorkerId(0));
         self.queues.partition_point(|queue| queue.id <= last)
     }
 
     /// Chooses the worker for the next connection and counts it; `None` if the next worker in order has no room yet.
     pub(super) fn choose_next(&mut self, now: Instant) -> Option<WorkerId> {
-        let (is_preferred, at) = (self.preferred_filter(), self.first_in_order());
-        let is_next = |queue: &&mut WorkerQueueState| is_preferred(queue) && queue.is_in_order(now);
+        let (is_preferred, at) = (self.preferred_filter(), self.next_in_rotation());
+        let is_next =
+            |queue: &&mut WorkerQueueState| is_preferred(queue) && queue.is_in_rotation(now);
         let (before, after) = self.queues.split_at_mut(at);
         let queue = after.iter_mut().find(is_next).or_else(|| before.iter_mut().find(is_next))?;
         if !queue.has_room() {
@@ -133,7 +136,7 @@ impl RoundRobinPolicy {
         self.last
     }
 
-    /// Returns which queues are considered: slow ones only if there are no others.
+    /// Returns the filter for the queues to consider: slow ones only if there are no others.
     fn preferred_filter(&self) -> fn(&WorkerQueueState) -> bool {
         let has_fast = self.queues.iter().any(|queue| queue.can_take && !queue.is_slow);
         if has_fast { |queue| !queue.is_slow } else { |_| true }
@@ -141,10 +144,10 @@ impl RoundRobinPolicy {
 
     /// Returns how many connections can be queued in strict order.
     pub(super) fn free_capacity(&self, now: Instant) -> usize {
-        let (is_preferred, at) = (self.preferred_filter(), self.first_in_order());
+        let (is_preferred, at) = (self.preferred_filter(), self.next_in_rotation());
         let (before, after) = self.queues.split_at(at);
         let in_order = after.iter().chain(before);
-        let considered = in_order.filter(|queue| is_preferred(queue) && queue.is_in_order(now));
+        let considered = in_order.filter(|queue| is_preferred(queue) && queue.is_in_rotation(now));
         let rooms: Vec<usize> =
             considered.map(|queue| MAX_QUEUED_PER_WORKER.saturating_sub(queue.length)).collect();
         // Whole rounds, and in the last one the queues before the one that is full first.
@@ -171,7 +174,7 @@ impl RoundRobinPolicy {
     pub(super) fn overdue_workers(&self, now: Instant) -> Vec<WorkerId> {
         let unread = self.queues.iter().filter(|queue| queue.length > 0);
         unread
-            .filter(|queue| !queue.can_take || now >= queue.since + TAKE_TIMEOUT)
+            .filter(|queue| !queue.can_take || now >= queue.since + QUEUED_CONNECTION_TIMEOUT)
             .map(|queue| queue.id)
             .collect()
     }
@@ -179,7 +182,7 @@ impl RoundRobinPolicy {
     /// Whether the connections in the queue of `id` should move to other workers. Needs a current count.
     pub(super) fn should_move_connections(&self, id: WorkerId, now: Instant) -> bool {
         let late = |queue: &WorkerQueueState| {
-            queue.length > 0 && (!queue.can_take || now >= queue.since + TAKE_TIMEOUT)
+            queue.length > 0 && (!queue.can_take || now >= queue.since + QUEUED_CONNECTION_TIMEOUT)
         };
         let other = |queue: &WorkerQueueState| queue.id != id && !queue.is_slow && queue.has_room();
         self.queues.iter().find(|queue| queue.id == id).is_some_and(late)
@@ -187,7 +190,7 @@ impl RoundRobinPolicy {
     }
 
     /// Records that the primary has emptied the queue of `id` and sent a probe.
-    pub(super) fn record_taken_back(&mut self, id: WorkerId) {
+    pub(super) fn record_reclaimed(&mut self, id: WorkerId) {
         if let Some(queue) = self.queue_mut(id) {
             queue.length = 0;
             queue.is_slow = true;
@@ -198,8 +201,8 @@ impl RoundRobinPolicy {
     pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let queues = self.queues.iter().filter(|queue| queue.length > 0);
         queues
-            .map(|queue| match queue.can_take && now < queue.since + TAKE_TIMEOUT {
-                true => queue.since + TAKE_TIMEOUT,
+            .map(|queue| match queue.can_take && now < queue.since + QUEUED_CONNECTION_TIMEOUT {
+                true => queue.since + QUEUED_CONNECTION_TIMEOUT,
                 false => now + MOVE_RETRY_INTERVAL,
             })
             .min()

@@ -1,7 +1,7 @@
 //! Takes the connections that the primary has accepted out of the worker's queue, one by one.
 //!
-//! What the worker has not taken yet, the primary can take back for another one. The worker holds the listening sockets as
-//! well, and accepts from them only at the end, when the primary no longer does.
+//! What the worker has not taken yet, the primary can take back for another one. The worker holds the listening sockets
+//! as well, and accepts from them only at the end, when the primary no longer does.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -20,11 +20,11 @@ use crate::worker::local_state::LocalWorkerState;
 /// How long to wait for a free descriptor.
 const EXHAUSTED_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How close to the limit on open files the worker checks for a free descriptor before it reads: a connection read without
-/// one is lost.
+/// How close to the limit on open files the worker checks for a free descriptor before it reads: a connection read
+/// without one is lost.
 const DESCRIPTOR_RESERVE: u64 = 16;
 
-/// Takes connections until the worker drains, then those that are left.
+/// Takes connections until the worker drains, then the remaining ones.
 pub(crate) struct ConnectionReceiver {
     state: Rc<LocalWorkerState>,
     queue: AsyncFd<OwnedFd>,
@@ -68,7 +68,7 @@ impl ConnectionReceiver {
             () = self.take_all() => state.drain.wait_started().await,
         }
         self.starter.start_pending();
-        // Everything that the primary sent before DRAIN.
+        // These connections were sent before DRAIN.
         loop {
             match read_queue(self.queue.get_ref()) {
                 Ok(QueueRead::Connection(connection)) => {

@@ -6,23 +6,24 @@
 use crate::scoreboard::OtherWorkerLoad;
 use crate::skip_backoff::SkipBackoff;
 
-/// How many more connections a worker must have than another one to let it accept first, and how many fewer to be woken
-/// for every connection. With a difference of one, the order of the exclusive wake-ups decides.
+/// Difference in connections from which a worker lets another one accept first, or is woken for every connection itself.
+///
+/// With a difference of one, the order of the exclusive wake-ups decides.
 pub(crate) const MIN_CONNECTION_DIFFERENCE: u64 = 2;
 
-/// How many workers are woken for every connection at most.
+/// Maximum number of workers that are woken for every connection.
 const MAX_ALWAYS_WOKEN: usize = 2;
 
-/// Which workers have not accepted lately although they were let accept first.
+/// Workers that recently did not accept although they were given precedence.
 #[derive(Debug, Default)]
 pub(crate) struct AcceptFairness {
-    /// By row, with the count of accepted connections at the last miss.
+    /// Missed chances by scoreboard row, with the count of accepted connections at the last miss.
     missed: Vec<(OtherWorkerLoad, SkipBackoff)>,
 }
 
 impl AcceptFairness {
-    /// Returns the worker to let accept first: the one with the fewest connections that has at least `min_difference` fewer
-    /// than `own` and is expected to accept.
+    /// Returns the worker to let accept first: the one with the fewest connections that has at least `min_difference`
+    /// fewer than `own` and is expected to accept.
     pub(crate) fn choose_idler_worker(
         &mut self,
         own: u64,

@@ -23,16 +23,17 @@ pub(crate) struct AcceptQueue {
     listener: SharedListener,
     /// Whether all workers accept from this socket.
     shared: bool,
-    /// How many fewer connections another worker must have to be let accept first.
+    /// How many fewer connections another worker must have to accept first.
     min_difference: u64,
     fairness: RefCell<AcceptFairness>,
     /// The time of the last heartbeat at which the other workers were scanned or the scan was skipped.
     heartbeat_ms: Cell<u64>,
 }
 
-/// How many rows of the scoreboard a worker reads per heartbeat on average. Each row is a page of its own. With more workers,
-/// each reads all rows only at every second heartbeat, every third and so on: otherwise 1024 workers that do nothing keep a
-/// processor busy with reading each other's rows, and a reload, which brings more of them, can stand still.
+/// How many rows of the scoreboard a worker reads per heartbeat on average. Each row is a page of its own. With more
+/// workers, each reads all rows only at every second heartbeat, every third and so on: otherwise 1024 workers that do
+/// nothing keep a processor busy with reading each other's rows, and a reload, which brings more of them, can stand
+/// still.
 const ROWS_PER_HEARTBEAT: usize = 64;
 
 impl AcceptQueue {
@@ -108,13 +109,13 @@ impl AcceptQueue {
             self.min_difference,
             self.state.available_workers(),
         )?;
-        self.move_to_end();
+        self.move_to_end_of_wake_order();
         tokio::time::sleep(YIELD_TIME).await;
         Some(first)
     }
 
     /// Moves this worker to the end of the order of wake-ups: the next connection wakes another one.
-    pub(crate) fn move_to_end(&self) {
+    pub(crate) fn move_to_end_of_wake_order(&self) {
         if self.shared && self.listener.wake_mode() == WakeMode::Exclusive {
             self.set_wake_mode(WakeMode::Exclusive);
         }
@@ -133,7 +134,7 @@ impl AcceptQueue {
     }
 
     /// Moves this worker to the end of the order of wake-ups if another one has fewer connections.
-    pub(crate) fn move_to_end_if_busier(&self) {
+    pub(crate) fn move_to_end_of_wake_order_if_busier(&self) {
         if self.listener.wake_mode() != WakeMode::Exclusive {
             return self.choose_wake_mode();
         }
@@ -149,7 +150,8 @@ impl AcceptQueue {
         }
     }
 
-    /// Chooses the wake mode anew. Returns whether a connection waits that the worker woken for it has not accepted.
+    /// Rescans the other workers and chooses the wake mode. Returns whether a connection waits that the worker woken
+    /// for it has not accepted.
     pub(crate) fn rescan_workers(&self) -> bool {
         if !self.shared || self.is_scan_due() {
             self.choose_wake_mode();
@@ -157,8 +159,8 @@ impl AcceptQueue {
         self.shared && self.listener.has_connection()
     }
 
-    /// Whether to read the rows of all workers now: when a connection has ended between two heartbeats, or when it is the
-    /// turn of this worker. Workers take turns by their rows.
+    /// Whether to read the rows of all workers now: when a connection has ended between two heartbeats, or when it is
+    /// the turn of this worker. Workers take turns by their rows.
     fn is_scan_due(&self) -> bool {
         let now = self.state.now_ms();
         let period = 1 + self.state.scoreboard.pages_used() / ROWS_PER_HEARTBEAT;
@@ -183,7 +185,7 @@ impl AcceptQueue {
         } else if self.listener.wake_mode() != WakeMode::Exclusive {
             self.set_wake_mode(WakeMode::Exclusive);
         }
-        // With `Always` there is nothing more to notice.
+        // In mode `Always` this worker notices every connection anyway.
         state.busiest_worker_connections.set(if is_among_idlest { 0 } else { most });
     }
 

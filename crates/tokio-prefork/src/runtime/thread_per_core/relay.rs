@@ -19,7 +19,7 @@ use prefork_supervisor::{Slot, WorkerTag};
 /// How long a connection that is handed over waits for room in the channel to the primary.
 const HANDOVER_SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A thread, as the relay sees it.
+/// The relay's end of one thread.
 pub(super) struct RelayedThread {
     /// `None` once it is closed.
     pub(super) end: RefCell<Option<PrimaryChannelEnd>>,
@@ -76,7 +76,7 @@ pub(super) async fn forward_commands(relay: Rc<ThreadRelay>) {
             ) => {}
         }
     }
-    // The primary is gone. The threads see their channels close, and drain.
+    // The primary has exited. The threads see their channels close, and drain.
     relay.is_draining.set(true);
     for thread in &relay.threads {
         thread.end.take();
@@ -185,7 +185,8 @@ impl ThreadRelay {
         }
     }
 
-    /// Sends a connection of another worker to the thread with the fewest connections, else to any thread that accepts it.
+    /// Sends a connection of another worker to the thread with the fewest connections, else to any thread that accepts
+    /// it.
     fn assign_connection(&self, fd: &OwnedFd, unread: UnreadBytes) {
         let now = prefork_os::system::monotonic_ms();
         let mut candidates: Vec<&RelayedThread> = self.threads.iter().collect();

@@ -73,7 +73,7 @@ fn a_failed_reload_ends_with_ready_too() {
 
 #[test]
 fn an_upgraded_image_sends_ready_when_its_workers_serve() {
-    let mut state = NotifyState::upgraded(None, Instant::now());
+    let mut state = NotifyState::after_upgrade(None, Instant::now());
     state.queue_reloaded(None, &summary(2, 0));
     assert!(take_messages(&mut state)[0].starts_with("READY=1\n"));
 }

@@ -1,4 +1,4 @@
-//! TrackedRequest HTTP/1 and HTTP/2 connections with hyper.
+//! Serves HTTP/1 and HTTP/2 connections with hyper.
 
 pub(crate) mod connection_state;
 pub(crate) mod half_close;

@@ -31,7 +31,7 @@ fn a_worker_can_write_its_own_page_only() {
     let Some(mut selector) = start_least_conn(&groups) else { return };
     let lease = selector.lease_page(Slot(0));
     selector.activate_page(lease);
-    // As after a fork; the program stays where it is attached.
+    // As after a fork; the program stays attached.
     let page = selector.keep_only_page(lease).expect("give up");
     (0..10).for_each(|_| page.count_opened());
     let clients = sockets.connect(10);

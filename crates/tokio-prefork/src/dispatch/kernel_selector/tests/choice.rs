@@ -49,12 +49,12 @@ fn a_random_idle_slot_is_selected() {
         let client = sockets.connect(1);
         let slot = sockets.accept().iter().position(|n| *n == 1).expect("one");
         got[slot] += 1;
-        // Accepted, served and gone.
+        // These connections were accepted, served and closed.
         least_conn_program(&mut selector).memory.set_counts(slot, 0, got[slot]);
         drop(client);
     }
     println!("400 one after another, slot 1 not healthy: {got:?}");
-    // Five standard deviations.
+    // The tolerance is five standard deviations.
     assert!([0, 2, 3, 4].iter().all(|slot| got[*slot].abs_diff(100) < 44), "{got:?}");
     assert_eq!(got[1], 0);
 }

@@ -63,7 +63,7 @@ fn without_privileges_weights_avoid_unhealthy_and_busy_slots() {
         let got = sockets.accept();
         println!("by weights, slot 2 of 4 not healthy: {got:?}");
         assert_eq!(got[2], 0);
-        // Five standard deviations.
+        // The tolerance is five standard deviations.
         assert!([0, 1, 3].iter().all(|slot| got[*slot].abs_diff(100) < 41), "{got:?}");
 
         let busy = SlotLoad { open: 999, queued: 0 };

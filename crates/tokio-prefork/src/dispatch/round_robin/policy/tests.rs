@@ -58,7 +58,7 @@ fn a_full_queue_is_waited_for_up_to_the_take_timeout() {
         (0, vec![]),
         "the full worker is next"
     );
-    let later = now + TAKE_TIMEOUT;
+    let later = now + QUEUED_CONNECTION_TIMEOUT;
     assert_eq!(
         (policy.free_capacity(later), choose_workers(&mut policy, 100, later)),
         (MAX_QUEUED_PER_WORKER - 1, vec![2; MAX_QUEUED_PER_WORKER - 1])
@@ -71,14 +71,14 @@ fn overdue_connections_move_and_the_slow_worker_is_skipped_until_it_reads_the_pr
     let (one, two) = (WorkerId(1), WorkerId(2));
     policy.update_worker(one, true, now);
     assert_eq!(policy.choose_next(now), Some(one));
-    let late = now + TAKE_TIMEOUT;
+    let late = now + QUEUED_CONNECTION_TIMEOUT;
     assert_eq!(policy.next_deadline(now), Some(late));
     assert_eq!(policy.overdue_workers(late), [one]);
     assert!(!policy.should_move_connections(one, late), "no other worker is there");
     assert_eq!(policy.next_deadline(late), Some(late + MOVE_RETRY_INTERVAL));
     policy.update_worker(two, true, late);
     assert!(policy.should_move_connections(one, late));
-    policy.record_taken_back(one);
+    policy.record_reclaimed(one);
     assert_eq!(choose_workers(&mut policy, 2, late), [2, 2]);
     assert_eq!(policy.uncounted_workers(), [one]);
     policy.set_queue_length(one, 1, late);
@@ -98,9 +98,9 @@ fn a_worker_that_keeps_taking_is_not_slow() {
     let (mut policy, now) = (RoundRobinPolicy::default(), Instant::now());
     add_workers(&mut policy, 1..=2, now);
     choose_workers(&mut policy, 4, now);
-    let half = now + TAKE_TIMEOUT / 2;
+    let half = now + QUEUED_CONNECTION_TIMEOUT / 2;
     policy.set_queue_length(WorkerId(1), 1, half);
-    let late = now + TAKE_TIMEOUT;
+    let late = now + QUEUED_CONNECTION_TIMEOUT;
     assert_eq!(policy.overdue_workers(late), [WorkerId(2)]);
     assert_eq!(policy.next_deadline(half), Some(late));
 }
@@ -176,7 +176,7 @@ impl Simulation {
             if self.policy.should_move_connections(id, now) {
                 worker.queue.drain(..).rev().for_each(|one| self.held.push_front(one));
                 worker.probe = true;
-                self.policy.record_taken_back(id);
+                self.policy.record_reclaimed(id);
             }
         }
         self.count(now);
@@ -270,7 +270,7 @@ proptest! {
         simulation.apply(&SimulationEvent::Fork, &mut now);
         let id = simulation.next_id;
         for _ in 0..2000 {
-            now += TAKE_TIMEOUT;
+            now += QUEUED_CONNECTION_TIMEOUT;
             simulation.step(0, now);
             let worker = simulation.workers.get_mut(&id).expect("alive");
             worker.probe = false;

@@ -144,31 +144,31 @@ fn check_partial_size_line(after_digits: &[u8]) -> Result<(), RequestRejection> 
 
 /// Checks extensions: `*( BWS ";" BWS name [ BWS "=" BWS ( token / quoted-string ) ] )`.
 fn check_extensions(mut rest: &[u8]) -> Result<(), RequestRejection> {
-    const BAD: RequestRejection = RequestRejection::ChunkExtension;
+    const MALFORMED_CHUNK: RequestRejection = RequestRejection::ChunkExtension;
     if rest.len() > MAX_CHUNK_EXTENSION_LENGTH {
-        return Err(BAD);
+        return Err(MALFORMED_CHUNK);
     }
     if !matches!(skip_blanks(rest), [] | [b';', ..]) {
         return Err(RequestRejection::ChunkSize);
     }
     while !rest.is_empty() {
         let Some((b';', after_semicolon)) = skip_blanks(rest).split_first() else {
-            return Err(BAD);
+            return Err(MALFORMED_CHUNK);
         };
         let name = skip_blanks(after_semicolon);
         let length = token_length(name);
         if length == 0 {
-            return Err(BAD);
+            return Err(MALFORMED_CHUNK);
         }
         rest = &name[length..];
         if let Some((b'=', value)) = skip_blanks(rest).split_first() {
             let value = skip_blanks(value);
             let length = match value.first() {
-                Some(b'"') => quoted_string_length(value).ok_or(BAD)?,
+                Some(b'"') => quoted_string_length(value).ok_or(MALFORMED_CHUNK)?,
                 _ => token_length(value),
             };
             if length == 0 {
-                return Err(BAD);
+                return Err(MALFORMED_CHUNK);
             }
             rest = &value[length..];
         }

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_head_is_rejected_again_when_asked_again() {
+    fn malformed_head_is_rejected_again_when_parsed_again() {
         let mut boundary = RequestBoundaryScanner::new(1024);
         let input = [b"BAD\r\n", GET_REQUEST].concat();
         assert!(!boundary.has_next_head(&input));
