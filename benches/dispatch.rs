@@ -83,7 +83,7 @@ pub struct BenchResult {
 /// Options of a run. `None` leaves the default to the measurement.
 pub struct BenchOptions {
     setup: BenchSetup,
-    /// Whether this is a run by `cargo test`, as short as possible.
+    /// Whether this is a smoke test by `cargo test`, which runs as briefly as possible.
     is_smoke_test: bool,
     rounds: usize,
     length: Duration,
@@ -92,7 +92,7 @@ pub struct BenchOptions {
 }
 
 fn main() {
-    cleanup::exec_tied_program();
+    cleanup::exec_program_ended_with_bench();
     if has_argument(PEER_FLAG) {
         return peer::run(argument(PEER_FLAG, 2), false);
     }
@@ -173,7 +173,7 @@ fn delays_request() -> bool {
 /// Raises the limit of descriptors, for many clients and silent connections.
 fn raise_descriptor_limit() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        // If this fails, only the largest loads do.
+        // A failure here affects only the largest loads.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }

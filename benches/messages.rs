@@ -1,5 +1,5 @@
-//! Measures messages between a worker and its primary, and Node's `process.send` in the same run: messages of 64 bytes per
-//! second, the time of a round trip, and of a broadcast until all workers have replied.
+//! Measures messages between a worker and its primary, and Node's `process.send` in the same run: messages of 64 bytes
+//! per second, the time of a round trip, and of a broadcast until all workers have replied.
 //!
 //! ```text
 //! cargo bench --bench messages
@@ -31,12 +31,12 @@ use support::{argument, fail, has_argument, median, quantile};
 use tokio_prefork::{Cluster, Config, Result, SharedCounter, Worker, WorkerCount};
 
 /// The argument that runs the measured cluster instead of the bench.
-const CLUSTER: &str = "--cluster";
+const CLUSTER_FLAG: &str = "--cluster";
 
 /// Number of additions in a series.
-const ADDITIONS: u32 = 1_000_000;
+const ADDITIONS_PER_SERIES: u32 = 1_000_000;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let is_smoke_test = !has_argument("--bench");
@@ -44,8 +44,8 @@ fn main() -> ExitCode {
     let trips: u32 = argument("--trips", if is_smoke_test { 100 } else { 20_000 });
     let workers: u32 = argument("--workers", if is_smoke_test { 4 } else { 64 });
     let rounds: u32 = argument("--rounds", if is_smoke_test { 1 } else { 5 });
-    if has_argument(CLUSTER) {
-        let what: String = argument(CLUSTER, String::new());
+    if has_argument(CLUSTER_FLAG) {
+        let what: String = argument(CLUSTER_FLAG, String::new());
         let done = match what.as_str() {
             "pair" => pair(messages, trips),
             _ => broadcast(workers, trips),
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     let mut ours: [Vec<f64>; 3] = Default::default();
     let mut nodes: [Vec<f64>; 3] = Default::default();
     for _ in 0..rounds {
-        let mut pair = ourselves("pair", messages, trips, 1);
+        let mut pair = cluster_command("pair", messages, trips, 1);
         collect(&mut ours, &figures(&mut pair).unwrap_or_else(|why| fail(why)));
         let mut node = Command::new("node");
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/peers/messages.js");
@@ -73,10 +73,10 @@ fn main() -> ExitCode {
         let ratio = if i == 0 { our / node } else { node / our };
         println!("{name:16}{our:>14.1}{node:>14.1}{ratio:>10.1}");
     }
-    if let Err(e) = additions() {
+    if let Err(e) = measure_counter_additions() {
         fail(e);
     }
-    let took = figures(&mut ourselves("all", messages, trips.min(1000), workers))
+    let took = figures(&mut cluster_command("all", messages, trips.min(1000), workers))
         .unwrap_or_else(|why| fail(why));
     println!(
         "a broadcast to {workers} workers until all have answered: p50 {:.0} us, p99 {:.0} us",
@@ -86,12 +86,12 @@ fn main() -> ExitCode {
 }
 
 /// Returns the nanoseconds of one uncontended addition, the best of several series.
-fn additions() -> Result<()> {
+fn measure_counter_additions() -> Result<()> {
     let best = |add: &dyn Fn()| {
         let series = (0..10).map(|_| {
             let begun = Instant::now();
-            (0..ADDITIONS).for_each(|_| add());
-            begun.elapsed().as_nanos() as f64 / f64::from(ADDITIONS)
+            (0..ADDITIONS_PER_SERIES).for_each(|_| add());
+            begun.elapsed().as_nanos() as f64 / f64::from(ADDITIONS_PER_SERIES)
         });
         series.fold(f64::INFINITY, f64::min)
     };
@@ -108,11 +108,11 @@ fn additions() -> Result<()> {
     Ok(())
 }
 
-fn ourselves(what: &str, messages: u32, trips: u32, workers: u32) -> Command {
+fn cluster_command(what: &str, messages: u32, trips: u32, workers: u32) -> Command {
     let program = std::env::current_exe().unwrap_or_else(|e| fail(e));
     let mut command = Command::new(program);
     let numbers = [messages, trips, workers].map(|n| n.to_string());
-    command.args([CLUSTER, what, "--messages", &numbers[0]]);
+    command.args([CLUSTER_FLAG, what, "--messages", &numbers[0]]);
     command.args(["--trips", &numbers[1], "--workers", &numbers[2]]);
     command
 }
@@ -144,7 +144,7 @@ fn stop() {
     }
 }
 
-async fn serves_nothing(
+async fn empty_response(
     _: Request<Incoming>,
 ) -> std::result::Result<Response<Full<Bytes>>, Infallible> {
     Ok(Response::new(Full::default()))
@@ -179,7 +179,7 @@ fn pair(messages: u32, trips: u32) -> Result<ExitCode> {
                     fail(e);
                 }
             });
-            Ok(service_fn(serves_nothing))
+            Ok(service_fn(empty_response))
         })
 }
 
@@ -195,7 +195,7 @@ async fn work(
     let mut times = Vec::new();
     for _ in 0..trips {
         let begun = Instant::now();
-        worker.request("ask", payload.clone(), LIMIT).await?;
+        worker.request("ask", payload.clone(), REQUEST_TIMEOUT).await?;
         times.push(begun.elapsed().as_secs_f64() * 1e6);
     }
     worker.send("times", &(quantile(&times, 0.5), quantile(&times, 0.99))).await
@@ -232,6 +232,6 @@ fn broadcast(workers: u32, times: u32) -> Result<ExitCode> {
                     inbox.recv().await;
                 }
             });
-            Ok(service_fn(serves_nothing))
+            Ok(service_fn(empty_response))
         })
 }

@@ -35,7 +35,7 @@ use tokio::task::LocalSet;
 use tokio_prefork::pool::{Pool, PoolConfig};
 
 /// Pause between two requests of the measured client.
-const PAUSE: Duration = Duration::from_millis(2);
+const REQUEST_INTERVAL: Duration = Duration::from_millis(2);
 /// Number of clients whose jobs keep the pools of two workers full.
 const LOAD_CLIENTS: usize = 8;
 
@@ -60,7 +60,7 @@ fn main() {
     for _ in 0..rounds {
         dispatch(jobs);
     }
-    println!("\nthroughput: empty jobs per second, {CLIENTS} clients, {THREADS} threads");
+    println!("\nthroughput: empty jobs per second, {CLIENT_COUNT} clients, {THREAD_COUNT} threads");
     let piscina = if is_smoke_test { None } else { piscina() };
     for _ in 0..rounds {
         throughput(Duration::from_secs_f64(seconds.min(3.0)), piscina.as_deref());
@@ -68,8 +68,8 @@ fn main() {
 }
 
 /// Number of clients and threads in the throughput measurement.
-const CLIENTS: usize = 64;
-const THREADS: usize = 2;
+const CLIENT_COUNT: usize = 64;
+const THREAD_COUNT: usize = 2;
 
 /// Returns the directory of Piscina, if it can be installed.
 fn piscina() -> Option<PathBuf> {
@@ -89,7 +89,7 @@ fn piscina() -> Option<PathBuf> {
 
 fn throughput(span: Duration, piscina: Option<&Path>) {
     let mut config = PoolConfig::default();
-    config.threads = THREADS;
+    config.threads = THREAD_COUNT;
     let pool = Pool::new(config);
     let pool_rate = jobs_per_second(span, move || {
         let job = pool.run(|| ());
@@ -104,7 +104,7 @@ fn throughput(span: Duration, piscina: Option<&Path>) {
     if let Some(modules) = piscina {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/peers/piscina.js");
         let mut node = Command::new("node");
-        node.arg(script).args([THREADS, CLIENTS].map(|n| n.to_string()));
+        node.arg(script).args([THREAD_COUNT, CLIENT_COUNT].map(|n| n.to_string()));
         let out = node.arg(span.as_secs_f64().to_string()).env("NODE_PATH", modules).output();
         let result = out.map(|out| String::from_utf8_lossy(&out.stdout).trim().parse::<f64>());
         match result {
@@ -118,11 +118,11 @@ fn throughput(span: Duration, piscina: Option<&Path>) {
 /// Number of clients, each of which submits a job when it has the result of the last one.
 fn jobs_per_second<F: Future<Output = bool>>(span: Duration, job: impl Fn() -> F + 'static) -> f64 {
     let runtime =
-        tokio::runtime::Builder::new_current_thread().max_blocking_threads(THREADS).build();
+        tokio::runtime::Builder::new_current_thread().max_blocking_threads(THREAD_COUNT).build();
     let runtime = runtime.unwrap_or_else(|e| fail(format_args!("runtime: {e}")));
     let (begun, end) = (Instant::now(), Instant::now() + span);
     let (job, local) = (Rc::new(job), LocalSet::new());
-    let clients: Vec<_> = (0..CLIENTS)
+    let clients: Vec<_> = (0..CLIENT_COUNT)
         .map(|_| {
             let job = Rc::clone(&job);
             local.spawn_local(async move {
@@ -222,7 +222,7 @@ fn latencies(addr: SocketAddr, span: Duration) -> Vec<f64> {
         let begun = Instant::now();
         client.get("/").unwrap_or_else(|e| fail(format_args!("GET /: {e}")));
         times.push(begun.elapsed().as_secs_f64() * 1000.0);
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(REQUEST_INTERVAL);
     }
     times
 }

@@ -24,7 +24,7 @@ use support::{argument, fail, has_argument, median};
 /// Number of workers, and of threads of the other server.
 const WORKERS: usize = 2;
 const CONNECTIONS: usize = 64;
-const DEPTH: usize = 16;
+const PIPELINE_DEPTH: usize = 16;
 /// How long a load runs before it is measured.
 const WARM_UP: Duration = Duration::from_millis(250);
 
@@ -39,7 +39,7 @@ fn main() {
     if !(1..=1000).contains(&rounds) || !(0.05..=600.0).contains(&seconds) {
         fail("give 1 to 1000 rounds of 0.05 to 600 seconds");
     }
-    let depth = if has_argument("--pipeline") { DEPTH } else { 1 };
+    let depth = if has_argument("--pipeline") { PIPELINE_DEPTH } else { 1 };
     let close = has_argument("--close");
     if close && depth > 1 {
         fail("a connection that closes after one request cannot pipeline: give one of the two");

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio_prefork::{BoxError, Cluster, Config, Worker};
 
 /// How many events are queued for one listener. A slower listener is disconnected.
-const LISTENER_QUEUE: usize = 64;
+const LISTENER_QUEUE_LENGTH: usize = 64;
 
 /// The listeners of this worker.
 type Listeners = Rc<RefCell<Vec<mpsc::Sender<Bytes>>>>;
@@ -68,7 +68,7 @@ async fn handle(
     request: Request<Incoming>,
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, BoxError> {
     if request.uri().path() == "/events" {
-        let (sender, receiver) = mpsc::channel(LISTENER_QUEUE);
+        let (sender, receiver) = mpsc::channel(LISTENER_QUEUE_LENGTH);
         sender.try_send(Bytes::from(format!(": worker {}\n\n", worker.pid())))?;
         if !worker.is_draining() {
             listeners.borrow_mut().push(sender);

@@ -1,4 +1,4 @@
-//! Measures what clients notice of killed workers and of reloads.
+//! Measures how killed workers and reloads affect clients.
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
@@ -16,7 +16,7 @@ use crate::support::{argument, fail};
 use crate::{BenchOptions, BenchResult, delays_request};
 
 /// How long the load runs before the first and after the last fault.
-const MARGIN: Duration = Duration::from_millis(250);
+const FAULT_FREE_TIME: Duration = Duration::from_millis(250);
 /// Timeout of one reload.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -105,9 +105,9 @@ fn measure_target(
     inject: &impl Fn(&RunningTarget) -> Result<u32, String>,
 ) -> Result<Vec<f64>, String> {
     let (begun, load) = (Instant::now(), Load::start(running.server.addr, plan));
-    std::thread::sleep(MARGIN);
+    std::thread::sleep(FAULT_FREE_TIME);
     let done = inject(running);
-    std::thread::sleep(MARGIN);
+    std::thread::sleep(FAULT_FREE_TIME);
     let counts = Arc::clone(&load.counts);
     let took = begun.elapsed().as_secs_f64();
     let (answered, failed, refused) = load.stop();

@@ -1,4 +1,5 @@
-//! Ends everything that a bench has started: at its end, on Ctrl-C, and when the bench itself is killed.
+//! Cleans up the processes and directories that a bench has created: at its end, on Ctrl-C, and when the bench itself
+//! is killed.
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
@@ -19,14 +20,14 @@ struct CleanupList {
     directories: Vec<PathBuf>,
 }
 
-static STARTED: Mutex<CleanupList> =
+static CLEANUP_LIST: Mutex<CleanupList> =
     Mutex::new(CleanupList { servers: Vec::new(), directories: Vec::new() });
 
 /// The argument that makes this program execute another one, which ends with the bench.
-const EXEC_TIED_FLAG: &str = "--exec-tied";
+const EXEC_ENDED_WITH_BENCH_FLAG: &str = "--exec-tied";
 
 fn with_list<T>(what: impl FnOnce(&mut CleanupList) -> T) -> T {
-    what(&mut STARTED.lock().unwrap_or_else(PoisonError::into_inner))
+    what(&mut CLEANUP_LIST.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Registers a server, to be killed unless it is unregistered.
@@ -44,8 +45,8 @@ pub fn register_directory(path: &Path) {
     with_list(|all| all.directories.push(path.to_path_buf()));
 }
 
-/// Kills all servers with their children, and removes the directories. The lock is held until the process ends, so that no
-/// other server is started.
+/// Kills all servers with their children, and removes the directories. The lock is held until the process ends, so that
+/// no other server is started.
 pub fn clean_up_all() {
     with_list(|all| {
         for server in all.servers.drain(..) {
@@ -81,16 +82,16 @@ pub fn clean_up_on_signals() -> std::io::Result<()> {
 
 /// Returns a command for `program` that gets SIGTERM if the bench dies without cleaning up. It is executed through this
 /// program, as PR_SET_PDEATHSIG survives an exec.
-pub fn tied_command(program: impl AsRef<std::ffi::OsStr>) -> std::io::Result<Command> {
+pub fn command_ended_with_bench(program: impl AsRef<std::ffi::OsStr>) -> std::io::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg(EXEC_TIED_FLAG).arg(std::process::id().to_string()).arg(program);
+    command.arg(EXEC_ENDED_WITH_BENCH_FLAG).arg(std::process::id().to_string()).arg(program);
     Ok(command)
 }
 
-/// Executes the program of [`tied_command`], if this process was started by it.
-pub fn exec_tied_program() {
+/// Executes the program of [`command_ended_with_bench`], if this process was started by it.
+pub fn exec_program_ended_with_bench() {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_none_or(|first| first != EXEC_TIED_FLAG) {
+    if arguments.next().is_none_or(|first| first != EXEC_ENDED_WITH_BENCH_FLAG) {
         return;
     }
     let bench = arguments.next().and_then(|pid| pid.to_str()?.parse::<i32>().ok());

@@ -16,9 +16,9 @@ use super::fail;
 pub const KEEP_ALIVE_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
 pub const CLOSE_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n";
 
-/// A longer wait counts as late.
-const LATE_AFTER: Duration = Duration::from_secs(1);
-/// A longer wait counts as a failure.
+/// Wait above which a response counts as late.
+const LATE_RESPONSE_THRESHOLD: Duration = Duration::from_secs(1);
+/// Wait above which a request counts as failed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The kind of load.
@@ -30,8 +30,8 @@ pub struct Plan {
     pub depth: usize,
     /// Whether each request has a connection of its own.
     pub close: bool,
-    /// Whether the first request is sent a moment after connecting, as over a network, where the server may accept before
-    /// data arrives.
+    /// Whether the first request is sent a moment after connecting, as over a network, where the server may accept
+    /// before data arrives.
     pub delays_request: bool,
 }
 
@@ -44,9 +44,9 @@ pub struct Counts {
     pub failed: AtomicU64,
     /// Connections that were refused.
     pub refused: AtomicU64,
-    /// Requests that waited longer than [`LATE_AFTER`], answered or not.
+    /// Requests that waited longer than [`LATE_RESPONSE_THRESHOLD`], answered or not.
     pub late: AtomicU64,
-    /// The longest that a request waited, in microseconds.
+    /// The longest wait of a request, in microseconds.
     pub worst_us: AtomicU64,
     stop: AtomicBool,
 }
@@ -145,7 +145,7 @@ impl<'a> Client<'a> {
             for event in &events[..ready] {
                 self.read_and_send(event.data() as usize);
             }
-            if looked.elapsed() > LATE_AFTER {
+            if looked.elapsed() > LATE_RESPONSE_THRESHOLD {
                 looked = Instant::now();
                 self.fail_overdue(REQUEST_TIMEOUT);
             }
@@ -155,13 +155,13 @@ impl<'a> Client<'a> {
     }
 
     /// Returns the connections that have waited for longer than `limit`.
-    fn waiting_longer_than(&self, limit: Duration) -> impl Iterator<Item = usize> {
+    fn connections_waiting_longer_than(&self, limit: Duration) -> impl Iterator<Item = usize> {
         let conns = self.conns.iter().enumerate();
         conns.filter_map(move |(key, conn)| (conn.as_ref()?.sent.elapsed() > limit).then_some(key))
     }
 
     fn fail_overdue(&mut self, limit: Duration) {
-        for key in self.waiting_longer_than(limit).collect::<Vec<_>>() {
+        for key in self.connections_waiting_longer_than(limit).collect::<Vec<_>>() {
             if let Some(conn) = self.conns[key].take() {
                 self.counts.failed.fetch_add(conn.waiting as u64, Relaxed);
                 self.record_wait(conn.sent.elapsed());
@@ -171,7 +171,7 @@ impl<'a> Client<'a> {
 
     fn record_wait(&self, waited: Duration) {
         self.counts.worst_us.fetch_max(waited.as_micros() as u64, Relaxed);
-        self.counts.late.fetch_add(u64::from(waited > LATE_AFTER), Relaxed);
+        self.counts.late.fetch_add(u64::from(waited > LATE_RESPONSE_THRESHOLD), Relaxed);
     }
 
     fn connect(&mut self, key: usize) {

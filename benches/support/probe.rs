@@ -22,7 +22,7 @@ pub struct Plan {
     pub clients: usize,
     /// Requests per second of all clients; `None` sends the next request after the response.
     pub pace: Option<f64>,
-    /// A longer wait counts as a failure.
+    /// Wait above which a request counts as failed.
     pub timeout: Duration,
 }
 

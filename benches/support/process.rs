@@ -36,8 +36,8 @@ pub struct Cpu {
 }
 
 impl Server {
-    /// Starts a server that logs its address to standard error, and waits until it answers. Each line of the log is passed to
-    /// `on_line`, in a thread.
+    /// Starts a server that logs its address to standard error, and waits until it answers. Each line of the log is
+    /// passed to `on_line`, in a thread.
     pub fn start(command: &mut Command, on_line: impl FnMut(TimedLine) + Send + 'static) -> Server {
         Server::try_start(command, on_line).unwrap_or_else(|why| fail(why))
     }
@@ -58,11 +58,11 @@ impl Server {
             on_line(line);
         })?;
         server.addr = wait_for_address(&lines)?;
-        server.wait_until_it_answers()?;
+        server.wait_until_server_answers()?;
         Ok(server)
     }
 
-    fn wait_until_it_answers(&mut self) -> Result<(), String> {
+    fn wait_until_server_answers(&mut self) -> Result<(), String> {
         let begun = Instant::now();
         while probe::timed_request(self.addr, START_TIMEOUT, Instant::now()).is_err() {
             if !matches!(self.child.try_wait(), Ok(None)) || begun.elapsed() > START_TIMEOUT {

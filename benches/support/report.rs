@@ -7,7 +7,7 @@ use super::rounds::Series;
 pub enum ColumnValue {
     /// The median over the rounds, with minimum and maximum.
     Median(usize),
-    /// The largest of all rounds.
+    /// The maximum over the rounds.
     Worst(usize),
     /// The sum over the rounds.
     Total(usize),

@@ -23,7 +23,7 @@ pub struct Rounds {
     pub with_floor: bool,
 }
 
-/// Runs the rounds for the targets that `can` take part. A target that fails once is reported and left out.
+/// Runs the rounds for the targets that `can` selects. A target that fails once is reported and left out.
 pub fn run(
     setup: &BenchSetup,
     rounds: Rounds,

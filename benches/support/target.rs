@@ -13,7 +13,7 @@ use super::peer::PEER_FLAG;
 use super::process::Server;
 use super::{cleanup, fail};
 
-const FLOOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/floor/floor.c");
+const FLOOR_SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/floor/floor.c");
 const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/peers/cluster.js");
 
 /// A server that can be started for a measurement.
@@ -21,8 +21,8 @@ const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/peers/cluste
 pub enum BenchTarget {
     /// `prefork serve --dispatch`.
     Prefork(Dispatch),
-    /// The minimal epoll server in C: how its sockets are shared, and whether it shuts down connections before it closes
-    /// them.
+    /// The minimal epoll server in C: how its sockets are shared, and whether it shuts down connections before it
+    /// closes them.
     Floor {
         sockets: &'static str,
         shutdown: bool,
@@ -73,12 +73,12 @@ impl BenchTarget {
         }
     }
 
-    /// Whether its workers are processes, which can be stopped and killed one by one.
+    /// Returns whether the target's workers are processes, which can be stopped and killed one by one.
     pub fn has_processes(self) -> bool {
         self != BenchTarget::Hyper
     }
 
-    /// Whether it can replace all its workers without a pause.
+    /// Returns whether the target can replace all its workers without a pause.
     pub fn can_reload(self) -> bool {
         matches!(self, BenchTarget::Prefork(_) | BenchTarget::Nginx { .. })
     }
@@ -93,7 +93,8 @@ pub struct BenchSetup {
 }
 
 impl BenchSetup {
-    /// Selects policies and peers from comma-separated lists, by default all. Peers that are not installed are reported.
+    /// Selects policies and peers from comma-separated lists, by default all. Peers that are not installed are
+    /// reported.
     pub fn new(policies: Option<&str>, peers: Option<&str>) -> BenchSetup {
         let directory =
             tempfile::tempdir().unwrap_or_else(|e| fail(format_args!("no temp directory: {e}")));
@@ -139,7 +140,8 @@ impl BenchSetup {
     /// The server does not start.
     pub fn start(&self, target: BenchTarget, workers: usize) -> Result<RunningTarget, String> {
         let tied = |program: &Path| {
-            cleanup::tied_command(program).map_err(|e| format!("cannot find this program: {e}"))
+            cleanup::command_ended_with_bench(program)
+                .map_err(|e| format!("cannot find this program: {e}"))
         };
         let (mut control, count) = (None, workers.to_string());
         let server = match target {
@@ -190,7 +192,7 @@ impl BenchSetup {
             std::fs::create_dir(&home)
                 .and_then(|()| std::fs::write(home.join("nginx.conf"), config))
                 .map_err(|e| format!("cannot write {}: {e}", home.display()))?;
-            let mut command = cleanup::tied_command("nginx")
+            let mut command = cleanup::command_ended_with_bench("nginx")
                 .map_err(|e| format!("cannot find this program: {e}"))?;
             command.arg("-p").arg(&home).arg("-c").arg(home.join("nginx.conf"));
             let addr = SocketAddr::from(([127, 0, 0, 1], port));
@@ -210,17 +212,17 @@ impl BenchSetup {
 /// A target that serves.
 pub struct RunningTarget {
     pub server: Server,
-    /// The control socket, if it is prefork.
+    /// The control socket, if the target is prefork.
     pub control: Option<PathBuf>,
 }
 
 /// Repeats a warning about the dispatch policy once, as a fallback changes the figures.
 fn repeat_dispatch_warning(line: &str) {
-    static REPEATED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    static REPEATED_WARNINGS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let Some((_, warning)) = line.split_once(" WARN ") else { return };
     let lower = warning.to_lowercase();
     if ["dispatch", "least-conn", "bpf"].iter().any(|word| lower.contains(word))
-        && REPEATED.lock().is_ok_and(|mut logged| logged.insert(lower))
+        && REPEATED_WARNINGS.lock().is_ok_and(|mut logged| logged.insert(lower))
     {
         eprintln!("prefork: {}", warning.trim());
     }
@@ -250,10 +252,10 @@ fn why_not_installed(program: &str, harmless: &str, package: &str) -> Option<Str
 /// Compiles the floor server; returns why that is impossible.
 fn compile_floor(directory: &Path) -> Option<String> {
     let mut command = Command::new("cc");
-    command.args(["-O2", "-o"]).arg(directory.join("floor")).arg(FLOOR);
+    command.args(["-O2", "-o"]).arg(directory.join("floor")).arg(FLOOR_SERVER);
     match command.output() {
         Ok(done) if done.status.success() => None,
-        Ok(done) => Some(format!("cc {FLOOR}: {}", String::from_utf8_lossy(&done.stderr))),
+        Ok(done) => Some(format!("cc {FLOOR_SERVER}: {}", String::from_utf8_lossy(&done.stderr))),
         Err(_) => Some("the floor: cc is not installed (apt-get install gcc libc6-dev)".into()),
     }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::support::command::ProcessBuilder;
 use crate::support::{Address, Client, Server, log, process, wait};
 
-const GET_ROOT: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+const GET_ROOT_REQUEST: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
 /// Starts two workers that listen on these addresses and on a Unix socket.
 #[track_caller]
@@ -23,7 +23,7 @@ fn start_with_unix_socket(addresses: &[&str], args: &[&str]) -> Server {
 fn stop_all_workers(server: &Server) -> Vec<u32> {
     let pids = server.worker_pids();
     pids.iter().for_each(|pid| process::send_signal(*pid, Signal::SIGSTOP));
-    wait::until("all workers to stand still", || {
+    wait::wait_until("all workers to stand still", || {
         pids.iter().all(|pid| process::stat(*pid).is_some_and(|stat| stat.state == 'T'))
     });
     pids
@@ -47,7 +47,7 @@ fn queue_wait_histogram(workers: &Value) -> Vec<u64> {
 
 /// Lets connections wait in the accept queue of stopped workers.
 fn wait_for_duration(span: Duration) {
-    wait::until_elapsed(Instant::now(), span);
+    wait::wait_until_elapsed(Instant::now(), span);
 }
 
 #[test]
@@ -71,9 +71,9 @@ fn status_shows_the_queue_of_each_socket_while_all_workers_are_frozen() {
     assert_eq!(log::lines_with(&table, &words).count(), 1, "{table}");
     resume_workers(&pids);
     for client in &mut others {
-        assert_eq!(client.send_and_read(GET_ROOT).expect("an answer").status, 200);
+        assert_eq!(client.send_and_read(GET_ROOT_REQUEST).expect("an answer").status, 200);
     }
-    wait::until("the queues to be empty", || queues(&server.status()) == depths(0, 0));
+    wait::wait_until("the queues to be empty", || queues(&server.status()) == depths(0, 0));
     drop(first);
     server.stop();
 }
@@ -89,18 +89,18 @@ fn queue_wait_is_counted_in_the_right_histogram_bucket() {
     let pids = stop_all_workers(&server);
     let mut silent: Vec<Client> = (0..3).map(|_| server.connect()).collect();
     let mut early: Vec<Client> = (0..3).map(|_| server.connect()).collect();
-    early.iter_mut().for_each(|client| client.send(GET_ROOT).expect("send"));
+    early.iter_mut().for_each(|client| client.send(GET_ROOT_REQUEST).expect("send"));
     // The wait of a Unix connection cannot be measured.
     let mut unix = connect_to(&server.addresses()[1]);
     wait_for_duration(Duration::from_millis(600));
     // Data that arrives during the wait must not shorten the measured wait.
-    silent[0].send(GET_ROOT).expect("send");
+    silent[0].send(GET_ROOT_REQUEST).expect("send");
     resume_workers(&pids);
     for client in &mut early {
         assert_eq!(client.read().expect("an answer").status, 200);
     }
     for client in silent[1..].iter_mut().chain([&mut unix]) {
-        assert_eq!(client.send_and_read(GET_ROOT).expect("an answer").status, 200);
+        assert_eq!(client.send_and_read(GET_ROOT_REQUEST).expect("an answer").status, 200);
     }
     assert_eq!(silent[0].read().expect("an answer").status, 200);
     let most = begun.elapsed();
@@ -125,15 +125,15 @@ fn connections_past_max_queue_wait_get_503_and_others_are_served() {
     let mut kept = server.connect();
     assert_eq!(kept.get("/").expect("an answer").status, 200);
     let pids = stop_all_workers(&server);
-    kept.send(GET_ROOT).expect("send");
+    kept.send(GET_ROOT_REQUEST).expect("send");
     let mut unix = connect_to(&server.addresses()[1]);
-    unix.send(GET_ROOT).expect("send");
+    unix.send(GET_ROOT_REQUEST).expect("send");
     let mut late: Vec<Client> = (0..20).map(|_| server.connect()).collect();
     // Silent clients, clients with a request, and clients with more data than will be read.
     let body = vec![b'x'; 30_000];
     let head = format!("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
     for client in &mut late[5..] {
-        client.send(GET_ROOT).expect("send");
+        client.send(GET_ROOT_REQUEST).expect("send");
     }
     for client in &mut late[10..] {
         client.send(&head).expect("send");
@@ -163,7 +163,7 @@ fn connections_past_max_queue_wait_get_503_and_others_are_served() {
     server.stop();
 }
 
-/// Refused clients that never close their side are dropped after a while, and delay no one until then.
+/// Refused clients that never close their side are dropped after a while, and delay no other client until then.
 #[test]
 fn refused_clients_that_keep_their_connection_open_are_dropped() {
     let server = Server::builder().args(["--max-queue-wait", "1s"]).start();
@@ -171,9 +171,9 @@ fn refused_clients_that_keep_their_connection_open_are_dropped() {
     let late: Vec<Client> = (0..10).map(|_| server.connect()).collect();
     wait_for_duration(Duration::from_millis(1300));
     resume_workers(&pids);
-    wait::until("all are refused", || server.status()["totals"]["shed"] == 10);
+    wait::wait_until("all are refused", || server.status()["totals"]["shed"] == 10);
     assert_eq!(server.get("/").status, 200);
-    wait::until("they are dropped", || {
+    wait::wait_until("they are dropped", || {
         let status = server.status();
         let workers = status["workers"].as_array().expect("workers");
         workers.iter().all(|worker| worker["connections"] == 0)
@@ -191,7 +191,7 @@ fn without_max_queue_wait_no_connection_is_refused() {
     wait_for_duration(Duration::from_millis(500));
     resume_workers(&pids);
     for client in &mut late {
-        assert_eq!(client.send_and_read(GET_ROOT).expect("an answer").status, 200);
+        assert_eq!(client.send_and_read(GET_ROOT_REQUEST).expect("an answer").status, 200);
     }
     let text = server.stop();
     assert!(!text.contains("503"), "{text}");

@@ -53,7 +53,7 @@ fn failure_count(report: &Value) -> u64 {
 }
 
 fn wait_until_under_load(server: &Server) {
-    wait::until("load on the server", || {
+    wait::wait_until("load on the server", || {
         server.status()["totals"]["requests"].as_u64().is_some_and(|n| n > 100)
     });
 }
@@ -116,7 +116,7 @@ fn open_loop_latency_includes_requests_due_during_a_freeze() {
         start_bench(&["--rate", "200", "-c", "4", "--duration", "4s", "--warm-up", "0", &url]);
     wait_until_under_load(&server);
     process::send_signal(worker, Signal::SIGSTOP);
-    wait::until("the worker is stopped", || {
+    wait::wait_until("the worker is stopped", || {
         process::stat(worker).is_some_and(|stat| stat.state == 'T')
     });
     let frozen = std::time::Instant::now();
@@ -305,7 +305,8 @@ fn start_chaos(server: &Server, chaos: &str) -> Child {
     command.spawn().expect("bench")
 }
 
-/// Asserts that at least one of `due` faults happened. The others may have been skipped or, on a busy machine, come too late.
+/// Asserts that at least one of `due` faults happened. The others may have been skipped or, on a busy machine, come too
+/// late.
 #[track_caller]
 fn assert_scheduled_faults(report: &Value, fault: &str, due: u64) {
     let [count, skipped] = ["count", "skipped"].map(|name| fault_figure(report, fault, name));
@@ -334,7 +335,7 @@ fn chaos_kills_are_counted_with_the_requests_they_lose() {
     );
     assert_eq!(status, Some(i32::from(failures > 0)), "{report:#}");
     let restarts = || server.status()["primary"]["restarts"].as_u64();
-    wait::until("workers in place of the dead", || {
+    wait::wait_until("workers in place of the dead", || {
         restarts() >= Some(fault_figure(&report, "kill", "count"))
     });
     server.stop();
@@ -372,10 +373,10 @@ fn workers_are_resumed_however_a_chaos_bench_ends() {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
         let server = Server::builder().start();
         let mut bench = start_chaos(&server, "freeze=600ms/590ms");
-        let frozen = wait::until_some("a frozen worker", || stopped_worker(&server));
+        let frozen = wait::wait_until_some("a frozen worker", || stopped_worker(&server));
         process::send_signal(bench.id(), signal);
         bench.wait().expect("a child of this process");
-        wait::until("the worker resumes", || {
+        wait::wait_until("the worker resumes", || {
             process::stat(frozen).is_some_and(|stat| stat.state != 'T')
         });
         server.stop();

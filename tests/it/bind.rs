@@ -47,8 +47,8 @@ fn a_privileged_port_without_root_is_an_error_with_a_hint() {
     }
     let mut builder = Server::builder().bind(["127.0.0.1:81"]);
     if Uid::effective().is_root() {
-        const NOBODY: u32 = 65534;
-        builder = builder.with_user(NOBODY);
+        const NOBODY_UID: u32 = 65534;
+        builder = builder.with_user(NOBODY_UID);
     }
     let ended = builder.run();
     assert_eq!(ended.status, Some(69), "{}", ended.stderr);
@@ -96,7 +96,7 @@ fn a_unix_socket_is_served_and_its_file_removed() {
     assert!(again.stderr.contains(&format!("pid {}", server.pid())), "{}", again.stderr);
     assert_eq!(server.get("/").status, 200);
     server.signal(nix::sys::signal::Signal::SIGTERM);
-    wait::until("the file is removed", || !path.exists());
+    wait::wait_until("the file is removed", || !path.exists());
     server.wait_clean_exit(0);
 }
 

@@ -1,4 +1,4 @@
-//! From the start of a server to its first request: boot, worker processes, and boots that fail.
+//! The boot of a server, up to its first request: boot, worker processes, and boots that fail.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ fn startup_logs_one_line_for_each_step() {
     let server = Server::start(2);
     let pid = server.pid();
     // The last line is written a moment after the status changes.
-    wait::until("five lines", || server.log().lines().count() >= 5);
+    wait::wait_until("five lines", || server.log().lines().count() >= 5);
     let log = server.log();
     let lines: Vec<&str> = log.lines().collect();
     assert!(lines.len() == 5 && lines.iter().all(|line| line.contains(" INFO ")), "{log}");
@@ -110,7 +110,7 @@ fn workers_have_different_hash_map_keys() {
     let mut first = BTreeMap::new();
     let mut held = Vec::new();
     // Random keys copied by fork would yield the same numbers in the same order.
-    wait::until("both workers", || {
+    wait::wait_until("both workers", || {
         let mut client = server.connect();
         let pid = client.get("/").expect("pid").pid();
         first.entry(pid).or_insert_with(|| {
@@ -129,7 +129,7 @@ fn workers_have_different_hash_map_keys() {
 fn service_manager_variables_are_removed_from_workers() {
     let mut builder = ProcessBuilder::program("environment").workers(1).env("KEPT", "yes");
     for (name, value) in [
-        // A missing notification socket must not matter.
+        // A missing notification socket must not change this.
         ("NOTIFY_SOCKET", "/nonexistent/notify"),
         ("LISTEN_FDNAMES", "http"),
         ("WATCHDOG_USEC", "3000000000"),
@@ -156,9 +156,10 @@ fn closed_standard_streams_are_opened_on_dev_null() {
     let builder = Server::builder().workers(1).script(r#"exec "$0" "$@" <&- >&- 2>&-"#);
     let path = builder.dir().join("socket");
     let mut server = builder.bind([format!("unix:{}", path.display())]).spawn();
-    // The log is closed, so poll the socket.
+    // The log is closed, so this polls the socket.
     let address = Address::Unix(path);
-    let answer = wait::until_some("an answer", || Client::connect(&address).ok()?.get("/").ok());
+    let answer =
+        wait::wait_until_some("an answer", || Client::connect(&address).ok()?.get("/").ok());
     for pid in [server.pid(), answer.pid()] {
         let descriptors = process::descriptors(pid);
         for number in 0..=2 {
@@ -233,6 +234,6 @@ fn a_stop_during_a_crash_loop_ends_the_server() {
 #[test]
 fn a_stop_while_workers_boot_ends_the_server() {
     let server = ProcessBuilder::program("boot-hangs").workers(2).spawn();
-    wait::until("two workers", || server.worker_pids().len() == 2);
+    wait::wait_until("two workers", || server.worker_pids().len() == 2);
     server.stop();
 }

@@ -19,7 +19,7 @@ fn start_compare(args: &[&str]) -> Child {
 
 /// Waits for the measured server, and returns its pid and those of its two workers.
 fn wait_measured_server(compare: &Child) -> Vec<u32> {
-    wait::until_some("a server with its workers", || {
+    wait::wait_until_some("a server with its workers", || {
         let primary = *process::children(compare.id()).first()?;
         let workers = process::children(primary);
         (workers.len() == 2).then(|| [vec![primary], workers].concat())

@@ -8,15 +8,15 @@ use crate::support::command::ProcessBuilder;
 use crate::support::load::Load;
 use crate::support::{Client, Failure, Server, log, process, wait};
 
-const MODELS: [&str; 4] = ["prefork", "single", "threads", "thread-per-core"];
+const ALL_MODELS: [&str; 4] = ["prefork", "single", "threads", "thread-per-core"];
 
 /// Number of processes or threads, in models that have several.
-const PARALLELISM: usize = 2;
+const PROCESS_OR_THREAD_COUNT: usize = 2;
 
 /// Runs `test` for each model, on a server with these arguments.
 #[track_caller]
 pub fn for_each_model(args: &[&str], test: impl Fn(&str, Server)) {
-    for model in MODELS {
+    for model in ALL_MODELS {
         // The test framework prints this if the test fails.
         println!("model {model}");
         test(model, start_model(model, args));
@@ -25,13 +25,13 @@ pub fn for_each_model(args: &[&str], test: impl Fn(&str, Server)) {
 
 #[track_caller]
 pub fn start_model(model: &str, args: &[&str]) -> Server {
-    Server::builder().model(model, PARALLELISM).args(args.iter().copied()).start()
+    Server::builder().model(model, PROCESS_OR_THREAD_COUNT).args(args.iter().copied()).start()
 }
 
 #[test]
 fn every_model_serves_keep_alive_and_pipelining() {
     for_each_model(&[], |model, server| {
-        let processes = if model == "prefork" { PARALLELISM } else { 1 };
+        let processes = if model == "prefork" { PROCESS_OR_THREAD_COUNT } else { 1 };
         assert_eq!(server.worker_pids().len(), processes);
         let mut client = server.connect();
         let first = client.get("/").expect("answer").pid();
@@ -169,8 +169,8 @@ fn no_model_loses_a_request_during_a_reload() {
 
 #[test]
 fn no_model_loses_a_request_during_an_upgrade() {
-    for model in MODELS {
-        let server = Server::builder().model(model, PARALLELISM).with_copied_program();
+    for model in ALL_MODELS {
+        let server = Server::builder().model(model, PROCESS_OR_THREAD_COUNT).with_copied_program();
         let server = server.args(["--linger-timeout", "20s"]).start();
         let load = Load::keep_alive(server.address(), 4).with_posts().with_think_time().start();
         load.wait_answered(40);
@@ -194,7 +194,7 @@ fn every_model_replaces_a_killed_worker() {
         let old = server.worker_pids();
         process::send_signal(old[0], Signal::SIGKILL);
         server.wait_replaced(1);
-        wait::until("its end", || process::has_ended(old[0]));
+        wait::wait_until("its end", || process::has_ended(old[0]));
         assert_eq!(server.get("/").status, 200);
         assert_eq!(server.status()["primary"]["restarts"], 1);
         server.stop();
@@ -208,7 +208,7 @@ fn every_model_replaces_a_worker_that_gets_sigterm() {
         let mut slow = server.start_request("/sleep/700");
         process::send_signal(old[0], Signal::SIGTERM);
         server.wait_replaced(1);
-        wait::until("the old one's end", || process::has_ended(old[0]));
+        wait::wait_until("the old one's end", || process::has_ended(old[0]));
         assert_eq!(slow.read().expect("answer").text(), "slept for 700 ms\n");
         assert_eq!(server.get("/").status, 200);
         server.stop();
@@ -222,7 +222,7 @@ fn every_model_counts_every_request() {
         load.wait_answered(2000);
         let tally = load.stop();
         assert_eq!(tally.failures(), 0, "{tally:?}");
-        wait::until("every connection closed", || {
+        wait::wait_until("every connection closed", || {
             let status = server.status();
             let sum = |name: &str| {
                 let workers = status["workers"].as_array().expect("workers").iter();
@@ -239,7 +239,7 @@ fn every_model_counts_every_request() {
         let own: u64 = workers.iter().map(|w| w["counters"]["requests"].as_u64().expect("n")).sum();
         assert_eq!(own, tally.ok, "{model}: {status}");
         let threads = workers[0]["threads"].as_array().map_or(0, Vec::len);
-        assert_eq!(threads, if model == "thread-per-core" { PARALLELISM } else { 0 });
+        assert_eq!(threads, if model == "thread-per-core" { PROCESS_OR_THREAD_COUNT } else { 0 });
         if threads > 0 {
             let each = workers[0]["threads"].as_array().expect("threads").iter();
             let each: Vec<u64> = each.map(|t| t["requests"].as_u64().expect("n")).collect();
@@ -255,7 +255,7 @@ fn every_model_counts_every_request() {
 #[test]
 fn worker_connections_is_a_limit_for_each_thread() {
     for_each_model(&["--worker-connections", "2"], |model, server| {
-        let most = if model == "single" { 2 } else { 2 * PARALLELISM };
+        let most = if model == "single" { 2 } else { 2 * PROCESS_OR_THREAD_COUNT };
         let mut taken: Vec<Client> = (0..most).map(|_| server.connect()).collect();
         for client in &mut taken {
             assert_eq!(client.get("/").expect("answer").status, 200);
@@ -302,7 +302,7 @@ fn in_threads_a_blocking_handler_holds_one_thread_without_a_warning() {
     for _ in 0..20 {
         assert_eq!(server.get("/").status, 200);
     }
-    wait::until_elapsed(begun, Duration::from_secs(1));
+    wait::wait_until_elapsed(begun, Duration::from_secs(1));
     assert_eq!(server.count_log(&["WARN", "GET /fault/hang"]), 0);
     drop(stuck);
     server.signal(Signal::SIGQUIT);
@@ -321,7 +321,7 @@ fn settings_that_a_model_does_not_support_are_refused() {
         assert!(names.iter().all(|name| ended.stderr.contains(name)), "{}", ended.stderr);
     }
     let server = start_model("thread-per-core", &[]);
-    let why = server.verb_fails(&["scale", "3"], 1);
+    let why = server.assert_verb_fails(&["scale", "3"], 1);
     assert!(why.contains("model"), "{why}");
     server.stop();
 }

@@ -114,7 +114,7 @@ fn pipelined_requests_are_answered_in_order_during_reloads() {
         for generation in 2..8 {
             let goal = batches.load(Relaxed) + 8;
             let failed = || clients.iter().any(|client| client.is_finished());
-            wait::until("batches", || batches.load(Relaxed) >= goal || failed());
+            wait::wait_until("batches", || batches.load(Relaxed) >= goal || failed());
             server.signal(Signal::SIGHUP);
             server.wait_generation(generation);
         }

@@ -49,7 +49,7 @@ fn status_shows_requests_in_flight() {
     let server = start_server();
     let mut client = server.connect();
     client.send("GET /sleep/600000?a=b HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
-    let row = wait::until_some("the request in the table", || {
+    let row = wait::wait_until_some("the request in the table", || {
         let table = server.run_verb(&["status"]);
         table.lines().find(|line| line.contains("GET /sleep/600000")).map(str::to_string)
     });
@@ -68,7 +68,7 @@ fn the_control_socket_has_mode_0600_and_is_removed_at_the_end() {
     assert_eq!(meta.permissions().mode() & 0o7777, 0o600);
     let dir = server.dir().to_path_buf();
     server.signal(Signal::SIGTERM);
-    wait::until("the end of the socket", || !path.exists());
+    wait::wait_until("the end of the socket", || !path.exists());
     let left = std::fs::read_dir(&dir).expect("dir").flatten().map(|entry| entry.file_name());
     assert_eq!(left.collect::<Vec<_>>(), ["log"]);
     server.wait_clean_exit(0);
@@ -127,7 +127,7 @@ fn a_stale_control_socket_is_replaced() {
     let pids = server.worker_pids();
     server.kill_primary();
     assert!(server.control().exists());
-    wait::until("the end of the orphans", || pids.iter().all(|pid| process::has_ended(*pid)));
+    wait::wait_until("the end of the orphans", || pids.iter().all(|pid| process::has_ended(*pid)));
     let again = Server::builder().control_at(server.control()).start();
     assert_eq!(server.status()["primary"]["pid"], again.pid());
     again.stop();
@@ -241,7 +241,7 @@ fn verbs_fail_fast_if_the_primary_is_stopped() {
     std::thread::scope(|scope| {
         let asked: Vec<_> = words
             .iter()
-            .map(|words| scope.spawn(|| (*words, server.verb_fails(words, 69))))
+            .map(|words| scope.spawn(|| (*words, server.assert_verb_fails(words, 69))))
             .collect();
         for verb in asked {
             let (words, why) = verb.join().expect("it ends");

@@ -29,7 +29,7 @@ fn pool_figure(server: &Server, name: &str) -> u64 {
 
 #[track_caller]
 fn wait_pool_figure(server: &Server, name: &str, value: u64) {
-    wait::until(&format!("{name} = {value}"), || pool_figure(server, name) == value);
+    wait::wait_until(&format!("{name} = {value}"), || pool_figure(server, name) == value);
 }
 
 /// Returns id and nice value of each pool thread of a worker.
@@ -102,7 +102,9 @@ fn a_draining_worker_finishes_running_and_queued_pool_jobs() {
     // At normal priority: niced threads may starve on a busy machine.
     let server = start_pool_with("8", "1", "25s", &["--pool-nice", "0"]);
     let mut clients = [server.send_get("/fib/36"), server.send_get("/fib/30")];
-    wait::until("a job", || pool_figure(&server, "running") + pool_figure(&server, "done") > 0);
+    wait::wait_until("a job", || {
+        pool_figure(&server, "running") + pool_figure(&server, "done") > 0
+    });
     server.signal(Signal::SIGTERM);
     let answers = clients.each_mut().map(|client| client.read().expect("an answer"));
     assert_eq!(answers[0].text(), "fib(36) = 14930352\n");
@@ -136,7 +138,7 @@ fn an_orphaned_worker_exits_despite_an_endless_pool_job() {
     let _client = server.send_get("/fault/job-hang");
     wait_pool_figure(&server, "running", 1);
     server.kill_primary();
-    wait::until("its end", || pids.iter().all(|pid| process::has_ended(*pid)));
+    wait::wait_until("its end", || pids.iter().all(|pid| process::has_ended(*pid)));
 }
 
 #[test]
@@ -151,7 +153,7 @@ fn a_panicking_pool_job_is_500_and_its_thread_is_replaced() {
     assert_eq!(answer.status, 500, "{answer:?}");
     assert!(answer.text().contains("/fault/job-panic"), "{answer:?}");
     assert_eq!(server.get("/fib/10").text(), "fib(10) = 55\n");
-    wait::until("the old thread's end", || pool_threads(pid).len() == 1);
+    wait::wait_until("the old thread's end", || pool_threads(pid).len() == 1);
     assert_ne!(pool_threads(pid)[0].0, before[0].0);
     assert_eq!((pool_figure(&server, "panicked"), pool_figure(&server, "done")), (1, 2));
     assert_eq!(server.worker_pids(), [pid]);
@@ -163,9 +165,9 @@ fn pool_threads_run_at_pool_nice() {
     let server = start_pool_with("8", "3", "1s", &["--pool-nice", "12"]);
     let pid = server.worker_pids()[0];
     server.get("/fib/1");
-    wait::until("three threads", || pool_threads(pid).len() == 3);
+    wait::wait_until("three threads", || pool_threads(pid).len() == 3);
     // Each thread sets its own nice value when it starts.
-    wait::until("their priority", || pool_threads(pid).iter().all(|(_, nice)| *nice == 12));
+    wait::wait_until("their priority", || pool_threads(pid).iter().all(|(_, nice)| *nice == 12));
     server.stop();
 }
 

@@ -45,15 +45,15 @@ fn an_interrupted_demo_leaves_no_process() {
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().expect("spawn");
         let mut servers = Vec::new();
-        wait::until("the middle of the experiment", || {
+        wait::wait_until("the middle of the experiment", || {
             servers = process::children(child.id());
             let listens = |pid: &u32| !process::listening_addresses(*pid).is_empty();
             let computes = || process::stat(child.id()).is_some_and(|stat| stat.ticks > 50);
             if is_serving { servers.iter().any(listens) } else { computes() }
         });
         process::send_signal(child.id(), Signal::SIGINT);
-        wait::until("its end", || child.try_wait().expect("wait").is_some());
-        wait::until("the end of the servers", || {
+        wait::wait_until("its end", || child.try_wait().expect("wait").is_some());
+        wait::wait_until("the end of the servers", || {
             servers.iter().all(|pid| process::has_ended(*pid))
         });
     }

@@ -143,14 +143,14 @@ fn clients_of_a_stopped_worker_are_served_by_others() {
     let before = pids_by_client(&server);
     let stopped = before[&Ipv4Addr::new(127, 0, 1, 1)];
     process::send_signal(stopped, Signal::SIGSTOP);
-    wait::until("its clients are elsewhere", || {
+    wait::wait_until("its clients are elsewhere", || {
         pids_by_client(&server).values().all(|by| *by != stopped)
     });
     for (client, by) in pids_by_client(&server) {
         assert!(before[&client] == stopped || before[&client] == by, "{client}");
     }
     process::send_signal(stopped, Signal::SIGCONT);
-    wait::until("all as before", || pids_by_client(&server) == before);
+    wait::wait_until("all as before", || pids_by_client(&server) == before);
     server.stop();
 }
 

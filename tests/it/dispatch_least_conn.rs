@@ -23,7 +23,7 @@ pub fn least_conn_backend(server: &Server) -> String {
     status["primary"]["dispatch_rung"].as_str().expect("text").to_string()
 }
 
-/// Whether this user may load the eBPF program.
+/// Returns whether this user may load the eBPF program.
 fn uses_ebpf(server: &Server) -> bool {
     let rung = least_conn_backend(server);
     if rung != "ebpf" {
@@ -35,7 +35,7 @@ fn uses_ebpf(server: &Server) -> bool {
 /// Waits for an even spread after a change: connections sent to a replaced worker count as waiting for up to 2 s.
 #[track_caller]
 fn wait_even_spread(server: &Server) {
-    wait::until("an even spread", || {
+    wait::wait_until("an even spread", || {
         wait_until_idle(server);
         let shares = connections_per_worker(
             &open_one_by_one(server, BALANCE_CONNECTIONS),
@@ -78,7 +78,7 @@ fn least_conn_sends_a_stopped_worker_no_connections() {
     let shares = connections_per_worker(&held, &workers);
     assert_eq!(shares[&stopped], 0, "{shares:?}");
     process::send_signal(stopped, Signal::SIGCONT);
-    wait::until("the worker is picked again", || keep_connection(&server).1 == stopped);
+    wait::wait_until("the worker is picked again", || keep_connection(&server).1 == stopped);
     server.stop();
 }
 
@@ -90,7 +90,11 @@ fn least_conn_skips_full_workers() {
     let mut next = server.connect();
     next.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     let (_, of) = held.swap_remove(5);
-    assert_eq!(next.read_soon().expect("an answer").pid(), of, "the worker with room accepts");
+    assert_eq!(
+        next.read_within_10_seconds().expect("an answer").pid(),
+        of,
+        "the worker with room accepts"
+    );
     server.stop();
 }
 
@@ -148,7 +152,7 @@ fn upgrades_under_least_conn_lose_nothing_and_keep_the_program() {
     server.stop();
 }
 
-const NOBODY: u32 = 65534;
+const NOBODY_UID: u32 = 65534;
 
 #[test]
 fn status_and_log_name_the_least_conn_backend() {
@@ -205,7 +209,7 @@ fn a_failed_reload_keeps_the_least_conn_program() {
         (least_conn_backend(&server), Load::new_connections(server.address(), 4).start());
     std::fs::write(server.dir().join("prefork.toml"), "workers = 'many'\n").expect("write");
     let server = server.allow_errors(&["reload"]);
-    server.verb_fails(&["reload"], 1);
+    server.assert_verb_fails(&["reload"], 1);
     assert_eq!(least_conn_backend(&server), before);
     assert_nothing_lost(load);
     server.stop();
@@ -215,7 +219,7 @@ fn a_failed_reload_keeps_the_least_conn_program() {
 fn without_cap_bpf_least_conn_uses_cbpf_weights() {
     let mut builder = Server::builder().workers(3).dispatch("least-conn");
     if nix::unistd::geteuid().is_root() {
-        builder = builder.with_user(NOBODY);
+        builder = builder.with_user(NOBODY_UID);
     }
     let server = builder.start().allow_errors(&["SIGKILL"]);
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("status");
@@ -236,7 +240,7 @@ fn without_cap_bpf_least_conn_uses_cbpf_weights() {
     assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
     // Every worker is picked.
     let workers = server.worker_pids();
-    wait::until("an answer of each", || {
+    wait::wait_until("an answer of each", || {
         let held: Vec<KeptConnection> = open_one_by_one(&server, 40);
         connections_per_worker(&held, &workers).values().all(|share| *share > 0)
     });

@@ -34,10 +34,10 @@ fn listening_socket_count(server: &Server) -> usize {
 
 /// Sends a request on a new connection, and reads the response within 10 s.
 #[track_caller]
-fn get_soon(server: &Server) -> Response {
+fn get_within_10_seconds(server: &Server) -> Response {
     let mut client = server.connect();
     client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
-    client.read_soon().expect("an answer")
+    client.read_within_10_seconds().expect("an answer")
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn reuseport_has_one_socket_per_slot_and_reaches_every_worker() {
     server.wait_log(&["dispatch=reuseport"]);
     assert_eq!(listening_socket_count(&server), 4);
     let workers: BTreeSet<u32> = server.worker_pids().into_iter().collect();
-    wait::until("an answer of each", || answering_pids(&server, 16) == workers);
+    wait::wait_until("an answer of each", || answering_pids(&server, 16) == workers);
     // A worker inherits only its own socket.
     for pid in workers {
         let holds = |(_, target): &(i32, String)| target.starts_with("socket:");
@@ -78,13 +78,13 @@ fn connections_of_a_slot_that_cannot_boot_are_served_by_others() {
     server.wait_log_count(&["worker=", "they are broken"], 3);
     // A third of the connections go to the socket of the slot without a worker, which another worker serves.
     for _ in 0..60 {
-        assert_eq!(get_soon(&server).status, 200);
+        assert_eq!(get_within_10_seconds(&server).status, 200);
     }
     // If that worker dies, too, the last one serves all sockets.
     process::send_signal(workers[1], Signal::SIGKILL);
-    wait::until("its end", || process::has_ended(workers[1]));
+    wait::wait_until("its end", || process::has_ended(workers[1]));
     for _ in 0..60 {
-        assert_eq!(get_soon(&server).status, 200);
+        assert_eq!(get_within_10_seconds(&server).status, 200);
     }
     std::fs::remove_file(&broken).expect("remove");
     server.wait_replaced(2);
@@ -96,10 +96,12 @@ fn connections_of_a_stopped_worker_are_served_by_others() {
     let server = start_reuseport(3);
     let stopped = server.worker_pids()[1];
     fault_load::assert_stopped_worker_is_bypassed(&server, stopped);
-    // From now on, without any delay.
+    // From now on connections are served without any delay.
     assert!(!answering_pids(&server, 30).contains(&stopped));
     process::send_signal(stopped, Signal::SIGCONT);
-    wait::until("the worker is picked again", || answering_pids(&server, 8).contains(&stopped));
+    wait::wait_until("the worker is picked again", || {
+        answering_pids(&server, 8).contains(&stopped)
+    });
     server.stop();
 }
 
@@ -121,7 +123,7 @@ fn scaling_under_reuseport_loses_nothing() {
     server.run_verb(&["scale", "6"]);
     let workers: BTreeSet<u32> = server.wait_new_workers(6, &[]).into_iter().collect();
     assert_eq!(listening_socket_count(&server), 6);
-    wait::until("an answer of each", || answering_pids(&server, 16) == workers);
+    wait::wait_until("an answer of each", || answering_pids(&server, 16) == workers);
     assert_nothing_lost(load);
     server.stop();
 }
@@ -175,7 +177,7 @@ fn a_stop_answers_every_connection_in_any_accept_queue() {
     server.wait_phase("stopping");
     workers.iter().for_each(|pid| process::send_signal(*pid, Signal::SIGCONT));
     for client in &mut clients {
-        assert_eq!(client.read_soon().expect("an answer").status, 200);
+        assert_eq!(client.read_within_10_seconds().expect("an answer").status, 200);
     }
     server.wait_clean_exit(0);
 }
@@ -218,7 +220,7 @@ fn removing_an_address_closes_all_its_sockets() {
     std::fs::write(server.dir().join("prefork.toml"), text("")).expect("write");
     server.run_verb(&["reload"]);
     server.wait_listeners(1);
-    wait::until("the last share dropped", || Client::connect(&gone).is_err());
+    wait::wait_until("the last share dropped", || Client::connect(&gone).is_err());
     assert_nothing_lost(load);
     server.stop();
 }

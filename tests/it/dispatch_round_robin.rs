@@ -13,10 +13,10 @@ use crate::support::command::ProcessBuilder;
 use crate::support::load::Load;
 use crate::support::{Address, Client, Server, env_count, process, wait};
 
-const ROUND_ROBIN: [&str; 2] = ["--dispatch", "round-robin"];
+const ROUND_ROBIN_ARGS: [&str; 2] = ["--dispatch", "round-robin"];
 
 pub fn round_robin_builder(workers: usize) -> ProcessBuilder {
-    Server::builder().workers(workers).args(ROUND_ROBIN)
+    Server::builder().workers(workers).args(ROUND_ROBIN_ARGS)
 }
 
 /// Counts the connections that each process serves.
@@ -33,7 +33,7 @@ fn connections_per_worker(clients: &mut [Client]) -> BTreeMap<u32, usize> {
 fn round_robin_order_is_strict() {
     let server = round_robin_builder(3).start();
     // A worker that is not scheduled for a while may miss its turn, but not every time.
-    wait::until("thirty turns in order", || {
+    wait::wait_until("thirty turns in order", || {
         let pids: Vec<u32> = (0..30).map(|_| server.get("/").pid()).collect();
         let mut order = pids[..3].to_vec();
         order.sort_unstable();
@@ -47,7 +47,7 @@ fn round_robin_spreads_kept_connections_exactly() {
     for burst in [false, true] {
         let server = round_robin_builder(4).start();
         // Retried, as a worker that is not scheduled for a while may miss its turn.
-        wait::until("16 for each", || {
+        wait::wait_until("16 for each", || {
             let mut clients = Vec::new();
             for _ in 0..64 {
                 let mut client = server.connect();
@@ -68,19 +68,19 @@ fn connections_queued_for_a_frozen_worker_are_served_by_others() {
     let server = round_robin_builder(4).start();
     let frozen = server.worker_pids()[1];
     process::send_signal(frozen, Signal::SIGSTOP);
-    // In a burst, so that some are queued for the frozen worker before the primary notices.
+    // Connections arrive in a burst, so that some are queued for the frozen worker before the primary notices.
     let mut clients: Vec<Client> = (0..40).map(|_| server.connect()).collect();
     for client in &mut clients {
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     }
     for client in &mut clients {
-        assert_ne!(client.read_soon().expect("another worker answers").pid(), frozen);
+        assert_ne!(client.read_within_10_seconds().expect("another worker answers").pid(), frozen);
     }
     for _ in 0..40 {
         assert_ne!(server.get("/").pid(), frozen);
     }
     process::send_signal(frozen, Signal::SIGCONT);
-    wait::until("a connection to the resumed worker", || server.get("/").pid() == frozen);
+    wait::wait_until("a connection to the resumed worker", || server.get("/").pid() == frozen);
     server.stop();
 }
 
@@ -155,7 +155,7 @@ fn round_robin_refuses_no_connection_while_workers_are_killed() {
     assert_eq!(tally.refused, 0, "{tally:?}");
     // A worker loses only the requests it had begun.
     assert!(tally.failures() <= 2 * kills as u64, "{tally:?}");
-    wait::until("four workers again", || server.worker_pids().len() == 4);
+    wait::wait_until("four workers again", || server.worker_pids().len() == 4);
     server.stop();
 }
 
@@ -184,7 +184,7 @@ fn the_primary_answers_control_requests_during_a_connection_flood() {
     stop.store(true, Relaxed);
     let made: usize = flood.into_iter().map(|one| one.join().expect("a client panicked")).sum();
     assert!(made > 100, "{made} connections are no flood");
-    wait::until("as many descriptors as before", || {
+    wait::wait_until("as many descriptors as before", || {
         process::descriptors(server.pid()).len() == base
     });
     server.stop();
@@ -197,7 +197,7 @@ fn a_primary_without_descriptors_backs_off_and_recovers() {
     let server =
         round_robin_builder(1).script(limited).start().allow_errors(&[EMFILE_TEXT, "control"]);
     let mut clients = Vec::new();
-    wait::until("no descriptor left", || {
+    wait::wait_until("no descriptor left", || {
         let missing = 40 - process::descriptors(server.pid()).len();
         if missing > 0 {
             clients.push(UnixStream::connect(server.control()).expect("connect"));
@@ -228,7 +228,7 @@ fn reload_scale_and_retire_under_round_robin_lose_nothing() {
     }
     load.wait_answered(50);
     // Wait for the two workers of the configuration: SIGTERM to a draining worker would change nothing.
-    wait::until("the old ones are gone", || server.worker_pids().len() == 2);
+    wait::wait_until("the old ones are gone", || server.worker_pids().len() == 2);
     let retiring = server.worker_pids()[0];
     process::send_signal(retiring, Signal::SIGTERM);
     server.wait_new_workers(2, &[retiring]);
@@ -293,7 +293,7 @@ fn upgrades_under_round_robin_lose_nothing_and_leak_no_descriptor() {
     load.wait_answered(50);
     let tally = load.stop();
     assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
-    wait::until("as many descriptors as before", || {
+    wait::wait_until("as many descriptors as before", || {
         process::descriptors(server.pid()).len() == before
     });
     server.stop();
@@ -312,7 +312,7 @@ fn connections_queued_for_workers_survive_an_upgrade() {
     server.signal(Signal::SIGUSR2);
     server.wait_generation(2);
     for client in &mut clients {
-        assert!(!old.contains(&client.read_soon().expect("answer").pid()));
+        assert!(!old.contains(&client.read_within_10_seconds().expect("answer").pid()));
     }
     server.stop();
 }
@@ -335,7 +335,7 @@ fn orphaned_workers_answer_connections_queued_for_them() {
     let mut server = round_robin_builder(2).start();
     let workers = server.worker_pids();
     server.signal(Signal::SIGSTOP);
-    wait::until("a stopped primary", || {
+    wait::wait_until("a stopped primary", || {
         process::stat(server.pid()).expect("a living process").state == 'T'
     });
     let mut clients: Vec<Client> = (0..20).map(|_| server.connect()).collect();
@@ -346,5 +346,5 @@ fn orphaned_workers_answer_connections_queued_for_them() {
     for client in &mut clients {
         assert!(workers.contains(&client.read().expect("answer").pid()));
     }
-    wait::until("their end", || workers.iter().all(|pid| process::has_ended(*pid)));
+    wait::wait_until("their end", || workers.iter().all(|pid| process::has_ended(*pid)));
 }

@@ -1,7 +1,7 @@
 //! `--dispatch shared`, the default: balance, wake-ups and delays on one shared socket.
 //!
-//! Balance and delays depend on the scheduler, and other tests run at the same time. So these tests are retried; without
-//! the mechanism under test, no attempt comes close.
+//! Balance and delays depend on the scheduler, and other tests run at the same time. So these tests are retried;
+//! without the mechanism under test, no attempt comes close.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,7 +67,7 @@ fn voluntary_context_switches(pids: &[u32]) -> u64 {
 
 #[test]
 fn a_new_connection_wakes_few_workers() {
-    const CONNECTIONS: u32 = 500;
+    const CONNECTION_COUNT: u32 = 500;
     let server = Server::start(16);
     let workers = server.worker_pids();
     retry(|| {
@@ -76,12 +76,12 @@ fn a_new_connection_wakes_few_workers() {
         let idle =
             (voluntary_context_switches(&workers) - before) as f64 / begun.elapsed().as_secs_f64();
         let (before, begun) = (voluntary_context_switches(&workers), Instant::now());
-        for _ in 0..CONNECTIONS {
+        for _ in 0..CONNECTION_COUNT {
             server.get("/");
         }
         let beats = idle * begun.elapsed().as_secs_f64();
         let each = ((voluntary_context_switches(&workers) - before) as f64 - beats)
-            / f64::from(CONNECTIONS);
+            / f64::from(CONNECTION_COUNT);
         // Waking all workers would be 16.
         if each <= 3.0 { Ok(()) } else { Err(format!("{each} wake-ups for a connection")) }
     });
@@ -112,7 +112,8 @@ fn a_stopped_idle_worker_delays_no_connection() {
         process::send_signal(stopped, Signal::SIGSTOP);
         let delays = request_delays_ms(&server, 200);
         process::send_signal(stopped, Signal::SIGCONT);
-        // A heartbeat is 100 ms. Only a worker stopped in the middle of an accept delays a connection by that much, and once.
+        // A heartbeat is 100 ms. Only a worker stopped in the middle of an accept delays a connection by that much, and
+        // once.
         let late = delays.iter().filter(|delay| **delay >= 90).count();
         if late <= 1 { Ok(()) } else { Err(format!("{late} waited: {:?}", &delays[190..])) }
     });
@@ -127,7 +128,7 @@ fn a_stopped_worker_never_accepts_a_connection() {
     for round in 0..30 {
         let stopped = workers[round % 3];
         process::send_signal(stopped, Signal::SIGSTOP);
-        wait::until("the worker is stopped", || {
+        wait::wait_until("the worker is stopped", || {
             process::stat(stopped).expect("a living process").state == 'T'
         });
         for _ in 0..10 {

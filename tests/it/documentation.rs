@@ -9,7 +9,7 @@ use tokio_prefork::exit;
 /// Pages outside of the book.
 const ROOT_PAGES: [&str; 5] =
     ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"];
-/// README.md and ARCHITECTURE.md are read in one sitting.
+/// Maximum length of README.md and ARCHITECTURE.md in lines.
 const MAX_PAGE_LINES: usize = 200;
 
 #[track_caller]
@@ -25,7 +25,7 @@ fn read(path: &Path) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Paths of all pages of the book, relative to the root.
+/// Returns the paths of all pages of the book, relative to the root.
 fn book_pages() -> Vec<PathBuf> {
     let entries = fs::read_dir(root().join("docs/src")).expect("docs/src");
     let names = entries.map(|entry| PathBuf::from(entry.expect("entry").file_name()));
@@ -34,7 +34,7 @@ fn book_pages() -> Vec<PathBuf> {
 }
 
 /// The lines of a page outside of fenced code, with their numbers.
-fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
+fn lines_outside_code(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut is_code = false;
     text.lines().enumerate().filter_map(move |(index, line)| {
         let is_fence = line.trim_start().starts_with("```");
@@ -43,19 +43,19 @@ fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// A line without its code spans.
-fn without_code(line: &str) -> String {
+/// Returns a line without its code spans.
+fn strip_code_spans(line: &str) -> String {
     line.split('`').step_by(2).collect()
 }
 
-/// Targets of the links and images in a line.
+/// Returns the targets of the links and images in a line.
 fn links(line: &str) -> Vec<String> {
-    let line = without_code(line);
+    let line = strip_code_spans(line);
     let after = line.split("](").skip(1);
     after.filter_map(|rest| Some(rest.split_once(')')?.0.to_string())).collect()
 }
 
-/// The anchor of a heading, as GitHub and mdBook make it.
+/// Returns the anchor of a heading, as GitHub and mdBook make it.
 fn anchor(heading: &str) -> String {
     let letters = heading.trim().chars().filter_map(|letter| match letter {
         ' ' => Some('-'),
@@ -65,13 +65,13 @@ fn anchor(heading: &str) -> String {
     letters.collect()
 }
 
-fn anchors(text: &str) -> BTreeSet<String> {
-    let headings = prose(text).filter(|(_, line)| line.starts_with('#'));
+fn page_anchors(text: &str) -> BTreeSet<String> {
+    let headings = lines_outside_code(text).filter(|(_, line)| line.starts_with('#'));
     headings.map(|(_, line)| anchor(line.trim_start_matches('#'))).collect()
 }
 
-/// Resolves `..` and `.` by text.
-fn normalized(path: &Path) -> PathBuf {
+/// Resolves `..` and `.` in a path, without the file system.
+fn normalize_path(path: &Path) -> PathBuf {
     let mut parts = PathBuf::new();
     for part in path.components() {
         match part {
@@ -83,7 +83,7 @@ fn normalized(path: &Path) -> PathBuf {
     parts
 }
 
-/// Why a link of a page is broken.
+/// Returns why a link of a page is broken, or `None` if it is valid.
 fn fault(page: &Path, link: &str, texts: &BTreeMap<PathBuf, String>) -> Option<String> {
     if link.contains("://") {
         return None;
@@ -91,24 +91,24 @@ fn fault(page: &Path, link: &str, texts: &BTreeMap<PathBuf, String>) -> Option<S
     let (path, fragment) = link.split_once('#').map_or((link, None), |(p, f)| (p, Some(f)));
     let target = match path {
         "" => page.to_path_buf(),
-        path => normalized(&page.parent().expect("a file").join(path)),
+        path => normalize_path(&page.parent().expect("a file").join(path)),
     };
     if !root().join(&target).exists() {
         return Some(format!("{} does not exist", target.display()));
     }
     let fragment = fragment?;
     let text = texts.get(&target).cloned().unwrap_or_else(|| read(&target));
-    let is_there = anchors(&text).contains(fragment);
+    let is_there = page_anchors(&text).contains(fragment);
     (!is_there).then(|| format!("{} has no heading #{fragment}", target.display()))
 }
 
 #[test]
-fn relative_links_and_anchors_lead_somewhere() {
+fn relative_links_and_anchors_have_a_target() {
     let pages = ROOT_PAGES.map(PathBuf::from).into_iter().chain(book_pages());
     let texts: BTreeMap<PathBuf, String> = pages.map(|page| (page.clone(), read(&page))).collect();
     let (mut broken, mut count) = (Vec::new(), 0);
     for (page, text) in &texts {
-        for (number, line) in prose(text) {
+        for (number, line) in lines_outside_code(text) {
             for link in links(line) {
                 count += 1;
                 let why = fault(page, &link, &texts);
@@ -138,13 +138,13 @@ fn named_files(text: &str) -> impl Iterator<Item = &str> {
 #[test]
 fn files_that_pages_name_exist() {
     // The recipe for a dispatch policy creates it.
-    const CREATED: [&str; 1] = ["crates/tokio-prefork/src/dispatch/random.rs"];
+    const FILES_CREATED_BY_RECIPES: [&str; 1] = ["crates/tokio-prefork/src/dispatch/random.rs"];
     let pages = ROOT_PAGES.iter().map(PathBuf::from).chain(book_pages());
     let mut missing = Vec::new();
     for page in pages.filter(|page| !page.ends_with("CHANGELOG.md")) {
         let text = read(&page);
         let gone = named_files(&text)
-            .filter(|file| !CREATED.contains(file) && !root().join(file).exists())
+            .filter(|file| !FILES_CREATED_BY_RECIPES.contains(file) && !root().join(file).exists())
             .map(|file| format!("{}: {file}", page.display()));
         missing.extend(gone);
     }
@@ -152,10 +152,10 @@ fn files_that_pages_name_exist() {
 }
 
 #[test]
-fn links_of_the_book_stay_in_the_book() {
+fn book_links_only_to_its_own_pages() {
     let mut outside = Vec::new();
     for page in book_pages() {
-        for (number, line) in prose(&read(&page)) {
+        for (number, line) in lines_outside_code(&read(&page)) {
             let leaves = links(line).into_iter().filter(|link| link.starts_with("../"));
             outside.extend(leaves.map(|link| format!("{}:{number}: {link}", page.display())));
         }
@@ -177,7 +177,7 @@ fn every_page_of_the_book_is_in_its_summary() {
 }
 
 #[test]
-fn readme_and_architecture_are_short() {
+fn readme_and_architecture_have_a_length_limit() {
     for page in ["README.md", "ARCHITECTURE.md"] {
         let lines = read(Path::new(page)).lines().count();
         assert!(lines <= MAX_PAGE_LINES, "{page} has {lines} lines, not {MAX_PAGE_LINES}");
@@ -241,15 +241,15 @@ fn every_line_of_code_in_the_table_of_nodes_api_compiles() {
 }
 
 #[test]
-fn anchors_are_made_as_github_makes_them() {
+fn heading_anchors_are_those_of_github() {
     assert_eq!(anchor(" What a reload does not change"), "what-a-reload-does-not-change");
     assert_eq!(anchor(" `least-conn` and `ip-hash`"), "least-conn-and-ip-hash");
     assert_eq!(anchor(" Node's API, item by item"), "nodes-api-item-by-item");
 }
 
 #[test]
-fn links_in_code_are_no_links() {
+fn links_in_code_spans_are_ignored() {
     assert_eq!(links("see [a](b.md#c) and `[d](e)`, ![f](g.png)"), ["b.md#c", "g.png"]);
     let text = "a\n```text\n[x](y)\n```\nb";
-    assert_eq!(prose(text).map(|(number, _)| number).collect::<Vec<_>>(), [1, 5]);
+    assert_eq!(lines_outside_code(text).map(|(number, _)| number).collect::<Vec<_>>(), [1, 5]);
 }

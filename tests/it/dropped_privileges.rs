@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use crate::support::{Server, log, process, wait};
 
 /// The uid of `nobody` on most systems, as a number, as the user may have no entry.
-const UID: u32 = 65_534;
+const UNPRIVILEGED_UID: u32 = 65_534;
 
 fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
@@ -24,13 +24,19 @@ fn process_status(pid: u32) -> BTreeMap<String, String> {
 #[track_caller]
 fn assert_unprivileged(pid: u32) {
     let status = process_status(pid);
-    let all = [UID.to_string(), UID.to_string(), UID.to_string(), UID.to_string()].join(" ");
+    let all = [
+        UNPRIVILEGED_UID.to_string(),
+        UNPRIVILEGED_UID.to_string(),
+        UNPRIVILEGED_UID.to_string(),
+        UNPRIVILEGED_UID.to_string(),
+    ]
+    .join(" ");
     assert_eq!(
         (&status["Uid"], &status["Gid"]),
         (&all, &all),
         "{pid}: real, effective, saved, file"
     );
-    assert_eq!(status["Groups"], UID.to_string());
+    assert_eq!(status["Groups"], UNPRIVILEGED_UID.to_string());
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert_eq!(status[set], "0".repeat(16), "{set}");
     }
@@ -47,7 +53,9 @@ fn assert_all_workers_unprivileged(server: &Server, count: usize) {
 }
 
 fn unprivileged_builder() -> crate::support::server::ProcessBuilder {
-    Server::builder().args(["--user".to_string(), UID.to_string()]).args(["--group", "65534"])
+    Server::builder()
+        .args(["--user".to_string(), UNPRIVILEGED_UID.to_string()])
+        .args(["--group", "65534"])
 }
 
 #[test]
@@ -91,7 +99,7 @@ fn a_frozen_unprivileged_worker_ends_with_its_primary() {
     client.send("GET /fib/50?on=loop HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
     server.wait_in_flight("/fib/50");
     server.kill_primary();
-    wait::until("the end of the workers", || pids.iter().all(|pid| process::has_ended(*pid)));
+    wait::wait_until("the end of the workers", || pids.iter().all(|pid| process::has_ended(*pid)));
 }
 
 #[test]
@@ -126,14 +134,16 @@ fn an_unknown_user_or_group_is_a_configuration_error() {
 
 #[test]
 fn changing_the_user_needs_root_unless_it_is_the_own_user() {
-    let own = if is_root() { UID } else { nix::unistd::geteuid().as_raw() };
-    let builder = || if is_root() { Server::builder().with_user(UID) } else { Server::builder() };
+    let own = if is_root() { UNPRIVILEGED_UID } else { nix::unistd::geteuid().as_raw() };
+    let builder = || {
+        if is_root() { Server::builder().with_user(UNPRIVILEGED_UID) } else { Server::builder() }
+    };
     let other = (own - 1).to_string();
     let ended = builder().args(["--user", &other, "--group", &other]).run();
     assert_eq!(ended.status, Some(78), "{}", ended.stderr);
     assert!(ended.stderr.contains("root"), "{}", ended.stderr);
 
-    let gid = if is_root() { UID } else { nix::unistd::getegid().as_raw() };
+    let gid = if is_root() { UNPRIVILEGED_UID } else { nix::unistd::getegid().as_raw() };
     let server = builder()
         .args(["--user".to_string(), own.to_string()])
         .args(["--group".to_string(), gid.to_string()])
@@ -159,7 +169,7 @@ fn a_reload_to_an_unknown_user_fails_and_changes_nothing() {
     let old = server.worker_pids();
     std::fs::write(server.dir().join("prefork.toml"), text.replacen("65534", "\"nobody-here\"", 1))
         .expect("write");
-    let why = server.verb_fails(&["reload"], 1);
+    let why = server.assert_verb_fails(&["reload"], 1);
     assert!(why.contains("nobody-here"), "{why}");
     assert_eq!(server.worker_pids(), old);
     server.allow_errors(&["reload"]).stop();

@@ -47,8 +47,10 @@ fn messages_are_collected_and_broadcast_back() {
         assert_eq!(server.get("/").status, 200);
     }
     let first_word = |path: &str| server.get(path).text().split(' ').next().map(str::to_string);
-    wait::until("all messages at the primary", || first_word("/exactly") == Some("6".to_string()));
-    wait::until("the total at a worker", || {
+    wait::wait_until("all messages at the primary", || {
+        first_word("/exactly") == Some("6".to_string())
+    });
+    wait::wait_until("the total at a worker", || {
         first_word("/").and_then(|n| n.parse().ok()).is_some_and(|n: u64| n >= 6)
     });
     server.stop();
@@ -81,7 +83,7 @@ fn chat_reaches_the_listeners_of_all_workers() {
     let server = ProcessBuilder::example("chat").start();
     let workers = server.worker_pids().len();
     let mut listeners = BTreeMap::new();
-    wait::until("a listener at each worker", || {
+    wait::wait_until("a listener at each worker", || {
         let mut client = server.connect();
         client.send("GET /events HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
         let first = read_event(&mut client);
@@ -143,11 +145,11 @@ fn leader_is_succeeded_by_another_worker() {
         let pid = text.strip_prefix("leader pid ").and_then(|_| words[2].parse::<u32>().ok());
         (pid, words[words.len() - 2].parse::<u64>().expect("ticks"))
     };
-    wait::until("a leader that works", || matches!(read(), (Some(_), 1..)));
+    wait::wait_until("a leader that works", || matches!(read(), (Some(_), 1..)));
     let (Some(old), ticks) = read() else { panic!("no leader") };
     assert!(server.worker_pids().contains(&old));
     process::send_signal(old, Signal::SIGKILL);
-    wait::until("a successor that continues", || {
+    wait::wait_until("a successor that continues", || {
         let (leader, now) = read();
         leader.is_some_and(|pid| pid != old) && now > ticks + 1
     });

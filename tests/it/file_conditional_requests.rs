@@ -8,13 +8,14 @@ use std::time::{Duration, SystemTime};
 use crate::support::http::Response;
 use crate::support::{Client, Server};
 
-const MODIFIED: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
-const BEFORE_MODIFIED: &str = "Sun, 06 Nov 1994 08:49:36 GMT";
-const AFTER_MODIFIED: &str = "Sun, 06 Nov 1994 08:49:38 GMT";
+const LAST_MODIFIED_DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+const DATE_BEFORE_LAST_MODIFIED: &str = "Sun, 06 Nov 1994 08:49:36 GMT";
+const DATE_AFTER_LAST_MODIFIED: &str = "Sun, 06 Nov 1994 08:49:38 GMT";
 /// A size that is sent in several reads.
-const LARGE_SIZE: usize = 1 << 20;
+const LARGE_FILE_SIZE: usize = 1 << 20;
 
-/// Starts a server of `/small` (ten digits), `/large` (bytes counting to 250) and `/empty`, modified at [`MODIFIED`].
+/// Starts a server of `/small` (ten digits), `/large` (bytes counting to 250) and `/empty`, modified at
+/// [`LAST_MODIFIED_DATE`].
 fn start_file_server() -> Server {
     let builder = Server::builder();
     let root = builder.dir().join("public");
@@ -31,7 +32,7 @@ fn start_file_server() -> Server {
 }
 
 fn large_content() -> Vec<u8> {
-    (0..LARGE_SIZE).map(|at| (at % 251) as u8).collect()
+    (0..LARGE_FILE_SIZE).map(|at| (at % 251) as u8).collect()
 }
 
 fn request(client: &mut Client, method: &str, path: &str, fields: &str) -> Response {
@@ -50,17 +51,17 @@ fn preconditions_are_evaluated_in_the_order_of_rfc_9110() {
         (format!("If-None-Match: \"x\", {etag}\r\n"), 304),
         ("If-None-Match: *\r\n".to_string(), 304),
         ("If-None-Match: \"x\"\r\n".to_string(), 200),
-        (format!("If-Modified-Since: {MODIFIED}\r\n"), 304),
-        (format!("If-Modified-Since: {AFTER_MODIFIED}\r\n"), 304),
-        (format!("If-Modified-Since: {BEFORE_MODIFIED}\r\n"), 200),
-        (format!("If-None-Match: \"x\"\r\nIf-Modified-Since: {AFTER_MODIFIED}\r\n"), 200),
+        (format!("If-Modified-Since: {LAST_MODIFIED_DATE}\r\n"), 304),
+        (format!("If-Modified-Since: {DATE_AFTER_LAST_MODIFIED}\r\n"), 304),
+        (format!("If-Modified-Since: {DATE_BEFORE_LAST_MODIFIED}\r\n"), 200),
+        (format!("If-None-Match: \"x\"\r\nIf-Modified-Since: {DATE_AFTER_LAST_MODIFIED}\r\n"), 200),
         (format!("If-Match: {etag}\r\n"), 200),
         (format!("If-Match: W/{etag}\r\n"), 412),
         ("If-Match: \"x\"\r\n".to_string(), 412),
         ("If-Match: *\r\n".to_string(), 200),
-        (format!("If-Unmodified-Since: {BEFORE_MODIFIED}\r\n"), 412),
-        (format!("If-Unmodified-Since: {MODIFIED}\r\n"), 200),
-        (format!("If-Match: {etag}\r\nIf-Unmodified-Since: {BEFORE_MODIFIED}\r\n"), 200),
+        (format!("If-Unmodified-Since: {DATE_BEFORE_LAST_MODIFIED}\r\n"), 412),
+        (format!("If-Unmodified-Since: {LAST_MODIFIED_DATE}\r\n"), 200),
+        (format!("If-Match: {etag}\r\nIf-Unmodified-Since: {DATE_BEFORE_LAST_MODIFIED}\r\n"), 200),
         (format!("If-Match: \"x\"\r\nIf-None-Match: {etag}\r\n"), 412),
         (format!("If-None-Match: {etag}\r\nRange: bytes=0-1\r\n"), 304),
         ("If-Match: \"x\"\r\nRange: bytes=99-\r\n".to_string(), 412),
@@ -161,11 +162,11 @@ fn if_range_decides_whether_the_range_applies() {
     let etag = client.get("/small").expect("answer").header("etag").expect("a tag").to_string();
     for (validator, status) in [
         (etag.clone(), 206),
-        (MODIFIED.to_string(), 206),
+        (LAST_MODIFIED_DATE.to_string(), 206),
         (format!("W/{etag}"), 200),
         ("\"x\"".to_string(), 200),
-        (BEFORE_MODIFIED.to_string(), 200),
-        (AFTER_MODIFIED.to_string(), 200),
+        (DATE_BEFORE_LAST_MODIFIED.to_string(), 200),
+        (DATE_AFTER_LAST_MODIFIED.to_string(), 200),
         ("nonsense".to_string(), 200),
     ] {
         let fields = format!("If-Range: {validator}\r\nRange: bytes=0-1\r\n");

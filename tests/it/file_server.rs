@@ -66,7 +66,7 @@ fn readyz_is_503_during_drain_delay_while_files_are_served() {
     let (builder, _root) = site_with_files();
     let server = builder.args(["--drain-delay", "300s"]).start();
     server.signal(nix::sys::signal::Signal::SIGTERM);
-    wait::until("it is not ready", || server.get("/readyz").status == 503);
+    wait::wait_until("it is not ready", || server.get("/readyz").status == 503);
     assert_statuses(&server, &[("/healthz", 200), ("/file.txt", 200)]);
     server.signal(nix::sys::signal::Signal::SIGQUIT);
     server.wait_clean_exit(0);
@@ -295,7 +295,7 @@ fn a_symlinked_root_is_resolved_again_at_a_reload() {
     server.wait_replaced(1);
     assert_eq!(server.get("/version").text(), "7");
     server.signal(nix::sys::signal::Signal::SIGHUP);
-    wait::until("the new root", || server.get("/version").text() == "8");
+    wait::wait_until("the new root", || server.get("/version").text() == "8");
     server.stop();
 }
 
@@ -306,7 +306,7 @@ fn changed_files_are_noticed() {
     let file = root.join("file.txt");
     let modified = fs::metadata(&file).expect("metadata").modified().expect("time");
     let becomes = |text: &str| {
-        wait::until(text, || server.get("/file.txt").text() == text);
+        wait::wait_until(text, || server.get("/file.txt").text() == text);
     };
     assert_eq!(server.get("/file.txt").text(), "0123456789");
     // The new content has the same length and the same modification time.
@@ -318,7 +318,7 @@ fn changed_files_are_noticed() {
     fs::rename(root.join("next"), &file).expect("rename");
     becomes("replaced");
     fs::remove_file(&file).expect("remove");
-    wait::until("404", || server.get("/file.txt").status == 404);
+    wait::wait_until("404", || server.get("/file.txt").status == 404);
     fs::write(&file, "again").expect("write");
     assert_eq!(server.get("/file.txt").text(), "again");
     server.stop();
@@ -457,7 +457,9 @@ fn running_out_of_descriptors_is_503_until_some_are_free() {
     let (served, refused) = (how_many(b"HTTP/1.1 200"), how_many(b"HTTP/1.1 503"));
     assert!(served > 0 && refused > 0 && served + refused == 48, "{served} {refused}");
     drop(clients);
-    wait::until("it is served again", || probe.get("/file.txt").expect("answer").status == 200);
+    wait::wait_until("it is served again", || {
+        probe.get("/file.txt").expect("answer").status == 200
+    });
     drop(probe);
     server.allow_errors(&["Too many open files"]).stop();
 }

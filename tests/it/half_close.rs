@@ -55,7 +55,9 @@ fn half_close_works_with_threads_and_unix_sockets() {
     client.send(get_request("/sleep/3600000")).expect("send");
     server.wait_in_flight("/sleep/3600000");
     drop(client);
-    wait::until("the request of a client that has gone is over", || server.active_requests() == 0);
+    wait::wait_until("the request of a client that has gone is over", || {
+        server.active_requests() == 0
+    });
     server.stop();
 }
 
@@ -84,7 +86,7 @@ fn a_disconnected_clients_request_is_cancelled() {
         let client = connect_and_send(&server, &get_request("/sleep/3600000"));
         server.wait_in_flight("/sleep/3600000");
         drop(client);
-        wait::until("its request is over", || server.active_requests() == 0);
+        wait::wait_until("its request is over", || server.active_requests() == 0);
         server.stop();
     }
 }

@@ -1,7 +1,7 @@
 //! A corpus of valid and malformed HTTP/1 messages with the verdicts that RFC 9112 requires.
 //!
-//! `data/http1.corpus` also has the verdicts of nginx and Node when they were recorded; `scripts/fuzz/record.py` describes
-//! its format.
+//! `data/http1.corpus` also has the verdicts of nginx and Node when they were recorded; `scripts/fuzz/record.py`
+//! describes its format.
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read, Write};
@@ -10,12 +10,12 @@ use std::net::{Shutdown, TcpStream};
 use crate::support::wait::DEADLINE;
 use crate::support::{Address, Server};
 
-const CORPUS: &str = include_str!("data/http1.corpus");
+const HTTP1_CORPUS: &str = include_str!("data/http1.corpus");
 
 /// A request that follows each message that is not `alone`; its response shows where the server ended the message.
 const FOLLOWING_REQUEST: &[u8] = b"GET /bytes/7 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
 
-/// Longest body that is printed; of longer ones only the length is.
+/// Longest body that is printed; longer ones are shown by their length.
 const MAX_PRINTED_BODY: usize = 40;
 
 #[derive(Default)]
@@ -151,7 +151,7 @@ fn format_body(body: &[u8]) -> String {
 
 fn read_corpus() -> Vec<Case> {
     let mut cases: Vec<Case> = Vec::new();
-    for line in CORPUS.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+    for line in HTTP1_CORPUS.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         if word == "==" {
             cases.push(Case { name: rest, ..Case::default() });

@@ -44,7 +44,7 @@ fn next_result(results: &Receiver<Option<String>>) -> Option<String> {
 /// Waits until `wanted` requests are in flight.
 #[track_caller]
 fn wait_active_requests(server: &Server, wanted: u64) {
-    wait::until(&format!("{wanted} requests"), || {
+    wait::wait_until(&format!("{wanted} requests"), || {
         let status = server.status();
         let workers = status["workers"].as_array().expect("workers");
         workers.iter().filter_map(|worker| worker["active"].as_u64()).sum::<u64>() == wanted
@@ -122,7 +122,7 @@ fn crashed_isolated_processes_leak_no_descriptor() {
         assert_eq!(run_job(&server, "segv/15000"), "Died { signal: Some(11) }");
     }
     assert!(run_job(&server, "hello").starts_with("hello by "));
-    wait::until("as many descriptors as before", || descriptors() <= before);
+    wait::wait_until("as many descriptors as before", || descriptors() <= before);
     assert!(process::zombies(server.pid()).is_empty());
     assert_eq!(process::children(server.pid()).len(), 3);
     server.stop();
@@ -238,7 +238,7 @@ fn a_reload_lets_a_running_isolated_job_finish() {
     assert!(server.worker_pids().contains(&worker));
     std::fs::write(server.dir().join("barrier"), "").expect("write");
     assert_eq!(first.join().expect("thread").as_deref(), Some("through the barrier"));
-    wait::until("it has left", || process::has_ended(worker));
+    wait::wait_until("it has left", || process::has_ended(worker));
     server.stop();
 }
 

@@ -138,7 +138,7 @@ fn retiring_workers_lose_no_request() {
     server.wait_worker_id(12);
     let tally = load.stop();
     assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
-    wait::until("the replacements", || server.worker_pids().len() == 2);
+    wait::wait_until("the replacements", || server.worker_pids().len() == 2);
     assert_eq!(server.get("/").status, 200);
     server.stop();
 }

@@ -35,7 +35,7 @@ fn start_with_full_pipe(builder: ProcessBuilder, workers: usize) -> (Server, Pip
 fn read_until(reader: &mut PipeReader, piece: &str) -> String {
     fcntl(reader.as_fd(), FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).expect("flags");
     let mut all = Vec::new();
-    wait::until_some(&format!("{piece:?} in the log"), || {
+    wait::wait_until_some(&format!("{piece:?} in the log"), || {
         let mut bytes = [0; 4096];
         if let Ok(n) = reader.read(&mut bytes) {
             all.extend_from_slice(&bytes[..n]);
@@ -66,7 +66,7 @@ fn a_full_log_pipe_does_not_block_supervision_and_dropped_lines_are_counted() {
     server.wait_new_workers(3, &second[..1]);
     assert!(process::zombies(server.pid()).is_empty());
     assert!(dropped_line_count(&server) > 0);
-    wait::until("an event about it", || has_warning_event(&server));
+    wait::wait_until("an event about it", || has_warning_event(&server));
     // A reader that resumes gets whole lines, and a line with the number of dropped ones.
     let text = read_until(&mut reader, " WARN ");
     let lines = text.lines().filter(|line| !line.is_empty());
@@ -122,7 +122,7 @@ fn a_log_at_the_file_size_limit_continues_after_rotation() {
         .script(r#"ulimit -f 65536; truncate -s 33554000 prefork.log; exec "$0" "$@""#);
     let (log, old) = (builder.dir().join("prefork.log"), builder.dir().join("old.log"));
     let mut server = start_with_log_file(builder, &log);
-    wait::until("the limit", || {
+    wait::wait_until("the limit", || {
         let pids = server.worker_pids();
         server.signal(Signal::SIGHUP);
         server.wait_new_workers(2, &pids);
@@ -134,7 +134,7 @@ fn a_log_at_the_file_size_limit_continues_after_rotation() {
     assert!(shown, "{least}: {table}");
     fs::rename(&log, &old).expect("rename");
     server.signal(Signal::SIGUSR1);
-    wait::until("what is missing, in the new file", || {
+    wait::wait_until("what is missing, in the new file", || {
         fs::read_to_string(&log).is_ok_and(|text| text.contains(" WARN "))
     });
     let whole = |text: String| text.lines().all(|line| line.starts_with("20"));
@@ -146,7 +146,9 @@ fn a_log_at_the_file_size_limit_continues_after_rotation() {
 #[test]
 fn a_full_disk_ends_no_process_and_is_an_event() {
     let mut server = start_with_log_file(Server::builder(), Path::new("/dev/full"));
-    wait::until("an event about it", || server.run_verb(&["events"]).contains("No space left"));
+    wait::wait_until("an event about it", || {
+        server.run_verb(&["events"]).contains("No space left")
+    });
     server.signal(Signal::SIGTERM);
     assert!(server.wait_exit().success());
 }
@@ -165,9 +167,9 @@ fn sigusr1_reopens_the_log_in_all_processes() {
     assert!(contains(&new, &primary), "the start is in the file");
     fs::rename(&new, &old).expect("rename");
     server.signal(Signal::SIGUSR1);
-    wait::until("the new file", || fs::metadata(&new).is_ok_and(|file| file.len() > 0));
+    wait::wait_until("the new file", || fs::metadata(&new).is_ok_and(|file| file.len() > 0));
     // Both workers have reopened the log when their lines are in it.
-    wait::until("both workers in the new file", || {
+    wait::wait_until("both workers in the new file", || {
         assert_eq!(server.get("/fault/panic").status, 500);
         let text = fs::read_to_string(&new).unwrap_or_default();
         ["worker=1", "worker=2"]
@@ -216,7 +218,7 @@ fn standard_streams_and_symlinks_are_accepted_as_log_file() {
         let server = Server::with(1, &["--log-file", path]);
         let before = server.log().lines().count();
         server.signal(Signal::SIGUSR1);
-        wait::until("a line about it", || server.log().lines().count() > before);
+        wait::wait_until("a line about it", || server.log().lines().count() > before);
         server.stop();
     }
     // The scripts open the file `out`, or link to it.
@@ -248,7 +250,7 @@ fn a_failed_rotation_keeps_the_old_log() {
     fs::rename(&log, &old).expect("rename");
     mkfifo(&log, Mode::S_IRWXU).expect("FIFO");
     server.signal(Signal::SIGUSR1);
-    wait::until("the reason in the old log", || has(&old, "ERROR") && has(&old, "FIFO"));
+    wait::wait_until("the reason in the old log", || has(&old, "ERROR") && has(&old, "FIFO"));
     server.signal(Signal::SIGTERM);
     assert!(server.wait_exit().success());
     assert!(has(&old, "SIGTERM"));
@@ -268,7 +270,7 @@ fn a_reload_can_change_the_log_file() {
     fs::create_dir(dir.join("directory")).expect("directory");
     for log in ["directory", "/dev/fd/5"] {
         write(log);
-        assert!(server.verb_fails(&["reload"], 1).contains(log));
+        assert!(server.assert_verb_fails(&["reload"], 1).contains(log));
     }
     write("b.log");
     server.run_verb(&["reload"]);

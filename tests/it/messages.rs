@@ -16,7 +16,7 @@ fn get_text(server: &Server, path: &str) -> String {
 /// Opens a kept connection to the worker of each slot.
 fn connections_by_slot(server: &Server, workers: usize) -> BTreeMap<u32, Client> {
     let mut found = BTreeMap::new();
-    wait::until("a connection to each worker", || {
+    wait::wait_until("a connection to each worker", || {
         let mut client = server.connect();
         let slot = client.get("/slot").expect("answer").text().to_string();
         let slot = slot.split(' ').next().expect("slot").parse().expect("number");
@@ -27,12 +27,12 @@ fn connections_by_slot(server: &Server, workers: usize) -> BTreeMap<u32, Client>
 }
 
 #[track_caller]
-fn get_on(client: &mut Client, path: &str) -> String {
+fn get_text_on_connection(client: &mut Client, path: &str) -> String {
     client.get(path).unwrap_or_else(|e| panic!("GET {path}: {e:?}")).text().to_string()
 }
 
 fn wait_notes(server: &Server, wanted: &[&str]) {
-    wait::until(&format!("the notes {wanted:?}"), || {
+    wait::wait_until(&format!("the notes {wanted:?}"), || {
         let mut notes: Vec<_> =
             get_text(server, "/notes").split(", ").map(str::to_string).collect();
         notes.sort_unstable();
@@ -45,7 +45,7 @@ fn workers_send_messages_and_requests_to_the_primary() {
     let server = ProcessBuilder::program("messages").workers(2).start();
     let mut at = connections_by_slot(&server, 2);
     for (slot, client) in &mut at {
-        assert_eq!(get_on(client, &format!("/note/hello-{slot}")), "done");
+        assert_eq!(get_text_on_connection(client, &format!("/note/hello-{slot}")), "done");
     }
     wait_notes(&server, &["0: hello-0", "1: hello-1"]);
     for size in [0, 1, 32_000, 33_000, 800_000, (1 << 20)] {
@@ -59,17 +59,19 @@ fn workers_send_messages_and_requests_to_the_primary() {
 fn workers_send_messages_to_workers_by_slot_and_by_id() {
     let server = ProcessBuilder::program("messages").workers(2).start();
     let mut at = connections_by_slot(&server, 2);
-    let id_of = |client: &mut Client| get_on(client, "/slot").split(' ').nth(1).map(str::to_string);
+    let id_of = |client: &mut Client| {
+        get_text_on_connection(client, "/slot").split(' ').nth(1).map(str::to_string)
+    };
     let ids = [0, 1].map(|slot| id_of(at.get_mut(&slot).expect("slot")).expect("id"));
     let zero = at.get_mut(&0).expect("slot 0");
-    assert_eq!(get_on(zero, "/to/slot/1/by-slot"), "done");
-    assert_eq!(get_on(zero, &format!("/to/id/{}/by-id", ids[1])), "done");
+    assert_eq!(get_text_on_connection(zero, "/to/slot/1/by-slot"), "done");
+    assert_eq!(get_text_on_connection(zero, &format!("/to/id/{}/by-id", ids[1])), "done");
     let one = format!("1: by-id from worker {}", ids[0]);
     let other = format!("1: by-slot from worker {}", ids[0]);
     wait_notes(&server, &[&one, &other]);
     // Workers send requests to workers, and to themselves.
     for slot in [0, 1] {
-        let body = get_on(at.get_mut(&0).expect("slot 0"), &format!("/who/{slot}"));
+        let body = get_text_on_connection(at.get_mut(&0).expect("slot 0"), &format!("/who/{slot}"));
         assert_eq!(body, format!("{slot} {}", ids[slot]));
     }
     let body = get_text(&server, "/who/7");
@@ -86,7 +88,7 @@ fn a_broadcast_reaches_every_worker_once() {
     wait_notes(&server, &wanted.each_ref().map(String::as_str));
     // A broadcast of a worker reaches the other seven.
     assert_eq!(get_text(&server, "/broadcast/direct"), "done");
-    wait::until("seven more notes", || {
+    wait::wait_until("seven more notes", || {
         get_text(&server, "/notes").matches("hello from worker").count() == 7
     });
     server.stop();
@@ -121,11 +123,11 @@ fn connections_are_passed_with_large_messages_in_both_directions() {
     for size in [0, 10, 800_000] {
         for (slot, client) in &mut at {
             let back = format!("1 x {size} {size} {slot}");
-            assert_eq!(get_on(client, &format!("/travel/{size}")), back);
+            assert_eq!(get_text_on_connection(client, &format!("/travel/{size}")), back);
         }
     }
     // A connection without a receiver is closed.
-    assert_eq!(get_on(at.get_mut(&0).expect("slot 0"), "/untaken"), "Some(0)");
+    assert_eq!(get_text_on_connection(at.get_mut(&0).expect("slot 0"), "/untaken"), "Some(0)");
     drop(at);
     server.stop();
 }
@@ -171,7 +173,7 @@ fn an_upgrade_closes_the_message_channels_of_old_workers() {
     assert_eq!(client.read().expect("answer").text(), "Closed");
     server.wait_generation(2);
     drop(client);
-    wait::until("messages of the new worker", || get_text(&server, "/echo/5") == "same: true");
+    wait::wait_until("messages of the new worker", || get_text(&server, "/echo/5") == "same: true");
     server.stop();
 }
 
@@ -190,7 +192,9 @@ fn a_request_of_the_primary_gets_one_reply() {
             assert_eq!(get_text(&server, &format!("/{slot}/who/20000")), format!("slot {slot}"));
         }
         // Each request got two replies, of which one was late.
-        wait::until("the second answers", || get_text(&server, "/") == (2 * asked).to_string());
+        wait::wait_until("the second answers", || {
+            get_text(&server, "/") == (2 * asked).to_string()
+        });
     }
     let missing = get_text(&server, "/7/who/20000");
     assert!(missing.starts_with("not sent: NoSuchWorker(") && missing.contains('7'), "{missing}");
@@ -216,7 +220,7 @@ fn the_primary_discards_late_replies() {
 fn a_request_to_a_worker_that_dies_fails_at_once() {
     let server = start_primary_requests(2);
     // Retried until the request was sent by the other worker, which survives.
-    let outcome = wait::until_some("a sender that survives", || {
+    let outcome = wait::wait_until_some("a sender that survives", || {
         let answer = server.try_get("/1/die/3600000").ok()?;
         let text = answer.text().to_string();
         // The sender itself may have been the worker that died.
@@ -224,7 +228,7 @@ fn a_request_to_a_worker_that_dies_fails_at_once() {
     });
     assert_eq!(outcome, "Closed");
     server.wait_log(&["worker=", "37"]);
-    wait::until("the replacement answers", || get_text(&server, "/1/who/20000") == "slot 1");
+    wait::wait_until("the replacement answers", || get_text(&server, "/1/who/20000") == "slot 1");
     server.stop();
 }
 
@@ -236,7 +240,7 @@ fn a_worker_that_sends_invalid_frames_is_killed_and_replaced() {
     // The worker may be killed before it responds.
     let _ = server.try_get("/garbage");
     server.wait_replaced(1);
-    wait::until("three workers", || server.worker_pids().len() == 3);
+    wait::wait_until("three workers", || server.worker_pids().len() == 3);
     let after = server.worker_pids();
     let gone: Vec<&u32> = before.iter().filter(|pid| !after.contains(pid)).collect();
     assert_eq!(gone.len(), 1, "{before:?} {after:?}");

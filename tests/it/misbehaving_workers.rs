@@ -15,11 +15,11 @@ fn start_misbehaving() -> Server {
 /// Requests an echo by the primary on this connection, and returns the slot of the worker that responds.
 fn request_echo(client: &mut Client) -> Option<String> {
     client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n").ok()?;
-    let text = client.read_soon().ok()?.text().to_string();
+    let text = client.read_within_10_seconds().ok()?.text().to_string();
     text.strip_prefix("same: true, slot ").map(str::to_string)
 }
 
-/// Kept connections to two workers that behave well, with their slots and pids.
+/// Kept connections to two healthy workers, with their slots and pids.
 struct OtherWorkers {
     kept: Vec<(Client, String, u32)>,
     echoes: usize,
@@ -28,7 +28,7 @@ struct OtherWorkers {
 impl OtherWorkers {
     fn of(server: &Server) -> OtherWorkers {
         let mut kept: Vec<(Client, String, u32)> = Vec::new();
-        wait::until("two others", || {
+        wait::wait_until("two others", || {
             let mut client = server.connect();
             let Some(slot) = request_echo(&mut client) else { return false };
             if kept.iter().all(|(_, known, _)| *known != slot) {
@@ -51,7 +51,7 @@ impl OtherWorkers {
     }
 
     /// Opens a connection to the third worker, and returns it with the pid, if that worker responds.
-    fn third(&self, server: &Server) -> Option<(Client, u32)> {
+    fn connect_to_third_worker(&self, server: &Server) -> Option<(Client, u32)> {
         let mut client = Client::connect(server.address()).ok()?;
         let slot = request_echo(&mut client)?;
         if self.kept.iter().any(|(_, known, _)| *known == slot) {
@@ -90,7 +90,7 @@ fn pid_of_slot(server: &Server, slot: &str) -> Option<u32> {
 fn trigger(client: &mut Client, path: &str) {
     let _ = client
         .send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))
-        .and_then(|()| client.read_soon());
+        .and_then(|()| client.read_within_10_seconds());
 }
 
 fn seeds() -> std::ops::Range<usize> {
@@ -104,10 +104,11 @@ fn assert_each_worker_ends(path: &str) {
     let mut others = OtherWorkers::of(&server);
     for seed in seeds() {
         eprintln!("{path}: seed {seed}");
-        let (mut client, pid) =
-            wait::until_some("a connection to the third worker", || others.third(&server));
+        let (mut client, pid) = wait::wait_until_some("a connection to the third worker", || {
+            others.connect_to_third_worker(&server)
+        });
         trigger(&mut client, &format!("{path}?{seed}"));
-        wait::until(&format!("the end of the vandal {pid} of seed {seed}"), || {
+        wait::wait_until(&format!("the end of the vandal {pid} of seed {seed}"), || {
             others.check();
             process::has_ended(pid)
         });
@@ -131,8 +132,9 @@ fn a_worker_that_writes_random_bytes_to_its_channels_harms_only_itself() {
 fn a_worker_that_overwrites_its_shared_pages_harms_only_itself() {
     let server = start_misbehaving();
     let mut others = OtherWorkers::of(&server);
-    let (mut client, _) =
-        wait::until_some("a connection to the third worker", || others.third(&server));
+    let (mut client, _) = wait::wait_until_some("a connection to the third worker", || {
+        others.connect_to_third_worker(&server)
+    });
     for seed in seeds() {
         eprintln!("/pages: seed {seed}");
         trigger(&mut client, &format!("/pages?{seed}"));
@@ -140,7 +142,7 @@ fn a_worker_that_overwrites_its_shared_pages_harms_only_itself() {
             others.check();
         }
         // The worker may misbehave already, or have been replaced.
-        if let Some((again, _)) = others.third(&server) {
+        if let Some((again, _)) = others.connect_to_third_worker(&server) {
             client = again;
         }
     }
@@ -157,8 +159,9 @@ fn control_characters_from_workers_are_escaped_in_log_and_events() {
     let server = start_misbehaving();
     let mut others = OtherWorkers::of(&server);
     for (path, lines) in [("/panics", 1), ("/logs", 2)] {
-        let (mut client, _) =
-            wait::until_some("a connection to the third worker", || others.third(&server));
+        let (mut client, _) = wait::wait_until_some("a connection to the third worker", || {
+            others.connect_to_third_worker(&server)
+        });
         trigger(&mut client, path);
         // The library escapes the text itself, whatever the logger.
         server.wait_log_count(&["ERROR", "worker=", r"\u{1b}[2J", r"\r\nforged"], lines);

@@ -73,7 +73,7 @@ fn a_stopped_orphan_ends_after_the_graceful_timeout() {
         if !stopped_first {
             // SIGSTOP would discard a pending SIGCONT.
             for pid in &pids {
-                wait::until("the news of the death", || {
+                wait::wait_until("the news of the death", || {
                     !process::has_pending(*pid, Signal::SIGCONT)
                 });
                 process::try_send_signal(*pid, Signal::SIGSTOP);
@@ -127,7 +127,7 @@ fn a_restart_takes_a_unix_socket_from_a_stopped_orphan() {
     let mut server = builder.workers(1).bind(binds.clone()).start();
     let pids = server.worker_pids();
     process::send_signal(pids[0], Signal::SIGSTOP);
-    wait::until("the stop", || process::stat(pids[0]).is_some_and(|stat| stat.state == 'T'));
+    wait::wait_until("the stop", || process::stat(pids[0]).is_some_and(|stat| stat.state == 'T'));
     let mut client = server.connect();
     client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
     server.kill_primary();
@@ -143,7 +143,7 @@ fn a_restart_resumes_an_orphan_stopped_after_its_primary_died() {
     let mut server = Server::builder().workers(1).start();
     let pids = server.worker_pids();
     process::send_signal(pids[0], Signal::SIGSTOP);
-    wait::until("the stop", || process::stat(pids[0]).is_some_and(|stat| stat.state == 'T'));
+    wait::wait_until("the stop", || process::stat(pids[0]).is_some_and(|stat| stat.state == 'T'));
     server.kill_primary();
     // Discards the SIGCONT of the kernel, unless it has already been delivered.
     process::try_send_signal(pids[0], Signal::SIGSTOP);
@@ -169,10 +169,10 @@ fn workers_of_a_living_primary_are_not_treated_as_orphans() {
 
 #[test]
 fn a_primary_killed_during_startup_leaves_no_worker() {
-    // At several moments, some of them around the forks.
+    // The primary is killed at several moments, some of them around the forks.
     for lines in 1..=4 {
         let mut server = Server::builder().workers(4).spawn();
-        wait::until("the start", || server.log().lines().count() >= lines);
+        wait::wait_until("the start", || server.log().lines().count() >= lines);
         let pids = server.worker_pids();
         server.kill_primary();
         process::wait_ended(&pids);

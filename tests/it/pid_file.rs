@@ -12,7 +12,7 @@ fn the_pid_file_holds_the_primary_pid_and_is_removed_at_the_end() {
     let path = server.dir().join("pid");
     assert_eq!(fs::read_to_string(&path).expect("pid file"), format!("{}\n", server.pid()));
     server.signal(Signal::SIGTERM);
-    wait::until("the end of the file", || !path.exists());
+    wait::wait_until("the end of the file", || !path.exists());
     server.wait_clean_exit(0);
 }
 
@@ -39,7 +39,7 @@ fn a_stale_pid_file_is_replaced() {
     let pids = server.worker_pids();
     let path = server.dir().join("pid");
     server.kill_primary();
-    wait::until("the end of the orphans", || pids.iter().all(|pid| process::has_ended(*pid)));
+    wait::wait_until("the end of the orphans", || pids.iter().all(|pid| process::has_ended(*pid)));
     assert!(path.exists());
     let again = Server::builder().args(["--pid-file".into(), path.clone()]).start();
     assert_eq!(fs::read_to_string(&path).expect("pid file"), format!("{}\n", again.pid()));

@@ -47,7 +47,7 @@ impl NamespacedServer {
 
     /// Waits until two workers serve, one of which has this id.
     fn wait_workers(&self, id: u64) {
-        wait::until("two workers", || {
+        wait::wait_until("two workers", || {
             let request = serde_json::json!({ "verb": "status" });
             let reply = control::request(&self.dir.path().join("control"), &request);
             reply.is_some_and(|reply| {
@@ -61,11 +61,13 @@ impl NamespacedServer {
     /// Returns the pid of the primary outside the namespace.
     fn pid(&self) -> u32 {
         let child = || process::children(self.outside.id()).first().copied();
-        wait::until_some("the first process", child)
+        wait::wait_until_some("the first process", child)
     }
 
     fn wait_end(&mut self) -> ExitStatus {
-        wait::until_some("its end", || self.outside.try_wait().expect("a child of this process"))
+        wait::wait_until_some("its end", || {
+            self.outside.try_wait().expect("a child of this process")
+        })
     }
 
     fn release_orphans(&self) {
@@ -89,7 +91,7 @@ fn as_pid_1_foreign_orphans_are_reaped() {
     let primary = server.pid();
     assert_eq!(process::children(primary).len(), 102, "the orphans are its children");
     server.release_orphans();
-    wait::until("the end of all orphans", || {
+    wait::wait_until("the end of all orphans", || {
         (process::children(primary).len(), process::zombies(primary).len()) == (2, 0)
     });
     // Deaths of workers are still noticed.

@@ -27,7 +27,7 @@ fn events_of_worker(server: &Server, worker: u64) -> Vec<String> {
 /// Waits until the latest event of the worker starts with `last`, and returns all its events.
 #[track_caller]
 fn wait_event(server: &Server, worker: u64, last: &str) -> Vec<String> {
-    wait::until_some(&format!("{last:?} of worker {worker}"), || {
+    wait::wait_until_some(&format!("{last:?} of worker {worker}"), || {
         let life = events_of_worker(server, worker);
         life.last().is_some_and(|line| line.starts_with(last)).then_some(life)
     })
@@ -41,7 +41,7 @@ fn run_commands(server: &Server, commands: &[&str]) {
     std::fs::rename(&file, server.dir().join("commands")).expect("renamed");
     server.signal(Signal::SIGTTIN);
     let last = commands.last().expect("a command");
-    wait::until(&format!("{last:?} done"), || command_result(server, last).is_some());
+    wait::wait_until(&format!("{last:?} done"), || command_result(server, last).is_some());
 }
 
 /// Returns the result of a command, once it was run.
@@ -59,7 +59,7 @@ fn event_names(life: &[String]) -> Vec<&str> {
 #[track_caller]
 fn wait_request_in_handler(server: &Server) {
     let file = server.dir().join("waiting");
-    wait::until("a request that waits", || std::fs::remove_file(&file).is_ok());
+    wait::wait_until("a request that waits", || std::fs::remove_file(&file).is_ok());
 }
 
 const ALL_EVENTS: [&str; 6] = ["fork", "online", "listening", "disconnect", "exit", "replaced"];
@@ -101,7 +101,7 @@ fn a_disconnected_worker_drains_and_is_not_replaced() {
     client.send("GET /poll HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
     wait_request_in_handler(&server);
     run_commands(&server, &["disconnect 1", "disconnect 2"]);
-    assert_eq!(client.read_soon().expect("answer").text(), "goodbye");
+    assert_eq!(client.read_within_10_seconds().expect("answer").text(), "goodbye");
     drop(client);
     for worker in [1, 2] {
         let life = wait_event(&server, worker, "exit");
@@ -113,8 +113,8 @@ fn a_disconnected_worker_drains_and_is_not_replaced() {
     assert_eq!(server.worker_pids().len(), 1);
     // A reload fills the slots again, without `replaced` events of the disconnected workers.
     server.signal(Signal::SIGHUP);
-    wait::until("a reload", || read_events(&server).contains(&"reloaded".to_string()));
-    wait::until("two new workers", || server.worker_pids().len() == 2);
+    wait::wait_until("a reload", || read_events(&server).contains(&"reloaded".to_string()));
+    wait::wait_until("two new workers", || server.worker_pids().len() == 2);
     for worker in [1, 2] {
         assert_eq!(event_names(&events_of_worker(&server, worker)), ALL_EVENTS[..5]);
     }
@@ -125,7 +125,7 @@ fn a_disconnected_worker_drains_and_is_not_replaced() {
 fn a_worker_can_disconnect_itself() {
     let server = start_events(2);
     assert_eq!(server.get("/disconnect").text(), "true");
-    let gone = wait::until_some("an end", || {
+    let gone = wait::wait_until_some("an end", || {
         let lines = read_events(&server);
         lines.iter().find(|line| line.contains(" exit ")).cloned()
     });
@@ -151,7 +151,7 @@ fn kill_and_disconnect_can_be_combined() {
     let commands: Vec<String> = ids.iter().map(|id| format!("disconnect {id}")).collect();
     let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
     run_commands(&server, &commands);
-    let hangs = wait::until_some("one that hangs", || {
+    let hangs = wait::wait_until_some("one that hangs", || {
         let left: Vec<u64> =
             ids.iter().copied().filter(|id| event_count(&server, *id) < 5).collect();
         (left.len() == 1).then(|| left[0])
@@ -167,7 +167,7 @@ fn event_count(server: &Server, worker: u64) -> usize {
     events_of_worker(server, worker).len()
 }
 
-/// Returns the ids of serving workers, by the hook.
+/// Returns the ids of serving workers, as the hook lists them.
 #[track_caller]
 fn serving_ids(server: &Server) -> Vec<u64> {
     run_commands(server, &["workers"]);
@@ -231,7 +231,7 @@ fn fork_with_sets_the_environment_of_a_worker_and_its_replacement() {
     assert!(command_result(&server, "fork =x").expect("done").contains("fork_with"));
     wait_event(&server, id, "listening");
     let find = |server: &Server| {
-        wait::until_some("the worker with a role", || {
+        wait::wait_until_some("the worker with a role", || {
             let answers: Vec<String> =
                 (0..20).map(|_| server.get("/env/ROLE").text().to_string()).collect();
             answers.into_iter().find(|answer| answer.ends_with(" mail"))
@@ -249,12 +249,14 @@ fn on_restart_can_leave_a_slot_empty_until_the_next_reload() {
     let server = start_events(2);
     std::fs::write(server.dir().join("veto"), "").expect("written");
     process::send_signal(server.worker_pid(1), Signal::SIGKILL);
-    wait::until("an empty slot", || server.status()["primary"]["vacant"] == serde_json::json!([0]));
+    wait::wait_until("an empty slot", || {
+        server.status()["primary"]["vacant"] == serde_json::json!([0])
+    });
     assert_eq!(event_names(&events_of_worker(&server, 1)), ALL_EVENTS[..5]);
     assert_eq!(server.worker_pids().len(), 1);
     server.signal(Signal::SIGHUP);
-    wait::until("a reload", || read_events(&server).contains(&"reloaded".to_string()));
-    wait::until("two workers", || server.worker_pids().len() == 2);
+    wait::wait_until("a reload", || read_events(&server).contains(&"reloaded".to_string()));
+    wait::wait_until("two workers", || server.worker_pids().len() == 2);
     server.stop();
 }
 
@@ -275,7 +277,7 @@ fn a_panicking_or_slow_hook_is_named_and_kept() {
 fn a_hook_can_reload_scale_and_stop() {
     let mut server = start_events(1);
     run_commands(&server, &["reload"]);
-    wait::until("a reload", || read_events(&server).contains(&"reloaded".to_string()));
+    wait::wait_until("a reload", || read_events(&server).contains(&"reloaded".to_string()));
     run_commands(&server, &["scale 1", "stop"]);
     assert_eq!(server.wait_exit().code(), Some(0));
     let events = read_events(&server);
@@ -302,8 +304,8 @@ fn simultaneous_disconnects_are_each_reported_once_in_order() {
     std::fs::rename(&file, server.dir().join("commands")).expect("renamed");
     // The hook reads the commands at a scale event.
     server.signal(nix::sys::signal::Signal::SIGTTIN);
-    wait::until("eight exits", || read_file().matches(" exit ").count() == 8);
-    wait::until("the ninth serves", || read_file().contains("9 listening "));
+    wait::wait_until("eight exits", || read_file().matches(" exit ").count() == 8);
+    wait::wait_until("the ninth serves", || read_file().contains("9 listening "));
     for worker in 1..=8 {
         let text = read_file();
         let life = text.lines().filter_map(|line| line.strip_prefix(&format!("{worker} ")));

@@ -7,7 +7,7 @@ use crate::support::{Server, process, wait};
 /// Waits until the workers have these titles.
 #[track_caller]
 fn wait_titles(server: &Server, wanted: &[&str]) {
-    wait::until(&format!("{wanted:?}"), || {
+    wait::wait_until(&format!("{wanted:?}"), || {
         let mut titles: Vec<_> =
             server.worker_pids().into_iter().map(process::command_line).collect();
         titles.sort();

@@ -112,7 +112,7 @@ fn many_sighups_are_coalesced_into_a_few_reloads() {
     barrier.release();
     // Runs after all earlier requests.
     server.run_verb(&["reload"]);
-    let status = wait::until_some("two workers only", || {
+    let status = wait::wait_until_some("two workers only", || {
         Some(server.status()).filter(|s| s["workers"].as_array().map(Vec::len) == Some(2))
     });
     let generation = &status["primary"]["generation"];
@@ -171,7 +171,7 @@ fn a_stop_during_a_reload_exits_with_status_0() {
         let server = ProcessBuilder::program("boot-fails-if-broken").start();
         let _barrier = BootBarrier::new(server.dir());
         server.signal(Signal::SIGHUP);
-        wait::until("a worker that boots", || server.worker_pids().len() > 2);
+        wait::wait_until("a worker that boots", || server.worker_pids().len() > 2);
         server.signal(Signal::SIGTERM);
         server.wait_clean_exit(0);
     }
@@ -182,7 +182,7 @@ fn a_waiting_reload_verb_fails_when_the_cluster_stops() {
     let server = ProcessBuilder::program("boot-fails-if-broken").start();
     let _barrier = BootBarrier::new(server.dir());
     let why = std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| server.verb_fails(&["reload"], 1));
+        let waiting = scope.spawn(|| server.assert_verb_fails(&["reload"], 1));
         server.wait_log(&["control", "uid="]);
         server.signal(Signal::SIGTERM);
         waiting.join().expect("the verb")
@@ -209,7 +209,7 @@ fn write_config(server: &Server, text: &str) {
 fn assert_reload_fails(server: &Server, why: &str) {
     let pids = server.worker_pids();
     let before = server.count_log(&["ERROR", "reload"]);
-    let error = server.verb_fails(&["reload"], 1);
+    let error = server.assert_verb_fails(&["reload"], 1);
     assert!(error.contains(why), "{why}: {error}");
     let text = server.log();
     let errors: Vec<_> = log::lines_with(&text, &["ERROR", "reload"]).collect();

@@ -37,7 +37,7 @@ fn widening_and_narrowing_an_address_refuses_no_connection() {
             reload_with_config(&server, &text(&format!("['127.0.0.1:{port}']")));
             let refused =
                 || Client::connect(&tcp_address("127.0.0.2", port)).err() == Some(Failure::Refused);
-            wait::until("the end of the wide address", refused);
+            wait::wait_until("the end of the wide address", refused);
             load.wait_answered(10);
         }
         let tally = load.stop();
@@ -141,7 +141,7 @@ fn a_port_of_another_program_fails_the_reload_with_its_holder() {
     other.bind(&there.into()).expect("bind");
     other.listen(1).expect("listen");
     write_config(&server, &text(&format!("0.0.0.0:{port}")));
-    let error = server.verb_fails(&["reload"], 1);
+    let error = server.assert_verb_fails(&["reload"], 1);
     let pid = std::process::id().to_string();
     assert!(log::contains_word(&error, &pid) && error.contains("0.0.0.0"), "{error}");
     assert_served(&tcp_address("127.0.0.1", port));
@@ -160,7 +160,7 @@ fn a_reload_restores_a_removed_socket_file() {
             assert_served(&Address::Unix(path.clone()));
         }
         server.signal(nix::sys::signal::Signal::SIGTERM);
-        wait::until("the end of the file", || !path.exists());
+        wait::wait_until("the end of the file", || !path.exists());
         server.wait_clean_exit(0);
     }
 }
@@ -172,12 +172,12 @@ fn foreign_files_at_the_socket_path_fail_the_reload() {
     let path = server.dir().join("socket");
     std::fs::remove_file(&path).expect("remove");
     std::fs::write(&path, "data").expect("write");
-    let error = server.verb_fails(&["reload"], 1);
+    let error = server.assert_verb_fails(&["reload"], 1);
     assert!(error.contains("socket"), "{error}");
     assert_eq!(std::fs::read_to_string(&path).expect("kept"), "data");
     std::fs::remove_file(&path).expect("remove");
     let other = UnixListener::bind(&path).expect("bind");
-    let error = server.verb_fails(&["reload"], 1);
+    let error = server.assert_verb_fails(&["reload"], 1);
     assert!(log::contains_word(&error, &std::process::id().to_string()), "{error}");
     drop(other);
     // A stale socket is replaced.
@@ -198,7 +198,7 @@ fn a_failed_reload_keeps_a_restored_socket_served() {
         &server,
         &format!("bind = ['unix:socket', '127.0.0.1:0', '{taken_at}']\nworkers = 1\n"),
     );
-    server.verb_fails(&["reload"], 1);
+    server.assert_verb_fails(&["reload"], 1);
     if path.exists() {
         assert_served(&Address::Unix(path));
     }
@@ -266,7 +266,7 @@ fn a_host_name_binds_all_its_addresses_on_one_port() {
     // An unknown host name fails the reload without interrupting service.
     let server = server.allow_errors(&["reload"]);
     write_config(&server, "bind = ['no-such-name.invalid:0']\nworkers = 1\n");
-    let error = server.verb_fails(&["reload"], 1);
+    let error = server.assert_verb_fails(&["reload"], 1);
     assert!(error.contains("no-such-name.invalid"), "{error}");
     addresses.iter().for_each(assert_served);
     server.stop();
@@ -281,7 +281,7 @@ fn a_reload_refuses_descriptors_that_were_not_passed() {
     let server = Server::builder().config(1, text).start().allow_errors(&["reload"]);
     for number in 3..30 {
         write_config(&server, &format!("bind = ['127.0.0.1:0', 'fd://{number}']\nworkers = 1\n"));
-        let error = server.verb_fails(&["reload"], 1);
+        let error = server.assert_verb_fails(&["reload"], 1);
         assert!(error.contains(&number.to_string()), "{number}: {error}");
         assert_eq!(server.get("/").status, 200);
     }
@@ -314,7 +314,7 @@ fn a_passed_descriptor_survives_reloads_and_an_upgrade() {
     assert_served(&address);
     reload_with_config(&server, "bind = ['127.0.0.1:0']\nworkers = 1\n");
     write_config(&server, both);
-    let error = server.verb_fails(&["reload"], 1);
+    let error = server.assert_verb_fails(&["reload"], 1);
     assert!(error.contains("fd://3"), "{error}");
     server.stop();
 }
@@ -350,14 +350,16 @@ fn a_shut_down_listener_is_not_ready_and_does_not_spin() {
         listener.shutdown(std::net::Shutdown::Both).expect("shutdown");
         let port = server.port().to_string();
         server.wait_log(&["ERROR", &port]);
-        wait::until("not ready", || kept.get("/readyz").is_ok_and(|answer| answer.status == 503));
+        wait::wait_until("not ready", || {
+            kept.get("/readyz").is_ok_and(|answer| answer.status == 503)
+        });
         let state = || server.status()["workers"][0]["state"].clone();
-        wait::until("a state that is not serving", || state() == "cannot-accept");
+        wait::wait_until("a state that is not serving", || state() == "cannot-accept");
         // The acceptor backs off instead of spinning.
         let burner = if policy == "shared" { server.worker_pids()[0] } else { server.pid() };
         assert!(crate::support::process::cpu_share(burner) < 0.5);
         assert_eq!(server.count_log(&["ERROR", &port]), 1);
-        server.verb_fails(&["reload"], 1);
+        server.assert_verb_fails(&["reload"], 1);
         drop(kept);
         server.stop();
     }

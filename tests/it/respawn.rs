@@ -65,7 +65,7 @@ fn a_worker_that_gets_sigterm_is_replaced() {
     let pid = server.worker_pids()[0];
     process::send_signal(pid, Signal::SIGTERM);
     server.wait_replaced(1);
-    wait::until("the end of the old one", || !server.worker_pids().contains(&pid));
+    wait::wait_until("the end of the old one", || !server.worker_pids().contains(&pid));
     let text = server.stop();
     assert_eq!(log::warnings_and_errors(&text), Vec::<&str>::new());
 }

@@ -18,7 +18,7 @@ fn every_request_is_counted_once() {
     }
     server.get("/nowhere");
     let cluster = server.cluster();
-    // Including the request to /cluster itself.
+    // The total includes the request to /cluster itself.
     assert_eq!(total_requests(&cluster), 32, "{cluster}");
     assert_eq!(cluster["totals"]["accepted"], 32);
     assert_eq!(cluster["totals"]["responses"], serde_json::json!([0, 30, 0, 1, 0]));
@@ -72,9 +72,11 @@ fn a_request_in_flight_is_shown_with_its_path_and_age() {
     assert_eq!(requests[0]["request"], "GET /sleep/600000");
     assert_eq!(requests[0]["on_loop"], false);
     let age = requests[0]["age_ms"].as_u64().expect("a number");
-    wait::until("it to grow older", || shown()[0]["age_ms"].as_u64().is_some_and(|now| now > age));
+    wait::wait_until("it to grow older", || {
+        shown()[0]["age_ms"].as_u64().is_some_and(|now| now > age)
+    });
     drop(client);
-    wait::until("it to be gone", || shown().is_empty());
+    wait::wait_until("it to be gone", || shown().is_empty());
     server.stop();
 }
 
@@ -84,7 +86,7 @@ fn a_blocking_handler_is_shown_as_on_loop() {
     let mut client = server.connect();
     client.send("GET /fib/50?on=loop HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     server.wait_in_flight("/fib/50");
-    wait::until("it on the loop, and the pulse gone", || {
+    wait::wait_until("it on the loop, and the pulse gone", || {
         let cluster = server.cluster();
         let workers = cluster["workers"].as_array().cloned().expect("workers");
         workers.iter().any(|w| {
@@ -109,7 +111,7 @@ fn request_paths_are_escaped_and_truncated() {
         client.send(request).expect("send");
         clients.push(client);
     }
-    let requests = wait::until_some("all of them", || {
+    let requests = wait::wait_until_some("all of them", || {
         let cluster = server.cluster();
         let serving = cluster["workers"][0]["serving"].as_array().cloned()?;
         let texts = serving.iter().filter_map(|r| r["request"].as_str().map(str::to_string));

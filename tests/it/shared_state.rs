@@ -11,7 +11,7 @@ use crate::support::{Server, env_count, process, wait};
 /// Returns the snapshot of the shared state with this name.
 #[track_caller]
 pub fn read_shared(server: &Server, name: &str) -> Value {
-    let all = wait::until_some("a snapshot", || Some(server.try_get("/").ok()?.json()));
+    let all = wait::wait_until_some("a snapshot", || Some(server.try_get("/").ok()?.json()));
     let found = all.as_array().and_then(|all| all.iter().find(|one| one["name"] == name));
     found.unwrap_or_else(|| panic!("no {name} in {all}")).clone()
 }
@@ -26,7 +26,7 @@ fn kill_busy_workers(server: &Server) -> usize {
     let kills = env_count("PREFORK_SHARED_KILLS", 30);
     for kill in 0..kills {
         server.wait_replaced(kill);
-        wait::until("all are busy", || shared_value(server, "busy") == 4);
+        wait::wait_until("all are busy", || shared_value(server, "busy") == 4);
         let pids = server.worker_pids();
         process::send_signal(pids[kill % pids.len()], Signal::SIGKILL);
     }
@@ -37,7 +37,7 @@ fn kill_busy_workers(server: &Server) -> usize {
 
 fn stop_work(server: &Server) {
     server.get("/stop");
-    wait::until("no worker is busy", || shared_value(server, "busy") == 0);
+    wait::wait_until("no worker is busy", || shared_value(server, "busy") == 0);
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn a_shared_counter_survives_kills_and_reloads() {
     let before = shared_value(&server, "count");
     server.signal(Signal::SIGHUP);
     server.wait_replaced(kills as usize + 4);
-    wait::until("all are busy", || shared_value(&server, "busy") == 4);
+    wait::wait_until("all are busy", || shared_value(&server, "busy") == 4);
     stop_work(&server);
     let counted = shared_value(&server, "count");
     let file = std::fs::metadata(server.dir().join("acknowledged")).expect("the file");
@@ -70,13 +70,13 @@ fn a_shared_counter_survives_kills_and_reloads() {
 #[test]
 fn a_rate_limiter_is_exact_over_all_workers() {
     let server = start_shared("shared-limiter", 8);
-    wait::until("all are busy", || shared_value(&server, "busy") == 8);
+    wait::wait_until("all are busy", || shared_value(&server, "busy") == 8);
     let before = Instant::now();
     server.get("/go");
     // More than the burst, so that refilled tokens are among them.
-    wait::until("5000 tokens are taken", || shared_value(&server, "second_admitted") >= 5000);
+    wait::wait_until("5000 tokens are taken", || shared_value(&server, "second_admitted") >= 5000);
     server.get("/stop");
-    wait::until("no worker is busy", || shared_value(&server, "busy") == 0);
+    wait::wait_until("no worker is busy", || shared_value(&server, "busy") == 0);
     let most = 1000.0 + before.elapsed().as_secs_f64() * 2000.0;
     let admitted = shared_value(&server, "second_admitted") as f64;
     eprintln!("{admitted} admitted; at most {most:.0}");
@@ -118,7 +118,7 @@ fn leader_pid(server: &Server, role: &str) -> Option<u32> {
 
 #[track_caller]
 fn wait_leader(server: &Server, role: &str) -> u32 {
-    wait::until_some("a leader", || leader_pid(server, role))
+    wait::wait_until_some("a leader", || leader_pid(server, role))
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn a_dead_leader_is_succeeded_and_there_are_never_two() {
         let killed = Instant::now();
         process::send_signal(old, Signal::SIGKILL);
         let next = |server: &Server| leader_pid(server, "cron").filter(|pid| *pid != old);
-        let new = wait::until_some("another leader", || next(&server));
+        let new = wait::wait_until_some("another leader", || next(&server));
         slowest = slowest.max(killed.elapsed());
         assert!(server.worker_pids().contains(&new));
     }
@@ -144,7 +144,7 @@ fn a_dead_leader_is_succeeded_and_there_are_never_two() {
     assert!(slowest < Duration::from_secs(5), "{slowest:?}");
     let alone = || read_shared(&server, "alone")["value"].as_u64().expect("a number");
     let before = alone();
-    wait::until("the leader works", || alone() > before);
+    wait::wait_until("the leader works", || alone() > before);
     assert_eq!(read_shared(&server, "together")["value"], 0, "two have led at the same time");
     assert_eq!(read_shared(&server, "leading")["value"], 1);
     server.stop();
@@ -157,7 +157,7 @@ fn a_draining_leader_is_succeeded_by_a_new_worker() {
     assert!(old.contains(&wait_leader(&server, "cron")));
     server.signal(Signal::SIGHUP);
     server.wait_replaced(2);
-    wait::until("a new leader", || {
+    wait::wait_until("a new leader", || {
         leader_pid(&server, "cron").is_some_and(|pid| !old.contains(&pid))
     });
     assert_eq!(read_shared(&server, "together")["value"], 0);
@@ -174,7 +174,7 @@ fn leadership_in_a_file_is_shared_by_several_clusters() {
     assert!(first.worker_pids().contains(&led));
     assert_eq!(leader_pid(&second, "cron"), Some(led), "the other cluster knows the leader");
     first.stop();
-    let next = wait::until_some("another leader", || leader_pid(&second, "cron"));
+    let next = wait::wait_until_some("another leader", || leader_pid(&second, "cron"));
     assert!(second.worker_pids().contains(&next));
     second.stop();
 }
@@ -185,7 +185,9 @@ fn waiting_for_leadership_uses_no_cpu() {
     let led = wait_leader(&server, "cron");
     let waits = server.worker_pids().into_iter().find(|pid| *pid != led).expect("another worker");
     // The second thread waits for the lock in the kernel.
-    wait::until("the thread that waits", || process::stat(waits).is_some_and(|s| s.threads == 2));
+    wait::wait_until("the thread that waits", || {
+        process::stat(waits).is_some_and(|s| s.threads == 2)
+    });
     let share = process::cpu_share(waits);
     assert!(share < 0.1, "{share}");
     server.stop();
@@ -193,19 +195,22 @@ fn waiting_for_leadership_uses_no_cpu() {
 
 #[test]
 fn workers_waiting_for_each_others_leadership_do_not_deadlock() {
-    // The kernel refuses one of the two lock requests, as they form a cycle; which one is random, so each worker dies twice.
+    // The kernel refuses one of the two lock requests, as they form a cycle; which one is random, so each worker dies
+    // twice.
     for round in 0..4 {
         let server = start_shared("leadership-cycle", 2);
         let pair = || (leader_pid(&server, "one"), leader_pid(&server, "two"));
-        wait::until("both ask for the other's", || read_shared(&server, "waiting")["value"] == 2);
+        wait::wait_until("both ask for the other's", || {
+            read_shared(&server, "waiting")["value"] == 2
+        });
         let (Some(one), Some(two)) = pair() else { panic!("no leader: {:?}", pair()) };
         assert_ne!(one, two);
         for pid in [one, two] {
-            wait::until("both wait", || process::stat(pid).is_some_and(|s| s.threads == 2));
+            wait::wait_until("both wait", || process::stat(pid).is_some_and(|s| s.threads == 2));
         }
         let (victim, successor) = if round % 2 == 0 { (one, two) } else { (two, one) };
         process::send_signal(victim, Signal::SIGKILL);
-        wait::until("the other leads both", || pair() == (Some(successor), Some(successor)));
+        wait::wait_until("the other leads both", || pair() == (Some(successor), Some(successor)));
         server.wait_replaced(1);
         server.stop();
     }

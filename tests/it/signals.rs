@@ -35,7 +35,7 @@ const IGNORED_BY_THE_PRIMARY: [Signal; 7] = [
 /// Waits until the process has no pending signal.
 #[track_caller]
 fn wait_signals_handled(pid: u32) {
-    wait::until("the signal is taken", || {
+    wait::wait_until("the signal is taken", || {
         let status =
             std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a living process");
         let waits = |name| {
@@ -79,7 +79,7 @@ fn a_stopped_worker_resumes_after_sigcont() {
     let server = Server::builder().workers(1).own_process_group().start();
     let pid = server.get("/").pid();
     process::send_signal(pid, Signal::SIGTSTP);
-    wait::until("it is stopped", || process::stat(pid).is_some_and(|stat| stat.state == 'T'));
+    wait::wait_until("it is stopped", || process::stat(pid).is_some_and(|stat| stat.state == 'T'));
     process::send_signal(pid, Signal::SIGCONT);
     assert_eq!(server.get("/").pid(), pid);
     server.stop();

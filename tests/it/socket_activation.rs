@@ -24,7 +24,7 @@ fn tcp_listener(at: &str) -> (SocketAddr, (String, OwnedFd)) {
 fn wait_answers_of(address: &Address, count: usize) {
     let mut seen = BTreeSet::new();
     let mut held = Vec::new();
-    wait::until(&format!("answers of {count} workers"), || {
+    wait::wait_until(&format!("answers of {count} workers"), || {
         let mut client = Client::connect(address).expect("connect");
         seen.insert(client.get("/").expect("answer").pid());
         held.push(client);
@@ -169,7 +169,9 @@ fn restart_after_primary_kill(
     let second = next();
     assert_eq!(second.address(), &address);
     load.wait_answered(48);
-    wait::until("the end of the orphans", || orphans.iter().all(|pid| process::has_ended(*pid)));
+    wait::wait_until("the end of the orphans", || {
+        orphans.iter().all(|pid| process::has_ended(*pid))
+    });
     load.wait_answered(24);
     let tally = load.stop();
     assert_eq!(tally.refused, 0, "{tally:?}");
@@ -194,7 +196,7 @@ fn with_the_fd_store_a_killed_primary_refuses_no_connection() {
         let second = restart_after_primary_kill(&manager, server, lost, || {
             pass_sockets(start(), manager.stored_descriptors()).start()
         });
-        // Twice, as the restarted primary must store its sockets, too.
+        // The primary is killed twice, as the restarted primary must store its sockets, too.
         let third = restart_after_primary_kill(&manager, second, lost, || {
             pass_sockets(start(), manager.stored_descriptors()).start()
         });
@@ -245,19 +247,19 @@ fn unused_sockets_are_removed_from_the_fd_store() {
     std::fs::write(server.dir().join("prefork.toml"), text("'127.0.0.1:0'")).expect("write");
     server.signal(Signal::SIGHUP);
     server.wait_generation(2);
-    wait::until("one is let go", || manager.stored_names() == ["prefork-0-127.0.0.1%3A0"]);
+    wait::wait_until("one is let go", || manager.stored_names() == ["prefork-0-127.0.0.1%3A0"]);
     // An upgrade stores the socket that it opens, and no socket twice.
     let three = text("'127.0.0.1:0', '127.0.0.3:0'");
     std::fs::write(server.dir().join("prefork.toml"), three).expect("write");
     server.signal(Signal::SIGUSR2);
     server.wait_generation(3);
-    wait::until("the new one is kept", || manager.stored_names().len() == 2);
+    wait::wait_until("the new one is kept", || manager.stored_names().len() == 2);
     let kept = manager.stored_descriptors();
     server.stop();
     // A start without this address removes it from the store, too.
     let builder = manager.attach(Server::builder()).env("FDSTORE", "8");
     let second = pass_sockets(builder, kept).start();
-    wait::until("it is let go", || manager.stored_names() == ["prefork-0-127.0.0.1%3A0"]);
+    wait::wait_until("it is let go", || manager.stored_names() == ["prefork-0-127.0.0.1%3A0"]);
     second.stop();
 }
 

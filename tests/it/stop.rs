@@ -108,7 +108,7 @@ fn a_second_stop_signal_stops_immediately() {
     server.signal(Signal::SIGTERM);
     server.wait_phase("stopping");
     // Two signals within 100 ms count as one.
-    wait::until_elapsed(Instant::now(), Duration::from_millis(150));
+    wait::wait_until_elapsed(Instant::now(), Duration::from_millis(150));
     server.signal(Signal::SIGINT);
     let failure = client.read().expect_err("it was not finished");
     assert!(matches!(failure, Failure::Closed | Failure::Reset), "{failure:?}");
@@ -159,7 +159,7 @@ fn a_frozen_worker_is_killed_at_the_graceful_timeout() {
     let _client = server.start_request("/fib/50?on=loop");
     server.signal(Signal::SIGTERM);
     let text = server.wait_clean_exit(0);
-    // The reason, and the exit.
+    // One line for the reason, and one for the exit.
     assert_eq!(log::lines_with(&text, &["WARN", "graceful-timeout"]).count(), 1, "{text}");
     assert!(log::lines_with(&text, &["WARN", "worker="]).count() >= 2, "{text}");
 }
@@ -211,7 +211,7 @@ fn drain_delay_answers_not_ready_and_accepts_until_a_second_signal() {
     assert_eq!(server.cluster()["primary"]["phase"], "stopping");
     load.wait_answered(20);
     let announced = std::time::Instant::now();
-    wait::until_elapsed(announced, std::time::Duration::from_millis(150));
+    wait::wait_until_elapsed(announced, std::time::Duration::from_millis(150));
     server.signal(Signal::SIGTERM);
     let tally = load.join();
     assert_eq!(tally.failures(), 0, "{tally:?}");
@@ -241,7 +241,7 @@ fn during_drain_delay_workers_are_replaced_and_reloads_refused() {
     crate::support::process::send_signal(server.worker_pids()[0], Signal::SIGKILL);
     server.wait_replaced(1);
     assert_eq!(server.get("/").status, 200);
-    let why = server.verb_fails(&["reload"], 1);
+    let why = server.assert_verb_fails(&["reload"], 1);
     assert!(why.contains("stopping"), "{why}");
     assert_eq!(server.status()["primary"]["phase"], "stopping");
     server.signal(Signal::SIGQUIT);

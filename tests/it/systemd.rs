@@ -110,7 +110,7 @@ fn watchdog_pings_need_a_serving_worker_and_a_running_primary() {
     manager.wait_message("WATCHDOG=1");
     let fed_again = |times: usize| {
         manager.clear_messages();
-        wait::until("sign of life", || manager.count_messages("WATCHDOG=1") >= times);
+        wait::wait_until("sign of life", || manager.count_messages("WATCHDOG=1") >= times);
     };
     fed_again(3);
     let starves = || {

@@ -28,7 +28,7 @@ impl FakeCheckout {
             place.write(script, "true");
         }
         for name in SCRIPTS {
-            place.e2e(name, "echo ok it");
+            place.write_e2e_script(name, "echo ok it");
         }
         place
     }
@@ -48,7 +48,7 @@ impl FakeCheckout {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
     }
 
-    fn e2e(&self, name: &str, script: &str) {
+    fn write_e2e_script(&self, name: &str, script: &str) {
         self.write(&format!("scripts/e2e/{name}"), script);
     }
 
@@ -70,7 +70,7 @@ impl FakeCheckout {
     }
 
     #[track_caller]
-    fn fails(&self, limit: u32, last: &str) {
+    fn assert_fails(&self, limit: u32, last: &str) {
         let (passed, output) = self.run(limit);
         assert!(!passed && output.contains(&format!("\nfailed: {last}")), "{output}");
     }
@@ -79,7 +79,7 @@ impl FakeCheckout {
 #[test]
 fn all_passed_is_printed_only_if_every_step_passed() {
     let place = FakeCheckout::new();
-    place.e2e("pid1", "echo 'skipped: pid1: needs root'");
+    place.write_e2e_script("pid1", "echo 'skipped: pid1: needs root'");
     let (passed, output) = place.run(600);
     assert!(passed, "{output}");
     assert!(output.contains("\nskipped: pid1: needs root\n"), "{output}");
@@ -99,21 +99,21 @@ fn failed_killed_and_silent_steps_fail_the_run() {
         ("true", "(printed neither ok nor skipped)"),
     ] {
         let place = FakeCheckout::new();
-        place.e2e("another", script);
-        place.fails(600, &format!("scripts/e2e/another {why}"));
+        place.write_e2e_script("another", script);
+        place.assert_fails(600, &format!("scripts/e2e/another {why}"));
     }
     let place = FakeCheckout::new();
     place.write("bin/cargo", "[ \"$1\" != test ] || exit 101");
-    place.fails(600, "cargo test (status 101)");
+    place.assert_fails(600, "cargo test (status 101)");
     let place = FakeCheckout::new();
     place.write("scripts/book", "exit 101");
-    place.fails(600, "scripts/book (status 101)");
+    place.assert_fails(600, "scripts/book (status 101)");
 }
 
 #[test]
 fn steps_without_time_left_fail_the_run() {
     let place = FakeCheckout::new();
-    place.fails(0, "cargo fmt --check (no time left of 0 s");
-    place.e2e("pid1", "echo ok it; sleep 600");
-    place.fails(1, "");
+    place.assert_fails(0, "cargo fmt --check (no time left of 0 s");
+    place.write_e2e_script("pid1", "echo ok it; sleep 600");
+    place.assert_fails(1, "");
 }

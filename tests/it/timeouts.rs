@@ -29,8 +29,8 @@ fn total_counter(server: &Server, counter: &str) -> u64 {
 fn a_client_that_never_reads_is_cut_at_the_send_timeout() {
     let server = Server::with(1, &["--send-timeout", "300ms"]);
     let _client = request_without_reading(&server);
-    wait::until("the response is given up", || total_counter(&server, "cut") == 1);
-    wait::until("its request is over", || server.active_requests() == 0);
+    wait::wait_until("the response is given up", || total_counter(&server, "cut") == 1);
+    wait::wait_until("its request is over", || server.active_requests() == 0);
     server.stop();
 }
 
@@ -57,15 +57,15 @@ fn a_missing_body_is_408_at_the_body_timeout() {
 
 #[test]
 fn a_response_being_sent_is_not_cut_for_a_missing_body() {
-    const LENGTH: usize = 50_000_000;
+    const BODY_LENGTH: usize = 50_000_000;
     let server = Server::with(1, &["--body-timeout", "200ms"]);
     let mut client = server.connect();
-    let head = format!("GET /bytes/{LENGTH} HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n");
+    let head = format!("GET /bytes/{BODY_LENGTH} HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n");
     client.send(head).expect("send");
     // Far more than the buffers hold is unsent when the timeout is over.
     assert_eq!(server.get("/sleep/1000").status, 200);
     let answer = client.read().expect("answer");
-    assert_eq!((answer.status, answer.closes(), answer.body.len()), (200, true, LENGTH));
+    assert_eq!((answer.status, answer.closes(), answer.body.len()), (200, true, BODY_LENGTH));
     server.stop();
 }
 
@@ -74,7 +74,7 @@ fn a_body_slower_than_min_body_rate_is_408() {
     let server = Server::with(1, &["--body-timeout", "2s", "--min-body-rate", "1KiB"]);
     let mut client = request_without_body(&server, 1_000_000);
     let mut sent = 0;
-    let answer = wait::until_some("it is too slow", || {
+    let answer = wait::wait_until_some("it is too slow", || {
         sent += usize::from(client.send("x").is_ok());
         wait::wait_for_duration(Duration::from_millis(20));
         client.has_input().then(|| client.read().expect("answer"))
@@ -108,10 +108,10 @@ fn a_server_recovers_from_clients_that_hold_all_connections() {
         let workers = status["workers"].as_array().expect("workers");
         workers.iter().filter(|worker| worker["full"] == true).count()
     };
-    wait::until("a full worker", || full() > 0);
+    wait::wait_until("a full worker", || full() > 0);
     assert_eq!(server.get("/healthz").text(), "ok\n");
     drop(clients);
-    wait::until("room for connections", || full() == 0);
+    wait::wait_until("room for connections", || full() == 0);
     server.stop();
 }
 
@@ -124,9 +124,9 @@ fn the_status_shows_full_workers() {
     let is_full = |client: &mut Client| {
         client.get("/cluster").expect("answer").json()["workers"][0]["full"] == true
     };
-    wait::until("it is full", || is_full(&mut first));
+    wait::wait_until("it is full", || is_full(&mut first));
     drop(second);
-    wait::until("it has room", || !is_full(&mut first));
+    wait::wait_until("it has room", || !is_full(&mut first));
     drop(first);
     assert_eq!(server.count_log(&["WARN", "worker=1"]), 1);
     server.stop();
@@ -139,7 +139,7 @@ fn a_handler_over_request_timeout_is_503() {
     let mut client = server.connect();
     let answer = client.get("/sleep/3600000").expect("answer");
     assert_eq!(answer.status, 503);
-    wait::until("its request is over", || server.active_requests() == 0);
+    wait::wait_until("its request is over", || server.active_requests() == 0);
     assert_eq!(total_counter(&server, "timed_out"), 1);
     server.wait_log(&["request-timeout", "GET /sleep/3600000"]);
     assert_eq!(server.get("/sleep/1").status, 200);
@@ -151,7 +151,7 @@ fn a_response_over_request_timeout_ends_the_connection() {
     let args = ["--request-timeout", "200ms", "--send-timeout", "off"];
     let server = Server::with(1, &args).allow_errors(&["request-timeout"]);
     let mut client = request_without_reading(&server);
-    wait::until("the response is given up", || total_counter(&server, "timed_out") == 1);
+    wait::wait_until("the response is given up", || total_counter(&server, "timed_out") == 1);
     server.wait_log(&["request-timeout", "GET /bytes/1073741824"]);
     let _ = client.read_to_end();
     server.stop();
@@ -176,8 +176,8 @@ fn timeouts_apply_to_the_threads_model() {
     let server = server.allow_errors(&["request-timeout"]);
     let _client = request_without_reading(&server);
     assert_eq!(server.get("/sleep/3600000").status, 503);
-    wait::until("the response is given up", || total_counter(&server, "cut") == 1);
-    wait::until("nothing is in progress", || server.active_requests() == 0);
+    wait::wait_until("the response is given up", || total_counter(&server, "cut") == 1);
+    wait::wait_until("nothing is in progress", || server.active_requests() == 0);
     server.stop();
 }
 
@@ -191,7 +191,7 @@ fn max_buffered_bodies_limits_all_requests_together() {
     for client in &mut clients {
         client.send(&almost).expect("send");
     }
-    let refused = wait::until_some("there is no room", || {
+    let refused = wait::wait_until_some("there is no room", || {
         let answer = server.connect().post("/echo", &[b'y'; 1 << 19]).ok()?;
         (answer.status == 503).then_some(answer)
     });
@@ -200,7 +200,7 @@ fn max_buffered_bodies_limits_all_requests_together() {
     for client in &mut clients {
         assert_eq!(client.send_and_read("x").expect("answer").body.len(), 1 << 20);
     }
-    wait::until("there is room", || {
+    wait::wait_until("there is room", || {
         server.connect().post("/echo", &[b'y'; 1 << 19]).is_ok_and(|answer| answer.status == 200)
     });
     drop(clients);
@@ -234,8 +234,8 @@ fn http2_pings_do_not_change_the_keep_alive_timeout() {
     client.send(http2::get(1, "/")).expect("send");
     http2::read_until(&mut client, HEADERS, 1);
     let begun = Instant::now();
-    // A ping at each poll, even long after the timeout.
-    wait::until("the connection is closed", || {
+    // A ping is sent at each poll, even long after the timeout.
+    wait::wait_until("the connection is closed", || {
         let ping = frame(PING, 0, 0, b"are you?");
         let settings = [ping, frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])].concat();
         client.send(settings).is_err() || client.is_closed()

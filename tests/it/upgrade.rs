@@ -44,7 +44,7 @@ fn upgrades_keep_pid_and_socket_and_leak_no_descriptor() {
     load.wait_answered(24);
     let tally = load.stop();
     assert_eq!((tally.failures(), tally.refused, tally.ended), (0, 0, 0), "{tally:?}");
-    wait::until("as many descriptors as before", || {
+    wait::wait_until("as many descriptors as before", || {
         process::descriptors(server.pid()).len() == before.len()
     });
     // One more variable, and not one for each upgrade.
@@ -123,7 +123,7 @@ fn socket_and_pid_files_survive_upgrades() {
         assert_eq!(second.status, Some(69), "{}", second.stderr);
     }
     server.signal(Signal::SIGTERM);
-    wait::until("the end of its files", || {
+    wait::wait_until("the end of its files", || {
         ![&path, &pid_file, &control].into_iter().any(|file| file.exists())
     });
     server.wait_clean_exit(0);
@@ -185,7 +185,7 @@ fn an_upgrade_continues_when_its_client_disconnects() {
     let workers = server.worker_pids();
     client.write_all(&frame(r#"{"verb":"upgrade"}"#)).expect("send");
     // The new binary is checked in a child process.
-    wait::until("the candidate", || server.worker_pids() != workers);
+    wait::wait_until("the candidate", || server.worker_pids() != workers);
     drop(client);
     server.wait_generation(2);
     assert_eq!(server.status()["primary"]["generation"], 2);
@@ -259,7 +259,7 @@ fn descriptor_copies_in_other_processes_do_not_block_an_upgrade() {
     drop(copies);
     let control = server.control();
     server.signal(Signal::SIGTERM);
-    wait::until("the end of its files", || !control.exists() && !pid_file.exists());
+    wait::wait_until("the end of its files", || !control.exists() && !pid_file.exists());
     server.wait_clean_exit(0);
 }
 
@@ -283,7 +283,7 @@ fn a_reload_restores_a_removed_control_socket_and_pid_file() {
     ] {
         spoil();
         server.signal(Signal::SIGHUP);
-        wait::until("both files", || {
+        wait::wait_until("both files", || {
             let listens = UnixStream::connect(&control).is_ok();
             listens && std::fs::read_to_string(&pid_file).is_ok_and(|now| now == text)
         });
@@ -297,7 +297,7 @@ fn a_reload_restores_a_removed_control_socket_and_pid_file() {
     assert_eq!(std::fs::read_to_string(&control).expect("kept"), "data");
     std::fs::remove_file(&control).expect("remove");
     server.signal(Signal::SIGHUP);
-    wait::until("the control socket", || UnixStream::connect(&control).is_ok());
+    wait::wait_until("the control socket", || UnixStream::connect(&control).is_ok());
     server.stop();
 }
 
@@ -331,12 +331,12 @@ fn replace_binary(server: &Server, script: &str) {
 fn assert_upgrade_fails(server: &Server) -> String {
     let (pids, descriptors) = (server.worker_pids(), process::descriptors(server.pid()).len());
     let before = server.count_log(&["ERROR", "upgrade"]);
-    let why = server.verb_fails(&["upgrade"], 1);
+    let why = server.assert_verb_fails(&["upgrade"], 1);
     assert_eq!(server.count_log(&["ERROR", "upgrade"]), before + 1);
     // A killed upgrade check is a child of the primary until it is reaped, a moment after the reply.
-    wait::until("the same workers as before", || server.worker_pids() == pids);
+    wait::wait_until("the same workers as before", || server.worker_pids() == pids);
     assert!(pids.contains(&server.get("/").pid()));
-    wait::until("as many descriptors as before", || {
+    wait::wait_until("as many descriptors as before", || {
         process::descriptors(server.pid()).len() == descriptors
     });
     why
@@ -397,7 +397,7 @@ const HANGING_BINARY: &str =
 /// Waits until the hanging binary runs, and returns its pid.
 #[track_caller]
 fn wait_hanging_binary(server: &Server) -> u32 {
-    wait::until_some("the candidate", || {
+    wait::wait_until_some("the candidate", || {
         std::fs::read_to_string(server.dir().join("candidate")).ok()?.trim().parse().ok()
     })
 }
@@ -459,7 +459,7 @@ fn during_an_upgrade_check_reloads_are_refused_and_workers_replaced() {
     replace_binary(&server, HANGING_BINARY);
     server.signal(Signal::SIGUSR2);
     let candidate = wait_hanging_binary(&server);
-    let error = server.verb_fails(&["reload"], 1);
+    let error = server.assert_verb_fails(&["reload"], 1);
     assert!(error.contains("upgrade"), "{error}");
     let pid = server.get("/").pid();
     process::send_signal(pid, Signal::SIGKILL);
@@ -529,7 +529,7 @@ fn a_new_image_that_fails_after_exec_reports_the_reason() {
              'exec {dir}/good \"$@\"' > new; chmod 755 new"
         ),
     );
-    let error = server.verb_fails(&["upgrade"], 1);
+    let error = server.assert_verb_fails(&["upgrade"], 1);
     assert!(error.contains("prefork.toml"), "{error}");
     let mut server = server;
     assert_eq!(server.wait_exit().code(), Some(78));

@@ -23,7 +23,7 @@ fn run_job(server: &Server, number: u32) -> (u32, u32) {
 /// Waits until another process than `before` runs the jobs of this consumer, and returns its pid.
 #[track_caller]
 fn wait_other_consumer(server: &Server, number: u32, before: u32) -> u32 {
-    wait::until_some("another consumer", || {
+    wait::wait_until_some("another consumer", || {
         let body = server.get(&format!("/job/{number}/sum")).text().to_string();
         let pid = body.split(' ').nth(4)?.parse().ok()?;
         (pid != before).then_some(pid)
@@ -104,7 +104,7 @@ fn a_consumer_that_cannot_boot_fails_the_reload() {
     let server = consumer_cluster(1).start().allow_errors(&["broken", "reload", BOOT_FAILED]);
     let (_, before) = run_job(&server, 0);
     std::fs::write(server.dir().join("broken"), "").expect("write");
-    let why = server.verb_fails(&["reload"], 1);
+    let why = server.assert_verb_fails(&["reload"], 1);
     assert!(why.contains("broken"), "{why}");
     assert_eq!(run_job(&server, 0).1, before);
     server.stop();
@@ -114,16 +114,16 @@ fn a_consumer_that_cannot_boot_fails_the_reload() {
 fn a_worker_kind_is_scaled_by_its_name() {
     let server = consumer_cluster(1).start();
     server.run_verb(&["scale", "consumer=3"]);
-    wait::until("three consumers", || serving_count(&server, "consumer") == 3);
+    wait::wait_until("three consumers", || serving_count(&server, "consumer") == 3);
     assert_eq!(run_job(&server, 2).0, 1026);
     server.run_verb(&["scale", "+1"]);
-    wait::until("three that serve", || serving_count(&server, "web") == 3);
+    wait::wait_until("three that serve", || serving_count(&server, "web") == 3);
     server.run_verb(&["scale", "consumer=0"]);
-    wait::until("no consumer", || server.worker_pids().len() == 3);
+    wait::wait_until("no consumer", || server.worker_pids().len() == 3);
     assert_eq!((serving_count(&server, "web"), serving_count(&server, "consumer")), (3, 0));
     let body = server.get("/job/0/sum").text().to_string();
     assert!(body.starts_with("Refused("), "{body}");
-    let why = server.verb_fails(&["scale", "unknown=1"], 1);
+    let why = server.assert_verb_fails(&["scale", "unknown=1"], 1);
     assert!(why.contains("\"unknown\""), "{why}");
     server.stop();
 }
@@ -133,7 +133,7 @@ fn fork_kind_with_adds_a_consumer_with_its_own_environment() {
     let server = consumer_cluster(1).start();
     let body = server.get("/more").text().to_string();
     assert!(body.starts_with("worker "), "{body}");
-    wait::until("the second consumer", || {
+    wait::wait_until("the second consumer", || {
         server.get("/job/1/sum").text().to_string().ends_with(" sweet")
     });
     assert!(!server.get("/job/0/sum").text().ends_with("sweet"));
@@ -180,7 +180,7 @@ fn an_upgrade_replaces_consumers() {
     server.signal(Signal::SIGUSR2);
     server.wait_generation(2);
     server.wait_new_workers(3, &old);
-    wait::until("the new consumer answers", || {
+    wait::wait_until("the new consumer answers", || {
         server.get("/job/0/sum").text().starts_with("sum by consumer 1024 ")
     });
     assert_ne!(run_job(&server, 0).1, before);

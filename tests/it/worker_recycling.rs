@@ -11,7 +11,7 @@ fn max_requests_replaces_workers_one_at_a_time_without_loss() {
     server.wait_replaced(3);
     let tally = load.stop();
     assert_eq!((tally.failures(), tally.refused, tally.ended), (0, 0, 0), "{tally:?}");
-    // One at a time: the READY line of each replacement precedes the next replacement.
+    // Workers are replaced one at a time: the READY line of each replacement precedes the next replacement.
     let text = server.log();
     let (mut replaced, mut latest) = (0, 2);
     for line in text.lines() {
@@ -31,7 +31,7 @@ fn max_lifetime_replaces_workers() {
     let server = Server::with(2, &["--max-lifetime", "1s", "--min-uptime", "100ms"]);
     let old = server.worker_pids();
     server.wait_log_count(&["max-lifetime"], 2);
-    wait::until("others", || old.iter().all(|pid| !server.worker_pids().contains(pid)));
+    wait::wait_until("others", || old.iter().all(|pid| !server.worker_pids().contains(pid)));
     assert_eq!(server.get("/").status, 200);
     server.stop();
 }

@@ -73,7 +73,7 @@ pub(super) fn boot_fails_if_broken(arguments: ProgramArguments) -> Result<ExitCo
     })
 }
 
-static LOADS: AtomicU32 = AtomicU32::new(0);
+static PRELOAD_COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// Preloads 32 MiB, and answers with the pid, the pid of the loader, the number of loads, the address and the sum.
 pub(super) fn preload(arguments: ProgramArguments) -> Result<ExitCode> {
@@ -82,13 +82,13 @@ pub(super) fn preload(arguments: ProgramArguments) -> Result<ExitCode> {
         loaded_by: u32,
     }
     let load = || {
-        LOADS.fetch_add(1, Relaxed);
+        PRELOAD_COUNT.fetch_add(1, Relaxed);
         Ok(Loaded { numbers: vec![7; 4 << 20], loaded_by: std::process::id() })
     };
     Cluster::new(arguments.config).preload(load).serve(
         |worker: Worker, loaded: &'static Loaded| async move {
             Ok(text_service(move || {
-                let (loads, place) = (LOADS.load(Relaxed), loaded.numbers.as_ptr());
+                let (loads, place) = (PRELOAD_COUNT.load(Relaxed), loaded.numbers.as_ptr());
                 let sum: u64 = loaded.numbers.iter().sum();
                 format!("{} {} {loads} {place:?} {sum}", worker.pid(), loaded.loaded_by)
             }))

@@ -68,7 +68,7 @@ fn main() -> ExitCode {
         "shared-cache" => shared_state::shared_cache(arguments),
         "leadership" => shared_state::leadership(arguments),
         "leadership-cycle" => shared_state::leadership_cycle(arguments),
-        "shared-too-late" => shared_state::declared_too_late(arguments),
+        "shared-too-late" => shared_state::shared_state_declared_in_worker(arguments),
         _ => Err(Error::application("no such program", name)),
     });
     done.unwrap_or_else(|e| {

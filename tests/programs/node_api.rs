@@ -1,5 +1,6 @@
-//! The lines of code in the table of Node's cluster API (`docs/src/node.md`), for the compiler. `tests/it/documentation.rs`
-//! searches for each of them here. The cluster can be run, but most of it waits for a message that is never sent.
+//! The lines of code in the table of Node's cluster API (`docs/src/node.md`), for the compiler.
+//! `tests/it/documentation.rs` searches for each of them here. The cluster can be run, but most of it waits for a
+//! message that is never sent.
 
 use std::num::NonZeroU32;
 use std::os::unix::net::UnixStream;
@@ -18,7 +19,7 @@ use tokio_prefork::{WorkerCount, WorkerExit, WorkerExitReason, WorkerId, WorkerT
 
 use super::ProgramArguments;
 
-const LIMIT: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) fn node_api(arguments: ProgramArguments) -> Result<ExitCode> {
     Cluster::new(arguments.config)
@@ -31,9 +32,9 @@ pub(super) fn node_api(arguments: ProgramArguments) -> Result<ExitCode> {
                 RestartDecision::Restart
             }
         })
-        .on_message("kind", |primary, from, message| asked(primary, from, &message))
+        .on_message("kind", |primary, from, message| handle_message(primary, from, &message))
         .serve(|worker| async move {
-            Ok(service_fn(move |_: Request<Incoming>| served(worker.clone())))
+            Ok(service_fn(move |_: Request<Incoming>| handle_request(worker.clone())))
         })
 }
 
@@ -49,7 +50,7 @@ fn settings(config: ConfigBuilder) -> Result<Config> {
     let config = config.dispatch(Dispatch::Reuseport);
     let config = config.backlog(4096);
     let config = config.worker_connections(1000);
-    let config = config.graceful_timeout(LIMIT);
+    let config = config.graceful_timeout(TIMEOUT);
     let config = config.hand_over(true);
     let config = config.user(Some("www-data".into()));
     let config = config.control(ControlSocket::Auto);
@@ -59,12 +60,12 @@ fn settings(config: ConfigBuilder) -> Result<Config> {
 #[rustfmt::skip]
 fn record_event(primary: &mut PrimaryHandle<'_>, event: &ClusterEvent) {
     match event {
-        ClusterEvent::Fork { worker, .. } => tell(worker, "fork"),
-        ClusterEvent::Online { worker, .. } => tell(worker, "online"),
-        ClusterEvent::Listening { worker, addresses, .. } => tell(worker, &addresses[0].to_string()),
-        ClusterEvent::Disconnect { worker, .. } => tell(worker, "disconnect"),
+        ClusterEvent::Fork { worker, .. } => log_worker_event(worker, "fork"),
+        ClusterEvent::Online { worker, .. } => log_worker_event(worker, "online"),
+        ClusterEvent::Listening { worker, addresses, .. } => log_worker_event(worker, &addresses[0].to_string()),
+        ClusterEvent::Disconnect { worker, .. } => log_worker_event(worker, "disconnect"),
         ClusterEvent::Exit(WorkerExit { worker, code, signal, .. }) => {
-            tell(worker, &format!("exit {code:?} {signal:?}"));
+            log_worker_event(worker, &format!("exit {code:?} {signal:?}"));
             if let ClusterEvent::Exit(exit) = event && exit.exited_after_disconnect && exit.reason == WorkerExitReason::Crashed {
                 primary.stop();
             }
@@ -73,18 +74,18 @@ fn record_event(primary: &mut PrimaryHandle<'_>, event: &ClusterEvent) {
     }
 }
 
-fn tell(worker: &WorkerTag, what: &str) {
+fn log_worker_event(worker: &WorkerTag, what: &str) {
     log::info!("{worker}: {what}");
 }
 
-fn asked(primary: &mut PrimaryHandle<'_>, from: WorkerTag, message: &Message) {
-    if let Err(e) = order(primary, from.id, message) {
+fn handle_message(primary: &mut PrimaryHandle<'_>, from: WorkerTag, message: &Message) {
+    if let Err(e) = call_primary_api(primary, from.id, message) {
         log::error!("{e}");
     }
 }
 
 #[rustfmt::skip]
-fn order(primary: &mut PrimaryHandle<'_>, id: WorkerId, message: &Message) -> std::result::Result<(), BoxError> {
+fn call_primary_api(primary: &mut PrimaryHandle<'_>, id: WorkerId, message: &Message) -> std::result::Result<(), BoxError> {
     let forked = primary.fork_with([("ROLE", "mail")])?;
     let alive = primary.workers().iter().any(|w| w.worker.id == forked);
     primary.disconnect(id);
@@ -97,21 +98,21 @@ fn order(primary: &mut PrimaryHandle<'_>, id: WorkerId, message: &Message) -> st
     if let Some(to) = message.reply_to() {
         primary.reply(&to, &2)?;
     }
-    primary.request(id, "kind", &(), LIMIT, |_, answer| log::info!("{answer:?}"))?;
+    primary.request(id, "kind", &(), TIMEOUT, |_, answer| log::info!("{answer:?}"))?;
     let (socket, _) = UnixStream::pair()?;
     primary.send_connection(id, "kind", &(), socket)?;
     Ok(())
 }
 
-async fn served(worker: Worker) -> Result<Response<Full<Bytes>>, BoxError> {
+async fn handle_request(worker: Worker) -> Result<Response<Full<Bytes>>, BoxError> {
     if worker.slot() == Slot(u32::MAX) {
-        work(&worker).await?;
+        call_worker_api(&worker).await?;
     }
     Ok(Response::new(Full::default()))
 }
 
 #[rustfmt::skip]
-async fn work(worker: &Worker) -> std::result::Result<(), BoxError> {
+async fn call_worker_api(worker: &Worker) -> std::result::Result<(), BoxError> {
     let is_worker = Worker::current().is_some();
     let me = (worker.id(), worker.slot(), worker.generation(), worker.pid());
     let role = std::env::var("ROLE");
@@ -122,7 +123,7 @@ async fn work(worker: &Worker) -> std::result::Result<(), BoxError> {
     let number: Option<u32> = inbox.recv().await.map(|message| message.decode()).transpose()?;
     worker.send_to(Slot(1), "kind", &number).await?;
     worker.broadcast("kind", &full).await?;
-    let answer = worker.request("kind", &(), LIMIT).await?;
+    let answer = worker.request("kind", &(), TIMEOUT).await?;
     let (socket, _) = UnixStream::pair()?;
     worker.send_connection("kind", answer.bytes().clone(), socket).await?;
     if worker.is_connected() {

@@ -209,7 +209,7 @@ pub(super) fn leadership_cycle(arguments: ProgramArguments) -> Result<ExitCode> 
 }
 
 /// Declares a counter in a worker, which is too late.
-pub(super) fn declared_too_late(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn shared_state_declared_in_worker(arguments: ProgramArguments) -> Result<ExitCode> {
     Cluster::new(arguments.config).serve(|_: Worker| async {
         let counter = SharedCounter::new("late")?;
         Ok::<_, Error>(text_service(move || counter.value().to_string()))

@@ -34,7 +34,7 @@ impl Server {
 
     /// Runs a verb that must fail with exit status `code`, and returns its standard error.
     #[track_caller]
-    pub fn verb_fails(&self, words: &[&str], code: i32) -> String {
+    pub fn assert_verb_fails(&self, words: &[&str], code: i32) -> String {
         let ended = self.try_verb(words);
         assert_eq!((ended.status, ended.stdout.as_str()), (Some(code), ""), "{}", ended.stderr);
         assert!(
@@ -60,7 +60,7 @@ impl Server {
     /// Waits until the primary is in `phase`: `running` or `stopping`, for example.
     #[track_caller]
     pub fn wait_phase(&self, phase: &str) {
-        wait::until(&format!("phase {phase}"), || {
+        wait::wait_until(&format!("phase {phase}"), || {
             self.try_status().is_some_and(|status| status["primary"]["phase"] == phase)
         });
     }
@@ -68,7 +68,7 @@ impl Server {
     /// Waits until `count` workers serve and the primary wants no other number of them.
     #[track_caller]
     pub fn wait_serving(&self, count: usize) {
-        wait::until(&format!("{count} workers serve"), || {
+        wait::wait_until(&format!("{count} workers serve"), || {
             self.try_status().is_some_and(|status| {
                 workers_wanted(&status) == count && serving(&status).count() == count
             })
@@ -78,16 +78,16 @@ impl Server {
     /// Waits until the primary listens at `count` addresses.
     #[track_caller]
     pub fn wait_listeners(&self, count: usize) {
-        wait::until(&format!("{count} listeners"), || {
+        wait::wait_until(&format!("{count} listeners"), || {
             let status = self.try_status();
             status.is_some_and(|s| s["listeners"].as_array().map(Vec::len) == Some(count))
         });
     }
 
-    /// Waits until as many workers of this generation serve as are wanted: a reload or an upgrade is done.
+    /// Waits until the wanted number of workers of this generation serve: a reload or an upgrade is done.
     #[track_caller]
     pub fn wait_generation(&self, generation: usize) {
-        wait::until(&format!("generation {generation} serves"), || {
+        wait::wait_until(&format!("generation {generation} serves"), || {
             self.try_status().is_some_and(|status| {
                 let new = serving(&status).filter(|worker| worker["generation"] == generation);
                 status["primary"]["generation"] == generation
@@ -99,7 +99,7 @@ impl Server {
     /// Waits until the worker `id`, or a later one, is ready, and as many workers serve as are wanted.
     #[track_caller]
     pub fn wait_worker_id(&self, id: u64) {
-        wait::until(&format!("worker {id} or a later one serves"), || {
+        wait::wait_until(&format!("worker {id} or a later one serves"), || {
             self.try_status().is_some_and(|status| {
                 let ids = serving(&status).filter_map(|worker| worker["id"].as_u64());
                 ids.max() >= Some(id) && serving(&status).count() == workers_wanted(&status)
@@ -120,7 +120,7 @@ impl Server {
     /// Waits until there are `count` workers and none of `old`, and returns their pids.
     #[track_caller]
     pub fn wait_new_workers(&self, count: usize, old: &[u32]) -> Vec<u32> {
-        wait::until_some(&format!("{count} workers, none of {old:?}"), || {
+        wait::wait_until_some(&format!("{count} workers, none of {old:?}"), || {
             let now = process::children(self.pid());
             (now.len() == count && !now.iter().any(|pid| old.contains(pid))).then_some(now)
         })

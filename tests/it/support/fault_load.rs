@@ -10,8 +10,8 @@ use super::{Client, Server, env_count, process};
 /// Longest wait of a connection that was queued for a stopped worker: 0.5 s by design, and time for a busy machine.
 const MAX_BYPASS_DELAY: Duration = Duration::from_secs(2);
 
-/// Kills workers one after the other, each after the previous one was replaced. No connection may be refused, and a kill
-/// may lose at most two requests, which the worker had begun.
+/// Kills workers one after the other, each after the previous one was replaced. No connection may be refused, and a
+/// kill may lose at most two requests, which the worker had begun.
 #[track_caller]
 pub fn assert_kills_lose_little(server: &Server, usual: usize) {
     let load = Load::new_connections(server.address(), 4).start();
@@ -61,7 +61,7 @@ pub fn assert_stopped_worker_is_bypassed(server: &Server, stopped: u32) {
         })
         .collect();
     for (client, since) in &mut clients {
-        let answer = client.read_soon().expect("an answer");
+        let answer = client.read_within_10_seconds().expect("an answer");
         assert!(
             answer.pid() != stopped && since.elapsed() < MAX_BYPASS_DELAY,
             "{:?}",

@@ -15,8 +15,9 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::wait::DEADLINE;
 
-/// How long [`Client::read_soon`] waits: longer than a busy machine needs, and shorter than the tests block a worker.
-const READ_SOON_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long [`Client::read_within_10_seconds`] waits: longer than a busy machine needs, and shorter than the tests
+/// block a worker.
+const STOPPED_WORKER_READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An address on which a server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub enum Address {
     Unix(PathBuf),
 }
 
-/// The reason why there is no response.
+/// The reason why a request got no complete response.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Failure {
     /// The connection was refused.
@@ -200,8 +201,8 @@ impl Client {
     }
 
     /// Reads the next response with a timeout of 10 s, where the worker may be frozen.
-    pub fn read_soon(&mut self) -> Result<Response, Failure> {
-        self.socket.set_read_timeout(Some(READ_SOON_TIMEOUT))?;
+    pub fn read_within_10_seconds(&mut self) -> Result<Response, Failure> {
+        self.socket.set_read_timeout(Some(STOPPED_WORKER_READ_TIMEOUT))?;
         let outcome = self.read();
         self.socket.set_read_timeout(Some(DEADLINE))?;
         outcome

@@ -74,7 +74,7 @@ pub fn scoreboard_connections(server: &Server) -> Vec<u64> {
 
 /// Waits until no worker has an open connection but the one of this request.
 pub fn wait_until_idle(server: &Server) {
-    wait::until("all connections closed", || {
+    wait::wait_until("all connections closed", || {
         scoreboard_connections(server).iter().sum::<u64>() <= 1
     });
 }
@@ -101,7 +101,7 @@ pub fn assert_rebalancing(server: &Server, max_spread: usize) {
         let leaving = kept[0].1;
         kept.retain(|(_, pid)| *pid != leaving);
         let closed = BALANCE_CONNECTIONS - kept.len();
-        wait::until("its connections are closed", || {
+        wait::wait_until("its connections are closed", || {
             scoreboard_connections(server).iter().any(|open| *open <= 1)
         });
         kept.extend((0..closed).map(|_| keep_connection(server)));

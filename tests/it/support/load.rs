@@ -144,11 +144,11 @@ fn check(response: Response, right: impl Fn(&Response) -> bool) -> Result<Respon
 }
 
 impl RunningLoad {
-    /// Waits until `more` further requests have been answered, so that the load is real.
+    /// Waits until `more` further requests have been answered, so that the load is running.
     #[track_caller]
     pub fn wait_answered(&self, more: u64) {
         let goal = self.answered.load(Relaxed) + more;
-        wait::until(&format!("{more} more answers"), || self.answered.load(Relaxed) >= goal);
+        wait::wait_until(&format!("{more} more answers"), || self.answered.load(Relaxed) >= goal);
     }
 
     /// Lets every client finish its request, and returns the sums.

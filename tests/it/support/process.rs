@@ -1,4 +1,4 @@
-//! Other processes by `/proc`, and signals to them.
+//! Reads `/proc` entries of other processes, and sends signals to them.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -41,7 +41,7 @@ pub fn has_ended(pid: u32) -> bool {
 /// Waits until all these processes have ended.
 #[track_caller]
 pub fn wait_ended(pids: &[u32]) {
-    wait::until(&format!("the end of {pids:?}"), || pids.iter().all(|pid| has_ended(*pid)));
+    wait::wait_until(&format!("the end of {pids:?}"), || pids.iter().all(|pid| has_ended(*pid)));
 }
 
 /// Returns the children of a process with their states, ordered by pid.

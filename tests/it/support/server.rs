@@ -78,7 +78,7 @@ impl Server {
     /// Waits until all workers serve, by the status, and returns the addresses in it.
     #[track_caller]
     fn wait_all_serve(&self) -> Vec<Address> {
-        let status = wait::until_some(&format!("all {} workers serve", self.workers), || {
+        let status = wait::wait_until_some(&format!("all {} workers serve", self.workers), || {
             assert!(!process::has_ended(self.pid()), "it ended:\n{}", log::tail(&self.log()));
             let status = self.try_status()?;
             let is_running = status["primary"]["phase"] == "running";
@@ -92,7 +92,7 @@ impl Server {
     /// Waits until the primary listens and has forked all workers, by `/proc`, and returns the addresses.
     #[track_caller]
     fn wait_listening(&self) -> Vec<Address> {
-        wait::until_some("a listening server", || {
+        wait::wait_until_some("a listening server", || {
             assert!(!process::has_ended(self.pid()), "it ended:\n{}", log::tail(&self.log()));
             let forked = self.worker_pids().len() == self.workers;
             let addresses = process::listening_addresses(self.pid());
@@ -175,10 +175,10 @@ impl Server {
     /// Returns the scoreboard as `/cluster` shows it. Retries if a frozen worker accepted the request.
     #[track_caller]
     pub fn cluster(&self) -> serde_json::Value {
-        let answer = wait::until_some("an answer to /cluster", || {
+        let answer = wait::wait_until_some("an answer to /cluster", || {
             let mut client = self.connect();
             client.send("GET /cluster HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
-            client.read_soon().ok()
+            client.read_within_10_seconds().ok()
         });
         answer.json()
     }
@@ -186,7 +186,7 @@ impl Server {
     /// Waits until a request whose method and path contain `piece` is in flight.
     #[track_caller]
     pub fn wait_in_flight(&self, piece: &str) {
-        wait::until(&format!("{piece} in flight"), || {
+        wait::wait_until(&format!("{piece} in flight"), || {
             self.cluster()["workers"].as_array().is_some_and(|workers| {
                 let serving = workers.iter().filter_map(|w| w["serving"].as_array()).flatten();
                 serving.filter_map(|r| r["request"].as_str()).any(|r| r.contains(piece))
@@ -215,7 +215,7 @@ impl Server {
     /// Waits for a line of the log that contains all of `words`, and returns it.
     #[track_caller]
     pub fn wait_log(&self, words: &[&str]) -> String {
-        wait::until_some(&format!("{words:?} in the log"), || {
+        wait::wait_until_some(&format!("{words:?} in the log"), || {
             log::lines_with(&self.log(), words).next().map(str::to_string)
         })
     }
@@ -224,7 +224,7 @@ impl Server {
     #[track_caller]
     pub fn wait_log_count(&self, words: &[&str], count: usize) {
         let what = format!("{count} lines with {words:?} in the log");
-        wait::until(&what, || self.count_log(words) >= count);
+        wait::wait_until(&what, || self.count_log(words) >= count);
     }
 
     /// Waits until `total` workers have been replaced since the start, and as many serve as are wanted. Worker ids only
@@ -242,7 +242,7 @@ impl Server {
     /// Waits until the primary ends, and returns its exit status.
     #[track_caller]
     pub fn wait_exit(&mut self) -> ExitStatus {
-        let status = wait::until_some("the primary's end", || {
+        let status = wait::wait_until_some("the primary's end", || {
             self.child.try_wait().expect("a child of this process")
         });
         self.is_reaped = true;
@@ -256,7 +256,8 @@ impl Server {
         self.wait_clean_exit(0)
     }
 
-    /// Waits for an exit with status `code` that leaves no worker, no zombie and no unexpected ERROR line; returns the log.
+    /// Waits for an exit with status `code` that leaves no worker, no zombie and no unexpected ERROR line; returns the
+    /// log.
     #[track_caller]
     pub fn wait_clean_exit(mut self, code: i32) -> String {
         let zombies = process::zombies(self.pid());

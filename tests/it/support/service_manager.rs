@@ -1,4 +1,4 @@
-//! A stand-in for systemd: a notification socket with a file descriptor store, and socket activation.
+//! A fake systemd: a notification socket with a file descriptor store, and socket activation.
 
 use std::cell::RefCell;
 use std::io::IoSliceMut;
@@ -80,7 +80,7 @@ impl ServiceManager {
     /// Waits for a message that contains `piece`, and returns it.
     #[track_caller]
     pub fn wait_message(&self, piece: &str) -> String {
-        wait::until_some(&format!("{piece:?} of {:?}", self.messages()), || {
+        wait::wait_until_some(&format!("{piece:?} of {:?}", self.messages()), || {
             self.messages().into_iter().find(|message| message.contains(piece))
         })
     }

@@ -29,19 +29,19 @@ pub fn poll_until<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
 
 /// Polls until `look` returns something; panics with `what` at the deadline.
 #[track_caller]
-pub fn until_some<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+pub fn wait_until_some<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
     poll_until(look).unwrap_or_else(|| panic!("waited for {DEADLINE:?} in vain: {what}"))
 }
 
 /// Polls until the condition holds; panics with `what` at the deadline.
 #[track_caller]
-pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    until_some(what, || holds().then_some(()));
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    wait_until_some(what, || holds().then_some(()));
 }
 
 /// Waits until `span` has passed since `begun`, where the server itself depends on time.
-pub fn until_elapsed(begun: Instant, span: Duration) {
-    until("the passing of time", || begun.elapsed() > span);
+pub fn wait_until_elapsed(begun: Instant, span: Duration) {
+    wait_until("the passing of time", || begun.elapsed() > span);
 }
 
 /// Waits for a fixed time, to measure rates or to observe that nothing happens. Not for conditions: use [`until`].
