@@ -11,7 +11,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use crate::output::{print_result, print_stdout};
 use crate::settings::value_syntax::parse_duration;
-use tokio_prefork::control::{self, Change, Client, Rescale};
+use tokio_prefork::control::{self, ControlClient, Rescale, WorkerCountChange};
 use tokio_prefork::text::printable;
 use tokio_prefork::{Error, Result, exit};
 
@@ -95,15 +95,15 @@ fn parse_rescale(text: &str) -> Result<Rescale, String> {
         return Ok(parse_change(text)?.into());
     };
     // Only kinds other than web may be scaled to 0.
-    let change = if number == "0" { Change::To(0) } else { parse_change(number)? };
+    let change = if number == "0" { WorkerCountChange::To(0) } else { parse_change(number)? };
     Ok(Rescale { kind: Some(kind.to_string()), change })
 }
 
-fn parse_change(text: &str) -> Result<Change, String> {
+fn parse_change(text: &str) -> Result<WorkerCountChange, String> {
     let signed = text.starts_with(['+', '-']);
     let change = match signed {
-        true => text.parse().ok().filter(|by| *by != 0).map(Change::By),
-        false => text.parse().ok().filter(|to| *to != 0).map(Change::To),
+        true => text.parse().ok().filter(|by| *by != 0).map(WorkerCountChange::By),
+        false => text.parse().ok().filter(|to| *to != 0).map(WorkerCountChange::To),
     };
     change.ok_or("give a number of workers, or +1 or -1".to_string())
 }
@@ -162,14 +162,14 @@ fn watch_status(call: &ControlCall) -> Result<ExitCode> {
     }
 }
 
-fn stop_and_wait(mut client: Client, now: bool) -> Result<ExitCode> {
+fn stop_and_wait(mut client: ControlClient, now: bool) -> Result<ExitCode> {
     let summary = client.stop(now)?;
     print_result(&printable_line(&summary))?;
     client.wait_for_exit()?;
     print_result("stopped\n")
 }
 
-fn print_events(client: Client, follow: bool, json: bool) -> Result<ExitCode> {
+fn print_events(client: ControlClient, follow: bool, json: bool) -> Result<ExitCode> {
     for event in client.events(follow, 0)? {
         let event = event?;
         let is_open = print_stdout(&match json {
@@ -187,7 +187,7 @@ fn printable_line(text: &str) -> String {
     format!("{}\n", printable(text))
 }
 
-fn connect_with_timeout(path: Option<PathBuf>, timeout: Option<Duration>) -> Result<Client> {
+fn connect_with_timeout(path: Option<PathBuf>, timeout: Option<Duration>) -> Result<ControlClient> {
     let client = connect_to_primary(path)?;
     Ok(match timeout {
         Some(timeout) => client.timeout(timeout),
@@ -196,17 +196,17 @@ fn connect_with_timeout(path: Option<PathBuf>, timeout: Option<Duration>) -> Res
 }
 
 /// Connects to the control socket at `path`, else to the only live one in the runtime directory.
-fn connect_to_primary(path: Option<PathBuf>) -> Result<Client> {
+fn connect_to_primary(path: Option<PathBuf>) -> Result<ControlClient> {
     // `PREFORK_CONTROL` is shared with `serve`, which also accepts `auto` and `off`.
     let path = path.filter(|path| path != "auto" && path != "off");
     if let Some(path) = path {
-        return Client::connect(path);
+        return ControlClient::connect(path);
     }
     let candidates = control::find_control_sockets();
     let mut last_error = None;
     let mut connected = Vec::new();
     for (path, pid) in candidates {
-        match Client::connect(&path) {
+        match ControlClient::connect(&path) {
             Ok(client) => connected.push((client, path, pid)),
             Err(e) => last_error = Some(e),
         }
@@ -248,9 +248,9 @@ mod tests {
             ("prefork status", ControlVerb::Status { json: false, watch: false }),
             ("prefork status --json", ControlVerb::Status { json: true, watch: false }),
             ("prefork reload --no-wait", ControlVerb::Reload { wait: false }),
-            ("prefork scale 4", ControlVerb::Scale(Change::To(4).into())),
-            ("prefork scale +1", ControlVerb::Scale(Change::By(1).into())),
-            ("prefork scale -1", ControlVerb::Scale(Change::By(-1).into())),
+            ("prefork scale 4", ControlVerb::Scale(WorkerCountChange::To(4).into())),
+            ("prefork scale +1", ControlVerb::Scale(WorkerCountChange::By(1).into())),
+            ("prefork scale -1", ControlVerb::Scale(WorkerCountChange::By(-1).into())),
             ("prefork stop --now", ControlVerb::Stop { now: true }),
             ("prefork upgrade", ControlVerb::Upgrade { wait: true }),
             ("prefork upgrade --no-wait", ControlVerb::Upgrade { wait: false }),
@@ -261,7 +261,7 @@ mod tests {
         let call = call("prefork scale -2 --control /run/x.sock");
         assert_eq!(
             (call.control, call.verb),
-            (Some("/run/x.sock".into()), ControlVerb::Scale(Change::By(-2).into()))
+            (Some("/run/x.sock".into()), ControlVerb::Scale(WorkerCountChange::By(-2).into()))
         );
     }
 
@@ -274,6 +274,9 @@ mod tests {
             assert!(parse_rescale(text).is_err(), "{text}");
         }
         let rescaled = parse_rescale("consumer=0").expect("0 is valid");
-        assert_eq!((rescaled.kind.as_deref(), rescaled.change), (Some("consumer"), Change::To(0)));
+        assert_eq!(
+            (rescaled.kind.as_deref(), rescaled.change),
+            (Some("consumer"), WorkerCountChange::To(0))
+        );
     }
 }

@@ -11,29 +11,29 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::frame::{self, FrameReader, MAX_REPLY_BYTES};
 use super::liveness_probe::{LivenessProbe, ProbeInterval};
-use super::protocol::{Change, Event, Reply, Request, Rescale};
+use super::protocol::{Event, Reply, Request, Rescale, WorkerCountChange};
 use crate::error::{Error, Result};
 use crate::status::ClusterStatus;
 use crate::text::HumanDuration;
 use prefork_os::poll::{self, WatchedFd};
 
-/// How long to wait for replies that need no waiting in the primary: 5 s.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait for replies that the primary sends at once: 5 s.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long reloads and stops may take, unless [`Client::patience`] says otherwise. They have deadlines of
+/// How long reloads and stops may take, unless [`ControlClient::completion_timeout`] says otherwise. They have deadlines of
 /// their own, and a primary that dies is noticed at once: this one is for a primary that is frozen.
 const COMPLETION_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
-/// How often a client that waits looks at the state of the primary's process.
-const STATE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// How often a waiting client checks whether the primary's process is stopped.
+const PRIMARY_STATE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A connection to the control socket of a running primary.
 ///
 /// ```no_run
-/// use tokio_prefork::control::Client;
+/// use tokio_prefork::control::ControlClient;
 ///
 /// # fn main() -> tokio_prefork::Result<()> {
-/// let mut client = Client::connect("/run/prefork/prefork-4711.sock")?;
+/// let mut client = ControlClient::connect("/run/prefork/prefork-4711.sock")?;
 /// let status = client.status()?;
 /// println!("{} workers, {} requests", status.workers.len(), status.totals.requests);
 /// client.scale_to(4)?;
@@ -42,48 +42,55 @@ const STATE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct Client {
+pub struct ControlClient {
     stream: UnixStream,
     path: PathBuf,
-    patience: Duration,
-    /// Bounds every answer, if it is set.
+    completion_timeout: Duration,
+    /// The timeout of every reply; `None` for the defaults.
     timeout: Option<Duration>,
-    /// How a primary that is waited for is asked whether it still answers.
-    pace: ProbeInterval,
-    /// Whether it is waited for.
+    /// How often to probe the primary during a long operation.
+    probe_interval: ProbeInterval,
+    /// Whether the client waits for the end of a long operation.
     is_waiting_for_completion: bool,
 }
 
-impl Client {
+impl ControlClient {
     /// Connects to the socket at `path`.
     ///
     /// # Errors
-    /// Nobody answers there; [`Error::exit_status`] is then [`exit::UNAVAILABLE`](crate::exit::UNAVAILABLE).
-    pub fn connect(path: impl AsRef<Path>) -> Result<Client> {
-        Client::connect_within(path.as_ref(), ANSWER_TIMEOUT)
+    /// No primary answers there; [`Error::exit_status`] is then [`exit::UNAVAILABLE`](crate::exit::UNAVAILABLE).
+    pub fn connect(path: impl AsRef<Path>) -> Result<ControlClient> {
+        ControlClient::connect_with_timeout(path.as_ref(), REPLY_TIMEOUT)
     }
 
-    /// Connects, and waits for that long while the primary's queue of clients is full.
-    pub(super) fn connect_within(path: &Path, limit: Duration) -> Result<Client> {
+    /// Connects, and waits up to `limit` while the accept queue of the primary is full.
+    pub(super) fn connect_with_timeout(path: &Path, limit: Duration) -> Result<ControlClient> {
         let connect = || -> io::Result<UnixStream> {
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-            // The kernel heeds it for connect, too, which waits while the queue of a frozen primary is full.
+            // The send timeout also bounds `connect`, which blocks while the accept queue is full.
             socket.set_write_timeout(Some(limit))?;
             socket.connect(&SockAddr::unix(path)?)?;
-            socket.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+            socket.set_write_timeout(Some(REPLY_TIMEOUT))?;
             Ok(UnixStream::from(std::os::fd::OwnedFd::from(socket)))
         };
-        let stream = connect().map_err(|e| unreachable(path, &e))?;
-        Ok(Client::new(stream, path))
+        let stream = connect().map_err(|e| unreachable_error(path, &e))?;
+        Ok(ControlClient::new(stream, path))
     }
 
-    fn new(stream: UnixStream, path: &Path) -> Client {
+    fn new(stream: UnixStream, path: &Path) -> ControlClient {
         let path = path.to_path_buf();
-        let (patience, pace) = (COMPLETION_TIMEOUT, ProbeInterval::DEFAULT);
-        Client { stream, path, patience, timeout: None, pace, is_waiting_for_completion: false }
+        let (completion_timeout, probe_interval) = (COMPLETION_TIMEOUT, ProbeInterval::DEFAULT);
+        ControlClient {
+            stream,
+            path,
+            completion_timeout,
+            timeout: None,
+            probe_interval,
+            is_waiting_for_completion: false,
+        }
     }
 
-    pub(super) fn stream_fd(&self) -> BorrowedFd<'_> {
+    pub(super) fn socket_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
 
@@ -91,14 +98,14 @@ impl Client {
     /// stops. A primary that a signal has stopped is noticed after a second or two in any case, and one that hangs after a
     /// minute: while a client waits for the end of a reload, an upgrade or a stop without a timeout of its own, it asks every
     /// 10 s over a second connection, and gives up when nothing has been answered for 60 s.
-    pub fn timeout(mut self, timeout: Duration) -> Client {
+    pub fn timeout(mut self, timeout: Duration) -> ControlClient {
         self.timeout = Some(timeout);
         self
     }
 
     /// Sets how long reloads, upgrades and stops may take while the primary answers. Default: one hour.
-    pub fn patience(mut self, patience: Duration) -> Client {
-        self.patience = patience.max(Duration::from_millis(1));
+    pub fn completion_timeout(mut self, completion_timeout: Duration) -> ControlClient {
+        self.completion_timeout = completion_timeout.max(Duration::from_millis(1));
         self
     }
 
@@ -107,24 +114,24 @@ impl Client {
     /// # Errors
     /// As all requests: the primary refuses, or does not answer in time, or is gone.
     pub fn status(&mut self) -> Result<ClusterStatus> {
-        match self.send_and_receive(&Request::Status {}, ANSWER_TIMEOUT)? {
+        match self.send_and_receive(&Request::Status {}, REPLY_TIMEOUT)? {
             Reply::Status(status) => Ok(*status),
-            other => Err(self.unexpected_reply(&other)),
+            other => Err(self.unexpected_reply_error(&other)),
         }
     }
 
     /// Replaces every worker, and returns when that is done.
     ///
     /// # Errors
-    /// As [`Client::status`]; the reload may have failed, and then everything is as it was.
+    /// As [`ControlClient::status`]; the reload may have failed, and then everything is as it was.
     pub fn reload(&mut self) -> Result<String> {
         self.run_command(&Request::Reload { wait: true })
     }
 
-    /// Has every worker replaced, without waiting for it.
+    /// Starts a reload and returns without waiting for its end.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// As [`ControlClient::status`].
     pub fn reload_without_waiting(&mut self) -> Result<String> {
         self.run_command(&Request::Reload { wait: false })
     }
@@ -132,9 +139,9 @@ impl Client {
     /// Sets the number of workers of the kind `web`.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// As [`ControlClient::status`].
     pub fn scale_to(&mut self, workers: u32) -> Result<String> {
-        self.run_command(&Request::Scale(Change::To(workers).into()))
+        self.run_command(&Request::Scale(WorkerCountChange::To(workers).into()))
     }
 
     /// Changes the number of workers, of one kind or of all.
@@ -149,44 +156,44 @@ impl Client {
     /// Sets the number of workers of another kind than `web`, from 0.
     ///
     /// # Errors
-    /// As [`Client::status`]; the program may have no such kind.
+    /// As [`ControlClient::status`]; the program may have no such kind.
     pub fn scale_kind(&mut self, kind: &str, workers: u32) -> Result<String> {
         let kind = Some(kind.to_string());
-        self.run_command(&Request::Scale(Rescale { kind, change: Change::To(workers) }))
+        self.run_command(&Request::Scale(Rescale { kind, change: WorkerCountChange::To(workers) }))
     }
 
     /// Adds workers of the kind `web`, or removes them if the number is negative.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// As [`ControlClient::status`].
     pub fn scale_by(&mut self, workers: i32) -> Result<String> {
-        self.run_command(&Request::Scale(Change::By(workers).into()))
+        self.run_command(&Request::Scale(WorkerCountChange::By(workers).into()))
     }
 
-    /// Has the primary become the binary that now stands at its path, and returns when workers of the new image serve in
-    /// every slot. An order that comes during a reload waits for its end first.
+    /// Upgrades the primary to the binary at its path, and returns when workers of the new image serve in every slot. During a
+    /// reload, the upgrade starts after the end of the reload.
     ///
     /// # Errors
-    /// As [`Client::status`]. The new binary may be unfit, and then nothing has changed; or its workers do not come up, and
+    /// As [`ControlClient::status`]. The new binary may be unfit, and then nothing has changed; or its workers do not come up, and
     /// then those of the binary before it serve on.
     pub fn upgrade(&mut self) -> Result<String> {
         self.run_command(&Request::Upgrade { wait: true })
     }
 
-    /// Has the primary become the binary that now stands at its path, and returns when that is proved to be fit. What comes
-    /// after that is in the log and in the events.
+    /// Starts an upgrade to the binary at the primary's path, and returns when the new binary has passed its check. The log
+    /// and the events show the rest.
     ///
     /// # Errors
-    /// As [`Client::status`]; the new binary may be unfit, and then nothing has changed.
+    /// As [`ControlClient::status`]; the new binary may be unfit, and then nothing has changed.
     pub fn upgrade_without_waiting(&mut self) -> Result<String> {
         self.run_command(&Request::Upgrade { wait: false })
     }
 
     /// Stops the cluster: workers finish what is open, or are killed with `now`. Returns what the primary says;
-    /// [`Client::wait_for_exit`] waits until it is gone.
+    /// [`ControlClient::wait_for_exit`] waits until it is gone.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// As [`ControlClient::status`].
     pub fn stop(&mut self, now: bool) -> Result<String> {
         self.run_command(&Request::Stop { now })
     }
@@ -194,13 +201,13 @@ impl Client {
     /// Waits until the primary closes the connection, as it does when it ends.
     ///
     /// # Errors
-    /// It lasts longer than [`Client::patience`] allows.
+    /// It lasts longer than [`ControlClient::completion_timeout`] allows.
     pub fn wait_for_exit(mut self) -> Result<()> {
         let mut buffer = [0u8; 256];
-        let deadline = self.deadline(self.patience);
+        let deadline = self.reply_deadline(self.completion_timeout);
         self.is_waiting_for_completion = true;
         loop {
-            self.await_bytes(deadline)?;
+            self.wait_until_readable(deadline)?;
             match self.stream.read(&mut buffer) {
                 Ok(0) => return Ok(()),
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
@@ -211,115 +218,116 @@ impl Client {
         }
     }
 
-    /// What happened after entry `since` (0: all that is kept), oldest first. With `follow` it goes on, waiting
-    /// for the next event as long as the primary lives.
+    /// Returns the events after number `since` (0: all that are kept), oldest first. With `follow`, the iterator also waits for
+    /// new events until the primary exits.
     ///
     /// # Errors
-    /// As [`Client::status`].
-    pub fn events(mut self, follow: bool, since: u64) -> Result<Events> {
-        self.send(&Request::Events { follow, since })?;
-        Ok(Events { client: Some(self), follow })
+    /// As [`ControlClient::status`].
+    pub fn events(mut self, follow: bool, since: u64) -> Result<EventIterator> {
+        self.send_request(&Request::Events { follow, since })?;
+        Ok(EventIterator { client: Some(self), follow })
     }
 
     fn run_command(&mut self, request: &Request) -> Result<String> {
         self.is_waiting_for_completion = true;
-        let reply = self.send_and_receive(request, self.patience);
+        let reply = self.send_and_receive(request, self.completion_timeout);
         self.is_waiting_for_completion = false;
         match reply? {
             Reply::Done(what) => Ok(what),
-            other => Err(self.unexpected_reply(&other)),
+            other => Err(self.unexpected_reply_error(&other)),
         }
     }
 
     fn send_and_receive(&mut self, request: &Request, limit: Duration) -> Result<Reply> {
-        self.send(request)?;
-        match self.receive(self.deadline(limit))? {
+        self.send_request(request)?;
+        match self.receive_reply(self.reply_deadline(limit))? {
             Some(Reply::Refused(why)) => Err(Error::refused(why)),
             Some(reply) => Ok(reply),
-            None => Err(self.closed_early()),
+            None => Err(self.closed_early_error()),
         }
     }
 
-    pub(super) fn send(&mut self, request: &Request) -> Result<()> {
+    pub(super) fn send_request(&mut self, request: &Request) -> Result<()> {
         match self.stream.write_all(&frame::encode_frame(&request.encode())) {
-            // It has closed our connection; what it had to say about that can still be read.
+            // The primary has closed the connection; its refusal can still be read.
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             sent => sent.map_err(|e| self.connection_error(&e)),
         }
     }
 
-    fn deadline(&self, limit: Duration) -> Option<Instant> {
+    fn reply_deadline(&self, limit: Duration) -> Option<Instant> {
         Instant::now().checked_add(self.timeout.unwrap_or(limit))
     }
 
-    /// Waits until there is something to read, or the end. Fails at the deadline, and as soon as the primary is seen to be
-    /// stopped by a signal twice in a row: nobody knows when it goes on. Where the deadline is far, fails when the primary has
-    /// not answered anybody for long.
-    fn await_bytes(&self, deadline: Option<Instant>) -> Result<()> {
+    /// Waits until the connection is readable or closed. Fails at the deadline, when two checks in a row find the primary
+    /// stopped by a signal, or when the primary leaves probes unanswered.
+    fn wait_until_readable(&self, deadline: Option<Instant>) -> Result<()> {
         let began = Instant::now();
         let mut was_stopped = false;
         let is_probing = self.is_waiting_for_completion && self.timeout.is_none();
-        let mut liveness = is_probing.then(|| LivenessProbe::new(self.pace, began));
+        let mut liveness = is_probing.then(|| LivenessProbe::new(self.probe_interval, began));
         loop {
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            let slice = left.unwrap_or(STATE_CHECK_INTERVAL).min(STATE_CHECK_INTERVAL);
-            let slice = slice.min(self.pace.interval);
+            let slice =
+                left.unwrap_or(PRIMARY_STATE_CHECK_INTERVAL).min(PRIMARY_STATE_CHECK_INTERVAL);
+            let slice = slice.min(self.probe_interval.interval);
             let ready = poll::poll_fds(&[WatchedFd::readable(self.stream.as_fd())], Some(slice));
             if ready.map_err(|e| self.connection_error(&e))?[0] {
                 return Ok(());
             }
-            let process = PrimaryProcess::of(&self.stream);
+            let process = PrimaryProcess::listening_on(&self.stream);
             let is_over = deadline.is_some_and(|at| at <= Instant::now());
             let is_stopped = process.is_stopped();
             if is_over || (is_stopped && was_stopped) {
-                let why = process.why_silent(began.elapsed());
+                let why = process.describe_silence(began.elapsed());
                 return Err(Error::unresponsive(&self.path, why));
             }
             was_stopped = is_stopped;
-            let silent = liveness.as_mut().and_then(|one| one.check(&self.path, Instant::now()));
+            let silent =
+                liveness.as_mut().and_then(|probe| probe.check_primary(&self.path, Instant::now()));
             if let Some(silent) = silent {
-                return Err(Error::unresponsive(&self.path, process.why_silent(silent)));
+                return Err(Error::unresponsive(&self.path, process.describe_silence(silent)));
             }
         }
     }
 
-    /// The next reply; `None` at the end of the connection.
-    fn receive(&mut self, deadline: Option<Instant>) -> Result<Option<Reply>> {
+    /// Receives the next reply; `None` at the end of the connection.
+    fn receive_reply(&mut self, deadline: Option<Instant>) -> Result<Option<Reply>> {
         let mut incoming = FrameReader::new(MAX_REPLY_BYTES);
         let mut buffer = [0u8; 16 * 1024];
         loop {
-            let wanted = match incoming.wanted() {
+            let wanted = match incoming.missing_bytes() {
                 Ok(0) => break,
                 Ok(wanted) => wanted.min(buffer.len()),
                 Err(e) => {
-                    return Err(self.protocol_error(&format!("a reply of {} bytes", e.claimed)));
+                    return Err(self.protocol_error(&format!("a reply of {} bytes", e.length)));
                 }
             };
-            self.await_bytes(deadline)?;
+            self.wait_until_readable(deadline)?;
             match self.stream.read(&mut buffer[..wanted]) {
-                Ok(0) if incoming.begun() => return Err(self.closed_early()),
+                Ok(0) if incoming.has_partial_frame() => return Err(self.closed_early_error()),
                 Ok(0) => return Ok(None),
-                Ok(n) => incoming.push(&buffer[..n]),
+                Ok(n) => incoming.push_bytes(&buffer[..n]),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
                 Err(e) => return Err(self.connection_error(&e)),
             }
         }
-        Reply::decode(&incoming.take()).map(Some).map_err(|why| self.protocol_error(&why))
+        Reply::decode(&incoming.take_payload()).map(Some).map_err(|why| self.protocol_error(&why))
     }
 
     fn connection_error(&self, error: &io::Error) -> Error {
         Error::unreachable(&self.path, io_error_text(error)).with_source(clone_io_error(error))
     }
 
-    fn closed_early(&self) -> Error {
+    fn closed_early_error(&self) -> Error {
         Error::refused(format!(
             "the primary at {} closed the connection before it answered",
             self.path.display()
         ))
     }
 
-    fn unexpected_reply(&self, reply: &Reply) -> Error {
+    fn unexpected_reply_error(&self, reply: &Reply) -> Error {
         self.protocol_error(&format!("an answer to another question, {reply:?}"))
     }
 
@@ -328,25 +336,25 @@ impl Client {
     }
 }
 
-/// An iterator over events, from [`Client::events`]. Ends after an error.
+/// An iterator over events, from [`ControlClient::events`]. Ends after an error.
 #[derive(Debug)]
-pub struct Events {
-    client: Option<Client>,
+pub struct EventIterator {
+    client: Option<ControlClient>,
     follow: bool,
 }
 
-impl Iterator for Events {
+impl Iterator for EventIterator {
     type Item = Result<Event>;
 
     fn next(&mut self) -> Option<Result<Event>> {
         let client = self.client.as_mut()?;
-        // No news may be no news for days; a primary that dies is noticed at once.
-        let deadline = if self.follow { None } else { client.deadline(ANSWER_TIMEOUT) };
-        let error = match client.receive(deadline) {
+        // The next event may be days away; the end of the primary closes the connection.
+        let deadline = if self.follow { None } else { client.reply_deadline(REPLY_TIMEOUT) };
+        let error = match client.receive_reply(deadline) {
             Ok(Some(Reply::Event(event))) => return Some(Ok(event)),
             Ok(Some(Reply::LastEvent(_)) | None) => None,
             Ok(Some(Reply::Refused(why))) => Some(Error::refused(why)),
-            Ok(Some(other)) => Some(client.unexpected_reply(&other)),
+            Ok(Some(other)) => Some(client.unexpected_reply_error(&other)),
             Err(e) => Some(e),
         };
         self.client = None;
@@ -356,24 +364,24 @@ impl Iterator for Events {
 
 /// The process that listens at the control socket.
 struct PrimaryProcess {
-    /// 0 if it is not visible from here.
+    /// The pid; 0 if the process is in another pid namespace.
     pid: u32,
-    /// As `/proc` shows it, if it does.
+    /// The process state from `/proc`, if it is readable.
     state: Option<char>,
 }
 
 impl PrimaryProcess {
-    fn of(stream: &UnixStream) -> PrimaryProcess {
+    fn listening_on(stream: &UnixStream) -> PrimaryProcess {
         let pid = prefork_os::credentials::peer_credentials(stream).map_or(0, |peer| peer.pid);
         PrimaryProcess { pid, state: prefork_os::process::process_state(pid) }
     }
 
-    /// Stopped by a signal, or held by a debugger.
+    /// Returns whether a signal or a debugger has stopped the process.
     fn is_stopped(&self) -> bool {
         matches!(self.state, Some('T' | 't'))
     }
 
-    fn why_silent(&self, after: Duration) -> String {
+    fn describe_silence(&self, after: Duration) -> String {
         let (pid, after) = (self.pid, HumanDuration(after));
         match self.state {
             Some('T') => format!(
@@ -393,7 +401,7 @@ impl PrimaryProcess {
 }
 
 /// Returns the error for a control socket that cannot be reached, with what to do about it.
-fn unreachable(path: &Path, error: &io::Error) -> Error {
+fn unreachable_error(path: &Path, error: &io::Error) -> Error {
     let is_socket = std::fs::metadata(path).map(|meta| meta.file_type().is_socket());
     let why = match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {

@@ -1,4 +1,4 @@
-//! One client connection of the control server: reads a request, writes a reply, never blocks.
+//! One client connection of the control server, without blocking.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -10,102 +10,111 @@ use crate::upgrade::{PassedClient, PassedClientState};
 use prefork_os::poll::{PollInterest, WatchedFd};
 use prefork_os::socket::{read_nonblocking, write_nonblocking};
 
-/// How long a client may take to send a request, or to read the next part of a reply: 5 s.
+/// How long a client may take to send a request or to read a part of a reply: 5 s.
 pub(super) const IDLE_CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longest part of a request that is passed to the next image.
-const MAX_PASSED_BYTES: usize = 4096;
+const MAX_PASSED_REQUEST_BYTES: usize = 4096;
 
 /// What a client waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum ClientState {
     /// The server reads its request.
-    Asking,
+    ReadingRequest,
     /// The client waits for the reply to its request.
-    Waiting {
-        ticket: u64,
-        /// Whether it waits until the thing is done, or only until it has begun.
-        patient: bool,
-        /// Whether, after the answer, it waits for our end.
-        last: bool,
+    WaitingForReply {
+        request_id: u64,
+        /// Whether the reply is sent when the operation is done, or when it has begun.
+        until_done: bool,
+        /// Whether the client waits for the exit of the primary after the reply.
+        waits_for_exit: bool,
     },
-    /// The client gets the events after number `after`, up to `until` or without end.
-    Streaming { after: u64, until: Option<u64> },
-    /// The client waits for the end of the primary.
-    Staying,
-    /// The connection is closed, or about to be.
-    Gone,
+    /// The client receives the events after number `after`, up to `until` or without end.
+    StreamingEvents { after: u64, until: Option<u64> },
+    /// The client waits for the exit of the primary.
+    WaitingForExit,
+    /// The connection is closed or is about to be closed.
+    Closed,
 }
 
 /// The connection of one client.
 #[derive(Debug)]
 pub(super) struct ClientConnection {
     socket: OwnedFd,
-    /// As it stands in the log: `control uid=0 pid=4711`.
-    pub(super) who: String,
-    pub(super) state: State,
+    /// The name in the log: `control uid=0 pid=4711`.
+    pub(super) client_name: String,
+    pub(super) state: ClientState,
     incoming: FrameReader,
     outgoing: Vec<u8>,
-    /// Since when we wait for a request, or for room to write. Bytes of a half request do not count: who sends
-    /// one byte a second is silent, too.
+    /// When the server began to wait for a request or for room to write. A partial request does not reset it, so that a
+    /// client that sends one byte a second is closed too.
     since: Instant,
 }
 
 impl ClientConnection {
-    pub(super) fn new(socket: OwnedFd, who: String, now: Instant) -> ClientConnection {
+    pub(super) fn new(socket: OwnedFd, client_name: String, now: Instant) -> ClientConnection {
         let incoming = FrameReader::new(MAX_REQUEST_BYTES);
         ClientConnection {
             socket,
-            who,
-            state: State::Asking,
+            client_name,
+            state: ClientState::ReadingRequest,
             incoming,
             outgoing: Vec::new(),
             since: now,
         }
     }
 
-    /// A client of another image of this process.
-    pub(super) fn resume(
+    /// Restores a client that the previous image passed on.
+    pub(super) fn from_passed(
         socket: OwnedFd,
-        who: String,
+        client_name: String,
         state: PassedClientState,
         now: Instant,
     ) -> ClientConnection {
-        let mut connection = ClientConnection::new(socket, who, now);
+        let mut connection = ClientConnection::new(socket, client_name, now);
         connection.state = match state {
-            PassedClientState::Asking { received } => {
-                connection.incoming.push(&received);
-                State::Asking
+            PassedClientState::ReadingRequest { received } => {
+                connection.incoming.push_bytes(&received);
+                ClientState::ReadingRequest
             }
-            PassedClientState::Waiting { ticket } => {
-                State::Waiting { ticket, patient: true, last: false }
+            PassedClientState::WaitingForReply { request_id } => {
+                ClientState::WaitingForReply { request_id, until_done: true, waits_for_exit: false }
             }
-            PassedClientState::Following { after } => State::Streaming { after, until: None },
+            PassedClientState::Following { after } => {
+                ClientState::StreamingEvents { after, until: None }
+            }
         };
         connection
     }
 
-    /// What the next image has to know of this client; `None` for one that it cannot go on with.
+    /// Returns the state of this client for the next image; `None` if the next image cannot continue with it.
     pub(super) fn pass_to_next_image(&self) -> Option<PassedClient> {
         let state = match self.state {
-            State::Asking => {
-                let received = self.incoming.received();
-                // Half a request that is so long is rare, and must not make the manifest too large.
-                let received = (received.len() <= MAX_PASSED_BYTES).then(|| received.to_vec())?;
-                PassedClientState::Asking { received }
+            ClientState::ReadingRequest => {
+                let received = self.incoming.received_bytes();
+                // A long partial request is rare and must not make the manifest too large.
+                let received =
+                    (received.len() <= MAX_PASSED_REQUEST_BYTES).then(|| received.to_vec())?;
+                PassedClientState::ReadingRequest { received }
             }
-            State::Waiting { ticket, .. } => PassedClientState::Waiting { ticket },
-            State::Streaming { after, until: None } => PassedClientState::Following { after },
-            State::Streaming { until: Some(_), .. } | State::Staying | State::Gone => return None,
+            ClientState::WaitingForReply { request_id, .. } => {
+                PassedClientState::WaitingForReply { request_id }
+            }
+            ClientState::StreamingEvents { after, until: None } => {
+                PassedClientState::Following { after }
+            }
+            ClientState::StreamingEvents { until: Some(_), .. }
+            | ClientState::WaitingForExit
+            | ClientState::Closed => return None,
         };
         let fd = self.socket.as_raw_fd();
-        Some(PassedClient { fd, who: self.who.clone(), state })
+        Some(PassedClient { fd, client_name: self.client_name.clone(), state })
     }
 
     pub(super) fn watched_fd(&self) -> WatchedFd<'_> {
         let interest = match self.state {
             _ if !self.outgoing.is_empty() => PollInterest::Writable,
-            State::Asking => PollInterest::Readable,
+            ClientState::ReadingRequest => PollInterest::Readable,
             _ => PollInterest::HangUp,
         };
         WatchedFd::new(self.as_fd(), interest)
@@ -113,49 +122,50 @@ impl ClientConnection {
 
     /// Returns when the client has been idle for too long.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let waits_for_it = self.state == State::Asking || !self.outgoing.is_empty();
+        let waits_for_it = self.state == ClientState::ReadingRequest || !self.outgoing.is_empty();
         waits_for_it.then(|| self.since + IDLE_CLIENT_TIMEOUT)
     }
 
-    /// Since when no request came from it; `None` if it has every right to be silent.
-    pub(super) fn silent_since(&self) -> Option<Instant> {
-        (self.state == State::Asking && self.outgoing.is_empty()).then_some(self.since)
+    /// Returns since when the client has been idle; `None` if it waits for a reply or for events.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        (self.state == ClientState::ReadingRequest && self.outgoing.is_empty())
+            .then_some(self.since)
     }
 
     /// Returns how many bytes of replies are not sent yet.
-    pub(super) fn unsent(&self) -> usize {
+    pub(super) fn unsent_bytes(&self) -> usize {
         self.outgoing.len()
     }
 
     /// Reads or writes when the descriptor is ready. Returns a complete request.
-    pub(super) fn read_requests(&mut self, now: Instant) -> Option<Vec<u8>> {
+    pub(super) fn handle_ready(&mut self, now: Instant) -> Option<Vec<u8>> {
         match self.state {
-            _ if !self.outgoing.is_empty() => self.flush(now),
-            State::Asking => return self.read(),
-            _ => self.state = State::Gone,
+            _ if !self.outgoing.is_empty() => self.write_replies(now),
+            ClientState::ReadingRequest => return self.read_request(),
+            _ => self.state = ClientState::Closed,
         }
         None
     }
 
-    /// Replies; the rest of what does not fit now is written when there is room.
-    pub(super) fn send(&mut self, reply: &Reply, now: Instant) {
+    /// Sends a reply; what does not fit into the socket buffer is written later.
+    pub(super) fn send_reply(&mut self, reply: &Reply, now: Instant) {
         if self.outgoing.is_empty() {
             self.since = now;
         }
         self.outgoing.extend_from_slice(&frame::encode_frame(&reply.encode()));
-        self.flush(now);
+        self.write_replies(now);
     }
 
     /// Sends the reason if there is room, and closes the connection.
     pub(super) fn refuse_and_close(&mut self, why: String, now: Instant) {
-        // Half a reply may be on its way already; then there is no room for another.
+        // After a partly written reply, another frame would corrupt the stream.
         if self.outgoing.is_empty() {
-            self.send(&Reply::Refused(why), now);
+            self.send_reply(&Reply::Refused(why), now);
         }
-        self.state = State::Gone;
+        self.state = ClientState::Closed;
     }
 
-    fn flush(&mut self, now: Instant) {
+    fn write_replies(&mut self, now: Instant) {
         while !self.outgoing.is_empty() {
             match write_nonblocking(&self.socket, &self.outgoing) {
                 Ok(n) => {
@@ -166,36 +176,36 @@ impl ClientConnection {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
                     self.outgoing.clear();
-                    self.state = State::Gone;
+                    self.state = ClientState::Closed;
                 }
             }
         }
         self.outgoing.shrink_to(4096);
     }
 
-    fn read(&mut self) -> Option<Vec<u8>> {
+    fn read_request(&mut self) -> Option<Vec<u8>> {
         let mut buffer = [0u8; 4096];
         loop {
-            let wanted = match self.incoming.wanted() {
-                Ok(0) => return Some(self.incoming.take()),
+            let wanted = match self.incoming.missing_bytes() {
+                Ok(0) => return Some(self.incoming.take_payload()),
                 Ok(wanted) => wanted.min(buffer.len()),
                 Err(long) => {
-                    let frame::FrameTooLong { claimed, max } = long;
+                    let frame::FrameTooLong { length, max } = long;
                     let why =
-                        format!("a request of {claimed} bytes is too long: send {max} at most");
+                        format!("a request of {length} bytes is too long: send {max} at most");
                     self.refuse_and_close(why, self.since);
                     return None;
                 }
             };
             match read_nonblocking(&self.socket, &mut buffer[..wanted]) {
-                Ok(0) => self.state = State::Gone,
+                Ok(0) => self.state = ClientState::Closed,
                 Ok(n) => {
-                    self.incoming.push(&buffer[..n]);
+                    self.incoming.push_bytes(&buffer[..n]);
                     continue;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => self.state = State::Gone,
+                Err(_) => self.state = ClientState::Closed,
             }
             return None;
         }

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::Level;
 
-/// How many events are kept.
+/// How many events the history keeps.
 const MAX_KEPT_EVENTS: usize = 1000;
 
 /// One event, with the text of its log line.
@@ -27,14 +27,14 @@ pub(crate) struct EventHistory {
 }
 
 impl EventHistory {
-    /// Numbers the next entry after `last`, as the image before this one did, so that whoever follows the events misses and
-    /// repeats none. For a ledger without entries.
-    pub(crate) fn resume_after(&mut self, last: u64) {
+    /// Continues the numbers of the previous image after `last`, so that followers miss and repeat no event. Called before the
+    /// first event.
+    pub(crate) fn continue_after(&mut self, last: u64) {
         self.last = last;
     }
 
     /// Appends an event with the current time.
-    pub(crate) fn append(&mut self, level: Level, text: String) {
+    pub(crate) fn append_event(&mut self, level: Level, text: String) {
         let time_ms =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
         self.last += 1;
@@ -45,18 +45,18 @@ impl EventHistory {
     }
 
     /// Returns the number of the newest event; 0 if there is none.
-    pub(crate) fn last(&self) -> u64 {
+    pub(crate) fn last_number(&self) -> u64 {
         self.last
     }
 
     /// Returns the number of the oldest event that is kept.
-    pub(crate) fn first(&self) -> u64 {
+    pub(crate) fn first_number(&self) -> u64 {
         self.last + 1 - self.entries.len() as u64
     }
 
     /// Returns the kept events after number `sequence`, oldest first.
-    pub(crate) fn after(&self, sequence: u64) -> impl Iterator<Item = &LoggedEvent> {
-        let skip = sequence.saturating_add(1).saturating_sub(self.first());
+    pub(crate) fn events_after(&self, sequence: u64) -> impl Iterator<Item = &LoggedEvent> {
+        let skip = sequence.saturating_add(1).saturating_sub(self.first_number());
         self.entries.iter().skip(usize::try_from(skip).unwrap_or(usize::MAX))
     }
 }
@@ -65,31 +65,31 @@ impl EventHistory {
 mod tests {
     use super::*;
 
-    fn numbers(history: &EventHistory, after: u64) -> Vec<u64> {
-        history.after(after).map(|entry| entry.sequence).collect()
+    fn kept_numbers_after(history: &EventHistory, after: u64) -> Vec<u64> {
+        history.events_after(after).map(|entry| entry.sequence).collect()
     }
 
     #[test]
-    fn entries_are_found_by_number() {
+    fn events_are_found_by_number() {
         let mut history = EventHistory::default();
-        assert_eq!((history.last(), numbers(&history, 0)), (0, vec![]));
+        assert_eq!((history.last_number(), kept_numbers_after(&history, 0)), (0, vec![]));
         for text in ["a", "b", "c"] {
-            history.append(Level::Info, text.to_string());
+            history.append_event(Level::Info, text.to_string());
         }
-        assert_eq!(numbers(&history, 0), [1, 2, 3]);
-        assert_eq!(numbers(&history, 2), [3]);
-        assert!(numbers(&history, 3).is_empty());
-        assert!(numbers(&history, u64::MAX).is_empty());
+        assert_eq!(kept_numbers_after(&history, 0), [1, 2, 3]);
+        assert_eq!(kept_numbers_after(&history, 2), [3]);
+        assert!(kept_numbers_after(&history, 3).is_empty());
+        assert!(kept_numbers_after(&history, u64::MAX).is_empty());
     }
 
     #[test]
-    fn only_the_last_thousand_are_kept() {
+    fn only_the_last_thousand_events_are_kept() {
         let mut history = EventHistory::default();
         for _ in 0..MAX_KEPT_EVENTS + 5 {
-            history.append(Level::Info, String::new());
+            history.append_event(Level::Info, String::new());
         }
-        assert_eq!((history.first(), history.last()), (6, 1005));
-        assert_eq!(numbers(&history, 0).len(), MAX_KEPT_EVENTS);
-        assert_eq!(numbers(&history, 1004), [1005]);
+        assert_eq!((history.first_number(), history.last_number()), (6, 1005));
+        assert_eq!(kept_numbers_after(&history, 0).len(), MAX_KEPT_EVENTS);
+        assert_eq!(kept_numbers_after(&history, 1004), [1005]);
     }
 }

@@ -1,4 +1,4 @@
-//! Probes over a second connection whether a primary still answers while a client waits for a long operation.
+//! Probes a primary over a second connection while a client waits for a long operation.
 //!
 //! A reload, an upgrade or a stop may take as long as the requests that are open. The client that asked for it cannot tell
 //! that from a primary that hangs, in a function of the application or in the kernel; an answer to `status` can.
@@ -6,14 +6,14 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::client::Client;
+use super::client::ControlClient;
 use super::protocol::Request;
 use prefork_os::poll::{self, WatchedFd};
 
-/// How long to wait for room in the queue of a primary that takes no clients.
+/// How long to wait for room in the accept queue of the primary: 500 ms.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How often to probe a primary, and how long it may leave a probe unanswered.
+/// How often to probe a primary, and how long a probe may stay unanswered.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ProbeInterval {
     pub(super) interval: Duration,
@@ -21,57 +21,66 @@ pub(super) struct ProbeInterval {
 }
 
 impl ProbeInterval {
-    /// The timeout leaves room for what a primary may do before it answers, such as loading data after an upgrade.
+    /// Every 10 s, with a timeout of 60 s, as a primary may load data after an upgrade before it answers.
     pub(super) const DEFAULT: ProbeInterval =
         ProbeInterval { interval: Duration::from_secs(10), timeout: Duration::from_secs(60) };
 }
 
 /// Tracks whether a primary still answers probes.
 pub(super) struct LivenessProbe {
-    pace: ProbeInterval,
-    /// The question that is open.
-    asked: Option<Client>,
-    /// When it is to be asked again.
+    probe_interval: ProbeInterval,
+    /// The connection of the unanswered probe.
+    pending: Option<ControlClient>,
+    /// When to send the next probe.
     next: Instant,
-    /// Since when it has not answered.
+    /// Since when the primary has not answered.
     silent_since: Option<Instant>,
 }
 
 impl LivenessProbe {
-    pub(super) fn new(pace: ProbeInterval, now: Instant) -> LivenessProbe {
-        LivenessProbe { pace, asked: None, next: now + pace.interval, silent_since: None }
+    pub(super) fn new(probe_interval: ProbeInterval, now: Instant) -> LivenessProbe {
+        LivenessProbe {
+            probe_interval,
+            pending: None,
+            next: now + probe_interval.interval,
+            silent_since: None,
+        }
     }
 
-    /// Asks if it is time, and looks for the answer. Returns for how long the primary has been silent if that is too long.
-    pub(super) fn check(&mut self, path: &Path, now: Instant) -> Option<Duration> {
-        match &self.asked {
+    /// Sends a probe when it is due and checks for its answer. Returns how long the primary has not answered, if that exceeds
+    /// the timeout.
+    pub(super) fn check_primary(&mut self, path: &Path, now: Instant) -> Option<Duration> {
+        match &self.pending {
             Some(asked) => {
-                let watch = WatchedFd::readable(asked.stream_fd());
+                let watch = WatchedFd::readable(asked.socket_fd());
                 let answered = poll::poll_fds(&[watch], Some(Duration::ZERO));
-                // An end is an answer, too: what is waited for will tell what has happened.
+                // A closed connection counts as an answer: the operation itself reports the result.
                 if answered.is_ok_and(|answered| answered[0]) {
-                    (self.asked, self.silent_since) = (None, None);
-                    self.next = now + self.pace.interval;
+                    (self.pending, self.silent_since) = (None, None);
+                    self.next = now + self.probe_interval.interval;
                 }
             }
             None if self.next <= now => {
-                self.next = now + self.pace.interval;
-                self.ask(path, now);
+                self.next = now + self.probe_interval.interval;
+                self.send_probe(path, now);
             }
             None => {}
         }
         let silent = now.saturating_duration_since(self.silent_since?);
-        (silent >= self.pace.timeout).then_some(silent)
+        (silent >= self.probe_interval.timeout).then_some(silent)
     }
 
-    fn ask(&mut self, path: &Path, now: Instant) {
-        let asked = Client::connect_within(path, CONNECT_TIMEOUT.min(self.pace.interval))
-            .and_then(|mut client| client.send(&Request::Status {}).map(|()| client));
+    fn send_probe(&mut self, path: &Path, now: Instant) {
+        let asked = ControlClient::connect_with_timeout(
+            path,
+            CONNECT_TIMEOUT.min(self.probe_interval.interval),
+        )
+        .and_then(|mut client| client.send_request(&Request::Status {}).map(|()| client));
         match asked {
-            Ok(client) => self.asked = Some(client),
-            // Its queue is full.
+            Ok(client) => self.pending = Some(client),
+            // The accept queue is full.
             Err(e) if e.kind() == crate::ErrorKind::ControlUnresponsive => {}
-            // The file may be gone, as at the end of a stop: nothing is known.
+            // The socket file may be removed at the end of a stop, which proves nothing.
             Err(_) => return self.silent_since = None,
         }
         self.silent_since.get_or_insert(now);

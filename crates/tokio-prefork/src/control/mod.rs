@@ -1,8 +1,7 @@
-//! What an operator may ask while the cluster runs, over a Unix stream socket of mode 0600 that the primary
-//! serves between its other duties. Root and the primary's own user may ask (`SO_PEERCRED`); [`Client`] asks.
+//! The control socket: commands to a running primary over a Unix stream socket of mode 0600. The server accepts only root and
+//! the user of the primary (`SO_PEERCRED`); [`ControlClient`] is the client.
 //!
-//! A frame is a big-endian length of four bytes and that many bytes of JSON, both ways. `scale` and its
-//! answer:
+//! Requests and replies are frames: a big-endian length of four bytes, then JSON. The request `scale` and its reply:
 //!
 //! ```text
 //! 00 00 00 17 7b 22 76 65 72 62 22 3a 22 73 63 61  ....{"verb":"sca
@@ -15,18 +14,18 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `{"verb":"status"}` | `{"ok":true,"status":{...}}`, see [`ClusterStatus`](crate::status::ClusterStatus); asks no worker, so none can delay it |
+//! | `{"verb":"status"}` | `{"ok":true,"status":{...}}`, see [`ClusterStatus`](crate::status::ClusterStatus); read from memory, so that no worker can delay it |
 //! | `{"verb":"reload","wait":true}` | `{"ok":true,"message":"..."}` when it is done; with `"wait":false` when it has begun |
 //! | `{"verb":"scale","to":4}` or `"by":-1` | `{"ok":true,"message":"..."}` |
-//! | `{"verb":"stop","now":false}` | `{"ok":true,"message":"..."}`; the end of the connection is the primary's |
-//! | `{"verb":"upgrade","wait":true}` | `{"ok":true,"message":"..."}` when workers of the new image serve, over the same connection; with `"wait":false` when the new binary is proved |
-//! | `{"verb":"events","follow":false,"since":0}` | `{"ok":true,"event":{...}}` for each entry after `since` that is kept (the last thousand), then `{"ok":true,"last":N}`; with `follow` no last one, but each new one as it happens |
+//! | `{"verb":"stop","now":false}` | `{"ok":true,"message":"..."}`; the primary closes the connection when it exits |
+//! | `{"verb":"upgrade","wait":true}` | `{"ok":true,"message":"..."}` when workers of the new image serve, over the same connection; with `"wait":false` when the new binary has passed its check |
+//! | `{"verb":"events","follow":false,"since":0}` | `{"ok":true,"event":{...}}` for each entry after `since` that is kept (the last thousand), then `{"ok":true,"last":N}`; with `follow`, each new event instead of the last line |
 //! | anything else | `{"ok":false,"error":"..."}` |
 //!
-//! One request at a time; the next one is read when its answer is written. What is begun is finished, and
-//! logged, even if who asked for it has gone. Limits: 32 clients and 8 followers, a request of 64 KiB, 5
-//! seconds to send it and 5 for each step of reading the reply. When the table is full, the client that has
-//! been silent for longest makes room; who waits for an answer never does.
+//! The server handles one request of a client at a time. An operation that has begun is finished and logged, even if its
+//! client has disconnected. Limits: 32 clients and 8 followers, a request of 64 KiB, 5
+//! seconds to send it and 5 for each step of reading the reply. When the table is full, the server
+//! closes the client that has been idle longest, but never a client that waits for a reply.
 
 mod client;
 mod client_connection;
@@ -37,16 +36,16 @@ mod protocol;
 mod server;
 mod socket_path;
 
-/// A reply that says why something was not done, as it is sent.
+/// Encodes a reply that refuses a request with a reason.
 pub(crate) fn encode_refusal(why: String) -> Vec<u8> {
     frame::encode_frame(&Reply::Refused(why).encode())
 }
 
-pub use client::{Client, Events};
+pub use client::{ControlClient, EventIterator};
 pub(crate) use event_history::EventHistory;
 pub use protocol::Event;
-pub use protocol::{Change, Rescale};
 pub(crate) use protocol::{Reply, Request};
+pub use protocol::{Rescale, WorkerCountChange};
 pub(crate) use server::{ControlPollToken, ControlServer, ReceivedRequest};
 pub(crate) use socket_path::control_socket_of_this_process;
 pub use socket_path::{find_control_sockets, runtime_directory};

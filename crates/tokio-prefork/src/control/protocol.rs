@@ -28,7 +28,7 @@ pub(crate) enum Request {
     },
     /// Executes the binary that is now at the primary's path.
     Upgrade {
-        /// Whether to answer when the workers of the new image serve, or as soon as the new binary is proved.
+        /// Whether to reply when workers of the new image serve, or when the new binary has passed its check.
         #[serde(default = "default_true")]
         wait: bool,
     },
@@ -41,7 +41,7 @@ pub(crate) enum Request {
     },
 }
 
-/// The verbs, as an error lists them.
+/// All verbs, for error messages.
 const VERBS: [&str; 6] = ["status", "reload", "scale", "stop", "upgrade", "events"];
 
 /// A change to the number of workers of one kind.
@@ -50,16 +50,16 @@ const VERBS: [&str; 6] = ["status", "reload", "scale", "stop", "upgrade", "event
 pub struct Rescale {
     /// The worker kind; `None` for `web`.
     pub kind: Option<String>,
-    /// By how much, or to how many.
-    pub change: Change,
+    /// The new number of workers or the difference.
+    pub change: WorkerCountChange,
 }
 
 /// A change to a number of workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    /// 0 is for other kinds than `web`.
+pub enum WorkerCountChange {
+    /// Sets the number; 0 is allowed for other kinds than `web`.
     To(u32),
-    /// Never 0.
+    /// Adds workers, or removes them if negative; never 0.
     By(i32),
 }
 
@@ -81,9 +81,9 @@ pub(crate) enum Reply {
     Refused(String),
     /// The request succeeded, with a description.
     Done(String),
-    /// How things are.
+    /// The status of the cluster.
     Status(Box<ClusterStatus>),
-    /// One thing that happened.
+    /// One event.
     Event(Event),
     /// The number of the last requested event.
     LastEvent(u64),
@@ -93,18 +93,18 @@ pub(crate) enum Reply {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Event {
-    /// Counted from 1 since the primary started, without gaps.
+    /// The event's number, from 1 since the primary started, without gaps.
     pub sequence: u64,
-    /// When it happened, milliseconds since 1970.
+    /// The time of the event in milliseconds since 1970.
     pub time_ms: u64,
-    /// `error`, `warn` or `info`.
+    /// The log level: `error`, `warn` or `info`.
     pub level: String,
-    /// The line of the log.
+    /// The text of the log line.
     pub text: String,
 }
 
 impl Request {
-    /// Reads a request; the error names what is wrong with it.
+    /// Decodes a request; the error says what is wrong with it.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Request, String> {
         let value: Value =
             serde_json::from_slice(bytes).map_err(|e| format!("the request is not JSON: {e}"))?;
@@ -122,9 +122,9 @@ impl Request {
         }
     }
 
-    /// The request as it is sent.
+    /// Encodes the request as JSON.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        // Plain numbers, flags and texts: this cannot fail.
+        // Encoding numbers, flags and strings cannot fail.
         serde_json::to_vec(self).unwrap_or_default()
     }
 }
@@ -132,16 +132,16 @@ impl Request {
 impl TryFrom<RescaleFields> for Rescale {
     type Error = String;
 
-    fn try_from(said: RescaleFields) -> Result<Rescale, String> {
+    fn try_from(fields: RescaleFields) -> Result<Rescale, String> {
         let most = WorkerCount::MAX;
-        // Somebody has to serve; workers of other kinds may pause.
-        let least = u32::from(said.kind.is_none());
-        let change = match (said.to, said.by) {
-            (Some(to), None) if (least..=most).contains(&to) => Change::To(to),
+        // At least one `web` worker has to serve; other kinds may have none.
+        let least = u32::from(fields.kind.is_none());
+        let change = match (fields.to, fields.by) {
+            (Some(to), None) if (least..=most).contains(&to) => WorkerCountChange::To(to),
             (Some(to), None) => {
                 return Err(format!("to = {to} is out of range: give {least} to {most}"));
             }
-            (None, Some(by)) if by != 0 && by.unsigned_abs() <= most => Change::By(by),
+            (None, Some(by)) if by != 0 && by.unsigned_abs() <= most => WorkerCountChange::By(by),
             (None, Some(by)) => {
                 return Err(format!(
                     "by = {by} is out of range: give 1 to {most} or -1 to -{most}"
@@ -149,27 +149,27 @@ impl TryFrom<RescaleFields> for Rescale {
             }
             _ => return Err("give either to or by".to_string()),
         };
-        Ok(Rescale { kind: said.kind, change })
+        Ok(Rescale { kind: fields.kind, change })
     }
 }
 
 impl From<Rescale> for RescaleFields {
     fn from(Rescale { kind, change }: Rescale) -> RescaleFields {
         match change {
-            Change::To(to) => RescaleFields { kind, to: Some(to), by: None },
-            Change::By(by) => RescaleFields { kind, to: None, by: Some(by) },
+            WorkerCountChange::To(to) => RescaleFields { kind, to: Some(to), by: None },
+            WorkerCountChange::By(by) => RescaleFields { kind, to: None, by: Some(by) },
         }
     }
 }
 
-impl From<Change> for Rescale {
-    fn from(change: Change) -> Rescale {
+impl From<WorkerCountChange> for Rescale {
+    fn from(change: WorkerCountChange) -> Rescale {
         Rescale { kind: None, change }
     }
 }
 
 impl Reply {
-    /// The reply as it is sent.
+    /// Encodes the reply as JSON.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let value = match self {
             Reply::Refused(why) => json!({ "ok": false, "error": why }),
@@ -181,7 +181,7 @@ impl Reply {
         value.to_string().into_bytes()
     }
 
-    /// Reads a reply. Fields that we do not know are those of a newer primary.
+    /// Decodes a reply. Ignores unknown fields, which a newer primary may send.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Reply, String> {
         #[derive(Deserialize)]
         struct Fields {
@@ -216,9 +216,9 @@ impl From<&LoggedEvent> for Event {
 }
 
 impl Event {
-    /// The event as JSON on one line.
+    /// Returns the event as JSON on one line.
     pub fn to_json(&self) -> String {
-        // Plain numbers and texts: this cannot fail.
+        // Encoding numbers and strings cannot fail.
         printable_json(&serde_json::to_string(self).unwrap_or_default()).into_owned()
     }
 }

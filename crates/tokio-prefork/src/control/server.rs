@@ -1,4 +1,4 @@
-//! The control server in the primary: non-blocking, with bounds for everything, driven by the primary's poll loop.
+//! The control server of the primary, non-blocking and driven by the primary's poll loop.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::client_connection::{ClientConnection, State};
+use super::client_connection::{ClientConnection, ClientState};
 use super::event_history::EventHistory;
 use super::protocol::{Reply, Request};
 use crate::error::{Error, Result};
@@ -20,64 +20,63 @@ use prefork_os::socket::{accept_connection, is_resource_exhaustion};
 
 /// How many clients may be connected at the same time.
 const MAX_CLIENTS: usize = 32;
-/// How many connections may wait to be accepted.
-const LISTEN_BACKLOG: i32 = 1024;
-/// How many of the clients may follow the events.
+/// The backlog of the listening socket.
+const CONTROL_LISTEN_BACKLOG: i32 = 1024;
+/// How many clients may follow the events at the same time.
 const MAX_FOLLOWERS: usize = 8;
 /// How many connections are accepted per wake-up: a flood must not delay the workers' reports.
 const MAX_ACCEPTS_PER_WAKEUP: usize = 16;
-/// Bytes of events that may wait for one follower; the rest waits in the event history.
+/// How many unsent bytes of events one follower may have; further events stay in the event history.
 const MAX_UNSENT_EVENT_BYTES: usize = 64 * 1024;
-/// How long to stop accepting clients when the process is out of descriptors.
-const EXHAUSTED_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How long to wait before accepting again when the process is out of descriptors: 1 s.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The control socket and its clients.
 #[derive(Debug)]
 pub(crate) struct ControlServer {
-    // Declared before the clients, so that the file is gone when they see the end.
-    /// `None` if nobody new may connect: clients of the image before this one wait for their answers.
+    // Dropped before the clients, so that the file is removed before their connections close.
+    /// `None` if no new client may connect, but clients of the previous image wait for replies.
     listening: Option<ControlListener>,
-    /// By a number that grows with each arrival.
+    /// The clients by id; ids increase with each connection.
     clients: BTreeMap<u64, ClientConnection>,
-    /// The last number given to a client or a request.
+    /// The last id given to a client or a request.
     last: u64,
     paused_until: Option<Instant>,
 }
 
-/// The socket at which clients arrive, and its file.
+/// The listening socket and its file.
 #[derive(Debug)]
 struct ControlListener {
     file: UnixSocketFile,
     listener: Socket,
 }
 
-/// Names a descriptor of the server that is polled.
+/// Identifies a polled descriptor of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ControlPollToken {
     /// The listening socket.
     Listener,
-    /// A client, by its number.
+    /// The client with this id.
     Client(u64),
 }
 
-/// A complete request of a client, which waits for a reply.
+/// A complete request whose client waits for a reply.
 #[derive(Debug)]
 pub(crate) struct ReceivedRequest {
-    /// Names the request in `reply` and `stream_events`.
-    pub(crate) ticket: u64,
-    pub(crate) who: String,
+    /// Identifies the request in `reply` and `stream_events`.
+    pub(crate) request_id: u64,
+    pub(crate) client_name: String,
     pub(crate) request: Request,
 }
 
 impl ControlServer {
-    /// Listens at `path`, for root and the own user only.
+    /// Listens at `path`, for root and the user of the primary only.
     pub(crate) fn bind(path: &Path) -> Result<ControlServer> {
         let listening = Some(bind_control_socket(path)?);
         Ok(ControlServer { listening, clients: BTreeMap::new(), last: 0, paused_until: None })
     }
 
-    /// Takes over the socket and the clients of another image of this process. A descriptor that is not open costs what it
-    /// stands for, and nothing else.
+    /// Takes over the socket and the clients of the previous image. Skips a descriptor that is not open.
     pub(crate) fn inherit(passed: PassedControl, now: Instant) -> ControlServer {
         let listening = passed.socket.and_then(|socket| {
             let listener = Socket::from(prefork_os::fd::take_inherited_fd(socket.fd).ok()?);
@@ -95,16 +94,17 @@ impl ControlServer {
         for client in passed.clients {
             let Ok(socket) = prefork_os::fd::take_inherited_fd(client.fd) else { continue };
             server.last += 1;
-            let connection = ClientConnection::resume(socket, client.who, client.state, now);
+            let connection =
+                ClientConnection::from_passed(socket, client.client_name, client.state, now);
             server.clients.insert(server.last, connection);
         }
         server
     }
 
-    /// What the next image has to know, to go on with socket and clients. Lets go of those that it could not go on with, as
-    /// they have not read what they were sent.
+    /// Returns what the next image needs to continue with socket and clients. Closes clients with unsent replies.
     pub(crate) fn pass_to_next_image(&mut self) -> PassedControl {
-        self.clients.retain(|_, client| client.unsent() == 0 && client.state != State::Gone);
+        self.clients
+            .retain(|_, client| client.unsent_bytes() == 0 && client.state != ClientState::Closed);
         let socket = self.listening.as_ref().and_then(|ControlListener { file, listener }| {
             file.path().to_str()?;
             let fd = listener.as_raw_fd();
@@ -115,37 +115,37 @@ impl ControlServer {
         PassedControl { socket, clients, last: self.last }
     }
 
-    /// The descriptors that `pass_to_next_image` names.
+    /// Returns the descriptors that `pass_to_next_image` names.
     pub(crate) fn passed_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let socket = self.listening.iter().map(|listening| listening.listener.as_fd());
         let clients = self.clients.values().filter(|client| client.pass_to_next_image().is_some());
         socket.chain(clients.map(AsFd::as_fd))
     }
 
-    /// Whether a client has not got yet all that it was sent.
-    pub(crate) fn has_unsent(&self) -> bool {
-        self.clients.values().any(|client| client.unsent() > 0)
+    /// Returns whether replies wait for room in a client's socket.
+    pub(crate) fn has_unsent_replies(&self) -> bool {
+        self.clients.values().any(|client| client.unsent_bytes() > 0)
     }
 
-    /// Where it listens.
+    /// Returns the path of the socket, if the server listens.
     pub(crate) fn path(&self) -> Option<&Path> {
         self.listening.as_ref().map(|listening| listening.file.path())
     }
 
-    /// Whether clients that connect to `path` reach it.
+    /// Returns whether clients that connect to `path` reach this server.
     pub(crate) fn is_reachable_at(&self, path: &Path) -> bool {
         let Ok(path) = std::path::absolute(path) else { return false };
         let is_there = |one: &ControlListener| one.file.path() == path && one.file.is_in_place();
         self.listening.as_ref().is_some_and(is_there)
     }
 
-    /// Listens at `path` from now on, and no more where it did. Clients stay. On an error nothing changes.
-    pub(crate) fn listen_at(&mut self, path: &Path) -> Result<()> {
+    /// Replaces the listening socket by one at `path`. Clients stay connected. On an error nothing changes.
+    pub(crate) fn rebind(&mut self, path: &Path) -> Result<()> {
         self.listening = Some(bind_control_socket(path)?);
         Ok(())
     }
 
-    /// Accepts nobody new from now on, and removes its file.
+    /// Closes the listening socket and removes its file. Clients stay connected.
     pub(crate) fn close_listener(&mut self) {
         self.listening = None;
     }
@@ -172,76 +172,83 @@ impl ControlServer {
         ready.map(|(token, _)| token).collect()
     }
 
-    /// When `send_events_and_close_idle` has something to do, if nothing else happens.
+    /// Returns when `send_events_and_close_idle` has to be called at the latest.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let clients = self.clients.values().filter_map(ClientConnection::next_deadline);
         clients.chain(self.paused_until).min()
     }
 
-    /// Reads the clients of these tokens, accepts new ones, and returns the requests.
+    /// Reads from ready clients, accepts new ones and returns the complete requests.
     pub(crate) fn read_requests(
         &mut self,
         ready: &[ControlPollToken],
         now: Instant,
     ) -> Vec<ReceivedRequest> {
-        let mut asked = Vec::new();
+        let mut received = Vec::new();
         for token in ready {
             let ControlPollToken::Client(id) = token else { continue };
             let Some(client) = self.clients.get_mut(id) else { continue };
-            let Some(bytes) = client.read_requests(now) else { continue };
+            let Some(bytes) = client.handle_ready(now) else { continue };
             match Request::decode(&bytes) {
                 Ok(request) => {
                     self.last += 1;
-                    let patient = !matches!(request, Request::Reload { wait: false });
-                    let last = matches!(request, Request::Stop { .. });
-                    client.state = State::Waiting { ticket: self.last, patient, last };
-                    asked.push(ReceivedRequest {
-                        ticket: self.last,
-                        who: client.who.clone(),
+                    let until_done = !matches!(request, Request::Reload { wait: false });
+                    let waits_for_exit = matches!(request, Request::Stop { .. });
+                    client.state = ClientState::WaitingForReply {
+                        request_id: self.last,
+                        until_done,
+                        waits_for_exit,
+                    };
+                    received.push(ReceivedRequest {
+                        request_id: self.last,
+                        client_name: client.client_name.clone(),
                         request,
                     });
                 }
-                Err(why) => client.send(&Reply::Refused(why), now),
+                Err(why) => client.send_reply(&Reply::Refused(why), now),
             }
         }
         if ready.contains(&ControlPollToken::Listener) {
-            self.accept(now);
+            self.accept_clients(now);
         }
         self.remove_closed_clients();
-        asked
+        received
     }
 
-    /// Replies to the request with this ticket. Returns whether its client is still connected.
-    pub(crate) fn reply(&mut self, ticket: u64, reply: &Reply, now: Instant) -> bool {
-        let Some(client) = self.client_of_request(ticket) else { return false };
+    /// Replies to a request. Returns whether its client is still connected.
+    pub(crate) fn reply(&mut self, request_id: u64, reply: &Reply, now: Instant) -> bool {
+        let Some(client) = self.find_client_of_request(request_id) else { return false };
         client.state = match client.state {
-            State::Waiting { last: true, .. } if !matches!(reply, Reply::Refused(_)) => {
-                State::Staying
+            ClientState::WaitingForReply { waits_for_exit: true, .. }
+                if !matches!(reply, Reply::Refused(_)) =>
+            {
+                ClientState::WaitingForExit
             }
-            _ => State::Asking,
+            _ => ClientState::ReadingRequest,
         };
-        client.send(reply, now);
+        client.send_reply(reply, now);
         true
     }
 
-    /// Answers the request with this ticket with the events after `since`.
+    /// Replies to a request with the events after `since`.
     pub(crate) fn stream_events(
         &mut self,
-        ticket: u64,
+        request_id: u64,
         follow: bool,
         since: u64,
         history: &EventHistory,
         now: Instant,
     ) {
-        let follows =
-            |c: &&ClientConnection| matches!(c.state, State::Streaming { until: None, .. });
+        let follows = |c: &&ClientConnection| {
+            matches!(c.state, ClientState::StreamingEvents { until: None, .. })
+        };
         if follow && self.clients.values().filter(follows).count() >= MAX_FOLLOWERS {
             let why = format!("{MAX_FOLLOWERS} clients follow the events already: try again later");
-            self.reply(ticket, &Reply::Refused(why), now);
-        } else if let Some(client) = self.client_of_request(ticket) {
-            let after = since.clamp(history.first() - 1, history.last());
-            let until = (!follow).then(|| history.last());
-            client.state = State::Streaming { after, until };
+            self.reply(request_id, &Reply::Refused(why), now);
+        } else if let Some(client) = self.find_client_of_request(request_id) {
+            let after = since.clamp(history.first_number() - 1, history.last_number());
+            let until = (!follow).then(|| history.last_number());
+            client.state = ClientState::StreamingEvents { after, until };
         }
     }
 
@@ -249,10 +256,10 @@ impl ControlServer {
     pub(crate) fn send_events_and_close_idle(&mut self, history: &EventHistory, now: Instant) {
         self.paused_until = self.paused_until.filter(|until| *until > now);
         for client in self.clients.values_mut() {
-            if let State::Waiting { patient: false, .. } = client.state {
-                client.state = State::Asking;
+            if let ClientState::WaitingForReply { until_done: false, .. } = client.state {
+                client.state = ClientState::ReadingRequest;
                 let begun = "begun; `prefork events` tells how it goes".to_string();
-                client.send(&Reply::Done(begun), now);
+                client.send_reply(&Reply::Done(begun), now);
             }
             send_new_events(client, history, now);
             if client.next_deadline().is_some_and(|at| at <= now) {
@@ -262,21 +269,21 @@ impl ControlServer {
         self.remove_closed_clients();
     }
 
-    fn accept(&mut self, now: Instant) {
+    fn accept_clients(&mut self, now: Instant) {
         for _ in 0..MAX_ACCEPTS_PER_WAKEUP {
             let Some(ControlListener { listener, .. }) = &self.listening else { return };
             let socket = match accept_connection(listener) {
                 Ok(socket) => socket,
                 Err(e) => {
                     if is_resource_exhaustion(&e) {
-                        self.paused_until = Some(now + EXHAUSTED_RETRY_INTERVAL);
+                        self.paused_until = Some(now + ACCEPT_RETRY_INTERVAL);
                     }
                     return;
                 }
             };
             let Ok(peer) = peer_credentials(&socket) else { continue };
-            let who = format!("control uid={} pid={}", peer.uid, peer.pid);
-            let mut client = ClientConnection::new(socket, who, now);
+            let client_name = format!("control uid={} pid={}", peer.uid, peer.pid);
+            let mut client = ClientConnection::new(socket, client_name, now);
             if let Err(why) = check_client_user(peer.uid, effective_uid()) {
                 client.refuse_and_close(why, now);
             } else if self.make_room_for_client(now) {
@@ -296,7 +303,7 @@ impl ControlServer {
         if self.clients.len() < MAX_CLIENTS {
             return true;
         }
-        let silent = self.clients.iter().filter_map(|(id, c)| Some((c.silent_since()?, *id)));
+        let silent = self.clients.iter().filter_map(|(id, c)| Some((c.idle_since()?, *id)));
         let Some((_, id)) = silent.min() else { return false };
         if let Some(mut client) = self.clients.remove(&id) {
             client.refuse_and_close("nothing was asked, and others want to ask".to_string(), now);
@@ -304,14 +311,14 @@ impl ControlServer {
         true
     }
 
-    fn client_of_request(&mut self, wanted: u64) -> Option<&mut ClientConnection> {
+    fn find_client_of_request(&mut self, id: u64) -> Option<&mut ClientConnection> {
         self.clients
             .values_mut()
-            .find(|c| matches!(c.state, State::Waiting { ticket, .. } if ticket == wanted))
+            .find(|c| matches!(c.state, ClientState::WaitingForReply { request_id, .. } if request_id == id))
     }
 
     fn remove_closed_clients(&mut self) {
-        self.clients.retain(|_, client| client.state != State::Gone);
+        self.clients.retain(|_, client| client.state != ClientState::Closed);
     }
 }
 
@@ -323,12 +330,12 @@ fn bind_control_socket(path: &Path) -> Result<ControlListener> {
     let meta = std::fs::metadata(directory)
         .map_err(|e| fail(format!("its directory {}: {e}", directory.display())))?;
     if meta.mode() & 0o1002 == 0o0002 {
-        // Anybody could put a socket of their own in its place.
+        // Any user could replace the socket by another one.
         let why = "everybody may rename files in its directory: configure another (control)";
         return Err(fail(why.to_string()));
     }
-    let (listener, file) =
-        UnixSocketFile::bind(path, Some(0o600), LISTEN_BACKLOG).map_err(|error| match error {
+    let (listener, file) = UnixSocketFile::bind(path, Some(0o600), CONTROL_LISTEN_BACKLOG)
+        .map_err(|error| match error {
             SocketFileError::InUse { .. } => {
                 fail(format!("{error}; configure another path (control)"))
             }
@@ -340,27 +347,29 @@ fn bind_control_socket(path: &Path) -> Result<ControlListener> {
     Ok(ControlListener { file, listener })
 }
 
-/// Sends a client the events that it does not have yet, as far as there is room.
+/// Sends a client the events that it has not received yet, up to the limit on unsent bytes.
 fn send_new_events(client: &mut ClientConnection, history: &EventHistory, now: Instant) {
-    let State::Streaming { after, until } = client.state else { return };
-    if after + 1 < history.first() {
+    let ClientState::StreamingEvents { after, until } = client.state else { return };
+    if after + 1 < history.first_number() {
         return client.refuse_and_close("too slow: events were lost; ask again".to_string(), now);
     }
     let mut sent = after;
-    for entry in history.after(after).take_while(|e| until.is_none_or(|last| e.sequence <= last)) {
-        if client.unsent() > MAX_UNSENT_EVENT_BYTES || client.state == State::Gone {
+    for entry in
+        history.events_after(after).take_while(|e| until.is_none_or(|last| e.sequence <= last))
+    {
+        if client.unsent_bytes() > MAX_UNSENT_EVENT_BYTES || client.state == ClientState::Closed {
             break;
         }
-        client.send(&Reply::Event(entry.into()), now);
+        client.send_reply(&Reply::Event(entry.into()), now);
         sent = entry.sequence;
     }
-    if client.state == State::Gone {
+    if client.state == ClientState::Closed {
         return;
     }
-    client.state = State::Streaming { after: sent, until };
+    client.state = ClientState::StreamingEvents { after: sent, until };
     if let Some(last) = until.filter(|last| *last <= sent) {
-        client.state = State::Asking;
-        client.send(&Reply::LastEvent(last), now);
+        client.state = ClientState::ReadingRequest;
+        client.send_reply(&Reply::LastEvent(last), now);
     }
 }
 
@@ -372,7 +381,7 @@ fn check_client_user(uid: u32, own: u32) -> Result<(), String> {
     }
 }
 
-/// The effective user of this process.
+/// Returns the effective user id of this process.
 pub(super) fn effective_uid() -> u32 {
     nix::unistd::geteuid().as_raw()
 }

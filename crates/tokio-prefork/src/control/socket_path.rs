@@ -15,7 +15,8 @@ const SYSTEM_RUNTIME_DIRECTORY: &str = "/run/prefork";
 /// Returns the socket path of this process. Creates the runtime directory and removes stale sockets in it.
 /// `None` if this user has no runtime directory.
 pub(crate) fn control_socket_of_this_process() -> Result<Option<PathBuf>> {
-    let Some(directory) = RuntimeDirectories::of_this_process().directories().into_iter().next()
+    let Some(directory) =
+        RuntimeDirectories::from_environment().candidate_directories().into_iter().next()
     else {
         return Ok(None);
     };
@@ -23,11 +24,11 @@ pub(crate) fn control_socket_of_this_process() -> Result<Option<PathBuf>> {
         let made = DirBuilder::new().recursive(true).mode(0o755).create(&directory);
         made.map_err(|e| Error::system(format!("make the directory {}", directory.display()), e))?;
     }
-    for (path, pid) in control_sockets_in(&directory) {
-        // Two witnesses: nobody answers, and there is no such process. A start that is about to listen has
-        // the one against it, a primary in another container that shares the directory the other.
+    for (path, pid) in list_control_sockets(&directory) {
+        // Checks both the pid and the socket: a starting primary does not listen yet, and the pid of a primary in another
+        // container is not visible.
         if prefork_os::process::process_command_name(pid).is_none() {
-            // One that lives is not ours to judge, and one that stays does no harm.
+            // A stale socket that cannot be removed does no harm.
             let _ = socket_file::remove_stale_socket(&path);
         }
     }
@@ -36,16 +37,17 @@ pub(crate) fn control_socket_of_this_process() -> Result<Option<PathBuf>> {
 
 /// Finds the control sockets of primaries in the runtime directories of this user, with the pids of the primaries.
 pub fn find_control_sockets() -> Vec<(PathBuf, u32)> {
-    let mut directories = RuntimeDirectories::of_this_process().directories();
+    let mut directories = RuntimeDirectories::from_environment().candidate_directories();
     if !directories.iter().any(|dir| dir == Path::new(SYSTEM_RUNTIME_DIRECTORY)) {
         directories.push(PathBuf::from(SYSTEM_RUNTIME_DIRECTORY));
     }
-    directories.iter().flat_map(|directory| control_sockets_in(directory)).collect()
+    directories.iter().flat_map(|directory| list_control_sockets(directory)).collect()
 }
 
 /// Returns the directory in which a primary of this user puts its control socket, for messages.
 pub fn runtime_directory() -> PathBuf {
-    let mut directories = RuntimeDirectories::of_this_process().directories().into_iter();
+    let mut directories =
+        RuntimeDirectories::from_environment().candidate_directories().into_iter();
     directories.next().unwrap_or_else(|| PathBuf::from(SYSTEM_RUNTIME_DIRECTORY))
 }
 
@@ -59,7 +61,7 @@ struct RuntimeDirectories {
 }
 
 impl RuntimeDirectories {
-    fn of_this_process() -> RuntimeDirectories {
+    fn from_environment() -> RuntimeDirectories {
         RuntimeDirectories {
             service: std::env::var_os("RUNTIME_DIRECTORY"),
             root: server::effective_uid() == 0,
@@ -68,7 +70,7 @@ impl RuntimeDirectories {
     }
 
     /// Returns the runtime directories, the preferred one first.
-    fn directories(&self) -> Vec<PathBuf> {
+    fn candidate_directories(&self) -> Vec<PathBuf> {
         let absolute = |path: &PathBuf| path.is_absolute();
         let service = self.service.as_ref().and_then(|list| std::env::split_paths(list).next());
         let own = match self.root {
@@ -83,7 +85,7 @@ fn socket_file_name(pid: u32) -> String {
     format!("prefork-{pid}.sock")
 }
 
-fn control_sockets_in(directory: &Path) -> Vec<(PathBuf, u32)> {
+fn list_control_sockets(directory: &Path) -> Vec<(PathBuf, u32)> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     let mut sockets: Vec<(PathBuf, u32)> = entries
         .flatten()
@@ -102,9 +104,14 @@ fn control_sockets_in(directory: &Path) -> Vec<(PathBuf, u32)> {
 mod tests {
     use super::*;
 
-    fn directories(service: Option<&str>, root: bool, user: Option<&str>) -> Vec<PathBuf> {
+    fn candidate_directories(
+        service: Option<&str>,
+        root: bool,
+        user: Option<&str>,
+    ) -> Vec<PathBuf> {
         let os = |text: &str| OsString::from(text);
-        RuntimeDirectories { service: service.map(os), root, user: user.map(os) }.directories()
+        RuntimeDirectories { service: service.map(os), root, user: user.map(os) }
+            .candidate_directories()
     }
 
     #[test]
@@ -112,13 +119,13 @@ mod tests {
         let paths = |texts: &[&str]| texts.iter().map(PathBuf::from).collect::<Vec<_>>();
         let user = Some("/run/user/7");
         assert_eq!(
-            directories(Some("/run/a:/run/b"), false, user),
+            candidate_directories(Some("/run/a:/run/b"), false, user),
             paths(&["/run/a", "/run/user/7"])
         );
-        assert_eq!(directories(Some(""), true, user), paths(&["/run/prefork"]));
-        assert_eq!(directories(None, false, user), paths(&["/run/user/7"]));
-        assert_eq!(directories(None, false, Some("here")), paths(&[]));
-        assert_eq!(directories(None, false, None), paths(&[]));
+        assert_eq!(candidate_directories(Some(""), true, user), paths(&["/run/prefork"]));
+        assert_eq!(candidate_directories(None, false, user), paths(&["/run/user/7"]));
+        assert_eq!(candidate_directories(None, false, Some("here")), paths(&[]));
+        assert_eq!(candidate_directories(None, false, None), paths(&[]));
     }
 
     #[test]
@@ -129,7 +136,7 @@ mod tests {
         }
         std::fs::write(dir.path().join("prefork-4.sock"), "data").expect("write");
         let pids: Vec<u32> =
-            control_sockets_in(dir.path()).into_iter().map(|(_, pid)| pid).collect();
+            list_control_sockets(dir.path()).into_iter().map(|(_, pid)| pid).collect();
         assert_eq!(pids, [3, 12]);
     }
 }

@@ -8,7 +8,8 @@ use super::Primary;
 use super::event_log::EventLog;
 use crate::config::ControlSocket;
 use crate::control::{
-    self, Change, ControlPollToken, ControlServer, ReceivedRequest, Reply, Request, Rescale,
+    self, ControlPollToken, ControlServer, ReceivedRequest, Reply, Request, Rescale,
+    WorkerCountChange,
 };
 use crate::error::Result;
 use crate::log_output;
@@ -62,7 +63,7 @@ impl ControlEndpoint {
         };
         match control_socket_path(&self.setting) {
             Ok(Some(path)) if server.is_reachable_at(&path) => {}
-            Ok(Some(path)) => match server.listen_at(&path) {
+            Ok(Some(path)) => match server.rebind(&path) {
                 Ok(()) => event_log.log_control_socket_opened(&path),
                 Err(e) => event_log.log_control_socket_error(&e),
             },
@@ -93,8 +94,8 @@ impl ControlEndpoint {
     }
 
     /// Returns whether a client has unread replies or events.
-    pub(super) fn has_unsent(&self) -> bool {
-        self.server.as_ref().is_some_and(ControlServer::has_unsent)
+    pub(super) fn has_unsent_replies(&self) -> bool {
+        self.server.as_ref().is_some_and(ControlServer::has_unsent_replies)
     }
 
     /// Returns the state that the next image needs to continue with socket and clients.
@@ -163,9 +164,9 @@ fn control_socket_path(setting: &ControlSocket) -> Result<Option<PathBuf>> {
 
 fn scale_command(Rescale { kind, change }: Rescale) -> ClusterCommand {
     let change = match change {
-        Change::To(workers) => ScaleChange::To(workers),
-        Change::By(by) if by < 0 => ScaleChange::Down(by.unsigned_abs()),
-        Change::By(by) => ScaleChange::Up(by.unsigned_abs()),
+        WorkerCountChange::To(workers) => ScaleChange::To(workers),
+        WorkerCountChange::By(by) if by < 0 => ScaleChange::Down(by.unsigned_abs()),
+        WorkerCountChange::By(by) => ScaleChange::Up(by.unsigned_abs()),
     };
     match kind {
         Some(kind) => ClusterCommand::ScaleKind(kind, change),
@@ -188,15 +189,17 @@ impl Primary {
     /// Reads the requests of clients that are ready. Answers questions and queues commands.
     pub(super) fn handle_control_requests(&mut self, ready: &[ControlPollToken]) {
         let now = Instant::now();
-        for ReceivedRequest { ticket, who, request } in self.control.read_ready(ready, now) {
+        for ReceivedRequest { request_id, client_name, request } in
+            self.control.read_ready(ready, now)
+        {
             let command = match request {
                 Request::Status {} => {
                     let status = Box::new(self.cluster_status(now));
-                    self.control.reply(ticket, &Reply::Status(status));
+                    self.control.reply(request_id, &Reply::Status(status));
                     continue;
                 }
                 Request::Events { follow, since } => {
-                    self.control.stream_events(ticket, follow, since, &self.event_log);
+                    self.control.stream_events(request_id, follow, since, &self.event_log);
                     continue;
                 }
                 Request::Reload { .. } => ClusterCommand::Reload,
@@ -205,7 +208,7 @@ impl Primary {
                 Request::Stop { now: true } => ClusterCommand::StopNow,
                 Request::Upgrade { wait } => ClusterCommand::Upgrade { wait },
             };
-            let by = Requester { name: who, reply_id: Some(ticket) };
+            let by = Requester { name: client_name, reply_id: Some(request_id) };
             self.pending_events.push_back(Event::CommandReceived { command, by });
         }
     }

@@ -28,9 +28,9 @@ pub(super) struct EventLog {
 
 impl EventLog {
     /// Creates a log whose events are numbered after `last`, the last event of the previous image.
-    pub(super) fn resume_after(last: u64) -> EventLog {
+    pub(super) fn continue_after(last: u64) -> EventLog {
         let mut event_log = EventLog::default();
-        event_log.history.resume_after(last);
+        event_log.history.continue_after(last);
         event_log
     }
 
@@ -46,7 +46,7 @@ impl EventLog {
         let is_due = self.next_drop_report.is_none_or(|next| next <= now);
         if dropped > self.reported_drops && is_due {
             let text = log_output::dropped_lines_text(dropped - self.reported_drops);
-            self.history.append(Level::Warn, text);
+            self.history.append_event(Level::Warn, text);
             self.reported_drops = dropped;
             self.next_drop_report = Some(now + log_output::DROPPED_REPORT_INTERVAL);
         }
@@ -241,7 +241,7 @@ impl EventLog {
         let text = printable(&text).into_owned();
         log::log!(level, "{text}");
         if level <= Level::Info {
-            self.history.append(level, text);
+            self.history.append_event(level, text);
         }
     }
 }

@@ -142,7 +142,7 @@ impl Primary {
             &hooks,
         )?;
         let last_event = manifest.as_ref().map_or(0, |manifest| manifest.last_event);
-        let mut event_log = EventLog::resume_after(last_event);
+        let mut event_log = EventLog::continue_after(last_event);
         let inherited_workers = manifest.as_ref().map(|manifest| manifest.workers.len());
         let locals = listeners.bound_addr_texts();
         event_log.log_primary_started(inherited_workers, wanted_workers, config.dispatch, &locals);

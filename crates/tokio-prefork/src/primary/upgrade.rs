@@ -83,7 +83,8 @@ impl UpgradeState {
     /// Returns whether an exec is scheduled and every client of the control socket has read what it was sent, or had
     /// time enough. The exec would cut a reply off in the middle.
     pub(super) fn is_exec_due(&self, control: &ControlEndpoint) -> bool {
-        self.exec_flush_deadline.is_some_and(|at| !control.has_unsent() || at <= Instant::now())
+        self.exec_flush_deadline
+            .is_some_and(|at| !control.has_unsent_replies() || at <= Instant::now())
     }
 
     /// Returns how long to wait before the next check of `is_exec_due`.
@@ -243,7 +244,7 @@ impl Primary {
             older_boards: older_boards.map(AsRawFd::as_raw_fd).collect(),
             control: None,
             pid_file: None,
-            last_event: self.event_log.history.last(),
+            last_event: self.event_log.history.last_number(),
         })
     }
 
@@ -374,10 +375,12 @@ fn saved_state(
 /// Returns the clients that wait for the end of the upgrade. Their reply ids are those of the passed control socket.
 fn upgrade_requesters(control: &PassedControl) -> Vec<Requester> {
     let waiting = control.clients.iter().filter_map(|client| match client.state {
-        PassedClientState::Waiting { ticket } => Some((client.who.clone(), ticket)),
-        PassedClientState::Asking { .. } | PassedClientState::Following { .. } => None,
+        PassedClientState::WaitingForReply { request_id } => {
+            Some((client.client_name.clone(), request_id))
+        }
+        PassedClientState::ReadingRequest { .. } | PassedClientState::Following { .. } => None,
     });
-    waiting.map(|(name, ticket)| Requester { name, reply_id: Some(ticket) }).collect()
+    waiting.map(|(name, request_id)| Requester { name, reply_id: Some(request_id) }).collect()
 }
 
 /// Returns the tag of a passed worker. A worker of a kind that is not in `kinds` can only drain.

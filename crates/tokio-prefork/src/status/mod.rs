@@ -1,7 +1,7 @@
 //! The status of a cluster: its primary, its workers, their counters and the requests in progress.
 //!
 //! Two sources give the same [`ClusterStatus`]. The primary answers
-//! [`control::Client::status`](crate::control::Client::status) and `prefork status` from its own memory and from the
+//! [`control::ControlClient::status`](crate::control::ControlClient::status) and `prefork status` from its own memory and from the
 //! scoreboard, the shared memory in which every worker publishes its figures. A worker has
 //! only the scoreboard: [`Worker::cluster_status`](crate::Worker::cluster_status) leaves some fields empty, and their
 //! comments say which.

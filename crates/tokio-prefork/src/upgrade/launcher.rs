@@ -272,8 +272,8 @@ impl WaitingClients {
     /// Duplicates the descriptors of the waiting clients in `manifest`.
     pub(crate) fn from_manifest(manifest: &UpgradeManifest) -> WaitingClients {
         let clients = manifest.control.iter().flat_map(|control| &control.clients);
-        let waiting =
-            clients.filter(|client| matches!(client.state, PassedClientState::Waiting { .. }));
+        let waiting = clients
+            .filter(|client| matches!(client.state, PassedClientState::WaitingForReply { .. }));
         WaitingClients(
             waiting.filter_map(|client| prefork_os::fd::duplicate_fd(client.fd).ok()).collect(),
         )

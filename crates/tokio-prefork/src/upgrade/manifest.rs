@@ -95,7 +95,8 @@ pub(crate) struct PassedFile {
 pub(crate) struct PassedClient {
     pub fd: i32,
     /// The client's name in the log.
-    pub who: String,
+    #[serde(rename = "who")]
+    pub client_name: String,
     pub state: PassedClientState,
 }
 
@@ -103,9 +104,14 @@ pub(crate) struct PassedClient {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum PassedClientState {
     /// The client may send a request; these bytes of it were read.
-    Asking { received: Vec<u8> },
+    #[serde(rename = "Asking")]
+    ReadingRequest { received: Vec<u8> },
     /// The client waits until the workers of the new image serve.
-    Waiting { ticket: u64 },
+    #[serde(rename = "Waiting")]
+    WaitingForReply {
+        #[serde(rename = "ticket")]
+        request_id: u64,
+    },
     /// The client follows the events and has received all up to number `after`.
     Following { after: u64 },
 }
@@ -256,8 +262,8 @@ mod tests {
                 socket: Some(PassedFile { path: "/run/c".into(), inode: 1, fd: 12 }),
                 clients: vec![PassedClient {
                     fd: 13,
-                    who: "control uid=0 pid=1".to_string(),
-                    state: PassedClientState::Waiting { ticket: 3 },
+                    client_name: "control uid=0 pid=1".to_string(),
+                    state: PassedClientState::WaitingForReply { request_id: 3 },
                 }],
                 last: 3,
             }),

@@ -9,32 +9,32 @@ use crate::control::{ControlServer, EventHistory, ReceivedRequest};
 use crate::error::{ErrorKind, exit};
 use crate::status::tests::status_of_booting_workers;
 
-/// A primary that lives in a thread: it has three workers, refuses to reload and ends when told to stop.
-fn primary(path: PathBuf) -> JoinHandle<()> {
+/// Starts a primary in a thread: it has three workers, refuses reloads and ends after a stop request.
+fn start_test_primary(path: PathBuf) -> JoinHandle<()> {
     let mut server = ControlServer::bind(&path).expect("bind");
     std::thread::spawn(move || {
         let mut history = EventHistory::default();
-        history.append(Level::Info, "started".to_string());
+        history.append_event(Level::Info, "started".to_string());
         let mut stopping = false;
         while !stopping {
             server.send_events_and_close_idle(&history, Instant::now());
             let ready = server.poll_ready(Duration::from_secs(10));
             let now = Instant::now();
-            for ReceivedRequest { ticket, request, .. } in server.read_requests(&ready, now) {
+            for ReceivedRequest { request_id, request, .. } in server.read_requests(&ready, now) {
                 let reply = match request {
                     Request::Status {} => {
                         Reply::Status(Box::new(status_of_booting_workers(3, None)))
                     }
                     Request::Events { follow, since } => {
-                        server.stream_events(ticket, follow, since, &history, now);
+                        server.stream_events(request_id, follow, since, &history, now);
                         continue;
                     }
                     Request::Reload { .. } => Reply::Refused("worker 4 cannot boot".to_string()),
                     other => Reply::Done(format!("{other:?}")),
                 };
                 stopping = matches!(&reply, Reply::Done(what) if what.starts_with("Stop"));
-                server.reply(ticket, &reply, now);
-                history.append(Level::Info, "answered".to_string());
+                server.reply(request_id, &reply, now);
+                history.append_event(Level::Info, "answered".to_string());
             }
         }
         server.send_events_and_close_idle(&history, Instant::now());
@@ -42,11 +42,11 @@ fn primary(path: PathBuf) -> JoinHandle<()> {
 }
 
 #[test]
-fn every_question_has_its_answer_on_one_connection() {
+fn one_connection_serves_all_requests() {
     let dir = tempfile::tempdir().expect("dir");
     let path = dir.path().join("s");
-    let thread = primary(path.clone());
-    let mut client = Client::connect(&path).expect("connect");
+    let thread = start_test_primary(path.clone());
+    let mut client = ControlClient::connect(&path).expect("connect");
     let status = client.status().expect("status");
     assert_eq!((status.workers.len(), status.primary.pid), (3, std::process::id()));
     let error = client.reload().expect_err("refused");
@@ -62,10 +62,10 @@ fn every_question_has_its_answer_on_one_connection() {
     assert_eq!(client.scale_to(0).expect_err("range").exit_status(), exit::FAILURE);
     assert_eq!(client.upgrade().expect("upgrade"), "Upgrade { wait: true }");
 
-    let kept = Client::connect(&path).and_then(|c| c.events(false, 0)).expect("events");
+    let kept = ControlClient::connect(&path).and_then(|c| c.events(false, 0)).expect("events");
     let kept: Vec<String> = kept.map(|event| event.expect("event").text).collect();
     assert_eq!((kept.len(), kept[0].as_str()), (6, "started"));
-    let mut follow = Client::connect(&path).and_then(|c| c.events(true, 5)).expect("events");
+    let mut follow = ControlClient::connect(&path).and_then(|c| c.events(true, 5)).expect("events");
     assert_eq!(follow.next().map(|event| event.expect("event").sequence), Some(6));
 
     assert_eq!(client.stop(true).expect("stop"), "Stop { now: true }");
@@ -77,44 +77,44 @@ fn every_question_has_its_answer_on_one_connection() {
 }
 
 #[test]
-fn missing_control_socket_is_named_in_the_error() {
+fn the_error_names_a_missing_control_socket() {
     let dir = tempfile::tempdir().expect("dir");
     let path = dir.path().join("s");
-    let error = Client::connect(&path).expect_err("nobody");
+    let error = ControlClient::connect(&path).expect_err("nobody");
     assert_eq!(error.exit_status(), exit::UNAVAILABLE);
     assert_eq!(error.kind(), ErrorKind::ControlUnreachable);
     assert!(error.to_string().contains(&path.display().to_string()), "{error}");
 }
 
 #[test]
-fn an_end_before_the_answer_is_told() {
+fn a_connection_closed_before_the_reply_is_an_error() {
     let (stream, peer) = UnixStream::pair().expect("pair");
-    let mut client = Client::new(stream, Path::new("p"));
+    let mut client = ControlClient::new(stream, Path::new("p"));
     drop(peer);
     let text = client.status().expect_err("end").to_string();
     assert_eq!(text, "the primary at p closed the connection before it answered");
 }
 
-/// A primary that answers the question for its status on every connection but the first, or nobody.
-fn silent_primary(path: &Path, is_alive: bool) -> JoinHandle<()> {
+/// Starts a primary that never answers its first connection early, and answers probes only if `answers_probes`.
+fn start_probed_primary(path: &Path, answers_probes: bool) -> JoinHandle<()> {
     let listener = std::os::unix::net::UnixListener::bind(path).expect("bind");
     std::thread::spawn(move || {
-        let (mut first, _) = listener.accept().expect("the order");
-        let mut questions = Vec::new();
-        // The end of the first connection ends this thread; so does the answer to it.
-        let mut asked = 0;
+        let (mut first, _) = listener.accept().expect("the reload");
+        let mut probes = Vec::new();
+        // The thread ends when the first connection is closed or answered.
+        let mut probe_count = 0;
         loop {
             let watched =
                 [WatchedFd::readable(first.as_fd()), WatchedFd::readable(listener.as_fd())];
             let ready =
                 prefork_os::poll::poll_fds(&watched, Some(Duration::from_secs(30))).expect("poll");
             if ready[1] {
-                questions.push(listener.accept().expect("a question").0);
-                asked += 1;
-                if is_alive {
-                    questions.clear();
+                probes.push(listener.accept().expect("a probe").0);
+                probe_count += 1;
+                if answers_probes {
+                    probes.clear();
                 }
-                if is_alive && asked == 3 {
+                if answers_probes && probe_count == 3 {
                     let done = Reply::Done("reloaded".to_string());
                     first.write_all(&frame::encode_frame(&done.encode())).expect("answer");
                     return;
@@ -127,29 +127,29 @@ fn silent_primary(path: &Path, is_alive: bool) -> JoinHandle<()> {
     })
 }
 
-/// A client that gives up soon: the timeout is many intervals.
-fn impatient(path: &Path) -> Client {
-    let pace =
+/// Connects a client that gives up soon: the timeout is many intervals.
+fn connect_with_short_probes(path: &Path) -> ControlClient {
+    let probe_interval =
         ProbeInterval { interval: Duration::from_millis(20), timeout: Duration::from_millis(600) };
-    Client { pace, ..Client::connect(path).expect("connect") }
+    ControlClient { probe_interval, ..ControlClient::connect(path).expect("connect") }
 }
 
 #[test]
 fn a_reload_fails_if_the_primary_answers_no_probe() {
     let dir = tempfile::tempdir().expect("dir");
     let path = dir.path().join("s");
-    let thread = silent_primary(&path, false);
-    let error = impatient(&path).reload().expect_err("silent");
+    let thread = start_probed_primary(&path, false);
+    let error = connect_with_short_probes(&path).reload().expect_err("silent");
     assert_eq!(error.exit_status(), exit::UNAVAILABLE);
     assert!(error.to_string().contains("does not answer"), "{error}");
     thread.join().expect("primary");
 }
 
 #[test]
-fn a_reload_is_waited_for_while_the_primary_answers_probes() {
+fn a_reload_waits_while_the_primary_answers_probes() {
     let dir = tempfile::tempdir().expect("dir");
     let path = dir.path().join("s");
-    let thread = silent_primary(&path, true);
-    assert_eq!(impatient(&path).reload().expect("waited for"), "reloaded");
+    let thread = start_probed_primary(&path, true);
+    assert_eq!(connect_with_short_probes(&path).reload().expect("waited for"), "reloaded");
     thread.join().expect("primary");
 }
