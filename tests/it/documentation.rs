@@ -49,14 +49,14 @@ fn strip_code_spans(line: &str) -> String {
 }
 
 /// Returns the targets of the links and images in a line.
-fn links(line: &str) -> Vec<String> {
+fn link_targets(line: &str) -> Vec<String> {
     let line = strip_code_spans(line);
     let after = line.split("](").skip(1);
     after.filter_map(|rest| Some(rest.split_once(')')?.0.to_string())).collect()
 }
 
 /// Returns the anchor of a heading, as GitHub and mdBook make it.
-fn anchor(heading: &str) -> String {
+fn heading_anchor(heading: &str) -> String {
     let letters = heading.trim().chars().filter_map(|letter| match letter {
         ' ' => Some('-'),
         '-' | '_' => Some(letter),
@@ -67,7 +67,7 @@ fn anchor(heading: &str) -> String {
 
 fn page_anchors(text: &str) -> BTreeSet<String> {
     let headings = lines_outside_code(text).filter(|(_, line)| line.starts_with('#'));
-    headings.map(|(_, line)| anchor(line.trim_start_matches('#'))).collect()
+    headings.map(|(_, line)| heading_anchor(line.trim_start_matches('#'))).collect()
 }
 
 /// Resolves `..` and `.` in a path, without the file system.
@@ -84,7 +84,7 @@ fn normalize_path(path: &Path) -> PathBuf {
 }
 
 /// Returns why a link of a page is broken, or `None` if it is valid.
-fn fault(page: &Path, link: &str, texts: &BTreeMap<PathBuf, String>) -> Option<String> {
+fn link_error(page: &Path, link: &str, texts: &BTreeMap<PathBuf, String>) -> Option<String> {
     if link.contains("://") {
         return None;
     }
@@ -109,9 +109,9 @@ fn relative_links_and_anchors_have_a_target() {
     let (mut broken, mut count) = (Vec::new(), 0);
     for (page, text) in &texts {
         for (number, line) in lines_outside_code(text) {
-            for link in links(line) {
+            for link in link_targets(line) {
                 count += 1;
-                let why = fault(page, &link, &texts);
+                let why = link_error(page, &link, &texts);
                 let place = || format!("{}:{number}: {link}", page.display());
                 broken.extend(why.map(|why| format!("{}: {why}", place())));
             }
@@ -156,7 +156,7 @@ fn book_links_only_to_its_own_pages() {
     let mut outside = Vec::new();
     for page in book_pages() {
         for (number, line) in lines_outside_code(&read(&page)) {
-            let leaves = links(line).into_iter().filter(|link| link.starts_with("../"));
+            let leaves = link_targets(line).into_iter().filter(|link| link.starts_with("../"));
             outside.extend(leaves.map(|link| format!("{}:{number}: {link}", page.display())));
         }
     }
@@ -168,7 +168,7 @@ fn every_page_of_the_book_is_in_its_summary() {
     let summary = read(Path::new("docs/src/SUMMARY.md"));
     let listed: BTreeSet<PathBuf> = summary
         .lines()
-        .flat_map(links)
+        .flat_map(link_targets)
         .map(|link| Path::new("docs/src").join(link))
         .chain([PathBuf::from("docs/src/SUMMARY.md")])
         .collect();
@@ -242,14 +242,14 @@ fn every_line_of_code_in_the_table_of_nodes_api_compiles() {
 
 #[test]
 fn heading_anchors_are_those_of_github() {
-    assert_eq!(anchor(" What a reload does not change"), "what-a-reload-does-not-change");
-    assert_eq!(anchor(" `least-conn` and `ip-hash`"), "least-conn-and-ip-hash");
-    assert_eq!(anchor(" Node's API, item by item"), "nodes-api-item-by-item");
+    assert_eq!(heading_anchor(" What a reload does not change"), "what-a-reload-does-not-change");
+    assert_eq!(heading_anchor(" `least-conn` and `ip-hash`"), "least-conn-and-ip-hash");
+    assert_eq!(heading_anchor(" Node's API, item by item"), "nodes-api-item-by-item");
 }
 
 #[test]
 fn links_in_code_spans_are_ignored() {
-    assert_eq!(links("see [a](b.md#c) and `[d](e)`, ![f](g.png)"), ["b.md#c", "g.png"]);
+    assert_eq!(link_targets("see [a](b.md#c) and `[d](e)`, ![f](g.png)"), ["b.md#c", "g.png"]);
     let text = "a\n```text\n[x](y)\n```\nb";
     assert_eq!(lines_outside_code(text).map(|(number, _)| number).collect::<Vec<_>>(), [1, 5]);
 }

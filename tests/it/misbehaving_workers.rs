@@ -26,7 +26,7 @@ struct OtherWorkers {
 }
 
 impl OtherWorkers {
-    fn of(server: &Server) -> OtherWorkers {
+    fn connect(server: &Server) -> OtherWorkers {
         let mut kept: Vec<(Client, String, u32)> = Vec::new();
         wait::wait_until("two others", || {
             let mut client = server.connect();
@@ -42,7 +42,7 @@ impl OtherWorkers {
 
     /// Asserts that both workers still respond.
     #[track_caller]
-    fn check(&mut self) {
+    fn assert_both_respond(&mut self) {
         for (client, slot, pid) in &mut self.kept {
             let answer = client.get("/").expect("alive");
             assert_eq!(answer.text(), format!("same: true, slot {slot}"), "pid {pid}");
@@ -63,7 +63,7 @@ impl OtherWorkers {
     /// Asserts that the same processes serve and that no error was logged about them.
     #[track_caller]
     fn finish(mut self, server: Server) {
-        self.check();
+        self.assert_both_respond();
         let status = server.status();
         assert_eq!(status["primary"]["pid"], server.pid());
         for (_, slot, pid) in &self.kept {
@@ -101,7 +101,7 @@ fn seeds() -> std::ops::Range<usize> {
 /// Makes workers misbehave one after the other, and waits until each has ended.
 fn assert_each_worker_ends(path: &str) {
     let server = start_misbehaving();
-    let mut others = OtherWorkers::of(&server);
+    let mut others = OtherWorkers::connect(&server);
     for seed in seeds() {
         eprintln!("{path}: seed {seed}");
         let (mut client, pid) = wait::wait_until_some("a connection to the third worker", || {
@@ -109,7 +109,7 @@ fn assert_each_worker_ends(path: &str) {
         });
         trigger(&mut client, &format!("{path}?{seed}"));
         wait::wait_until(&format!("the end of the vandal {pid} of seed {seed}"), || {
-            others.check();
+            others.assert_both_respond();
             process::has_ended(pid)
         });
     }
@@ -131,7 +131,7 @@ fn a_worker_that_writes_random_bytes_to_its_channels_harms_only_itself() {
 #[test]
 fn a_worker_that_overwrites_its_shared_pages_harms_only_itself() {
     let server = start_misbehaving();
-    let mut others = OtherWorkers::of(&server);
+    let mut others = OtherWorkers::connect(&server);
     let (mut client, _) = wait::wait_until_some("a connection to the third worker", || {
         others.connect_to_third_worker(&server)
     });
@@ -139,7 +139,7 @@ fn a_worker_that_overwrites_its_shared_pages_harms_only_itself() {
         eprintln!("/pages: seed {seed}");
         trigger(&mut client, &format!("/pages?{seed}"));
         for _ in 0..20 {
-            others.check();
+            others.assert_both_respond();
         }
         // The worker may misbehave already, or have been replaced.
         if let Some((again, _)) = others.connect_to_third_worker(&server) {
@@ -157,7 +157,7 @@ fn has_no_control_characters(text: &str) -> bool {
 #[test]
 fn control_characters_from_workers_are_escaped_in_log_and_events() {
     let server = start_misbehaving();
-    let mut others = OtherWorkers::of(&server);
+    let mut others = OtherWorkers::connect(&server);
     for (path, lines) in [("/panics", 1), ("/logs", 2)] {
         let (mut client, _) = wait::wait_until_some("a connection to the third worker", || {
             others.connect_to_third_worker(&server)
@@ -165,7 +165,7 @@ fn control_characters_from_workers_are_escaped_in_log_and_events() {
         trigger(&mut client, path);
         // The library escapes the text itself, whatever the logger.
         server.wait_log_count(&["ERROR", "worker=", r"\u{1b}[2J", r"\r\nforged"], lines);
-        others.check();
+        others.assert_both_respond();
     }
     let log = std::fs::read(server.dir().join("log")).expect("log");
     let log = String::from_utf8(log).expect("UTF-8");

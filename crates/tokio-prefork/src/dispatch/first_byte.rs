@@ -116,12 +116,12 @@ impl ConnectionStarter {
 
 thread_local! {
     /// The buffer for first bytes. Kept, as clearing one for each connection costs more than the read.
-    static BUFFER: RefCell<[u8; 4096]> = const { RefCell::new([0; 4096]) };
+    static FIRST_BYTES_BUFFER: RefCell<[u8; 4096]> = const { RefCell::new([0; 4096]) };
 }
 
 /// Returns the bytes that the client has already sent; empty if none. The end and errors are left for later reads.
 fn first_bytes(fd: impl AsFd) -> Bytes {
-    BUFFER.with_borrow_mut(|buffer| {
+    FIRST_BYTES_BUFFER.with_borrow_mut(|buffer| {
         let length = prefork_os::socket::read_nonblocking(fd, buffer).unwrap_or(0);
         Bytes::copy_from_slice(&buffer[..length])
     })

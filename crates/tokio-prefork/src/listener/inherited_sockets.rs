@@ -29,7 +29,7 @@ pub(crate) enum SocketKeeper {
 }
 
 impl SocketKeeper {
-    const NAMES: [(&str, SocketKeeper); 3] = [
+    const SOCKET_KEEPER_NAMES: [(&str, SocketKeeper); 3] = [
         ("us", SocketKeeper::Primary),
         ("store", SocketKeeper::FdStore),
         ("manager", SocketKeeper::ServiceManager),
@@ -37,12 +37,15 @@ impl SocketKeeper {
 
     /// Returns the name that the upgrade manifest uses.
     pub(crate) fn name(self) -> &'static str {
-        SocketKeeper::NAMES.iter().find(|(_, one)| *one == self).map_or("us", |(name, _)| name)
+        SocketKeeper::SOCKET_KEEPER_NAMES
+            .iter()
+            .find(|(_, one)| *one == self)
+            .map_or("us", |(name, _)| name)
     }
 
     /// Returns the keeper of this name, or `Primary` for a name that an older manifest left empty.
     pub(crate) fn from_name(name: &str) -> SocketKeeper {
-        SocketKeeper::NAMES
+        SocketKeeper::SOCKET_KEEPER_NAMES
             .iter()
             .find(|(one, _)| *one == name)
             .map_or(SocketKeeper::Primary, |(_, one)| *one)

@@ -126,18 +126,18 @@ mod tests {
 
     use super::*;
 
-    const ONE: WorkerId = WorkerId(1);
-    const TWO: WorkerId = WorkerId(2);
+    const FIRST_WORKER: WorkerId = WorkerId(1);
+    const SECOND_WORKER: WorkerId = WorkerId(2);
 
     #[test]
     fn a_request_accepts_one_answer_and_only_from_its_worker() {
         let (mut pending, now) = (PendingRequests::default(), Instant::now());
         let id = pending.next_id();
-        pending.insert(ONE, "a", now, "first");
-        assert_eq!(pending.take_answered(TWO, id), None);
+        pending.insert(FIRST_WORKER, "a", now, "first");
+        assert_eq!(pending.take_answered(SECOND_WORKER, id), None);
         assert_eq!(pending.late_replies(), 0);
-        assert_eq!(pending.take_answered(ONE, id), Some("first"));
-        assert_eq!(pending.take_answered(ONE, id), None);
+        assert_eq!(pending.take_answered(FIRST_WORKER, id), Some("first"));
+        assert_eq!(pending.take_answered(FIRST_WORKER, id), None);
         assert_eq!((pending.late_replies(), pending.next_deadline()), (1, None));
         assert!(pending.next_id() > id);
     }
@@ -146,15 +146,15 @@ mod tests {
     fn unanswered_requests_time_out_in_the_order_of_their_deadlines() {
         let (mut pending, now) = (PendingRequests::default(), Instant::now());
         let soon = now + Duration::from_secs(1);
-        pending.insert(ONE, "a", soon + Duration::from_secs(1), "second");
-        pending.insert(TWO, "b", soon, "first");
+        pending.insert(FIRST_WORKER, "a", soon + Duration::from_secs(1), "second");
+        pending.insert(SECOND_WORKER, "b", soon, "first");
         assert_eq!(pending.take_failed(now, |_| true), None);
         assert_eq!(pending.next_deadline(), Some(soon));
         let late = pending.take_failed(soon, |_| true);
-        assert_eq!(late, Some((TWO, "first", MessageError::TimedOut("b".to_string()))));
+        assert_eq!(late, Some((SECOND_WORKER, "first", MessageError::TimedOut("b".to_string()))));
         assert_eq!(pending.take_failed(soon, |_| true), None);
-        assert_eq!(pending.take_answered(TWO, 2), None);
-        assert_eq!(pending.take_answered(ONE, 1), Some("second"));
+        assert_eq!(pending.take_answered(SECOND_WORKER, 2), None);
+        assert_eq!(pending.take_answered(FIRST_WORKER, 1), Some("second"));
         assert_eq!(pending.late_replies(), 1);
     }
 
@@ -162,15 +162,17 @@ mod tests {
     fn the_exit_of_a_worker_ends_its_requests_and_no_others() {
         let (mut pending, now) = (PendingRequests::default(), Instant::now());
         let later = now + Duration::from_secs(1);
-        for (n, worker) in [TWO, ONE, TWO, WorkerId(3)].into_iter().enumerate() {
+        for (n, worker) in
+            [SECOND_WORKER, FIRST_WORKER, SECOND_WORKER, WorkerId(3)].into_iter().enumerate()
+        {
             pending.insert(worker, "a", later, n);
         }
         for n in [0, 2] {
-            let failed = pending.take_failed(now, |worker| worker != TWO);
-            assert_eq!(failed, Some((TWO, n, MessageError::Closed)));
+            let failed = pending.take_failed(now, |worker| worker != SECOND_WORKER);
+            assert_eq!(failed, Some((SECOND_WORKER, n, MessageError::Closed)));
         }
-        assert_eq!(pending.take_failed(now, |worker| worker != TWO), None);
-        assert_eq!(pending.take_answered(ONE, 2), Some(1));
+        assert_eq!(pending.take_failed(now, |worker| worker != SECOND_WORKER), None);
+        assert_eq!(pending.take_answered(FIRST_WORKER, 2), Some(1));
         assert_eq!(pending.take_answered(WorkerId(3), 4), Some(3));
     }
 
@@ -179,7 +181,7 @@ mod tests {
         let (mut pending, now) = (PendingRequests::default(), Instant::now());
         for _ in 0..MAX_PENDING_REQUESTS {
             assert!(pending.has_room());
-            pending.insert(ONE, "a", now, ());
+            pending.insert(FIRST_WORKER, "a", now, ());
         }
         assert!(!pending.has_room());
         assert!(pending.take_failed(now, |_| true).is_some());

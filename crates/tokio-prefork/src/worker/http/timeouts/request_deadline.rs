@@ -8,7 +8,7 @@ use std::time::Duration;
 use prefork_os::system::monotonic_ms;
 
 /// The stored value of a disabled deadline.
-const DISABLED: u64 = u64::MAX;
+const DISABLED_DEADLINE: u64 = u64::MAX;
 
 /// The time at which a request times out and its handler is dropped; the handler can extend it.
 ///
@@ -44,14 +44,14 @@ impl RequestDeadline {
     /// Returns the time left: zero once the deadline has passed, `None` if it is disabled.
     pub fn remaining(&self) -> Option<Duration> {
         match self.0.load(Relaxed) {
-            DISABLED => None,
+            DISABLED_DEADLINE => None,
             at => Some(Duration::from_millis(at.saturating_sub(monotonic_ms()))),
         }
     }
 
     /// Disables the deadline: the request may take any time.
     pub fn disable(&self) {
-        self.0.store(DISABLED, Relaxed);
+        self.0.store(DISABLED_DEADLINE, Relaxed);
     }
 
     pub(crate) fn has_passed(&self, now_ms: u64) -> bool {
@@ -60,9 +60,9 @@ impl RequestDeadline {
 }
 
 fn deadline_after(now_ms: u64, by: Duration) -> u64 {
-    let by = u64::try_from(by.as_millis()).unwrap_or(DISABLED);
-    // At most the largest value below DISABLED: only `disable` disables.
-    now_ms.saturating_add(by).min(DISABLED - 1)
+    let by = u64::try_from(by.as_millis()).unwrap_or(DISABLED_DEADLINE);
+    // At most the largest value below DISABLED_DEADLINE: only `disable` disables.
+    now_ms.saturating_add(by).min(DISABLED_DEADLINE - 1)
 }
 
 impl fmt::Debug for RequestDeadline {
