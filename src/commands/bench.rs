@@ -1,4 +1,4 @@
-//! `prefork bench URL`: flags to a plan, and the report to whoever wants it.
+//! `prefork bench`: runs a load test and prints its report.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -14,21 +14,20 @@ use prefork_bench::load::{self as load_generator, FaultPlan, LoadPlan, LoadProgr
 use tokio_prefork::{Error, Result};
 
 const HELP: &str = "\
-URL is http://HOST:PORT/PATH or unix:/run/app.sock:/PATH. Without --rate each connection sends its next request when \
-it has the answer to the last one. With --rate requests are due by the clock, and latency counts from then, so that a \
-server that stands still is seen to. The line `as wrk` is for comparing with wrk: an answer slower than twice the mean \
-interval of a connection is counted once more for each interval in it, for requests that nobody sent meanwhile.
+URL is http://HOST:PORT/PATH or unix:/run/app.sock:/PATH. Without --rate each connection sends its next request when the \
+previous response is complete (closed loop). With --rate requests are scheduled by the clock, and latency is measured from \
+the scheduled time, so that stalls of the server are visible. The line `as wrk` is for comparison with wrk: a response slower \
+than twice the mean interval of a connection is counted once more for each further interval, to correct for coordinated omission.
 
-With --chaos faults are done to the server, which must be a prefork server of this user on this machine: kill is SIGKILL to a \
-worker drawn by lot, reload is SIGHUP to the primary, freeze is SIGSTOP to a worker drawn by lot and SIGCONT after 1s or the \
-time behind the slash. A request that suffered counts for the fault done last to its process, or else for the last one \
-before it. A frozen worker goes on when the bench ends, however it ends; only if its guard, a shell, is killed as well does \
-it wait for the watchdog of its primary.
+With --chaos the bench injects faults into the server, which must be a prefork server of this user on this machine: kill sends \
+SIGKILL to a random worker, reload sends SIGHUP to the primary, freeze sends SIGSTOP to a random worker and SIGCONT after 1s or \
+the time after the slash. A failed or late request is attributed to the latest fault of its process, or else to the latest fault \
+before it. A frozen worker is resumed when the bench ends, however it ends; only if its guard process, a shell, is killed too \
+does it wait for the stall check of its primary.
 
-Ctrl-C ends the run and prints what was measured; a second one does not wait for what is on the way.
+Ctrl-C ends the run and prints the results so far; a second Ctrl-C does not wait for outstanding requests.
 
-Exit status: 0 all requests were answered with a status below 400, 1 some were not, 64 the command line is wrong, 69 nobody \
-answers.
+Exit status: 0 all requests got a status below 400, 1 some did not, 64 invalid command line, 69 the server cannot be reached.
 
 Examples:
   prefork bench http://127.0.0.1:3000/
@@ -51,9 +50,9 @@ pub(crate) struct BenchCall {
 pub(crate) fn bench_command() -> Command {
     let url = Arg::new("url").value_name("URL").required(true).value_parser(TargetUrl::parse);
     Command::new("bench")
-        .about("Put load on a server, and see which process answered how fast")
+        .about("Generate load and show throughput, latency and the worker processes that responded")
         .after_help(HELP)
-        .arg(url.help("What is asked for, and of whom"))
+        .arg(url.help("URL to request"))
         .args(load())
         .args(request())
         .args(output())
@@ -69,29 +68,29 @@ fn load() -> [Arg; 12] {
         Arg::new(name).long(name).value_name("DURATION").value_parser(parse_duration).help(help)
     };
     [
-        number("connections", 'c', "Connections in all, up to 10000 [default: 64]"),
-        number("threads", 't', "Threads they are shared among [default: 2]"),
+        number("connections", 'c', "Total number of connections, up to 10000 [default: 64]"),
+        number("threads", 't', "Threads of the load generator [default: 2]"),
         Arg::new("rate")
             .long("rate")
             .short('r')
             .value_name("N")
             .value_parser(value_parser!(u32))
-            .help("Requests per second that are due [default: none, a closed loop]"),
-        switch("close", "Make a new connection for each request"),
-        number("pipeline", ' ', "Requests on the way on each connection [default: 1]"),
-        span("duration", "How long to measure, up to 1h [default: 10s]"),
-        span("warm-up", "How long the load runs before anything counts [default: 1s]"),
-        number("rounds", ' ', "How often to measure, with new connections each time [default: 1]"),
-        span("timeout", "How long an answer may take [default: 5s]"),
+            .help("Requests per second to schedule [default: none, closed loop]"),
+        switch("close", "Open a new connection for each request"),
+        number("pipeline", ' ', "Outstanding requests per connection [default: 1]"),
+        span("duration", "Duration of a measurement, up to 1h [default: 10s]"),
+        span("warm-up", "Duration of the load before the measurement [default: 1s]"),
+        number("rounds", ' ', "Number of measurements, each with new connections [default: 1]"),
+        span("timeout", "Timeout for a response [default: 5s]"),
         Arg::new("pids").long("pids").value_name("HEADER").help(
-            "SettingField of the response with the pid that answered [default: the body \"Handled by PID n\"]",
+            "Response header with the pid of the worker [default: the body \"Handled by PID n\"]",
         ),
         Arg::new("chaos")
             .long("chaos")
             .value_name("FAULTS")
             .value_parser(|text: &str| FaultPlan::parse(text, parse_duration))
-            .help("Do this to the server meanwhile, as kill=1s,reload=5s,freeze=10s/500ms"),
-        span("late", "With --chaos, count answers that take longer as late [default: 100ms]"),
+            .help("Inject these faults at these intervals, such as kill=1s,reload=5s,freeze=10s/500ms"),
+        span("late", "With --chaos, count slower responses as late [default: 100ms]"),
     ]
     .map(|arg| arg.help_heading("Load"))
 }
@@ -109,19 +108,19 @@ fn request() -> [Arg; 5] {
             .short('H')
             .value_name("NAME: VALUE")
             .action(ArgAction::Append)
-            .help("A header; repeat it for several"),
-        Arg::new("data").long("data").short('d').value_name("TEXT").help("The body"),
+            .help("Request header (may be repeated)"),
+        Arg::new("data").long("data").short('d').value_name("TEXT").help("Request body"),
         Arg::new("data-file")
             .long("data-file")
             .value_name("FILE")
             .value_parser(path.clone())
             .conflicts_with("data")
-            .help("The body, from a file"),
+            .help("File with the request body"),
         Arg::new("unix")
             .long("unix")
             .value_name("PATH")
             .value_parser(path)
-            .help("Connect to this Unix socket instead of the host of the URL"),
+            .help("Connect to this Unix socket instead of the URL's host"),
     ]
     .map(|arg| arg.help_heading("Request"))
 }
@@ -133,7 +132,7 @@ fn output() -> [Arg; 2] {
             .long("html")
             .value_name("FILE")
             .value_parser(value_parser!(PathBuf))
-            .help("Write the report as a page, too"),
+            .help("Also write the report as an HTML page"),
     ]
     .map(|arg| arg.help_heading("Output"))
 }

@@ -1,4 +1,4 @@
-//! `prefork compare`: flags to a plan, and the report to whoever wants it.
+//! `prefork compare`: measures servers side by side and prints the report.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -55,44 +55,45 @@ pub(crate) fn compare_command() -> Command {
         .about("Measure the concurrency models, the dispatch policies and peers side by side")
         .after_help(HELP)
         .arg(
-            list("models", "Models that take part; none for peers alone [default: all]")
-                .value_parser(|text: &str| match text {
-                    "none" => Ok(None),
-                    text => text.parse::<ConcurrencyModel>().map(Some),
-                }),
+            list(
+                "models",
+                "Concurrency models to compare; none to compare only peers [default: all]",
+            )
+            .value_parser(|text: &str| match text {
+                "none" => Ok(None),
+                text => text.parse::<ConcurrencyModel>().map(Some),
+            }),
         )
         .arg(
             list(
                 "dispatch",
-                "Policies of the prefork model that take part, or all [default: shared]",
+                "Dispatch policies of the prefork model to compare, or all [default: shared]",
             )
             .value_parser(|text: &str| match text {
                 "all" => Ok(Dispatch::ALL.to_vec()),
                 text => text.parse::<Dispatch>().map(|policy| vec![policy]),
             }),
         )
-        .arg(list("workloads", "Loads [default: all]").value_parser(Workload::parse))
+        .arg(list("workloads", "Workloads to measure [default: all]").value_parser(Workload::parse))
         .arg(
             Arg::new("peer")
                 .long("peer")
                 .value_name("NAME=COMMAND")
                 .action(ArgAction::Append)
                 .value_parser(ComparedServer::parse_peer)
-                .help("Another server that takes part; repeat it for several"),
+                .help("Another server to compare (may be repeated)"),
         )
-        .arg(
-            number("workers", "Workers or threads of each [default: one for each core]").short('w'),
-        )
-        .arg(number("rounds", "How often each is measured under each load [default: 5]"))
+        .arg(number("workers", "Workers or threads per server [default: one per core]").short('w'))
+        .arg(number("rounds", "Measurements of each server under each workload [default: 5]"))
         .arg(
             Arg::new("duration")
                 .long("duration")
                 .value_name("DURATION")
                 .value_parser(parse_duration)
-                .help("How long each time [default: 3s]"),
+                .help("Duration of a measurement [default: 3s]"),
         )
         .arg(
-            switch("quick", "As many rounds as fit into two minutes")
+            switch("quick", "Run as many rounds as fit into two minutes")
                 .conflicts_with_all(["rounds", "duration"]),
         )
         .arg(switch("json", "Print a JSON object instead of the tables"))
@@ -101,7 +102,7 @@ pub(crate) fn compare_command() -> Command {
                 .long("html")
                 .value_name("FILE")
                 .value_parser(value_parser!(PathBuf))
-                .help("Write the report as a page, too"),
+                .help("Also write the report as an HTML page"),
         )
 }
 

@@ -1,4 +1,4 @@
-//! `prefork demo cpu`: flags to a plan, and the report to whoever wants it.
+//! `prefork demo cpu`: demonstrates the effect of CPU-bound work on a server.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -43,7 +43,7 @@ pub(crate) fn demo_command() -> Command {
     let cpu = Command::new("cpu")
         .about("The loop, the pool, threads and processes with work that computes")
         .after_help(HELP)
-        .arg(switch("quick", "Smaller numbers and shorter times: about 20 seconds"))
+        .arg(switch("quick", "Use smaller numbers and shorter measurements: about 20 seconds"))
         .arg(number("fib", "The number that is computed five times [default: 45]"))
         .arg(number("asked", "The number that clients ask for [default: 40]"))
         .arg(
@@ -51,7 +51,7 @@ pub(crate) fn demo_command() -> Command {
                 .long("duration")
                 .value_name("DURATION")
                 .value_parser(parse_duration)
-                .help("How long each server is measured [default: 10s]"),
+                .help("Duration of the measurement of each server [default: 10s]"),
         )
         .arg(switch("json", "Print a JSON object instead of the tables"));
     Command::new("demo")
