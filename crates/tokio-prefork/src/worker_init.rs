@@ -29,7 +29,7 @@ pub(crate) struct WorkerInit {
     /// The limits on messages that wait to be sent or read.
     pub(crate) message_limits: MessageLimits,
     /// The scoreboard pages that only this worker writes: at least one, and one for each thread that needs its own.
-    pub(crate) rows: Vec<WorkerPage>,
+    pub(crate) worker_pages: Vec<WorkerPage>,
     /// Counts the slot's connections for the dispatch policy.
     pub(crate) load_page: LoadPage,
     /// Reads the scoreboard pages of all workers.

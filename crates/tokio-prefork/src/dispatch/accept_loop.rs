@@ -177,8 +177,8 @@ impl AcceptLoop {
         let limit = u64::from(state.config.worker_connections);
         loop {
             let freed = state.capacity_freed.notified();
-            let is_full = state.row.open_connections() >= limit;
-            state.row.set_accepting(!is_full && !state.cannot_accept());
+            let is_full = state.worker_page.open_connections() >= limit;
+            state.worker_page.set_accepting(!is_full && !state.cannot_accept());
             if is_full {
                 self.queue.stop_waking();
                 freed.await;
@@ -214,7 +214,7 @@ impl AcceptLoop {
                 self.name
             );
         }
-        self.state.row.set_accepting(false);
+        self.state.worker_page.set_accepting(false);
         self.queue.stop_waking();
         let _ =
             tokio::time::timeout(EXHAUSTED_RETRY_INTERVAL, self.state.capacity_freed.notified())

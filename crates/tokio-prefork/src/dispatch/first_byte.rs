@@ -108,7 +108,7 @@ impl ConnectionStarter {
     fn register(&self, fd: OwnedFd, is_unix: bool, now: u64) -> AcceptedConnection {
         let first = if self.client_speaks_first { first_bytes(&fd) } else { Bytes::new() };
         let entry = ConnectionEntry::new(now);
-        self.state.row.connection_accepted();
+        self.state.worker_page.connection_accepted();
         let guard = ConnectionGuard::new(&self.state, &entry);
         AcceptedConnection { stream: LazyStream::new(fd, is_unix), first, entry, guard }
     }

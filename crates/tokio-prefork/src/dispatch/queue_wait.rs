@@ -109,11 +109,11 @@ pub(crate) fn check_queue_wait(
     is_http: bool,
 ) -> Option<OwnedFd> {
     let Some(waited) = waited else { return Some(fd) };
-    state.row.record_queue_wait(waited);
+    state.worker_page.record_queue_wait(waited);
     if !is_http || !is_too_long(waited, state.config.max_queue_wait) {
         return Some(fd);
     }
-    state.row.connection_shed();
+    state.worker_page.connection_shed();
     state.queue_wait_rejections.record(waited);
     reject(state, fd);
     None
@@ -126,13 +126,13 @@ fn reject(state: &Rc<LocalWorkerState>, fd: OwnedFd) {
     let entry = ConnectionEntry::new(now);
     entry.conn.set_phase(ConnectionPhase::Lingering, now);
     // A rejected connection counts as open until it is closed, so `worker-connections` bounds these as well.
-    state.row.connection_accepted();
+    state.worker_page.connection_accepted();
     let guard = ConnectionGuard::new(state, &entry);
     // The send buffer of a new socket is empty: an error means that the client is gone.
     let Ok(sent) = prefork_os::socket::write_nonblocking(&fd, QUEUE_WAIT_REJECTION_RESPONSE) else {
         return;
     };
-    state.row.byte_meter().add_bytes_out(sent);
+    state.worker_page.byte_meter().add_bytes_out(sent);
     let closing = tokio::task::spawn_local(close_with_linger(LazyStream::new(fd, false), || true));
     tokio::task::spawn_local(serve_connection::wait_or_abort_task(entry, guard, closing));
 }

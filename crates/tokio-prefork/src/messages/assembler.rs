@@ -107,7 +107,7 @@ impl EnvelopeAssembler {
 #[cfg(test)]
 mod tests {
     use super::super::MessageLimits;
-    use super::super::envelope::tests::{same_envelope, test_envelope};
+    use super::super::envelope::tests::{is_same_envelope, test_envelope};
     use super::super::packet_frame::MAX_PACKET_BYTES;
     use super::super::send_queue::SendQueue;
     use super::*;
@@ -223,7 +223,7 @@ mod tests {
                 let came = envelopes.iter().filter(of);
                 let left = sent.iter().filter(|(envelope, _)| envelope.kind.as_str() == kind);
                 for (came, (left, carries)) in came.zip(left) {
-                    prop_assert!(same_envelope(came, left));
+                    prop_assert!(is_same_envelope(came, left));
                     prop_assert_eq!(came.attached.is_present(), *carries);
                 }
             }

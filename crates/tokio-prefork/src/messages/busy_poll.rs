@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn messages_that_never_arrive_in_time_are_hardly_busy_polled_for() {
-        // Six times while the rejected-off grows, then each 63rd time.
+        // Six times while the back-off grows, then every 63rd time.
         assert_eq!(count_busy_polls([100; 1000]), 20);
         // Two messages that arrive together, again and again.
         assert_eq!(count_busy_polls([8, 1000].into_iter().cycle().take(2000)), 20);

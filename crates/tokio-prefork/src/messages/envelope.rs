@@ -169,7 +169,7 @@ pub(super) mod tests {
         [&envelope.encode_header()[..], &envelope.payload].concat().into()
     }
 
-    pub(in crate::messages) fn same_envelope(a: &Envelope, b: &Envelope) -> bool {
+    pub(in crate::messages) fn is_same_envelope(a: &Envelope, b: &Envelope) -> bool {
         encode_for_test(a) == encode_for_test(b)
     }
 
@@ -207,7 +207,7 @@ pub(super) mod tests {
             let attached = AttachedConnection::Absent;
             let envelope = Envelope { class, address, id, kind, payload: payload.into(), attached };
             let read = Envelope::decode(encode_for_test(&envelope), AttachedConnection::Absent).expect("a envelope");
-            prop_assert!(same_envelope(&read, &envelope));
+            prop_assert!(is_same_envelope(&read, &envelope));
             prop_assert_eq!((read.class, read.address, read.id), (class, address, id));
             prop_assert_eq!(envelope.encoded_size(), encode_for_test(&envelope).len());
         }

@@ -9,7 +9,7 @@ pub enum MessageError {
     /// The queue is full (see [`MessageLimits`](crate::MessageLimits)). Try again later, or wait with `send`.
     #[error("cannot send a message: the queue is full; try again later, or wait with send")]
     Full,
-    /// It is larger than a message may be.
+    /// The message exceeds the size limit.
     #[error(
         "cannot send a message of {size} bytes: at most {most} are allowed (MessageLimits::max_message_bytes)"
     )]
@@ -26,7 +26,7 @@ pub enum MessageError {
     /// The other process has exited, or was replaced by an upgrade, which does not keep the messages of old workers.
     #[error("cannot send a message: the other process has exited")]
     Closed,
-    /// There is no such worker.
+    /// The target worker does not exist.
     #[error("cannot send a message: no worker is {0}")]
     NoSuchWorker(String),
     /// No reply arrived in time. The request may still be carried out; its reply will be dropped.

@@ -70,7 +70,10 @@ pub struct SendConnectionError {
 
 impl SendConnectionError {
     /// Creates the error for a connection that was not queued.
-    pub(crate) fn early(error: MessageError, connection: PassedConnection) -> SendConnectionError {
+    pub(crate) fn not_sent(
+        error: MessageError,
+        connection: PassedConnection,
+    ) -> SendConnectionError {
         SendConnectionError { error, connection: Some(connection) }
     }
 

@@ -23,7 +23,7 @@ use prefork_os::poll::{self, PollInterest, WatchedFd};
 use prefork_supervisor::{WorkerId, WorkerTag};
 
 /// Packets read from one worker per call.
-const PACKETS_PER_TURN: usize = 4;
+const MAX_PACKETS_PER_READ: usize = 4;
 
 /// A packet of at least this size indicates that its sender has more to send.
 pub(super) const LARGE_PACKET_BYTES: usize = MAX_PACKET_BYTES / 4;
@@ -48,7 +48,7 @@ struct WorkerChannel {
     fd_was_refused: bool,
 }
 
-/// Names a channel to poll and what it is polled for.
+/// Identifies a polled channel and the polled readiness.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MessagePollToken {
     id: WorkerId,
@@ -57,7 +57,7 @@ pub(crate) struct MessagePollToken {
 
 impl MessagePollToken {
     /// Returns whether the channel is polled for something to read.
-    pub(crate) fn is_to_read(self) -> bool {
+    pub(crate) fn is_read_token(self) -> bool {
         self.interest == PollInterest::Readable
     }
 }
@@ -123,8 +123,8 @@ impl PrimaryMessageEnd {
         ready: &[MessagePollToken],
     ) -> Vec<(WorkerId, MessageProtocolError)> {
         let mut broken = Vec::new();
-        for token in ready.iter().filter(|token| token.is_to_read()) {
-            if let Err(why) = self.read_packets(token.id, PACKETS_PER_TURN) {
+        for token in ready.iter().filter(|token| token.is_read_token()) {
+            if let Err(why) = self.read_packets(token.id, MAX_PACKETS_PER_READ) {
                 if let Some(channel) = self.channels.remove(&token.id) {
                     discard_messages(&channel.fd);
                 }
@@ -154,7 +154,7 @@ impl PrimaryMessageEnd {
             };
             channel.assembler.accept_packet(&self.buffer[..length], attached, &mut envelopes)?;
             // More data is unlikely, and poll would report it. Another read costs a system call.
-            if packets == PACKETS_PER_TURN && length < LARGE_PACKET_BYTES {
+            if packets == MAX_PACKETS_PER_READ && length < LARGE_PACKET_BYTES {
                 break;
             }
         }
@@ -205,7 +205,7 @@ impl PrimaryMessageEnd {
         }
     }
 
-    /// Removes a worker that has exited, after reading what it sent. Drops a partial message.
+    /// Removes a worker that has exited, after reading its last messages. Drops a partial message.
     pub(crate) fn remove(&mut self, id: WorkerId) {
         // Protocol errors of a dead worker do not matter.
         let _ = self.read_packets(id, MAX_REMAINING_PACKETS);

@@ -29,7 +29,7 @@ pub(crate) enum RouterStep {
     ForPrimary(WorkerTag, Envelope),
     /// A message was forwarded to another worker, or dropped.
     Forwarded,
-    /// Nothing can be routed now.
+    /// No message can be routed at the moment.
     Idle,
 }
 
@@ -83,7 +83,7 @@ impl MessageRouter {
         }
     }
 
-    /// Removes a worker and drops what it sent.
+    /// Removes a worker and drops its messages.
     pub(super) fn remove_misbehaving(&mut self, id: WorkerId) {
         self.workers.remove(&id);
         self.turn_order.retain(|turn| *turn != id);
@@ -330,7 +330,7 @@ mod tests {
     use crate::messages::envelope::tests::test_envelope;
     use prefork_supervisor::{Generation, Slot, WEB_KIND};
 
-    fn tag(id: u64, slot: u32) -> WorkerTag {
+    fn worker_tag(id: u64, slot: u32) -> WorkerTag {
         let (id, slot, generation) = (WorkerId(id), Slot(slot), Generation(1));
         WorkerTag { id, slot, generation, pid: None, kind: WEB_KIND }
     }
@@ -338,7 +338,7 @@ mod tests {
     /// Creates a router with workers 1 to `workers` at slots 0 up, and queues of `queue` messages.
     fn create_router(workers: u64, queue: usize) -> MessageRouter {
         let mut router = MessageRouter::new(MessageLimits::default().queue_bounds(1 << 20, queue));
-        (1..=workers).for_each(|id| router.add_worker(tag(id, id as u32 - 1)));
+        (1..=workers).for_each(|id| router.add_worker(worker_tag(id, id as u32 - 1)));
         router
     }
 
@@ -395,7 +395,7 @@ mod tests {
     fn messages_reach_the_worker_that_serves_the_slot() {
         let mut router = create_router(2, 10);
         // A successor at slot 0, not ready yet.
-        router.add_worker(tag(3, 0));
+        router.add_worker(worker_tag(3, 0));
         let is_serving = |id: WorkerId| id != WorkerId(3);
         router.receive(WorkerId(2), [envelope_to(MessageAddress::Slot(Slot(0)))].into());
         assert!(matches!(router.route_next(Instant::now(), &is_serving), RouterStep::Forwarded));
@@ -513,7 +513,7 @@ mod tests {
         let mut router = MessageRouter::new(
             MessageLimits::default().queue_bounds(1000, 3).max_message_bytes(5000),
         );
-        router.add_worker(tag(1, 0));
+        router.add_worker(worker_tag(1, 0));
         let mut send = |size| {
             let sent = router.send(
                 MessageAddress::Worker(WorkerId(1)),

@@ -27,7 +27,7 @@ use prefork_os::fd_passing::{ReceivedMessage, receive_message, send_message};
 use prefork_supervisor::WorkerTag;
 
 /// Packets read in a row before other tasks run.
-const PACKETS_PER_TURN: usize = 16;
+const MAX_PACKETS_PER_READ: usize = 16;
 
 /// How long to wait before a packet with a refused descriptor is sent again.
 ///
@@ -205,7 +205,7 @@ impl WorkerMessageEnd {
                 self.dispatch(envelope).await;
             }
             packets += 1;
-            if packets % PACKETS_PER_TURN == 0 {
+            if packets % MAX_PACKETS_PER_READ == 0 {
                 tokio::task::yield_now().await;
             } else if length < LARGE_PACKET_BYTES {
                 // More data is unlikely. Tasks that waited for this message run, and their replies are sent, before the next read.

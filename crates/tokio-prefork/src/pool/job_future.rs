@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::time::Sleep;
 
-use super::job_queue::QueueTicket;
+use super::job_queue::QueuedJobId;
 use super::job_state::{AbandonedJob, JobResult, JobStage, JobState, contain_panic};
 use super::pool_threads::PoolState;
 use super::{PoolError, PoolJob};
@@ -20,7 +20,7 @@ pub struct JobFuture<T: PoolJob> {
     job: Arc<JobState<T>>,
     shared: Arc<PoolState>,
     /// `None` for a job that was rejected.
-    ticket: Option<QueueTicket>,
+    queued_job: Option<QueuedJobId>,
     /// Created when there is a deadline to wait for.
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -29,16 +29,16 @@ impl<T: PoolJob> JobFuture<T> {
     pub(super) fn new(
         job: Arc<JobState<T>>,
         shared: Arc<PoolState>,
-        ticket: Option<QueueTicket>,
+        queued_job: Option<QueuedJobId>,
     ) -> JobFuture<T> {
-        JobFuture { job, shared, ticket, timer: None }
+        JobFuture { job, shared, queued_job, timer: None }
     }
 
     /// Ends the job if it has not ended yet, and removes it from the queue.
     fn abandon(&self, ending: JobOutcome) -> AbandonedJob<T> {
-        let abandoned = self.job.abandon(ending, &self.shared.meter);
-        if let (AbandonedJob::NeverStarted, Some(ticket)) = (&abandoned, self.ticket) {
-            self.shared.remove_queued(ticket);
+        let abandoned = self.job.abandon(ending, &self.shared.counters);
+        if let (AbandonedJob::NeverStarted, Some(queued_job)) = (&abandoned, self.queued_job) {
+            self.shared.remove_queued(queued_job);
         }
         abandoned
     }

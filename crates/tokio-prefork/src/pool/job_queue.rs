@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 
 /// Identifies an entry of the queue, to remove it. Never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct QueueTicket(u64);
+pub(super) struct QueuedJobId(u64);
 
 /// The waiting jobs, oldest first.
 pub(super) struct JobQueue<E> {
-    /// Sorted by ticket.
-    waiting: VecDeque<(QueueTicket, E)>,
+    /// Sorted by `QueuedJobId`.
+    waiting: VecDeque<(QueuedJobId, E)>,
     next_ticket: u64,
     capacity: usize,
     newest_first: bool,
@@ -28,17 +28,17 @@ impl<E> JobQueue<E> {
         self.waiting.len()
     }
 
-    /// Appends an entry and returns its ticket, or returns the entry if the queue is full.
+    /// Appends an entry and returns its id, or returns the entry if the queue is full.
     ///
     /// Each of the `idle` threads takes an entry at once, so that many more fit.
-    pub(super) fn push(&mut self, entry: E, idle: usize) -> Result<QueueTicket, E> {
+    pub(super) fn push(&mut self, entry: E, idle: usize) -> Result<QueuedJobId, E> {
         if self.waiting.len() >= self.capacity.saturating_add(idle) {
             return Err(entry);
         }
-        let ticket = QueueTicket(self.next_ticket);
+        let queued_job = QueuedJobId(self.next_ticket);
         self.next_ticket += 1;
-        self.waiting.push_back((ticket, entry));
-        Ok(ticket)
+        self.waiting.push_back((queued_job, entry));
+        Ok(queued_job)
     }
 
     /// Removes and returns the next entry to run.
@@ -50,9 +50,10 @@ impl<E> JobQueue<E> {
         entry.map(|(_, entry)| entry)
     }
 
-    /// Removes the entry of `ticket`, if it still waits.
-    pub(super) fn remove(&mut self, ticket: QueueTicket) -> Option<E> {
-        let at = self.waiting.binary_search_by_key(&ticket, |(ticket, _)| *ticket).ok()?;
+    /// Removes the entry with id `queued_job`, if it still waits.
+    pub(super) fn remove(&mut self, queued_job: QueuedJobId) -> Option<E> {
+        let at =
+            self.waiting.binary_search_by_key(&queued_job, |(queued_job, _)| *queued_job).ok()?;
         self.waiting.remove(at).map(|(_, entry)| entry)
     }
 
@@ -94,7 +95,7 @@ mod tests {
     #[test]
     fn an_entry_can_be_removed_from_anywhere_only_once() {
         let mut queue = JobQueue::new(8, true);
-        let tickets: Vec<QueueTicket> =
+        let tickets: Vec<QueuedJobId> =
             (0..8).map(|entry| queue.push(entry, 0).expect("room")).collect();
         assert_eq!((queue.remove(tickets[3]), queue.remove(tickets[3])), (Some(3), None));
         assert_eq!(queue.pop(), Some(7));

@@ -23,7 +23,7 @@ pub(super) trait RunnableJob: Send + Sync {
     fn run(&self, busy: BusyThreadGuard<'_>) -> bool;
 
     /// Ends the job with [`PoolError::Closed`] if it has not started.
-    fn close_unstarted(&self, meter: &PoolCounters);
+    fn close_unstarted(&self, counters: &PoolCounters);
 }
 
 /// The result of a job, or why there is none.
@@ -56,11 +56,11 @@ pub(super) enum JobStage<T: PoolJob> {
 
 /// What a job was doing when its caller abandoned it.
 pub(super) enum AbandonedJob<T: PoolJob> {
-    /// It had not started, and never will.
+    /// The job had not started and never will.
     NeverStarted,
-    /// It still runs; its result will be dropped.
+    /// The job still runs; its result is dropped.
     StillRunning,
-    /// It had ended before. Holds the result unless that was read.
+    /// The job had already ended. Holds the result unless that was read.
     AlreadyEnded(Option<JobResult<T>>),
 }
 
@@ -92,23 +92,23 @@ impl<T: PoolJob> JobState<T> {
     }
 
     /// Ends a job that the pool did not accept, with `why`.
-    pub(super) fn reject(&self, why: PoolError, ending: JobOutcome, meter: &PoolCounters) {
+    pub(super) fn reject(&self, why: PoolError, ending: JobOutcome, counters: &PoolCounters) {
         let stage = {
             let mut progress = self.lock_progress();
-            meter.job_ended(ending);
+            counters.job_ended(ending);
             mem::replace(&mut progress.stage, JobStage::Ended(Some(Err(why))))
         };
         contain_panic(|| drop(stage));
     }
 
     /// Ends the job for a caller that gives it up. A job that has not started is dropped here, in the caller's thread.
-    pub(super) fn abandon(&self, ending: JobOutcome, meter: &PoolCounters) -> AbandonedJob<T> {
+    pub(super) fn abandon(&self, ending: JobOutcome, counters: &PoolCounters) -> AbandonedJob<T> {
         let (stage, waker) = {
             let mut progress = self.lock_progress();
             let stage = mem::replace(&mut progress.stage, JobStage::Ended(None));
             if !matches!(stage, JobStage::Ended(_)) {
                 self.is_cancelled.store(true, Ordering::Relaxed);
-                meter.job_ended(ending);
+                counters.job_ended(ending);
             }
             (stage, progress.waker.take())
         };
@@ -124,7 +124,7 @@ impl<T: PoolJob> JobState<T> {
     }
 
     /// Takes the job out to run it. Returns `None` if it has ended, or ends it here because its deadline has passed.
-    fn start(&self, now: Instant, meter: &PoolCounters) -> Option<T> {
+    fn start(&self, now: Instant, counters: &PoolCounters) -> Option<T> {
         let (task, waker, is_late) = {
             let mut progress = self.lock_progress();
             let is_late = self.deadline_at(None).is_some_and(|due| due <= now);
@@ -138,7 +138,7 @@ impl<T: PoolJob> JobState<T> {
                     let should_wake =
                         is_late || matches!(self.deadline, Some(JobDeadline::FromStart(_)));
                     if is_late {
-                        meter.job_ended(JobOutcome::TimedOut);
+                        counters.job_ended(JobOutcome::TimedOut);
                     }
                     (task, if should_wake { progress.waker.take() } else { None }, is_late)
                 }
@@ -157,7 +157,7 @@ impl<T: PoolJob> JobState<T> {
     }
 
     /// Ends the job with the result of its thread, unless it was abandoned meanwhile.
-    fn finish(&self, outcome: JobResult<T>, meter: &PoolCounters) {
+    fn finish(&self, outcome: JobResult<T>, counters: &PoolCounters) {
         let ending = if outcome.is_ok() { JobOutcome::Done } else { JobOutcome::Panicked };
         let mut unread = None;
         let waker = {
@@ -166,7 +166,7 @@ impl<T: PoolJob> JobState<T> {
                 JobStage::Ended(_) => unread = Some(outcome),
                 _ => {
                     progress.stage = JobStage::Ended(Some(outcome));
-                    meter.job_ended(ending);
+                    counters.job_ended(ending);
                 }
             }
             progress.waker.take()
@@ -180,16 +180,16 @@ impl<T: PoolJob> RunnableJob for JobState<T> {
     fn run(&self, busy: BusyThreadGuard<'_>) -> bool {
         let shared: &PoolState = busy.shared();
         let started = Instant::now();
-        let Some(task) = self.start(started, &shared.meter) else { return true };
+        let Some(task) = self.start(started, &shared.counters) else { return true };
         let waited = started.saturating_duration_since(self.submitted);
-        shared.meter.job_started(shared.micros_since_start(started), waited);
+        shared.counters.job_started(shared.micros_since_start(started), waited);
         let cancel = CancelFlag {
             job_is_cancelled: &self.is_cancelled,
             pool_is_aborting: &shared.is_aborting,
         };
         let result = catch_unwind(AssertUnwindSafe(|| task.run(&cancel)));
         let ended = Instant::now();
-        shared.meter.job_left_thread(
+        shared.counters.job_left_thread(
             shared.micros_since_start(ended),
             ended.saturating_duration_since(started),
         );
@@ -202,17 +202,17 @@ impl<T: PoolJob> RunnableJob for JobState<T> {
             PoolError::Panicked { job: T::name(), message }
         });
         let has_succeeded = outcome.is_ok();
-        self.finish(outcome, &shared.meter);
+        self.finish(outcome, &shared.counters);
         has_succeeded
     }
 
-    fn close_unstarted(&self, meter: &PoolCounters) {
+    fn close_unstarted(&self, counters: &PoolCounters) {
         let (stage, waker) = {
             let mut progress = self.lock_progress();
             if !matches!(progress.stage, JobStage::Queued(_)) {
                 return;
             }
-            meter.job_ended(JobOutcome::Closed);
+            counters.job_ended(JobOutcome::Closed);
             let closed = JobStage::Ended(Some(Err(PoolError::Closed)));
             (mem::replace(&mut progress.stage, closed), progress.waker.take())
         };

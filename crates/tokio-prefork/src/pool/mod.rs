@@ -71,12 +71,12 @@ impl Pool {
     /// In a worker use [`Worker::pool`](crate::Worker::pool), whose figures `prefork status` shows.
     pub fn new(config: PoolConfig) -> Pool {
         let owner = format!("pid={}", std::process::id());
-        Pool::with_meter(config, owner, PoolCounters::standalone())
+        Pool::with_counters(config, owner, PoolCounters::standalone())
     }
 
-    /// Creates the pool of a worker: `owner` begins its log lines, `meter` publishes its figures.
-    pub(crate) fn with_meter(config: PoolConfig, owner: String, meter: PoolCounters) -> Pool {
-        Pool(Arc::new(CloseOnDrop(Arc::new(PoolState::new(config, owner, meter)))))
+    /// Creates the pool of a worker: `owner` starts its log lines, `counters` counts its jobs.
+    pub(crate) fn with_counters(config: PoolConfig, owner: String, counters: PoolCounters) -> Pool {
+        Pool(Arc::new(CloseOnDrop(Arc::new(PoolState::new(config, owner, counters)))))
     }
 
     /// Submits a job at once and returns its result as a future.
@@ -111,7 +111,7 @@ impl Pool {
 
     /// Returns the figures of the pool.
     pub fn status(&self) -> PoolStatus {
-        self.0.0.meter.status()
+        self.0.0.counters.status()
     }
 
     /// Rejects new jobs and waits for up to `grace` until all queued and running ones have ended.
@@ -144,20 +144,20 @@ impl Pool {
     /// Updates the utilisation of the last second. Call it regularly.
     pub(crate) fn update_utilisation(&self) {
         let shared = &self.0.0;
-        shared.meter.update_utilisation(shared.micros_since_start(Instant::now()));
+        shared.counters.update_utilisation(shared.micros_since_start(Instant::now()));
     }
 
     fn submit<T: PoolJob>(&self, job: T, deadline: Option<JobDeadline>) -> JobFuture<T> {
         let shared = Arc::clone(&self.0.0);
         let job = Arc::new(JobState::new(job, deadline));
-        let ticket = match shared.submit(Arc::clone(&job) as Arc<dyn job_state::RunnableJob>) {
-            Ok(ticket) => Some(ticket),
+        let queued_job = match shared.submit(Arc::clone(&job) as Arc<dyn job_state::RunnableJob>) {
+            Ok(queued_job) => Some(queued_job),
             Err(rejected) => {
-                job.reject(rejected.error, rejected.ending, &shared.meter);
+                job.reject(rejected.error, rejected.ending, &shared.counters);
                 None
             }
         };
-        JobFuture::new(job, shared, ticket)
+        JobFuture::new(job, shared, queued_job)
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use super::job_queue::{JobQueue, QueueTicket};
+use super::job_queue::{JobQueue, QueuedJobId};
 use super::job_state::{RunnableJob, contain_panic};
 use super::{PoolConfig, PoolError};
 use crate::scoreboard::{JobOutcome, PoolCounters};
@@ -22,7 +22,7 @@ pub(super) struct PoolState {
     threads_ended: Notify,
     /// Whether running jobs are asked to stop. See [`CancelFlag`](super::CancelFlag).
     pub(super) is_aborting: AtomicBool,
-    pub(super) meter: PoolCounters,
+    pub(super) counters: PoolCounters,
     /// Identifies the process in the log.
     pub(super) owner: String,
     config: PoolConfig,
@@ -66,7 +66,7 @@ pub(super) struct RejectedJob {
 }
 
 impl PoolState {
-    pub(super) fn new(config: PoolConfig, owner: String, meter: PoolCounters) -> PoolState {
+    pub(super) fn new(config: PoolConfig, owner: String, counters: PoolCounters) -> PoolState {
         let queue = JobQueue::new(config.queue, config.newest_first);
         PoolState {
             inner: Mutex::new(QueueAndThreads {
@@ -80,7 +80,7 @@ impl PoolState {
             job_available: Condvar::new(),
             threads_ended: Notify::new(),
             is_aborting: AtomicBool::new(false),
-            meter,
+            counters,
             owner,
             config,
             created_at: Instant::now(),
@@ -102,7 +102,7 @@ impl PoolState {
     pub(super) fn submit(
         self: &Arc<PoolState>,
         entry: Arc<dyn RunnableJob>,
-    ) -> Result<QueueTicket, RejectedJob> {
+    ) -> Result<QueuedJobId, RejectedJob> {
         let mut inner = self.lock();
         if inner.is_closed {
             return Err(RejectedJob { error: PoolError::Closed, ending: JobOutcome::Closed });
@@ -116,26 +116,26 @@ impl PoolState {
         let idle = inner.alive_threads.saturating_sub(inner.busy_threads);
         let waiting = inner.queue.len();
         let pushed = inner.queue.push(entry, idle);
-        self.meter.set_depth(inner.queue.len());
+        self.counters.set_depth(inner.queue.len());
         let wake = pushed.is_ok() && inner.sleeping_threads > inner.pending_wakeups;
         inner.pending_wakeups += usize::from(wake);
         drop(inner);
         // The job is dropped without the lock; its caller still has it.
         let full =
             |_| RejectedJob { error: PoolError::Full { waiting }, ending: JobOutcome::Rejected };
-        let ticket = pushed.map_err(full)?;
+        let queued_job = pushed.map_err(full)?;
         if wake {
             self.job_available.notify_one();
         }
-        Ok(ticket)
+        Ok(queued_job)
     }
 
     /// Removes a job that will not be run from the queue.
-    pub(super) fn remove_queued(&self, ticket: QueueTicket) {
+    pub(super) fn remove_queued(&self, queued_job: QueuedJobId) {
         let removed = {
             let mut inner = self.lock();
-            let removed = inner.queue.remove(ticket);
-            self.meter.set_depth(inner.queue.len());
+            let removed = inner.queue.remove(queued_job);
+            self.counters.set_depth(inner.queue.len());
             removed
         };
         drop(removed);
@@ -160,11 +160,11 @@ impl PoolState {
             let mut inner = self.lock();
             inner.is_closed = true;
             let waiting = inner.queue.drain_all();
-            self.meter.set_depth(0);
+            self.counters.set_depth(0);
             (waiting, inner.busy_threads)
         };
         self.close();
-        waiting.iter().for_each(|entry| entry.close_unstarted(&self.meter));
+        waiting.iter().for_each(|entry| entry.close_unstarted(&self.counters));
         busy
     }
 
@@ -204,7 +204,7 @@ impl PoolState {
                 }
             }
         }
-        self.meter.threads_started(inner.alive_threads, self.config.queue);
+        self.counters.threads_started(inner.alive_threads, self.config.queue);
         Ok(())
     }
 
@@ -253,7 +253,7 @@ impl PoolState {
         loop {
             if let Some(entry) = inner.queue.pop() {
                 inner.busy_threads += 1;
-                self.meter.set_depth(inner.queue.len());
+                self.counters.set_depth(inner.queue.len());
                 return Some(entry);
             }
             if inner.is_closed {

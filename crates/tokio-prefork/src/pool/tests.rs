@@ -44,12 +44,12 @@ impl JobGate {
         self.started.recv_timeout(TEST_TIMEOUT).expect("started");
     }
 
-    fn open(&self) {
+    fn open_gate(&self) {
         let _ = self.release.send(());
     }
 }
 
-fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + TEST_TIMEOUT;
     while !holds() {
         assert!(Instant::now() < deadline, "{what}");
@@ -86,7 +86,7 @@ fn the_queue_is_first_in_first_out_and_bounded() {
     assert_eq!(refused, PoolError::Full { waiting: 3 });
     assert!(refused.to_string().contains("try again later"), "{refused}");
     assert_eq!(pool.status().depth, 3);
-    gate.open();
+    gate.open_gate();
     block_on(async {
         first.await.expect("done");
         for job in jobs {
@@ -110,8 +110,8 @@ fn idle_threads_take_jobs_without_a_queue() {
     first.wait_for_start();
     second.wait_for_start();
     assert_eq!(block_on(pool.run(|| ())), Err(PoolError::Full { waiting: 0 }));
-    first.open();
-    second.open();
+    first.open_gate();
+    second.open_gate();
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn dropping_the_future_removes_a_queued_job() {
     drop(job);
     assert_eq!((pool.status().depth, pool.status().cancelled), (0, 1));
     assert_eq!(Arc::strong_count(&held), 1, "the dropped job kept its data");
-    gate.open();
+    gate.open_gate();
     block_on(first).expect("done");
     assert_eq!(block_on(pool.drain(TEST_TIMEOUT)), 0);
     assert!(!ran.load(SeqCst));
@@ -142,7 +142,7 @@ fn dropping_the_future_sets_the_cancel_flag_of_a_running_job() {
     let (sender, receiver) = channel();
     let job = pool.run(cancellable_job(move |cancel| {
         let _ = sender.send(cancel.is_set());
-        wait_for("the flag", || cancel.is_set());
+        wait_until("the flag", || cancel.is_set());
         let _ = sender.send(cancel.is_set());
     }));
     assert_eq!(receiver.recv_timeout(TEST_TIMEOUT), Ok(false));
@@ -163,12 +163,12 @@ fn a_deadline_counts_from_submission_or_from_the_start() {
         let late = waits.await.expect_err("it could not even start");
         assert!(late.to_string().contains("did not end within 30ms of its submission"), "{late}");
         assert_eq!(pool.status().depth, 1, "the late job is still queued");
-        gate.open();
+        gate.open_gate();
         first.await.expect("done");
         assert_eq!(patient.await, Ok(1), "the time in the queue was counted");
         let (sender, receiver) = channel();
         let endless = cancellable_job(move |cancel| {
-            wait_for("the flag", || cancel.is_set());
+            wait_until("the flag", || cancel.is_set());
             let _ = sender.send(());
         });
         let late = pool.run_within(JobDeadline::FromStart(short), endless).await;
@@ -188,8 +188,8 @@ fn a_job_past_its_deadline_never_starts_even_if_its_future_is_not_polled() {
     let job = pool.run_within(JobDeadline::FromSubmission(Duration::ZERO), move || {
         set.store(true, SeqCst);
     });
-    gate.open();
-    wait_for("the first to end", || pool.status().timed_out == 1);
+    gate.open_gate();
+    wait_until("the first to end", || pool.status().timed_out == 1);
     assert!(!ran.load(SeqCst));
     block_on(async {
         assert!(matches!(job.await, Err(PoolError::TimedOut { .. })));
@@ -205,7 +205,7 @@ fn a_closed_pool_runs_queued_jobs_and_rejects_new_ones() {
     let second = pool.run(|| 2);
     pool.close();
     assert_eq!(block_on(pool.run(|| 3)), Err(PoolError::Closed));
-    gate.open();
+    gate.open_gate();
     block_on(async {
         pool.wait_until_ended().await;
         assert_eq!((first.await, second.await), (Ok(()), Ok(2)));
@@ -221,7 +221,7 @@ fn a_job_that_never_ends_delays_a_drain_only_until_its_deadline() {
     let waits = pool.run(|| ());
     assert_eq!(block_on(pool.drain(Duration::from_millis(20))), 1);
     assert_eq!(block_on(waits), Err(PoolError::Closed));
-    gate.open();
+    gate.open_gate();
     assert_eq!(block_on(stuck), Ok(()), "the result was lost");
 }
 
@@ -231,7 +231,7 @@ fn aborting_a_pool_sets_the_cancel_flag_of_running_jobs() {
     let (sender, receiver) = channel();
     let job = pool.run(cancellable_job(move |cancel| {
         let _ = sender.send(());
-        wait_for("the flag", || cancel.is_set());
+        wait_until("the flag", || cancel.is_set());
         "gave up"
     }));
     receiver.recv_timeout(TEST_TIMEOUT).expect("started");
@@ -252,7 +252,7 @@ fn queued_jobs_run_after_the_last_handle_is_dropped() {
     gate.wait_for_start();
     let second = pool.run(|| 2);
     drop(pool);
-    gate.open();
+    gate.open_gate();
     assert_eq!(block_on(async { (first.await, second.await) }), (Ok(()), Ok(2)));
 }
 

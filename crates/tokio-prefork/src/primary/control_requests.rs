@@ -235,14 +235,14 @@ impl Primary {
             queues: queues
                 .map(|(name, queue)| AcceptQueueStatus::new(name, queue.depth, queue.limit))
                 .collect(),
-            dead_totals: self.scoreboard.dead_totals().0,
+            totals_of_dead_workers: self.scoreboard.totals_of_dead_workers().0,
             shared: crate::shared::read_shared_metrics(),
             log_lines_dropped: log_output::dropped_line_count(),
             cannot_accept: self.scoreboard.cannot_accept(),
         };
         ClusterStatus::from_primary(&self.supervisor.view(), report, now, |id| {
             let process = self.workers.get(&id);
-            process.and_then(|process| self.scoreboard.worker_status(process.row))
+            process.and_then(|process| self.scoreboard.worker_status(process.pages))
         })
     }
 }

@@ -27,8 +27,8 @@ use prefork_supervisor::{Event, WorkerTag};
 /// The resources that a fork passes to the child.
 struct ForkedWorker {
     tag: WorkerTag,
-    /// The worker's rows on the scoreboard.
-    row: WorkerPages,
+    /// The worker pages on the scoreboard.
+    pages: WorkerPages,
     /// The worker's page of load counters.
     lease: Option<LoadPageLease>,
     channel: OwnedFd,
@@ -55,17 +55,17 @@ impl Primary {
             .config_of_generation(tag.generation)
             .filter(|_| tag.slot.is_web())
             .cloned();
-        let rows = config.as_ref().map_or(1, |config| config.scoreboard_page_count());
-        let row = self.scoreboard.allocate_pages(tag, rows).ok_or_else(|| {
+        let worker_pages = config.as_ref().map_or(1, |config| config.scoreboard_page_count());
+        let pages = self.scoreboard.allocate_pages(tag, worker_pages).ok_or_else(|| {
             let reason = std::io::Error::other("too many workers are still draining");
-            Error::system(format!("find a free scoreboard row for {tag}"), reason)
+            Error::system(format!("find a free worker page for {tag}"), reason)
         })?;
         // The dispatch policy has to know the slot's socket before the worker counts connections.
         self.update_kernel_selector();
         let lease = config.and_then(|config| self.lease_load_page(tag.slot, &config));
-        let forked = self.fork_with_pages(tag, row, lease);
+        let forked = self.fork_with_pages(tag, pages, lease);
         if forked.is_err() {
-            self.scoreboard.release_pages(row);
+            self.scoreboard.release_pages(pages);
             self.remove_dispatch_target(tag.id, lease);
         }
         forked
@@ -74,7 +74,7 @@ impl Primary {
     fn fork_with_pages(
         &mut self,
         tag: WorkerTag,
-        row: WorkerPages,
+        pages: WorkerPages,
         lease: Option<LoadPageLease>,
     ) -> Result<u32> {
         let failed = |what: &str, e| Error::system(format!("create {what} for {tag}"), e);
@@ -91,7 +91,7 @@ impl Primary {
             ForkResult::Parent(pid) => {
                 let tag = WorkerTag { pid: Some(pid), ..tag };
                 let channel = Some(PrimaryChannelEnd::new(channel.0));
-                let process = WorkerProcess::new(tag, pid, channel, row);
+                let process = WorkerProcess::new(tag, pid, channel, pages);
                 self.workers.insert(WorkerProcess { lease, queue, ..process });
                 self.messages.primary_end.add(tag, messages.0);
                 Ok(pid)
@@ -100,7 +100,7 @@ impl Primary {
                 drop((channel.0, messages.0));
                 let forked = ForkedWorker {
                     tag: WorkerTag { pid: Some(std::process::id()), ..tag },
-                    row,
+                    pages,
                     lease,
                     channel: channel.1,
                     messages: messages.1,
@@ -129,7 +129,7 @@ impl Primary {
 
     /// Turns the child into a worker. Returns `None` if the primary is dead already.
     fn become_worker(&mut self, forked: ForkedWorker) -> Result<Option<WorkerInit>> {
-        let ForkedWorker { tag, row, lease, channel, messages, queue, .. } = forked;
+        let ForkedWorker { tag, pages, lease, channel, messages, queue, .. } = forked;
         let config = self.configs.config_of_worker(tag)?;
         if let Some(credentials) = config.credentials() {
             credentials.drop_privileges()?;
@@ -156,9 +156,9 @@ impl Primary {
         let terminate = prefork_os::signal::register_signal_flag(Signal::SIGTERM)
             .map_err(|e| Error::system("catch SIGTERM in the worker", e))?;
         let board = self.scoreboard.reader(&self.supervisor.kind_first_slots());
-        let rows = self
+        let worker_pages = self
             .scoreboard
-            .keep_only_own_pages(row)
+            .keep_only_own_pages(pages)
             .map_err(|e| Error::system("keep only the worker's own scoreboard pages", e))?;
         let load_page = match self.kernel_selector.take().zip(lease) {
             Some((active, lease)) => active.selector.keep_only_page(lease)?,
@@ -177,7 +177,7 @@ impl Primary {
             queue,
             message_channel: Some(messages),
             message_limits,
-            rows,
+            worker_pages,
             load_page,
             board,
             config,

@@ -132,7 +132,7 @@ impl Primary {
             .values_mut()
             .filter(|one| one.channel.is_some() && !one.released && one.serves_web(supervisor))
             .map(|process| HandoverReceiver {
-                load: scoreboard.worker_load(process.row, now_ms),
+                load: scoreboard.worker_load(process.pages, now_ms),
                 process,
             })
             .collect();
@@ -153,8 +153,8 @@ mod tests {
         let tag =
             WorkerTag { id: WorkerId(id), slot: Slot(0), generation, pid: None, kind: WEB_KIND };
         let (ours, theirs) = create_seqpacket_pair().expect("pair");
-        let row = board.allocate_pages(tag, 1).expect("row");
-        (WorkerProcess::new(tag, 1, Some(PrimaryChannelEnd::new(ours)), row), theirs)
+        let pages = board.allocate_pages(tag, 1).expect("row");
+        (WorkerProcess::new(tag, 1, Some(PrimaryChannelEnd::new(ours)), pages), theirs)
     }
 
     fn push(relay: &mut HandoverRelay, count: usize, now: Instant) {

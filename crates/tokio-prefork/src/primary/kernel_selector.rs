@@ -148,9 +148,9 @@ impl Primary {
         let mut loads =
             vec![SlotLoad::default(); groups.iter().map(|g| g.0.len()).max().unwrap_or(0)];
         for (slot, worker) in self.supervisor.dispatch_targets() {
-            let row = self.workers.get(worker).map(|child| child.row);
-            if let Some((load, row)) = loads.get_mut(slot.0 as usize).zip(row) {
-                load.open = self.scoreboard.heartbeat_sample(row).open_connections;
+            let pages = self.workers.get(worker).map(|child| child.pages);
+            if let Some((load, pages)) = loads.get_mut(slot.0 as usize).zip(pages) {
+                load.open = self.scoreboard.heartbeat_sample(pages).open_connections;
             }
         }
         for group in &groups {

@@ -55,7 +55,7 @@ impl AppMessages {
 
     /// Reads the channels that are ready. Returns an event for each worker that broke the protocol.
     pub(super) fn read_ready(&mut self, ready: &[MessagePollToken]) -> Vec<Event> {
-        if ready.iter().any(|one| one.is_to_read()) {
+        if ready.iter().any(|one| one.is_read_token()) {
             self.busy_poll.message_arrived(Instant::now());
         }
         let broken = self.primary_end.read(ready).into_iter().map(|(worker, error)| {

@@ -311,7 +311,7 @@ impl PrimaryHandle<'_> {
             Envelope::new(MessageAddress::Primary, kind, payload, AttachedConnection::Absent)
         }) {
             Ok(envelope) => envelope,
-            Err(error) => return Err(SendConnectionError::early(error, connection)),
+            Err(error) => return Err(SendConnectionError::not_sent(error, connection)),
         };
         let envelope = Envelope { attached: AttachedConnection::Present(connection.0), ..envelope };
         self.send_envelope_to_worker(to.into(), envelope)

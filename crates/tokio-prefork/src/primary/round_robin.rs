@@ -36,7 +36,7 @@ impl ReceivingWorkers for QueueWorkers<'_> {
         let is_stopping = self.supervisor.is_stopping();
         for (id, worker) in self.workers {
             let Some(queue) = &worker.queue else { continue };
-            let load = self.scoreboard.worker_load(worker.row, now_ms);
+            let load = self.scoreboard.worker_load(worker.pages, now_ms);
             let has_capacity = match is_stopping {
                 true => load.has_fresh_heartbeat,
                 false => load.can_accept && !worker.released && self.supervisor.is_serving(*id),

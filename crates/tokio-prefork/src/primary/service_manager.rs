@@ -81,18 +81,18 @@ impl Primary {
         for (_, process) in serving {
             ready += 1;
             let age =
-                now.saturating_sub(self.scoreboard.heartbeat_sample(process.row).heartbeat_ms);
+                now.saturating_sub(self.scoreboard.heartbeat_sample(process.pages).heartbeat_ms);
             is_responsive |= u128::from(age) <= max_age.as_millis();
         }
         let living =
-            self.workers.values().map(|one| self.scoreboard.heartbeat_sample(one.row).requests);
+            self.workers.values().map(|one| self.scoreboard.heartbeat_sample(one.pages).requests);
         let wanted = self.supervisor.wanted_workers();
         ClusterSummary {
             // During a reload more workers than wanted may serve.
             ready: ready.min(wanted),
             wanted,
             generation: self.supervisor.wanted_generation(),
-            requests: self.scoreboard.dead_totals().0.requests + living.sum::<u64>(),
+            requests: self.scoreboard.totals_of_dead_workers().0.requests + living.sum::<u64>(),
             is_responsive,
         }
     }

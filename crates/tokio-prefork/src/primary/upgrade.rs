@@ -212,7 +212,7 @@ impl Primary {
         let state = self.supervisor.save_state(Instant::now());
         let memory = self.scoreboard.memory();
         let memory = memory.ok_or_else(|| Error::internal("no scoreboard to pass on"))?;
-        let (totals, started_ms) = self.scoreboard.dead_totals();
+        let (totals, started_ms) = self.scoreboard.totals_of_dead_workers();
         let boards = self.workers.inherited_scoreboards();
         let older_boards = boards.iter().filter_map(|one| self.scoreboard.inherited_memory(*one));
         let workers = self.workers.values().map(|process| {
@@ -269,7 +269,7 @@ impl Primary {
                 .and_then(|memory| self.scoreboard.inherit(memory))
                 .map_err(|e| Error::system("map the scoreboard of the previous image", e))?;
         }
-        self.scoreboard.continue_totals(&manifest.totals, manifest.started_ms);
+        self.scoreboard.restore_totals(&manifest.totals, manifest.started_ms);
         self.upgrade.upgrade_count = manifest.upgrades + 1;
         let kinds = self.supervisor.kind_first_slots();
         let kinds: Vec<&'static str> = kinds.iter().map(|kind| kind.0).collect();
@@ -301,7 +301,7 @@ fn passed_worker(
     saved: Option<&SavedWorker>,
     inherited_boards: &[usize],
 ) -> PassedWorker {
-    let (board, rows) = match process.row {
+    let (board, rows) = match process.pages {
         WorkerPages::Own(rows) => (0, rows),
         WorkerPages::Inherited { board, pages: rows } => {
             let position = inherited_boards.iter().position(|one| *one == board);

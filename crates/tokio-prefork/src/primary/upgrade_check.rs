@@ -32,11 +32,11 @@ const UPGRADE_CHECK_WORKER_TAG: WorkerTag = WorkerTag {
 /// # Errors
 /// The worker cannot boot, is not ready within `boot-timeout`, or the system refuses something.
 pub(crate) fn check_worker_boots(config: Config, worker_entry: &WorkerEntry) -> Result<()> {
-    let rows = config.scoreboard_page_count();
+    let worker_pages = config.scoreboard_page_count();
     let mut scoreboard =
-        Scoreboard::create(rows).map_err(|e| Error::system("create a scoreboard", e))?;
-    let row = scoreboard.allocate_pages(UPGRADE_CHECK_WORKER_TAG, rows);
-    let row = row.ok_or_else(|| Error::internal("no scoreboard row for the check's worker"))?;
+        Scoreboard::create(worker_pages).map_err(|e| Error::system("create a scoreboard", e))?;
+    let pages = scoreboard.allocate_pages(UPGRADE_CHECK_WORKER_TAG, worker_pages);
+    let pages = pages.ok_or_else(|| Error::internal("no worker page for the check's worker"))?;
     let boot_timeout = config.boot_timeout;
     let (own_end, worker_end) =
         create_seqpacket_pair().map_err(|e| Error::system("create a channel", e))?;
@@ -56,7 +56,7 @@ pub(crate) fn check_worker_boots(config: Config, worker_entry: &WorkerEntry) -> 
         ForkResult::Child => {
             drop(own_end);
             let run = || -> Result<u8> {
-                let init = become_check_worker(config, scoreboard, row, worker_end, check_pid)?;
+                let init = become_check_worker(config, scoreboard, pages, worker_end, check_pid)?;
                 Ok(init.map_or(exit::OK, worker_entry))
             };
             exit_without_cleanup(run().unwrap_or_else(|e| {
@@ -71,7 +71,7 @@ pub(crate) fn check_worker_boots(config: Config, worker_entry: &WorkerEntry) -> 
 fn become_check_worker(
     config: Config,
     mut scoreboard: Scoreboard,
-    row: WorkerPages,
+    pages: WorkerPages,
     channel: OwnedFd,
     check_pid: u32,
 ) -> Result<Option<WorkerInit>> {
@@ -88,8 +88,8 @@ fn become_check_worker(
     let terminate = prefork_os::signal::register_signal_flag(Signal::SIGTERM)
         .map_err(failed("catch SIGTERM in the worker"))?;
     let board = scoreboard.reader(&[]);
-    let rows = scoreboard
-        .keep_only_own_pages(row)
+    let worker_pages = scoreboard
+        .keep_only_own_pages(pages)
         .map_err(failed("keep only the worker's own scoreboard pages"))?;
     Ok(Some(WorkerInit {
         tag: UPGRADE_CHECK_WORKER_TAG,
@@ -99,7 +99,7 @@ fn become_check_worker(
         queue: None,
         message_channel: None,
         message_limits: MessageLimits::default(),
-        rows,
+        worker_pages,
         load_page: LoadPage::default(),
         board,
         config: Rc::new(config),

@@ -32,8 +32,8 @@ pub(crate) struct WorkerProcess {
     pub(crate) pid: u32,
     /// `None` once either side has closed it.
     pub(crate) channel: Option<PrimaryChannelEnd>,
-    /// The worker's rows on the scoreboard.
-    pub(crate) row: WorkerPages,
+    /// The worker pages on the scoreboard.
+    pub(crate) pages: WorkerPages,
     /// The queue of its new connections, under `round-robin`.
     pub(crate) queue: Option<ConnectionQueue>,
     /// Number of connections of other workers that were sent to this worker.
@@ -51,13 +51,13 @@ impl WorkerProcess {
         tag: WorkerTag,
         pid: u32,
         channel: Option<PrimaryChannelEnd>,
-        row: WorkerPages,
+        pages: WorkerPages,
     ) -> WorkerProcess {
         WorkerProcess {
             tag,
             pid,
             channel,
-            row,
+            pages,
             queue: None,
             handovers_sent: 0,
             released: false,
@@ -209,7 +209,7 @@ impl WorkerTable {
 
     /// Returns the scoreboards of previous images that workers still write to, without repetition.
     pub(super) fn inherited_scoreboards(&self) -> Vec<usize> {
-        let boards = self.values().filter_map(|process| match process.row {
+        let boards = self.values().filter_map(|process| match process.pages {
             WorkerPages::Inherited { board, .. } => Some(board),
             WorkerPages::Own(_) => None,
         });
@@ -228,7 +228,7 @@ impl WorkerTable {
             config.map_or(u64::MAX, |config| config.max_process_connections().into())
         };
         let samples = self.iter().map(|(worker, process)| {
-            let sample = scoreboard.heartbeat_sample(process.row);
+            let sample = scoreboard.heartbeat_sample(process.pages);
             HealthSample {
                 worker: *worker,
                 heartbeat: sample.heartbeat_ms,
@@ -303,14 +303,14 @@ impl Primary {
         self.messages.primary_end.remove(worker);
         self.round_robin.remove_worker(worker, process.queue.take());
         self.remove_dispatch_target(worker, process.lease);
-        let requests_served = self.scoreboard.release_pages(process.row).requests;
-        self.release_inherited_scoreboard(process.row);
+        let requests_served = self.scoreboard.release_pages(process.pages).requests;
+        self.release_inherited_scoreboard(process.pages);
         self.pending_events.push_back(Event::Exited { worker, status, requests_served });
     }
 
     /// Unmaps the scoreboard of a previous image when its last worker has exited.
-    fn release_inherited_scoreboard(&mut self, row: WorkerPages) {
-        let WorkerPages::Inherited { board, .. } = row else { return };
+    fn release_inherited_scoreboard(&mut self, pages: WorkerPages) {
+        let WorkerPages::Inherited { board, .. } = pages else { return };
         if !self.workers.inherited_scoreboards().contains(&board) {
             self.scoreboard.release_inherited(board);
         }

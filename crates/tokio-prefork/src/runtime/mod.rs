@@ -83,7 +83,9 @@ pub(crate) fn enter(mut init: WorkerInit, app: &WorkerApp) -> u8 {
             let mut config = Config::clone(&init.config);
             config.worker_connections = config.max_process_connections();
             init.config = Rc::new(config);
-            init.rows.iter_mut().for_each(crate::scoreboard::WorkerPage::share_with_threads);
+            init.worker_pages
+                .iter_mut()
+                .for_each(crate::scoreboard::WorkerPage::share_with_threads);
             worker::run_worker(init, app)
         }
     }

@@ -36,13 +36,13 @@ impl InFlightEntries {
         now_ms: u64,
     ) -> Option<InFlightEntry> {
         let entry = self.free.pop()?;
-        let sequence = word(entry, 0);
+        let sequence = entry_word(entry, 0);
         let odd = sequence.load(page) | 1;
         sequence.store(page, odd);
         fence(Ordering::Release);
-        word(entry, 1).store(page, now_ms);
+        entry_word(entry, 1).store(page, now_ms);
         let length = write_text(page, entry, method.as_bytes(), path.as_bytes());
-        word(entry, 2).store(page, length as u64);
+        entry_word(entry, 2).store(page, length as u64);
         page[IN_FLIGHT_START + entry * IN_FLIGHT_ENTRY_WORDS]
             .store(odd.wrapping_add(1), Ordering::Release);
         Some(InFlightEntry(entry))
@@ -50,7 +50,7 @@ impl InFlightEntries {
 
     /// Frees the entry of a request.
     pub(super) fn remove(&mut self, page: &SharedPage, entry: InFlightEntry) {
-        word(entry.0, 2).store(page, 0);
+        entry_word(entry.0, 2).store(page, 0);
         self.free.push(entry.0);
     }
 }
@@ -75,17 +75,17 @@ pub(super) fn read_request(page: &SharedPage, entry: InFlightEntry) -> Option<St
 fn read_entry(page: &SharedPage, entry: usize) -> Option<(u64, String)> {
     for _ in 0..4 {
         let before = page[IN_FLIGHT_START + entry * IN_FLIGHT_ENTRY_WORDS].load(Ordering::Acquire);
-        let length = word(entry, 2).load(page);
+        let length = entry_word(entry, 2).load(page);
         if length == 0 {
             return None;
         }
-        let start = word(entry, 1).load(page);
+        let start = entry_word(entry, 1).load(page);
         let mut bytes = [0u8; MAX_REQUEST_BYTES];
         for (i, chunk) in bytes.chunks_exact_mut(8).enumerate() {
-            chunk.copy_from_slice(&word(entry, 3 + i).load(page).to_le_bytes());
+            chunk.copy_from_slice(&entry_word(entry, 3 + i).load(page).to_le_bytes());
         }
         fence(Ordering::Acquire);
-        if before.is_multiple_of(2) && word(entry, 0).load(page) == before {
+        if before.is_multiple_of(2) && entry_word(entry, 0).load(page) == before {
             let length =
                 usize::try_from(length).unwrap_or(MAX_REQUEST_BYTES).min(MAX_REQUEST_BYTES);
             return Some((start, printable_ascii(&bytes[..length])));
@@ -94,7 +94,7 @@ fn read_entry(page: &SharedPage, entry: usize) -> Option<(u64, String)> {
     None
 }
 
-fn word(entry: usize, index: usize) -> PageWord {
+fn entry_word(entry: usize, index: usize) -> PageWord {
     PageWord::at(IN_FLIGHT_START + entry * IN_FLIGHT_ENTRY_WORDS + index)
 }
 
@@ -110,7 +110,7 @@ fn write_text(page: &SharedPage, entry: usize, method: &[u8], path: &[u8]) -> us
     for (i, chunk) in text[..length.next_multiple_of(8)].chunks_exact(8).enumerate() {
         let mut eight = [0u8; 8];
         eight.copy_from_slice(chunk);
-        word(entry, 3 + i).store(page, u64::from_le_bytes(eight));
+        entry_word(entry, 3 + i).store(page, u64::from_le_bytes(eight));
     }
     length
 }
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_seen_while_it_is_served_and_no_longer() {
+    fn a_request_is_listed_only_while_it_is_served() {
         let (page, mut entries) = (page(), InFlightEntries::new());
         let entry = entries.add(page, "GET", "/fib/50", 7).expect("room");
         assert_eq!(read_entries(page), [(0, 7, "GET /fib/50".to_string())]);
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_path_is_cut_and_a_wild_one_escaped() {
+    fn a_long_path_is_cut_and_control_characters_are_escaped() {
         let (page, mut entries) = (page(), InFlightEntries::new());
         entries.add(page, "GET", &"x".repeat(500), 0).expect("room");
         entries.add(page, "GET", "/\u{1b}[2J\n", 0).expect("room");
@@ -147,17 +147,17 @@ mod tests {
     }
 
     #[test]
-    fn when_all_entries_are_taken_the_rest_is_left_out() {
+    fn requests_beyond_the_last_entry_are_not_listed() {
         let (page, mut entries) = (page(), InFlightEntries::new());
         let taken = (0..40).filter(|_| entries.add(page, "GET", "/", 0).is_some()).count();
         assert_eq!(taken, IN_FLIGHT_ENTRIES);
     }
 
     #[test]
-    fn a_half_written_entry_is_left_out() {
+    fn a_half_written_entry_is_not_listed() {
         let (page, mut entries) = (page(), InFlightEntries::new());
         entries.add(page, "GET", "/", 0).expect("room");
-        word(0, 0).add(page, 1);
+        entry_word(0, 0).add(page, 1);
         assert!(read_entries(page).is_empty());
     }
 

@@ -127,7 +127,7 @@ impl Scoreboard {
     pub(crate) fn allocate_pages(&mut self, tag: WorkerTag, count: usize) -> Option<WorkerPages> {
         let free = self.is_allocated.windows(count).position(|run| !run.contains(&true))?;
         let pages = PageRange { first: free + 1, count };
-        for (thread, index) in pages.indices().enumerate() {
+        for (thread, index) in pages.page_numbers().enumerate() {
             self.is_allocated[index - 1] = true;
             self.writable.zero_page(index);
             let page = self.writable.page(index);
@@ -146,10 +146,10 @@ impl Scoreboard {
     pub(crate) fn release_pages(&mut self, pages: WorkerPages) -> TrafficCounters {
         let zero = TrafficCounters::default();
         let counters = self.pages(pages).map(page_reader::read_counters);
-        let last = counters.fold(zero, TrafficCounters::plus);
+        let last = counters.fold(zero, TrafficCounters::sum_with);
         page_reader::add_counters(self.writable.page(PRIMARY_PAGE), &last);
         if let WorkerPages::Own(pages) = pages {
-            for index in pages.indices() {
+            for index in pages.page_numbers() {
                 self.writable.zero_page(index);
                 self.is_allocated[index - 1] = false;
             }
@@ -158,7 +158,7 @@ impl Scoreboard {
     }
 
     /// Continues the totals and the start time of the previous image.
-    pub(crate) fn continue_totals(&mut self, totals: &TrafficCounters, started_ms: u64) {
+    pub(crate) fn restore_totals(&mut self, totals: &TrafficCounters, started_ms: u64) {
         let page = self.writable.page(PRIMARY_PAGE);
         page_reader::add_counters(page, totals);
         STARTED_AT_MS.store(page, started_ms);
@@ -189,7 +189,7 @@ impl Scoreboard {
     }
 
     /// Returns the totals of dead workers and the primary's start time in milliseconds since 1970.
-    pub(crate) fn dead_totals(&self) -> (TrafficCounters, u64) {
+    pub(crate) fn totals_of_dead_workers(&self) -> (TrafficCounters, u64) {
         let page = self.readable.page(PRIMARY_PAGE);
         (page_reader::read_counters(page), STARTED_AT_MS.load(page))
     }
@@ -202,7 +202,7 @@ impl Scoreboard {
             }
         };
         board.into_iter().flat_map(move |board| {
-            let existing = range.indices().take_while(move |index| *index < board.count());
+            let existing = range.page_numbers().take_while(move |index| *index < board.count());
             existing.map(move |index| board.page(index))
         })
     }
@@ -271,7 +271,7 @@ impl Scoreboard {
         match pages {
             WorkerPages::Own(range) => {
                 let pages = self.writable.keep_only_pages(range.first, range.count)?;
-                let own = pages.into_iter().zip(range.indices());
+                let own = pages.into_iter().zip(range.page_numbers());
                 Ok(own.map(|(page, index)| WorkerPage::new(page, index - 1)).collect())
             }
             // A worker that this image forks has pages of this image.
@@ -281,7 +281,7 @@ impl Scoreboard {
 }
 
 impl PageRange {
-    fn indices(self) -> std::ops::Range<usize> {
+    fn page_numbers(self) -> std::ops::Range<usize> {
         self.first..self.first.saturating_add(self.count)
     }
 }
@@ -307,10 +307,10 @@ impl ScoreboardReader {
             log_lines_dropped: 0,
             empty_slots: Vec::new(),
         };
-        let dead_totals = page_reader::read_counters(page);
+        let totals_of_dead_workers = page_reader::read_counters(page);
         ClusterStatus::new(
             primary,
-            dead_totals,
+            totals_of_dead_workers,
             crate::shared::read_shared_metrics(),
             self.workers(),
         )

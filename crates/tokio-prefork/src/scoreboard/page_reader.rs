@@ -62,7 +62,7 @@ pub(super) fn read_worker(
     for page in pages {
         let Some(figures) = read_page(page) else { continue };
         threads.push(ThreadStatus {
-            thread: load_limited(THREAD, page),
+            thread: load_json_integer(THREAD, page),
             state: figures.state,
             heartbeat_age_ms: figures.heartbeat_age_ms.unwrap_or_default(),
             connections: figures.connections,
@@ -88,10 +88,10 @@ fn read_page(page: &SharedPage) -> Option<WorkerStatus> {
     let small = |word: PageWord| u32::try_from(word.load(page)).unwrap_or(u32::MAX);
     let zero = TrafficCounters::default();
     Some(WorkerStatus {
-        id: load_limited(WORKER_ID, page),
+        id: load_json_integer(WORKER_ID, page),
         slot: small(SLOT),
         kind: String::new(),
-        generation: load_limited(GENERATION, page),
+        generation: load_json_integer(GENERATION, page),
         pid: Some(small(PID)).filter(|pid| *pid != 0),
         state,
         uptime_ms: unix_time_ms().saturating_sub(STARTED_AT_MS.load(page)).min(MAX_JSON_INTEGER),
@@ -100,10 +100,10 @@ fn read_page(page: &SharedPage) -> Option<WorkerStatus> {
         ),
         loop_lag: read_histogram(LOOP_LAG, page),
         queue_wait: read_histogram(QUEUE_WAIT, page),
-        connections: load_limited(OPEN_CONNECTIONS, page),
+        connections: load_json_integer(OPEN_CONNECTIONS, page),
         full: IS_FULL.load(page) == 1,
-        active: load_limited(ACTIVE_REQUESTS, page),
-        counters: zero.plus(read_counters(page)),
+        active: load_json_integer(ACTIVE_REQUESTS, page),
+        counters: zero.sum_with(read_counters(page)),
         pool: read_pool_status(page),
         serving: read_requests(page, now_ms),
         threads: Vec::new(),
@@ -111,10 +111,10 @@ fn read_page(page: &SharedPage) -> Option<WorkerStatus> {
 }
 
 fn read_histogram(first: PageWord, page: &SharedPage) -> [u64; DURATION_BUCKETS] {
-    std::array::from_fn(|bucket| load_limited(first.plus(bucket), page))
+    std::array::from_fn(|bucket| load_json_integer(first.plus(bucket), page))
 }
 
-fn load_limited(word: PageWord, page: &SharedPage) -> u64 {
+fn load_json_integer(word: PageWord, page: &SharedPage) -> u64 {
     word.load(page).min(MAX_JSON_INTEGER)
 }
 

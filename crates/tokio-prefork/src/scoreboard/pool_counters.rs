@@ -1,4 +1,4 @@
-//! Counts what a worker's CPU pool does, in a block of words at the end of the worker's page.
+//! The counters of a worker's CPU pool, in a block of words at the end of the worker page.
 //!
 //! Unlike the rest of a page, several threads write these words, so they are added to with locked instructions.
 
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_of_a_page_are_read_back() {
+    fn counters_on_a_page_are_read_back() {
         let page = prefork_os::shared_memory::create_shared_pages(1)
             .expect("page")
             .0

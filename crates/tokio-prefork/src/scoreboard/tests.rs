@@ -2,13 +2,13 @@ use super::page_layout::REQUESTS;
 use super::*;
 use prefork_supervisor::WorkerId;
 
-fn tag_in_slot(id: u64, slot: u32) -> WorkerTag {
+fn worker_tag_in_slot(id: u64, slot: u32) -> WorkerTag {
     let (id, slot, generation) = (WorkerId(id), Slot(slot), Generation(1));
     WorkerTag { id, slot, generation, pid: None, kind: WEB_KIND }
 }
 
-fn tag(id: u64) -> WorkerTag {
-    tag_in_slot(id, 0)
+fn worker_tag(id: u64) -> WorkerTag {
+    worker_tag_in_slot(id, 0)
 }
 
 /// Counts requests on the first of `pages`.
@@ -25,12 +25,12 @@ fn cluster_status(board: &Scoreboard) -> ClusterStatus {
 #[test]
 fn counters_of_dead_workers_stay_in_the_totals() {
     let mut board = Scoreboard::create(2).expect("board");
-    let pages = board.allocate_pages(tag(1), 1).expect("page");
+    let pages = board.allocate_pages(worker_tag(1), 1).expect("page");
     count_requests(&board, pages, 5);
     assert_eq!(cluster_status(&board).totals.requests, 5);
     assert_eq!(board.release_pages(pages).requests, 5);
     assert_eq!(cluster_status(&board).totals.requests, 5);
-    let pages = board.allocate_pages(tag(2), 1).expect("page");
+    let pages = board.allocate_pages(worker_tag(2), 1).expect("page");
     count_requests(&board, pages, 2);
     let status = cluster_status(&board);
     assert_eq!(status.totals.requests, 7);
@@ -40,8 +40,8 @@ fn counters_of_dead_workers_stay_in_the_totals() {
 #[test]
 fn a_worker_with_threads_has_adjacent_pages() {
     let mut board = Scoreboard::create(4).expect("board");
-    let first = board.allocate_pages(tag(1), 1).expect("page");
-    let threads = board.allocate_pages(tag(2), 3).expect("pages");
+    let first = board.allocate_pages(worker_tag(1), 1).expect("page");
+    let threads = board.allocate_pages(worker_tag(2), 3).expect("pages");
     assert_eq!(threads, WorkerPages::Own(PageRange { first: 2, count: 3 }));
     count_requests(&board, first, 1);
     count_requests(&board, threads, 5);
@@ -49,18 +49,18 @@ fn a_worker_with_threads_has_adjacent_pages() {
     assert_eq!(board.heartbeat_sample(threads).requests, 5);
     assert_eq!((worker.counters.requests, worker.threads.len()), (5, 3));
     board.release_pages(first);
-    assert!(board.allocate_pages(tag(3), 2).is_none(), "not adjacent");
+    assert!(board.allocate_pages(worker_tag(3), 2).is_none(), "not adjacent");
     assert_eq!(board.release_pages(threads).requests, 5);
     assert_eq!(cluster_status(&board).totals.requests, 6);
-    assert!(board.allocate_pages(tag(3), 4).is_some());
+    assert!(board.allocate_pages(worker_tag(3), 4).is_some());
 }
 
 #[test]
 fn a_reader_sees_each_worker_once_with_its_kind_and_threads() {
     let mut board = Scoreboard::create(6).expect("board");
-    board.allocate_pages(tag_in_slot(1, 0), 2).expect("pages");
-    board.allocate_pages(tag_in_slot(2, 1), 2).expect("pages");
-    board.allocate_pages(tag_in_slot(3, Slot::MAX_SLOTS_PER_KIND), 1).expect("page");
+    board.allocate_pages(worker_tag_in_slot(1, 0), 2).expect("pages");
+    board.allocate_pages(worker_tag_in_slot(2, 1), 2).expect("pages");
+    board.allocate_pages(worker_tag_in_slot(3, Slot::MAX_SLOTS_PER_KIND), 1).expect("page");
     board.publish(Generation(7), 2, 9, true);
     let status = cluster_status(&board);
     let seen = status.workers.iter().map(|w| (w.id, w.kind.as_str(), w.threads.len()));
@@ -73,7 +73,7 @@ fn a_reader_sees_each_worker_once_with_its_kind_and_threads() {
 #[test]
 fn a_heartbeat_sample_is_that_of_the_slowest_thread_that_still_runs() {
     let mut board = Scoreboard::create(2).expect("board");
-    let pages = board.allocate_pages(tag(1), 2).expect("pages");
+    let pages = board.allocate_pages(worker_tag(1), 2).expect("pages");
     let own = board.keep_only_own_pages(pages).expect("own");
     own[0].record_heartbeat(100);
     own[1].record_heartbeat(200);
@@ -85,18 +85,18 @@ fn a_heartbeat_sample_is_that_of_the_slowest_thread_that_still_runs() {
 }
 
 #[test]
-fn pages_are_bounded_and_used_again() {
+fn pages_are_limited_and_reused() {
     let mut board = Scoreboard::create(1).expect("board");
-    let pages = board.allocate_pages(tag(1), 1).expect("page");
-    assert!(board.allocate_pages(tag(2), 1).is_none());
+    let pages = board.allocate_pages(worker_tag(1), 1).expect("page");
+    assert!(board.allocate_pages(worker_tag(2), 1).is_none());
     board.release_pages(pages);
-    assert_eq!(board.allocate_pages(tag(3), 1), Some(pages));
+    assert_eq!(board.allocate_pages(worker_tag(3), 1), Some(pages));
 }
 
 #[test]
-fn garbage_on_a_page_is_cut_to_what_json_keeps() {
+fn corrupted_page_values_are_limited_to_json_integers() {
     let mut board = Scoreboard::create(1).expect("board");
-    let pages = board.allocate_pages(tag(1), 1).expect("page");
+    let pages = board.allocate_pages(worker_tag(1), 1).expect("page");
     for word in board.writable.page(1) {
         word.store(u64::MAX, std::sync::atomic::Ordering::Relaxed);
     }

@@ -37,7 +37,7 @@ const MAX_LISTED_REQUESTS: usize = 2048;
 /// The largest whole number that every JSON reader keeps exactly. Larger figures are garbage and are cut to it.
 pub(crate) const MAX_JSON_INTEGER: u64 = (1 << 53) - 1;
 
-/// A whole cluster at one moment.
+/// The status of a cluster.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ClusterStatus {
@@ -62,7 +62,7 @@ pub struct ClusterStatus {
     pub workers: Vec<WorkerStatus>,
 }
 
-/// The primary at one moment.
+/// The status of the primary.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct PrimaryStatus {
@@ -72,7 +72,7 @@ pub struct PrimaryStatus {
     pub version: String,
     /// How long it has been running, in milliseconds. In the primary it counts from the last upgrade.
     pub uptime_ms: u64,
-    /// What it is doing. A worker only knows `running` and `stopping`.
+    /// The state of the primary. A worker only knows `running` and `stopping`.
     pub phase: PrimaryPhase,
     /// The generation in force. A reload raises it when it has succeeded.
     pub generation: u64,
@@ -91,7 +91,7 @@ pub struct PrimaryStatus {
     /// The concurrency model in force: `prefork`, `threads`, ... Empty from an old version.
     #[serde(default)]
     pub model: String,
-    /// Workers forked in place of one that ended unasked.
+    /// How many workers replaced one that exited unexpectedly.
     pub restarts: u64,
     /// Log lines of all processes that were dropped since the primary started, because the reader of standard error did
     /// not keep up or the file could not be written. 0 in a worker.
@@ -121,7 +121,7 @@ pub(crate) struct PrimaryReport {
     pub(crate) listeners: Vec<String>,
     pub(crate) queues: Vec<AcceptQueueStatus>,
     /// Sums over the dead workers.
-    pub(crate) dead_totals: TrafficCounters,
+    pub(crate) totals_of_dead_workers: TrafficCounters,
     pub(crate) shared: Vec<SharedMetric>,
     pub(crate) log_lines_dropped: u64,
     /// Whether the primary accepts for all workers, and none of its sockets gives it a connection.
@@ -167,14 +167,15 @@ impl ClusterStatus {
             log_lines_dropped: report.log_lines_dropped.min(MAX_JSON_INTEGER),
             empty_slots: view.empty_slots.iter().map(|slot| slot.0).collect(),
         };
-        let status = ClusterStatus::new(primary, report.dead_totals, report.shared, workers);
+        let status =
+            ClusterStatus::new(primary, report.totals_of_dead_workers, report.shared, workers);
         ClusterStatus { listeners: report.listeners, queues: report.queues, ..status }
     }
 
     /// Builds a status without listeners and queues, with sums over `workers`.
     pub(crate) fn new(
         primary: PrimaryStatus,
-        dead_totals: TrafficCounters,
+        totals_of_dead_workers: TrafficCounters,
         shared: Vec<SharedMetric>,
         mut workers: Vec<WorkerStatus>,
     ) -> ClusterStatus {
@@ -188,7 +189,9 @@ impl ClusterStatus {
             listeners: Vec::new(),
             queues: Vec::new(),
             queue_wait: QueueWaitStatus::of_workers(&workers),
-            totals: workers.iter().fold(dead_totals, |sum, worker| sum.plus(worker.counters)),
+            totals: workers
+                .iter()
+                .fold(totals_of_dead_workers, |sum, worker| sum.sum_with(worker.counters)),
             shared: shared_metrics::limit_shared_metrics(shared),
             workers,
         }
@@ -211,7 +214,7 @@ pub(crate) mod tests {
     use super::*;
     use prefork_supervisor::{Generation, Slot, WorkerTag, WorkerView};
 
-    /// Returns the status of a cluster with so many booting workers, of which all publish the same.
+    /// Returns the status of a cluster with `count` booting workers that publish the same figures.
     pub(crate) fn status_of_booting_workers(
         workers: u32,
         published: Option<&WorkerStatus>,
@@ -237,7 +240,7 @@ pub(crate) mod tests {
             model: "prefork",
             listeners: vec![],
             queues: vec![],
-            dead_totals: TrafficCounters::default(),
+            totals_of_dead_workers: TrafficCounters::default(),
             shared: vec![],
             log_lines_dropped: 0,
             cannot_accept: false,
@@ -246,7 +249,7 @@ pub(crate) mod tests {
     }
 
     /// Returns the largest figures that a page can give, with an identity that is not the worker's.
-    fn garbage() -> WorkerStatus {
+    fn corrupted_worker_status() -> WorkerStatus {
         let (request, age_ms) = ("x".repeat(416), MAX_JSON_INTEGER);
         let request = InFlightRequest { request, age_ms, on_loop: true };
         let durations = [MAX_JSON_INTEGER; POOL_DURATION_BUCKETS];
@@ -273,7 +276,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_primary_knows_identities_itself_and_bounds_published_figures() {
-        let status = status_of_booting_workers(2056, Some(&garbage()));
+        let status = status_of_booting_workers(2056, Some(&corrupted_worker_status()));
         let worker = &status.workers[1];
         assert_eq!((worker.id, worker.slot, worker.generation, worker.pid), (1, 1, 1, None));
         assert_eq!((worker.state, worker.kind.as_str()), (WorkerState::Booting, WEB_KIND));

@@ -43,7 +43,7 @@ pub struct PoolStatus {
 
 impl PoolStatus {
     /// Returns the figures of two pools of one worker, as if the two were one pool.
-    pub(crate) fn plus(self, other: PoolStatus) -> PoolStatus {
+    pub(crate) fn sum_with(self, other: PoolStatus) -> PoolStatus {
         let sum = |a: u64, b: u64| a.saturating_add(b).min(MAX_JSON_INTEGER);
         let busy = |pool: PoolStatus| pool.threads.saturating_mul(pool.utilisation.min(100));
         let threads = sum(self.threads, other.threads);
@@ -72,8 +72,8 @@ mod tests {
     #[test]
     fn the_utilisation_of_two_pools_is_that_of_all_their_threads() {
         let pool = |threads, utilisation| PoolStatus { threads, utilisation, ..Default::default() };
-        let both = pool(1, 100).plus(pool(3, 20));
+        let both = pool(1, 100).sum_with(pool(3, 20));
         assert_eq!((both.threads, both.utilisation), (4, 40));
-        assert_eq!(pool(0, 0).plus(pool(0, 0)), PoolStatus::default());
+        assert_eq!(pool(0, 0).sum_with(pool(0, 0)), PoolStatus::default());
     }
 }

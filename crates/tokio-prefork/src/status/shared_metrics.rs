@@ -47,18 +47,21 @@ fn limit_metric_values(mut metric: SharedMetric) -> SharedMetric {
 mod tests {
     use super::*;
 
-    fn metric(value: SharedMetricValue) -> SharedMetric {
+    fn sample_metric(value: SharedMetricValue) -> SharedMetric {
         SharedMetric { name: "a".to_string(), value }
     }
 
     #[test]
     fn values_and_their_number_are_bounded() {
-        let many =
-            vec![metric(SharedMetricValue::Counter { value: u64::MAX }); 2 * MAX_LISTED_NUMBERS];
+        let many = vec![
+            sample_metric(SharedMetricValue::Counter { value: u64::MAX });
+            2 * MAX_LISTED_NUMBERS
+        ];
         let listed = limit_shared_metrics(many);
         assert!(listed.len() < MAX_LISTED_NUMBERS);
         assert_eq!(listed[0].value, SharedMetricValue::Counter { value: MAX_JSON_INTEGER });
-        let least = limit_metric_values(metric(SharedMetricValue::Gauge { value: i64::MIN }));
+        let least =
+            limit_metric_values(sample_metric(SharedMetricValue::Gauge { value: i64::MIN }));
         assert_eq!(
             least.value,
             SharedMetricValue::Gauge { value: -MAX_JSON_INTEGER.cast_signed() }
@@ -76,9 +79,9 @@ mod tests {
             SharedMetricValue::Flag { set: true },
             SharedMetricValue::Leadership { leader: Some(7) },
         ] {
-            let json = serde_json::to_string(&metric(value.clone())).expect("json");
+            let json = serde_json::to_string(&sample_metric(value.clone())).expect("json");
             let read: SharedMetric = serde_json::from_str(&json).expect(&json);
-            assert_eq!(read, metric(value));
+            assert_eq!(read, sample_metric(value));
         }
         let newer = r#"{"name":"a","kind":"tree","height":3}"#;
         let read: SharedMetric = serde_json::from_str(newer).expect("read");

@@ -57,23 +57,23 @@ macro_rules! named_states {
 }
 
 named_states! {
-    /// What a worker, or a thread of one, is doing.
+    /// The state of a worker or of one of its threads.
     WorkerState {
-        /// Its fork is decided and has not happened yet.
+        /// The worker is about to be forked.
         Forking => "forking",
-        /// It has started and has not reported READY yet.
+        /// The worker has started and has not reported READY yet.
         Booting => "booting",
-        /// It accepts and serves connections.
+        /// The worker accepts and serves connections.
         Serving => "serving",
-        /// It serves its open connections, but no listening socket gives it new ones.
+        /// The worker serves its open connections, but no listening socket gives it new ones.
         CannotAccept => "cannot-accept",
-        /// It finishes its open connections and accepts no new ones.
+        /// The worker finishes its open connections and accepts no new ones.
         Draining => "draining",
-        /// It has drained, and its process is about to exit.
+        /// The worker has drained, and its process is about to exit.
         Exiting => "leaving",
-        /// It was killed with SIGABRT because it stalled, and has not exited yet.
+        /// The worker was killed with SIGABRT because it stalled, and has not exited yet.
         Aborted => "aborted",
-        /// It was killed with SIGKILL and has not exited yet.
+        /// The worker was killed with SIGKILL and has not exited yet.
         Killed => "killed",
         /// The thread has ended; other threads of its process may still serve.
         ThreadEnded => "left",
@@ -81,7 +81,7 @@ named_states! {
 }
 
 named_states! {
-    /// What the primary is doing.
+    /// The state of the primary.
     PrimaryPhase {
         /// Waits for the first workers to report READY.
         Booting => "booting",

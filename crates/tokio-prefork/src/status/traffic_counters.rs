@@ -94,7 +94,7 @@ impl TrafficCounters {
     }
 
     /// Returns the sums of two workers, each at most [`MAX_JSON_INTEGER`].
-    pub(crate) fn plus(self, other: TrafficCounters) -> TrafficCounters {
+    pub(crate) fn sum_with(self, other: TrafficCounters) -> TrafficCounters {
         let (mut sums, more) = (self.to_array(), other.to_array());
         for (sum, more) in sums.iter_mut().zip(more) {
             *sum = sum.saturating_add(more).min(MAX_JSON_INTEGER);
@@ -112,8 +112,8 @@ mod tests {
         let numbers = std::array::from_fn(|n| n as u64 + 1);
         let counters = TrafficCounters::from_array(numbers);
         assert_eq!(counters.to_array(), numbers);
-        assert_eq!(counters.plus(counters).to_array(), numbers.map(|n| 2 * n));
+        assert_eq!(counters.sum_with(counters).to_array(), numbers.map(|n| 2 * n));
         let garbage = TrafficCounters::from_array([u64::MAX; TRAFFIC_COUNTERS]);
-        assert_eq!(garbage.plus(counters).to_array(), [MAX_JSON_INTEGER; TRAFFIC_COUNTERS]);
+        assert_eq!(garbage.sum_with(counters).to_array(), [MAX_JSON_INTEGER; TRAFFIC_COUNTERS]);
     }
 }

@@ -8,14 +8,14 @@ use super::{MAX_JSON_INTEGER, PoolStatus, TrafficCounters, WorkerState, millis_b
 use crate::scoreboard::DURATION_BUCKETS;
 use prefork_supervisor::{WEB_KIND, WorkerView};
 
-/// One worker at one moment.
+/// The status of one worker.
 ///
 /// The worker publishes all figures itself. Its identity and state are what the primary knows, or, in
 /// [`Worker::cluster_status`](crate::Worker::cluster_status), what the worker publishes.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct WorkerStatus {
-    /// Its number, never used again.
+    /// The worker id, which is never reused.
     pub id: u64,
     /// Its slot, `0..N`; from [`Slot::MAX_SLOTS_PER_KIND`](crate::Slot::MAX_SLOTS_PER_KIND) for workers of other kinds
     /// than `web`.
@@ -27,7 +27,7 @@ pub struct WorkerStatus {
     pub generation: u64,
     /// Its process id; `None` before its fork.
     pub pid: Option<u32>,
-    /// What it is doing.
+    /// The state.
     pub state: WorkerState,
     /// How long ago it was forked, in milliseconds.
     pub uptime_ms: u64,
@@ -49,7 +49,7 @@ pub struct WorkerStatus {
     pub full: bool,
     /// Requests in progress.
     pub active: u64,
-    /// What it counted since it started.
+    /// Its counters since it started.
     pub counters: TrafficCounters,
     /// Its CPU pool.
     #[serde(default)]
@@ -61,13 +61,13 @@ pub struct WorkerStatus {
     pub threads: Vec<ThreadStatus>,
 }
 
-/// One thread of a worker at one moment, as it publishes it.
+/// The status of one thread of a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ThreadStatus {
     /// Its number, from 0.
     pub thread: u64,
-    /// What it is doing.
+    /// The state.
     pub state: WorkerState,
     /// How long ago its event loop last sent a heartbeat, in milliseconds.
     #[serde(rename = "beat_age_ms")]
@@ -139,14 +139,14 @@ impl WorkerStatus {
         }
         self.connections = sum(self.connections, other.connections);
         self.active = sum(self.active, other.active);
-        self.counters = self.counters.plus(other.counters);
-        self.pool = self.pool.plus(other.pool);
+        self.counters = self.counters.sum_with(other.counters);
+        self.pool = self.pool.sum_with(other.pool);
         self.serving.extend(other.serving);
         self.serving.sort_by_key(|request| std::cmp::Reverse(request.age_ms));
     }
 
     /// Returns the request whose handler is on the event loop, if any. It is the cause if the loop is stalled.
-    pub fn request_on_loop(&self) -> Option<&InFlightRequest> {
+    pub fn blocking_request(&self) -> Option<&InFlightRequest> {
         self.serving.iter().find(|request| request.on_loop)
     }
 }

@@ -146,12 +146,12 @@ pub(crate) struct PassedWorker {
     pub kind: String,
     pub generation: u64,
     pub pid: u32,
-    /// The first of its rows on the scoreboard.
+    /// The number of its first worker page.
     pub row: usize,
-    /// How many adjacent rows it has.
+    /// How many adjacent worker pages it has.
     #[serde(default = "default_row_count")]
     pub rows: usize,
-    /// The scoreboard of the rows: 0 is `board_fd`, n is number n - 1 of `older_boards`.
+    /// The scoreboard of the worker pages: 0 is `board_fd`, n is number n - 1 of `older_boards`.
     #[serde(default)]
     pub board: usize,
     /// `None` if the worker has closed it.
@@ -174,7 +174,7 @@ fn web_kind() -> String {
     WEB_KIND.to_string()
 }
 
-/// The number of rows in a manifest without it.
+/// The number of worker pages in a manifest without the field.
 fn default_row_count() -> usize {
     1
 }

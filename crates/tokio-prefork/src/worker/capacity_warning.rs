@@ -44,9 +44,10 @@ impl CapacityWarning {
 
 /// Updates the scoreboard and logs a change. Called at each heartbeat.
 pub(crate) fn report_capacity(state: &LocalWorkerState, now_ms: u64) {
-    let (open, limit) = (state.row.open_connections(), u64::from(state.config.worker_connections));
+    let (open, limit) =
+        (state.worker_page.open_connections(), u64::from(state.config.worker_connections));
     let is_full = open >= limit;
-    state.row.set_full(is_full);
+    state.worker_page.set_full(is_full);
     match state.capacity_warning.record_capacity(is_full, now_ms) {
         Some(CapacityChange::Full) => log::warn!(
             "{} is full: {open} connections are open and worker-connections is {limit}; new connections wait until some close",

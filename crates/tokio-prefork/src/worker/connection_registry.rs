@@ -130,7 +130,7 @@ impl ConnectionGuard {
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.state.connections.borrow_mut().remove(&self.entry);
-        self.state.row.connection_closed();
+        self.state.worker_page.connection_closed();
         self.state.load_page.count_closed();
         self.state.wake_acceptors_if_least_loaded();
         self.state.capacity_freed.notify_waiters();

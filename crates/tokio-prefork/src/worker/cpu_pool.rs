@@ -7,14 +7,14 @@ use crate::scoreboard::WorkerPage;
 use prefork_supervisor::WorkerTag;
 
 /// Creates the pool with the configured size. Its threads start with the first job.
-pub(crate) fn create_cpu_pool(config: &Config, row: &WorkerPage, tag: WorkerTag) -> Pool {
+pub(crate) fn create_cpu_pool(config: &Config, worker_page: &WorkerPage, tag: WorkerTag) -> Pool {
     let settings = PoolConfig {
         threads: config.pool_thread_count(),
         queue: config.pool_queue as usize,
         nice: config.pool_nice,
         newest_first: config.pool_newest_first,
     };
-    Pool::with_meter(settings, tag.to_string(), row.pool_counters())
+    Pool::with_counters(settings, tag.to_string(), worker_page.pool_counters())
 }
 
 /// Waits for all jobs of the pool, but not beyond the drain deadline: then the process exits with jobs still running.

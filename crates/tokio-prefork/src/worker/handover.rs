@@ -51,7 +51,7 @@ pub(crate) async fn hand_over_connection(
             .await;
     match sent {
         Ok(Ok(())) => {
-            state.row.connection_handed_over();
+            state.worker_page.connection_handed_over();
             return HandoverOutcome::Gone;
         }
         Ok(Err(e)) => log::debug!("{} cannot hand a connection over: {e}", state.tag),
@@ -78,7 +78,7 @@ pub(crate) fn take_over_connection(state: &Rc<LocalWorkerState>, fd: OwnedFd, un
     };
     let entry = ConnectionEntry::new(state.now_ms());
     entry.conn.set_phase(ConnectionPhase::Idle, state.now_ms());
-    state.row.connection_taken_over();
+    state.worker_page.connection_taken_over();
     let guard = ConnectionGuard::new(state, &entry);
     let stream = LazyStream::new(fd, unix);
     handle(AcceptedConnection { stream, first: unread.into_bytes().into(), entry, guard });

@@ -31,9 +31,9 @@ pub(crate) async fn run_heartbeat(
 ) {
     let mut late = Duration::ZERO;
     loop {
-        state.row.record_loop_lag(late);
+        state.worker_page.record_loop_lag(late);
         let now = LocalWorkerState::monotonic_ms();
-        state.row.record_heartbeat(now);
+        state.worker_page.record_heartbeat(now);
         state.accept_recheck.notify_waiters();
         state.pool.update_utilisation();
         if terminate.swap(false, Ordering::Relaxed) {
@@ -50,7 +50,7 @@ pub(crate) async fn run_heartbeat(
             state.connections.borrow().wake_all();
         }
         for _ in 0..at_deadline + stalled {
-            state.row.connection_cut();
+            state.worker_page.connection_cut();
         }
         if at_deadline > 0 && state.drain.current_order().is_some() {
             log_unfinished_requests(&state, at_deadline);

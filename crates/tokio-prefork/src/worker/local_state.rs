@@ -27,7 +27,7 @@ pub(crate) struct LocalWorkerState {
     /// The custom worker kinds, each with its first slot.
     pub(crate) kinds: Vec<(&'static str, Slot)>,
     pub(crate) config: Rc<Config>,
-    pub(crate) row: WorkerPage,
+    pub(crate) worker_page: WorkerPage,
     /// The shared page on which this slot counts its connections for the kernel's dispatch program.
     pub(crate) load_page: LoadPage,
     pub(crate) scoreboard: ScoreboardReader,
@@ -84,7 +84,7 @@ impl LocalWorkerState {
             Some(HandoverMode::Immediately) => true,
             Some(HandoverMode::WhenOthersServe) => self
                 .scoreboard
-                .has_other_serving_worker(&self.row, LocalWorkerState::monotonic_ms()),
+                .has_other_serving_worker(&self.worker_page, LocalWorkerState::monotonic_ms()),
             Some(HandoverMode::Never) | None => false,
         }
     }
@@ -99,8 +99,8 @@ impl LocalWorkerState {
     /// Starts to drain, or updates the drain that is under way.
     pub(crate) fn begin_drain(&self, order: DrainOrder) {
         if self.drain.begin(order) {
-            self.row.set_state(WorkerState::Draining);
-            self.row.set_accepting(false);
+            self.worker_page.set_state(WorkerState::Draining);
+            self.worker_page.set_accepting(false);
             self.load_page.stop_counting();
         }
         // A later order may allow to hand connections over.
@@ -119,25 +119,29 @@ impl LocalWorkerState {
             return;
         }
         let cannot = self.cannot_accept();
-        self.row.set_state(if cannot { WorkerState::CannotAccept } else { WorkerState::Serving });
-        self.row.set_accepting(!cannot);
+        self.worker_page.set_state(if cannot {
+            WorkerState::CannotAccept
+        } else {
+            WorkerState::Serving
+        });
+        self.worker_page.set_accepting(!cannot);
     }
 
     /// Returns the other workers that could accept a connection now.
     pub(crate) fn available_workers(&self) -> impl Iterator<Item = OtherWorkerLoad> {
-        self.scoreboard.other_accepting_workers(&self.row, LocalWorkerState::monotonic_ms())
+        self.scoreboard.other_accepting_workers(&self.worker_page, LocalWorkerState::monotonic_ms())
     }
 
     /// Notifies the acceptors if another worker has at least two connections more than this one.
     pub(crate) fn wake_acceptors_if_least_loaded(&self) {
-        if self.row.open_connections() + 2 <= self.busiest_worker_connections.get() {
+        if self.worker_page.open_connections() + 2 <= self.busiest_worker_connections.get() {
             self.accept_recheck.notify_waiters();
         }
     }
 
     /// Milliseconds on the monotonic clock at the last heartbeat: up to 100 ms old, but needs no system call.
     pub(crate) fn now_ms(&self) -> u64 {
-        self.row.byte_meter().coarse_now_ms()
+        self.worker_page.byte_meter().coarse_now_ms()
     }
 
     /// Milliseconds on the monotonic clock.

@@ -194,7 +194,7 @@ impl Worker {
                     .await
                     .map_err(|rejected| SendConnectionError::new(*rejected))
             }
-            Err(error) => Err(SendConnectionError::early(error, connection)),
+            Err(error) => Err(SendConnectionError::not_sent(error, connection)),
         }
     }
 }

@@ -168,24 +168,24 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
         message_channel,
         message_limits,
         queue,
-        mut rows,
+        mut worker_pages,
         load_page,
         ..
     } = init;
     let WorkerInit { board, config, terminate, kinds, .. } = init;
-    let row = rows
+    let worker_page = worker_pages
         .pop()
         .ok_or_else(|| Error::internal("the worker was forked without a scoreboard page"))?;
     let channel = WorkerChannelEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
     let message_channel = WorkerMessageEnd::start(tag, message_channel, message_limits)
         .map_err(|e| Error::system("register the message channel to the primary", e))?;
-    let pool = cpu_pool::create_cpu_pool(&config, &row, tag);
+    let pool = cpu_pool::create_cpu_pool(&config, &worker_page, tag);
     let state = Rc::new(LocalWorkerState {
         tag,
         kinds,
         config,
-        row,
+        worker_page,
         load_page,
         scoreboard: board,
         channel,
@@ -222,7 +222,7 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     let app = state.app.get_or_init(|| booted);
     dispatch::start_accepting(&state, app, listeners, queue)?;
     state.messages.finish_boot();
-    state.row.set_state(WorkerState::Serving);
+    state.worker_page.set_state(WorkerState::Serving);
     let ready = state.channel.send(&WorkerReport::Ready);
     ready.map_err(|e| Error::system(format!("report to the primary that {tag} is ready"), e))?;
     let outcome = match app.main_loop.take() {

@@ -25,7 +25,7 @@ pub struct ThreadedWorker(pub(crate) Arc<ThreadedWorkerState>);
 pub(crate) struct ThreadedWorkerState {
     pub(crate) tag: WorkerTag,
     pub(crate) config: Config,
-    pub(crate) row: SharedWorkerPage,
+    pub(crate) worker_page: SharedWorkerPage,
     pub(crate) scoreboard: ScoreboardReader,
     pub(crate) pool: Pool,
     pub(crate) is_draining: AtomicBool,
@@ -38,14 +38,14 @@ pub(crate) struct ThreadedWorkerState {
 impl ThreadedWorkerState {
     /// Copies what the threads need from the state of the worker's event loop.
     pub(crate) fn from_local(state: &LocalWorkerState) -> Result<ThreadedWorkerState> {
-        let row = state.row.shared_page();
-        let row = row.ok_or_else(|| {
+        let worker_page = state.worker_page.shared_page();
+        let worker_page = worker_page.ok_or_else(|| {
             Error::internal("the scoreboard page of this worker is for one thread")
         })?;
         Ok(ThreadedWorkerState {
             tag: state.tag,
             config: Config::clone(&state.config),
-            row,
+            worker_page,
             scoreboard: state.scoreboard.clone(),
             pool: state.pool.clone(),
             is_draining: AtomicBool::new(false),
@@ -71,8 +71,8 @@ impl ServeContext for ThreadedWorkerState {
         &self.config
     }
 
-    fn row(&self) -> &SharedWorkerPage {
-        &self.row
+    fn worker_page(&self) -> &SharedWorkerPage {
+        &self.worker_page
     }
 
     fn is_draining(&self) -> bool {
@@ -136,7 +136,7 @@ impl ThreadedWorker {
     /// still accepts for [`Config::drain_delay`](crate::Config::drain_delay).
     pub fn is_ready(&self) -> bool {
         let board = &self.0.scoreboard;
-        let can_accept = !self.0.row.cannot_accept() && !board.cannot_accept();
+        let can_accept = !self.0.worker_page.cannot_accept() && !board.cannot_accept();
         !self.is_draining() && !board.is_stopping() && can_accept
     }
 

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn decoded(text: &str) -> Result<Request, String> {
+fn decode_text(text: &str) -> Result<Request, String> {
     Request::decode(text.as_bytes())
 }
 
@@ -20,7 +20,7 @@ fn documented_requests_are_decoded() {
         (r#"{"verb":"upgrade","wait":false}"#, Request::Upgrade { wait: false }),
         (r#"{"verb":"events","since":7}"#, Request::Events { follow: false, since: 7 }),
     ] {
-        assert_eq!(decoded(text).as_ref(), Ok(&request), "{text}");
+        assert_eq!(decode_text(text).as_ref(), Ok(&request), "{text}");
         assert_eq!(Request::decode(&request.encode()), Ok(request), "{text}");
     }
 }
@@ -43,13 +43,13 @@ fn invalid_requests_are_refused_with_a_reason() {
         (r#"{"verb":"scale","by":-2147483648}"#, "scale: by = -2147483648 is out of range"),
         (r#"{"verb":"scale","into":1}"#, "scale: unknown field `into`"),
     ] {
-        let why = decoded(text).expect_err(text);
+        let why = decode_text(text).expect_err(text);
         assert!(why.starts_with(error), "{text}: {why}");
     }
-    let long = decoded(&format!(r#"{{"verb":"{}"}}"#, "x".repeat(10_000))).expect_err("long");
+    let long = decode_text(&format!(r#"{{"verb":"{}"}}"#, "x".repeat(10_000))).expect_err("long");
     assert!(long.len() < 300);
     let deep = "[".repeat(60_000);
-    assert!(decoded(&deep).expect_err("deep").contains("recursion limit"));
+    assert!(decode_text(&deep).expect_err("deep").contains("recursion limit"));
 }
 
 #[test]

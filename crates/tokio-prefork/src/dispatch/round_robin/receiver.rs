@@ -146,9 +146,9 @@ impl ConnectionReceiver {
         let limit = u64::from(state.config.worker_connections);
         loop {
             let freed = state.capacity_freed.notified();
-            let is_full = state.row.open_connections() >= limit;
+            let is_full = state.worker_page.open_connections() >= limit;
             let is_scarce = self.is_near_limit && self.queue.get_ref().try_clone().is_err();
-            state.row.set_accepting(!is_full && !is_scarce);
+            state.worker_page.set_accepting(!is_full && !is_scarce);
             if is_scarce {
                 self.log_exhausted();
                 let _ = tokio::time::timeout(EXHAUSTED_RETRY_INTERVAL, freed).await;

@@ -17,7 +17,7 @@ const MAX_ALWAYS_WOKEN: usize = 2;
 /// Workers that recently did not accept although they were given precedence.
 #[derive(Debug, Default)]
 pub(crate) struct AcceptFairness {
-    /// Missed chances by scoreboard row, with the count of accepted connections at the last miss.
+    /// Missed chances by worker page, with the count of accepted connections at the last miss.
     missed: Vec<(OtherWorkerLoad, SkipBackoff)>,
 }
 
@@ -52,7 +52,7 @@ impl AcceptFairness {
         };
         let (known, backoff) = &mut self.missed[at];
         if known.accepted != other.accepted {
-            // It accepts again, or is another worker in the same row.
+            // It accepts again, or is another worker with the same worker page.
             self.missed.swap_remove(at);
             return true;
         }
@@ -75,17 +75,17 @@ impl AcceptFairness {
     }
 }
 
-/// Whether to wake the worker in row `row`, which has `own` connections, for every connection: it has far fewer than
+/// Whether to wake the worker with page number `worker_page`, which has `own` connections, for every connection: it has far fewer than
 /// another one, and hardly any worker has fewer. Also returns the connection count of the busiest other worker.
 pub(crate) fn should_always_wake(
     own: u64,
-    row: usize,
+    worker_page: usize,
     others: impl Iterator<Item = OtherWorkerLoad>,
 ) -> (bool, u64) {
     let (mut most, mut idler) = (0, 0);
     for other in others {
         most = most.max(other.open_connections);
-        idler += usize::from((other.open_connections, other.page_number) < (own, row));
+        idler += usize::from((other.open_connections, other.page_number) < (own, worker_page));
     }
     (own + MIN_CONNECTION_DIFFERENCE <= most && idler < MAX_ALWAYS_WOKEN, most)
 }
@@ -102,7 +102,8 @@ mod tests {
     fn a_worker_with_two_connections_more_lets_the_idlest_one_accept_first() {
         let mut fairness = AcceptFairness::default();
         let mut chosen = |own, opens: [u64; 3]| {
-            let others = opens.into_iter().enumerate().map(|(row, open)| other(row, open));
+            let others =
+                opens.into_iter().enumerate().map(|(worker_page, open)| other(worker_page, open));
             fairness
                 .choose_idler_worker(own, MIN_CONNECTION_DIFFERENCE, others)
                 .map(|other| other.page_number)
@@ -175,15 +176,21 @@ mod tests {
 
     #[test]
     fn only_the_idlest_workers_are_always_woken_and_only_if_others_have_far_more() {
-        let is_woken = |own, row, opens: &[u64]| {
-            let others = opens.iter().enumerate().map(|(row, open)| other(row, *open));
-            should_always_wake(own, row, others.filter(|other| other.page_number != row)).0
+        let is_woken = |own, worker_page, opens: &[u64]| {
+            let others =
+                opens.iter().enumerate().map(|(worker_page, open)| other(worker_page, *open));
+            should_always_wake(
+                own,
+                worker_page,
+                others.filter(|other| other.page_number != worker_page),
+            )
+            .0
         };
         assert!(!is_woken(0, 0, &[0; 16]), "all are alike");
         assert!(!is_woken(0, 0, &[0, 1, 1]), "nearly alike");
         assert!(is_woken(0, 0, &[0, 2]));
         let opens = [0, 0, 0, 0, 9];
-        let woken = (0..4).filter(|row| is_woken(0, *row, &opens)).count();
+        let woken = (0..4).filter(|worker_page| is_woken(0, *worker_page, &opens)).count();
         assert_eq!(woken, MAX_ALWAYS_WOKEN, "of four that are free");
     }
 }

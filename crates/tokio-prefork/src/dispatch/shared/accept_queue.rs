@@ -30,9 +30,9 @@ pub(crate) struct AcceptQueue {
     heartbeat_ms: Cell<u64>,
 }
 
-/// How many rows of the scoreboard a worker reads per heartbeat on average. Each row is a page of its own. With more
-/// workers, each reads all rows only at every second heartbeat, every third and so on: otherwise 1024 workers that do
-/// nothing keep a processor busy with reading each other's rows, and a reload, which brings more of them, can stand
+/// How many worker pages a worker reads per heartbeat on average. Each is a memory page of its own. With more
+/// workers, each reads all worker pages only at every second heartbeat, every third and so on: otherwise 1024 workers that do
+/// nothing keep a processor busy with reading each other's worker pages, and a reload, which brings more of them, can stand
 /// still.
 const ROWS_PER_HEARTBEAT: usize = 64;
 
@@ -103,7 +103,7 @@ impl AcceptQueue {
         if !self.shared {
             return None;
         }
-        let own = self.state.row.open_connections();
+        let own = self.state.worker_page.open_connections();
         let first = self.fairness.borrow_mut().choose_idler_worker(
             own,
             self.min_difference,
@@ -138,7 +138,7 @@ impl AcceptQueue {
         if self.listener.wake_mode() != WakeMode::Exclusive {
             return self.choose_wake_mode();
         }
-        let own = self.state.row.open_connections();
+        let own = self.state.worker_page.open_connections();
         let (mut is_busier, mut most) = (false, 0);
         for other in self.state.available_workers() {
             is_busier |= other.open_connections < own;
@@ -159,8 +159,8 @@ impl AcceptQueue {
         self.shared && self.listener.has_connection()
     }
 
-    /// Whether to read the rows of all workers now: when a connection has ended between two heartbeats, or when it is
-    /// the turn of this worker. Workers take turns by their rows.
+    /// Whether to read the worker pages of all workers now: when a connection has ended between two heartbeats, or when it is
+    /// the turn of this worker. Workers take turns by their worker pages.
     fn is_scan_due(&self) -> bool {
         let now = self.state.now_ms();
         let period = 1 + self.state.scoreboard.pages_used() / ROWS_PER_HEARTBEAT;
@@ -168,7 +168,7 @@ impl AcceptQueue {
             return true;
         }
         let beat = now / heartbeat::HEARTBEAT_INTERVAL.as_millis() as u64;
-        (beat + self.state.row.page_number() as u64).is_multiple_of(period as u64)
+        (beat + self.state.worker_page.page_number() as u64).is_multiple_of(period as u64)
     }
 
     /// Wakes this worker for every connection if others have far more, else in turn with them.
@@ -177,9 +177,10 @@ impl AcceptQueue {
             return self.resume_waking();
         }
         let state = &self.state;
-        let (own, row) = (state.row.open_connections(), state.row.page_number());
+        let (own, worker_page) =
+            (state.worker_page.open_connections(), state.worker_page.page_number());
         let (is_among_idlest, most) =
-            accept_fairness::should_always_wake(own, row, state.available_workers());
+            accept_fairness::should_always_wake(own, worker_page, state.available_workers());
         if is_among_idlest {
             self.set_wake_mode(WakeMode::Always);
         } else if self.listener.wake_mode() != WakeMode::Exclusive {

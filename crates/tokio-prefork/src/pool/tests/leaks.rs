@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn iterations() -> u64 {
+fn leak_test_iterations() -> u64 {
     std::env::var("PREFORK_POOL_ENDS").map_or(100, |text| text.parse().expect("a number"))
 }
 
@@ -15,7 +15,7 @@ fn count_pool_threads() -> usize {
 
 #[test]
 fn jobs_without_a_result_are_freed() {
-    let (iterations, pool, held) = (iterations(), create_pool(1, 1), Arc::new(()));
+    let (iterations, pool, held) = (leak_test_iterations(), create_pool(1, 1), Arc::new(()));
     let holding = || {
         let clone = Arc::clone(&held);
         move || drop(clone)
@@ -30,7 +30,7 @@ fn jobs_without_a_result_are_freed() {
         let late = pool.run_within(JobDeadline::FromSubmission(Duration::ZERO), holding());
         let late = block_on(late);
         assert!(matches!(late, Err(PoolError::TimedOut { .. })), "{late:?}");
-        gate.open();
+        gate.open_gate();
         block_on(first).expect("done");
     }
     assert_eq!(Arc::strong_count(&held), 1, "jobs that were not run kept their data");
@@ -44,7 +44,7 @@ fn jobs_without_a_result_are_freed() {
 #[test]
 #[expect(clippy::panic, reason = "panics are what is tested")]
 fn threads_end_after_a_panic_and_after_a_drain() {
-    let (iterations, held, pool) = (iterations(), Arc::new(()), create_pool(1, 8));
+    let (iterations, held, pool) = (leak_test_iterations(), Arc::new(()), create_pool(1, 8));
     for _ in 0..iterations {
         let clone = Arc::clone(&held);
         let job = pool.run(move || -> () {
@@ -60,10 +60,10 @@ fn threads_end_after_a_panic_and_after_a_drain() {
         gate.wait_for_start();
         let clone = Arc::clone(&held);
         let waits = pool.run(move || drop(clone));
-        gate.open();
+        gate.open_gate();
         assert_eq!(block_on(pool.drain(TEST_TIMEOUT)), 0);
         block_on(async { (first.await.expect("ran"), waits.await.expect("ran")) });
     }
-    wait_for("the jobs to be freed", || Arc::strong_count(&held) == 1);
-    wait_for("the threads to end", || count_pool_threads() < 50);
+    wait_until("the jobs to be freed", || Arc::strong_count(&held) == 1);
+    wait_until("the threads to end", || count_pool_threads() < 50);
 }

@@ -25,7 +25,7 @@ fn a_panic_names_the_job_and_replaces_its_thread() {
 struct PanicOnDrop;
 
 impl PanicOnDrop {
-    fn keep_alive(&self) {}
+    fn hold_reference(&self) {}
 }
 
 impl Drop for PanicOnDrop {
@@ -42,7 +42,7 @@ fn a_destructor_that_panics_does_not_harm_the_pool() {
     let pool = create_pool(1, 8);
     // On the thread, when the job ends.
     let panic_on_drop = PanicOnDrop;
-    let ended = block_on(pool.run(move || panic_on_drop.keep_alive()));
+    let ended = block_on(pool.run(move || panic_on_drop.hold_reference()));
     assert!(matches!(ended, Err(PoolError::Panicked { .. })), "{ended:?}");
     // As a panic payload.
     let ended = block_on(pool.run(|| -> () { std::panic::panic_any(PanicOnDrop) }));
@@ -51,7 +51,7 @@ fn a_destructor_that_panics_does_not_harm_the_pool() {
     let (first, gate) = run_gated_job(&pool);
     gate.wait_for_start();
     let panic_on_drop = PanicOnDrop;
-    drop(pool.run(move || panic_on_drop.keep_alive()));
+    drop(pool.run(move || panic_on_drop.hold_reference()));
     let unwanted = pool.run(|| PanicOnDrop);
     let ((start, started), (release, released)) = (channel(), channel());
     let abandoned = pool.run(move || {
@@ -59,7 +59,7 @@ fn a_destructor_that_panics_does_not_harm_the_pool() {
         let _: Result<(), _> = released.recv_timeout(TEST_TIMEOUT);
         PanicOnDrop
     });
-    gate.open();
+    gate.open_gate();
     block_on(first).expect("done");
     started.recv_timeout(TEST_TIMEOUT).expect("started");
     drop(unwanted);
@@ -88,8 +88,8 @@ fn a_waker_that_panics_does_not_harm_the_pool() {
     let waker = Waker::from(Arc::clone(&panic_on_wake));
     let mut job = pin!(job);
     assert!(job.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
-    gate.open();
-    wait_for("the call", || panic_on_wake.0.load(SeqCst) == 1);
+    gate.open_gate();
+    wait_until("the call", || panic_on_wake.0.load(SeqCst) == 1);
     assert_eq!(job.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())));
     assert_eq!(block_on(pool.run(|| 5)), Ok(5));
 }

@@ -22,7 +22,7 @@ enum CallerAction {
     Within(u16, bool),
 }
 
-fn actions() -> impl Strategy<Value = Vec<CallerAction>> {
+fn random_caller_actions() -> impl Strategy<Value = Vec<CallerAction>> {
     let action = prop_oneof![
         4 => Just(CallerAction::Await),
         1 => Just(CallerAction::Panic),
@@ -46,7 +46,7 @@ struct CallerResults {
 }
 
 impl CallerResults {
-    fn record(&mut self, outcome: &Result<u64, PoolError>, expected: u64) {
+    fn count_result(&mut self, outcome: &Result<u64, PoolError>, expected: u64) {
         match outcome {
             Ok(n) => {
                 assert_eq!(*n, expected, "the result of another job");
@@ -78,7 +78,7 @@ fn create_job(n: u64, action: CallerAction) -> impl PoolJob<Output = u64> {
 async fn perform_action(pool: &Pool, n: u64, action: CallerAction, seen: &mut CallerResults) {
     match action {
         CallerAction::Await | CallerAction::Panic => {
-            seen.record(&pool.run(create_job(n, action)).await, n)
+            seen.count_result(&pool.run(create_job(n, action)).await, n)
         }
         CallerAction::Drop => {
             drop(pool.run(create_job(n, action)));
@@ -89,7 +89,7 @@ async fn perform_action(pool: &Pool, n: u64, action: CallerAction, seen: &mut Ca
             for _ in 0..polls {
                 let polled = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut job).poll(cx)));
                 if let Poll::Ready(outcome) = polled.await {
-                    return seen.record(&outcome, n);
+                    return seen.count_result(&outcome, n);
                 }
                 tokio::task::yield_now().await;
             }
@@ -102,7 +102,7 @@ async fn perform_action(pool: &Pool, n: u64, action: CallerAction, seen: &mut Ca
                 true => JobDeadline::FromStart(span),
                 false => JobDeadline::FromSubmission(span),
             };
-            seen.record(&pool.run_within(deadline, create_job(n, action)).await, n);
+            seen.count_result(&pool.run_within(deadline, create_job(n, action)).await, n);
         }
     }
 }
@@ -153,7 +153,7 @@ proptest! {
 
     #[test]
     fn every_job_ends_in_exactly_one_way(
-        actions in actions(),
+        actions in random_caller_actions(),
         threads in 1usize..4,
         queue in 0usize..40,
         newest_first in any::<bool>(),

@@ -42,7 +42,7 @@ struct ThreadInit {
     channel: OwnedFd,
     message_channel: Option<OwnedFd>,
     message_limits: MessageLimits,
-    row: WorkerPage,
+    worker_page: WorkerPage,
     board: ScoreboardReader,
     config: Config,
     terminate: Arc<AtomicBool>,
@@ -83,7 +83,7 @@ pub(super) fn enter(init: WorkerInit, app: &WorkerApp) -> u8 {
 
 async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     // The only dispatch policy of this model is `shared`: no connection queue, no load page.
-    let WorkerInit { tag, listeners, channel, rows, board, config, terminate, .. } = init;
+    let WorkerInit { tag, listeners, channel, worker_pages, board, config, terminate, .. } = init;
     // The process has one message channel, which the first thread gets.
     let (mut message_channel, message_limits) = (init.message_channel, init.message_limits);
     let channel = WorkerChannelEnd::new(channel)
@@ -92,7 +92,7 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     let _ = channel.send(&WorkerReport::Online);
     let (exit_reports, mut ended) = mpsc::unbounded_channel();
     let (mut threads, mut reads) = (Vec::new(), Vec::new());
-    for (number, row) in rows.into_iter().enumerate() {
+    for (number, worker_page) in worker_pages.into_iter().enumerate() {
         let (ours, theirs) = prefork_os::fd_passing::create_seqpacket_pair()
             .map_err(|e| Error::system("make a channel for a thread", e))?;
         let clones = listeners.iter().map(Listener::try_clone);
@@ -104,7 +104,7 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
         threads.push(RelayedThread {
             end,
             report_task: RefCell::default(),
-            row: row.thread_view(),
+            worker_page: worker_page.thread_view(),
             reading: Mutex::new(()),
         });
         let thread_init = ThreadInit {
@@ -114,7 +114,7 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
             channel: theirs,
             message_channel: message_channel.take(),
             message_limits,
-            row,
+            worker_page,
             board: board.clone(),
             config: Config::clone(&config),
             terminate: Arc::clone(&terminate),
@@ -135,7 +135,7 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     while left < relay.threads.len() {
         // Never `None`: this function holds a sender as well.
         let Some((number, code)) = ended.recv().await else { break };
-        relay.threads[number].row.set_thread_ended();
+        relay.threads[number].worker_page.set_thread_ended();
         (left, worst) = (left + 1, worst.max(code));
         // Its channel may hold more reports, connections among them.
         relay.read_reports(number).await;
@@ -169,7 +169,7 @@ fn spawn_thread(
             channel,
             message_channel,
             message_limits,
-            row,
+            worker_page,
             board,
             ..
         } = thread_init;
@@ -182,7 +182,7 @@ fn spawn_thread(
             queue: None,
             message_channel,
             message_limits,
-            rows: vec![row],
+            worker_pages: vec![worker_page],
             load_page: LoadPage::default(),
             board,
             config: Rc::new(config),

@@ -25,7 +25,7 @@ pub(super) struct RelayedThread {
     pub(super) end: RefCell<Option<PrimaryChannelEnd>>,
     /// The task that reads its reports.
     pub(super) report_task: RefCell<Option<JoinHandle<()>>>,
-    pub(super) row: ThreadPageView,
+    pub(super) worker_page: ThreadPageView,
     /// Held while its reports are forwarded: locking it waits for the last one.
     pub(super) reading: Mutex<()>,
 }
@@ -190,8 +190,9 @@ impl ThreadRelay {
     fn assign_connection(&self, fd: &OwnedFd, unread: UnreadBytes) {
         let now = prefork_os::system::monotonic_ms();
         let mut candidates: Vec<&RelayedThread> = self.threads.iter().collect();
-        candidates
-            .sort_by_key(|thread| (!thread.row.is_serving(now), thread.row.open_connections()));
+        candidates.sort_by_key(|thread| {
+            (!thread.worker_page.is_serving(now), thread.worker_page.open_connections())
+        });
         let word = WorkerCommand::TakeOverConnection(unread);
         let is_sent = candidates.into_iter().any(|candidate| candidate.try_send(&word, fd));
         if !is_sent {

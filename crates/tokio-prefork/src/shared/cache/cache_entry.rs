@@ -107,7 +107,7 @@ impl CacheEntry<'_> {
     }
 
     /// Clears the mark that the entry was read, and returns whether it was set.
-    pub(super) fn take_used_mark(self) -> bool {
+    pub(super) fn clear_used_mark(self) -> bool {
         let used = self.load_word(USED_WORD) != 0;
         self.store_word(USED_WORD, 0);
         used
@@ -145,7 +145,7 @@ impl CacheEntry<'_> {
 
     /// Leaves the entry as a writer that dies in the middle does.
     #[cfg(test)]
-    pub(super) fn tear_for_test(self) {
+    pub(super) fn write_half_for_test(self) {
         self.store_word(SEQUENCE_WORD, self.load_word(SEQUENCE_WORD) | 1);
         self.store_word(ENTRY_HEADER_WORDS, 0xdead);
     }

@@ -131,7 +131,7 @@ impl CacheSetWriter<'_> {
         let mut way = hand.load(Ordering::Relaxed) as usize % ENTRIES_PER_SET;
         // One round clears all marks. If readers set them again meanwhile, the next entry is evicted.
         for _ in 0..ENTRIES_PER_SET {
-            if !self.set.entry_at(way).take_used_mark() {
+            if !self.set.entry_at(way).clear_used_mark() {
                 break;
             }
             way = (way + 1) % ENTRIES_PER_SET;

@@ -8,7 +8,7 @@ use crate::shared::live_processes::ProcessIdentity;
 
 const DEAD_PROCESS: u64 = 5 * 1024 + 1023;
 
-fn ns(ns: u64) -> Option<Duration> {
+fn nanoseconds(ns: u64) -> Option<Duration> {
     Some(Duration::from_nanos(ns))
 }
 
@@ -16,7 +16,7 @@ fn ns(ns: u64) -> Option<Duration> {
 fn a_value_can_be_read_until_it_expires() {
     let cache = SharedCache::new("cache_expiry", 8, 64).expect("cache");
     assert_eq!(cache.get_at(b"k", 100), None);
-    cache.insert_at(b"k", b"value", ns(50), 100).expect("stored");
+    cache.insert_at(b"k", b"value", nanoseconds(50), 100).expect("stored");
     assert_eq!(cache.get_at(b"k", 149).as_deref(), Some(&b"value"[..]));
     assert_eq!(cache.get_at(b"k", 150), None);
     cache.insert_at(b"k", b"", None, 150).expect("stored");
@@ -53,7 +53,7 @@ fn entries_that_are_read_are_not_evicted() {
 fn an_expired_entry_is_replaced_first() {
     let cache = SharedCache::new("cache_first", 8, 16).expect("cache");
     for key in 0..8u8 {
-        let ttl = if key == 5 { ns(10) } else { None };
+        let ttl = if key == 5 { nanoseconds(10) } else { None };
         cache.insert_at(&[key], &[key], ttl, 100).expect("stored");
     }
     cache.insert_at(b"new", b"", None, 110).expect("stored");
@@ -73,7 +73,7 @@ fn a_half_written_entry_of_a_dead_writer_is_a_miss_and_is_repaired() {
         .entries()
         .find(|entry| entry.has_key(hash, b"torn"))
         .expect("there")
-        .tear_for_test();
+        .write_half_for_test();
     cache.set(hash).set_lock_holder(DEAD_PROCESS);
     assert_eq!(cache.get(b"torn"), None);
     assert_eq!(cache.get(b"whole").as_deref(), Some(&b"stays"[..]));
@@ -116,13 +116,13 @@ fn zero_and_excessive_sizes_are_rejected() {
 }
 
 /// Creates a value whose words are all the same, so that a mix of two values is noticed.
-fn value_of(number: u64) -> Vec<u8> {
+fn test_value(number: u64) -> Vec<u8> {
     number.to_le_bytes().repeat(1 + number as usize % 50)
 }
 
-fn is_whole(value: &[u8]) -> bool {
+fn is_consistent_value(value: &[u8]) -> bool {
     let Some(first) = value.first_chunk::<8>() else { return false };
-    value == value_of(u64::from_le_bytes(*first))
+    value == test_value(u64::from_le_bytes(*first))
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn readers_never_see_a_mix_of_two_values() {
     let stop = AtomicBool::new(false);
     let write = |from: u64| {
         for number in (from..from + 4_000).chain([from]) {
-            let _ = cache.insert(&[(number % 4) as u8], &value_of(number), None);
+            let _ = cache.insert(&[(number % 4) as u8], &test_value(number), None);
         }
         stop.store(true, Ordering::Relaxed);
     };
@@ -139,7 +139,7 @@ fn readers_never_see_a_mix_of_two_values() {
         let mut seen = 0;
         while !stop.load(Ordering::Relaxed) || seen == 0 {
             for value in (0..4u8).filter_map(|key| cache.get(&[key])) {
-                assert!(is_whole(&value), "{value:?}");
+                assert!(is_consistent_value(&value), "{value:?}");
                 seen += 1;
             }
         }
@@ -204,7 +204,7 @@ fn compare_with_map(
     for step in operations {
         match step {
             CacheOperation::Insert { key, value, ttl } => {
-                let stored = cache.insert_at(key_of(key), &value, ttl.and_then(ns), now);
+                let stored = cache.insert_at(key_of(key), &value, ttl.and_then(nanoseconds), now);
                 let fits = key_of(key).len() + value.len() <= cache.0.bytes;
                 prop_assert_eq!(stored, if fits { Ok(()) } else { Err(CacheWriteError::TooLarge) });
                 model.remove(&key);

@@ -176,7 +176,7 @@ fn set_connection_header<B: Body, H: ServeContext>(
         // Most likely `close`: another worker would wait in vain for the next request.
         conn.pin_to_worker();
     }
-    context.row().response_started(status.as_u16());
+    context.worker_page().response_started(status.as_u16());
     response
 }
 

@@ -41,7 +41,7 @@ impl<H: ServeContext> TrackedRequest<H> {
         let now = tracker.context.now_ms();
         let exchange = tracker.create_exchange(request, now);
         tracker.conn.begin_request(now);
-        let ticket = tracker.context.row().request_started(
+        let ticket = tracker.context.worker_page().request_started(
             request.method().as_str(),
             request.uri().path(),
             now,
@@ -76,19 +76,21 @@ impl<H: ServeContext> TrackedRequest<H> {
     /// Returns `None` if it panicked.
     pub(crate) fn run_handler<T>(&self, run: impl FnOnce() -> T) -> Option<T> {
         let context = &self.tracker.context;
-        context.row().set_running_request(self.ticket);
+        context.worker_page().set_running_request(self.ticket);
         let done = catch_unwind(AssertUnwindSafe(run));
-        context.row().set_running_request(None);
+        context.worker_page().set_running_request(None);
         done.map_err(|panic| self.report_panic(&*panic)).ok()
     }
 
     #[cold]
     fn report_panic(&self, panic: &(dyn Any + Send)) {
         let context = &self.tracker.context;
-        context.row().handler_panicked();
+        context.worker_page().handler_panicked();
         let text = panic_text(panic);
-        let request =
-            context.row().describe_request(self.ticket).unwrap_or_else(|| "a request".to_string());
+        let request = context
+            .worker_page()
+            .describe_request(self.ticket)
+            .unwrap_or_else(|| "a request".to_string());
         let tag = context.tag();
         log::error!("{tag} the handler of {request} panicked: {text}");
     }
@@ -97,7 +99,7 @@ impl<H: ServeContext> TrackedRequest<H> {
     #[cold]
     fn report_timeout(&self, exchange: &HttpExchange) {
         let context = &self.tracker.context;
-        context.row().request_timed_out();
+        context.worker_page().request_timed_out();
         let how = match exchange.has_application_response() {
             true => "in the middle of its response",
             false => "with 503",
@@ -139,7 +141,7 @@ impl<H: ServeContext> RequestTracker<H> {
 impl<H: ServeContext> Drop for TrackedRequest<H> {
     fn drop(&mut self) {
         let RequestTracker { context, conn, .. } = &*self.tracker;
-        context.row().request_finished(self.ticket);
+        context.worker_page().request_finished(self.ticket);
         if let Some(exchange) = &self.exchange {
             conn.exchanges.remove(exchange);
             if let Some(streams) = conn.http2() {

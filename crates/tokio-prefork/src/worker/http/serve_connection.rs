@@ -143,7 +143,7 @@ where
     B::Error: Into<BoxError>,
 {
     let is_http2 = is_http2_enabled(context.config()) && first.starts_with(HTTP2_PREFACE);
-    let (conn, meter) = (Arc::clone(handle.state()), context.row().byte_meter());
+    let (conn, meter) = (Arc::clone(handle.state()), context.worker_page().byte_meter());
     let hyper_io = match is_http2 {
         true => {
             conn.set_http2(context.now_ms());
@@ -159,8 +159,11 @@ where
     let io = TokioIo::new(hyper_io);
     if is_http2 {
         // Boxed, because HTTP/2 needs far more memory than the HTTP/1 connections that share this future.
-        let exec =
-            Http2StreamExecutor::new(exec, Arc::clone(handle.state()), context.row().byte_meter());
+        let exec = Http2StreamExecutor::new(
+            exec,
+            Arc::clone(handle.state()),
+            context.worker_page().byte_meter(),
+        );
         Box::pin(serve_http2(&**context, handle, exec, io, service)).await;
     } else if let Some(parts) = serve_http1(&**context, handle, io, service).await {
         return Some(parts);
@@ -332,7 +335,7 @@ async fn send_rest_and_linger(
     let LingeringSocket { mut stream, mut unsent } = socket;
     if let Some(rejection) = conn.rejected_head() {
         log::debug!("{} rejected a request: {}", context.tag(), rejection.reason());
-        context.row().response_started(rejection.status().as_u16());
+        context.worker_page().response_started(rejection.status().as_u16());
         unsent.extend_from_slice(&rejection.response());
     }
     if !unsent.is_empty() {
@@ -340,7 +343,7 @@ async fn send_rest_and_linger(
         if stream.write_all(&unsent).await.is_err() {
             return;
         }
-        context.row().byte_meter().add_bytes_out(length);
+        context.worker_page().byte_meter().add_bytes_out(length);
     }
     let begun = context.now_ms();
     // After GOAWAY and the end of its streams, an HTTP/2 client does not send the rest of a request any more.

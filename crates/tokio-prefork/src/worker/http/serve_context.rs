@@ -26,7 +26,7 @@ pub(crate) trait ServeContext: Sized + 'static {
     fn tag(&self) -> WorkerTag;
     fn config(&self) -> &Config;
     /// The scoreboard page that requests are recorded in.
-    fn row(&self) -> &Self::Recorder;
+    fn worker_page(&self) -> &Self::Recorder;
     fn is_draining(&self) -> bool;
     /// Whether connections between two requests have to move to another worker now.
     fn should_hand_over(&self) -> bool;
@@ -35,7 +35,7 @@ pub(crate) trait ServeContext: Sized + 'static {
 
     /// Milliseconds on the monotonic clock at the last heartbeat: up to 100 ms old, but needs no system call.
     fn now_ms(&self) -> u64 {
-        self.row().byte_meter().coarse_now_ms()
+        self.worker_page().byte_meter().coarse_now_ms()
     }
 }
 
@@ -55,8 +55,8 @@ impl ServeContext for LocalWorkerState {
         &self.config
     }
 
-    fn row(&self) -> &WorkerPage {
-        &self.row
+    fn worker_page(&self) -> &WorkerPage {
+        &self.worker_page
     }
 
     fn is_draining(&self) -> bool {
