@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn threads_are_counted_by_workers_and_the_process_is_one() {
         let four = WorkerCount::new(4).expect("four");
-        for (model, processes, threads, rows) in [
+        for (model, processes, threads, pages) in [
             (ConcurrencyModel::Prefork, 4, 1, 1),
             (ConcurrencyModel::Threads, 1, 4, 1),
             (ConcurrencyModel::ThreadPerCore, 1, 4, 4),
@@ -141,7 +141,7 @@ mod tests {
             assert_eq!(config.supervisor_config().workers, processes, "{model}");
             assert_eq!(
                 (config.threads(), config.scoreboard_page_count()),
-                (threads, rows),
+                (threads, pages),
                 "{model}"
             );
             assert_eq!(config.max_process_connections(), 10_000 * threads, "{model}");

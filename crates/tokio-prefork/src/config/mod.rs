@@ -63,7 +63,7 @@ impl Config {
         if self.model.workers_are_threads() { self.workers.resolve() } else { 1 }
     }
 
-    /// How many rows of the scoreboard a worker process writes: each has one writing thread, or is written with
+    /// How many worker pages of the scoreboard a worker process writes: each has one writing thread, or is written with
     /// atomic additions.
     pub(crate) fn scoreboard_page_count(&self) -> usize {
         if self.model == ConcurrencyModel::ThreadPerCore { self.threads() as usize } else { 1 }

@@ -9,11 +9,10 @@ pub enum MessageError {
     /// The queue is full (see [`MessageLimits`](crate::MessageLimits)). Try again later, or wait with `send`.
     #[error("cannot send a message: the queue is full; try again later, or wait with send")]
     Full,
-    /// The message exceeds the size limit.
+    /// The message is larger than allowed.
     #[error(
         "cannot send a message of {size} bytes: at most {most} are allowed (MessageLimits::max_message_bytes)"
     )]
-    /// The message is larger than allowed.
     TooLarge {
         /// Size of the message in bytes.
         size: usize,

@@ -153,7 +153,7 @@ mod tests {
         let tag =
             WorkerTag { id: WorkerId(id), slot: Slot(0), generation, pid: None, kind: WEB_KIND };
         let (ours, theirs) = create_seqpacket_pair().expect("pair");
-        let pages = board.allocate_pages(tag, 1).expect("row");
+        let pages = board.allocate_pages(tag, 1).expect("page");
         (WorkerProcess::new(tag, 1, Some(PrimaryChannelEnd::new(ours)), pages), theirs)
     }
 

@@ -228,7 +228,7 @@ impl Primary {
     }
 }
 
-/// Creates a scoreboard with two rows for each possible worker, as a draining worker keeps its row beside its
+/// Creates a scoreboard with two pages for each possible worker, as a draining worker keeps its page beside its
 /// successor's.
 fn create_scoreboard(has_other_kinds: bool) -> Result<Scoreboard> {
     let max_workers = WorkerCount::MAX as usize * if has_other_kinds { 2 } else { 1 };

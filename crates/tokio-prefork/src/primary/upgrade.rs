@@ -277,11 +277,11 @@ impl Primary {
             let tag = worker_tag(worker, &kinds);
             let fd = worker.channel_fd.map(take_inherited_fd).transpose();
             let fd = fd.map_err(|e| Error::system(format!("take over the channel of {tag}"), e))?;
-            let rows = PageRange { first: worker.row, count: worker.rows };
-            let row = WorkerPages::Inherited { board: worker.board, pages: rows };
+            let pages = PageRange { first: worker.row, count: worker.rows };
+            let worker_pages = WorkerPages::Inherited { board: worker.board, pages };
             let queue = worker.queue_fds.map(|fds| inherit_queue(tag, fds)).transpose()?;
             let channel = fd.map(PrimaryChannelEnd::new);
-            let process = WorkerProcess::new(tag, worker.pid, channel, row);
+            let process = WorkerProcess::new(tag, worker.pid, channel, worker_pages);
             self.workers.insert(WorkerProcess { queue, ..process });
         }
         for held in &manifest.held {
@@ -301,11 +301,11 @@ fn passed_worker(
     saved: Option<&SavedWorker>,
     inherited_boards: &[usize],
 ) -> PassedWorker {
-    let (board, rows) = match process.pages {
-        WorkerPages::Own(rows) => (0, rows),
-        WorkerPages::Inherited { board, pages: rows } => {
+    let (board, pages) = match process.pages {
+        WorkerPages::Own(pages) => (0, pages),
+        WorkerPages::Inherited { board, pages } => {
             let position = inherited_boards.iter().position(|one| *one == board);
-            (1 + position.unwrap_or_default(), rows)
+            (1 + position.unwrap_or_default(), pages)
         }
     };
     let tag = process.tag;
@@ -315,8 +315,8 @@ fn passed_worker(
         kind: tag.kind.to_string(),
         generation: tag.generation.0,
         pid: process.pid,
-        row: rows.first,
-        rows: rows.count,
+        row: pages.first,
+        rows: pages.count,
         board,
         channel_fd: process.channel.as_ref().map(|channel| channel.as_fd().as_raw_fd()),
         queue_fds: process.queue.as_ref().map(|queue| queue.ends().map(|fd| fd.as_raw_fd())),

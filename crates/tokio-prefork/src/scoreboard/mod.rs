@@ -48,9 +48,9 @@ const PRIMARY_PAGE: usize = 0;
 /// The pages of one worker. The primary keeps them in its own memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WorkerPages {
-    /// On the scoreboard of this image.
+    /// Pages on the scoreboard of this image.
     Own(PageRange),
-    /// On a scoreboard taken over from an earlier image of this process; `board` counts those from 0.
+    /// Pages on a scoreboard inherited from an earlier image of this process; `board` counts those from 0.
     Inherited { board: usize, pages: PageRange },
 }
 
@@ -61,27 +61,27 @@ pub(crate) struct PageRange {
     pub(crate) count: usize,
 }
 
-/// How busy a worker is, as it publishes it.
+/// The load that a worker publishes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct WorkerLoad {
     /// Whether its heartbeat is too old, or it does not serve.
     pub(crate) is_stale: bool,
-    /// Whether its heartbeat is fresh, whatever it does.
+    /// Whether its heartbeat is fresh, even if it does not serve.
     pub(crate) has_fresh_heartbeat: bool,
     /// Whether it accepts new connections, and its heartbeat is fresh.
     pub(crate) can_accept: bool,
     pub(crate) open_connections: u64,
-    /// Connections that it has ever taken over from other workers.
+    /// How many connections it has taken over from other workers.
     pub(crate) taken_over: u64,
 }
 
-/// The load of another worker, as it publishes it.
+/// The load that another worker publishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OtherWorkerLoad {
     /// The index of its page, from 0.
     pub(crate) page_number: usize,
     pub(crate) open_connections: u64,
-    /// Connections it has ever accepted.
+    /// How many connections it has accepted.
     pub(crate) accepted: u64,
 }
 
@@ -207,7 +207,7 @@ impl Scoreboard {
         })
     }
 
-    /// Publishes figures that only the primary knows.
+    /// Publishes the state of the primary for all workers.
     pub(crate) fn publish(
         &self,
         generation: Generation,
@@ -227,21 +227,21 @@ impl Scoreboard {
         CANNOT_ACCEPT.store(self.writable.page(PRIMARY_PAGE), u64::from(cannot_accept));
     }
 
-    /// Whether `set_cannot_accept` said so last.
+    /// Returns the value of the last `set_cannot_accept`.
     pub(crate) fn cannot_accept(&self) -> bool {
         CANNOT_ACCEPT.load(self.readable.page(PRIMARY_PAGE)) == 1
     }
 
-    /// Reads the figures by which the primary checks whether a worker makes progress.
+    /// Reads the heartbeat and load of a worker for the primary's stall check.
     pub(crate) fn heartbeat_sample(&self, pages: WorkerPages) -> HeartbeatSample {
         HeartbeatSample::read(self.pages(pages))
     }
 
-    /// Reads how busy a worker is.
+    /// Reads the load of a worker.
     pub(crate) fn worker_load(&self, pages: WorkerPages, now_ms: u64) -> WorkerLoad {
         let mut load = WorkerLoad { is_stale: true, ..WorkerLoad::default() };
         for page in self.pages(pages) {
-            // One thread that serves is enough.
+            // A worker serves if any of its threads serves.
             load.is_stale &= !worker_page::is_serving(page, now_ms);
             load.has_fresh_heartbeat |= worker_page::has_fresh_heartbeat(page, now_ms);
             load.can_accept |= worker_page::can_accept(page, now_ms);
@@ -261,7 +261,7 @@ impl Scoreboard {
         ScoreboardReader { pages: self.readable, kinds: kinds.into() }
     }
 
-    /// In a forked worker: returns its own pages and unmaps the right to write any other.
+    /// Returns the pages of a forked worker and makes all other pages read-only.
     pub(crate) fn keep_only_own_pages(
         &mut self,
         pages: WorkerPages,
@@ -361,18 +361,18 @@ impl ScoreboardReader {
         worker_page::can_accept(page, now_ms).then(|| ACCEPTED.load(page))
     }
 
-    /// Whether another worker serves, which could take over connections of this one.
+    /// Returns whether another worker serves and could take over connections of this one.
     pub(crate) fn has_other_serving_worker(&self, own: &WorkerPage, now_ms: u64) -> bool {
         self.worker_pages()
             .any(|page| !own.is_same_page(page) && worker_page::is_serving(page, now_ms))
     }
 
-    /// Whether the cluster stops, or is about to.
+    /// Returns whether the cluster stops.
     pub(crate) fn is_stopping(&self) -> bool {
         STATE.load(self.pages.page(PRIMARY_PAGE)) == 1
     }
 
-    /// Whether the primary accepts for all workers, and cannot.
+    /// Returns whether the primary accepts for all workers but cannot accept at the moment.
     pub(crate) fn cannot_accept(&self) -> bool {
         CANNOT_ACCEPT.load(self.pages.page(PRIMARY_PAGE)) == 1
     }

@@ -18,7 +18,7 @@ use prefork_os::shared_memory::SharedPage;
 use prefork_os::system::monotonic_ms;
 use prefork_supervisor::Slot;
 
-/// Age of a heartbeat from which on an event loop counts as busy: three intervals. Others do not wait for it then.
+/// Age of a heartbeat above which an event loop counts as busy: three intervals. Other workers do not wait for a busy one.
 const STALE_HEARTBEAT_MS: u64 = 300;
 
 /// Records the life of one request, on the page of one thread or on a page that threads share.
@@ -41,7 +41,7 @@ pub(crate) trait RequestRecorder {
     fn request_finished(&self, entry: Option<InFlightEntry>);
 }
 
-/// Writes to one page of the scoreboard. Every method is a few plain stores; none can fail or block.
+/// Writes to one page of the scoreboard. Methods neither fail nor block.
 pub(crate) struct WorkerPage {
     page: &'static SharedPage,
     number: usize,
@@ -60,12 +60,12 @@ impl WorkerPage {
         WorkerPage { page, number, entries, is_shared: false }
     }
 
-    /// Lets other threads of the process count what they serve on this page.
+    /// Shares the page with other threads of the process.
     pub(crate) fn share_with_threads(&mut self) {
         self.is_shared = true;
     }
 
-    /// Returns the side of the page for other threads; `None` if the page is not shared.
+    /// Returns the handle for other threads; `None` if the page is not shared.
     pub(crate) fn shared_page(&self) -> Option<SharedWorkerPage> {
         self.is_shared.then(|| SharedWorkerPage::new(self.page))
     }
@@ -104,7 +104,7 @@ impl WorkerPage {
         IS_ACCEPTING.store(self.page, u64::from(is_accepting));
     }
 
-    /// Sets whether the worker has as many connections as it may have.
+    /// Sets whether the worker has reached its connection limit.
     pub(crate) fn set_full(&self, is_full: bool) {
         IS_FULL.store(self.page, u64::from(is_full));
     }
@@ -241,30 +241,30 @@ impl ThreadPageView {
         OPEN_CONNECTIONS.load(self.0)
     }
 
-    /// Whether the thread serves, full or not, and its event loop runs.
+    /// Returns whether the thread serves, full or not, and its event loop runs.
     pub(crate) fn is_serving(&self, now_ms: u64) -> bool {
         is_serving(self.0, now_ms)
     }
 
-    /// Records the end of the thread, which cannot do so itself any more.
+    /// Records the end of a thread from another thread.
     pub(crate) fn set_thread_ended(&self) {
         IS_ACCEPTING.store(self.0, 0);
         store_state(self.0, WorkerState::ThreadEnded);
     }
 }
 
-/// Whether the worker of `page` could accept a connection right now: it accepts, and its event loop runs.
+/// Returns whether the worker of `page` could accept a connection right now: it accepts, and its event loop runs.
 pub(super) fn can_accept(page: &SharedPage, now_ms: u64) -> bool {
     IS_ACCEPTING.load(page) == 1 && is_serving(page, now_ms)
 }
 
-/// Whether the worker of `page` serves connections, full or not, and its event loop runs.
+/// Returns whether the worker of `page` serves connections, full or not, and its event loop runs.
 pub(super) fn is_serving(page: &SharedPage, now_ms: u64) -> bool {
     let is_web = SLOT.load(page) < u64::from(Slot::MAX_SLOTS_PER_KIND);
     is_web && load_state(page) == Some(WorkerState::Serving) && has_fresh_heartbeat(page, now_ms)
 }
 
-/// Whether the event loop of the worker of `page` runs.
+/// Returns whether the event loop of the worker of `page` runs.
 pub(super) fn has_fresh_heartbeat(page: &SharedPage, now_ms: u64) -> bool {
     now_ms.saturating_sub(HEARTBEAT_MS.load(page)) < STALE_HEARTBEAT_MS
 }

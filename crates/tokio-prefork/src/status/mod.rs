@@ -214,7 +214,7 @@ pub(crate) mod tests {
     use super::*;
     use prefork_supervisor::{Generation, Slot, WorkerTag, WorkerView};
 
-    /// Returns the status of a cluster with `count` booting workers that publish the same figures.
+    /// Returns the status of a cluster with `workers` booting workers that publish the same figures.
     pub(crate) fn status_of_booting_workers(
         workers: u32,
         published: Option<&WorkerStatus>,

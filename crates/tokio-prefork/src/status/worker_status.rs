@@ -127,7 +127,7 @@ impl WorkerStatus {
                 self.full = other.full;
             }
             (state, new) => {
-                // One thread that serves is enough.
+                // A worker serves if any of its threads serves.
                 self.state = if state == WorkerState::Serving { state } else { new };
                 self.heartbeat_age_ms = self.heartbeat_age_ms.max(other.heartbeat_age_ms);
                 self.full &= other.full;
