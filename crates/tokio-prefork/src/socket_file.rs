@@ -262,7 +262,8 @@ fn lock_parent_directory(path: &Path) -> Option<Flock<File>> {
 pub(crate) fn remove_stale_socket(path: &Path) -> Result<(), SocketFileError> {
     let Ok(meta) = std::fs::symlink_metadata(path) else { return Ok(()) };
     if !meta.file_type().is_socket() {
-        return Err("the path exists and is not a socket; remove it or choose another".to_string())?;
+        let why = "the path exists and is not a socket; remove it or choose another";
+        return Err(why.to_string().into());
     }
     match connect_nonblocking(path) {
         Ok(peer) => {

@@ -9,19 +9,17 @@
 //!
 //! - Keep at least one socket of each slot open while the selector exists. A group grows at its end and never shrinks.
 //! - Before a fork: [`KernelSelector::lease_page`]. In the child: [`KernelSelector::keep_only_page`]. When the worker
-//! becomes
-//!   the one that accepts for its slot: [`KernelSelector::activate_page`], then [`KernelSelector::set_slot_health`]. After it
-//!   was reaped: [`KernelSelector::free_page`].
+//!   becomes the one that accepts for its slot: [`KernelSelector::activate_page`], then
+//!   [`KernelSelector::set_slot_health`]. After it was reaped: [`KernelSelector::free_page`].
 //! - For a worker that is frozen, draining, full or dead: `set_slot_health(.., false)`. Its queue is left for other
-//! workers.
+//!   workers.
 //! - After a change of the groups: [`KernelSelector::add_slots`] or [`KernelSelector::replace_groups`].
 //! - Once a second: [`KernelSelector::refresh`]. Before an exec that keeps the sockets: [`KernelSelector::detach`].
 //!
 //! Invariants:
 //!
 //! - A connection always reaches a listening socket. Without a healthy slot, for a slot without a socket, or after a
-//! failure of
-//!   the program, the kernel's hash selects among all sockets.
+//!   failure of the program, the kernel's hash selects among all sockets.
 //! - A worker influences the load of its own slot only. What it writes is capped; one that claims to be idle gets more
 //!   connections, and nothing else.
 

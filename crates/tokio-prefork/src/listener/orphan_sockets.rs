@@ -3,13 +3,11 @@
 //! A worker whose event loop is blocked, or that is stopped, does not notice that its primary was killed. It keeps the
 //! listening socket until its graceful timeout is over. A restart does not wait for that:
 //!
-//! - It **duplicates that socket** with pidfd_getfd(2) and listens on it. No queued connection is lost, and the worker
-//! may
+//! - It **duplicates that socket** with pidfd_getfd(2) and listens on it. No queued connection is lost, and the worker may
 //!   still finish its request. This needs the right to trace the worker: the same user without a restriction by Yama, or
 //!   `CAP_SYS_PTRACE`.
 //! - If that is not allowed, or the address has a socket for each slot (the worker would keep its share of new
-//! connections), it
-//!   waits for [`ORPHAN_RELEASE_TIMEOUT`] and then **kills** the workers that still hold the address.
+//!   connections), it waits for [`ORPHAN_RELEASE_TIMEOUT`] and then **kills** the workers that still hold the address.
 //!
 //! A process counts as an orphan only if the name of its shared memory mapping gives a primary, by pid and start time,
 //! that is dead. Workers of a living primary and of other pid namespaces are never touched.

@@ -13,12 +13,10 @@ use prefork_supervisor::{Generation, WorkerId, WorkerTag};
 /// For one worker, these rules hold:
 ///
 /// - `Fork` is the first event, once for each process that existed.
-/// - `Online` comes at most once, before `Listening`, which comes at most once too. A worker that exits early has
-/// neither.
+/// - `Online` comes at most once, before `Listening`, which comes at most once too. A worker that exits early has neither.
 /// - `Disconnect` and `Exit` come exactly once for each `Fork`, in this order. (In Node's cluster the order is open.)
 /// - `Replaced` comes at most once, after `Exit` and after `Listening` of the replacement. It does not come for workers
-/// that
-///   were never ready, that left for good, or whose slot was removed.
+///   that were never ready, that left for good, or whose slot was removed.
 ///
 /// `Stopping` comes once, and after it no `Fork` except those that were under way. A failed fork is no event, as no
 /// process existed. After an upgrade in place, workers of the old image have their `Disconnect`, `Exit` and `Replaced`
