@@ -89,12 +89,12 @@ impl TargetUrl {
         let unreachable = |cause: io::Error| Error::target(self, cause);
         match &self.endpoint {
             TargetEndpoint::Unix(path) => {
-                let addr = SockAddr::unix(path).map_err(|e| unreachable(e))?;
+                let addr = SockAddr::unix(path).map_err(&unreachable)?;
                 let socket = Socket::new(Domain::UNIX, Type::STREAM, None);
                 let socket = socket.map_err(|e| Error::system("create a Unix socket", e))?;
                 // The write timeout also bounds connect, which waits while the accept queue is full.
                 let set = socket.set_write_timeout(Some(CONNECT_TIMEOUT));
-                set.and_then(|()| socket.connect(&addr)).map_err(|e| unreachable(e))?;
+                set.and_then(|()| socket.connect(&addr)).map_err(&unreachable)?;
                 Ok(ServerAddress {
                     addr,
                     domain: Domain::UNIX,
@@ -102,7 +102,7 @@ impl TargetUrl {
                 })
             }
             TargetEndpoint::Tcp(name, port) => {
-                let found = (name.as_str(), *port).to_socket_addrs().map_err(|e| unreachable(e))?;
+                let found = (name.as_str(), *port).to_socket_addrs().map_err(&unreachable)?;
                 let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
                 for addr in found {
                     match std::net::TcpStream::connect_timeout(&addr, CONNECT_TIMEOUT) {
