@@ -36,17 +36,17 @@ Examples:
   prefork bench --duration 20s --chaos kill=1s,reload=5s,freeze=10s 127.0.0.1:3000
   prefork bench -d hello unix:/run/app.sock:/echo";
 
-/// A run, and where its report goes.
+/// A load test and where its report goes.
 #[derive(Debug)]
 pub(crate) struct BenchCall {
     plan: LoadPlan,
     json: bool,
     html: Option<PathBuf>,
-    /// Becomes the body of the plan.
+    /// File with the request body.
     data_file: Option<PathBuf>,
 }
 
-/// The words after `prefork bench`.
+/// Returns the definition of the verb.
 pub(crate) fn bench_command() -> Command {
     let url = Arg::new("url").value_name("URL").required(true).value_parser(TargetUrl::parse);
     Command::new("bench")
@@ -141,7 +141,7 @@ fn switch(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
 }
 
-/// Reads the words after `bench`.
+/// Parses the arguments of `bench`.
 ///
 /// # Errors
 /// Values that make no sense together.
@@ -183,14 +183,14 @@ pub(crate) fn parse_bench(matches: &ArgMatches) -> Result<BenchCall, String> {
     Ok(BenchCall { plan, json: matches.get_flag("json"), html: path("html"), data_file })
 }
 
-/// Runs it, shows how far it is where somebody looks on, and prints the report.
+/// Runs the load test, shows progress on a terminal, and prints the report.
 pub(crate) fn run_bench(call: BenchCall) -> Result<ExitCode> {
     let mut plan = call.plan;
     if let Some(path) = &call.data_file {
         let read = std::fs::read(path);
         plan.body = Some(read.map_err(|e| Error::system(format!("read {}", path.display()), e))?);
     }
-    // A place that cannot be written to is known before the run, not after it.
+    // Created before the run, so that a path that cannot be written fails early.
     let page = call.html.as_deref().map(ReportFile::create).transpose()?;
     let watched = std::io::stderr().is_terminal();
     let rounds = plan.rounds;
@@ -212,9 +212,9 @@ pub(crate) fn run_bench(call: BenchCall) -> Result<ExitCode> {
     Ok(ExitCode::from(report.exit_status()))
 }
 
-/// In place of the line before.
+/// Shows progress in place of the previous line.
 pub(super) fn show_progress(text: &str) {
-    // Nobody is left to be told if this fails.
+    // A failed write to the terminal has no other place to be reported.
     let _ = write!(std::io::stderr(), "\r{text}\x1b[K");
 }
 

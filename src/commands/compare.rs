@@ -32,7 +32,7 @@ Examples:
   prefork compare --models prefork --dispatch all --workloads keep-alive,new-connections
   prefork compare --models prefork,single --peer node='node scripts/peers/cluster.js 2 rr'";
 
-/// A comparison, and where its report goes.
+/// A comparison and where its report goes.
 #[derive(Debug)]
 pub(crate) struct CompareCall {
     plan: ComparePlan,
@@ -40,7 +40,7 @@ pub(crate) struct CompareCall {
     html: Option<PathBuf>,
 }
 
-/// The words after `prefork compare`.
+/// Returns the definition of the verb.
 pub(crate) fn compare_command() -> Command {
     let list = |name: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name("LIST").value_delimiter(',').help(help)
@@ -106,7 +106,7 @@ pub(crate) fn compare_command() -> Command {
         )
 }
 
-/// Reads the words after `compare`.
+/// Parses the arguments of `compare`.
 ///
 /// # Errors
 /// Values that make no sense together.
@@ -141,7 +141,7 @@ pub(crate) fn parse_compare(matches: &ArgMatches) -> Result<CompareCall, String>
     }
     plan.rounds = number("rounds").unwrap_or(plan.rounds);
     if let Some(duration) = matches.get_one::<Duration>("duration") {
-        // Short ones are trials, and need no long preparation.
+        // A short measurement needs only a short warm-up.
         (plan.duration, plan.warm_up) = (*duration, plan.warm_up.min(*duration / 2));
     }
     plan.validate()?;
@@ -149,10 +149,10 @@ pub(crate) fn parse_compare(matches: &ArgMatches) -> Result<CompareCall, String>
     Ok(CompareCall { plan, json: matches.get_flag("json"), html })
 }
 
-/// Runs it, shows how far it is where somebody looks on, and prints the report.
+/// Runs the comparison, shows progress on a terminal, and prints the report.
 pub(crate) fn run_compare(call: CompareCall) -> Result<ExitCode> {
     let plan = call.plan;
-    // A place that cannot be written to is known before the run, not after it.
+    // Created before the run, so that a path that cannot be written fails early.
     let page = call.html.as_deref().map(ReportFile::create).transpose()?;
     let watched = std::io::stderr().is_terminal();
     let minutes = plan.estimated_duration().as_secs_f64() / 60.0;
@@ -169,7 +169,7 @@ pub(crate) fn run_compare(call: CompareCall) -> Result<ExitCode> {
         show_progress("");
     }
     let report = report?;
-    // The page first: whoever reads the table may go away in the middle of it.
+    // The page first, as the reader of standard output may close it.
     if let Some(page) = page {
         page.write_report(&report.to_html())?;
     }

@@ -22,16 +22,16 @@ Examples:
   prefork demo cpu --quick
   prefork demo cpu --json > cpu.json";
 
-/// What is shown.
+/// A demonstration to run.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum DemoCall {
-    /// Work that computes, everywhere it can be done.
+    /// The CPU demonstration.
     Cpu { plan: CpuDemoPlan, json: bool },
-    /// A process of the former that computes.
+    /// A child process of the CPU demonstration that computes.
     Spare,
 }
 
-/// The words after `prefork demo`.
+/// Returns the definition of the verb.
 pub(crate) fn demo_command() -> Command {
     let number = |name: &'static str, help: &'static str| {
         let range = value_parser!(u64).range(1..=50);
@@ -62,7 +62,7 @@ pub(crate) fn demo_command() -> Command {
         .subcommand(Command::new("spare").hide(true).about("Compute numbers, one a line"))
 }
 
-/// Reads the words after `demo`.
+/// Parses the arguments of `demo`.
 ///
 /// # Errors
 /// Values that make no sense.

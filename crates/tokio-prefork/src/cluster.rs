@@ -1,4 +1,4 @@
-//! The public door: a configuration and an application in, a supervised cluster out.
+//! The public entry point: a configuration and an application in, a supervised cluster out.
 
 mod hooks;
 mod initial_sockets;
@@ -67,7 +67,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// A cluster with this configuration.
+    /// Creates a cluster with this configuration.
     pub fn new(config: Config) -> Cluster {
         let same = config.clone();
         Cluster {
@@ -80,15 +80,15 @@ impl Cluster {
         }
     }
 
-    /// Where a reload (SIGHUP) finds the configuration for the new workers. An error fails the reload and
-    /// changes nothing. Without this the configuration stays as it is, and a reload only replaces the workers.
+    /// Sets how a reload (SIGHUP) reads the configuration for the new workers. An error fails the reload and changes
+    /// nothing. Without this the configuration stays as it is, and a reload only replaces the workers.
     pub fn reload_with(mut self, read: impl Fn() -> Result<Config> + 'static) -> Cluster {
         self.read_config = Box::new(read);
         self
     }
 
     /// Loads data once, in the primary, after the sockets are bound and before the first fork: every worker,
-    /// the respawned ones too, shares its memory until somebody writes to it (copy-on-write).
+    /// the respawned ones too, shares its memory until a process writes to it (copy-on-write).
     ///
     /// `load` runs in a thread of its own, which ends before the first fork. So what it leaves in
     /// thread-local state, above all the keys of std's hash maps, is not the same in every worker. It must
@@ -127,9 +127,9 @@ impl Cluster {
         self.run(AppThreading::SingleThread, || Ok(worker::http_app(app)))
     }
 
-    /// As [`Cluster::serve`], for [`ConcurrencyModel::Threads`](crate::ConcurrencyModel::Threads): one service, shared
-    /// by the threads of one process, each of which may poll any request. Hence `Send` and `Sync`, which is why this is
-    /// a method of its own: an application that holds an `Rc` cannot get here by a flag.
+    /// Serves like [`Cluster::serve`], for [`ConcurrencyModel::Threads`](crate::ConcurrencyModel::Threads): one service,
+    /// shared by the threads of one process, each of which may poll any request. Hence `Send` and `Sync`, which is why this
+    /// is a method of its own: an application that holds an `Rc` cannot get here by a flag.
     ///
     /// `app` runs once in each worker process, on one of its threads. Connections are not handed over when the
     /// worker is replaced, and a handler that blocks is not named by the watchdog: it holds one thread of several.
@@ -149,8 +149,8 @@ impl Cluster {
         self.run(AppThreading::MultiThread, || Ok(crate::runtime::threads::multi_thread_app(app)))
     }
 
-    /// The lower door, for any protocol: `app` is called in a worker with each accepted connection. Its future
-    /// is the connection's life; a draining worker waits for it up to the graceful timeout.
+    /// Serves any protocol, at the level of connections: `app` is called in a worker with each accepted connection. Its
+    /// future is the connection's life; a draining worker waits for it up to the graceful timeout.
     ///
     /// # Errors
     /// As [`Cluster::serve`].
@@ -220,14 +220,14 @@ impl Cluster {
     ) -> Result<Primary> {
         let kinds = self.kinds.check_configs()?;
         check_can_drop_privileges(&self.config)?;
-        // The first process of a container ends on no signal that it has no handler for.
+        // The kernel ignores signals without a handler for process 1, the first process of a container.
         let signal_guard =
             manifest.is_none().then(prefork_os::signal::exit_on_signals_if_pid_1).transpose();
         let signal_guard =
             signal_guard.map_err(|e| Error::system("catch signals before the start", e))?;
         self.redirect_log(manifest.is_some())
             .or_else(|e| log_error_after_upgrade(e, manifest.is_some()))?;
-        // Descriptors are connections; a limit that cannot be raised is met when it is reached.
+        // Each connection is a descriptor; if the limit cannot be raised, accepting pauses when it is reached.
         if let Err(e) = prefork_os::process::raise_open_file_limit() {
             log::warn!("cannot raise the limit on open files: {e}");
         }
@@ -309,7 +309,7 @@ impl Cluster {
     }
 }
 
-/// Whether workers can become whom the configuration names.
+/// Returns whether workers can change to the configured user and group.
 fn check_can_drop_privileges(config: &Config) -> Result<()> {
     config.credentials().map_or(Ok(()), |credentials| credentials.check_can_switch_user())
 }

@@ -1,4 +1,4 @@
-//! Skips attempts that have not been worth it lately.
+//! Skips attempts that have failed repeatedly.
 
 /// How many misses in a row are counted: after more of them, 2^6 - 2 attempts are skipped each time.
 const MAX_COUNTED_MISSES: u32 = 6;
@@ -11,20 +11,20 @@ pub(crate) struct SkipBackoff {
 }
 
 impl SkipBackoff {
-    /// Whether to make this attempt. If not, it counts as skipped.
+    /// Returns whether to make this attempt. If not, it counts as skipped.
     pub(crate) fn should_try(&mut self) -> bool {
         let should_try = self.to_skip == 0;
         self.to_skip = self.to_skip.saturating_sub(1);
         should_try
     }
 
-    /// Records that an attempt was not worth it.
+    /// Records a miss.
     pub(crate) fn record_miss(&mut self) {
         self.misses = (self.misses + 1).min(MAX_COUNTED_MISSES);
         self.to_skip = (1 << self.misses) - 2;
     }
 
-    /// Records that an attempt was worth it.
+    /// Records a hit.
     pub(crate) fn record_hit(&mut self) {
         *self = SkipBackoff::default();
     }

@@ -3,7 +3,7 @@
 use hyper::HeaderMap;
 use hyper::header::ACCEPT_ENCODING;
 
-/// A content coding in which a file may be stored beside the plain one.
+/// A content coding of a precompressed file next to the plain one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Coding {
     /// `FILE.br`
@@ -13,10 +13,10 @@ pub(super) enum Coding {
 }
 
 impl Coding {
-    /// The better one first.
+    /// All codings, the more compact one first.
     pub(super) const ALL: [Coding; 2] = [Coding::Brotli, Coding::Gzip];
 
-    /// The word in `Content-Encoding`.
+    /// Returns the value of `Content-Encoding`.
     pub(super) fn name(self) -> &'static str {
         match self {
             Coding::Brotli => "br",
@@ -24,7 +24,7 @@ impl Coding {
         }
     }
 
-    /// What is appended to the name of the plain file.
+    /// Returns the extension that is appended to the name of the plain file.
     pub(super) fn suffix(self) -> &'static [u8] {
         match self {
             Coding::Brotli => b".br",
@@ -39,7 +39,7 @@ impl Coding {
     }
 }
 
-/// CodingWeights in thousandths; `None` where the client does not name the coding.
+/// The weights of `Accept-Encoding` in thousandths; `None` for a coding that the client does not name.
 #[derive(Debug, Default)]
 struct CodingWeights {
     codings: [Option<u16>; Coding::ALL.len()],
@@ -82,7 +82,7 @@ fn parse_accept_encoding(headers: &HeaderMap) -> CodingWeights {
     weights
 }
 
-/// `q=0.5` in thousandths; 0 for a malformed weight, which makes the coding unacceptable.
+/// Parses a weight such as `q=0.5` into thousandths; 0 for a malformed weight, which makes the coding unacceptable.
 fn parse_quality(parameter: &[u8]) -> Option<u16> {
     let (name, value) = parameter.split_at(parameter.iter().position(|byte| *byte == b'=')?);
     if !name.trim_ascii().eq_ignore_ascii_case(b"q") {

@@ -57,7 +57,7 @@ pub(crate) struct SegmentStream {
     segments: VecDeque<BodySegment>,
     /// Bytes not yet sent.
     left: u64,
-    /// A read from the disk that is under way in the blocking pool.
+    /// A read in progress on the blocking pool.
     reading: Option<JoinHandle<(ReadBuffer, Result<usize, Errno>)>>,
 }
 
@@ -161,12 +161,12 @@ fn truncated_file_error() -> io::Error {
 /// Buffer for a file read; returns to the free list when sent.
 struct ReadBuffer {
     memory: Vec<u8>,
-    /// Bytes of the piece, at the beginning of `memory`.
+    /// Number of valid bytes, at the beginning of `memory`.
     length: usize,
 }
 
 impl ReadBuffer {
-    /// A buffer for the next piece of a segment that has `left` more bytes.
+    /// Returns a buffer for the next piece of a segment with `left` more bytes.
     fn take(left: u64) -> ReadBuffer {
         let left = usize::try_from(left).unwrap_or(usize::MAX);
         let is_reduced = left <= REDUCED_READ_SIZE
@@ -184,7 +184,7 @@ impl ReadBuffer {
         &mut self.memory[..self.length]
     }
 
-    /// The first `n` bytes, to be sent.
+    /// Returns the first `n` bytes for sending.
     fn into_bytes(mut self, n: usize) -> Bytes {
         self.length = n.min(self.length);
         Bytes::from_owner(self)

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use super::entry::FileEntry;
 use super::root_dir::DiskWait;
 
-/// Bytes of one half of the cache; see [`FileEntry::cost`].
+/// Bytes of one half of the cache (see [`FileEntry::cost`]).
 const MAX_HALF_COST: usize = 8 << 20;
 /// Entries of one half of the cache.
 const MAX_HALF_ENTRIES: usize = 1024;
-/// An entry that is not replaced is dropped after one to two of these.
+/// Interval after which the older half is dropped: an unused entry lives for one to two of them.
 const PURGE_INTERVAL: Duration = Duration::from_secs(1);
 
 type EntryMap = HashMap<Box<[u8]>, Arc<FileEntry>>;
@@ -39,7 +39,7 @@ impl CacheHalves {
 }
 
 impl FileCache {
-    /// The entry of `path`, if it may be used at `now`.
+    /// Returns the entry of `path` if it may be used at `now`.
     pub(super) fn get(&self, path: &[u8], now: Instant, wait: DiskWait) -> Option<Arc<FileEntry>> {
         let halves = self.lock();
         let entry = halves.newer.get(path).or_else(|| halves.older.get(path))?;
@@ -58,7 +58,7 @@ impl FileCache {
         halves.newer_cost = (halves.newer_cost + cost).saturating_sub(freed);
     }
 
-    /// Drops the entry of `path`, where there is no file any more.
+    /// Drops the entry of `path`, whose file no longer exists.
     pub(super) fn remove(&self, path: &[u8]) {
         let mut halves = self.lock();
         halves.older.remove(path);
@@ -73,7 +73,7 @@ impl FileCache {
         *halves = CacheHalves::default();
     }
 
-    /// Starts a task that drops old entries, unless there is one, or there are none. Called on a thread of the runtime.
+    /// Starts a task that drops old entries, unless one runs or the cache is empty. Called on a thread of the runtime.
     ///
     /// Without it the last entries would keep descriptors, and with them the space of deleted files, until the next request.
     pub(super) fn schedule_purge(self: &Arc<FileCache>) {

@@ -10,20 +10,20 @@ use hyper::header::{
 /// The validators of a representation.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Validators<'a> {
-    /// The entity tag with its quotes; always a strong one.
+    /// The strong entity tag, with its quotes.
     pub(super) etag: &'a [u8],
-    /// Seconds since 1970 of the last modification, if it can be said.
+    /// Last modification in seconds since 1970, if it can be expressed.
     pub(super) modified: Option<u64>,
 }
 
-/// What the preconditions of a GET or HEAD request ask for.
+/// The result of the preconditions of a GET or HEAD request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PreconditionResult {
     /// Send the normal response.
     Proceed,
-    /// 304.
+    /// Send 304 Not Modified.
     NotModified,
-    /// 412.
+    /// Send 412 Precondition Failed.
     Failed,
 }
 
@@ -56,7 +56,7 @@ pub(super) fn evaluate_preconditions(
     PreconditionResult::Proceed
 }
 
-/// Whether `If-Range` lets the `Range` field count: without it, or if its validator is the current one.
+/// Returns whether `If-Range` allows the `Range` field to apply: without it, or if its validator is the current one.
 pub(super) fn is_range_applicable(headers: &HeaderMap, current: Validators<'_>) -> bool {
     let Some(value) = headers.get(IF_RANGE) else { return true };
     if value.as_bytes().ends_with(b"\"") {
@@ -66,7 +66,7 @@ pub(super) fn is_range_applicable(headers: &HeaderMap, current: Validators<'_>) 
     date.is_some() && date == current.modified
 }
 
-/// The date in field `name`; `None` if it is there more than once or is no date, as it is to be ignored then.
+/// Returns the date in field `name`; `None` to ignore a repeated or malformed one.
 fn parse_date_header(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
     let mut values = headers.get_all(name).iter();
     let (value, None) = (values.next()?, values.next()) else { return None };
@@ -74,14 +74,15 @@ fn parse_date_header(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
     date.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
 }
 
-/// Formats `seconds` since 1970 as a date of HTTP; `None` beyond the year 9999, which that format does not have.
+/// Formats `seconds` since 1970 as an HTTP date; `None` after the year 9999, which the format cannot express.
 pub(super) fn format_http_date(seconds: u64) -> Option<String> {
     const YEAR_10000: u64 = 253_402_300_800;
     let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
     (seconds < YEAR_10000).then(|| httpdate::fmt_http_date(time))
 }
 
-/// Whether field `name` is `*` or has a tag that `is_same`. A list that breaks off counts up to there.
+/// Returns whether field `name` is `*` or contains a tag for which `is_same` holds. A list that breaks off counts up to
+/// there.
 fn matches_any(headers: &HeaderMap, name: &HeaderName, is_same: impl Fn(&[u8]) -> bool) -> bool {
     headers.get_all(name).iter().any(|value| {
         let value = value.as_bytes().trim_ascii();
@@ -89,7 +90,7 @@ fn matches_any(headers: &HeaderMap, name: &HeaderName, is_same: impl Fn(&[u8]) -
     })
 }
 
-/// The entity tags of a list, each with its quotes and `W/`.
+/// Returns the entity tags of a list, each with its quotes and `W/`.
 struct EntityTags<'a>(&'a [u8]);
 
 impl<'a> Iterator for EntityTags<'a> {

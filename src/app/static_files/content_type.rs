@@ -9,7 +9,7 @@ pub(super) fn guess_content_type(path: &[u8]) -> HeaderValue {
     let Some(dot) = name.iter().rposition(|byte| *byte == b'.') else { return unknown };
     let Ok(extension) = std::str::from_utf8(&name[dot + 1..]) else { return unknown };
     let Some(kind) = mime_guess::from_ext(extension).first_raw() else { return unknown };
-    // RFC 9239 has made the other name obsolete.
+    // RFC 9239 makes the other name obsolete.
     let kind = if kind == "application/javascript" { "text/javascript" } else { kind };
     if !kind.starts_with("text/") {
         return HeaderValue::from_static(kind);

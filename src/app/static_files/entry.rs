@@ -17,16 +17,16 @@ use super::content_type;
 use super::open_file::{self, OpenFile, OpenFileLimit, OpenedPath};
 use super::root_dir::{DiskWait, RootDir};
 
-/// Largest content that is held in memory, in bytes; of larger files the open descriptor is held.
+/// Largest content that is cached in memory, in bytes; for a larger file the open descriptor is cached.
 const MAX_CONTENT_IN_MEMORY: u64 = 64 * 1024;
-/// From this age on one request loads an entry anew, while others go on using it.
+/// Age from which one request reloads an entry while others still use it.
 const REFRESH_AGE: Duration = Duration::from_millis(300);
 /// Age from which an entry is no longer used: a change is seen within a second.
 const MAX_AGE: Duration = Duration::from_millis(700);
 
-/// Bytes that an open descriptor counts for in the cache, which with that bounds their number, too.
+/// Bytes that an open descriptor counts in the cache, which bounds their number.
 const OPEN_FILE_COST: usize = 64 * 1024;
-/// Bytes that an entry counts for coded_path its content.
+/// Bytes that an entry counts in addition to its content.
 const ENTRY_COST: usize = 1024;
 
 /// Index file that is served for a directory.
@@ -46,7 +46,7 @@ pub(super) enum LoadedPath {
 pub(super) struct FileEntry {
     pub(super) content_type: HeaderValue,
     pub(super) plain: Representation,
-    /// In the order of [`Coding::ALL`].
+    /// The variants in the order of [`Coding::ALL`].
     pub(super) coded: Vec<(Coding, Representation)>,
     loaded_at: Instant,
     is_refreshing: AtomicBool,
@@ -58,7 +58,7 @@ pub(super) struct Representation {
     pub(super) length: u64,
     pub(super) content_length: HeaderValue,
     pub(super) etag: HeaderValue,
-    /// Seconds since 1970, not later than the loading; `None` before 1970.
+    /// Last modification in seconds since 1970, at most the time of loading; `None` before 1970.
     pub(super) modified: Option<u64>,
     pub(super) last_modified: Option<HeaderValue>,
     content: RepresentationContent,
@@ -116,7 +116,7 @@ impl FileEntry {
         for coding in Coding::ALL {
             let coded_path = [&path[1..], coding.suffix()].concat();
             match open_file::open_regular_file(root, &coded_path, limit, wait) {
-                // An older one was made of what the file was before.
+                // A variant older than the plain file was compressed from an earlier version.
                 Ok(OpenedPath::File(file)) if file.modified.0 >= changed => {
                     coded.push((coding, Representation::load(file, coding.name(), wait)?));
                 }
@@ -129,8 +129,8 @@ impl FileEntry {
         Ok(Arc::new(FileEntry { content_type, plain, coded, loaded_at, is_refreshing }))
     }
 
-    /// Whether it may be used at `now`. Some time before the end one caller gets `false` and loads the entry anew, on the
-    /// event loop or, with [`DiskWait::Allowed`], in the pool.
+    /// Returns whether the entry may be used at `now`. Some time before the end one caller gets `false` and loads the entry
+    /// anew, on the event loop or, with [`DiskWait::Allowed`], in the pool.
     pub(super) fn is_fresh(&self, now: Instant, wait: DiskWait) -> bool {
         let age = now.saturating_duration_since(self.loaded_at);
         let is_replaced_by_another =
@@ -138,8 +138,8 @@ impl FileEntry {
         (age < REFRESH_AGE || (age < MAX_AGE && is_replaced_by_another())) && self.is_unchanged()
     }
 
-    /// Whether the files that are read while they are sent have still the length that is promised. One that has become
-    /// shorter would break the response off.
+    /// Returns whether files that are read while sending still have the promised length. One that has become shorter would
+    /// break the response off.
     fn is_unchanged(&self) -> bool {
         let mut all = self.coded.iter().map(|(_, coded)| coded).chain([&self.plain]);
         all.all(|representation| match &representation.content {
@@ -148,7 +148,7 @@ impl FileEntry {
         })
     }
 
-    /// The representation in `coding`, or the plain one.
+    /// Returns the representation in `coding`, or the plain one.
     pub(super) fn representation(&self, coding: Option<Coding>) -> &Representation {
         let found =
             coding.and_then(|wanted| self.coded.iter().find(|(coding, _)| *coding == wanted));
@@ -201,7 +201,7 @@ impl Representation {
         }
     }
 
-    /// The bytes from `first` up to but not including `end`.
+    /// Returns the bytes from `first` up to but not including `end`.
     pub(super) fn segment(&self, first: u64, end: u64) -> BodySegment {
         match &self.content {
             RepresentationContent::Memory(bytes) => {

@@ -43,27 +43,27 @@ use request_path::PathError;
 use root_dir::DiskWait;
 pub(crate) use root_dir::RootDir;
 
-/// How long a lookup on the disk may take before the client gets 503.
+/// How long a lookup on the disk may take before the client gets a 503.
 const DISK_TIMEOUT: Duration = Duration::from_secs(10);
-/// Seconds between two log lines about what the system refuses.
+/// Seconds between two log lines about refused system calls.
 const LOG_INTERVAL_SECONDS: u64 = 10;
 
-/// What the file server was told.
+/// Settings of the file server.
 #[derive(Debug, Clone)]
 pub(crate) struct FileServerConfig {
-    /// The directory.
+    /// The root directory.
     pub(crate) root: Arc<RootDir>,
-    /// The file, relative to the root, that answers for paths that do not exist.
+    /// File, relative to the root, that is served for paths that do not exist.
     pub(crate) fallback: Option<PathBuf>,
-    /// The file, relative to the root, that is the body of a 404.
+    /// File, relative to the root, that is the body of a 404.
     pub(crate) error_page_404: Option<PathBuf>,
-    /// The value of `Cache-Control` of files.
+    /// Value of `Cache-Control` for files.
     pub(crate) cache_control: Option<hyper::http::HeaderValue>,
     /// Whether names with a leading dot are served.
     pub(crate) dotfiles: bool,
 }
 
-/// The file server of one process, or one thread where each has a service of its own.
+/// File server of one process, or of one thread if each thread has its own service.
 #[derive(Clone)]
 pub(super) struct StaticFiles(Arc<FileServer>);
 
@@ -77,7 +77,7 @@ struct FileServer {
     logged_at: AtomicU64,
 }
 
-/// How a request is answered, before its conditions and ranges are looked at.
+/// The result of looking up a path, before conditions and ranges apply.
 enum LookupOutcome {
     File(Arc<FileEntry>),
     /// A 404 with this file as its body.
@@ -90,11 +90,11 @@ enum LookupOutcome {
 /// Why there is no file at a path.
 #[derive(Clone, Copy)]
 enum NotFoundReason {
-    /// There is nothing that can be served: 404.
+    /// Nothing that can be served: 404.
     Nothing,
     /// A directory without an index: 403, as in nginx.
     NoIndex,
-    /// There may be something, but it cannot be opened.
+    /// The file cannot be opened.
     Refused(StatusCode),
 }
 
@@ -104,7 +104,7 @@ pub(super) struct PendingLookup {
     request_parts: OwnedRequestParts,
 }
 
-/// What is kept of a request.
+/// The parts of a request that outlive it.
 struct OwnedRequestParts {
     method: Method,
     query: Option<String>,
@@ -126,7 +126,7 @@ impl StaticFiles {
         }))
     }
 
-    /// Answers `request`, or says what is left to do if that needs the disk. `reserved` answers for paths that are no
+    /// Answers `request`, or returns what is left to do if that needs the disk. `reserved` answers for paths that are no
     /// files, and is given the normalized path.
     pub(super) fn try_respond_without_disk<B>(
         &self,
@@ -146,7 +146,7 @@ impl StaticFiles {
             Err(PathError::Malformed) => {
                 return Ok(response::status_response(StatusCode::BAD_REQUEST));
             }
-            // As a path that does not exist, so that the fallback and the error page count.
+            // Treated like a path that does not exist, so that the fallback and the error page apply.
             Err(PathError::Impossible) => Cow::Borrowed(&b"/\0"[..]),
         };
         if let Some((status, text)) = reserved(&path) {
@@ -165,7 +165,7 @@ impl StaticFiles {
         }
     }
 
-    /// Answers what needs the disk.
+    /// Answers a request that needs the disk.
     pub(super) fn respond_from_disk(
         &self,
         pending: Box<PendingLookup>,
@@ -180,7 +180,7 @@ impl StaticFiles {
             let outcome = match tokio::time::timeout(DISK_TIMEOUT, &mut lookup).await {
                 Ok(Ok(Some(outcome))) => outcome,
                 Ok(Ok(None)) => LookupOutcome::Status(StatusCode::SERVICE_UNAVAILABLE),
-                // It panicked, or the runtime ends.
+                // The lookup panicked, or the runtime is shutting down.
                 Ok(Err(_)) => LookupOutcome::Status(StatusCode::INTERNAL_SERVER_ERROR),
                 Err(_) => {
                     // One that has not begun never does.
@@ -199,7 +199,7 @@ impl StaticFiles {
 }
 
 impl FileServer {
-    /// Finds what the normalized `path` is answered with; `None` if that needs the disk and may not wait for it.
+    /// Looks up the normalized `path`; `None` if that needs the disk and may not wait for it.
     fn resolve_path(&self, path: &[u8], wait: DiskWait) -> Option<LookupOutcome> {
         let is_hidden = !self.settings.dotfiles && request_path::is_hidden_path(path);
         let found =
@@ -230,7 +230,7 @@ impl FileServer {
         }))
     }
 
-    /// What is at `path`, or why there is nothing.
+    /// Returns the entry at `path`, or why there is none.
     fn find_file(
         &self,
         path: &[u8],
@@ -259,7 +259,7 @@ impl FileServer {
         })
     }
 
-    /// What the client is told of `errno`.
+    /// Returns the response status for `errno`.
     fn classify_error(&self, path: &[u8], errno: Errno) -> NotFoundReason {
         match errno {
             Errno::NOENT

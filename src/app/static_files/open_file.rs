@@ -23,9 +23,9 @@ pub(super) struct OpenFileLimit {
 }
 
 impl OpenFileLimit {
-    /// Half of the descriptors that this process may have; connections need the other half.
+    /// Half of the descriptors of this process; connections need the other half.
     pub(super) fn for_process() -> Arc<OpenFileLimit> {
-        // One for all threads that have a service of their own.
+        // One limit for all threads.
         static LIMIT: LazyLock<Arc<OpenFileLimit>> = LazyLock::new(|| {
             use nix::sys::resource::{Resource, getrlimit};
             let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
@@ -51,7 +51,7 @@ pub(super) struct OpenFile {
     fd: OwnedFd,
     /// Length in bytes when it was opened.
     pub(super) length: u64,
-    /// Seconds since 1970 of the last change of its content, and nanoseconds.
+    /// Last change of the content: seconds since 1970, and nanoseconds.
     pub(super) modified: (i64, i64),
     is_in_memory: bool,
     limit: Arc<OpenFileLimit>,
@@ -83,7 +83,7 @@ pub(super) fn open_regular_file(
     }
     // Counted from here on, as dropping it counts.
     let reserved = OpenFileReservation(Some(Arc::clone(limit)));
-    // It may have been replaced by something else meanwhile, which must not block either.
+    // The file may have been replaced by a FIFO meanwhile, which must not block either.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
     let fd = root.open_below(path, flags, wait)?;
     let stat = rustix::fs::fstat(&fd)?;
@@ -113,7 +113,7 @@ impl Drop for OpenFileReservation {
     }
 }
 
-/// Seconds since 1970 of the last change of the content, and nanoseconds.
+/// Returns the last change of the content: seconds since 1970, and nanoseconds.
 fn modification_time(stat: &Stat) -> (i64, i64) {
     (stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or(0))
 }
@@ -129,7 +129,7 @@ impl OpenFile {
         }
     }
 
-    /// Whether the file still is as it was when it was opened. A path that leads elsewhere now does not count.
+    /// Returns whether the file has not changed since it was opened. A path that leads elsewhere now does not count.
     pub(super) fn is_unchanged(&self) -> bool {
         rustix::fs::fstat(&self.fd).is_ok_and(|stat| {
             u64::try_from(stat.st_size) == Ok(self.length)
@@ -137,7 +137,7 @@ impl OpenFile {
         })
     }
 
-    /// Reads at `offset`, once; 0 is the end. With [`DiskWait::Never`] it reads what is in the page cache, and gives
+    /// Reads once at `offset`; 0 means the end. With [`DiskWait::Never`] it reads what is in the page cache, and gives
     /// [`Errno::AGAIN`] where nothing is, where the file system cannot tell, and at the end.
     pub(super) fn read_at(
         &self,
@@ -178,7 +178,7 @@ impl OpenFile {
         Ok(content)
     }
 
-    /// Tells the kernel that it will be read from its beginning to its end.
+    /// Tells the kernel that the file will be read sequentially.
     pub(super) fn advise_sequential(&self) {
         // A hint: if it is not taken, reading is slower.
         let _ = rustix::fs::fadvise(&self.fd, 0, None, rustix::fs::Advice::Sequential);

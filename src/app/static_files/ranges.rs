@@ -8,21 +8,22 @@ use std::ops::Range;
 use hyper::HeaderMap;
 use hyper::header::RANGE;
 
-/// Ranges in one request beyond which the whole is sent: each costs about 100 bytes of header in the response.
+/// Maximum number of ranges in a request; with more, the whole representation is sent: each costs about 100 bytes of header
+/// in the response.
 const MAX_RANGES: usize = 100;
 
-/// What a request wants of a representation.
+/// The part of a representation that a request asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RequestedRange {
-    /// All of it.
+    /// The whole representation.
     Whole,
     /// These parts, at least one, none empty, in the order of the request.
     Parts(Vec<Range<u64>>),
-    /// Only what it does not have: 416.
+    /// Only ranges outside of the representation: 416.
     Unsatisfiable,
 }
 
-/// Reads the `Range` field of a GET request for a representation of `length` bytes.
+/// Parses the `Range` field of a GET request for a representation of `length` bytes.
 pub(super) fn parse_range_header(headers: &HeaderMap, length: u64) -> RequestedRange {
     let Some(value) = headers.get(RANGE) else { return RequestedRange::Whole };
     match value.as_bytes().split_at_checked(6) {
@@ -62,13 +63,13 @@ fn parse_range_set(set: &[u8], length: u64) -> RequestedRange {
     }
 }
 
-/// A range with its end excluded; empty if the representation has nothing of it.
+/// Parses a range with its end excluded; empty if it is outside of the representation.
 struct ByteRangeSpec {
     first: u64,
     end: u64,
 }
 
-/// `None` if it is no range.
+/// Returns `None` for malformed syntax.
 fn parse_range_spec(spec: &[u8], length: u64) -> Option<ByteRangeSpec> {
     let dash = spec.iter().position(|byte| *byte == b'-')?;
     let (before, after) = (spec[..dash].trim_ascii(), spec[dash + 1..].trim_ascii());

@@ -77,7 +77,7 @@ fn hex_digit_value(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
-/// Whether a segment of a normalized path begins with a dot, apart from `/.well-known` at its beginning.
+/// Returns whether a segment of a normalized path begins with a dot, except `/.well-known` at its beginning.
 pub(super) fn is_hidden_path(path: &[u8]) -> bool {
     let mut segments = path.split(|byte| *byte == b'/').skip(1);
     let first = segments.next().unwrap_or_default();

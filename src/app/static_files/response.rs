@@ -18,7 +18,7 @@ use super::conditional::{self, PreconditionResult};
 use super::entry::{FileEntry, Representation};
 use super::ranges::{self, RequestedRange};
 
-/// Fields of a response with a file, at most.
+/// Maximum number of header fields of a response with a file.
 const MAX_RESPONSE_HEADERS: usize = 10;
 
 /// Parts of a request that determine the response for a file.
@@ -29,7 +29,7 @@ pub(super) struct FileRequest<'a> {
     pub(super) headers: &'a HeaderMap,
 }
 
-/// The response with a file: all of it, parts of it, or none if a condition says so.
+/// Returns the response with a file: all of it, parts of it, or none if a condition says so.
 pub(super) fn file_response(
     entry: &FileEntry,
     request: &FileRequest<'_>,
@@ -79,7 +79,7 @@ pub(super) fn file_response(
     }
 }
 
-/// A 404 with a file as its body. Without validators: it is not a representation of the path that was asked for.
+/// Returns a 404 with a file as its body. Without validators: it is not a representation of the path that was asked for.
 pub(super) fn error_page_response(
     entry: &FileEntry,
     request: &FileRequest<'_>,
@@ -157,7 +157,7 @@ fn partial_response(
     build_response(StatusCode::PARTIAL_CONTENT, headers, body)
 }
 
-/// Returns a random multipart boundary, which the content of a file cannot anticipate.
+/// Returns a random multipart boundary, which no file content can predict.
 fn multipart_boundary() -> String {
     format!("{:016x}{:016x}", RandomState::new().hash_one(0), RandomState::new().hash_one(1))
 }
@@ -185,7 +185,7 @@ pub(super) fn status_response(status: StatusCode) -> Response<FileBody> {
     response
 }
 
-/// A response with a line of text.
+/// Returns a response with a line of text.
 pub(super) fn text_response(status: StatusCode, text: impl Into<Bytes>) -> Response<FileBody> {
     let mut headers = HeaderMap::with_capacity(4);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

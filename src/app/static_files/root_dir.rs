@@ -16,9 +16,9 @@ use std::time::Instant;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// Symbolic links in one path, as the kernel has it.
+/// Maximum number of symbolic links in one path, as in the kernel.
 const MAX_SYMLINKS: usize = 40;
-/// Attempts when something was renamed during a lookup, which the kernel then cannot vouch for.
+/// Number of attempts when a concurrent rename makes a lookup fail.
 const RENAME_RETRIES: usize = 32;
 
 /// Milliseconds after which the path of the root is opened again.
@@ -33,17 +33,17 @@ pub(super) enum DiskWait {
     Never,
 }
 
-/// The root. Its symbolic links are resolved when the configuration is read, so that all workers of a generation serve the
-/// same directory, whatever the links lead to later.
+/// An open root directory. Its symbolic links are resolved when the configuration is read, so that all workers of a
+/// generation serve the same directory, whatever the links lead to later.
 #[derive(Debug)]
 pub(crate) struct RootDir {
     dir: RwLock<Arc<OwnedFd>>,
-    /// Without symbolic links.
+    /// The path without symbolic links.
     path: PathBuf,
     opened_at: Instant,
     /// Milliseconds after `opened_at` at which `path` was last opened.
     checked_ms: AtomicU64,
-    /// Whether symbolic links may lead out of it.
+    /// Whether symbolic links may lead out of the root.
     follow_symlinks: bool,
     has_openat2: AtomicBool,
     /// `RESOLVE_CACHED` (Linux 5.12).
@@ -120,7 +120,7 @@ impl RootDir {
         }
     }
 
-    /// Where `path` ends, relative to the root, if that is in the root.
+    /// Returns where `path` ends, relative to the root; `None` outside of the root.
     fn resolve_below_root(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
         let target = self.path.join(OsStr::from_bytes(path)).canonicalize();
         let target = target.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::INVAL))?;
@@ -140,7 +140,7 @@ impl RootDir {
             .unwrap_or_else(|| self.open_by_component(dir.as_fd(), path, flags, wait))
     }
 
-    /// Calls `openat2`; `None` if that cannot be had.
+    /// Calls `openat2`; `None` if the system does not have it.
     fn try_openat2(
         &self,
         dir: BorrowedFd<'_>,

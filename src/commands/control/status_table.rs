@@ -1,4 +1,4 @@
-//! A status and events as people read them.
+//! Text form of the status and of events.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use tokio_prefork::text::HumanDuration;
 use tokio_prefork::text::printable;
 use tokio_prefork::{ConcurrencyModel, WEB_KIND};
 
-/// Longest part of a request line in the table.
+/// Maximum number of characters of a request line in the table.
 const REQUEST: usize = 60;
-/// The largest bound of a wait in milliseconds; what is larger stands for the rest.
+/// Largest bucket bound of the queue wait in milliseconds; a larger value means "more".
 const LONGEST_WAIT: u64 = 1 << 14;
 
 const HEAD: [&str; 12] = [
@@ -21,7 +21,7 @@ const HEAD: [&str; 12] = [
     "SERVING",
 ];
 
-/// A header and a line for each worker.
+/// Formats a header and a line for each worker.
 pub(super) fn format_status(status: &ClusterStatus) -> String {
     let primary = &status.primary;
     let serving = serving_of(status, WEB_KIND);
@@ -41,7 +41,7 @@ pub(super) fn format_status(status: &ClusterStatus) -> String {
         status.totals.requests,
     );
     let dispatch = match printable(&primary.dispatch) {
-        // An older primary does not say.
+        // Older primaries do not send it.
         unknown if unknown.is_empty() => String::new(),
         known if primary.dispatch_backend.is_empty() => format!(", dispatch {known}"),
         known => format!(", dispatch {known} ({})", printable(&primary.dispatch_backend)),
@@ -75,7 +75,7 @@ pub(super) fn format_status(status: &ClusterStatus) -> String {
     for row in &rows {
         let mut line = String::new();
         for ((cell, width), name) in row.iter().zip(&widths).zip(HEAD) {
-            // Words to the left, numbers to the right.
+            // Text is left-aligned, numbers are right-aligned.
             let _ = match name {
                 "STATE" | "POOL" | "SERVING" => write!(line, "{cell:<width$}  "),
                 _ => write!(line, "{cell:>width$}  "),
@@ -92,7 +92,7 @@ fn serving_of(status: &ClusterStatus, kind: &str) -> usize {
     of_kind.filter(|worker| worker.state == WorkerState::Serving).count()
 }
 
-/// The addresses, with how many connections wait to be accepted where that is known.
+/// Formats the addresses, with the length of the accept queue where it is known.
 fn listeners(status: &ClusterStatus) -> String {
     if status.listeners.is_empty() {
         return "nothing any more".to_string();
@@ -101,7 +101,7 @@ fn listeners(status: &ClusterStatus) -> String {
         let mut text = printable(name).into_owned();
         let queues: Vec<_> = status.queues.iter().filter(|queue| queue.listener == *name).collect();
         if let Some(first) = queues.first() {
-            // One for each slot, in their order, or one for all.
+            // One queue per slot, or one for all.
             let depths: Vec<String> = queues.iter().map(|queue| queue.depth.to_string()).collect();
             let each = if queues.len() > 1 { "each " } else { "" };
             let _ = write!(text, " ({} of {each}{} queued)", depths.join("+"), first.limit);
@@ -111,7 +111,7 @@ fn listeners(status: &ClusterStatus) -> String {
     all.collect::<Vec<_>>().join(", ")
 }
 
-/// How long connections waited to be accepted, in bounds.
+/// Formats how long connections waited to be accepted, as bounds.
 fn waits(wait: &QueueWaitStatus, shed: u64) -> String {
     let bound = |ms: Option<u64>| match ms {
         None => "-".to_string(),
@@ -145,7 +145,7 @@ fn row(worker: &WorkerStatus) -> [String; 12] {
     ]
 }
 
-/// Busy threads of all, their utilisation, and what waits: `2/2 100% +15`.
+/// Formats busy threads, all threads, utilisation and queued jobs: `2/2 100% +15`.
 fn pool(pool: &PoolStatus) -> String {
     if pool.threads == 0 {
         return "-".to_string();
@@ -157,7 +157,7 @@ fn pool(pool: &PoolStatus) -> String {
     text
 }
 
-/// A worker, and its threads below it.
+/// Formats a worker and, below it, its threads.
 fn rows(worker: &WorkerStatus) -> Vec<[String; 12]> {
     std::iter::once(row(worker)).chain(worker.threads.iter().map(thread)).collect()
 }
@@ -180,7 +180,8 @@ fn thread(thread: &ThreadStatus) -> [String; 12] {
     ]
 }
 
-/// The kind if it is one that serves no requests; the request that holds the event loop, or else the oldest one, and how many others there are.
+/// Formats the request that blocks the event loop, else the oldest one, and the number of others; for other kinds, the
+/// kind.
 fn serving(worker: &WorkerStatus) -> String {
     if worker.kind != WEB_KIND {
         return format!("kind={}", printable(&worker.kind));
@@ -208,7 +209,7 @@ fn span(ms: u64) -> String {
     HumanDuration(Duration::from_millis(ms)).to_string()
 }
 
-/// An event as a line of the log.
+/// Formats an event like a line of the log.
 pub(super) fn format_event(event: &Event) -> String {
     let Event { time_ms, level, text, .. } = event;
     format!("{} {:<5} {}\n", format_utc(*time_ms), level.to_ascii_uppercase(), printable(text))

@@ -1,4 +1,4 @@
-//! What the application does in the primary: its hooks, and its side of the messages.
+//! Hooks of the application in the primary, and the primary's side of the messages.
 
 use super::Cluster;
 use crate::messages::{Message, MessageLimits};
@@ -6,9 +6,9 @@ use crate::primary::{ClusterEvent, PrimaryHandle, RestartDecision, WorkerExit};
 use prefork_supervisor::WorkerTag;
 
 impl Cluster {
-    /// Tells `hook` in the primary what happens: workers forked, online, listening, disconnected, gone, replaced, and
-    /// more; see [`ClusterEvent`] for the order that is promised. Several hooks are called in the order in which they
-    /// were added.
+    /// Calls `hook` in the primary for each event of the cluster: workers forked, online, listening, disconnected, gone,
+    /// replaced, and more; see [`ClusterEvent`] for the order that is promised. Several hooks are called in the order in
+    /// which they were added.
     ///
     /// It is called between two events, in the primary's only thread: nothing is supervised while it runs, so it
     /// should return at once (the log names one that takes more than 100 ms). What it asks of the [`PrimaryHandle`]
@@ -32,8 +32,9 @@ impl Cluster {
         self
     }
 
-    /// Asks `hook` in the primary whether a worker that ended unasked is replaced. Without this each one is. The same
-    /// rules hold for it as for [`Cluster::on_event`]; if it panics, the worker is replaced. The last one added counts.
+    /// Calls `hook` in the primary to decide whether a worker that exited by itself is replaced. Without this each one is.
+    /// The same rules hold for it as for [`Cluster::on_event`]; if it panics, the worker is replaced. The last one added
+    /// counts.
     ///
     /// Workers that retire, are recycled or reloaded are replaced in any case, and a reload brings back what was not.
     pub fn on_restart(
@@ -44,8 +45,8 @@ impl Cluster {
         self
     }
 
-    /// Calls `handle` in the primary with each message of `kind` that a worker sends to it, and who sent it. There is one
-    /// function for each kind; the last one counts.
+    /// Calls `handle` in the primary with each message of `kind` that a worker sends to the primary, and the sender. There
+    /// is one function for each kind; the last one counts.
     ///
     /// It runs between two waits of the primary, one message at a time. The same rules hold for it as for
     /// [`Cluster::on_event`]; a panic is logged, and ends nothing else.

@@ -1,4 +1,4 @@
-//! Pools of isolated workers, in the same cluster.
+//! Pools of worker processes for isolated jobs.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -10,10 +10,9 @@ use crate::isolated::{
 use crate::worker;
 
 impl Cluster {
-    /// Processes for dangerous work: jobs that may crash, leak or never end, which a thread could not be saved from.
-    /// `work` runs in them, one job at a time in each; any worker that serves gives them jobs with
-    /// [`Worker::isolated_pool`](crate::Worker::isolated_pool). A job that ends its process costs nothing but that process, which
-    /// is replaced at once, and its caller is told at once.
+    /// Adds a pool of processes for jobs that may crash, leak or never end, which no thread could contain. `work` runs in them, one job at a time in each; any worker that serves gives them jobs with
+    /// [`Worker::isolated_pool`](crate::Worker::isolated_pool). A job that ends its process costs nothing but that process,
+    /// which is replaced at once, and its caller is told at once.
     ///
     /// They are workers of a kind of their own (see [`Cluster::kind`]): `prefork status` shows them, and reloads and
     /// upgrades replace them. Input and output cross two channels and are written down with postcard, so give large

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::runtime::AppThreading;
 use crate::worker::{self, BoxError, Worker};
 
-/// A cluster that loads something before it forks; made by [`Cluster::preload`].
+/// A cluster that loads data before it forks; created by [`Cluster::preload`].
 #[must_use = "a cluster does nothing until it serves"]
 pub struct PreloadedCluster<L> {
     cluster: Cluster,
@@ -25,7 +25,7 @@ impl<L> PreloadedCluster<L> {
         PreloadedCluster { cluster, load }
     }
 
-    /// As [`Cluster::serve`], with what was loaded.
+    /// Serves like [`Cluster::serve`], with the loaded data.
     ///
     /// # Errors
     /// As [`Cluster::serve`], and what the loading function returned.

@@ -1,4 +1,4 @@
-//! Workers of other kinds than `web`, in the same cluster.
+//! Kinds of workers other than `web`, in the same cluster.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -21,32 +21,32 @@ pub struct WorkerKind {
 }
 
 impl WorkerKind {
-    /// `workers` workers of the kind `name`, from 0. The name stands in the log, in `prefork status` and in titles: small
-    /// letters, digits, `-` and `_`; `web` is taken.
+    /// Creates the kind `name` with `workers` workers, which may be 0. The name stands in the log, in `prefork status` and
+    /// in titles: small letters, digits, `-` and `_`; `web` is taken.
     pub fn new(name: &'static str, workers: u32) -> WorkerKind {
         WorkerKind { config: WorkerKindConfig { name, workers, limits: RecycleLimits::default() } }
     }
 
-    /// A worker is replaced when it is about that old. Default: never.
+    /// Replaces a worker when it reaches this age, minus jitter. Default: never.
     pub fn max_lifetime(mut self, age: Duration) -> WorkerKind {
         self.config.limits.max_lifetime = Some(age);
         self
     }
 
-    /// A worker that uses more than so many bytes of memory is replaced. Default: never.
+    /// Replaces a worker that uses more than this many bytes of memory. Default: never.
     pub fn max_rss(mut self, bytes: u64) -> WorkerKind {
         self.config.limits.max_rss = Some(bytes);
         self
     }
 
-    /// A worker that uses more than so many bytes of memory is killed, and replaced. Default: never.
+    /// Kills and replaces a worker that uses more than this many bytes of memory. Default: never.
     pub fn max_rss_hard(mut self, bytes: u64) -> WorkerKind {
         self.config.limits.max_rss_hard = Some(bytes);
         self
     }
 }
 
-/// What the program said of other kinds than `web`.
+/// The kinds other than `web` that the program declared.
 #[derive(Default)]
 pub(super) struct WorkerKinds(Vec<(WorkerKind, WorkerApp)>);
 
@@ -55,7 +55,7 @@ impl WorkerKinds {
         self.0.push((kind, app));
     }
 
-    /// What the supervisor has to know of them.
+    /// Returns the configuration of the kinds for the supervisor.
     pub(super) fn check_configs(&self) -> Result<Vec<WorkerKindConfig>> {
         let (mut names, mut workers) = (BTreeSet::from([WEB_KIND]), 0u32);
         for (WorkerKind { config }, _) in &self.0 {
@@ -80,7 +80,7 @@ impl WorkerKinds {
         Ok(self.0.iter().map(|(kind, _)| kind.config.clone()).collect())
     }
 
-    /// What a worker does, by its kind: `web` is the application's that serves, under any concurrency model; a
+    /// The entry function of a worker, by its kind: `web` is the application's that serves, under any concurrency model; a
     /// worker of another kind always is one process with one loop.
     pub(super) fn into_worker_entry(self, web: WorkerApp) -> WorkerEntry {
         let apps: Vec<(&'static str, WorkerApp)> =
@@ -93,8 +93,8 @@ impl WorkerKinds {
 }
 
 impl Cluster {
-    /// Workers of another kind beside those that serve (`web`), supervised in the same way: replaced when they die, with
-    /// the same back-off; watched for frozen loops; rolled by reloads and upgrades, and drained by stops. They have no
+    /// Adds workers of another kind beside those that serve (`web`), supervised in the same way: replaced when they die,
+    /// with the same back-off; watched for frozen loops; rolled by reloads and upgrades, and drained by stops. They have no
     /// listening sockets and take no part in the dispatch of connections.
     ///
     /// `app` runs once in each, inside its single-threaded runtime. It is ready when its future waits for the first

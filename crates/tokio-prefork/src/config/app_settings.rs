@@ -1,10 +1,10 @@
-//! Settings of the application that travel with a configuration.
+//! Settings of the application that are part of the configuration.
 
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
-/// So that a reload changes both or neither.
+/// The settings in type-erased form, so that a reload replaces configuration and settings together.
 #[derive(Clone, Default)]
 pub(super) struct AppSettings(pub(super) Option<Arc<dyn Any + Send + Sync>>);
 

@@ -1,4 +1,4 @@
-//! From values to a checked configuration.
+//! The builder of the configuration, with its checks.
 
 use std::sync::Arc;
 
@@ -61,7 +61,7 @@ impl ConfigBuilder {
 }
 
 impl Config {
-    /// Gives each Unix socket what it does not say itself, and checks the names.
+    /// Sets the defaults for mode, owner and group of Unix sockets, and checks the names.
     fn apply_unix_socket_defaults(&mut self) -> Result<()> {
         let (mode, owner, group) = (self.unix_mode, &self.unix_owner, &self.unix_group);
         if let Some(mode) = mode.filter(|mode| *mode > 0o777) {
@@ -83,7 +83,7 @@ impl Config {
     }
 }
 
-/// A model of one process has one accept queue and, but for threads, one loop.
+/// Checks that no setting contradicts the concurrency model: one process has one accept queue.
 fn check_model_limits(c: &Config) -> Result<()> {
     if c.model.is_one_process() && c.dispatch != Dispatch::default() {
         return Err(Error::config(format!(

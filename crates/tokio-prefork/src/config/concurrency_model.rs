@@ -1,9 +1,9 @@
-//! The names of the concurrency models.
+//! The concurrency models and their names.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Decides what a worker process runs. Default: `Prefork`.
+/// What a worker process runs. Default: `Prefork`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum ConcurrencyModel {
@@ -38,12 +38,12 @@ impl ConcurrencyModel {
         }
     }
 
-    /// Whether there is one worker process, whatever `workers` says.
+    /// Returns whether the model has one worker process, whatever `workers` says.
     pub(crate) fn is_one_process(self) -> bool {
         !matches!(self, ConcurrencyModel::Prefork)
     }
 
-    /// Whether `workers` counts the threads of one process.
+    /// Returns whether `workers` counts the threads of one process.
     pub(crate) fn workers_are_threads(self) -> bool {
         matches!(self, ConcurrencyModel::Threads | ConcurrencyModel::ThreadPerCore)
     }

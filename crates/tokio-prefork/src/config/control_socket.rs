@@ -1,4 +1,4 @@
-//! Where operators ask: the setting of the control socket.
+//! The address of the control socket.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 /// Where the primary listens for `prefork status` and the other verbs (see [`crate::control`]).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum ControlSocket {
-    /// Nowhere. The default of the library: it opens no socket that nobody asked for.
+    /// Disables the control socket. The default of the library: it opens no socket without a request.
     #[default]
     Off,
     /// `prefork-PID.sock` in the runtime directory, where the `prefork` command finds it. The default of
@@ -28,7 +28,7 @@ impl FromStr for ControlSocket {
             "" => Err("is empty: give a path, auto or off".to_string()),
             "off" => Ok(ControlSocket::Off),
             "auto" => Ok(ControlSocket::Auto),
-            // The longest name that fits a socket address, with the zero that ends it.
+            // The size of `sun_path` without the final NUL.
             path if path.len() > 107 => {
                 Err("is too long: the path of a socket has at most 107 bytes".to_string())
             }

@@ -1,18 +1,18 @@
-//! Whether the service manager keeps our sockets.
+//! Whether the service manager keeps the listening sockets.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Whether the listening sockets are given to the service manager's store of descriptors, which passes them to the
-/// primary that follows one that was killed.
+/// Whether to store the listening sockets in the service manager, which passes them to the next primary after a kill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FdStore {
-    /// If it says that it has one for us: `FDSTORE` in the environment, by systemd 254 or later.
+    /// Stores them if the service manager offers a file descriptor store: `FDSTORE` in the environment, by systemd 254 or
+    /// later.
     #[default]
     Auto,
-    /// Whenever there is a service manager. For systemd before 254, with `FileDescriptorStoreMax=` in the unit.
+    /// Stores them whenever there is a service manager. For systemd before 254, with `FileDescriptorStoreMax=` in the unit.
     On,
-    /// Never.
+    /// Never stores them.
     Off,
 }
 

@@ -37,17 +37,18 @@ impl Config {
         self.app_settings.0.as_ref()?.downcast_ref()
     }
 
-    /// Whom workers become, if they do.
+    /// Returns the user and groups that workers change to, if any.
     pub(crate) fn credentials(&self) -> Option<&WorkerCredentials> {
         self.credentials.as_ref()
     }
 
-    /// Back to a builder, to change a configuration.
+    /// Turns the configuration back into a builder, to change it.
     pub fn into_builder(self) -> ConfigBuilder {
         ConfigBuilder { config: self }
     }
 
-    /// How many threads a CPU pool has. There is one for each worker, and for each thread with a loop of its own.
+    /// Returns the number of threads of a CPU pool. There is one for each worker, and for each thread with a loop of its
+    /// own.
     pub(crate) fn pool_thread_count(&self) -> usize {
         match self.pool_threads as usize {
             0 => cores_per_worker(
@@ -58,18 +59,18 @@ impl Config {
         }
     }
 
-    /// How many threads serve in one worker process.
+    /// Returns how many threads serve in one worker process.
     pub(crate) fn threads(&self) -> u32 {
         if self.model.workers_are_threads() { self.workers.resolve() } else { 1 }
     }
 
-    /// How many worker pages of the scoreboard a worker process writes: each has one writing thread, or is written with
-    /// atomic additions.
+    /// Returns how many worker pages of the scoreboard a worker process writes: each has one writing thread, or is written
+    /// with atomic additions.
     pub(crate) fn scoreboard_page_count(&self) -> usize {
         if self.model == ConcurrencyModel::ThreadPerCore { self.threads() as usize } else { 1 }
     }
 
-    /// Open connections that a worker process takes, in all its threads.
+    /// Returns how many connections a worker process accepts, in all its threads.
     pub(crate) fn max_process_connections(&self) -> u32 {
         self.worker_connections.saturating_mul(self.threads())
     }
@@ -105,7 +106,7 @@ impl Config {
     }
 }
 
-/// The cores of one of so many workers, at least one.
+/// Returns the share of one worker in the cores, at least one.
 fn cores_per_worker(cores: usize, workers: usize) -> usize {
     (cores / workers.max(1)).max(1)
 }

@@ -11,7 +11,7 @@ pub enum WorkerCount {
     /// (rounded down, at least one) both count.
     #[default]
     Auto,
-    /// Exactly so many, from 1 to [`WorkerCount::MAX`].
+    /// Exactly this many, from 1 to [`WorkerCount::MAX`].
     Count(NonZeroU32),
 }
 
@@ -19,7 +19,7 @@ impl WorkerCount {
     /// The largest accepted number of workers. The scoreboard has room for twice as many.
     pub const MAX: u32 = prefork_supervisor::MAX_WORKERS;
 
-    /// `count` workers; an error outside `1..=`[`WorkerCount::MAX`].
+    /// Creates a fixed count; an error outside `1..=`[`WorkerCount::MAX`].
     pub fn new(count: u32) -> Result<WorkerCount> {
         match NonZeroU32::new(count) {
             Some(n) if count <= WorkerCount::MAX => Ok(WorkerCount::Count(n)),
@@ -30,7 +30,7 @@ impl WorkerCount {
         }
     }
 
-    /// The number itself, asking the system where it is [`WorkerCount::Auto`].
+    /// Returns the number; [`WorkerCount::Auto`] asks the system.
     pub fn resolve(self) -> u32 {
         match self {
             WorkerCount::Count(n) => n.get(),

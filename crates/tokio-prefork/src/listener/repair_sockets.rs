@@ -67,7 +67,7 @@ impl ListenerSet {
                 &addr,
                 format!(
                     "the socket at {local} was passed to this process and cannot be reached any more (its file is gone, \
-                     or it was shut down): restart whoever made it, and this service"
+                     or it was shut down): restart the process that created it, and this service"
                 ),
             ));
         }
