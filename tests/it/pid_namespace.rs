@@ -9,6 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
+use crate::support::command::clear_variables;
 use crate::support::{control, log, process, wait};
 
 /// Starts 100 orphans that wait for a FIFO, then becomes the server.
@@ -36,6 +37,7 @@ impl NamespacedServer {
         let log = File::create(dir.path().join("log")).expect("log");
         let mut command = Command::new("unshare");
         command.args(namespace).args(["sh", "-c", START_SCRIPT, env!("CARGO_BIN_EXE_prefork")]);
+        clear_variables(&mut command);
         command.current_dir(dir.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let outside = command.spawn().expect("unshare");
         Some(NamespacedServer { outside, dir })

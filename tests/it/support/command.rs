@@ -307,7 +307,8 @@ pub fn prefork() -> Command {
     command
 }
 
-fn clear_variables(command: &mut Command) {
+/// Removes the environment variables that the server reads, such as those that set the length of these tests.
+pub fn clear_variables(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if is_read_by_server(&name.to_string_lossy()) {
             command.env_remove(name);
