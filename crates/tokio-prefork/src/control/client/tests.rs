@@ -43,7 +43,7 @@ fn start_test_primary(path: PathBuf) -> JoinHandle<()> {
 
 #[test]
 fn one_connection_serves_all_requests() {
-    let dir = tempfile::tempdir().expect("dir");
+    let dir = private_dir();
     let path = dir.path().join("s");
     let thread = start_test_primary(path.clone());
     let mut client = ControlClient::connect(&path).expect("connect");
@@ -78,7 +78,7 @@ fn one_connection_serves_all_requests() {
 
 #[test]
 fn the_error_names_a_missing_control_socket() {
-    let dir = tempfile::tempdir().expect("dir");
+    let dir = private_dir();
     let path = dir.path().join("s");
     let error = ControlClient::connect(&path).expect_err("nobody");
     assert_eq!(error.exit_status(), exit::UNAVAILABLE);
@@ -136,7 +136,7 @@ fn connect_with_short_probes(path: &Path) -> ControlClient {
 
 #[test]
 fn a_reload_fails_if_the_primary_answers_no_probe() {
-    let dir = tempfile::tempdir().expect("dir");
+    let dir = private_dir();
     let path = dir.path().join("s");
     let thread = start_probed_primary(&path, false);
     let error = connect_with_short_probes(&path).reload().expect_err("silent");
@@ -147,9 +147,15 @@ fn a_reload_fails_if_the_primary_answers_no_probe() {
 
 #[test]
 fn a_reload_waits_while_the_primary_answers_probes() {
-    let dir = tempfile::tempdir().expect("dir");
+    let dir = private_dir();
     let path = dir.path().join("s");
     let thread = start_probed_primary(&path, true);
     assert_eq!(connect_with_short_probes(&path).reload().expect("waited for"), "reloaded");
     thread.join().expect("primary");
+}
+
+/// Creates a directory that only this user may write, whatever umask other tests of this process set for a moment.
+fn private_dir() -> tempfile::TempDir {
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    tempfile::Builder::new().permissions(private).tempdir().expect("dir")
 }

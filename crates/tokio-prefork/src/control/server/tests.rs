@@ -18,7 +18,9 @@ struct TestServer {
 
 impl TestServer {
     fn new() -> TestServer {
-        let dir = tempfile::tempdir().expect("dir");
+        // Other tests of this process change the umask for a moment, and a directory that all may write is refused.
+        let private = std::fs::Permissions::from_mode(0o700);
+        let dir = tempfile::Builder::new().permissions(private).tempdir().expect("dir");
         let server = ControlServer::bind(&dir.path().join("s")).expect("bind");
         TestServer { server, history: EventHistory::default(), now: Instant::now(), dir }
     }
