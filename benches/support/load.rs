@@ -35,7 +35,7 @@ pub struct Plan {
     pub delays_request: bool,
 }
 
-/// Outcomes so far.
+/// Counts of the outcomes of all requests until now.
 #[derive(Default)]
 pub struct Counts {
     /// Responses with status 200, complete.
@@ -150,7 +150,7 @@ impl<'a> Client<'a> {
                 self.fail_overdue(REQUEST_TIMEOUT);
             }
         }
-        // Requests in flight count with their wait so far.
+        // A request in flight counts with the time that it has waited until now.
         self.conns.iter().flatten().for_each(|conn| self.record_wait(conn.sent.elapsed()));
     }
 

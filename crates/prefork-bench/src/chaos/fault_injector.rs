@@ -76,7 +76,7 @@ fn process_title(pid: u32) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Recognizes a server whose kernel does not let a process set its title.
+/// Recognizes a server by its executable, where the kernel does not allow a process to set its title.
 fn runs_same_executable(pid: u32) -> bool {
     let program = |pid: &str| fs::read_link(format!("/proc/{pid}/exe")).ok();
     program("self").is_some_and(|own| program(&pid.to_string()) == Some(own))

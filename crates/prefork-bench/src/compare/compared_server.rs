@@ -172,7 +172,7 @@ impl RunningServer {
                     .read_until(b'\n', &mut line)
                     .is_ok_and(|n| n > 0)
                 {
-                    // After startup nobody receives, but reading on keeps the server from blocking on a full
+                    // After startup the channel has no receiver, but reading keeps the server from blocking on a full
                     // pipe.
                     let _ = sender.send(String::from_utf8_lossy(&line).trim_end().to_string());
                     line.clear();
