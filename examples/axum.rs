@@ -1,19 +1,16 @@
 //! Serves an axum `Router` in each worker.
 //!
-//! Any tower service is served the same way, with `TowerToHyperService` of hyper-util.
+//! Any tower service is served the same way.
 //!
 //! ```text
 //! cargo run --example axum -- 127.0.0.1:3000
 //! curl http://127.0.0.1:3000/hello/world
 //! ```
 
-use std::process::ExitCode;
-
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::routing::get;
-use hyper_util::service::TowerToHyperService;
-use tokio_prefork::{Cluster, Config};
+use tokio_prefork::{Cluster, Config, Main};
 
 /// State of the handlers. axum requires it to be `Send`, which `Worker` is not, so it holds the pid.
 #[derive(Clone)]
@@ -29,19 +26,18 @@ async fn hello(State(state): State<AppState>, Path(name): Path<String>) -> Strin
     format!("hello {name} from pid {}\n", state.pid)
 }
 
-fn main() -> ExitCode {
-    run().unwrap_or_else(|error| error.report())
+fn main() -> Main {
+    run().into()
 }
 
-fn run() -> tokio_prefork::Result<ExitCode> {
+fn run() -> tokio_prefork::Result<()> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_string());
     let config = Config::builder().listen(&address)?.build()?;
     Cluster::new(config).serve(|worker| async move {
-        let routes = Router::new()
+        Ok(Router::new()
             .route("/", get(index))
             .route("/hello/{name}", get(hello))
-            .with_state(AppState { pid: worker.pid() });
-        Ok(TowerToHyperService::new(routes))
+            .with_state(AppState { pid: worker.pid() }))
     })
 }

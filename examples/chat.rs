@@ -9,7 +9,6 @@
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::process::ExitCode;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -19,7 +18,7 @@ use hyper::body::{Body, Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use tokio::sync::mpsc;
-use tokio_prefork::{BoxError, Cluster, Config, Worker};
+use tokio_prefork::{BoxError, Cluster, Config, Main, Worker};
 
 /// How many events are queued for one listener. A slower listener is disconnected.
 const LISTENER_QUEUE_LENGTH: usize = 64;
@@ -27,11 +26,11 @@ const LISTENER_QUEUE_LENGTH: usize = 64;
 /// The listeners of this worker.
 type Listeners = Rc<RefCell<Vec<mpsc::Sender<Bytes>>>>;
 
-fn main() -> ExitCode {
-    run().unwrap_or_else(|error| error.report())
+fn main() -> Main {
+    run().into()
 }
 
-fn run() -> tokio_prefork::Result<ExitCode> {
+fn run() -> tokio_prefork::Result<()> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_string());
     let config = Config::builder().listen(&address)?.build()?;

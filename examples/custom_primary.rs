@@ -9,20 +9,19 @@
 //! ```
 
 use std::convert::Infallible;
-use std::process::ExitCode;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 // import cluster from 'node:cluster';
-use tokio_prefork::{Cluster, ClusterEvent, Config};
+use tokio_prefork::{Cluster, ClusterEvent, Config, Main};
 
-fn main() -> ExitCode {
-    run().unwrap_or_else(|error| error.report())
+fn main() -> Main {
+    run().into()
 }
 
-fn run() -> tokio_prefork::Result<ExitCode> {
+fn run() -> tokio_prefork::Result<()> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8000".to_string());
 

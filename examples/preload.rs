@@ -8,22 +8,21 @@
 //! ```
 
 use std::convert::Infallible;
-use std::process::ExitCode;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use tokio_prefork::{Cluster, Config};
+use tokio_prefork::{Cluster, Config, Main};
 
 /// Number of table entries, of 8 bytes each.
 const TABLE_ENTRIES: u64 = 8 << 20;
 
-fn main() -> ExitCode {
-    run().unwrap_or_else(|error| error.report())
+fn main() -> Main {
+    run().into()
 }
 
-fn run() -> tokio_prefork::Result<ExitCode> {
+fn run() -> tokio_prefork::Result<()> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_string());
     let config = Config::builder().listen(&address)?.build()?;

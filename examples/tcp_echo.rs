@@ -8,26 +8,30 @@
 //! ```
 
 use std::io;
-use std::process::ExitCode;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio_prefork::{AcceptedStream, Cluster, Config, Worker};
+use tokio_prefork::{AcceptedStream, Cluster, Config, Main, Worker};
 
 /// Longest accepted line in bytes, so that a client cannot fill the memory. A longer one ends the connection.
 const MAX_LINE_LENGTH: u64 = 64 * 1024;
 
-fn main() -> ExitCode {
-    run().unwrap_or_else(|error| error.report())
+fn main() -> Main {
+    run().into()
 }
 
-fn run() -> tokio_prefork::Result<ExitCode> {
+fn run() -> tokio_prefork::Result<()> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_string());
     let config = Config::builder().listen(&address)?.build()?;
-    Cluster::new(config).serve_connections(|worker, stream| async move {
-        if let Err(e) = echo(&worker, stream).await {
-            log::info!("pid {}: {e}", worker.pid());
-        }
+    Cluster::new(config).serve_connections(|worker: Worker| async move {
+        Ok(move |stream: AcceptedStream| {
+            let worker = worker.clone();
+            async move {
+                if let Err(e) = echo(&worker, stream).await {
+                    log::info!("pid {}: {e}", worker.pid());
+                }
+            }
+        })
     })
 }
 

@@ -13,7 +13,6 @@ mod zero_body;
 use std::convert::Infallible;
 use std::future::Future;
 use std::ops::Deref;
-use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -90,7 +89,7 @@ impl_app_worker!(Worker, ThreadedWorker);
 pub(crate) fn serve_app(
     config: Config,
     read_config: impl Fn() -> Result<Config> + 'static,
-) -> Result<ExitCode> {
+) -> Result<()> {
     let model = config.model;
     let faults = config.app_settings::<AppOptions>().is_some_and(|options| options.faults);
     let cluster = Cluster::new(config).reload_with(read_config);

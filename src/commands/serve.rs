@@ -13,7 +13,7 @@ use crate::app::{self, AppOptions, FileServerConfig, RootDir};
 use crate::logging;
 use crate::settings::{AppSettings, ConfigSources, FlagValues, Settings};
 use tokio_prefork::{Config, ListenAddr};
-use tokio_prefork::{Error, Result};
+use tokio_prefork::{Error, Result, exit};
 
 /// Logged once if [`is_demo_exposed`].
 const DEMO_WARNING: &str = "\
@@ -51,7 +51,8 @@ pub(crate) fn run_serve(flags: FlagValues) -> Result<ExitCode> {
         }
         warn_if_demo_exposed(&settings);
         build_config(settings)
-    })
+    })?;
+    Ok(ExitCode::from(exit::OK))
 }
 
 /// Builds the cluster's configuration with the application's options attached, so that a reload changes both.

@@ -1,6 +1,5 @@
 //! Applications whose boot or preload fails, hangs or waits.
 
-use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use http_body_util::Full;
@@ -29,17 +28,17 @@ fn unused_service()
 }
 
 /// Every boot fails with an error.
-pub(super) fn boot_fails(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn boot_fails(arguments: ProgramArguments) -> Result<()> {
     Cluster::new(arguments.config).serve(|_: Worker| async {
         if true {
-            return Err(Error::application("open the database", "no such host"));
+            return Err("open the database: no such host".into());
         }
         Ok(unused_service())
     })
 }
 
 /// Every worker exits during boot.
-pub(super) fn boot_exits(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn boot_exits(arguments: ProgramArguments) -> Result<()> {
     Cluster::new(arguments.config).serve(|_: Worker| async {
         if true {
             std::process::exit(37);
@@ -49,7 +48,7 @@ pub(super) fn boot_exits(arguments: ProgramArguments) -> Result<ExitCode> {
 }
 
 /// Every boot hangs.
-pub(super) fn boot_hangs(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn boot_hangs(arguments: ProgramArguments) -> Result<()> {
     Cluster::new(arguments.config).serve(|_: Worker| async {
         std::future::pending::<()>().await;
         Ok(unused_service())
@@ -57,10 +56,10 @@ pub(super) fn boot_hangs(arguments: ProgramArguments) -> Result<ExitCode> {
 }
 
 /// The boot fails if the file `broken` exists, hangs if `stuck` does, and waits for the FIFO `barrier` if there is one.
-pub(super) fn boot_fails_if_broken(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn boot_fails_if_broken(arguments: ProgramArguments) -> Result<()> {
     Cluster::new(arguments.config).serve(|worker: Worker| async move {
         if std::path::Path::new("broken").exists() {
-            return Err(Error::application("read the settings", "they are broken"));
+            return Err("read the settings: they are broken".into());
         }
         if std::path::Path::new("stuck").exists() {
             std::future::pending::<()>().await;
@@ -76,7 +75,7 @@ pub(super) fn boot_fails_if_broken(arguments: ProgramArguments) -> Result<ExitCo
 static PRELOAD_COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// Preloads 32 MiB, and answers with the pid, the pid of the loader, the number of loads, the address and the sum.
-pub(super) fn preload(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn preload(arguments: ProgramArguments) -> Result<()> {
     struct Loaded {
         numbers: Vec<u64>,
         loaded_by: u32,
@@ -96,15 +95,15 @@ pub(super) fn preload(arguments: ProgramArguments) -> Result<ExitCode> {
     )
 }
 
-pub(super) fn preload_fails(arguments: ProgramArguments) -> Result<ExitCode> {
-    let load = || if true { Err(Error::application("load", "the disk is gone")) } else { Ok(()) };
+pub(super) fn preload_fails(arguments: ProgramArguments) -> Result<()> {
+    let load = || if true { Err("the disk is gone".into()) } else { Ok(()) };
     Cluster::new(arguments.config)
         .preload(load)
         .serve(|_: Worker, _: &()| async { Ok(unused_service()) })
 }
 
 #[expect(clippy::panic, reason = "a panic is what this is about")]
-pub(super) fn preload_panics(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn preload_panics(arguments: ProgramArguments) -> Result<()> {
     let load = || if true { panic!("preload panics") } else { Ok(()) };
     Cluster::new(arguments.config)
         .preload(load)
@@ -112,13 +111,13 @@ pub(super) fn preload_panics(arguments: ProgramArguments) -> Result<ExitCode> {
 }
 
 /// The preload leaves a thread running, so that the process must not be forked.
-pub(super) fn preload_leaves_a_thread(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn preload_leaves_a_thread(arguments: ProgramArguments) -> Result<()> {
     let load = || {
         let forever = || loop {
             std::thread::park();
         };
         let left = std::thread::Builder::new().name("left-running".into()).spawn(forever);
-        left.map(drop).map_err(|e| Error::application("start a thread", e))
+        Ok(left.map(drop)?)
     };
     Cluster::new(arguments.config)
         .preload(load)

@@ -1,7 +1,6 @@
 //! An application that runs the isolated job that the path of a request names.
 
 use std::convert::Infallible;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -14,7 +13,7 @@ use tokio_prefork::{Cluster, IsolatedJobError, IsolatedPoolConfig, Result, Worke
 use super::ProgramArguments;
 
 /// `processes=N` isolated processes, `waiting=N` queued jobs, `max-rss-mib=N` memory for each process, and a `deadline-ms=N`.
-pub(super) fn isolated_jobs(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn isolated_jobs(arguments: ProgramArguments) -> Result<()> {
     let number = |key: &str| arguments.value(key).ok().and_then(|text| text.parse::<u64>().ok());
     let processes = number("processes").unwrap_or(1) as u32;
     let waiting = number("waiting").unwrap_or(8) as usize;

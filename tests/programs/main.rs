@@ -16,10 +16,9 @@ mod worker_kinds;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::process::ExitCode;
 use std::time::Duration;
 
-use tokio_prefork::{Config, ControlSocket, Dispatch, Error, Result, WorkerCount};
+use tokio_prefork::{Config, ControlSocket, Dispatch, Error, Main, Result, WorkerCount};
 
 /// Arguments of a program.
 pub struct ProgramArguments {
@@ -35,12 +34,12 @@ impl ProgramArguments {
     }
 }
 
-fn main() -> ExitCode {
+fn main() -> Main {
     env_logger::Builder::new().filter_level(log::LevelFilter::Info).init();
     let mut words = std::env::args().skip(1);
     // Without a name, do nothing.
-    let Some(name) = words.next() else { return ExitCode::SUCCESS };
-    let done = parse_arguments(words).and_then(|arguments| match name.as_str() {
+    let Some(name) = words.next() else { return Ok::<_, Error>(()).into() };
+    let result = parse_arguments(words).and_then(|arguments| match name.as_str() {
         "primary-requests" => primary_requests::primary_requests(arguments),
         "misbehaving-workers" => misbehaving_workers::misbehaving_workers(arguments),
         "node-api" => node_api::node_api(arguments),
@@ -71,10 +70,7 @@ fn main() -> ExitCode {
         "shared-too-late" => shared_state::shared_state_declared_in_worker(arguments),
         _ => Err(Error::application("no such program", name)),
     });
-    done.unwrap_or_else(|e| {
-        eprintln!("test program: {e}");
-        ExitCode::from(e.exit_status())
-    })
+    result.into()
 }
 
 fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArguments> {

@@ -5,7 +5,6 @@ use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +22,7 @@ use super::ProgramArguments;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-pub(super) fn messages(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn messages(arguments: ProgramArguments) -> Result<()> {
     let notes: Rc<RefCell<Vec<String>>> = Rc::default();
     let all = Rc::clone(&notes);
     let mut kept: Option<ReplyTo> = None;

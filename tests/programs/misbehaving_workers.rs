@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::fs::{self, OpenOptions};
 use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -25,7 +24,7 @@ const CONTROL_BYTES: &[u8] = b"\x1b[2J\x9b\xc2\x9b\r\nforged\xe2\x80\xae";
 ///
 /// `/pages?SEED` and `/channels?SEED` write random bytes, `/garbage?SEED` bytes that are never a message. `/logs` reports a
 /// failed boot with control bytes, `/panics` panics with them. `/` lets the primary echo 100 000 bytes.
-pub(super) fn misbehaving_workers(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn misbehaving_workers(arguments: ProgramArguments) -> Result<()> {
     // The default hook would print the text of a panic raw.
     std::panic::set_hook(Box::new(|_| {}));
     Cluster::new(arguments.config)

@@ -4,7 +4,6 @@
 
 use std::num::NonZeroU32;
 use std::os::unix::net::UnixStream;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -21,7 +20,7 @@ use super::ProgramArguments;
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-pub(super) fn node_api(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn node_api(arguments: ProgramArguments) -> Result<()> {
     Cluster::new(arguments.config)
         .reload_with(|| settings(Config::builder()))
         .on_event(record_event)

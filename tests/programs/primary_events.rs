@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::Write;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use http_body_util::Full;
@@ -18,7 +17,7 @@ use super::ProgramArguments;
 
 /// Writes a line for each event to the file `events`. At a scale event, runs the commands in the file `commands`. With a
 /// file `veto`, dead workers are not replaced; files `panic` and `slow` make the hook panic or block, once.
-pub(super) fn primary_events(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn primary_events(arguments: ProgramArguments) -> Result<()> {
     let mut log = fs::File::create("events").map_err(|e| Error::application("events", e))?;
     let hook = move |primary: &mut PrimaryHandle<'_>, event: &ClusterEvent| {
         let line = format_event(event);

@@ -1,7 +1,6 @@
 //! An application whose primary sends requests to its workers, as the path of an HTTP request asks.
 
 use std::convert::Infallible;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -16,7 +15,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// `/SLOT/KIND/MILLISECONDS` lets the primary send a request of this kind with this timeout to that slot; any other path
 /// returns the number of late replies.
-pub(super) fn primary_requests(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn primary_requests(arguments: ProgramArguments) -> Result<()> {
     Cluster::new(arguments.config)
         .on_message("ask", |primary, _, message| {
             let Some(to) = message.reply_to() else { return };

@@ -1,7 +1,6 @@
 //! An application that returns how it understood each request, for the differential fuzzer.
 
 use std::convert::Infallible;
-use std::process::ExitCode;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -14,7 +13,7 @@ use super::ProgramArguments;
 
 /// Answers each request with `X-Seen: METHOD TARGET BODY-LENGTH BODY-CHECKSUM`. A request to `/early` is answered
 /// before its body is read.
-pub(super) fn request_summary(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn request_summary(arguments: ProgramArguments) -> Result<()> {
     Cluster::new(arguments.config).serve(|_: Worker| async {
         Ok(service_fn(|r| async { Ok::<_, Infallible>(summarize(r).await) }))
     })

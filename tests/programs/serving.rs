@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::process::ExitCode;
 use std::rc::Rc;
 
 use http_body_util::Full;
@@ -20,7 +19,7 @@ fn response(text: impl Into<Bytes>) -> Response<Full<Bytes>> {
 }
 
 /// Counts requests in state that is neither `Send` nor `Sync`.
-pub(super) fn handler_not_send(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn handler_not_send(arguments: ProgramArguments) -> Result<()> {
     Cluster::new(arguments.config).serve(|worker: Worker| async move {
         let seen = Rc::new(Cell::new(0));
         Ok(service_fn(move |_: Request<Incoming>| {
@@ -37,7 +36,7 @@ pub(super) fn handler_not_send(arguments: ProgramArguments) -> Result<ExitCode> 
 }
 
 /// Serves an axum router.
-pub(super) fn axum_router(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn axum_router(arguments: ProgramArguments) -> Result<()> {
     use axum::routing::get;
     Cluster::new(arguments.config).serve(|worker: Worker| async move {
         let pid = worker.pid();
@@ -45,33 +44,36 @@ pub(super) fn axum_router(arguments: ProgramArguments) -> Result<ExitCode> {
             format!("hello {name}, from PID {pid}")
         };
         let router = axum::Router::new().route("/hello/{name}", get(hello));
-        Ok(hyper_util::service::TowerToHyperService::new(router))
+        Ok(router)
     })
 }
 
 /// Serves a line protocol: a greeting, then an echo of each line until `bye`.
-pub(super) fn line_protocol(arguments: ProgramArguments) -> Result<ExitCode> {
-    Cluster::new(arguments.config).serve_connections(
-        |worker: Worker, stream: AcceptedStream| async move {
-            let mut stream = BufReader::new(stream);
-            let greeting = format!("hello from {}\n", worker.pid());
-            let mut line = String::new();
-            // A disconnected client only ends its connection.
-            if stream.get_mut().write_all(greeting.as_bytes()).await.is_err() {
-                return;
-            }
-            while let Ok(1..) = stream.read_line(&mut line).await {
-                if line == "bye\n" || stream.get_mut().write_all(line.as_bytes()).await.is_err() {
-                    return;
-                }
-                line.clear();
-            }
-        },
-    )
+pub(super) fn line_protocol(arguments: ProgramArguments) -> Result<()> {
+    Cluster::new(arguments.config).serve_connections(|worker: Worker| async move {
+        let pid = worker.pid();
+        Ok(move |stream: AcceptedStream| serve_lines(pid, stream))
+    })
+}
+
+async fn serve_lines(pid: u32, stream: AcceptedStream) {
+    let mut stream = BufReader::new(stream);
+    let greeting = format!("hello from {pid}\n");
+    let mut line = String::new();
+    // A disconnected client only ends its connection.
+    if stream.get_mut().write_all(greeting.as_bytes()).await.is_err() {
+        return;
+    }
+    while let Ok(1..) = stream.read_line(&mut line).await {
+        if line == "bye\n" || stream.get_mut().write_all(line.as_bytes()).await.is_err() {
+            return;
+        }
+        line.clear();
+    }
 }
 
 /// Answers with the environment of the worker.
-pub(super) fn worker_environment(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn worker_environment(arguments: ProgramArguments) -> Result<()> {
     Cluster::new(arguments.config).serve(|_: Worker| async {
         Ok(text_service(|| {
             let all = std::env::vars().map(|(name, value)| format!("{name}={value}\n"));
@@ -81,7 +83,7 @@ pub(super) fn worker_environment(arguments: ProgramArguments) -> Result<ExitCode
 }
 
 /// Retires each worker at its third request.
-pub(super) fn retiring_workers(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn retiring_workers(arguments: ProgramArguments) -> Result<()> {
     Cluster::new(arguments.config).serve(|worker: Worker| async move {
         let seen = Cell::new(0);
         Ok(text_service(move || {
@@ -108,7 +110,7 @@ async fn exceed_request_timeout(worker: &Worker, request: &Request<Incoming>) {
 
 /// Answers `/cluster` at once, `/poll` when the worker drains, and `/extended` and `/unlimited` after three times
 /// `request-timeout`, with their deadlines changed; other paths never.
-pub(super) fn waiting_requests(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn waiting_requests(arguments: ProgramArguments) -> Result<()> {
     Cluster::new(arguments.config).serve(|worker: Worker| async move {
         Ok(service_fn(move |request: Request<Incoming>| {
             let worker = worker.clone();

@@ -5,7 +5,6 @@
 use std::convert::Infallible;
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -63,7 +62,7 @@ fn declare_flags() -> Result<(SharedFlag, SharedFlag, SharedGauge)> {
 }
 
 /// Increments a counter, and writes a byte to the file `acknowledged` after each addition.
-pub(super) fn shared_counter(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn shared_counter(arguments: ProgramArguments) -> Result<()> {
     let (go, stop, busy) = declare_flags()?;
     let counter = SharedCounter::new("count")?;
     Cluster::new(arguments.config).serve(move |_: Worker| async move {
@@ -81,7 +80,7 @@ pub(super) fn shared_counter(arguments: ProgramArguments) -> Result<ExitCode> {
 }
 
 /// Takes tokens from a limiter of 5000 a day, and from one of 2000 a second with a burst of 1000.
-pub(super) fn shared_limiter(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn shared_limiter(arguments: ProgramArguments) -> Result<()> {
     let (go, stop, busy) = declare_flags()?;
     let day = RateLimiter::new("day", 1, Duration::from_secs(86_400), 5000)?;
     let second = RateLimiter::new("second", 2000, Duration::from_secs(1), 1000)?;
@@ -109,7 +108,7 @@ fn is_intact(value: &[u8]) -> bool {
 const KEY_COUNT: u8 = 16;
 
 /// Writes values of up to 32 kB and reads those of other workers. `/mend` writes and reads all keys.
-pub(super) fn shared_cache(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn shared_cache(arguments: ProgramArguments) -> Result<()> {
     let (go, stop, busy) = declare_flags()?;
     let cache = SharedCache::new("cache", 16, 32_100)?;
     let torn = SharedCounter::new("torn")?;
@@ -161,7 +160,7 @@ async fn wait_until(mut holds: impl FnMut() -> bool) -> bool {
 }
 
 /// Every worker is a candidate for one role until it drains. `file=PATH` shares the role with other clusters.
-pub(super) fn leadership(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn leadership(arguments: ProgramArguments) -> Result<()> {
     let role = match arguments.value("file") {
         Ok(path) => Leadership::with_lock_file("cron", path)?,
         Err(_) => Leadership::new("cron")?,
@@ -183,7 +182,7 @@ pub(super) fn leadership(arguments: ProgramArguments) -> Result<ExitCode> {
 }
 
 /// Two workers each lead one role and then wait for the role of the other.
-pub(super) fn leadership_cycle(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn leadership_cycle(arguments: ProgramArguments) -> Result<()> {
     let roles = [Leadership::new("one")?, Leadership::new("two")?];
     let waiting = SharedGauge::new("waiting")?;
     let (go, stop, _) = declare_flags()?;
@@ -209,9 +208,9 @@ pub(super) fn leadership_cycle(arguments: ProgramArguments) -> Result<ExitCode> 
 }
 
 /// Declares a counter in a worker, which is too late.
-pub(super) fn shared_state_declared_in_worker(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn shared_state_declared_in_worker(arguments: ProgramArguments) -> Result<()> {
     Cluster::new(arguments.config).serve(|_: Worker| async {
         let counter = SharedCounter::new("late")?;
-        Ok::<_, Error>(text_service(move || counter.value().to_string()))
+        Ok(text_service(move || counter.value().to_string()))
     })
 }

@@ -1,14 +1,15 @@
 //! An application with web workers and consumers: web workers pass the jobs in request paths to consumers.
 
 use std::convert::Infallible;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use tokio_prefork::{Cluster, Error, MessageError, PrimaryHandle, Result, Worker, WorkerKind};
+use tokio_prefork::{
+    BoxError, Cluster, Error, MessageError, PrimaryHandle, Result, Worker, WorkerKind,
+};
 
 use super::ProgramArguments;
 
@@ -17,7 +18,7 @@ const JOB_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// `consumers=N` consumers with a maximum age of `age-ms=N`, and `fragile=N` workers of another kind. A consumer fails to
 /// boot while the file `broken` exists.
-pub(super) fn worker_kinds(arguments: ProgramArguments) -> Result<ExitCode> {
+pub(super) fn worker_kinds(arguments: ProgramArguments) -> Result<()> {
     let number =
         |key| arguments.value(key)?.parse::<u32>().map_err(|_| Error::application(key, "number"));
     let mut consumers = WorkerKind::new("consumer", number("consumers")?);
@@ -28,7 +29,7 @@ pub(super) fn worker_kinds(arguments: ProgramArguments) -> Result<ExitCode> {
     Cluster::new(arguments.config)
         .kind(consumers, |worker: Worker| async move {
             if std::fs::metadata("broken").is_ok() {
-                return Err(Error::application("boot", "broken"));
+                return Err("broken".into());
             }
             consume(worker).await
         })
@@ -67,7 +68,7 @@ fn fork_consumer(primary: &mut PrimaryHandle<'_>) -> String {
 }
 
 /// Replies to each job with kind, slot and pid of this worker; the job `hang` never ends.
-async fn consume(worker: Worker) -> Result<()> {
+async fn consume(worker: Worker) -> Result<(), BoxError> {
     let mut jobs = worker.open_inbox("job");
     loop {
         let job = tokio::select! {

@@ -8,15 +8,13 @@ mod worker_kind;
 
 use std::future::Future;
 use std::os::fd::OwnedFd;
-use std::process::ExitCode;
 
-use bytes::Bytes;
-use hyper::body::{Body, Incoming};
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::service::Service;
-use hyper::{Request, Response};
 
 use crate::config::Config;
-use crate::error::{Error, Result, exit};
+use crate::error::{BoxError, Error, Result, exit};
 use crate::listener::resolve_hosts;
 use crate::log_file::{LogFile, inherited_log_fd};
 use crate::log_output;
@@ -27,7 +25,8 @@ use crate::primary::{
 use crate::runtime::AppThreading;
 use crate::systemd::ServiceEnvironment;
 use crate::upgrade::{self, BinaryLauncher, UpgradeManifest, UpgradeRole, WaitingClients};
-use crate::worker::{self, AcceptedStream, BoxError, ThreadedWorker, Worker, WorkerApp};
+use crate::worker::http::into_service::IntoHttpService;
+use crate::worker::{self, AcceptedStream, ThreadedWorker, Worker, WorkerApp};
 use prefork_supervisor::ShutdownReason;
 pub use preload::PreloadedCluster;
 pub use worker_kind::WorkerKind;
@@ -36,23 +35,19 @@ use worker_kind::WorkerKinds;
 /// A cluster of forked workers behind one listening socket.
 ///
 /// ```no_run
-/// use http_body_util::Full;
-/// use hyper::body::{Bytes, Incoming};
-/// use hyper::{Request, Response, service::service_fn};
-/// use tokio_prefork::{Cluster, Config, Worker};
+/// use axum::{Router, routing::get};
+/// use tokio_prefork::{Cluster, Config, Main, Worker};
 ///
-/// fn main() -> std::process::ExitCode {
-///     run().unwrap_or_else(|error| error.report())
+/// fn main() -> Main {
+///     run().into()
 /// }
 ///
-/// fn run() -> tokio_prefork::Result<std::process::ExitCode> {
+/// fn run() -> tokio_prefork::Result<()> {
 ///     let config = Config::builder().listen("127.0.0.1:3000")?.build()?;
 ///     Cluster::new(config).serve(|worker: Worker| async move {
 ///         let pid = worker.pid();
-///         Ok(service_fn(move |_: Request<Incoming>| async move {
-///             let body = Full::new(Bytes::from(format!("Handled by PID {pid}\n")));
-///             Ok::<_, std::convert::Infallible>(Response::new(body))
-///         }))
+///         let hello = move || async move { format!("Handled by PID {pid}\n") };
+///         Ok(Router::new().route("/", get(hello)))
 ///     })
 /// }
 /// ```
@@ -95,7 +90,7 @@ impl Cluster {
     /// not use tokio: a worker could not use tokio any more (see "Unix fork" in tokio's documentation).
     pub fn preload<T, L>(self, load: L) -> PreloadedCluster<L>
     where
-        L: FnOnce() -> Result<T> + Send + 'static,
+        L: FnOnce() -> Result<T, BoxError> + Send + 'static,
         T: Send + 'static,
     {
         PreloadedCluster::new(self, load)
@@ -103,26 +98,22 @@ impl Cluster {
 
     /// Forks the workers and supervises them until the cluster is told to stop. Returns in the primary only.
     ///
-    /// `app` runs once in each worker, inside its runtime, and makes the service that answers the requests;
-    /// the worker is ready when it returns. Neither its future nor the service needs to be `Send`. A tower or axum
-    /// service fits through `hyper_util::service::TowerToHyperService`.
+    /// `app` runs once in each worker, inside its runtime, and makes the service that answers the requests: an axum
+    /// `Router`, another tower service, or a service of hyper (see [`IntoHttpService`]). The worker is ready when it
+    /// returns. Any error converts to its [`BoxError`], so `?` works. Neither its future nor the service needs to be `Send`.
     ///
     /// `app` itself is `Send` and `Sync`, as under
     /// [`ConcurrencyModel::ThreadPerCore`](crate::ConcurrencyModel::ThreadPerCore) each thread calls it. For
     /// [`ConcurrencyModel::Threads`](crate::ConcurrencyModel::Threads) there is [`Cluster::serve_threads`].
     ///
     /// # Errors
-    /// The address cannot be bound, or the system refuses something at the start. What goes wrong later is
-    /// logged, survived if possible, and told by the exit status (see [`exit`](crate::exit)).
-    pub fn serve<A, F, S, B>(self, app: A) -> Result<ExitCode>
+    /// The address cannot be bound, the system refuses something at the start, or no worker can boot. The error names
+    /// the cause, and [`Error::exit_status`] is the exit status for the service manager; see [`Main`](crate::Main).
+    pub fn serve<A, F, S, M>(self, app: A) -> Result<()>
     where
         A: Fn(Worker) -> F + Send + Sync + 'static,
-        F: Future<Output = Result<S>> + 'static,
-        S: Service<Request<Incoming>, Response = Response<B>> + 'static,
-        S::Future: 'static,
-        S::Error: Into<BoxError> + 'static,
-        B: Body<Data = Bytes> + 'static,
-        B::Error: Into<BoxError>,
+        F: Future<Output = Result<S, BoxError>> + 'static,
+        S: IntoHttpService<M>,
     {
         self.run(AppThreading::SingleThread, || Ok(worker::http_app(app)))
     }
@@ -136,28 +127,47 @@ impl Cluster {
     ///
     /// # Errors
     /// As [`Cluster::serve`], and if the configuration names another model.
-    pub fn serve_threads<A, F, S, B>(self, app: A) -> Result<ExitCode>
+    pub fn serve_threads<A, F, S, M>(self, app: A) -> Result<()>
     where
         A: Fn(ThreadedWorker) -> F + Send + Sync + 'static,
-        F: Future<Output = Result<S>> + Send + 'static,
-        S: Service<Request<Incoming>, Response = Response<B>> + Send + Sync + 'static,
-        S::Future: Send + 'static,
-        S::Error: Into<BoxError> + 'static,
-        B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
+        F: Future<Output = Result<S, BoxError>> + Send + 'static,
+        S: IntoHttpService<M, Service: Send + Sync, Body: Send>,
+        <S::Service as Service<Request<Incoming>>>::Future: Send,
     {
         self.run(AppThreading::MultiThread, || Ok(crate::runtime::threads::multi_thread_app(app)))
     }
 
-    /// Serves any protocol, at the level of connections: `app` is called in a worker with each accepted connection. Its
-    /// future is the connection's life; a draining worker waits for it up to the graceful timeout.
+    /// Serves any protocol, at the level of connections.
+    ///
+    /// `app` runs once in each worker, before its first connection, and returns the function that serves a connection. The
+    /// future of that function is the connection's life; a draining worker waits for it up to the graceful timeout.
+    ///
+    /// ```no_run
+    /// use tokio::io::AsyncWriteExt;
+    /// use tokio_prefork::{AcceptedStream, Cluster, Config, Worker};
+    ///
+    /// # fn run(config: Config) -> tokio_prefork::Result<()> {
+    /// Cluster::new(config).serve_connections(|worker: Worker| async move {
+    ///     let greeting = format!("hello from PID {}\n", worker.pid());
+    ///     Ok(move |mut stream: AcceptedStream| {
+    ///         let greeting = greeting.clone();
+    ///         async move {
+    ///             // A client that has gone only ends its connection.
+    ///             let _ = stream.write_all(greeting.as_bytes()).await;
+    ///         }
+    ///     })
+    /// })
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Cluster::serve`].
-    pub fn serve_connections<A, F>(self, app: A) -> Result<ExitCode>
+    pub fn serve_connections<A, F, H, C>(self, app: A) -> Result<()>
     where
-        A: Fn(Worker, AcceptedStream) -> F + Send + Sync + 'static,
-        F: Future<Output = ()> + 'static,
+        A: Fn(Worker) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<H, BoxError>> + 'static,
+        H: Fn(AcceptedStream) -> C + 'static,
+        C: Future<Output = ()> + 'static,
     {
         self.run(AppThreading::SingleThread, || Ok(worker::raw_connection_app(app)))
     }
@@ -169,7 +179,7 @@ impl Cluster {
         mut self,
         threading: AppThreading,
         build_app: impl FnOnce() -> Result<WorkerApp>,
-    ) -> Result<ExitCode> {
+    ) -> Result<()> {
         log_output::init_log_output(None);
         prefork_os::signal::ignore_sigpipe_and_sigxfsz()
             .map_err(|e| Error::system("handle SIGPIPE and SIGXFSZ", e))?;
@@ -185,7 +195,7 @@ impl Cluster {
         let service = ServiceEnvironment::take()?;
         let manifest = match UpgradeRole::take()? {
             Some(UpgradeRole::Check { manifest, answer }) => {
-                return Ok(self.run_upgrade_check(&manifest, &answer, build_app));
+                self.run_upgrade_check(&manifest, &answer, build_app);
             }
             Some(UpgradeRole::NewImage(manifest)) => Some(manifest),
             None => None,
@@ -197,7 +207,7 @@ impl Cluster {
                 // From here on the control server answers them.
                 drop(waiting);
                 match primary.run()? {
-                    ShutdownReason::StopRequested => Ok(ExitCode::from(exit::OK)),
+                    ShutdownReason::StopRequested => Ok(()),
                     ShutdownReason::WorkersCannotBoot => {
                         Err(Error::workers_cannot_boot("see the log for why each of them ended"))
                     }
@@ -281,13 +291,15 @@ impl Cluster {
         Ok(())
     }
 
-    /// Checks, as a child of the primary, all that can fail before this binary takes over, and reports the result.
+    /// Checks, as a child of the primary, all that can fail before this binary takes over, reports the result and exits.
+    ///
+    /// It never returns, so that the code after [`Cluster::serve`] runs in the primary only.
     fn run_upgrade_check(
         mut self,
         manifest: &UpgradeManifest,
         answer: &OwnedFd,
         build_app: impl FnOnce() -> Result<WorkerApp>,
-    ) -> ExitCode {
+    ) -> ! {
         let unblocked = prefork_os::signal::unblock_all_signals()
             .map_err(|e| Error::system("unblock signals", e));
         let outcome = unblocked
@@ -305,7 +317,7 @@ impl Cluster {
                 )
             });
         upgrade::report_check_result(answer, manifest, &outcome);
-        ExitCode::from(outcome.map_or_else(|e| e.exit_status(), |()| exit::OK))
+        std::process::exit(outcome.map_or_else(|e| e.exit_status(), |()| exit::OK).into())
     }
 }
 

@@ -10,6 +10,9 @@ use crate::text::Printable;
 /// A result whose error is an [`Error`] by default.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// An error of the application's own code: any error converts to it by `?`, `anyhow::Error` and texts included.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 /// Why a cluster could not start or ended without being asked to, or why a request to a primary failed.
 ///
 /// Match on [`Error::kind`], not on the text, which is for people and may change. [`std::error::Error::source`] returns the
@@ -30,7 +33,7 @@ pub struct Error(Box<Inner>);
 struct Inner {
     kind: ErrorKind,
     message: String,
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    source: Option<BoxError>,
 }
 
 /// The kind of failure of an [`Error`], from which the exit status follows ([`ErrorKind::exit_status`]).
@@ -103,10 +106,7 @@ impl Error {
     }
 
     /// Sets the cause that [`std::error::Error::source`] returns. The text of the error has to contain that of the cause.
-    pub fn with_source(
-        mut self,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Error {
+    pub fn with_source(mut self, source: impl Into<BoxError>) -> Error {
         self.0.source = Some(source.into());
         self
     }
@@ -172,13 +172,28 @@ impl Error {
     }
 
     /// Creates an [`ErrorKind::Application`] error: `OPERATION: CAUSE`. The cause is another error or a text.
-    pub fn application(
-        operation: impl fmt::Display,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Error {
+    pub fn application(operation: impl fmt::Display, source: impl Into<BoxError>) -> Error {
         let source = source.into();
-        let message = format!("{operation}: {source}");
+        let message = format!("{operation}: {}", text_of_chain(&*source));
         Error::new(ErrorKind::Application, message).with_source(source)
+    }
+
+    /// Converts an error that a function of the application returned: an [`Error`] stays what it is, any other becomes
+    /// one of [`ErrorKind::Application`] with the texts of its causes.
+    pub(crate) fn from_app(error: BoxError) -> Error {
+        match error.downcast::<Error>() {
+            Ok(error) => *error,
+            Err(error) => {
+                Error::new(ErrorKind::Application, text_of_chain(&*error)).with_source(error)
+            }
+        }
+    }
+
+    /// Returns the first [`Error`] among `error` and its causes.
+    pub(crate) fn find_in_chain<'a>(
+        error: &'a (dyn std::error::Error + 'static),
+    ) -> Option<&'a Error> {
+        error_chain(error).find_map(|error| error.downcast_ref::<Error>())
     }
 
     /// Creates an [`ErrorKind::Internal`] error for an invariant that does not hold.
@@ -198,6 +213,31 @@ impl Error {
     pub fn exit_status(&self) -> u8 {
         self.kind().exit_status()
     }
+}
+
+/// Iterates over `error` and its causes.
+fn error_chain<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| match error.downcast_ref::<io::Error>() {
+        // `source` of such an error skips the error that it wraps.
+        Some(wrapper) => wrapper.get_ref().map(|wrapped| wrapped as _),
+        None => error.source(),
+    })
+}
+
+/// Returns the texts of `error` and its causes, separated by colons. Leaves out those that the text before contains.
+pub(crate) fn text_of_chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut last = text.clone();
+    for cause in error_chain(error).skip(1) {
+        let cause = cause.to_string();
+        if !last.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        last = cause;
+    }
+    text
 }
 
 impl From<prefork_os::OsError> for Error {

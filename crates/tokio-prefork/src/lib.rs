@@ -9,7 +9,7 @@
 //! use hyper::{Request, Response, service::service_fn};
 //! use tokio_prefork::{Cluster, Config, Worker};
 //!
-//! fn main() -> tokio_prefork::Result<std::process::ExitCode> {
+//! fn main() -> tokio_prefork::Result<()> {
 //!     let config = Config::builder().listen("127.0.0.1:3000")?.build()?;
 //!     Cluster::new(config).serve(|worker: Worker| async move {
 //!         let pid = worker.pid();
@@ -44,6 +44,7 @@
 //! - Values read from shared memory or from a channel are checked before they are used.
 //! - Every wait for another process has a deadline, and every queue has a limit.
 
+mod app_name;
 mod channel;
 mod cluster;
 mod config;
@@ -55,6 +56,7 @@ mod isolated;
 mod listener;
 pub mod log_file;
 pub mod log_output;
+mod main_result;
 mod messages;
 mod pid_file;
 pub mod pool;
@@ -79,10 +81,11 @@ pub use config::{
     WorkerCount,
 };
 pub use dispatch::KernelProgram;
-pub use error::{Error, ErrorKind, Result, exit};
+pub use error::{BoxError, Error, ErrorKind, Result, exit};
 pub use inherited_fds::close_inherited_fds;
 pub use isolated::{IsolatedJobError, IsolatedPoolConfig};
 pub use listener::{HostAddr, ListenAddr, UnixAddr};
+pub use main_result::Main;
 pub use messages::{
     Inbox, IntoPayload, Message, MessageError, MessageLimits, MessageSender, MessageTarget,
     PassedConnection, ReplyTo, SendConnectionError,
@@ -97,7 +100,8 @@ pub use shared::{
     SharedHistogram,
 };
 pub use upgrade::report_failed_start;
-pub use worker::{AcceptedStream, BoxError, IsolatedPool, RequestDeadline, ThreadedWorker, Worker};
+pub use worker::http::into_service::{IntoHttpService, ViaHyper, ViaTower};
+pub use worker::{AcceptedStream, IsolatedPool, RequestDeadline, ThreadedWorker, Worker};
 
 /// Compiles the programs in README.md and in the book.
 #[cfg(doctest)]

@@ -10,12 +10,10 @@
 use std::borrow::Cow;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::error::Error;
 use prefork_os::nonblocking_writer::{NonblockingWriter, wait_until_writable};
 use prefork_os::shared_memory;
 
@@ -213,17 +211,6 @@ fn write_dropped_report(
 
 fn with_log_writer<T>(act: impl FnOnce(&mut LogWriter) -> T) -> T {
     act(&mut LOG_WRITER.lock().unwrap_or_else(PoisonError::into_inner))
-}
-
-impl Error {
-    /// Writes the error to standard error as one line, `error: TEXT`, and returns the exit code. Waits at most 500 ms for space.
-    ///
-    /// Use it in `main`: `fn main() -> ExitCode { run().unwrap_or_else(|e| e.report()) }`.
-    pub fn report(&self) -> ExitCode {
-        crate::upgrade::report_failed_start(self);
-        write_final_line(format!("error: {self}\n").as_bytes());
-        ExitCode::from(self.exit_status())
-    }
 }
 
 /// A non-blocking [`Write`] to standard error, for loggers that write one whole record at a time.

@@ -26,7 +26,7 @@ impl Cluster {
     /// # use hyper::{Request, Response, service::service_fn};
     /// use tokio_prefork::{Cluster, Config, IsolatedPoolConfig, Worker};
     ///
-    /// # fn run(config: Config) -> tokio_prefork::Result<std::process::ExitCode> {
+    /// # fn run(config: Config) -> tokio_prefork::Result<()> {
     /// let pool = IsolatedPoolConfig::new("thumbnails", 2).deadline(Duration::from_secs(5)).queue(16);
     /// Cluster::new(config)
     ///     .isolated_pool(pool, |size: u32| Ok::<u32, String>(size / 10))

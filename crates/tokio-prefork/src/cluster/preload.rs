@@ -1,17 +1,12 @@
 //! Data that is loaded once, in the primary, and shared by all workers.
 
 use std::future::Future;
-use std::process::ExitCode;
-
-use bytes::Bytes;
-use hyper::body::{Body, Incoming};
-use hyper::service::Service;
-use hyper::{Request, Response};
 
 use super::Cluster;
-use crate::error::{Error, Result};
+use crate::error::{BoxError, Error, Result};
 use crate::runtime::AppThreading;
-use crate::worker::{self, BoxError, Worker};
+use crate::worker::http::into_service::IntoHttpService;
+use crate::worker::{self, Worker};
 
 /// A cluster that loads data before it forks; created by [`Cluster::preload`].
 #[must_use = "a cluster does nothing until it serves"]
@@ -29,17 +24,13 @@ impl<L> PreloadedCluster<L> {
     ///
     /// # Errors
     /// As [`Cluster::serve`], and what the loading function returned.
-    pub fn serve<T, A, F, S, B>(self, app: A) -> Result<ExitCode>
+    pub fn serve<T, A, F, S, M>(self, app: A) -> Result<()>
     where
-        L: FnOnce() -> Result<T> + Send + 'static,
+        L: FnOnce() -> Result<T, BoxError> + Send + 'static,
         T: Send + Sync + 'static,
         A: Fn(Worker, &'static T) -> F + Send + Sync + 'static,
-        F: Future<Output = Result<S>> + 'static,
-        S: Service<Request<Incoming>, Response = Response<B>> + 'static,
-        S::Future: 'static,
-        S::Error: Into<BoxError> + 'static,
-        B: Body<Data = Bytes> + 'static,
-        B::Error: Into<BoxError>,
+        F: Future<Output = Result<S, BoxError>> + 'static,
+        S: IntoHttpService<M>,
     {
         let load = self.load;
         self.cluster.run(AppThreading::SingleThread, || {
@@ -50,12 +41,13 @@ impl<L> PreloadedCluster<L> {
 }
 
 fn load_in_thread<T: Send + 'static>(
-    load: impl FnOnce() -> Result<T> + Send + 'static,
+    load: impl FnOnce() -> Result<T, BoxError> + Send + 'static,
 ) -> Result<T> {
     let thread = std::thread::Builder::new()
         .name("preload".to_string())
         .spawn(load)
         .map_err(|e| Error::system("start the preload thread", e))?;
     let panicked = |_| Error::application("preload", "it panicked (see above)");
-    thread.join().map_err(panicked)?
+    let loaded = thread.join().map_err(panicked)?;
+    loaded.map_err(|e| Error::application("cannot preload", e))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Cluster;
 use crate::config::WorkerCount;
-use crate::error::{Error, Result};
+use crate::error::{BoxError, Error, Result};
 use crate::runtime;
 use crate::worker::{self, Worker, WorkerApp};
 use crate::worker_init::WorkerEntry;
@@ -111,7 +111,7 @@ impl Cluster {
     /// # use hyper::{Request, Response, service::service_fn};
     /// use tokio_prefork::{Cluster, Config, WorkerKind, Worker};
     ///
-    /// # fn run(config: Config) -> tokio_prefork::Result<std::process::ExitCode> {
+    /// # fn run(config: Config) -> tokio_prefork::Result<()> {
     /// Cluster::new(config)
     ///     .kind(WorkerKind::new("consumer", 1), |worker: Worker| async move {
     ///         let mut jobs = worker.open_inbox("job");
@@ -138,7 +138,7 @@ impl Cluster {
     pub fn kind<A, F>(mut self, kind: WorkerKind, app: A) -> Cluster
     where
         A: Fn(Worker) -> F + Send + Sync + 'static,
-        F: Future<Output = Result<()>> + 'static,
+        F: Future<Output = Result<(), BoxError>> + 'static,
     {
         self.kinds.add(kind, worker::custom_kind_app(app));
         self

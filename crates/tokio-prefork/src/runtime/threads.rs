@@ -25,9 +25,9 @@ use tokio::runtime::{Handle, Runtime};
 
 use crate::channel::WorkerReport;
 use crate::dispatch::first_byte::AcceptedConnection;
-use crate::error::{Error, Result};
+use crate::error::{BoxError, Error, Result};
 use crate::worker::http::connection_state::ConnectionState;
-use crate::worker::http::handle_request::BoxError;
+use crate::worker::http::into_service::IntoHttpService;
 use crate::worker::http::serve_connection;
 use crate::worker::http::serve_context::ConnectionHandle;
 use crate::worker::lazy_stream::LazyStream;
@@ -39,15 +39,12 @@ use crate::worker::{BootedApp, Worker, WorkerApp};
 struct ServingRuntime(Option<Runtime>);
 
 /// Wraps an application whose service is shared by all threads.
-pub(crate) fn multi_thread_app<A, F, S, B>(app: A) -> WorkerApp
+pub(crate) fn multi_thread_app<A, F, S, M>(app: A) -> WorkerApp
 where
     A: Fn(ThreadedWorker) -> F + Send + Sync + 'static,
-    F: Future<Output = Result<S>> + Send + 'static,
-    S: Service<Request<Incoming>, Response = Response<B>> + Send + Sync + 'static,
-    S::Future: Send + 'static,
-    S::Error: Into<BoxError> + 'static,
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
+    F: Future<Output = Result<S, BoxError>> + Send + 'static,
+    S: IntoHttpService<M, Service: Send + Sync, Body: Send>,
+    <S::Service as Service<Request<Incoming>>>::Future: Send,
 {
     let app = Arc::new(app);
     Arc::new(move |worker: Worker| {
@@ -58,9 +55,11 @@ where
             let runtime_handle = runtime.handle()?;
             let worker = ThreadedWorker(Arc::clone(&shared));
             // On the threads of the runtime, so that tasks spawned by the application run there.
-            let booted = runtime_handle.spawn(async move { app(worker).await }).await;
+            let booted = runtime_handle
+                .spawn(async move { app(worker).await.map(S::into_http_service) })
+                .await;
             let panicked = |_| Error::application("boot", "it panicked (see above)");
-            let service = Arc::new(booted.map_err(panicked)??);
+            let service = Arc::new(booted.map_err(panicked)?.map_err(Error::from_app)?);
             tokio::task::spawn_local(forward_drain(state, Arc::clone(&shared)));
             let handle = move |accepted| {
                 // Keeps the runtime alive as long as connections are accepted.

@@ -22,7 +22,7 @@ use prefork_os::byte_range_lock::ByteRangeLocks;
 /// ```no_run
 /// use tokio_prefork::{Cluster, Config, Leadership, Worker};
 /// # use hyper::{Request, Response, service::service_fn};
-/// # fn run() -> tokio_prefork::Result<std::process::ExitCode> {
+/// # fn run() -> tokio_prefork::Result<()> {
 /// let cron = Leadership::new("cron")?;
 /// Cluster::new(Config::builder().build()?).serve(move |worker: Worker| async move {
 ///     let me = worker.clone();

@@ -8,7 +8,7 @@
 //! use std::time::Duration;
 //! use tokio_prefork::{Cluster, Config, RateLimiter, SharedCounter, Worker};
 //! # use hyper::{Request, Response, StatusCode, service::service_fn};
-//! # fn run() -> tokio_prefork::Result<std::process::ExitCode> {
+//! # fn run() -> tokio_prefork::Result<()> {
 //!
 //! let answered = SharedCounter::new("answered_total")?;
 //! let limit = RateLimiter::new("limit", 1000, Duration::from_secs(1), 100)?;

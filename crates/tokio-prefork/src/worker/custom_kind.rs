@@ -6,7 +6,7 @@ use std::task::Poll;
 
 use super::local_state::LocalWorkerState;
 use super::{BootedApp, LocalFuture, Worker, WorkerApp};
-use crate::error::Result;
+use crate::error::{BoxError, Error, Result};
 
 /// Creates an application that is one main loop.
 ///
@@ -14,10 +14,12 @@ use crate::error::Result;
 pub(crate) fn custom_kind_app<A, F>(app: A) -> WorkerApp
 where
     A: Fn(Worker) -> F + Send + Sync + 'static,
-    F: Future<Output = Result<()>> + 'static,
+    F: Future<Output = Result<(), BoxError>> + 'static,
 {
     Arc::new(move |worker: Worker| {
-        let mut main_loop: LocalFuture<Result<()>> = Box::pin(app(worker));
+        let main_loop = app(worker);
+        let mut main_loop: LocalFuture<Result<()>> =
+            Box::pin(async { main_loop.await.map_err(Error::from_app) });
         Box::pin(async move {
             match poll_fn(|cx| Poll::Ready(main_loop.as_mut().poll(cx))).await {
                 Poll::Pending => {}

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::custom_kind::custom_kind_app;
 use super::{Worker, WorkerApp};
-use crate::error::Result;
+use crate::error::{BoxError, Result};
 use crate::isolated::{
     self, IsolatedJobError, IsolatedJobId, IsolatedJobOutcome, IsolatedJobRequest,
     decode_with_payload, encode_with_payload,
@@ -134,7 +134,7 @@ pub(crate) fn isolated_worker_app(job: IsolatedJobFn) -> WorkerApp {
 }
 
 /// Runs jobs until the worker drains.
-async fn run_isolated_jobs(worker: Worker, job: IsolatedJobFn) -> Result<()> {
+async fn run_isolated_jobs(worker: Worker, job: IsolatedJobFn) -> Result<(), BoxError> {
     let mut jobs = worker.open_inbox(isolated::RUN_JOB_KIND);
     loop {
         let message = tokio::select! {

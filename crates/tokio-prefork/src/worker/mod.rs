@@ -31,19 +31,15 @@ use tokio::sync::Notify;
 
 use crate::channel::{WorkerChannelEnd, WorkerReport};
 use crate::dispatch::{self, AcceptedConnection, ConnectionStarter};
-use crate::error::{Error, ErrorKind, Result, exit};
+use crate::error::{BoxError, Error, ErrorKind, Result, exit};
 use crate::messages::WorkerMessageEnd;
 use crate::status::WorkerState;
 use crate::worker_init::WorkerInit;
 pub use accepted_stream::AcceptedStream;
-use bytes::Bytes;
 pub(crate) use custom_kind::custom_kind_app;
-pub use http::handle_request::BoxError;
+use http::into_service::IntoHttpService;
 use http::serve_connection;
 pub use http::timeouts::request_deadline::RequestDeadline;
-use hyper::body::{Body, Incoming};
-use hyper::service::Service;
-use hyper::{Request, Response};
 pub use isolated_jobs::IsolatedPool;
 pub(crate) use isolated_jobs::{isolated_job_fn, isolated_worker_app};
 use local_state::LocalWorkerState;
@@ -79,21 +75,18 @@ impl BootedApp {
 pub(crate) type WorkerApp = Arc<dyn Fn(Worker) -> LocalFuture<Result<BootedApp>> + Send + Sync>;
 
 /// Creates an application that serves HTTP requests.
-pub(crate) fn http_app<A, F, S, B>(app: A) -> WorkerApp
+pub(crate) fn http_app<A, F, S, M>(app: A) -> WorkerApp
 where
     A: Fn(Worker) -> F + Send + Sync + 'static,
-    F: Future<Output = Result<S>> + 'static,
-    S: Service<Request<Incoming>, Response = Response<B>> + 'static,
-    S::Future: 'static,
-    S::Error: Into<BoxError> + 'static,
-    B: Body<Data = Bytes> + 'static,
-    B::Error: Into<BoxError>,
+    F: Future<Output = Result<S, BoxError>> + 'static,
+    S: IntoHttpService<M>,
 {
     Arc::new(move |worker: Worker| {
         let state = Rc::clone(&worker.0);
         let booting = app(worker);
         Box::pin(async move {
-            let service = Rc::new(booting.await?);
+            let service = booting.await.map_err(Error::from_app)?;
+            let service = Rc::new(service.into_http_service());
             let handle = move |accepted| {
                 let serving = serve_connection::serve_connection(
                     Rc::clone(&state),
@@ -109,15 +102,17 @@ where
 }
 
 /// Creates an application that serves raw connections.
-pub(crate) fn raw_connection_app<A, F>(app: A) -> WorkerApp
+pub(crate) fn raw_connection_app<A, F, H, C>(app: A) -> WorkerApp
 where
-    A: Fn(Worker, AcceptedStream) -> F + Send + Sync + 'static,
-    F: Future<Output = ()> + 'static,
+    A: Fn(Worker) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<H, BoxError>> + 'static,
+    H: Fn(AcceptedStream) -> C + 'static,
+    C: Future<Output = ()> + 'static,
 {
-    let app = Arc::new(app);
     Arc::new(move |worker: Worker| {
-        let app = Arc::clone(&app);
+        let booting = app(worker.clone());
         Box::pin(async move {
+            let handler = booting.await.map_err(Error::from_app)?;
             let handle = move |accepted: AcceptedConnection| {
                 let AcceptedConnection { stream, entry, guard, .. } = accepted;
                 let stream = match stream.into_stream() {
@@ -126,7 +121,7 @@ where
                 };
                 // Only the application knows when such a connection is idle, so only the drain deadline closes it.
                 entry.conn.begin_request(worker.0.now_ms());
-                let task = tokio::task::spawn_local(app(worker.clone(), stream));
+                let task = tokio::task::spawn_local(handler(stream));
                 tokio::task::spawn_local(serve_connection::wait_or_abort_task(entry, guard, task));
             };
             Ok(BootedApp::new(handle, false))

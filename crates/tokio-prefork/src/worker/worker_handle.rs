@@ -93,7 +93,7 @@ impl Worker {
     /// use hyper::{Request, Response, StatusCode, service::service_fn};
     /// use tokio_prefork::{Cluster, Config, Worker, pool::PoolError};
     ///
-    /// # fn run() -> tokio_prefork::Result<std::process::ExitCode> {
+    /// # fn run() -> tokio_prefork::Result<()> {
     /// Cluster::new(Config::builder().build()?).serve(|worker: Worker| async move {
     ///     Ok(service_fn(move |request: Request<Incoming>| {
     ///         let worker = worker.clone();

@@ -3,7 +3,6 @@
 //! A hand-written future and body instead of an `async fn`: moving an `async fn`'s state costs more per request than
 //! all the work here.
 
-use std::error::Error as StdError;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -21,10 +20,8 @@ use super::request_boundary::check_http2_request;
 use super::request_tracking::{RequestTracker, TrackedRequest};
 use super::serve_context::ServeContext;
 use super::timeouts::http_exchange::RequestExpiry;
+use crate::error::BoxError;
 use crate::scoreboard::RequestRecorder;
-
-/// The error of a request handler or of a response body.
-pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// The application's service, with the tracker of one connection.
 pub(crate) struct TrackedService<S: 'static, H: ServeContext> {

@@ -5,6 +5,7 @@ pub(crate) mod half_close;
 pub(crate) mod handle_request;
 mod http2;
 pub(crate) mod hyper_io;
+pub(crate) mod into_service;
 mod request_boundary;
 pub(crate) mod request_tracking;
 pub(crate) mod serve_connection;

@@ -22,15 +22,14 @@ use hyper_util::rt::TokioTimer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::connection_state::{CloseRequest, ConnectionPhase, ConnectionState};
-use super::handle_request::{
-    BoxError, ResponseFuture, TrackedBody, TrackedService, handle_request,
-};
+use super::handle_request::{ResponseFuture, TrackedBody, TrackedService, handle_request};
 use super::http2::stream_executor::{Http2ServerConnExec, Http2StreamExecutor};
 use super::hyper_io::{HyperIo, LingeringSocket, LingeringSocketSlot, close_with_linger};
 use super::request_tracking::RequestTracker;
 use super::serve_context::{ConnectionHandle, ServeContext};
 use crate::config::Config;
 use crate::dispatch::AcceptedConnection;
+use crate::error::BoxError;
 use crate::scoreboard::RequestRecorder;
 use crate::worker::connection_registry::{ConnectionEntry, ConnectionGuard};
 use crate::worker::handover::{self, HandoverOutcome};
