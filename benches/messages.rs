@@ -15,7 +15,6 @@ mod support;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::convert::Infallible;
 use std::hint::black_box;
-use std::num::NonZeroU32;
 use std::process::{Command, ExitCode, Stdio};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,7 +27,7 @@ use hyper::{Request, Response};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::{argument, fail, has_argument, median, quantile};
-use tokio_prefork::{Cluster, Config, Result, SharedCounter, Worker, WorkerCount};
+use tokio_prefork::{Cluster, Config, Result, SharedCounter, Worker};
 
 /// The argument that runs the measured cluster instead of the bench.
 const CLUSTER_FLAG: &str = "--cluster";
@@ -131,9 +130,7 @@ fn collect(into: &mut [Vec<f64>; 3], figures: &[f64]) {
 }
 
 fn cluster(workers: u32) -> Result<Cluster> {
-    let workers = NonZeroU32::new(workers).unwrap_or(NonZeroU32::MIN);
-    let config =
-        Config::builder().listen("127.0.0.1:0")?.workers(WorkerCount::Count(workers)).build()?;
+    let config = Config::builder().listen("127.0.0.1:0")?.workers(workers).build()?;
     Ok(Cluster::new(config))
 }
 

@@ -90,7 +90,7 @@ pub(crate) fn serve_app(
     config: Config,
     read_config: impl Fn() -> Result<Config> + 'static,
 ) -> Result<()> {
-    let model = config.model;
+    let model = config.model();
     let faults = config.app_settings::<AppOptions>().is_some_and(|options| options.faults);
     let cluster = Cluster::new(config).reload_with(read_config);
     match model {

@@ -20,7 +20,7 @@ pub(crate) fn run_check(flags: FlagValues, json: bool) -> Result<ExitCode> {
     } else {
         format_table(&settings.effective_values)
     })?;
-    if let Some(path) = &settings.config.log_file {
+    if let Some(path) = settings.config.log_file() {
         LogFile::check(path)?;
     }
     Ok(status)

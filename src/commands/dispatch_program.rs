@@ -12,7 +12,7 @@ pub(crate) fn run_dispatch_program(flags: FlagValues) -> Result<ExitCode> {
     for warning in &settings.warnings {
         crate::output::print_error(&format_args!("warning: {warning}"));
     }
-    let (policy, slots) = (settings.config.dispatch, settings.config.workers.resolve());
+    let (policy, slots) = (settings.config.dispatch(), settings.config.workers().resolve());
     if !policy.has_kernel_program() {
         return Err(Error::config(format!(
             "dispatch = {policy} has no kernel program: give --dispatch least-conn or --dispatch ip-hash"

@@ -70,7 +70,8 @@ pub(crate) fn parse_health(matches: &ArgMatches) -> Option<HealthCall> {
 /// Sends the request. A status other than 200 to 299 is an error.
 pub(crate) fn run_health(call: HealthCall) -> Result<ExitCode> {
     let configured = || {
-        let bind = ConfigSources::from_process(FlagValues::default()).resolve()?.config.bind;
+        let bind =
+            ConfigSources::from_process(FlagValues::default()).resolve()?.config.bind().to_vec();
         bind.into_iter()
             .next()
             .ok_or_else(|| Error::config("no address of a server is configured: give ADDRESS"))

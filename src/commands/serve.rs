@@ -31,7 +31,7 @@ pub(crate) fn run_serve(flags: FlagValues) -> Result<ExitCode> {
     for warning in &settings.warnings {
         log::warn!("{warning}");
     }
-    if settings.config.user.is_none() && nix::unistd::geteuid().is_root() {
+    if settings.config.user().is_none() && nix::unistd::geteuid().is_root() {
         log::debug!("the workers run as root: give --user to drop their privileges");
     }
     if settings.app.faults {
@@ -105,5 +105,5 @@ fn is_demo_exposed(settings: &Settings) -> bool {
         _ => true,
     };
     let is_demo_served = settings.app.demo && settings.app.root.is_none();
-    is_demo_served && settings.config.bind.iter().any(is_remote)
+    is_demo_served && settings.config.bind().iter().any(is_remote)
 }

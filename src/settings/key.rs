@@ -48,11 +48,15 @@ pub(crate) enum SettingField {
     Model(fn(&mut UncheckedSettings) -> &mut ConcurrencyModel),
     /// A whole number.
     Count(fn(&mut UncheckedSettings) -> &mut u32),
+    /// A whole number, or `off`; 0 is `off` as well.
+    OptionalCount(fn(&mut UncheckedSettings) -> &mut Option<u32>),
+    /// A whole number, or `auto`; 0 is `auto` as well.
+    AutoCount(fn(&mut UncheckedSettings) -> &mut Option<u32>),
     /// A duration.
     Duration(fn(&mut UncheckedSettings) -> &mut Duration),
-    /// A duration, or `off`.
+    /// A duration, or `off`; 0 is `off` as well.
     OptionalDuration(fn(&mut UncheckedSettings) -> &mut Option<Duration>),
-    /// A number of bytes per second, or `off`.
+    /// A number of bytes per second, or `off`; 0 is `off` as well.
     OptionalRate(fn(&mut UncheckedSettings) -> &mut Option<u64>),
     /// Reaction to a client that shuts down its sending side.
     HalfClose(fn(&mut UncheckedSettings) -> &mut HalfClosePolicy),
@@ -60,6 +64,8 @@ pub(crate) enum SettingField {
     MemorySize(fn(&mut UncheckedSettings) -> &mut usize),
     /// A number of bytes (`u64`).
     ByteCount(fn(&mut UncheckedSettings) -> &mut u64),
+    /// A number of bytes, or `off`; 0 is `off` as well.
+    OptionalByteCount(fn(&mut UncheckedSettings) -> &mut Option<u64>),
     /// `true` or `false`.
     Switch(fn(&mut UncheckedSettings) -> &mut bool),
     /// An existing directory.
@@ -100,11 +106,14 @@ impl Key {
     pub(crate) fn value_name(&self) -> &'static str {
         match self.field {
             SettingField::Addresses(_) => "ADDRESS",
-            SettingField::Workers(_) | SettingField::Count(_) => "N",
+            SettingField::Workers(_)
+            | SettingField::Count(_)
+            | SettingField::OptionalCount(_)
+            | SettingField::AutoCount(_) => "N",
             SettingField::Dispatch(_) => "POLICY",
             SettingField::Model(_) => "MODEL",
             SettingField::Duration(_) | SettingField::OptionalDuration(_) => "DURATION",
-            SettingField::OptionalRate(_) => "SIZE",
+            SettingField::OptionalRate(_) | SettingField::OptionalByteCount(_) => "SIZE",
             SettingField::HalfClose(_) => "HOW",
             SettingField::MemorySize(_) | SettingField::ByteCount(_) => "SIZE",
             SettingField::Switch(_) => "BOOL",
@@ -133,11 +142,19 @@ impl Key {
                 *field(unchecked) = configured.parse_one(value_syntax::parse_workers)?
             }
             SettingField::Dispatch(field) => {
-                *field(unchecked) = configured.parse_one(str::parse)?
+                *field(unchecked) = configured.parse_one(value_syntax::parse_choice)?
             }
-            SettingField::Model(field) => *field(unchecked) = configured.parse_one(str::parse)?,
+            SettingField::Model(field) => {
+                *field(unchecked) = configured.parse_one(value_syntax::parse_choice)?
+            }
             SettingField::Count(field) => {
                 *field(unchecked) = configured.parse_one(value_syntax::parse_count)?
+            }
+            SettingField::OptionalCount(field) => {
+                *field(unchecked) = configured.parse_one(value_syntax::parse_optional_count)?
+            }
+            SettingField::AutoCount(field) => {
+                *field(unchecked) = configured.parse_one(value_syntax::parse_auto_count)?
             }
             SettingField::Duration(field) => {
                 *field(unchecked) = configured.parse_one(value_syntax::parse_duration)?
@@ -149,7 +166,7 @@ impl Key {
                 *field(unchecked) = configured.parse_one(value_syntax::parse_optional_rate)?
             }
             SettingField::HalfClose(field) => {
-                *field(unchecked) = configured.parse_one(str::parse)?
+                *field(unchecked) = configured.parse_one(value_syntax::parse_choice)?
             }
             SettingField::MemorySize(field) => {
                 *field(unchecked) =
@@ -158,6 +175,9 @@ impl Key {
             }
             SettingField::ByteCount(field) => {
                 *field(unchecked) = configured.parse_one(value_syntax::parse_size)?
+            }
+            SettingField::OptionalByteCount(field) => {
+                *field(unchecked) = configured.parse_one(value_syntax::parse_optional_size)?
             }
             SettingField::Switch(field) => {
                 *field(unchecked) = match configured.is_from_file() {
@@ -180,8 +200,12 @@ impl Key {
             SettingField::FileMode(field) => {
                 *field(unchecked) = Some(configured.as_written().parse_one(UnixAddr::parse_mode)?)
             }
-            SettingField::Control(field) => *field(unchecked) = configured.parse_one(str::parse)?,
-            SettingField::FdStore(field) => *field(unchecked) = configured.parse_one(str::parse)?,
+            SettingField::Control(field) => {
+                *field(unchecked) = configured.parse_one(value_syntax::parse_choice)?
+            }
+            SettingField::FdStore(field) => {
+                *field(unchecked) = configured.parse_one(value_syntax::parse_choice)?
+            }
             SettingField::LogFilter(field) => {
                 *field(unchecked) = configured.parse_one(log_filter::parse_log_filter)?
             }
@@ -197,15 +221,23 @@ impl Key {
             SettingField::Addresses(field) => {
                 field(unchecked).iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
             }
-            SettingField::Workers(field) => value_syntax::format_workers(*field(unchecked)),
+            SettingField::Workers(field) => field(unchecked).to_string(),
             SettingField::Dispatch(field) => field(unchecked).to_string(),
             SettingField::Model(field) => field(unchecked).to_string(),
             SettingField::Count(field) => field(unchecked).to_string(),
+            SettingField::OptionalCount(field) => {
+                field(unchecked).map_or_else(|| value_syntax::OFF.to_string(), |n| n.to_string())
+            }
+            SettingField::AutoCount(field) => {
+                field(unchecked).map_or_else(|| value_syntax::AUTO.to_string(), |n| n.to_string())
+            }
             SettingField::Duration(field) => value_syntax::format_duration(*field(unchecked)),
             SettingField::OptionalDuration(field) => field(unchecked)
                 .map_or_else(|| value_syntax::OFF.to_string(), value_syntax::format_duration),
-            SettingField::OptionalRate(field) => field(unchecked)
-                .map_or_else(|| value_syntax::OFF.to_string(), value_syntax::format_size),
+            SettingField::OptionalRate(field) | SettingField::OptionalByteCount(field) => {
+                field(unchecked)
+                    .map_or_else(|| value_syntax::OFF.to_string(), value_syntax::format_size)
+            }
             SettingField::HalfClose(field) => field(unchecked).to_string(),
             SettingField::MemorySize(field) => value_syntax::format_size(*field(unchecked) as u64),
             SettingField::ByteCount(field) => value_syntax::format_size(*field(unchecked)),

@@ -177,12 +177,12 @@ fn flag_and_variable_errors_name_the_flag_or_variable() {
         (
             None,
             Some(("PREFORK_WORKERS", "many")),
-            "PREFORK_WORKERS = \"many\" is not a number of workers: give auto or 1 to 1024",
+            "PREFORK_WORKERS = \"many\" is not a number of workers: give auto or 0 to 1024",
         ),
         (
             Some(("workers", "many")),
             None,
-            "--workers = \"many\" is not a number of workers: give auto or 1 to 1024",
+            "--workers = \"many\" is not a number of workers: give auto or 0 to 1024",
         ),
         (
             None,

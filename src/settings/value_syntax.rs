@@ -1,10 +1,11 @@
 //! Parsing and formatting of setting values. Errors complete a sentence that starts with `KEY = VALUE`.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use tokio_prefork::ListenAddr;
-use tokio_prefork::WorkerCount;
+use tokio_prefork::{ParseValueError, WorkerCount};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -19,19 +20,17 @@ pub(super) fn parse_address(text: &str) -> Result<ListenAddr, String> {
 }
 
 pub(super) fn parse_workers(text: &str) -> Result<WorkerCount, String> {
-    let accepted = format!("give auto or 1 to {}", WorkerCount::MAX);
-    if text.trim().eq_ignore_ascii_case("auto") {
-        return Ok(WorkerCount::Auto);
+    match parse_choice(text)? {
+        WorkerCount::Count(0) => {
+            Err(format!("is out of range: give auto or 1 to {}", WorkerCount::MAX))
+        }
+        workers => Ok(workers),
     }
-    let count = parse_count(text).map_err(|_| format!("is not a number of workers: {accepted}"))?;
-    WorkerCount::new(count).map_err(|_| format!("is out of range: {accepted}"))
 }
 
-pub(super) fn format_workers(workers: WorkerCount) -> String {
-    match workers {
-        WorkerCount::Auto => "auto".to_string(),
-        WorkerCount::Count(n) => n.to_string(),
-    }
+/// Parses a value of a type whose text form the library defines.
+pub(super) fn parse_choice<T: FromStr<Err = ParseValueError>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error: ParseValueError| error.reason().to_string())
 }
 
 /// Parses a whole number. Saturates on overflow, so that the bounds check reports the value as out of range.
@@ -58,24 +57,49 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Value that disables an optional limit.
+/// Value that disables an optional limit. 0 does so as well.
 pub(super) const OFF: &str = "off";
+
+/// Value of a number that the library determines. 0 stands for it as well.
+pub(super) const AUTO: &str = "auto";
+
+/// Parses a value that may be absent: `absent` and zero give `None`.
+fn parse_optional<T: Default + PartialEq>(
+    text: &str,
+    absent: &str,
+    parse: fn(&str) -> Result<T, String>,
+) -> Result<Option<T>, String> {
+    if text.trim().eq_ignore_ascii_case(absent) {
+        return Ok(None);
+    }
+    let value = parse(text).map_err(|why| format!("{why}, or {absent}"))?;
+    Ok(Some(value).filter(|value| *value != T::default()))
+}
 
 /// Parses a duration or `off`.
 pub(super) fn parse_optional_duration(text: &str) -> Result<Option<Duration>, String> {
-    if text.trim().eq_ignore_ascii_case(OFF) {
-        return Ok(None);
-    }
-    parse_duration(text).map(Some).map_err(|why| format!("{why}, or off"))
+    parse_optional(text, OFF, parse_duration)
 }
 
 /// Parses a number of bytes per second or `off`.
 pub(super) fn parse_optional_rate(text: &str) -> Result<Option<u64>, String> {
-    if text.trim().eq_ignore_ascii_case(OFF) {
-        return Ok(None);
-    }
-    let why = "is not a rate: write 1KiB or a number of bytes per second, or off";
-    parse_size(text).map(Some).map_err(|_| why.to_string())
+    const NO_RATE: &str = "is not a rate: write 1KiB or a number of bytes per second";
+    parse_optional(text, OFF, |text| parse_size(text).map_err(|_| NO_RATE.to_string()))
+}
+
+/// Parses a number of bytes or `off`.
+pub(super) fn parse_optional_size(text: &str) -> Result<Option<u64>, String> {
+    parse_optional(text, OFF, parse_size)
+}
+
+/// Parses a whole number or `off`.
+pub(super) fn parse_optional_count(text: &str) -> Result<Option<u32>, String> {
+    parse_optional(text, OFF, parse_count)
+}
+
+/// Parses a whole number or `auto`.
+pub(super) fn parse_auto_count(text: &str) -> Result<Option<u32>, String> {
+    parse_optional(text, AUTO, parse_count)
 }
 
 pub(super) fn format_duration(duration: Duration) -> String {
@@ -236,6 +260,14 @@ mod tests {
         let why = parse_optional_duration("never").expect_err("no duration");
         assert_eq!(why, "is not a duration: write 30s, 500ms or 2m, or off");
         assert_eq!(parse_optional_rate("off"), Ok(None));
+        assert_eq!(parse_optional_duration("0"), Ok(None));
+        assert_eq!((parse_optional_count("0"), parse_optional_count("7")), (Ok(None), Ok(Some(7))));
+        assert_eq!((parse_auto_count("auto"), parse_auto_count("2")), (Ok(None), Ok(Some(2))));
+        assert!(parse_auto_count("off").expect_err("no number").ends_with(", or auto"));
+        assert_eq!(
+            (parse_optional_size("off"), parse_optional_size("1k")),
+            (Ok(None), Ok(Some(1024)))
+        );
         assert_eq!(parse_optional_rate("1KiB"), Ok(Some(1024)));
         assert!(parse_optional_rate("fast").expect_err("no rate").starts_with("is not a rate"));
     }

@@ -323,6 +323,6 @@ fn builder_settings_do_not_reset_each_other() {
     use tokio_prefork::{Config, Dispatch};
     let begun = Config::builder().backlog(77).max_requests(5);
     let config = begun.dispatch(Dispatch::RoundRobin).backlog(78).build().expect("a configuration");
-    assert_eq!((config.backlog, config.max_requests), (78, 5));
-    assert_eq!(config.dispatch, Dispatch::RoundRobin);
+    assert_eq!((config.backlog(), config.max_requests()), (78, Some(5)));
+    assert_eq!(config.dispatch(), Dispatch::RoundRobin);
 }

@@ -15,7 +15,6 @@ mod shared_state;
 mod worker_kinds;
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
 use std::time::Duration;
 
 use tokio_prefork::{Config, ControlSocket, Dispatch, Error, Main, Result, WorkerCount};
@@ -83,8 +82,7 @@ fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArgumen
         match word.as_str() {
             "--bind" => builder = builder.listen(&next()?)?,
             "--workers" => {
-                let count: NonZeroU32 = next()?.parse().map_err(|_| bad(&word))?;
-                builder = builder.workers(WorkerCount::Count(count));
+                builder = builder.workers(next()?.parse::<WorkerCount>()?);
             }
             other => {
                 let (key, value) = other.split_once('=').ok_or_else(|| bad(other))?;
@@ -101,7 +99,7 @@ fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArgumen
                     }
                     "request-timeout-ms" => {
                         let limit = Duration::from_millis(number()?.into());
-                        builder = builder.request_timeout(Some(limit));
+                        builder = builder.request_timeout(limit);
                     }
                     "max-queue-wait-ms" => {
                         let limit = Duration::from_millis(number()?.into());

@@ -2,7 +2,6 @@
 //! `tests/it/documentation.rs` searches for each of them here. The cluster can be run, but most of it waits for a
 //! message that is never sent.
 
-use std::num::NonZeroU32;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use tokio_prefork::{
     BoxError, Cluster, ClusterEvent, Config, ConfigBuilder, ControlSocket, Dispatch,
 };
 use tokio_prefork::{Message, MessageError, PrimaryHandle, RestartDecision, Result, Slot, Worker};
-use tokio_prefork::{WorkerCount, WorkerExit, WorkerExitReason, WorkerId, WorkerTag};
+use tokio_prefork::{WorkerExit, WorkerExitReason, WorkerId, WorkerTag};
 
 use super::ProgramArguments;
 
@@ -39,8 +38,7 @@ pub(super) fn node_api(arguments: ProgramArguments) -> Result<()> {
 
 #[rustfmt::skip]
 fn settings(config: ConfigBuilder) -> Result<Config> {
-    let four = NonZeroU32::MIN.saturating_add(3);
-    let config = config.workers(WorkerCount::Count(four));
+    let config = config.workers(4);
     let config = config.listen("127.0.0.1:0")?;
     let config = config.listen("unix:/run/app.sock")?;
     let config = config.listen("fd://3")?;
@@ -51,7 +49,7 @@ fn settings(config: ConfigBuilder) -> Result<Config> {
     let config = config.worker_connections(1000);
     let config = config.graceful_timeout(TIMEOUT);
     let config = config.hand_over(true);
-    let config = config.user(Some("www-data".into()));
+    let config = config.user("www-data");
     let config = config.control(ControlSocket::Auto);
     config.app_settings("settings of your own").build()
 }

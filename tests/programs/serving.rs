@@ -97,7 +97,7 @@ pub(super) fn retiring_workers(arguments: ProgramArguments) -> Result<()> {
 }
 
 async fn exceed_request_timeout(worker: &Worker, request: &Request<Incoming>) {
-    let limit = worker.config().request_timeout.unwrap_or_default();
+    let limit = worker.config().request_timeout().unwrap_or_default();
     if let Some(deadline) = request.extensions().get::<RequestDeadline>() {
         match request.uri().path() {
             "/unlimited" => deadline.disable(),

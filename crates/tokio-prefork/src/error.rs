@@ -240,6 +240,12 @@ pub(crate) fn text_of_chain(error: &(dyn std::error::Error + 'static)) -> String
     text
 }
 
+impl From<std::convert::Infallible> for Error {
+    fn from(never: std::convert::Infallible) -> Error {
+        match never {}
+    }
+}
+
 impl From<prefork_os::OsError> for Error {
     fn from(error: prefork_os::OsError) -> Error {
         Error::system(error.operation, error.source)

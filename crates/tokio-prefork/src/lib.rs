@@ -78,7 +78,7 @@ mod yield_now;
 pub use cluster::{Cluster, PreloadedCluster, WorkerKind};
 pub use config::{
     ConcurrencyModel, Config, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClosePolicy,
-    WorkerCount,
+    ParseValueError, WorkerCount,
 };
 pub use dispatch::KernelProgram;
 pub use error::{BoxError, Error, ErrorKind, Result, exit};

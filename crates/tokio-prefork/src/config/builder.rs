@@ -24,10 +24,53 @@ impl ConfigBuilder {
         self
     }
 
-    /// Sets [`Config::bind`] to one address in text: `HOST:PORT`, `unix:PATH`, `unix:@NAME` or `fd://N`.
-    pub fn listen(mut self, addr: &str) -> Result<ConfigBuilder> {
-        self.config.bind = vec![addr.parse()?];
+    /// Adds an address to listen on. The first one replaces the default, `127.0.0.1:3000`.
+    ///
+    /// In text: `HOST:PORT`, `:PORT` (all addresses, IPv4 and IPv6), `unix:PATH`, `unix:@NAME` or `fd://N`. A host name
+    /// stands for all its IPv4 and IPv6 addresses, and is looked up at the start and at each reload. Port 0 is a free
+    /// port, the same for all workers.
+    ///
+    /// ```
+    /// use tokio_prefork::Config;
+    ///
+    /// let config = Config::builder().listen("127.0.0.1:8080")?.listen("unix:/run/app.sock")?.build()?;
+    /// assert_eq!(config.bind().len(), 2);
+    /// # Ok::<(), tokio_prefork::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The text is no address; the error lists the forms.
+    pub fn listen<A>(mut self, addr: A) -> Result<ConfigBuilder>
+    where
+        A: TryInto<ListenAddr>,
+        A::Error: Into<Error>,
+    {
+        let addr = addr.try_into().map_err(Into::into)?;
+        if std::mem::take(&mut self.config.is_default_bind) {
+            self.config.bind.clear();
+        }
+        self.config.bind.push(addr);
         Ok(self)
+    }
+
+    /// Replaces all addresses to listen on. [`ConfigBuilder::listen`] adds one.
+    ///
+    /// ```
+    /// use std::net::Ipv4Addr;
+    /// use tokio_prefork::Config;
+    ///
+    /// let config = Config::builder().bind([(Ipv4Addr::UNSPECIFIED, 8080)]).build()?;
+    /// assert_eq!(config.bind()[0].to_string(), "0.0.0.0:8080");
+    /// # Ok::<(), tokio_prefork::Error>(())
+    /// ```
+    pub fn bind<A: Into<ListenAddr>>(
+        mut self,
+        addrs: impl IntoIterator<Item = A>,
+    ) -> ConfigBuilder {
+        self.config.bind = addrs.into_iter().map(Into::into).collect();
+        self.config.is_default_bind = false;
+        self
     }
 
     /// Checks every value against its bounds, and looks up user and group.
@@ -93,7 +136,15 @@ fn check_model_limits(c: &Config) -> Result<()> {
         )));
     }
     match c.workers {
-        WorkerCount::Count(n) if c.model == ConcurrencyModel::Single && n.get() > 1 => {
+        WorkerCount::Count(n) if n > WorkerCount::MAX => Err(Error::config(format!(
+            "workers = {n} is out of range: give auto or 0 to {}",
+            WorkerCount::MAX
+        ))),
+        WorkerCount::Count(0) if c.model.is_one_process() => Err(Error::config(format!(
+            "workers = 0 does not fit model = {}, whose one process serves: give at least 1, or auto",
+            c.model
+        ))),
+        WorkerCount::Count(n) if c.model == ConcurrencyModel::Single && n > 1 => {
             Err(Error::config(format!(
                 "workers = {n} does not fit model = single, which has one: leave workers out, or give another model"
             )))
@@ -115,29 +166,28 @@ mod tests {
     fn a_value_out_of_bounds_is_an_error_of_the_configuration() {
         let error = Config::builder().backlog(0).build().expect_err("0 is out of range");
         assert_eq!(error.exit_status(), crate::error::exit::CONFIG);
-        assert!(WorkerCount::new(0).is_err());
-        assert!(WorkerCount::new(WorkerCount::MAX + 1).is_err());
+        let error = Config::builder().workers(WorkerCount::MAX + 1).build().expect_err("too many");
+        assert_eq!(error.to_string(), "workers = 1025 is out of range: give auto or 0 to 1024");
     }
 
     #[test]
     fn a_model_of_one_process_refuses_what_it_cannot_do() {
         let one = Config::builder().model(ConcurrencyModel::Single);
-        let two = one.clone().workers(WorkerCount::new(2).expect("two")).build();
+        let two = one.clone().workers(2).build();
         assert!(two.expect_err("one process").to_string().starts_with("workers = 2 does not fit"));
-        one.clone().workers(WorkerCount::new(1).expect("one")).build().expect("fits");
+        one.clone().workers(1).build().expect("fits");
         let spread = one.dispatch(Dispatch::Reuseport).build().expect_err("one process");
         assert!(spread.to_string().starts_with("dispatch = reuseport does not fit"), "{spread}");
     }
 
     #[test]
     fn threads_are_counted_by_workers_and_the_process_is_one() {
-        let four = WorkerCount::new(4).expect("four");
         for (model, processes, threads, pages) in [
             (ConcurrencyModel::Prefork, 4, 1, 1),
             (ConcurrencyModel::Threads, 1, 4, 1),
             (ConcurrencyModel::ThreadPerCore, 1, 4, 4),
         ] {
-            let config = Config::builder().model(model).workers(four).build().expect("fits");
+            let config = Config::builder().model(model).workers(4).build().expect("fits");
             assert_eq!(config.supervisor_config().workers, processes, "{model}");
             assert_eq!(
                 (config.threads(), config.scoreboard_page_count()),
@@ -146,6 +196,36 @@ mod tests {
             );
             assert_eq!(config.max_process_connections(), 10_000 * threads, "{model}");
         }
+    }
+
+    #[test]
+    fn listen_adds_to_what_was_set_and_replaces_only_the_default() {
+        let texts = |builder: ConfigBuilder| -> Vec<String> {
+            builder.build().expect("valid").bind().iter().map(ToString::to_string).collect()
+        };
+        let builder = || Config::builder();
+        assert_eq!(texts(builder()), ["127.0.0.1:3000"]);
+        let one = builder().listen("127.0.0.1:1").expect("an address");
+        let two = one.clone().listen("unix:app.sock").expect("an address");
+        assert_eq!(texts(two), ["127.0.0.1:1", "unix:app.sock"]);
+        let built = one.build().expect("valid").into_builder();
+        assert_eq!(texts(built.listen("[::1]:1").expect("an address")), ["127.0.0.1:1", "[::1]:1"]);
+        let set = builder().bind(["127.0.0.1:2".parse::<std::net::SocketAddr>().expect("address")]);
+        assert_eq!(
+            texts(set.listen("127.0.0.1:3").expect("an address")),
+            ["127.0.0.1:2", "127.0.0.1:3"]
+        );
+        assert!(builder().bind(Vec::<ListenAddr>::new()).build().is_err(), "no address");
+    }
+
+    #[test]
+    fn limits_take_a_value_some_or_none() {
+        let config = Config::builder().max_requests(1000).max_rss(Some(1 << 30)).stall_warn(None);
+        let config = config.user("0").pid_file("app.pid").build().expect("valid");
+        assert_eq!((config.max_requests(), config.max_rss()), (Some(1000), Some(1 << 30)));
+        assert_eq!((config.stall_warn(), config.user()), (None, Some("0")));
+        assert_eq!(config.pid_file(), Some(std::path::Path::new("app.pid")));
+        assert!(Config::builder().max_requests(0).build().is_err(), "0 is no limit");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::parse_error::{ParseValueError, parse_choice};
+
 /// What a worker process runs. Default: `Prefork`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
@@ -56,17 +58,14 @@ impl fmt::Display for ConcurrencyModel {
 }
 
 impl FromStr for ConcurrencyModel {
-    type Err = String;
+    type Err = ParseValueError;
 
     /// # Errors
     ///
     /// Fails for a name that no model in [`ConcurrencyModel::ALL`] has.
-    fn from_str(text: &str) -> Result<ConcurrencyModel, String> {
-        let known = ConcurrencyModel::ALL.into_iter().find(|model| model.name() == text.trim());
-        known.ok_or_else(|| {
-            let names = ConcurrencyModel::ALL.map(ConcurrencyModel::name).join(", ");
-            format!("is not a concurrency model; choose one of {names}")
-        })
+    fn from_str(text: &str) -> Result<ConcurrencyModel, ParseValueError> {
+        let named = ConcurrencyModel::ALL.map(|model| (model.name(), model));
+        parse_choice(text, "a concurrency model", &named)
     }
 }
 
@@ -80,6 +79,6 @@ mod tests {
             assert_eq!(model.name().parse(), Ok(model));
         }
         let why = "fork".parse::<ConcurrencyModel>().expect_err("unknown");
-        assert!(why.contains("thread-per-core"), "{why}");
+        assert!(why.reason().contains("thread-per-core"), "{why}");
     }
 }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::parse_error::ParseValueError;
+
 /// Where the primary listens for `prefork status` and the other verbs (see [`crate::control`]).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum ControlSocket {
@@ -18,23 +20,22 @@ pub enum ControlSocket {
 }
 
 impl FromStr for ControlSocket {
-    type Err = String;
+    type Err = ParseValueError;
 
     /// # Errors
     ///
     /// The text is empty, or too long or unfit for the path of a socket.
-    fn from_str(text: &str) -> Result<ControlSocket, String> {
+    fn from_str(text: &str) -> Result<ControlSocket, ParseValueError> {
+        let error = |reason: &str| Err(ParseValueError::new(text, reason));
         match text.trim() {
-            "" => Err("is empty: give a path, auto or off".to_string()),
+            "" => error("is empty: give a path, auto or off"),
             "off" => Ok(ControlSocket::Off),
             "auto" => Ok(ControlSocket::Auto),
             // The size of `sun_path` without the final NUL.
             path if path.len() > 107 => {
-                Err("is too long: the path of a socket has at most 107 bytes".to_string())
+                error("is too long: the path of a socket has at most 107 bytes")
             }
-            path if path.contains('\0') => {
-                Err("is not a path: give one without a zero".to_string())
-            }
+            path if path.contains('\0') => error("is not a path: give one without a zero"),
             path => Ok(ControlSocket::Path(PathBuf::from(path))),
         }
     }

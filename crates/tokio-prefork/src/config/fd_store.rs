@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::parse_error::{ParseValueError, parse_choice};
+
 /// Whether to store the listening sockets in the service manager, which passes them to the next primary after a kill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FdStore {
@@ -29,14 +31,13 @@ impl fmt::Display for FdStore {
 }
 
 impl FromStr for FdStore {
-    type Err = String;
+    type Err = ParseValueError;
 
     /// # Errors
     ///
     /// Another word than `auto`, `on` and `off`.
-    fn from_str(text: &str) -> Result<FdStore, String> {
-        let known = FdStore::NAMES.iter().find(|(name, _)| *name == text.trim());
-        known.map(|(_, one)| *one).ok_or_else(|| "is not known: give auto, on or off".to_string())
+    fn from_str(text: &str) -> Result<FdStore, ParseValueError> {
+        parse_choice(text, "a setting of the file descriptor store", &FdStore::NAMES)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The fields of [`Config`]: types, defaults and bounds, each in one row.
 
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::app_settings::AppSettings;
@@ -25,14 +25,33 @@ const FROM_ZERO: RangeInclusive<Duration> = Duration::ZERO..=MAX_DURATION;
 /// Bounds of a duration that may not be zero.
 const FROM_ONE_MS: RangeInclusive<Duration> = Duration::from_millis(1)..=MAX_DURATION;
 
-/// Declares [`Config`], its defaults, the setters of [`ConfigBuilder`] and the check of the bounds.
+/// Declares [`Config`], its defaults, its getters, the setters of [`ConfigBuilder`] and the check of the bounds.
+///
+/// A row is `name: TYPE = DEFAULT;`. Options, in this order: `as TYPE` for what the getter returns, if the field is not
+/// `Copy`; `, from TYPE` for a setter that takes `impl Into<TYPE>`; after the default, `, in BOUNDS`.
 macro_rules! config_fields {
-    ($($(#[$doc:meta])* $name:ident: $type:ty = $default:expr $(, in $bounds:expr)?;)*) => {
-        /// The configuration of a cluster. Made by [`Config::builder`]; every field has a default.
+    ($(
+        $(#[$doc:meta])*
+        $name:ident: $type:ty $(as $get:ty)? $(, from $set:ty)? = $default:expr $(, in $bounds:expr)?;
+    )*) => {
+        /// The checked configuration of a cluster. Built by [`Config::builder`], and unchangeable from then on.
+        ///
+        /// Every value has a default. A getter has the name of its setter in [`ConfigBuilder`], and, with hyphens, of its
+        /// flag and key in the TOML file.
+        ///
+        /// ```
+        /// use tokio_prefork::Config;
+        ///
+        /// let config = Config::builder().listen("127.0.0.1:8080")?.workers(4).build()?;
+        /// assert_eq!(config.workers().to_string(), "4");
+        /// assert_eq!(config.bind()[0].to_string(), "127.0.0.1:8080");
+        /// # Ok::<(), tokio_prefork::Error>(())
+        /// ```
         #[derive(Debug, Clone)]
-        #[non_exhaustive]
         pub struct Config {
-            $($(#[$doc])* pub $name: $type,)*
+            $(#[doc(hidden)] pub $name: $type,)*
+            /// Whether `bind` is the default, which the first [`ConfigBuilder::listen`] replaces.
+            pub(super) is_default_bind: bool,
             pub(super) app_settings: AppSettings,
             /// `user` and `group` as numbers.
             pub(super) credentials: Option<WorkerCredentials>,
@@ -42,18 +61,21 @@ macro_rules! config_fields {
             fn default() -> Config {
                 Config {
                     $($name: $default,)*
+                    is_default_bind: true,
                     app_settings: AppSettings::default(),
                     credentials: None,
                 }
             }
         }
 
+        /// Values, each with the name of its setter.
+        impl Config {$(
+            config_fields!(@getter $(#[$doc])* $name: $type $(as $get)?);
+        )*}
+
+        /// Setters, each with the name of its getter in [`Config`].
         impl ConfigBuilder {$(
-            #[doc = concat!("Sets [`Config::", stringify!($name), "`].")]
-            pub fn $name(mut self, value: $type) -> ConfigBuilder {
-                self.config.$name = value;
-                self
-            }
+            config_fields!(@setter $(#[$doc])* $name: $type $(, from $set)?);
         )*}
 
         impl Config {
@@ -64,29 +86,57 @@ macro_rules! config_fields {
             }
         }
     };
+    (@getter $(#[$doc:meta])* $name:ident: $type:ty as $get:ty) => {
+        $(#[$doc])*
+        pub fn $name(&self) -> $get {
+            self.$name.borrowed()
+        }
+    };
+    (@getter $(#[$doc:meta])* $name:ident: $type:ty) => {
+        $(#[$doc])*
+        pub fn $name(&self) -> $type {
+            self.$name
+        }
+    };
+    (@setter $(#[$doc:meta])* bind: $type:ty) => {};
+    (@setter $(#[$doc:meta])* $name:ident: $type:ty, from $set:ty) => {
+        $(#[$doc])*
+        pub fn $name(mut self, value: impl Into<$set>) -> ConfigBuilder {
+            let value: $set = value.into();
+            self.config.$name = value.into();
+            self
+        }
+    };
+    (@setter $(#[$doc:meta])* $name:ident: $type:ty) => {
+        $(#[$doc])*
+        pub fn $name(mut self, value: $type) -> ConfigBuilder {
+            self.config.$name = value;
+            self
+        }
+    };
 }
 
 config_fields! {
     /// Addresses to listen on, at least one. Default: `127.0.0.1:3000`.
-    bind: Vec<ListenAddr> = vec![ListenAddr::default()];
+    bind: Vec<ListenAddr> as &[ListenAddr] = vec![ListenAddr::default()];
     /// Permissions of the files of Unix sockets that name none themselves ([`UnixAddr::mode`](crate::UnixAddr::mode)).
     /// Default: what the umask leaves of 0777.
-    unix_mode: Option<u32> = None;
+    unix_mode: Option<u32>, from Option<u32> = None;
     /// Owner of the files of Unix sockets, by name or number. Default: the user who starts the primary.
-    unix_owner: Option<String> = None;
+    unix_owner: Option<String> as Option<&str>, from String = None;
     /// Group of the files of Unix sockets, by name or number. Default: the group of the primary.
-    unix_group: Option<String> = None;
+    unix_group: Option<String> as Option<&str>, from String = None;
     /// What serves the connections: processes or threads. Default: [`ConcurrencyModel::Prefork`].
     model: ConcurrencyModel = ConcurrencyModel::Prefork;
     /// How many workers; threads under [`ConcurrencyModel::Threads`] and [`ConcurrencyModel::ThreadPerCore`]. Default: [`WorkerCount::Auto`].
-    workers: WorkerCount = WorkerCount::Auto;
+    workers: WorkerCount, from WorkerCount = WorkerCount::Auto;
     /// Length of the kernel's accept queue, capped by `net.core.somaxconn`. Default: 4096, which is the default of that
     /// cap since Linux 5.4.
     backlog: u32 = 4096, in 1..=65_535;
     /// How long a TCP connection may wait in the accept queue before it gets a 503 with `Retry-After`; the kernel measures it
     /// in ticks of 1 to 10 ms. Clusters of [`Cluster::serve_connections`](crate::Cluster::serve_connections) get every
-    /// connection. 0 disables it. Default: 0.
-    max_queue_wait: Duration = Duration::ZERO, in FROM_ZERO;
+    /// connection. `None` disables it. Default: `None`.
+    max_queue_wait: Option<Duration>, from Option<Duration> = None, in FROM_ONE_MS;
     /// Which worker gets the next connection. Default: [`Dispatch::Shared`], the only policy of the models with one process.
     dispatch: Dispatch = Dispatch::Shared;
     /// How long a draining worker may finish its requests before its connections are cut. Default: 30 s.
@@ -106,23 +156,25 @@ config_fields! {
     min_uptime: Duration = Duration::from_secs(1), in FROM_ZERO;
     /// Failed rounds of boots, before any worker was ever ready, after which the primary gives up. Default: 5.
     boot_attempts: u32 = 5, in 1..=1_000;
-    /// Workers that a reload may start beyond the wanted number at a time. 0 stands for a quarter of the workers, rounded up.
-    /// Default: 0.
-    reload_surge: u32 = 0;
+    /// Workers that a reload may start beyond the wanted number at a time. `None` is a quarter of the workers, rounded up.
+    /// Default: `None`.
+    reload_surge: Option<u32>, from Option<u32> = None, in 1..=WorkerCount::MAX;
     /// Workers that a reload may stop before their successors start, which saves memory and costs capacity. Default: 0.
     reload_max_unavailable: u32 = 0;
-    /// Requests after which a worker is replaced, minus up to 20 % jitter. 0 disables it. Default: 0.
-    max_requests: u32 = 0;
-    /// Resident memory in bytes above which a worker is drained and replaced. 0 disables it. Default: 0.
-    max_rss: u64 = 0;
-    /// Resident memory in bytes above which a worker is killed and replaced. 0 disables it. Default: 0.
-    max_rss_hard: u64 = 0;
-    /// Age at which a worker is replaced, minus up to 20 % jitter. 0 disables it. Default: 0.
-    max_lifetime: Duration = Duration::ZERO, in FROM_ZERO;
-    /// How long an event loop may stall before the request that blocks it is logged. 0 disables it. Default: 1 s.
-    stall_warn: Duration = Duration::from_secs(1), in FROM_ZERO;
-    /// How long an event loop may stall before its worker is killed and replaced. 0 disables it. Default: 30 s.
-    stall_timeout: Duration = Duration::from_secs(30), in FROM_ZERO;
+    /// Requests after which a worker is replaced, minus up to 20 % jitter. `None` disables it. Default: `None`.
+    max_requests: Option<u32>, from Option<u32> = None, in 1..=u32::MAX;
+    /// Resident memory in bytes above which a worker is drained and replaced. `None` disables it. Default: `None`.
+    max_rss: Option<u64>, from Option<u64> = None, in 1..=u64::MAX;
+    /// Resident memory in bytes above which a worker is killed and replaced. `None` disables it. Default: `None`.
+    max_rss_hard: Option<u64>, from Option<u64> = None, in 1..=u64::MAX;
+    /// Age at which a worker is replaced, minus up to 20 % jitter. `None` disables it. Default:
+    /// `None`.
+    max_lifetime: Option<Duration>, from Option<Duration> = None, in FROM_ONE_MS;
+    /// How long an event loop may stall before the request that blocks it is logged. `None` disables it. Default: 1 s.
+    stall_warn: Option<Duration>, from Option<Duration> = Some(Duration::from_secs(1)), in FROM_ONE_MS;
+    /// How long an event loop may stall before its worker is killed and replaced. `None` disables it. Default:
+    /// 30 s.
+    stall_timeout: Option<Duration>, from Option<Duration> = Some(Duration::from_secs(30)), in FROM_ONE_MS;
     /// How long a client may take to send a request head. Default: 10 s.
     header_timeout: Duration = Duration::from_secs(10), in FROM_ONE_MS;
     /// How long a kept-alive connection may stay idle. Default: 65 s, longer than the 60 s of common load balancers, so
@@ -131,34 +183,34 @@ config_fields! {
     /// How long to wait for the next bytes of a request body before the request is refused with 408, or the connection
     /// closed if the response has begun. Counts only while the handler reads, and for the first bytes in any case, which
     /// hyper reads before the handler asks. `None`: no limit. Default: 60 s.
-    body_timeout: Option<Duration> = Some(Duration::from_secs(60)), in FROM_ONE_MS;
+    body_timeout: Option<Duration>, from Option<Duration> = Some(Duration::from_secs(60)), in FROM_ONE_MS;
     /// How long to wait for the client to take the next bytes of a response before the connection is closed. `None`: no
     /// limit. Default: 60 s.
-    send_timeout: Option<Duration> = Some(Duration::from_secs(60)), in FROM_ONE_MS;
+    send_timeout: Option<Duration>, from Option<Duration> = Some(Duration::from_secs(60)), in FROM_ONE_MS;
     /// Fewest bytes per second of a request body, over each 5 s of waiting for them; below it, as for `body_timeout`.
     /// `None`: no limit. Default: `None`.
-    min_body_rate: Option<u64> = None, in 1..=1 << 30;
+    min_body_rate: Option<u64>, from Option<u64> = None, in 1..=1 << 30;
     /// Fewest bytes per second of a response, over each 5 s of waiting for the client to take them; below it, as for
     /// `send_timeout`. `None`: no limit. Default: `None`.
-    min_send_rate: Option<u64> = None, in 1..=1 << 30;
+    min_send_rate: Option<u64>, from Option<u64> = None, in 1..=1 << 30;
     /// How long a request may take, from its head to the end of its response. Then its handler is dropped and the client
     /// gets 503; if the response has begun, the connection (HTTP/2: the stream) is closed. A handler changes the limit of its
     /// own request with [`RequestDeadline`](crate::RequestDeadline). `None`: no limit. Default: `None`.
-    request_timeout: Option<Duration> = None, in FROM_ONE_MS;
+    request_timeout: Option<Duration>, from Option<Duration> = None, in FROM_ONE_MS;
     /// How to treat HTTP/1 clients that close their sending side while they wait for a response. Default:
     /// [`HalfClosePolicy::Probe`].
     half_close: HalfClosePolicy = HalfClosePolicy::Probe;
     /// How long a TCP connection is kept whose host has vanished: TCP keep-alive begins to probe after half of it.
     /// `None`: the kernel does not probe. Default: 2 min.
-    tcp_keep_alive: Option<Duration> = Some(Duration::from_secs(120)), in MIN_TCP_KEEP_ALIVE..=MAX_DURATION;
+    tcp_keep_alive: Option<Duration>, from Option<Duration> = Some(Duration::from_secs(120)), in MIN_TCP_KEEP_ALIVE..=MAX_DURATION;
     /// Largest request head in bytes; a larger one gets 431. Default: 16 KiB. At least 8 KiB.
     max_header_size: usize = 16 * 1024, in 8 * 1024..=1024 * 1024;
     /// Open connections that a worker accepts before it leaves new ones to the others; per thread if `workers` counts
     /// threads. Default: 10 000.
     worker_connections: u32 = 10_000, in 1..=1_000_000;
-    /// Threads of each worker's CPU pool. 0 stands for the cores that this process may use, divided by the workers, at least
-    /// one. Default: 0.
-    pool_threads: u32 = 0, in 0..=1_024;
+    /// Threads of each worker's CPU pool. `None` is the cores that this process may use, divided by the workers, at least one.
+    /// Default: `None`.
+    pool_threads: Option<u32>, from Option<u32> = None, in 1..=1_024;
     /// Jobs that may wait in each worker's CPU pool; more get [`PoolError::Full`](crate::pool::PoolError). Default: 256.
     pool_queue: u32 = 256, in 0..=1_000_000;
     /// Nice value of the threads of the CPU pool, from 0 to 19, so that they give way to the event loops. Default: 19.
@@ -174,22 +226,51 @@ config_fields! {
     http2: bool = cfg!(feature = "http2");
     /// User that workers become, by name or number, with its groups and without any capability. The primary must be started
     /// as root, and stays root. Default: `None`, the primary's user.
-    user: Option<String> = None;
+    user: Option<String> as Option<&str>, from String = None;
     /// Group that workers get instead of the user's own, by name or number. Default: `None`.
-    group: Option<String> = None;
+    group: Option<String> as Option<&str>, from String = None;
     /// File to which the primary writes its pid: mode 0644, locked while the primary runs, removed at its end. Default:
     /// `None`.
-    pid_file: Option<PathBuf> = None;
+    pid_file: Option<PathBuf> as Option<&Path>, from PathBuf = None;
     /// File to which the log, and whatever else is printed to standard error, is appended; SIGUSR1 opens it again after a
     /// rename. Default: `None`, standard error.
-    log_file: Option<PathBuf> = None;
+    log_file: Option<PathBuf> as Option<&Path>, from PathBuf = None;
     /// Whether `ps` shows `prefork: primary` and `prefork: worker 3 (gen 2)`. Default: false; the `prefork` command sets it.
     titles: bool = false;
     /// Where the primary answers `prefork status` and the other verbs. Default: [`ControlSocket::Off`].
-    control: ControlSocket = ControlSocket::Off;
+    control: ControlSocket as &ControlSocket = ControlSocket::Off;
     /// Whether systemd keeps the listening sockets, so that they survive a primary that is killed. Default:
     /// [`FdStore::Auto`].
     fd_store: FdStore = FdStore::Auto;
+}
+
+/// A value whose getter returns a borrowed form of it.
+trait Borrowed<'a, T> {
+    fn borrowed(&'a self) -> T;
+}
+
+impl<'a, T> Borrowed<'a, &'a [T]> for Vec<T> {
+    fn borrowed(&'a self) -> &'a [T] {
+        self
+    }
+}
+
+impl<'a> Borrowed<'a, Option<&'a str>> for Option<String> {
+    fn borrowed(&'a self) -> Option<&'a str> {
+        self.as_deref()
+    }
+}
+
+impl<'a> Borrowed<'a, Option<&'a Path>> for Option<PathBuf> {
+    fn borrowed(&'a self) -> Option<&'a Path> {
+        self.as_deref()
+    }
+}
+
+impl<'a> Borrowed<'a, &'a ControlSocket> for ControlSocket {
+    fn borrowed(&'a self) -> &'a ControlSocket {
+        self
+    }
 }
 
 /// A value that has bounds.

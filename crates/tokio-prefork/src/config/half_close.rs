@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::parse_error::{ParseValueError, parse_choice};
+
 /// How an HTTP/1 worker handles a client that closes its sending side while its request is in progress. The kernel sends
 /// the same FIN for a client that has closed its socket as for one that only has nothing more to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,13 +34,13 @@ impl fmt::Display for HalfClosePolicy {
 }
 
 impl FromStr for HalfClosePolicy {
-    type Err = String;
+    type Err = ParseValueError;
 
-    fn from_str(text: &str) -> Result<HalfClosePolicy, String> {
-        let known = NAMES.iter().find(|(name, _)| text.trim().eq_ignore_ascii_case(name));
-        known.map(|(_, value)| *value).ok_or_else(|| {
-            "is not a way to treat half-closed clients: give finish, probe or cancel".to_string()
-        })
+    /// # Errors
+    ///
+    /// Another word than `finish`, `probe` and `cancel`.
+    fn from_str(text: &str) -> Result<HalfClosePolicy, ParseValueError> {
+        parse_choice(text, "a way to treat half-closed clients", &NAMES)
     }
 }
 

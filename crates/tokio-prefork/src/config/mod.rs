@@ -1,6 +1,6 @@
 //! The configuration of a cluster: resolved, checked, and immutable from then on.
 //!
-//! A new key is one row in `fields.rs`, and one in the key table of the command (`src/settings/keys.rs`).
+//! A new key is one row in `fields.rs`, and one in the key table of the command (`src/settings/key_table.rs`).
 
 mod app_settings;
 mod builder;
@@ -9,6 +9,7 @@ mod control_socket;
 mod fd_store;
 mod fields;
 mod half_close;
+mod parse_error;
 mod worker_count;
 
 use std::any::Any;
@@ -23,6 +24,8 @@ pub use control_socket::ControlSocket;
 pub use fd_store::FdStore;
 pub use fields::Config;
 pub use half_close::HalfClosePolicy;
+pub use parse_error::ParseValueError;
+pub(crate) use parse_error::parse_choice;
 use prefork_supervisor::SupervisorConfig;
 pub use worker_count::WorkerCount;
 
@@ -42,7 +45,7 @@ impl Config {
         self.credentials.as_ref()
     }
 
-    /// Turns the configuration back into a builder, to change it.
+    /// Turns the configuration back into a builder, to change it. [`ConfigBuilder::listen`] then adds to its addresses.
     pub fn into_builder(self) -> ConfigBuilder {
         ConfigBuilder { config: self }
     }
@@ -50,12 +53,12 @@ impl Config {
     /// Returns the number of threads of a CPU pool. There is one for each worker, and for each thread with a loop of its
     /// own.
     pub(crate) fn pool_thread_count(&self) -> usize {
-        match self.pool_threads as usize {
-            0 => cores_per_worker(
+        match self.pool_threads {
+            Some(threads) => threads as usize,
+            None => cores_per_worker(
                 std::thread::available_parallelism().map_or(1, usize::from),
                 self.supervisor_config().workers as usize * self.scoreboard_page_count(),
             ),
-            n => n,
         }
     }
 
@@ -78,8 +81,6 @@ impl Config {
     pub(crate) fn supervisor_config(&self) -> SupervisorConfig {
         let workers = if self.model.is_one_process() { 1 } else { self.workers.resolve() };
         let max_workers = if self.model.is_one_process() { 1 } else { WorkerCount::MAX };
-        let duration = |d: Duration| Some(d).filter(|d| !d.is_zero());
-        let number = |n: u64| Some(n).filter(|n| *n > 0);
         SupervisorConfig {
             workers,
             max_workers,
@@ -91,17 +92,14 @@ impl Config {
             boot_attempts: self.boot_attempts,
             backoff_first: Duration::from_millis(100),
             backoff_max: Duration::from_secs(15),
-            surge: match self.reload_surge {
-                0 => workers.div_ceil(4),
-                n => n,
-            },
+            surge: self.reload_surge.unwrap_or_else(|| workers.div_ceil(4).max(1)),
             max_unavailable: self.reload_max_unavailable,
-            max_requests: number(self.max_requests.into()),
-            max_rss: number(self.max_rss),
-            max_rss_hard: number(self.max_rss_hard),
-            max_lifetime: duration(self.max_lifetime),
-            stall_warn: duration(self.stall_warn),
-            stall_timeout: duration(self.stall_timeout),
+            max_requests: self.max_requests.map(u64::from),
+            max_rss: self.max_rss,
+            max_rss_hard: self.max_rss_hard,
+            max_lifetime: self.max_lifetime,
+            stall_warn: self.stall_warn,
+            stall_timeout: self.stall_timeout,
         }
     }
 }
@@ -119,7 +117,7 @@ mod tests {
     fn the_cores_are_shared_among_the_workers() {
         let shares = [(2, 2), (8, 2), (8, 3), (2, 4), (1, 0)].map(|(c, w)| cores_per_worker(c, w));
         assert_eq!(shares, [1, 4, 2, 1, 1]);
-        let config = Config { pool_threads: 7, ..Config::default() };
+        let config = Config { pool_threads: Some(7), ..Config::default() };
         assert_eq!(config.pool_thread_count(), 7);
     }
 }

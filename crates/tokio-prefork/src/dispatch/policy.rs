@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::config::{ParseValueError, parse_choice};
+
 /// A dispatch policy: decides which worker gets the next connection. Default: `Shared`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
@@ -94,17 +96,17 @@ impl fmt::Display for Dispatch {
 }
 
 impl FromStr for Dispatch {
-    type Err = String;
+    type Err = ParseValueError;
 
     /// # Errors
     ///
     /// Fails for a name that no policy in [`Dispatch::ALL`] has.
-    fn from_str(text: &str) -> Result<Dispatch, String> {
-        let known = Dispatch::ALL.into_iter().find(|policy| policy.name() == text.trim());
-        known.ok_or_else(|| {
-            let names = Dispatch::ALL.map(Dispatch::name).join(", ");
-            format!("is not a dispatch policy; choose one of {names}")
-        })
+    fn from_str(text: &str) -> Result<Dispatch, ParseValueError> {
+        parse_choice(
+            text,
+            "a dispatch policy",
+            &Dispatch::ALL.map(|policy| (policy.name(), policy)),
+        )
     }
 }
 
@@ -118,6 +120,6 @@ mod tests {
             assert_eq!(policy.name().parse(), Ok(policy));
         }
         let why = "sticky".parse::<Dispatch>().expect_err("unknown");
-        assert!(why.contains("ip-hash"), "{why}");
+        assert!(why.reason().contains("ip-hash"), "{why}");
     }
 }

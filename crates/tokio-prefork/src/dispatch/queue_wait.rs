@@ -94,9 +94,9 @@ pub(crate) fn measure_queue_wait(fd: impl AsFd, is_unix: bool) -> Option<Duratio
     if is_unix { None } else { prefork_os::socket::connection_age(fd).ok() }
 }
 
-/// Returns whether a wait is over the limit; zero means no limit.
-fn is_too_long(waited: Duration, limit: Duration) -> bool {
-    !limit.is_zero() && waited > limit
+/// Returns whether a wait is over the limit, if there is one.
+fn is_too_long(waited: Duration, limit: Option<Duration>) -> bool {
+    limit.is_some_and(|limit| waited > limit)
 }
 
 /// Counts the wait of a new connection, and rejects it if that was too long. Returns `fd` if it is to be served.
@@ -158,9 +158,9 @@ mod tests {
 
     #[test]
     fn a_wait_is_too_long_over_the_limit_and_never_without_one() {
-        assert!(!is_too_long(100 * MS, 100 * MS));
-        assert!(is_too_long(101 * MS, 100 * MS));
-        assert!(!is_too_long(3_600_000 * MS, Duration::ZERO));
+        assert!(!is_too_long(100 * MS, Some(100 * MS)));
+        assert!(is_too_long(101 * MS, Some(100 * MS)));
+        assert!(!is_too_long(3_600_000 * MS, None));
     }
 
     #[test]

@@ -80,6 +80,46 @@ impl Default for ListenAddr {
     }
 }
 
+impl TryFrom<&str> for ListenAddr {
+    type Error = Error;
+
+    /// Parses the text.
+    fn try_from(text: &str) -> Result<ListenAddr> {
+        text.parse()
+    }
+}
+
+impl TryFrom<&String> for ListenAddr {
+    type Error = Error;
+
+    /// Parses the text.
+    fn try_from(text: &String) -> Result<ListenAddr> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for ListenAddr {
+    type Error = Error;
+
+    /// Parses the text.
+    fn try_from(text: String) -> Result<ListenAddr> {
+        text.parse()
+    }
+}
+
+impl<A: Into<IpAddr>> From<(A, u16)> for ListenAddr {
+    /// An IP address and a port.
+    fn from(addr: (A, u16)) -> ListenAddr {
+        ListenAddr::Tcp(addr.into())
+    }
+}
+
+impl From<SocketAddr> for ListenAddr {
+    fn from(addr: SocketAddr) -> ListenAddr {
+        ListenAddr::Tcp(addr)
+    }
+}
+
 impl FromStr for ListenAddr {
     type Err = Error;
 
