@@ -60,6 +60,7 @@ mod orphaned_workers;
 mod pid_file;
 mod pid_namespace;
 mod primary_events;
+mod primary_loop;
 mod process_titles;
 mod reload;
 mod reload_listeners;

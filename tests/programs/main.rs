@@ -8,6 +8,7 @@ mod messages;
 mod misbehaving_workers;
 mod node_api;
 mod primary_events;
+mod primary_loop;
 mod primary_requests;
 mod request_summary;
 mod serving;
@@ -54,6 +55,7 @@ fn main() -> Main {
         "axum" => serving::axum_router(arguments),
         "connections" => serving::line_protocol(arguments),
         "request-summary" => request_summary::request_summary(arguments),
+        "primary-loop" => primary_loop::primary_loop(arguments),
         "primary-events" => primary_events::primary_events(arguments),
         "environment" => serving::worker_environment(arguments),
         "retiring" => serving::retiring_workers(arguments),

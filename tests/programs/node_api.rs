@@ -2,7 +2,7 @@
 //! `tests/it/documentation.rs` searches for each of them here. The cluster can be run, but most of it waits for a
 //! message that is never sent.
 
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -22,6 +22,7 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) fn node_api(arguments: ProgramArguments) -> Result<()> {
     Cluster::new(arguments.config)
         .reload_with(|| settings(Config::builder()))
+        .on_start(set_timers)
         .on_event(record_event)
         .on_restart(|exit| {
             if exit.code == Some(2) {
@@ -52,6 +53,26 @@ fn settings(config: ConfigBuilder) -> Result<Config> {
     let config = config.user("www-data");
     let config = config.control(ControlSocket::Auto);
     config.app_settings("settings of your own").build()
+}
+
+#[rustfmt::skip]
+fn set_timers(primary: &mut PrimaryHandle<'_>) -> std::result::Result<(), BoxError> {
+    primary.after(TIMEOUT, |primary| primary.reload());
+    let tick = primary.every(TIMEOUT, |_| log::info!("tick"));
+    let admin = UnixListener::bind("admin.sock")?;
+    primary.on_readable(admin, answer_admin)?;
+    primary.cancel_timer(tick);
+    Ok(())
+}
+
+fn answer_admin(primary: &mut PrimaryHandle<'_>, admin: &mut UnixListener) {
+    while let Ok((client, _)) = admin.accept() {
+        if client.peer_addr().is_err() {
+            primary.stop_with("the disk is full");
+        } else {
+            primary.cancel_current();
+        }
+    }
 }
 
 #[rustfmt::skip]

@@ -1,5 +1,6 @@
 //! The public entry point: a configuration and an application in, a supervised cluster out.
 
+mod event_loop;
 mod hooks;
 mod initial_sockets;
 mod isolated_pool;

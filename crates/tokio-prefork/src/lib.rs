@@ -93,7 +93,8 @@ pub use messages::{
 pub use prefork_supervisor::RecycleReason;
 pub use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 pub use primary::{
-    ClusterEvent, PrimaryHandle, RestartDecision, WorkerExit, WorkerExitReason, WorkerInfo,
+    ClusterEvent, FdWatchId, PrimaryHandle, RestartDecision, TimerId, WorkerExit, WorkerExitReason,
+    WorkerInfo,
 };
 pub use shared::{
     KeyedRateLimiter, Leadership, RateLimiter, SharedCache, SharedCounter, SharedFlag, SharedGauge,

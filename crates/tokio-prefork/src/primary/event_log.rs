@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
+use super::FdWatchId;
 use super::event_format::{LogLine, error_line, format_count, format_event, info_line, warn_line};
 use crate::config::Dispatch;
 use crate::control::EventHistory;
+use crate::error::Error;
 use crate::log_output;
 use crate::text::HumanDuration;
 use crate::text::{Printable, printable};
@@ -215,6 +217,18 @@ impl EventLog {
         let took = HumanDuration(took);
         self.write_line(warn_line(format!(
             "{function} took {took} at {occasion}: nothing is supervised meanwhile"
+        )));
+    }
+
+    pub(super) fn log_start_hook_error(&mut self, error: &Error) {
+        self.write_line(error_line(format!("{error}; the cluster runs on without it")));
+    }
+
+    /// Logs that the hook of a descriptor leaves it readable again and again.
+    pub(super) fn log_unread_descriptor(&mut self, watch: FdWatchId) {
+        self.write_line(warn_line(format!(
+            "the hook of descriptor {watch} does not drain it: it is called less often now; read until WouldBlock, and \
+             cancel it at the end of the stream (PrimaryHandle::cancel_current)"
         )));
     }
 

@@ -196,6 +196,7 @@ impl Primary {
         self.round_robin = RoundRobinAcceptor::default();
         self.close_channels_of_other_workers();
         self.signals.close_in_worker();
+        self.event_loop.close_in_worker();
     }
 
     /// Closes the channels of the other workers and drops the messages queued for them.

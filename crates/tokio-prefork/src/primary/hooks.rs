@@ -12,6 +12,7 @@ use super::Primary;
 use super::cluster_event::{ClusterEvent, WorkerExit};
 use super::oom_kills::OomKillCounter;
 use super::primary_handle::PrimaryHandle;
+use crate::error::BoxError;
 use crate::listener::ListenerSet;
 use crate::text::panic_text;
 use prefork_supervisor::{Event, ExitReport, LogEvent};
@@ -29,11 +30,13 @@ pub enum RestartDecision {
 }
 
 type OnEvent = Box<dyn FnMut(&mut PrimaryHandle<'_>, &ClusterEvent)>;
+type OnStart = Box<dyn FnOnce(&mut PrimaryHandle<'_>) -> Result<(), BoxError>>;
 type OnRestart = Box<dyn FnMut(&WorkerExit) -> RestartDecision>;
 
 /// Functions of the application that run in the primary.
 #[derive(Default)]
 pub(crate) struct Hooks {
+    pub(crate) on_start: Vec<OnStart>,
     pub(crate) on_event: Vec<OnEvent>,
     pub(crate) on_restart: Option<OnRestart>,
 }
@@ -58,6 +61,11 @@ impl HookQueue {
             oom_kills: OomKillCounter::of_this_process(),
             has_reported_stop: false,
         }
+    }
+
+    /// Takes the hooks that run once, at the start.
+    pub(super) fn take_start_hooks(&mut self) -> Vec<OnStart> {
+        std::mem::take(&mut self.hooks.on_start)
     }
 
     /// Queues the cluster event of a log event, if it has one and there is a hook.

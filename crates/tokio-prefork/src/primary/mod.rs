@@ -8,6 +8,7 @@ mod cluster_event;
 mod control_requests;
 mod event_format;
 pub(crate) mod event_log;
+mod event_loop;
 mod fork_worker;
 mod handover_relay;
 mod hooks;
@@ -24,9 +25,11 @@ mod round_robin;
 mod service_manager;
 mod signals;
 mod slot_sockets;
+mod timers;
 mod upgrade;
 mod upgrade_check;
 mod wait_events;
+mod watched_fds;
 mod workers;
 
 use std::collections::VecDeque;
@@ -47,6 +50,7 @@ use prefork_supervisor::{Event, ShutdownReason, Supervisor, SupervisorConfig, Wo
 pub use cluster_event::{ClusterEvent, WorkerExit, WorkerExitReason};
 use control_requests::ControlEndpoint;
 use event_log::EventLog;
+use event_loop::EventLoop;
 use handover_relay::HandoverRelay;
 use hooks::HookQueue;
 pub(crate) use hooks::Hooks;
@@ -59,8 +63,10 @@ pub use primary_handle::{PrimaryHandle, WorkerInfo};
 use reload_config::ConfigStore;
 pub(crate) use reload_config::ReadConfig;
 use signals::PrimarySignals;
+pub use timers::TimerId;
 use upgrade::UpgradeState;
 pub(crate) use upgrade_check::check_worker_boots;
+pub use watched_fds::FdWatchId;
 use workers::KilledChildren;
 pub(crate) use workers::{WorkerProcess, WorkerTable};
 
@@ -103,6 +109,10 @@ pub(crate) struct Primary {
     messages: AppMessages,
     isolated_pools: IsolatedPools,
     hooks: HookQueue,
+    /// The application's timers and descriptors.
+    event_loop: EventLoop,
+    /// The error that a hook has stopped the cluster with.
+    stop_error: Option<Error>,
     upgrade: UpgradeState,
     control: ControlEndpoint,
     pid_file: ConfiguredPidFile,
@@ -172,6 +182,8 @@ impl Primary {
             messages,
             isolated_pools,
             hooks: HookQueue::new(hooks),
+            event_loop: EventLoop::default(),
+            stop_error: None,
             upgrade: UpgradeState::new(launcher),
             control,
             service_manager,
@@ -191,6 +203,7 @@ impl Primary {
         }
         self.update_kernel_selector();
         self.store_sockets();
+        self.run_start_hooks(manifest.is_some())?;
         prefork_os::signal::unblock_all_signals().map_err(|e| Error::system("unblock signals", e))
     }
 
@@ -207,7 +220,7 @@ impl Primary {
             self.run_event_hooks();
             if let Some(reason) = shutdown {
                 self.killed_children.reap_all_blocking();
-                return Ok(reason);
+                return self.stop_error.map_or(Ok(reason), Err);
             }
         }
     }

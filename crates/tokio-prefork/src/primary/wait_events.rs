@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use super::FdWatchId;
 use super::Primary;
 use super::round_robin::{PollDeadlines, QueueWorkers, acceptable_listeners, poll_and_dispatch};
 use crate::channel::PrimaryChannelEnd;
@@ -23,6 +24,7 @@ enum PollToken {
     NameLookup,
     Messages(MessagePollToken),
     Control(ControlPollToken),
+    Application(FdWatchId),
 }
 
 /// The tokens whose descriptors are ready, by what reads them.
@@ -33,6 +35,7 @@ struct ReadySources {
     has_upgrade_check_output: bool,
     messages: Vec<MessagePollToken>,
     control: Vec<ControlPollToken>,
+    application: Vec<FdWatchId>,
 }
 
 impl FromIterator<PollToken> for ReadySources {
@@ -47,6 +50,7 @@ impl FromIterator<PollToken> for ReadySources {
                 PollToken::NameLookup => {}
                 PollToken::Messages(source) => ready.messages.push(source),
                 PollToken::Control(source) => ready.control.push(source),
+                PollToken::Application(watch) => ready.application.push(watch),
             }
         }
         ready
@@ -92,6 +96,7 @@ impl Primary {
         let ready = self.poll_sources(now, until, next_step)?;
         self.read_ready_sources(ready)?;
         self.deliver_messages();
+        self.run_due_timers();
         self.expire_isolated_jobs();
         self.finish_lookup();
         if supervisor_deadline.is_some_and(|at| at <= Instant::now()) {
@@ -107,6 +112,7 @@ impl Primary {
             self.messages.requests.next_deadline(),
             self.isolated_pools.next_deadline(),
             self.configs.lookup_deadline(),
+            self.event_loop.next_deadline(now),
         ];
         let delays = [
             self.handover.retry_after(),
@@ -141,8 +147,11 @@ impl Primary {
         let messages = messages.map(|(token, watched)| (PollToken::Messages(token), watched));
         let control = self.control.poll_sources();
         let control = control.map(|(token, watched)| (PollToken::Control(token), watched));
+        let application = self.event_loop.watched_fds().poll_sources(now);
+        let application = application.map(|(id, watched)| (PollToken::Application(id), watched));
         let sources = signals.into_iter().chain(channels).chain(check).chain(lookup);
-        let (tokens, watched): (Vec<_>, Vec<_>) = sources.chain(messages).chain(control).unzip();
+        let (tokens, watched): (Vec<_>, Vec<_>) =
+            sources.chain(messages).chain(control).chain(application).unzip();
         let workers = QueueWorkers {
             workers: &self.workers,
             scoreboard: &self.scoreboard,
@@ -174,6 +183,7 @@ impl Primary {
             self.read_signals()?;
         }
         self.handle_control_requests(&ready.control);
+        self.read_watched_fds(&ready.application);
         Ok(())
     }
 }
