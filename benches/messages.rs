@@ -26,11 +26,16 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 use support::{argument, fail, has_argument, median, quantile};
 use tokio_prefork::{Cluster, Config, Result, SharedCounter, Worker};
 
 /// The argument that runs the measured cluster instead of the bench.
 const CLUSTER_FLAG: &str = "--cluster";
+
+/// The figures of one round. Node has no other payloads than values, so its round trips are compared with both.
+const FIGURES: [&str; 5] =
+    ["messages/s", "trip p50 us", "trip p99 us", "value p50 us", "value p99 us"];
 
 /// Number of additions in a series.
 const ADDITIONS_PER_SERIES: u32 = 1_000_000;
@@ -51,8 +56,8 @@ fn main() -> ExitCode {
         };
         return done.map_or_else(|e| e.report(), |()| ExitCode::SUCCESS);
     }
-    let mut ours: [Vec<f64>; 3] = Default::default();
-    let mut nodes: [Vec<f64>; 3] = Default::default();
+    let mut ours: [Vec<f64>; FIGURES.len()] = Default::default();
+    let mut nodes: [Vec<f64>; FIGURES.len()] = Default::default();
     for _ in 0..rounds {
         let mut pair = cluster_command("pair", messages, trips, 1);
         collect(&mut ours, &figures(&mut pair).unwrap_or_else(|why| fail(why)));
@@ -60,13 +65,19 @@ fn main() -> ExitCode {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/peers/messages.js");
         node.arg(script).args([messages, trips].map(|n| n.to_string()));
         match figures(&mut node) {
-            Ok(figures) => collect(&mut nodes, &figures),
+            Ok(figures) => {
+                let trips = figures.iter().skip(1);
+                collect(&mut nodes, &figures.iter().chain(trips).copied().collect::<Vec<_>>());
+            }
             Err(why) => eprintln!("bench: without node: {why}"),
         }
     }
-    println!("{rounds} rounds of {messages} messages and {trips} round trips, 64 bytes each");
+    println!(
+        "{rounds} rounds of {messages} messages and {trips} round trips, 64 bytes each; a value is a struct that is encoded and \
+         decoded at both ends"
+    );
     println!("{:16}{:>14}{:>14}{:>10}", "", "prefork", "node", "ratio");
-    for (i, name) in ["messages/s", "trip p50 us", "trip p99 us"].into_iter().enumerate() {
+    for (i, name) in FIGURES.into_iter().enumerate() {
         let (our, node) = (median(&ours[i]), median(&nodes[i]));
         // The ratio is above 1 if prefork is better.
         let ratio = if i == 0 { our / node } else { node / our };
@@ -125,7 +136,7 @@ fn figures(command: &mut Command) -> std::result::Result<Vec<f64>, String> {
     numbers.filter(|n| !n.is_empty()).ok_or_else(|| format!("its output is {text:?}"))
 }
 
-fn collect(into: &mut [Vec<f64>; 3], figures: &[f64]) {
+fn collect(into: &mut [Vec<f64>; FIGURES.len()], figures: &[f64]) {
     into.iter_mut().zip(figures).for_each(|(series, figure)| series.push(*figure));
 }
 
@@ -165,9 +176,16 @@ fn pair(messages: u32, trips: u32) -> Result<()> {
                 fail(e);
             }
         })
+        .on_message("ask-value", |primary, _, message| {
+            let Some(to) = message.reply_to() else { return };
+            let job: Job<'_> = message.decode().unwrap_or_else(|e| fail(e));
+            if let Err(e) = primary.reply(&to, &job) {
+                fail(e);
+            }
+        })
         .on_message("times", move |_, _, message| {
-            let (p50, p99): (f64, f64) = message.decode().unwrap_or_else(|e| fail(e));
-            println!("{} {p50} {p99}", rate.get());
+            let times: [f64; 4] = message.decode().unwrap_or_else(|e| fail(e));
+            println!("{} {}", rate.get(), times.map(|time| time.to_string()).join(" "));
             stop();
         })
         .serve(move |worker: Worker| async move {
@@ -189,13 +207,43 @@ async fn work(
     for _ in 0..messages {
         worker.send("count", payload.clone()).await?;
     }
-    let mut times = Vec::new();
+    let (mut raw_times, mut value_times) = (Vec::new(), Vec::new());
     for _ in 0..trips {
         let begun = Instant::now();
         worker.request("ask", payload.clone(), REQUEST_TIMEOUT).await?;
-        times.push(begun.elapsed().as_secs_f64() * 1e6);
+        raw_times.push(begun.elapsed().as_secs_f64() * 1e6);
     }
-    worker.send("times", &(quantile(&times, 0.5), quantile(&times, 0.99))).await
+    for id in 0..trips {
+        let job = Job {
+            id,
+            user: "alice",
+            path: "/var/lib/thumbnails/1",
+            state: if id % 2 == 0 { State::Queued { since: 1.5 } } else { State::Done },
+        };
+        let begun = Instant::now();
+        let reply = worker.request("ask-value", &job, REQUEST_TIMEOUT).await?;
+        black_box(reply.decode::<Job<'_>>()?);
+        value_times.push(begun.elapsed().as_secs_f64() * 1e6);
+    }
+    let quantiles = |times: &[f64]| [quantile(times, 0.5), quantile(times, 0.99)];
+    let ([a, b], [c, d]) = (quantiles(&raw_times), quantiles(&value_times));
+    worker.send("times", &[a, b, c, d]).await
+}
+
+/// A value of the kind that applications send.
+#[derive(Debug, Serialize, Deserialize)]
+struct Job<'a> {
+    id: u32,
+    user: &'a str,
+    path: &'a str,
+    state: State,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "type")]
+enum State {
+    Queued { since: f64 },
+    Done,
 }
 
 /// Broadcasts `times` times to `workers` workers, each after all have replied to the previous broadcast.

@@ -37,7 +37,7 @@ pub(super) async fn respond_with_isolated_job(
     job: &str,
 ) -> Response<routes::AppBody> {
     let result = match worker.isolated_pool(ISOLATED_POOL) {
-        Ok(pool) => pool.run::<str, String>(job, JOB_TIMEOUT).await,
+        Ok(pool) => pool.run::<String>(job, JOB_TIMEOUT).await,
         Err(e) => Err(e),
     };
     let status = match &result {

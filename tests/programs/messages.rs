@@ -119,7 +119,7 @@ async fn reply_with_slot(worker: Worker) {
     let mut inbox = worker.open_inbox("who");
     while let Some(message) = inbox.recv().await {
         log_reply_error(
-            worker.reply(&reply_target(&message), &format!("{} {}", worker.slot(), worker.id())),
+            worker.reply(&reply_target(&message), format!("{} {}", worker.slot(), worker.id())),
         );
     }
 }

@@ -87,8 +87,8 @@ pub use isolated::{IsolatedJobError, IsolatedPoolConfig};
 pub use listener::{HostAddr, ListenAddr, UnixAddr};
 pub use main_result::Main;
 pub use messages::{
-    Inbox, IntoPayload, Message, MessageError, MessageLimits, MessageSender, MessageTarget,
-    PassedConnection, ReplyTo, SendConnectionError,
+    Compact, Inbox, IntoPayload, Message, MessageError, MessageLimits, MessageSender,
+    MessageTarget, PassedConnection, Payload, PayloadEncoding, ReplyTo, SendConnectionError,
 };
 pub use prefork_supervisor::RecycleReason;
 pub use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};

@@ -15,8 +15,8 @@ impl Cluster {
     /// which is replaced at once, and its caller is told at once.
     ///
     /// They are workers of a kind of their own (see [`Cluster::kind`]): `prefork status` shows them, and reloads and
-    /// upgrades replace them. Input and output cross two channels and are written down with postcard, so give large
-    /// data by name. `work` runs in a thread beside the worker's loop; it is not interrupted when the worker drains, up
+    /// upgrades replace them. Input and output cross two channels, encoded as messages are (see
+    /// [`IntoPayload`](crate::IntoPayload)), so give large data by name. `work` runs in a thread beside the worker's loop; it is not interrupted when the worker drains, up
     /// to `graceful-timeout`.
     ///
     /// ```no_run
@@ -35,7 +35,7 @@ impl Cluster {
     ///             let worker = worker.clone();
     ///             async move {
     ///                 let said = match worker.isolated_pool("thumbnails") {
-    ///                     Ok(pool) => pool.run::<u32, u32>(&640, Duration::from_secs(1)).await,
+    ///                     Ok(pool) => pool.run::<u32>(&640, Duration::from_secs(1)).await,
     ///                     Err(e) => Err(e),
     ///                 };
     ///                 let text = said.map_or_else(|e| e.to_string(), |size| size.to_string());

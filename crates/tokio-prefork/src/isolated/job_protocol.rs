@@ -1,8 +1,10 @@
-//! The encoding of isolated jobs: a small header, followed by the input or output as it is.
+//! The encoding of isolated jobs: a small header, followed by the input or output as a payload of messages.
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use crate::messages::Payload;
 
 /// The message kind that brings a job to an isolated worker.
 pub(crate) const RUN_JOB_KIND: &str = "isolated-job";
@@ -45,23 +47,34 @@ pub(crate) fn job_result_kind(pool: &str) -> String {
     format!("isolated-done/{pool}")
 }
 
-/// Encodes a header, followed by the payload.
-pub(crate) fn encode_with_payload(head: &impl Serialize, rest: &[u8]) -> Bytes {
-    // Encoding numbers and texts cannot fail.
-    let mut bytes = postcard::to_stdvec(head).unwrap_or_default();
+/// Encodes a header, followed by other bytes.
+pub(crate) fn encode_with_rest(head: &impl Serialize, rest: &[u8]) -> Bytes {
+    let mut bytes = encode_header(head);
     bytes.extend_from_slice(rest);
     bytes.into()
 }
 
-/// Decodes a header and returns it with the payload. Returns `None` for invalid bytes.
-pub(crate) fn decode_with_payload<T: DeserializeOwned>(bytes: &Bytes) -> Option<(T, Bytes)> {
+/// Encodes a header, followed by a payload with its encoding.
+pub(crate) fn encode_with_payload(head: &impl Serialize, payload: &Payload) -> Bytes {
+    let mut bytes = encode_header(head);
+    payload.append_to(&mut bytes);
+    bytes.into()
+}
+
+fn encode_header(head: &impl Serialize) -> Vec<u8> {
+    // Encoding numbers and texts cannot fail.
+    postcard::to_stdvec(head).unwrap_or_default()
+}
+
+/// Decodes a header and returns it with the rest. Returns `None` for invalid bytes.
+pub(crate) fn decode_with_rest<T: DeserializeOwned>(bytes: &Bytes) -> Option<(T, Bytes)> {
     let (head, rest) = postcard::take_from_bytes::<T>(bytes).ok()?;
     Some((head, bytes.slice_ref(rest)))
 }
 
 /// Decodes the job id, and returns it with the encoded outcome and output.
 pub(crate) fn decode_job_result(bytes: &Bytes) -> Option<(IsolatedJobId, Bytes)> {
-    decode_with_payload(bytes)
+    decode_with_rest(bytes)
 }
 
 #[cfg(test)]
@@ -72,13 +85,13 @@ mod tests {
     #[test]
     fn encoded_headers_are_decoded() {
         let job = IsolatedJobRequest { token: 7, limit_ms: 300 };
-        let bytes = encode_with_payload(&job, b"input");
+        let bytes = encode_with_rest(&job, b"input");
         assert_eq!(
-            decode_with_payload::<IsolatedJobRequest>(&bytes),
+            decode_with_rest::<IsolatedJobRequest>(&bytes),
             Some((job, Bytes::from_static(b"input")))
         );
-        let verdict = encode_with_payload(&IsolatedJobOutcome::Died { signal: Some(11) }, b"");
-        let done = encode_with_payload(&9u64, &verdict);
+        let verdict = encode_with_rest(&IsolatedJobOutcome::Died { signal: Some(11) }, b"");
+        let done = encode_with_rest(&9u64, &verdict);
         assert_eq!(decode_job_result(&done), Some((9, verdict)));
     }
 
@@ -86,7 +99,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_do_not_panic(bytes: Vec<u8>) {
             let bytes = Bytes::from(bytes);
-            let _ = (decode_with_payload::<IsolatedJobRequest>(&bytes), decode_with_payload::<IsolatedJobOutcome>(&bytes), decode_job_result(&bytes));
+            let _ = (decode_with_rest::<IsolatedJobRequest>(&bytes), decode_with_rest::<IsolatedJobOutcome>(&bytes), decode_job_result(&bytes));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{IsolatedJobId, IsolatedJobOutcome, IsolatedPoolConfig, encode_with_payload};
+use super::{IsolatedJobId, IsolatedJobOutcome, IsolatedPoolConfig, encode_with_rest};
 use crate::messages::ReplyTo;
 use prefork_supervisor::WorkerId;
 
@@ -62,7 +62,7 @@ pub(crate) struct IsolatedJobScheduler {
 }
 
 fn reply_with_outcome(to: ReplyTo, verdict: &IsolatedJobOutcome) -> SchedulerAction {
-    SchedulerAction::SendReply { to, answer: encode_with_payload(verdict, b"") }
+    SchedulerAction::SendReply { to, answer: encode_with_rest(verdict, b"") }
 }
 
 impl IsolatedJobScheduler {
@@ -261,7 +261,7 @@ mod tests {
                 && submit_job(&mut scheduler, 3, now).is_empty()
         );
         assert_eq!(submit_job(&mut scheduler, 4, now), [reply_action(4, IsolatedJobOutcome::Full)]);
-        let answer = encode_with_payload(&IsolatedJobOutcome::Done, b"!");
+        let answer = encode_with_rest(&IsolatedJobOutcome::Done, b"!");
         assert_eq!(
             scheduler.complete_job(SECOND_WORKER, 1, answer.clone()),
             None,
@@ -376,7 +376,7 @@ mod tests {
             submit_job(&mut scheduler, 3, now),
             [reply_action(3, IsolatedJobOutcome::Closed)]
         );
-        let answer = encode_with_payload(&IsolatedJobOutcome::Done, b"");
+        let answer = encode_with_rest(&IsolatedJobOutcome::Done, b"");
         assert!(scheduler.complete_job(FIRST_WORKER, 1, answer).is_some());
     }
 }

@@ -21,7 +21,8 @@ use crate::text::Printable;
 
 pub(crate) use job_protocol::{
     IsolatedJobId, IsolatedJobOutcome, IsolatedJobRequest, RUN_JOB_KIND, decode_job_result,
-    decode_with_payload, encode_with_payload, job_cancel_kind, job_request_kind, job_result_kind,
+    decode_with_rest, encode_with_payload, encode_with_rest, job_cancel_kind, job_request_kind,
+    job_result_kind,
 };
 pub(crate) use job_scheduler::{IsolatedJobScheduler, IsolatedWorkerExit, SchedulerAction};
 

@@ -2,15 +2,15 @@
 
 use bytes::{BufMut, Bytes};
 
-use super::{AttachedConnection, MessageError};
+use super::{AttachedConnection, MessageError, Payload, PayloadEncoding};
 use prefork_supervisor::{Slot, WorkerId};
 
 /// The most bytes before the payload.
 pub(super) const MAX_ENVELOPE_HEADER_BYTES: usize =
     FIXED_HEADER_BYTES + MessageKind::MAX_KIND_BYTES;
 
-/// Bytes of class, address, request id and kind length.
-const FIXED_HEADER_BYTES: usize = 1 + 1 + 8 + 8 + 1;
+/// Bytes of class, address, request id, encoding and kind length.
+const FIXED_HEADER_BYTES: usize = 1 + 1 + 8 + 8 + 1 + 1;
 
 /// The kind of a message, which selects its handler or inbox.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -72,7 +72,7 @@ pub(crate) struct Envelope {
     /// The request id, chosen by the requester; 0 for plain messages.
     pub(crate) id: u64,
     pub(crate) kind: MessageKind,
-    pub(crate) payload: Bytes,
+    pub(crate) payload: Payload,
     pub(crate) attached: AttachedConnection,
 }
 
@@ -81,11 +81,16 @@ impl Envelope {
     pub(crate) fn new(
         address: MessageAddress,
         kind: &str,
-        payload: Bytes,
+        payload: Payload,
         attached: AttachedConnection,
     ) -> Result<Envelope, MessageError> {
         let kind = MessageKind::new(kind)?;
         Ok(Envelope { class: MessageClass::Message, address, id: 0, kind, payload, attached })
+    }
+
+    /// Returns the error of a request that this envelope refuses.
+    pub(crate) fn refusal_error(&self) -> MessageError {
+        MessageError::Refused(String::from_utf8_lossy(self.payload.bytes()).into_owned())
     }
 
     /// Encodes everything before the payload.
@@ -101,6 +106,7 @@ impl Envelope {
         head.put_u8(address);
         head.put_u64_le(number);
         head.put_u64_le(self.id);
+        head.put_u8(self.payload.encoding() as u8);
         head.put_u8(self.kind.0.len() as u8);
         head.put_slice(&self.kind.0);
         head
@@ -108,7 +114,7 @@ impl Envelope {
 
     /// Returns the encoded size in bytes, without frames.
     pub(super) fn encoded_size(&self) -> usize {
-        FIXED_HEADER_BYTES + self.kind.0.len() + self.payload.len()
+        FIXED_HEADER_BYTES + self.kind.0.len() + self.payload.bytes().len()
     }
 
     /// Clones the envelope without its connection, which cannot be cloned.
@@ -146,7 +152,8 @@ impl Envelope {
             .get(..length)
             .filter(|name| (1..=MessageKind::MAX_KIND_BYTES).contains(&name.len()))?;
         std::str::from_utf8(name).ok()?;
-        let payload = bytes.slice(FIXED_HEADER_BYTES + length..);
+        let encoding = PayloadEncoding::from_byte(fixed[FIXED_HEADER_BYTES - 2])?;
+        let payload = Payload::new(encoding, bytes.slice(FIXED_HEADER_BYTES + length..));
         let kind = MessageKind(bytes.slice(FIXED_HEADER_BYTES..FIXED_HEADER_BYTES + length));
         Some(Envelope { class, address, id: number(10), kind, payload, attached })
     }
@@ -159,14 +166,15 @@ pub(super) mod tests {
 
     /// Creates a message of `size` bytes to the primary.
     pub(in crate::messages) fn test_envelope(kind: &str, size: usize) -> Envelope {
-        let payload = (0..size).map(|i| (i % 251) as u8).collect::<Vec<u8>>().into();
+        let payload = (0..size).map(|i| (i % 251) as u8).collect::<Vec<u8>>();
+        let payload = Bytes::from(payload).into();
         let kind = MessageKind::new(kind).expect("a kind");
         let (class, address) = (MessageClass::Message, MessageAddress::Primary);
         Envelope { class, address, id: 0, kind, payload, attached: AttachedConnection::Absent }
     }
 
     pub(in crate::messages) fn encode_for_test(envelope: &Envelope) -> Bytes {
-        [&envelope.encode_header()[..], &envelope.payload].concat().into()
+        [&envelope.encode_header()[..], envelope.payload.bytes()].concat().into()
     }
 
     pub(in crate::messages) fn is_same_envelope(a: &Envelope, b: &Envelope) -> bool {
@@ -175,12 +183,12 @@ pub(super) mod tests {
 
     #[test]
     fn the_encoding_matches_the_module_documentation() {
-        let hi = Envelope { payload: Bytes::from_static(b"hi"), ..test_envelope("a", 0) };
+        let hi = Envelope { payload: Bytes::from_static(b"hi").into(), ..test_envelope("a", 0) };
         let mut expected = vec![0x01];
-        expected.extend([0; 17]);
+        expected.extend([0; 18]);
         expected.extend([1, b'a', b'h', b'i']);
         assert_eq!(encode_for_test(&hi), expected);
-        assert_eq!(hi.encoded_size(), 0x16);
+        assert_eq!(hi.encoded_size(), 0x17);
     }
 
     #[test]
@@ -193,7 +201,7 @@ pub(super) mod tests {
     proptest! {
         #[test]
         fn encoded_envelopes_are_decoded(
-            class in 1u8..=4, address in 0u8..=3, n: u32, id: u64, kind in ".{1,16}", payload: Vec<u8>,
+            class in 1u8..=4, address in 0u8..=3, n: u32, id: u64, encoding in 0u8..=2, kind in ".{1,16}", payload: Vec<u8>,
         ) {
             let class = [MessageClass::Message, MessageClass::Request, MessageClass::Reply, MessageClass::Refusal]
                 [usize::from(class) - 1];
@@ -205,7 +213,9 @@ pub(super) mod tests {
             };
             let kind = MessageKind::new(&kind).expect("short enough");
             let attached = AttachedConnection::Absent;
-            let envelope = Envelope { class, address, id, kind, payload: payload.into(), attached };
+            let encoding = PayloadEncoding::from_byte(encoding).expect("an encoding");
+            let payload = Payload::new(encoding, payload.into());
+            let envelope = Envelope { class, address, id, kind, payload, attached };
             let read = Envelope::decode(encode_for_test(&envelope), AttachedConnection::Absent).expect("a envelope");
             prop_assert!(is_same_envelope(&read, &envelope));
             prop_assert_eq!((read.class, read.address, read.id), (class, address, id));

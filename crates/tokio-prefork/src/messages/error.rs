@@ -1,5 +1,6 @@
 //! The error of sending messages and requests.
 
+use super::PayloadEncoding;
 use crate::text::Printable;
 
 /// Why a message was not sent, or a request not answered.
@@ -34,13 +35,28 @@ pub enum MessageError {
     /// The receiver refused the request, or it could not be delivered.
     #[error("a request was refused: {}", Printable(.0))]
     Refused(String),
-    /// The value cannot be encoded, or the bytes cannot be decoded as this type.
-    #[error("cannot encode or decode a message of kind {kind:?}: {why}")]
-    Codec {
-        /// Kind of the message; empty while encoding.
+    /// The value cannot be encoded.
+    #[error("cannot encode a value of type {type_name} as a message: {reason}")]
+    Encode {
+        /// The type of the value.
+        type_name: &'static str,
+        /// The error of its encoder.
+        reason: String,
+    },
+    /// The payload is no value of this type.
+    #[error(
+        "cannot decode a message of kind {kind:?} ({encoding}) as {type_name}: {}",
+        Printable(reason)
+    )]
+    Decode {
+        /// Kind of the message.
         kind: String,
-        /// The error of postcard.
-        why: String,
+        /// How the sender encoded it.
+        encoding: PayloadEncoding,
+        /// The type that the receiver asked for.
+        type_name: &'static str,
+        /// The error of the decoder.
+        reason: String,
     },
 }
 

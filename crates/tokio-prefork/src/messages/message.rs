@@ -1,12 +1,11 @@
 //! Messages as the application sees them.
 
 use bytes::Bytes;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::Deserialize;
 
 use super::{
     AttachedConnection, Envelope, MessageAddress, MessageClass, MessageError, MessageKind,
-    PassedConnection,
+    PassedConnection, Payload,
 };
 use prefork_supervisor::{Slot, WorkerId};
 
@@ -63,7 +62,7 @@ impl ReplyTo {
         ReplyTo { to, id, kind: MessageKind::new("test").expect("a kind") }
     }
 
-    pub(crate) fn reply_envelope(&self, class: MessageClass, payload: Bytes) -> Envelope {
+    pub(crate) fn reply_envelope(&self, class: MessageClass, payload: Payload) -> Envelope {
         let address = match self.to {
             MessageSender::Primary => MessageAddress::Primary,
             MessageSender::Worker(id) => MessageAddress::Worker(id),
@@ -95,19 +94,48 @@ impl Message {
         self.from
     }
 
-    /// Returns the payload as it was sent.
+    /// Returns the bytes of the payload, as they were encoded by the sender.
     pub fn bytes(&self) -> &Bytes {
+        self.envelope.payload.bytes()
+    }
+
+    /// Returns the payload with its encoding, to send it on unchanged.
+    pub fn payload(&self) -> &Payload {
         &self.envelope.payload
     }
 
-    /// Decodes the payload as a value.
+    /// Decodes the payload as a value. The encoding is known from the message: see [`IntoPayload`](crate::IntoPayload).
+    ///
+    /// The value may borrow from the message.
     ///
     /// # Errors
-    /// [`MessageError::Codec`] if it is not of this type.
-    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, MessageError> {
-        let kind = || self.kind().to_string();
-        let failed = |e: postcard::Error| MessageError::Codec { kind: kind(), why: e.to_string() };
-        postcard::from_bytes(&self.envelope.payload).map_err(failed)
+    /// [`MessageError::Decode`] if it is not of this type.
+    ///
+    /// ```
+    /// # use serde::{Deserialize, Serialize};
+    /// # use tokio_prefork::{Message, MessageError};
+    /// #[derive(Serialize, Deserialize)]
+    /// #[serde(tag = "type")]
+    /// enum Job<'a> {
+    ///     Resize { path: &'a str, width: u32 },
+    ///     Delete { path: &'a str },
+    /// }
+    ///
+    /// fn describe(message: &Message) -> Result<String, MessageError> {
+    ///     Ok(match message.decode()? {
+    ///         Job::Resize { path, width } => format!("{path} to {width}"),
+    ///         Job::Delete { path } => format!("{path} away"),
+    ///     })
+    /// }
+    /// ```
+    pub fn decode<'a, T: Deserialize<'a>>(&'a self) -> Result<T, MessageError> {
+        let payload = &self.envelope.payload;
+        payload.decode().map_err(|reason| MessageError::Decode {
+            kind: self.kind().to_string(),
+            encoding: payload.encoding(),
+            type_name: std::any::type_name::<T>(),
+            reason,
+        })
     }
 
     /// Returns where to send the reply, if the message is a request.
@@ -132,44 +160,5 @@ impl Message {
     /// Returns whether a connection was sent with the message but closed, because this process had no free descriptor.
     pub fn has_lost_connection(&self) -> bool {
         matches!(self.envelope.attached, AttachedConnection::Lost)
-    }
-}
-
-mod sealed {
-    pub trait Sealed {}
-    impl<T: serde::Serialize + ?Sized> Sealed for &T {}
-    impl Sealed for bytes::Bytes {}
-    impl Sealed for Vec<u8> {}
-}
-
-/// What can be sent as a message: a reference to a serde value, which is encoded with postcard, or owned bytes, which are sent as
-/// they are.
-///
-/// postcard has a stable specified format and an overhead of one to three bytes.
-pub trait IntoPayload: sealed::Sealed {
-    /// Returns the bytes to send.
-    ///
-    /// # Errors
-    /// [`MessageError::Codec`] if the value cannot be encoded.
-    fn into_payload(self) -> Result<Bytes, MessageError>;
-}
-
-impl<T: Serialize + ?Sized> IntoPayload for &T {
-    fn into_payload(self) -> Result<Bytes, MessageError> {
-        let failed =
-            |e: postcard::Error| MessageError::Codec { kind: String::new(), why: e.to_string() };
-        postcard::to_stdvec(self).map(Bytes::from).map_err(failed)
-    }
-}
-
-impl IntoPayload for Bytes {
-    fn into_payload(self) -> Result<Bytes, MessageError> {
-        Ok(self)
-    }
-}
-
-impl IntoPayload for Vec<u8> {
-    fn into_payload(self) -> Result<Bytes, MessageError> {
-        Ok(self.into())
     }
 }

@@ -8,8 +8,8 @@
 //! file descriptor arrives with its packet (SCM_RIGHTS), and the frame that it belongs to has flag 01. `hi` of kind `a`:
 //!
 //! ```text
-//! 01 00  16 00 00 00  01  00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00  01 61  68 69
-//! type   length       class, address (type and number)  request id           kind   payload
+//! 01 00  17 00 00 00  01  00 00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00  00        01 61  68 69
+//! type   length       class, address (type, number)   request id               encoding  kind   payload
 //! ```
 //!
 //! Receivers skip unknown frame types from 80 up. Any other unknown byte, a truncated frame, a NEXT without its FIRST, or an envelope
@@ -27,6 +27,7 @@ mod inbox;
 mod message;
 mod packet_frame;
 mod passed_connection;
+mod payload;
 mod pending_requests;
 mod primary_end;
 mod router;
@@ -37,9 +38,10 @@ pub(crate) use busy_poll::BusyPoll;
 pub(crate) use envelope::{Envelope, MessageAddress, MessageClass, MessageKind, RejectedEnvelope};
 pub use error::MessageError;
 pub use inbox::Inbox;
-pub use message::{IntoPayload, Message, MessageSender, MessageTarget, ReplyTo};
+pub use message::{Message, MessageSender, MessageTarget, ReplyTo};
 pub(crate) use passed_connection::AttachedConnection;
 pub use passed_connection::{PassedConnection, SendConnectionError};
+pub use payload::{Compact, IntoPayload, Payload, PayloadEncoding};
 pub(crate) use primary_end::{MessagePollToken, PrimaryMessageEnd, RouterStep};
 pub(crate) use worker_end::WorkerMessageEnd;
 

@@ -80,9 +80,7 @@ impl PendingRequests {
         let Some(AwaitedReply { reply, .. }) = pending.remove(&envelope.id) else { return };
         // The requester may have stopped waiting.
         let _ = reply.send(match envelope.class {
-            MessageClass::Refusal => {
-                Err(MessageError::Refused(String::from_utf8_lossy(&envelope.payload).into_owned()))
-            }
+            MessageClass::Refusal => Err(envelope.refusal_error()),
             _ => Ok(Message::new(from, envelope)),
         });
     }

@@ -5,15 +5,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
 use super::assembler::EnvelopeAssembler;
 use super::packet_frame::{MAX_PACKET_BYTES, MessageProtocolError};
 use super::router::MessageRouter;
 pub(crate) use super::router::RouterStep;
 use super::{
     AttachedConnection, Envelope, MessageAddress, MessageClass, MessageError, MessageLimits,
-    RejectedEnvelope, ReplyTo,
+    Payload, RejectedEnvelope, ReplyTo,
 };
 use prefork_os::fd::FdCloseBatch;
 use prefork_os::fd_passing::{
@@ -257,7 +255,7 @@ impl PrimaryMessageEnd {
         &mut self,
         to: &ReplyTo,
         class: MessageClass,
-        payload: Bytes,
+        payload: Payload,
     ) -> Result<(), MessageError> {
         self.router.reply(to, class, payload)
     }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::send_queue::SendQueue;
 use super::{
     AttachedConnection, Envelope, MessageAddress, MessageClass, MessageError, MessageLimits,
-    MessageSender, RejectedEnvelope, ReplyTo,
+    MessageSender, Payload, RejectedEnvelope, ReplyTo,
 };
 use prefork_supervisor::{WorkerId, WorkerTag};
 
@@ -260,7 +260,7 @@ impl MessageRouter {
         self.dropped_count += 1;
         if envelope.class == MessageClass::Request {
             let (to, id, kind) = (MessageSender::Worker(from), envelope.id, envelope.kind.clone());
-            let why = Bytes::from_static(why.as_bytes());
+            let why = Bytes::from_static(why.as_bytes()).into();
             let _ = self.reply(&ReplyTo { to, id, kind }, MessageClass::Refusal, why);
         }
     }
@@ -289,7 +289,7 @@ impl MessageRouter {
         &mut self,
         to: &ReplyTo,
         class: MessageClass,
-        payload: Bytes,
+        payload: Payload,
     ) -> Result<(), MessageError> {
         let mut envelope = to.reply_envelope(class, payload);
         let address = std::mem::replace(&mut envelope.address, MessageAddress::Primary);
@@ -521,7 +521,7 @@ mod tests {
                 &always_serving,
             );
             sent.map_err(|rejected| {
-                assert_eq!(rejected.1.payload.len(), size, "it comes rejected");
+                assert_eq!(rejected.1.payload.bytes().len(), size, "it comes rejected");
                 rejected.0
             })
         };

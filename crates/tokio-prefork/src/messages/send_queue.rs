@@ -98,7 +98,7 @@ impl SendQueue {
         let (size, most) = (envelope.encoded_size(), self.limits.max_envelope_bytes());
         if size > most {
             return Err(MessageError::TooLarge {
-                size: envelope.payload.len(),
+                size: envelope.payload.bytes().len(),
                 most: self.limits.max_message_bytes,
             });
         }
@@ -131,6 +131,7 @@ impl SendQueue {
             AttachedConnection::Present(fd) => Some(fd),
             AttachedConnection::Absent | AttachedConnection::Lost => None,
         };
+        let payload = payload.bytes().clone();
         let envelope = OutgoingMessage { head, payload, sent: 0, connection };
         self.queued_messages += 1;
         self.queued_bytes += envelope.encoded_size();

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, Notify};
 
@@ -20,7 +21,7 @@ use super::send_queue::SendQueue;
 use super::{
     Envelope, Inbox, Message, MessageClass, MessageError, MessageLimits, RejectedEnvelope,
 };
-use super::{MessageAddress, MessageSender, ReplyTo};
+use super::{MessageAddress, MessageSender, Payload, ReplyTo};
 use crate::yield_now::yield_to_ready_tasks;
 use prefork_os::async_fd::{register_readable_and_writable, wait_readable_busy_polling};
 use prefork_os::fd_passing::{ReceivedMessage, receive_message, send_message};
@@ -235,7 +236,11 @@ impl WorkerMessageEnd {
         }
         if let Some(to) = message.reply_to() {
             // Without room for the refusal, the requester runs into its timeout.
-            let _ = self.reply(&to, MessageClass::Refusal, reason.as_bytes().to_vec().into());
+            let _ = self.reply(
+                &to,
+                MessageClass::Refusal,
+                Bytes::from_static(reason.as_bytes()).into(),
+            );
         }
     }
 
@@ -243,7 +248,7 @@ impl WorkerMessageEnd {
         &self,
         to: &ReplyTo,
         class: MessageClass,
-        payload: bytes::Bytes,
+        payload: Payload,
     ) -> Result<(), MessageError> {
         self.try_send(to.reply_envelope(class, payload)).map_err(|rejected| rejected.0)
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::{Primary, PrimaryHandle};
 use crate::isolated::{
     IsolatedJobRequest, IsolatedJobScheduler, IsolatedWorkerExit, RUN_JOB_KIND, SchedulerAction,
-    decode_job_result, decode_with_payload, encode_with_payload,
+    decode_job_result, decode_with_rest, encode_with_rest,
 };
 use crate::messages::{AttachedConnection, Envelope, Message, MessageAddress, MessageClass};
 use prefork_os::signal::Signal;
@@ -79,7 +79,7 @@ impl PrimaryHandle<'_> {
         message: &Message,
     ) {
         let Some(to) = message.reply_to() else { return };
-        let Some((job, input)) = decode_with_payload::<IsolatedJobRequest>(message.bytes()) else {
+        let Some((job, input)) = decode_with_rest::<IsolatedJobRequest>(message.bytes()) else {
             return;
         };
         let deadline = Instant::now() + Duration::from_millis(job.limit_ms).min(MAX_JOB_TIMEOUT);
@@ -151,7 +151,7 @@ impl Primary {
             SchedulerAction::StartJob { worker, job, input } => {
                 // From now on the worker's exit says nothing about whether such workers can boot.
                 self.pending_events.push_back(Event::RiskyJobStarted { worker });
-                if let Err(reason) = self.send_job(worker, encode_with_payload(&job, &input)) {
+                if let Err(reason) = self.send_job(worker, encode_with_rest(&job, &input)) {
                     let scheduler = self.isolated_pools.0.get_mut(pool);
                     let order = scheduler.and_then(|one| one.fail_start(worker, reason));
                     if let Some(order) = order {
@@ -161,7 +161,7 @@ impl Primary {
             }
             // A caller whose channel is full does not get the answer and times out.
             SchedulerAction::SendReply { to, answer } => {
-                drop(self.messages.primary_end.reply(&to, MessageClass::Reply, answer));
+                drop(self.messages.primary_end.reply(&to, MessageClass::Reply, answer.into()));
             }
             SchedulerAction::KillWorker(worker) => {
                 if let Some(process) = self.workers.get(&worker) {
@@ -176,7 +176,7 @@ impl Primary {
         let envelope = Envelope::new(
             MessageAddress::Primary,
             RUN_JOB_KIND,
-            payload,
+            payload.into(),
             AttachedConnection::Absent,
         );
         let envelope = envelope.map_err(|e| e.to_string())?;

@@ -66,7 +66,8 @@ impl AppMessages {
 
     /// Answers a request with a refusal. A receiver without room does not get it and times out instead.
     fn refuse(&mut self, to: &ReplyTo, reason: &'static [u8]) {
-        let _ = self.primary_end.reply(to, MessageClass::Refusal, Bytes::from_static(reason));
+        let _ =
+            self.primary_end.reply(to, MessageClass::Refusal, Bytes::from_static(reason).into());
     }
 }
 
@@ -112,9 +113,7 @@ impl Primary {
             return;
         };
         let reply = match envelope.class {
-            MessageClass::Refusal => {
-                Err(MessageError::Refused(String::from_utf8_lossy(&envelope.payload).into_owned()))
-            }
+            MessageClass::Refusal => Err(envelope.refusal_error()),
             _ => Ok(Message::new(MessageSender::Worker(from), envelope)),
         };
         self.call_reply_callback(from, callback, reply);

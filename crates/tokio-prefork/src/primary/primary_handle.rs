@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::Primary;
 use crate::error::{Error, Result};
 use crate::messages::{
@@ -291,7 +293,7 @@ impl PrimaryHandle<'_> {
         self.primary.messages.primary_end.reply(
             to,
             MessageClass::Refusal,
-            why.as_bytes().to_vec().into(),
+            Bytes::copy_from_slice(why.as_bytes()).into(),
         )
     }
 

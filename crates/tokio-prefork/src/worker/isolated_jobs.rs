@@ -15,17 +15,19 @@ use super::{Worker, WorkerApp};
 use crate::error::{BoxError, Result};
 use crate::isolated::{
     self, IsolatedJobError, IsolatedJobId, IsolatedJobOutcome, IsolatedJobRequest,
-    decode_with_payload, encode_with_payload,
+    decode_with_rest, encode_with_payload, encode_with_rest,
 };
-use crate::messages::{AttachedConnection, Envelope, IntoPayload, MessageAddress, MessageError};
+use crate::messages::{
+    AttachedConnection, Envelope, IntoPayload, MessageAddress, MessageError, Payload,
+};
 use crate::text::panic_text;
 
 /// How long after a job's deadline the caller still waits for the primary's reply, in case the primary is stuck.
 const REPLY_GRACE: Duration = Duration::from_secs(1);
 
-/// The function that an isolated worker runs: serialized input to serialized output.
+/// The function that an isolated worker runs: encoded input to encoded output.
 pub(crate) type IsolatedJobFn =
-    Arc<dyn Fn(&[u8]) -> std::result::Result<Vec<u8>, String> + Send + Sync>;
+    Arc<dyn Fn(&Bytes) -> std::result::Result<Payload, String> + Send + Sync>;
 
 thread_local! {
     /// Identifies the next job that this worker submits.
@@ -60,37 +62,34 @@ impl IsolatedPool {
     ///
     /// # Errors
     /// Why there is no result: see [`IsolatedJobError`]. The death of a job's process is reported at once.
-    pub async fn run<I, O>(
+    pub async fn run<O: DeserializeOwned>(
         &self,
-        input: &I,
+        input: impl IntoPayload,
         limit: Duration,
-    ) -> std::result::Result<O, IsolatedJobError>
-    where
-        I: Serialize + ?Sized,
-        O: DeserializeOwned,
-    {
+    ) -> std::result::Result<O, IsolatedJobError> {
         let token = NEXT_JOB_TOKEN.replace(NEXT_JOB_TOKEN.get() + 1);
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-        let input =
-            postcard::to_stdvec(input).map_err(|e| IsolatedJobError::Failed(e.to_string()))?;
+        let input = input.into_payload().map_err(to_job_error)?;
         let payload = encode_with_payload(&IsolatedJobRequest { token, limit_ms }, &input);
         let ask = isolated::job_request_kind(&self.name);
-        let envelope =
-            Envelope::new(MessageAddress::Primary, &ask, payload, AttachedConnection::Absent)
-                .map_err(to_job_error)?;
+        let envelope = Envelope::new(
+            MessageAddress::Primary,
+            &ask,
+            payload.into(),
+            AttachedConnection::Absent,
+        )
+        .map_err(to_job_error)?;
         let guard = JobCancelGuard { pool: self, token, is_finished: Cell::new(false) };
         let reply =
             self.worker.0.messages.request(envelope, limit.saturating_add(REPLY_GRACE)).await;
         guard.is_finished.set(true);
         let (verdict, output) =
-            decode_with_payload::<IsolatedJobOutcome>(reply.map_err(to_job_error)?.bytes())
+            decode_with_rest::<IsolatedJobOutcome>(reply.map_err(to_job_error)?.bytes())
                 .ok_or_else(|| IsolatedJobError::Failed("its reply is malformed".to_string()))?;
         match verdict {
-            IsolatedJobOutcome::Done => postcard::from_bytes(&output).map_err(|e| {
-                IsolatedJobError::Failed(format!(
-                    "cannot deserialize cannot serialize its output: {e}"
-                ))
-            }),
+            IsolatedJobOutcome::Done => {
+                decode_payload(&output, "output").map_err(IsolatedJobError::Failed)
+            }
             IsolatedJobOutcome::Failed(error) => Err(IsolatedJobError::Failed(error)),
             IsolatedJobOutcome::Full => Err(IsolatedJobError::Full),
             IsolatedJobOutcome::TimedOut => Err(IsolatedJobError::TimedOut),
@@ -98,6 +97,19 @@ impl IsolatedPool {
             IsolatedJobOutcome::Closed => Err(IsolatedJobError::Closed),
         }
     }
+}
+
+/// Decodes the input or output of a job.
+fn decode_payload<T: DeserializeOwned>(
+    bytes: &Bytes,
+    what: &str,
+) -> std::result::Result<T, String> {
+    let payload =
+        Payload::from_appended(bytes).ok_or_else(|| format!("its {what} is malformed"))?;
+    payload.decode().map_err(|reason| {
+        let (encoding, type_name) = (payload.encoding(), std::any::type_name::<T>());
+        format!("cannot decode its {what} ({encoding}) as {type_name}: {reason}")
+    })
 }
 
 /// Converts the failure of the request to the primary.
@@ -143,18 +155,18 @@ async fn run_isolated_jobs(worker: Worker, job: IsolatedJobFn) -> Result<(), Box
             Some(message) = jobs.recv() => message,
             () = worker.draining() => return Ok(()),
         };
-        let Some((id, input)) = decode_with_payload::<IsolatedJobId>(message.bytes()) else {
+        let Some((id, input)) = decode_with_rest::<IsolatedJobId>(message.bytes()) else {
             continue;
         };
         let mut reply = JobReplyGuard {
             worker: &worker,
             id,
             verdict: IsolatedJobOutcome::Closed,
-            output: Vec::new(),
+            output: None,
         };
         (reply.verdict, reply.output) = match run_on_thread(Arc::clone(&job), input).await {
-            Ok(output) => (IsolatedJobOutcome::Done, output),
-            Err(error) => (IsolatedJobOutcome::Failed(error), Vec::new()),
+            Ok(output) => (IsolatedJobOutcome::Done, Some(output)),
+            Err(error) => (IsolatedJobOutcome::Failed(error), None),
         };
     }
 }
@@ -164,25 +176,29 @@ struct JobReplyGuard<'a> {
     worker: &'a Worker,
     id: IsolatedJobId,
     verdict: IsolatedJobOutcome,
-    output: Vec<u8>,
+    output: Option<Payload>,
 }
 
 impl Drop for JobReplyGuard<'_> {
     fn drop(&mut self) {
         let kind = isolated::job_result_kind(self.worker.kind());
-        let encode = |verdict: &IsolatedJobOutcome, output: &[u8]| {
-            encode_with_payload(&self.id, &encode_with_payload(verdict, output))
+        let encode = |verdict: &IsolatedJobOutcome, output: Option<&Payload>| {
+            let outcome = match output {
+                Some(output) => encode_with_payload(verdict, output),
+                None => encode_with_rest(verdict, b""),
+            };
+            encode_with_rest(&self.id, &outcome)
         };
-        if let Err(e) = self.worker.try_send(&kind, encode(&self.verdict, &self.output)) {
-            let _ = self
-                .worker
-                .try_send(&kind, encode(&IsolatedJobOutcome::Failed(e.to_string()), &[]));
+        let sent = self.worker.try_send(&kind, encode(&self.verdict, self.output.as_ref()));
+        if let Err(e) = sent {
+            let failed = IsolatedJobOutcome::Failed(e.to_string());
+            let _ = self.worker.try_send(&kind, encode(&failed, None));
         }
     }
 }
 
 /// Runs a job on a new thread; a panic is an error.
-async fn run_on_thread(job: IsolatedJobFn, input: Bytes) -> std::result::Result<Vec<u8>, String> {
+async fn run_on_thread(job: IsolatedJobFn, input: Bytes) -> std::result::Result<Payload, String> {
     let (sender, done) = oneshot::channel();
     let run = move || {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(&input)));
@@ -198,7 +214,7 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     format!("it panicked: {}", panic_text(panic))
 }
 
-/// Wraps a typed function: deserializes its input and serializes its output.
+/// Wraps a typed function: decodes its input and encodes its output.
 pub(crate) fn isolated_job_fn<I, O, F>(job: F) -> IsolatedJobFn
 where
     I: DeserializeOwned,
@@ -206,11 +222,7 @@ where
     F: Fn(I) -> std::result::Result<O, String> + Send + Sync + 'static,
 {
     Arc::new(move |input| {
-        let input = postcard::from_bytes(input)
-            .map_err(|e| format!("cannot deserialize its input: {e}"))?;
-        let output = (&job(input)?)
-            .into_payload()
-            .map_err(|e| format!("cannot serialize its output: {e}"))?;
-        Ok(output.into())
+        let output = job(decode_payload(input, "input")?)?;
+        (&output).into_payload().map_err(|e| format!("cannot encode its output: {e}"))
     })
 }

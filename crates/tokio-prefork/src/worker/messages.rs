@@ -30,7 +30,7 @@ impl Worker {
     /// Waits without limit while the queue is full.
     ///
     /// # Errors
-    /// [`MessageError::TooLarge`], [`MessageError::Closed`], [`MessageError::BadKind`] or [`MessageError::Codec`].
+    /// [`MessageError::TooLarge`], [`MessageError::Closed`], [`MessageError::BadKind`] or [`MessageError::Encode`].
     pub async fn send(&self, kind: &str, payload: impl IntoPayload) -> Result<(), MessageError> {
         self.send_envelope(without_connection(MessageAddress::Primary, kind, payload)?).await
     }
