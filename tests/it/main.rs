@@ -28,6 +28,7 @@ mod accept_queue;
 mod bench;
 mod bind;
 mod boot;
+mod client_address;
 mod compare;
 mod concurrency_models;
 mod config;

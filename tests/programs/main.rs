@@ -3,6 +3,7 @@
 //! `test_programs NAME --bind ADDRESS --workers N [KEY=VALUE]...`
 
 mod boot;
+mod connection_info;
 mod isolated_jobs;
 mod messages;
 mod misbehaving_workers;
@@ -53,6 +54,9 @@ fn main() -> Main {
         "preload-leaves-a-thread" => boot::preload_leaves_a_thread(arguments),
         "not-send" => serving::handler_not_send(arguments),
         "axum" => serving::axum_router(arguments),
+        "connection-info" => connection_info::http_connections(arguments),
+        "raw-connection-info" => connection_info::raw_connections(arguments),
+        "connect-info" => connection_info::axum_extractors(arguments),
         "connections" => serving::line_protocol(arguments),
         "request-summary" => request_summary::request_summary(arguments),
         "primary-loop" => primary_loop::primary_loop(arguments),
@@ -77,12 +81,12 @@ fn main() -> Main {
 fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArguments> {
     let bad = |word: &str| Error::application("arguments", word);
     let mut builder = Config::builder();
-    let mut values = BTreeMap::new();
+    let (mut binds, mut values) = (Vec::new(), BTreeMap::new());
     let mut words = words;
     while let Some(word) = words.next() {
         let mut next = || words.next().ok_or_else(|| bad(&word));
         match word.as_str() {
-            "--bind" => builder = builder.listen(&next()?)?,
+            "--bind" => binds.push(next()?.parse()?),
             "--workers" => {
                 builder = builder.workers(next()?.parse::<WorkerCount>()?);
             }
@@ -107,6 +111,10 @@ fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArgumen
                         let limit = Duration::from_millis(number()?.into());
                         builder = builder.max_queue_wait(limit);
                     }
+                    "model" => {
+                        let model = value.parse().map_err(|_| bad(other))?;
+                        builder = builder.model(model);
+                    }
                     "dispatch" => {
                         let policy = value.parse::<Dispatch>().map_err(|_| bad(other))?;
                         builder = builder.dispatch(policy);
@@ -125,5 +133,5 @@ fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArgumen
             }
         }
     }
-    Ok(ProgramArguments { config: builder.build()?, values })
+    Ok(ProgramArguments { config: builder.bind(binds).build()?, values })
 }

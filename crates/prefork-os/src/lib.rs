@@ -21,6 +21,7 @@ pub mod shared_listener;
 pub mod shared_memory;
 pub mod signal;
 pub mod socket;
+pub mod socket_name;
 pub mod system;
 pub mod thread;
 

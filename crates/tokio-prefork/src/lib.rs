@@ -33,6 +33,8 @@
 //! # Features
 //!
 //! - `http2` (off by default): HTTP/2 without TLS, by prior knowledge.
+//! - `axum` (off by default): axum's extractor `ConnectInfo<SocketAddr>`, or `ConnectInfo<PeerAddr>` for Unix sockets too,
+//!   works without another line, and [`ConnectionInfo`] is an extractor.
 //!
 //! # Invariants
 //!
@@ -46,6 +48,7 @@
 
 mod app_name;
 mod channel;
+mod client;
 mod cluster;
 mod config;
 pub mod control;
@@ -75,6 +78,7 @@ mod worker;
 mod worker_init;
 mod yield_now;
 
+pub use client::{ConnectionInfo, PeerAddr, UnixPeer};
 pub use cluster::{Cluster, PreloadedCluster, WorkerKind};
 pub use config::{
     ConcurrencyModel, Config, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClosePolicy,

@@ -125,6 +125,11 @@ impl Listener {
         !matches!(self.local, BoundAddr::Http(_))
     }
 
+    /// Returns the address as the kernel has it, with the real port.
+    pub(crate) fn real_addr(&self) -> ListenAddr {
+        self.local.to_listen_addr()
+    }
+
     /// Returns the TCP address with the real port.
     pub(crate) fn tcp(&self) -> Option<SocketAddr> {
         self.socket.local_addr().ok().and_then(|local| local.as_socket())

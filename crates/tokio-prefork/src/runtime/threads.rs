@@ -24,6 +24,7 @@ use hyper_util::rt::TokioExecutor;
 use tokio::runtime::{Handle, Runtime};
 
 use crate::channel::WorkerReport;
+use crate::client::ConnectionInfo;
 use crate::dispatch::first_byte::AcceptedConnection;
 use crate::error::{BoxError, Error, Result};
 use crate::worker::http::connection_state::ConnectionState;
@@ -103,7 +104,7 @@ async fn supervise_connection<S, B>(
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let AcceptedConnection { stream, first, entry, guard } = accepted;
+    let AcceptedConnection { stream, first, info, entry, guard } = accepted;
     entry.conn.pin_to_worker();
     let unix = stream.is_unix();
     // Moves the socket from the epoll instance of this thread to that of the runtime.
@@ -113,7 +114,7 @@ async fn supervise_connection<S, B>(
     };
     let handle =
         Arc::new(ThreadConnectionHandle { conn: Arc::clone(&entry.conn), waker: Mutex::default() });
-    let serving = serve_on_runtime(shared, app, Arc::clone(&handle), fd, unix, first);
+    let serving = serve_on_runtime(shared, app, Arc::clone(&handle), (fd, unix, first), info);
     let mut task = pin!(runtime.spawn(serving));
     // The panic hook has reported a panic; it ends this connection only.
     let _ = poll_fn(|cx| {
@@ -130,9 +131,8 @@ async fn serve_on_runtime<S, B>(
     shared: Arc<ThreadedWorkerState>,
     app: Arc<S>,
     handle: Arc<ThreadConnectionHandle>,
-    fd: OwnedFd,
-    unix: bool,
-    mut first: Bytes,
+    (fd, unix, mut first): (OwnedFd, bool, Bytes),
+    info: Option<ConnectionInfo>,
 ) where
     S: Service<Request<Incoming>, Response = Response<B>> + Send + Sync + 'static,
     S::Future: Send + 'static,
@@ -146,7 +146,12 @@ async fn serve_on_runtime<S, B>(
     }
     let exec = TokioExecutor::new();
     let left = serve_connection::serve_until_handover::<S, B, ThreadedWorkerState, _, _>(
-        &shared, &app, &*handle, exec, stream, first,
+        &shared,
+        &app,
+        &*handle,
+        exec,
+        (stream, first),
+        info.as_ref(),
     );
     // Never handed over to another worker in this model: see `should_hand_over`.
     drop(left.await);

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tokio::sync::Notify;
 
@@ -11,6 +12,7 @@ use super::connection_registry::ConnectionRegistry;
 use super::drain::{DrainOrder, DrainState};
 use super::http::connection_state::ConnectionState;
 use crate::channel::{HandoverMode, WorkerChannelEnd, WorkerReport};
+use crate::client::ListenerNames;
 use crate::config::Config;
 use crate::dispatch::LoadPage;
 use crate::dispatch::queue_wait::RejectionLog;
@@ -27,6 +29,8 @@ pub(crate) struct LocalWorkerState {
     /// The custom worker kinds, each with its first slot.
     pub(crate) kinds: Vec<(&'static str, Slot)>,
     pub(crate) config: Rc<Config>,
+    /// The listening sockets that the worker was forked with.
+    pub(crate) listener_names: Arc<ListenerNames>,
     pub(crate) worker_page: WorkerPage,
     /// The shared page on which this slot counts its connections for the kernel's dispatch program.
     pub(crate) load_page: LoadPage,

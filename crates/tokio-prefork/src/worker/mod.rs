@@ -17,6 +17,7 @@ pub(crate) mod lazy_stream;
 pub(crate) mod local_state;
 pub(crate) mod messages;
 pub(crate) mod primary_channel;
+pub(crate) mod socket_stream;
 pub(crate) mod threaded_worker;
 pub(crate) mod worker_handle;
 
@@ -30,6 +31,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::channel::{WorkerChannelEnd, WorkerReport};
+use crate::client::{ConnectionInfo, ListenerNames};
 use crate::dispatch::{self, AcceptedConnection, ConnectionStarter};
 use crate::error::{BoxError, Error, ErrorKind, Result, exit};
 use crate::messages::WorkerMessageEnd;
@@ -114,9 +116,13 @@ where
         Box::pin(async move {
             let handler = booting.await.map_err(Error::from_app)?;
             let handle = move |accepted: AcceptedConnection| {
-                let AcceptedConnection { stream, entry, guard, .. } = accepted;
+                let AcceptedConnection { stream, first, info, entry, guard } = accepted;
                 let stream = match stream.into_stream() {
-                    Ok(stream) => stream,
+                    Ok(stream) => {
+                        let names = &worker.0.listener_names;
+                        let info = info.unwrap_or_else(|| ConnectionInfo::of_socket(&stream, names));
+                        AcceptedStream::new(stream, first, info)
+                    }
                     Err(e) => return log::warn!("{} cannot serve a connection: {e}", worker.0.tag),
                 };
                 // Only the application knows when such a connection is idle, so only the drain deadline closes it.
@@ -180,6 +186,7 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
         tag,
         kinds,
         config,
+        listener_names: Arc::new(ListenerNames::new(&listeners)),
         worker_page,
         load_page,
         scoreboard: board,

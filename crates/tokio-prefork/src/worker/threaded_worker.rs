@@ -10,8 +10,10 @@ use tokio::sync::Notify;
 use super::http::connection_state::ConnectionState;
 use super::http::serve_context::ServeContext;
 use super::local_state::LocalWorkerState;
+use crate::client::ListenerNames;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::listener::ListenAddr;
 use crate::pool::Pool;
 use crate::scoreboard::{ScoreboardReader, SharedWorkerPage};
 use crate::status::ClusterStatus;
@@ -25,6 +27,7 @@ pub struct ThreadedWorker(pub(crate) Arc<ThreadedWorkerState>);
 pub(crate) struct ThreadedWorkerState {
     pub(crate) tag: WorkerTag,
     pub(crate) config: Config,
+    pub(crate) listener_names: Arc<ListenerNames>,
     pub(crate) worker_page: SharedWorkerPage,
     pub(crate) scoreboard: ScoreboardReader,
     pub(crate) pool: Pool,
@@ -45,6 +48,7 @@ impl ThreadedWorkerState {
         Ok(ThreadedWorkerState {
             tag: state.tag,
             config: Config::clone(&state.config),
+            listener_names: Arc::clone(&state.listener_names),
             worker_page,
             scoreboard: state.scoreboard.clone(),
             pool: state.pool.clone(),
@@ -107,6 +111,11 @@ impl ThreadedWorker {
     /// Returns the worker's process id.
     pub fn pid(&self) -> u32 {
         std::process::id()
+    }
+
+    /// Returns the addresses that this worker serves; see [`Worker::addresses`](crate::Worker::addresses).
+    pub fn addresses(&self) -> &[ListenAddr] {
+        self.0.listener_names.addrs()
     }
 
     /// Returns the configuration that the worker was forked with. `worker_connections` limits all threads together.

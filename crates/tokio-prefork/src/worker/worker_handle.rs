@@ -7,6 +7,7 @@ use std::rc::{Rc, Weak};
 use super::local_state::LocalWorkerState;
 use crate::channel::WorkerReport;
 use crate::config::Config;
+use crate::listener::ListenAddr;
 use crate::pool::Pool;
 use crate::status::ClusterStatus;
 use prefork_supervisor::{Generation, Slot, WorkerId};
@@ -67,6 +68,14 @@ impl Worker {
     /// Returns the worker's process id.
     pub fn pid(&self) -> u32 {
         std::process::id()
+    }
+
+    /// Returns the addresses that this worker serves, with their real ports: where [`Config::bind`] has port 0, the
+    /// one that the kernel chose.
+    ///
+    /// Empty in a worker of another kind than `web`.
+    pub fn addresses(&self) -> &[ListenAddr] {
+        self.0.listener_names.addrs()
     }
 
     /// Returns the configuration that the worker was forked with.
