@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use crate::concurrency_models::ALL_MODELS;
 use crate::support::command::ProcessBuilder;
 use crate::support::http2::{self, HEADERS};
-use crate::support::{Address, Client, Server};
+use crate::support::{Address, Client, Server, wait};
 
 /// Sent as if by a proxy: no address may come from it.
 const FORWARDED: &str = "X-Forwarded-For: 203.0.113.9\r\nForwarded: for=203.0.113.9\r\n";
@@ -227,5 +227,27 @@ fn workers_know_their_real_addresses() {
     assert_eq!(lines.len(), 3);
     assert_eq!(lines[..2], known[..2]);
     assert!(lines[2].ends_with("app.sock"), "{lines:?}");
+    server.stop();
+}
+
+#[test]
+fn listening_events_name_only_the_addresses_of_their_worker() {
+    let server = ProcessBuilder::program("connection-info").workers(1).start();
+    let old = server.address().to_string();
+    std::fs::write(server.dir().join("bind"), "127.0.0.2:0\n").expect("write");
+    let workers = server.worker_pids();
+    server.signal(Signal::SIGHUP);
+    server.wait_new_workers(1, &workers);
+    let read = || std::fs::read_to_string(server.dir().join("listening")).expect("events");
+    wait::wait_until("two events", || read().lines().count() == 2);
+    let events = read();
+    let lines: Vec<&str> = events.lines().collect();
+    assert_eq!(lines[0], format!("1 {old}"));
+    let new = lines[1].strip_prefix("2 ").expect("the second worker");
+    assert!(new.starts_with("127.0.0.2:") && !new.contains(' '), "{events}");
+    let mut client =
+        Client::connect(&Address::Tcp(new.parse().expect("one address"))).expect("connect");
+    assert_eq!(client.get("/addresses").expect("an answer").text(), format!("{new}\n"));
+    drop(client);
     server.stop();
 }

@@ -81,12 +81,12 @@ fn main() -> Main {
 fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArguments> {
     let bad = |word: &str| Error::application("arguments", word);
     let mut builder = Config::builder();
-    let (mut binds, mut values) = (Vec::new(), BTreeMap::new());
+    let mut values = BTreeMap::new();
     let mut words = words;
     while let Some(word) = words.next() {
         let mut next = || words.next().ok_or_else(|| bad(&word));
         match word.as_str() {
-            "--bind" => binds.push(next()?.parse()?),
+            "--bind" => builder = builder.listen(&*next()?)?,
             "--workers" => {
                 builder = builder.workers(next()?.parse::<WorkerCount>()?);
             }
@@ -133,5 +133,5 @@ fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArgumen
             }
         }
     }
-    Ok(ProgramArguments { config: builder.bind(binds).build()?, values })
+    Ok(ProgramArguments { config: builder.build()?, values })
 }

@@ -44,7 +44,8 @@ pub(crate) fn is_missing_socket_addr(
                   `axum::Extension`."
         .len()
         + missing.len();
-    let is_text = headers.get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"text/plain"));
+    let is_text =
+        headers.get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"text/plain"));
     is_text && body.exact() == Some(length as u64)
 }
 

@@ -49,7 +49,8 @@ impl ListenerName {
             (own, local) if own == local => Some(NameMatch::Exact),
             (SocketName::Tcp(own), SocketName::Tcp(local)) => {
                 let is_same_family = own.is_ipv4() == local.is_ipv4();
-                let covers = own.ip().is_unspecified() && is_same_family && own.port() == local.port();
+                let covers =
+                    own.ip().is_unspecified() && is_same_family && own.port() == local.port();
                 covers.then_some(NameMatch::Wildcard)
             }
             _ => None,
@@ -135,7 +136,10 @@ mod tests {
         let addr: ListenAddr = "unix:/run/app.sock".parse().expect("an address");
         let name = Arc::new(ListenerName { addr, name: Some(path.clone()) });
         let all = ListenerNames { names: vec![name], addrs: Vec::new() };
-        assert_eq!(all.find(&path).map(|one| one.addr.to_string()).as_deref(), Some("unix:/run/app.sock"));
+        assert_eq!(
+            all.find(&path).map(|one| one.addr.to_string()).as_deref(),
+            Some("unix:/run/app.sock")
+        );
         assert!(all.find(&SocketName::Unix(None)).is_none());
     }
 }

@@ -78,8 +78,7 @@ impl ConnectionStarter {
         listener: &Arc<ListenerName>,
     ) -> NewConnection {
         let is_unix = matches!(peer, SocketName::Unix(_));
-        let info =
-            self.wants_info().then(|| ConnectionInfo::accepted(&fd, peer, listener));
+        let info = self.wants_info().then(|| ConnectionInfo::accepted(&fd, peer, listener));
         NewConnection { fd, is_unix, info }
     }
 
@@ -98,12 +97,8 @@ impl ConnectionStarter {
     /// Serves a connection that was in the kernel's queue for `waited`, unless that was too long. If its client is
     /// silent, it may be kept for [`ConnectionStarter::wait_for_first_byte`].
     pub(crate) fn start(&mut self, connection: NewConnection, waited: Option<Duration>) {
-        let connection = queue_wait::check_queue_wait(
-            &self.state,
-            connection,
-            waited,
-            self.client_speaks_first,
-        );
+        let connection =
+            queue_wait::check_queue_wait(&self.state, connection, waited, self.client_speaks_first);
         let Some(connection) = connection else { return };
         let accepted = self.register(connection, self.state.now_ms());
         if self.client_speaks_first && accepted.first.is_empty() && self.backoff.should_try() {

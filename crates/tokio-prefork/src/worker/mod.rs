@@ -120,7 +120,8 @@ where
                 let stream = match stream.into_stream() {
                     Ok(stream) => {
                         let names = &worker.0.listener_names;
-                        let info = info.unwrap_or_else(|| ConnectionInfo::of_socket(&stream, names));
+                        let info =
+                            info.unwrap_or_else(|| ConnectionInfo::of_socket(&stream, names));
                         AcceptedStream::new(stream, first, info)
                     }
                     Err(e) => return log::warn!("{} cannot serve a connection: {e}", worker.0.tag),

@@ -73,9 +73,7 @@ impl ConnectionReceiver {
         // These connections were sent before DRAIN.
         loop {
             match read_queue(self.queue.get_ref()) {
-                Ok(QueueRead::Connection(connection)) => {
-                    self.start_despite_queue_wait(connection)
-                }
+                Ok(QueueRead::Connection(connection)) => self.start_despite_queue_wait(connection),
                 Ok(QueueRead::Lost) => self.record_lost(),
                 Ok(QueueRead::Probe) => {}
                 Ok(QueueRead::Empty | QueueRead::Closed) | Err(_) => break,
@@ -118,9 +116,7 @@ impl ConnectionReceiver {
     async fn take_until_closed(&mut self) {
         loop {
             match self.read_next().await {
-                QueueRead::Connection(connection) => {
-                    self.start_despite_queue_wait(connection)
-                }
+                QueueRead::Connection(connection) => self.start_despite_queue_wait(connection),
                 QueueRead::Lost => self.record_lost(),
                 QueueRead::Empty | QueueRead::Probe => {}
                 QueueRead::Closed => return,
