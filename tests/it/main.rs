@@ -76,6 +76,7 @@ mod stalled_workers;
 mod standard_output;
 mod stop;
 mod systemd;
+mod test_cluster;
 mod test_script;
 mod tidy;
 mod timeouts;

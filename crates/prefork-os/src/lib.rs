@@ -17,6 +17,8 @@ pub mod nonblocking_writer;
 pub mod parent_death;
 pub mod poll;
 pub mod process;
+#[cfg(feature = "process-entry")]
+pub mod process_entry;
 pub mod shared_listener;
 pub mod shared_memory;
 pub mod signal;

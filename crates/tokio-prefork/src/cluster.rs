@@ -185,11 +185,14 @@ impl Cluster {
         prefork_os::signal::ignore_sigpipe_and_sigxfsz()
             .map_err(|e| Error::system("handle SIGPIPE and SIGXFSZ", e))?;
         self.config = threading.adapt_config(self.config)?;
+        #[cfg(feature = "testing")]
+        crate::testing::prepare_to_serve(&mut self.config)?;
         self.kinds.check_configs()?;
         let read_config = self.read_config;
         self.read_config = Box::new(move || {
             threading
                 .adapt_reloaded_config(read_config()?)
+                .map(adapt_config_for_tests)
                 .and_then(|c| check_can_drop_privileges(&c).map(|()| c))
         });
         let launcher = BinaryLauncher::of_this_process()?;
@@ -320,6 +323,13 @@ impl Cluster {
         upgrade::report_check_result(answer, manifest, &outcome);
         std::process::exit(outcome.map_or_else(|e| e.exit_status(), |()| exit::OK).into())
     }
+}
+
+/// Keeps what a test needs of a configuration that a reload has read.
+fn adapt_config_for_tests(config: Config) -> Config {
+    #[cfg(feature = "testing")]
+    let config = crate::testing::adapt_config(config);
+    config
 }
 
 /// Returns whether workers can change to the configured user and group.

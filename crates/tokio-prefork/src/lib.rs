@@ -35,6 +35,7 @@
 //! - `http2` (off by default): HTTP/2 without TLS, by prior knowledge.
 //! - `axum` (off by default): axum's extractor `ConnectInfo<SocketAddr>`, or `ConnectInfo<PeerAddr>` for Unix sockets too,
 //!   works without another line, and [`ConnectionInfo`] is an extractor.
+//! - `testing` (off by default): module `testing`, for the tests of your program.
 //!
 //! # Invariants
 //!
@@ -72,6 +73,8 @@ mod skip_backoff;
 mod socket_file;
 pub mod status;
 mod systemd;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod text;
 mod upgrade;
 mod worker;
@@ -129,5 +132,9 @@ mod documentation {
         Messages: "docs/src/messages.md",
         SharedState: "docs/src/shared-state.md",
         WorkerKinds: "docs/src/worker-kinds.md",
+    }
+    #[cfg(feature = "testing")]
+    pages! {
+        Testing: "docs/src/testing.md",
     }
 }

@@ -151,7 +151,7 @@ impl Primary {
         let message_limits = self.messages.primary_end.limits();
         self.close_primary_state();
         // Variables of the service manager can only be there if a hook of the application has set them.
-        prefork_os::process::remove_env_vars(|name| SERVICE_MANAGER_VARIABLES.contains(&name))?;
+        prefork_os::process::remove_env_vars(is_variable_of_primary)?;
         prefork_os::process::set_env_vars(self.supervisor.slot_environment(tag.slot))?;
         let terminate = prefork_os::signal::register_signal_flag(Signal::SIGTERM)
             .map_err(|e| Error::system("catch SIGTERM in the worker", e))?;
@@ -212,4 +212,13 @@ impl Primary {
         std::mem::replace(&mut self.messages.primary_end, primary_end).leave_to_parent(&mut fds);
         fds.close_all();
     }
+}
+
+/// Returns whether a variable is for the primary, so that workers and the programs that they start do not get it.
+fn is_variable_of_primary(name: &str) -> bool {
+    #[cfg(feature = "testing")]
+    if crate::testing::is_variable_of_cluster_process(name) {
+        return true;
+    }
+    SERVICE_MANAGER_VARIABLES.contains(&name)
 }
