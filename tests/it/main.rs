@@ -81,5 +81,6 @@ mod test_script;
 mod tidy;
 mod timeouts;
 mod upgrade;
+mod worker_handle;
 mod worker_kinds;
 mod worker_recycling;

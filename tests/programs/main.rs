@@ -14,6 +14,7 @@ mod primary_requests;
 mod request_summary;
 mod serving;
 mod shared_state;
+mod worker_handle;
 mod worker_kinds;
 
 use std::collections::BTreeMap;
@@ -64,6 +65,7 @@ fn main() -> Main {
         "environment" => serving::worker_environment(arguments),
         "retiring" => serving::retiring_workers(arguments),
         "isolated-jobs" => isolated_jobs::isolated_jobs(arguments),
+        "worker-handle" => worker_handle::worker_handle(arguments),
         "worker-kinds" => worker_kinds::worker_kinds(arguments),
         "messages" => messages::messages(arguments),
         "waiting" => serving::waiting_requests(arguments),
@@ -87,6 +89,10 @@ fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArgumen
         let mut next = || words.next().ok_or_else(|| bad(&word));
         match word.as_str() {
             "--bind" => builder = builder.listen(&*next()?)?,
+            "--model" => {
+                let model = next()?;
+                builder = builder.model(model.parse().map_err(|_| bad(&model))?);
+            }
             "--workers" => {
                 builder = builder.workers(next()?.parse::<WorkerCount>()?);
             }

@@ -135,10 +135,11 @@ async fn handle_request(worker: Worker, request: Request<Incoming>) -> Result<Re
 
 #[rustfmt::skip]
 async fn call_worker_api(worker: &Worker) -> std::result::Result<(), BoxError> {
-    let is_worker = Worker::current().is_some();
+    let is_worker = tokio_prefork::is_worker();
+    let current = Worker::current();
     let me = (worker.id(), worker.slot(), worker.generation(), worker.pid());
     let role = std::env::var("ROLE");
-    log::info!("{is_worker} {me:?} {role:?} {:?}", worker.config());
+    log::info!("{is_worker} {current:?} {me:?} {role:?} {:?}", worker.config());
     worker.send("kind", &1).await?;
     log::info!("{:?}", worker.addresses());
     let full = worker.try_send("kind", &1) == Err(MessageError::Full);

@@ -27,7 +27,7 @@ use crate::runtime::AppThreading;
 use crate::systemd::ServiceEnvironment;
 use crate::upgrade::{self, BinaryLauncher, UpgradeManifest, UpgradeRole, WaitingClients};
 use crate::worker::http::into_service::IntoHttpService;
-use crate::worker::{self, AcceptedStream, ThreadedWorker, Worker, WorkerApp};
+use crate::worker::{self, AcceptedStream, Worker, WorkerApp};
 use prefork_supervisor::ShutdownReason;
 pub use preload::PreloadedCluster;
 pub use worker_kind::WorkerKind;
@@ -130,7 +130,7 @@ impl Cluster {
     /// As [`Cluster::serve`], and if the configuration names another model.
     pub fn serve_threads<A, F, S, M>(self, app: A) -> Result<()>
     where
-        A: Fn(ThreadedWorker) -> F + Send + Sync + 'static,
+        A: Fn(Worker) -> F + Send + Sync + 'static,
         F: Future<Output = Result<S, BoxError>> + Send + 'static,
         S: IntoHttpService<M, Service: Send + Sync, Body: Send>,
         <S::Service as Service<Request<Incoming>>>::Future: Send,

@@ -109,7 +109,7 @@ pub use shared::{
 };
 pub use upgrade::report_failed_start;
 pub use worker::http::into_service::{IntoHttpService, ViaHyper, ViaTower};
-pub use worker::{AcceptedStream, IsolatedPool, RequestDeadline, ThreadedWorker, Worker};
+pub use worker::{AcceptedStream, IsolatedPool, RequestDeadline, Worker, is_worker};
 
 /// Compiles the programs in README.md and in the book.
 #[cfg(doctest)]

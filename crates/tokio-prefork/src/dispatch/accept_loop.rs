@@ -121,6 +121,8 @@ impl AcceptLoop {
         // Other processes keep their copies open, so the socket goes on listening.
         drop(self);
         state.active_acceptors.set(state.active_acceptors.get() - 1);
+        // Those that are left may all be failing.
+        state.publish_accept_state();
         state.capacity_freed.notify_waiters();
     }
 

@@ -17,7 +17,7 @@ use crate::error::{Error, Result, exit};
 use crate::messages::PrimaryMessageEnd;
 use crate::scoreboard::WorkerPages;
 use crate::systemd::SERVICE_MANAGER_VARIABLES;
-use crate::worker_init::WorkerInit;
+use crate::worker_init::{MessageEndInit, WorkerInit};
 use prefork_os::child::{ForkResult, exit_without_cleanup, fork_process};
 use prefork_os::fd::FdCloseBatch;
 use prefork_os::fd_passing::create_seqpacket_pair;
@@ -97,6 +97,7 @@ impl Primary {
                 Ok(pid)
             }
             ForkResult::Child => {
+                crate::worker::set_worker_process();
                 drop((channel.0, messages.0));
                 let forked = ForkedWorker {
                     tag: WorkerTag { pid: Some(std::process::id()), ..tag },
@@ -175,8 +176,7 @@ impl Primary {
             listeners,
             channel,
             queue,
-            message_channel: Some(messages),
-            message_limits,
+            messages: MessageEndInit::Channel(Some(messages), message_limits),
             worker_pages,
             load_page,
             board,
