@@ -13,8 +13,7 @@ use super::body_budget::{BodyBudget, ReadBodyError};
 use super::compute::{FibJob, HashJob, MAX_FIB_INPUT, MAX_HASH_ROUNDS, fib, hex_line};
 use super::static_files::StaticFiles;
 use super::zero_body::ZeroBody;
-use super::{AppOptions, faults};
-use tokio_prefork::Worker;
+use super::{AppOptions, AppWorker, faults};
 use tokio_prefork::pool::{PoolError, PoolJob};
 
 pub(super) type AppBody = Either<Full<Bytes>, ZeroBody>;
@@ -38,8 +37,8 @@ const MAX_SLEEP_MS: u64 = 3_600_000;
 const MAX_GENERATED_BODY: u64 = 1 << 30;
 
 /// Routes of the application in one worker.
-pub(super) struct AppRoutes {
-    worker: Worker,
+pub(super) struct AppRoutes<W> {
+    worker: W,
     options: AppOptions,
     body_budget: Arc<BodyBudget>,
     /// Static file server, if `root` is set. It replaces all paths except those of [`AppRoutes::health_status`].
@@ -48,8 +47,8 @@ pub(super) struct AppRoutes {
     pid_text: Bytes,
 }
 
-impl AppRoutes {
-    pub(super) fn new(worker: Worker) -> AppRoutes {
+impl<W: AppWorker> AppRoutes<W> {
+    pub(super) fn new(worker: W) -> AppRoutes<W> {
         let options = worker.config().app_settings::<AppOptions>().cloned().unwrap_or_default();
         let files = options.files.clone().map(StaticFiles::new);
         let pid_text = Bytes::from(format!("Handled by PID {}\n", worker.pid()));

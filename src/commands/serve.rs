@@ -69,8 +69,7 @@ fn build_config(settings: Settings) -> Result<Config> {
         demo: app.demo,
         files: app.root.as_deref().map(|root| file_server_config(root, &app)).transpose()?,
     };
-    // The built-in application does not look at client addresses.
-    settings.config.into_builder().titles(true).connection_info(false).app_settings(options).build()
+    settings.config.into_builder().titles(true).app_settings(options).build()
 }
 
 fn file_server_config(root: &Path, app: &AppSettings) -> Result<FileServerConfig> {

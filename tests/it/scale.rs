@@ -80,11 +80,15 @@ fn scaling_down_loses_no_request_on_kept_connections() {
 }
 
 #[test]
-fn a_reload_resets_the_number_of_workers() {
-    let server = Server::builder().workers(1).start();
+fn a_reload_keeps_the_scaled_number_unless_the_file_changes_it() {
+    let text = |workers| format!("workers = {workers}\nbind = \"127.0.0.1:0\"\n");
+    let server = Server::builder().config(1, &text(1)).start();
     server.run_verb(&["scale", "3"]);
     let old = server.wait_new_workers(3, &[]);
     server.run_verb(&["reload"]);
-    server.wait_new_workers(1, &old);
+    let old = server.wait_new_workers(3, &old);
+    std::fs::write(server.dir().join("prefork.toml"), text(2)).expect("write");
+    server.run_verb(&["reload"]);
+    server.wait_new_workers(2, &old);
     server.stop();
 }

@@ -10,7 +10,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use tokio_prefork::{
-    BoxError, Cluster, ClusterEvent, Config, ConfigBuilder, ConnectionInfo, ControlSocket, Dispatch,
+    BoxError, Cluster, ClusterEvent, Config, ConfigBuilder, ControlSocket, Dispatch,
 };
 use tokio_prefork::{Message, MessageError, PrimaryHandle, RestartDecision, Result, Slot, Worker};
 use tokio_prefork::{WorkerExit, WorkerExitReason, WorkerId, WorkerTag};
@@ -24,6 +24,7 @@ pub(super) fn node_api(arguments: ProgramArguments) -> Result<()> {
         .reload_with(|| settings(Config::builder()))
         .on_start(set_timers)
         .on_event(record_event)
+        .on_restart(|_| RestartDecision::After(TIMEOUT))
         .on_restart(|exit| {
             if exit.code == Some(2) {
                 RestartDecision::LeaveEmpty
@@ -33,7 +34,7 @@ pub(super) fn node_api(arguments: ProgramArguments) -> Result<()> {
         })
         .on_message("kind", |primary, from, message| handle_message(primary, from, &message))
         .serve(|worker| async move {
-            Ok(service_fn(move |request| handle_request(worker.clone(), request)))
+            Ok(service_fn(move |_: Request<Incoming>| handle_request(worker.clone())))
         })
 }
 
@@ -82,6 +83,7 @@ fn record_event(primary: &mut PrimaryHandle<'_>, event: &ClusterEvent) {
         ClusterEvent::Online { worker, .. } => log_worker_event(worker, "online"),
         ClusterEvent::Listening { worker, addresses, .. } => log_worker_event(worker, &addresses[0].to_string()),
         ClusterEvent::Disconnect { worker, .. } => log_worker_event(worker, "disconnect"),
+        ClusterEvent::Refused { command, reason, .. } => log::warn!("{command}: {reason} {:?}", primary.config().graceful_timeout()),
         ClusterEvent::Exit(WorkerExit { worker, code, signal, .. }) => {
             log_worker_event(worker, &format!("exit {code:?} {signal:?}"));
             if let ClusterEvent::Exit(exit) = event && exit.exited_after_disconnect && exit.reason == WorkerExitReason::Crashed {
@@ -122,11 +124,7 @@ fn call_primary_api(primary: &mut PrimaryHandle<'_>, id: WorkerId, message: &Mes
     Ok(())
 }
 
-#[rustfmt::skip]
-async fn handle_request(worker: Worker, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, BoxError> {
-    if let Some(connection) = request.extensions().get::<ConnectionInfo>() {
-        log::info!("{connection:?}");
-    }
+async fn handle_request(worker: Worker) -> Result<Response<Full<Bytes>>, BoxError> {
     if worker.slot() == Slot(u32::MAX) {
         call_worker_api(&worker).await?;
     }
@@ -135,13 +133,11 @@ async fn handle_request(worker: Worker, request: Request<Incoming>) -> Result<Re
 
 #[rustfmt::skip]
 async fn call_worker_api(worker: &Worker) -> std::result::Result<(), BoxError> {
-    let is_worker = tokio_prefork::is_worker();
-    let current = Worker::current();
+    let is_worker = Worker::current().is_some();
     let me = (worker.id(), worker.slot(), worker.generation(), worker.pid());
     let role = std::env::var("ROLE");
-    log::info!("{is_worker} {current:?} {me:?} {role:?} {:?}", worker.config());
+    log::info!("{is_worker} {me:?} {role:?} {:?}", worker.config());
     worker.send("kind", &1).await?;
-    log::info!("{:?}", worker.addresses());
     let full = worker.try_send("kind", &1) == Err(MessageError::Full);
     let mut inbox = worker.open_inbox("kind");
     let number: Option<u32> = inbox.recv().await.map(|message| message.decode()).transpose()?;

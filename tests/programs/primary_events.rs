@@ -10,15 +10,17 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use tokio_prefork::{
     BoxError, Cluster, ClusterEvent, Error, PrimaryHandle, RestartDecision, Result, Worker,
-    WorkerExit, WorkerId, is_worker,
+    WorkerExit, WorkerId,
 };
 
 use super::ProgramArguments;
 
 /// Writes a line for each event to the file `events`. At a scale event, runs the commands in the file `commands`. With a
-/// file `veto`, dead workers are not replaced; files `panic` and `slow` make the hook panic or block, once.
+/// file `veto`, dead workers are not replaced, or after the milliseconds in it; files `panic` and `slow` make the hook panic or block, once.
 pub(super) fn primary_events(arguments: ProgramArguments) -> Result<()> {
-    let mut log = fs::File::create("events").map_err(|e| Error::application("events", e))?;
+    // An upgrade and its check run the program again.
+    let log = fs::OpenOptions::new().create(true).append(true).open("events");
+    let mut log = log.map_err(|e| Error::application("events", e))?;
     let hook = move |primary: &mut PrimaryHandle<'_>, event: &ClusterEvent| {
         let line = format_event(event);
         // Unbuffered, as a test reads the file while it grows.
@@ -34,7 +36,7 @@ pub(super) fn primary_events(arguments: ProgramArguments) -> Result<()> {
         }
         panic_or_block();
     };
-    let outside = format!("outside {:?} {}", Worker::current(), is_worker());
+    let outside = format!("outside {:?}", Worker::current());
     Cluster::new(arguments.config).on_event(hook).on_restart(restart_unless_vetoed).serve(
         move |worker: Worker| {
             let outside = outside.clone();
@@ -65,11 +67,13 @@ fn panic_or_block() {
 }
 
 fn restart_unless_vetoed(exit: &WorkerExit) -> RestartDecision {
-    let wanted = fs::metadata("veto").is_err();
-    if wanted || exit.exited_after_disconnect {
-        RestartDecision::Restart
-    } else {
-        RestartDecision::LeaveEmpty
+    let Ok(veto) = fs::read_to_string("veto") else { return RestartDecision::Restart };
+    if exit.exited_after_disconnect {
+        return RestartDecision::Restart;
+    }
+    match veto.trim().parse() {
+        Ok(millis) => RestartDecision::After(Duration::from_millis(millis)),
+        Err(_) => RestartDecision::LeaveEmpty,
     }
 }
 
@@ -88,6 +92,7 @@ fn format_event(event: &ClusterEvent) -> String {
         ClusterEvent::Fork { worker, .. } => format!("{} fork", worker.id),
         ClusterEvent::Online { worker, .. } => format!("{} online", worker.id),
         ClusterEvent::Disconnect { worker, .. } => format!("{} disconnect", worker.id),
+        ClusterEvent::Refused { command, reason, .. } => format!("refused {command}: {reason}"),
         other => other.to_string(),
     }
 }
@@ -102,6 +107,7 @@ fn run_command(primary: &mut PrimaryHandle<'_>, command: &str) -> Result<String>
         "scale" => primary.scale(number(1)?),
         "reload" => primary.reload(),
         "stop" => primary.stop(),
+        "config" => return Ok(primary.config().dispatch().to_string()),
         "workers" => {
             let workers = primary.workers();
             let states =
@@ -130,8 +136,8 @@ async fn handle_request(
         }
         ["current"] => {
             let here = Worker::current().map(|worker| worker.id());
-            let there = std::thread::spawn(|| Worker::current().map(|worker| worker.id())).join();
-            format!("{here:?} {there:?} {} {} {outside}", is_worker(), worker.is_connected())
+            let there = std::thread::spawn(|| Worker::current().is_none()).join();
+            format!("{here:?} {there:?} {} {outside}", worker.is_connected())
         }
         ["env", name] => {
             format!("{} {}", worker.slot(), std::env::var(name).unwrap_or_default())

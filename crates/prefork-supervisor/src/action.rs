@@ -3,6 +3,7 @@
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use crate::command::RefusedCommand;
 use crate::worker_identity::{Generation, Slot, WorkerId, WorkerTag};
 
 /// An action that the primary has to perform. A failure is not an error here: it comes back as an
@@ -106,6 +107,8 @@ pub enum LogEvent {
     Disconnecting { worker: WorkerTag },
     /// The application vetoed the replacement of a worker; the slot stays empty.
     NotRestarted { worker: WorkerTag },
+    /// The application put the replacement of a worker off; the slot stays empty for `delay`.
+    RestartDelayed { worker: WorkerTag, delay: Duration },
     /// A worker became ready, `after` its fork.
     Ready { worker: WorkerTag, after: Duration },
     /// All workers serve for the first time.
@@ -147,7 +150,7 @@ pub enum LogEvent {
     /// An upgrade failed and changed nothing.
     UpgradeFailed { reason: String },
     /// A command was refused, and its requester does not wait for a reply.
-    CommandRefused { by: String, reason: String },
+    CommandRefused { by: String, command: RefusedCommand, reason: String },
     /// A worker has reached a recycling limit and is replaced.
     Recycling { worker: WorkerTag, limit: RecycleReason },
     /// A worker is over its hard memory limit (bytes) and is killed.

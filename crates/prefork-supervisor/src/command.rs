@@ -1,5 +1,7 @@
 //! Commands that change the cluster, and their requesters.
 
+use std::fmt;
+
 use crate::action::{Action, LogEvent};
 use crate::worker_identity::WorkerId;
 
@@ -42,6 +44,65 @@ pub enum ScaleChange {
 /// Environment variables that the workers of one slot have in addition to those of the primary.
 pub type WorkerEnvironment = Vec<(String, String)>;
 
+/// A command that was refused, without the details that its requester knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RefusedCommand {
+    /// The fork of a worker, whose id stays unused.
+    Fork(WorkerId),
+    /// A change of the number of workers.
+    Scale,
+    /// A disconnect of this worker.
+    Disconnect(WorkerId),
+    /// A reload.
+    Reload,
+    /// An upgrade in place.
+    Upgrade,
+    /// A stop.
+    Stop,
+}
+
+impl RefusedCommand {
+    /// Returns the worker that the command is about, if it is about one.
+    pub fn worker(self) -> Option<WorkerId> {
+        match self {
+            RefusedCommand::Fork(worker) | RefusedCommand::Disconnect(worker) => Some(worker),
+            RefusedCommand::Scale | RefusedCommand::Reload => None,
+            RefusedCommand::Upgrade | RefusedCommand::Stop => None,
+        }
+    }
+}
+
+/// Writes the command and its worker: `fork worker=4`.
+impl fmt::Display for RefusedCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RefusedCommand::Fork(_) => "fork",
+            RefusedCommand::Scale => "scale",
+            RefusedCommand::Disconnect(_) => "disconnect",
+            RefusedCommand::Reload => "reload",
+            RefusedCommand::Upgrade => "upgrade",
+            RefusedCommand::Stop => "stop",
+        })?;
+        self.worker().map_or(Ok(()), |worker| write!(f, " worker={worker}"))
+    }
+}
+
+impl ClusterCommand {
+    /// Returns what a refusal calls the command.
+    pub fn as_refused(&self) -> RefusedCommand {
+        match self {
+            ClusterCommand::Stop | ClusterCommand::StopNow => RefusedCommand::Stop,
+            ClusterCommand::Reload => RefusedCommand::Reload,
+            ClusterCommand::Scale(change) | ClusterCommand::ScaleKind(_, change) => {
+                change.as_refused()
+            }
+            ClusterCommand::Disconnect(worker) => RefusedCommand::Disconnect(*worker),
+            ClusterCommand::Upgrade { .. } => RefusedCommand::Upgrade,
+        }
+    }
+}
+
 /// The sender of a command, and whether it expects a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Requester {
@@ -52,6 +113,14 @@ pub struct Requester {
 }
 
 impl ScaleChange {
+    /// Returns what a refusal calls the change.
+    pub(crate) fn as_refused(&self) -> RefusedCommand {
+        match self {
+            ScaleChange::AddWorker(worker, _) => RefusedCommand::Fork(*worker),
+            ScaleChange::To(_) | ScaleChange::Up(_) | ScaleChange::Down(_) => RefusedCommand::Scale,
+        }
+    }
+
     /// Returns the new number of workers, given the current number `from`.
     pub(crate) fn scaled_worker_count(&self, from: u32) -> u32 {
         match self {
@@ -82,13 +151,14 @@ impl Requester {
     /// Refuses the command, and logs the refusal if no reply is expected.
     pub(crate) fn refuse_command_or_log(
         self,
+        command: RefusedCommand,
         reason: impl Into<String>,
         actions: &mut Vec<Action>,
     ) {
         let reason = reason.into();
         if self.reply_id.is_none() {
-            let by = self.name.clone();
-            actions.push(Action::Log(LogEvent::CommandRefused { by, reason: reason.clone() }));
+            let (by, reason) = (self.name.clone(), reason.clone());
+            actions.push(Action::Log(LogEvent::CommandRefused { by, command, reason }));
         }
         self.refuse_command(reason, actions);
     }

@@ -1,6 +1,7 @@
 //! Events that the primary reports to the supervisor.
 
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use crate::command::{ClusterCommand, Requester};
 use crate::config::SupervisorConfig;
@@ -54,13 +55,25 @@ pub enum Event {
     /// The release could not be sent to the worker.
     ReleaseSlotFailed { worker: WorkerId, slot: Slot },
     /// The application decided whether the exited worker is replaced. Answers `Action::ConfirmRestart`.
-    RestartDecided { worker: WorkerId, restart: bool },
+    RestartDecided { worker: WorkerId, decision: RestartDecision },
     /// The new binary can take over. Answers `Action::StartUpgradeCheck`.
     UpgradeCheckPassed,
     /// The new binary failed its check, or could not be executed. Nothing has changed.
     UpgradeFailed { reason: String },
     /// The current health of all workers. Answers `Action::SampleHealth`.
     HealthSampled { samples: Vec<HealthSample> },
+}
+
+/// Whether, and when, a worker that exited unexpectedly is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestartDecision {
+    /// Replaces the worker at once; in a crash loop after a back-off.
+    Restart,
+    /// Replaces the worker after this time, or later if the back-off of a crash loop lasts longer. Until then the slot
+    /// stays empty. A reload, an upgrade or a scale command of its kind fills it earlier.
+    After(Duration),
+    /// Leaves the slot empty until the next reload, upgrade or scale command.
+    LeaveEmpty,
 }
 
 /// The health of one worker, seen from outside.

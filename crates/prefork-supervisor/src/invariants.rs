@@ -3,6 +3,7 @@
 //! The simulator checks them at each step, against the supervisor's real state and against what the checker itself
 //! remembers.
 
+mod added_workers;
 mod generations;
 mod health_samples;
 mod log_order;
@@ -35,6 +36,7 @@ pub(crate) struct InvariantChecker {
     /// The ids of expected replies.
     pending_replies: BTreeSet<u64>,
     upgrade: upgrade::UpgradeChecker,
+    added_workers: added_workers::AddedWorkerChecker,
     generations: generations::GenerationChecker,
     health_samples: health_samples::HealthSampleChecker,
     slot_sockets: slot_sockets::SlotSocketChecker,
@@ -98,6 +100,7 @@ impl InvariantChecker {
         self.health_samples.check_health_sample_invariants(now, supervisor, violation);
         self.log_order.check_log_order_invariants(event, actions, violation);
         self.slot_sockets.check_slot_socket_invariants(supervisor, event, actions, violation);
+        self.added_workers.check_added_worker_invariants(event, actions, violation);
         self.generations.check_generation_invariants(supervisor, event, actions, violation);
         self.upgrade.check_upgrade_invariants(now, supervisor, event, actions, violation);
         self.check_worker_table(supervisor, violation);
@@ -131,6 +134,7 @@ impl InvariantChecker {
         assert_eq!(self.pending_replies, passed, "pending replies are passed on: {saved:?}");
         self.upgrade.continue_after_upgrade(supervisor, saved, now);
         self.generations.continue_after_upgrade(supervisor);
+        self.added_workers.continue_after_upgrade(saved);
         self.slot_sockets.continue_after_upgrade(saved);
         self.health_samples = health_samples::HealthSampleChecker::default();
         self.log_order.continue_after_upgrade(&alive);

@@ -58,6 +58,7 @@ mod reload;
 mod replacement_budget;
 mod saved_state;
 mod scaling;
+mod slot_plan;
 mod slot_table;
 mod stop;
 mod supervisor;
@@ -78,10 +79,11 @@ pub use action::{
     Action, DrainReason, ExitCause, ExitReport, LogEvent, RecycleReason, ShutdownReason,
 };
 pub use cluster_view::{ClusterView, WorkerView};
-pub use command::{ClusterCommand, Requester, ScaleChange, WorkerEnvironment};
+pub use command::{ClusterCommand, RefusedCommand, Requester, ScaleChange, WorkerEnvironment};
 pub use config::{RecycleLimits, SupervisorConfig, WorkerKindConfig};
-pub use event::{Event, HealthSample};
-pub use saved_state::{SavedState, SavedWorker};
+pub use event::{Event, HealthSample, RestartDecision};
+pub use saved_state::{SavedForkedSlot, SavedKind, SavedState, SavedWorker};
+pub use slot_plan::workers_after_upgrade;
 pub use supervisor::Supervisor;
 pub use worker_identity::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 

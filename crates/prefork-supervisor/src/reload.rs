@@ -10,14 +10,15 @@
 use std::time::Instant;
 
 use crate::action::{Action, DrainReason, ExitCause, LogEvent};
-use crate::command::Requester;
+use crate::command::{RefusedCommand, Requester};
 use crate::config::SupervisorConfig;
 use crate::replacement_budget::{
     ReplacementBudget, ReplacementTiming, is_replacement_limit_reached,
 };
+use crate::slot_plan::SlotPlan;
 use crate::slot_table::{RestartPolicy, SlotEntry};
 use crate::supervisor::Supervisor;
-use crate::worker_identity::{Generation, WEB_KIND, WorkerId};
+use crate::worker_identity::{Generation, WorkerId};
 use crate::worker_table::WorkerState;
 
 /// Number of external kills of new workers that do not fail a reload.
@@ -48,8 +49,8 @@ pub(crate) enum Rollout {
     /// Slots are being taken over by workers of `target`.
     Replacing {
         target: Generation,
-        /// How many workers of the kind `web` the new configuration wants.
-        workers: u32,
+        /// The slots when all are taken over.
+        plan: SlotPlan,
         previous: Box<PreviousConfig>,
         requesters: Vec<Requester>,
     },
@@ -75,12 +76,12 @@ impl Reload {
     /// Whatever is forked from now on is of `generation`, even if the rollout fails: the old binary is gone.
     pub(crate) fn new_after_upgrade(
         generation: Generation,
-        workers: u32,
+        plan: SlotPlan,
         config: SupervisorConfig,
         requesters: Vec<Requester>,
     ) -> Reload {
         let previous = Box::new(PreviousConfig { config, generation });
-        let rollout = Rollout::Replacing { target: generation, workers, previous, requesters };
+        let rollout = Rollout::Replacing { target: generation, plan, previous, requesters };
         Reload { rollout: Some(rollout), ..Reload::new(generation) }
     }
 
@@ -108,6 +109,19 @@ impl Reload {
             Some(Rollout::ReadingConfig { .. } | Rollout::RollingBack { .. }) | None => {
                 self.generation
             }
+        }
+    }
+
+    /// Returns the plan for the slots of `generation`, if the rollout introduces it.
+    pub(crate) fn plan_for(&self, generation: Generation) -> Option<&SlotPlan> {
+        match &self.rollout {
+            Some(Rollout::Replacing { target, plan, .. }) if *target == generation => Some(plan),
+            Some(
+                Rollout::Replacing { .. }
+                | Rollout::ReadingConfig { .. }
+                | Rollout::RollingBack { .. },
+            )
+            | None => None,
         }
     }
 
@@ -172,10 +186,11 @@ impl Reload {
 impl Supervisor {
     pub(crate) fn on_reload(&mut self, by: Requester) {
         if self.is_stopping() {
-            by.refuse_command("the cluster is stopping", &mut self.actions);
+            let reason = "the cluster is stopping";
+            by.refuse_command_or_log(RefusedCommand::Reload, reason, &mut self.actions);
         } else if self.upgrade.is_upgrading() {
             let reason = "an upgrade is under way, which replaces all workers";
-            by.refuse_command(reason, &mut self.actions);
+            by.refuse_command_or_log(RefusedCommand::Reload, reason, &mut self.actions);
         } else if !self.reload.is_reloading() {
             self.reload.begin_reload(vec![by], &mut self.actions);
         } else if by.reply_id.is_some() || self.reload.queued.is_empty() {
@@ -193,18 +208,19 @@ impl Supervisor {
             Err(reason) => return self.finish_failed_reload(reason, requesters),
         };
         // The number of workers changes when the reload has succeeded.
-        let workers = config.workers;
+        let plan = self.plan_web_slots(config.workers);
+        let workers = plan.sizes.iter().map(|(_, size)| *size).fold(self.config.workers, u32::max);
         let config = SupervisorConfig { workers: self.config.workers, ..config };
         let previous = std::mem::replace(&mut self.config, config);
         let generation = self.reload.generation;
         let previous = Box::new(PreviousConfig { config: previous, generation });
-        self.add_slot_sockets(workers.max(self.config.workers));
+        self.add_slot_sockets(workers);
         // The successor of a recycled worker is of the old generation. Waiting for it is not worth while, and its
         // failure would not be one of the reload.
         self.kill_successors();
         self.reload.forgiven_kills = 0;
         let target = self.reload.last_generation;
-        self.reload.rollout = Some(Rollout::Replacing { target, workers, previous, requesters });
+        self.reload.rollout = Some(Rollout::Replacing { target, plan, previous, requesters });
     }
 
     /// Replaces as many slots as the budget allows, and finishes the rollout when all are replaced.
@@ -366,10 +382,14 @@ impl Supervisor {
 
     fn finish_rollout(&mut self, now: Instant, target: Generation) {
         match self.reload.rollout.take() {
-            Some(Rollout::Replacing { requesters, workers: wanted, previous, .. }) => {
+            Some(Rollout::Replacing { requesters, plan, previous, .. }) => {
                 let is_upgrade = previous.generation == target;
+                plan.apply_moves(&mut self.slots);
+                self.configured_workers = plan.configured_workers;
                 self.finish_reload(target, is_upgrade, requesters);
-                self.resize_kind(now, WEB_KIND, wanted, "the new configuration");
+                for (kind, size) in plan.sizes {
+                    self.resize_kind(now, kind, size, "the new configuration");
+                }
                 self.reload.begin_queued_reload(&mut self.actions);
             }
             Some(Rollout::RollingBack { reason, requesters }) => {
@@ -381,7 +401,7 @@ impl Supervisor {
 
     fn finish_reload(&mut self, target: Generation, is_upgrade: bool, requesters: Vec<Requester>) {
         self.reload.generation = target;
-        let is_open = |entry: &&SlotEntry| entry.restart != RestartPolicy::LeaveEmpty;
+        let is_open = |entry: &&SlotEntry| !entry.restart.leaves_empty();
         let workers = self.slots.iter().filter(is_open).count();
         let verb = if is_upgrade { "upgraded" } else { "reloaded" };
         let done = format!("{verb}: {workers} workers of generation {target} serve");
@@ -404,7 +424,8 @@ impl Supervisor {
     /// Cancels the rollout because of a stop.
     fn cancel_rollout(&mut self) {
         for requester in self.reload.cancel_reload() {
-            requester.refuse_command("the cluster is stopping", &mut self.actions);
+            let reason = "the cluster is stopping";
+            requester.refuse_command_or_log(RefusedCommand::Reload, reason, &mut self.actions);
         }
         self.slots.take_successors();
     }

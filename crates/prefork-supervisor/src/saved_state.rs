@@ -17,14 +17,40 @@ pub struct SavedState {
     pub restart_count: u64,
     /// How many workers of the kind `web` should run.
     pub wanted_workers: u32,
+    /// How many of them the configuration names. `None` if the old binary did not pass it on.
+    pub configured_workers: Option<u32>,
+    /// The kinds besides `web`. Empty if the old binary did not pass them on.
+    pub kinds: Vec<SavedKind>,
     /// The slots `0..socket_slots` have sockets of their own; 0 where all workers share one socket.
     pub socket_slots: u32,
-    /// The slots with environment variables of their own.
-    pub environments: Vec<(Slot, WorkerEnvironment)>,
+    /// The slots that the program added.
+    pub forked_slots: Vec<SavedForkedSlot>,
     /// All forked workers.
     pub workers: Vec<SavedWorker>,
     /// The requesters of the upgrade that wait until the new binary's workers serve.
     pub upgrade_requesters: Vec<Requester>,
+}
+
+/// The number of workers of a kind besides `web`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedKind {
+    /// The kind's name.
+    pub name: String,
+    /// How many workers of it should run.
+    pub wanted_workers: u32,
+    /// How many of them the old binary declared.
+    pub declared_workers: u32,
+}
+
+/// A slot that the program added to the configured number (`ScaleChange::AddWorker`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedForkedSlot {
+    /// The slot.
+    pub slot: Slot,
+    /// The id of its first worker, if that has not been forked yet.
+    pub reserved_id: Option<WorkerId>,
+    /// The additional environment variables of its workers.
+    pub environment: WorkerEnvironment,
 }
 
 /// A worker that was forked before the upgrade.

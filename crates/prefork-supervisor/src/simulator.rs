@@ -69,6 +69,8 @@ pub(crate) struct Simulator {
     pub(crate) full_channel_odds: u64,
     /// The application vetoes the replacement of one in this many workers; 0 disables this.
     pub(crate) restart_veto_odds: u64,
+    /// How long the application puts off the replacements that it does not veto; `None` replaces at once.
+    pub(crate) restart_delay: Option<Duration>,
     /// The result of the configuration that is being read.
     pending_config: Option<Result<SupervisorConfig, String>>,
     /// Scheduled items, ordered by time and then by insertion.
@@ -102,6 +104,7 @@ impl Simulator {
             upgrade_count: 0,
             full_channel_odds: 0,
             restart_veto_odds: 0,
+            restart_delay: None,
             pending_config: None,
             schedule: BTreeMap::new(),
             scheduled_count: 0,

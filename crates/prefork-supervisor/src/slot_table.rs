@@ -1,8 +1,11 @@
 //! The table of slots: which worker holds each slot, and what the next one is forked as.
 
+use std::collections::BTreeMap;
 use std::ops::{Index, IndexMut};
+use std::time::Instant;
 
 use crate::command::WorkerEnvironment;
+use crate::saved_state::SavedForkedSlot;
 use crate::worker_identity::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 use crate::worker_table::WorkerTable;
 
@@ -21,6 +24,8 @@ pub(crate) struct SlotEntry {
     pub(crate) restart: RestartPolicy,
     /// The last worker that was ready here and is to be replaced when it ends.
     pub(crate) last_ready: Option<WorkerId>,
+    /// Whether the program added the slot with `ScaleChange::AddWorker`, besides the configured number.
+    pub(crate) is_forked: bool,
     /// The reserved id of the slot's first worker.
     pub(crate) reserved_id: Option<WorkerId>,
     /// Additional environment variables of its workers.
@@ -34,8 +39,17 @@ pub(crate) enum RestartPolicy {
     Restart,
     /// The application was asked whether to replace this worker.
     AwaitDecision(WorkerTag),
+    /// The slot stays empty until this time, a reload or a scale command.
+    RestartAt(Instant),
     /// The slot stays empty until a reload or a scale command.
     LeaveEmpty,
+}
+
+impl RestartPolicy {
+    /// Returns whether the slot stays empty on purpose, for a time or for good.
+    pub(crate) fn leaves_empty(self) -> bool {
+        matches!(self, RestartPolicy::RestartAt(_) | RestartPolicy::LeaveEmpty)
+    }
 }
 
 impl SlotEntry {
@@ -48,14 +62,24 @@ impl SlotEntry {
             generation,
             restart: RestartPolicy::Restart,
             last_ready: None,
+            is_forked: false,
             reserved_id: None,
             environment: WorkerEnvironment::new(),
         }
     }
 
-    /// Returns whether the slot stays empty until a reload or a scale command.
+    /// Returns whether the slot stays empty on purpose, for a time or for good.
     pub(crate) fn is_kept_empty(&self) -> bool {
-        self.restart == RestartPolicy::LeaveEmpty && self.holder.is_none()
+        self.restart.leaves_empty() && self.holder.is_none()
+    }
+
+    /// Returns what an upgrade keeps of the slot, if the program added it.
+    pub(crate) fn saved(&self) -> Option<SavedForkedSlot> {
+        self.is_forked.then(|| SavedForkedSlot {
+            slot: self.slot,
+            reserved_id: self.reserved_id,
+            environment: self.environment.clone(),
+        })
     }
 
     pub(crate) fn is_served(&self, workers: &WorkerTable) -> bool {
@@ -65,15 +89,32 @@ impl SlotEntry {
 
 /// All slots in the order of their numbers: first those of `web`, where entry `i` is slot `i`, then those of other
 /// kinds.
-#[derive(Debug)]
-pub(crate) struct SlotTable(Vec<SlotEntry>);
+#[derive(Debug, Default)]
+pub(crate) struct SlotTable {
+    entries: Vec<SlotEntry>,
+    /// The variables of slots that the program declared before the start, whether the slots exist or not.
+    declared_environments: BTreeMap<Slot, WorkerEnvironment>,
+}
 
 impl SlotTable {
     /// Creates the slots of the kind `web`.
     pub(crate) fn new_web_slots(count: u32, generation: Generation) -> SlotTable {
-        let mut table = SlotTable(Vec::new());
+        let mut table = SlotTable::default();
         table.add_slots(Slot(0), 0..count, WEB_KIND, generation);
         table
+    }
+
+    /// Sets the variables of slots, now and when they are added later.
+    pub(crate) fn declare_environments(&mut self, declared: BTreeMap<Slot, WorkerEnvironment>) {
+        for entry in self.entries.iter_mut().filter(|entry| !entry.is_forked) {
+            entry.environment = declared.get(&entry.slot).cloned().unwrap_or_default();
+        }
+        self.declared_environments = declared;
+    }
+
+    /// Returns the variables that the program declared for the slot before the start.
+    pub(crate) fn declared_environment(&self, slot: Slot) -> &[(String, String)] {
+        self.declared_environments.get(&slot).map_or(&[], Vec::as_slice)
     }
 
     /// Adds the slots `first + range` for workers of one kind.
@@ -84,26 +125,32 @@ impl SlotTable {
         kind: &'static str,
         generation: Generation,
     ) {
-        let slots = range.map(|n| SlotEntry::new(Slot(first.0 + n), kind, generation));
-        self.0.extend(slots);
-        self.0.sort_by_key(|entry| entry.slot);
+        for slot in range.map(|n| Slot(first.0 + n)) {
+            let environment = self.declared_environment(slot).to_vec();
+            let entry = SlotEntry::new(slot, kind, generation);
+            self.entries.push(SlotEntry { environment, ..entry });
+        }
+        self.entries.sort_by_key(|entry| entry.slot);
     }
 
-    /// Removes the entries for which `is_surplus` is true.
-    pub(crate) fn remove_slots_if(&mut self, is_surplus: impl Fn(&SlotEntry) -> bool) {
-        self.0.retain(|entry| !is_surplus(entry));
+    /// Removes and returns the entries for which `is_surplus` is true.
+    pub(crate) fn remove_slots_if(
+        &mut self,
+        is_surplus: impl Fn(&SlotEntry) -> bool,
+    ) -> Vec<SlotEntry> {
+        self.entries.extract_if(.., |entry| is_surplus(entry)).collect()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.entries.len()
     }
 
     pub(crate) fn iter(&self) -> std::slice::Iter<'_, SlotEntry> {
-        self.0.iter()
+        self.entries.iter()
     }
 
     pub(crate) fn iter_mut(&mut self) -> std::slice::IterMut<'_, SlotEntry> {
-        self.0.iter_mut()
+        self.entries.iter_mut()
     }
 
     pub(crate) fn get_mut(&mut self, slot: Slot) -> Option<&mut SlotEntry> {
@@ -132,13 +179,13 @@ impl SlotTable {
     /// Empties the slot that the worker holds, and returns whether it held one.
     pub(crate) fn release_holder(&mut self, worker: WorkerId) -> bool {
         let Some(index) = self.index_of_holder(worker) else { return false };
-        self.0[index].holder = None;
+        self.entries[index].holder = None;
         true
     }
 
     pub(crate) fn release_successor(&mut self, worker: WorkerId) {
         if let Some(index) = self.index_of_successor(worker) {
-            self.0[index].successor = None;
+            self.entries[index].successor = None;
         }
     }
 
@@ -147,10 +194,35 @@ impl SlotTable {
         self.iter_mut().filter_map(|entry| entry.successor.take()).collect()
     }
 
-    /// Returns whether every slot that should have a worker is served.
+    /// Returns whether every slot that should have a worker, now or after a delay, is served.
     pub(crate) fn are_all_slots_served(&self, workers: &WorkerTable) -> bool {
         self.iter()
             .all(|entry| entry.is_served(workers) || entry.restart == RestartPolicy::LeaveEmpty)
+    }
+
+    /// Returns whether every slot that should have a worker now is served.
+    pub(crate) fn are_open_slots_served(&self, workers: &WorkerTable) -> bool {
+        self.iter().all(|entry| entry.is_served(workers) || entry.restart.leaves_empty())
+    }
+
+    /// Returns when the first delayed restart is due.
+    pub(crate) fn restart_deadline(&self) -> Option<Instant> {
+        let delays = self.iter().filter_map(|entry| match entry.restart {
+            RestartPolicy::RestartAt(at) => Some(at),
+            RestartPolicy::Restart
+            | RestartPolicy::AwaitDecision(_)
+            | RestartPolicy::LeaveEmpty => None,
+        });
+        delays.min()
+    }
+
+    /// Allows the forks whose delay has passed.
+    pub(crate) fn end_restart_delays(&mut self, now: Instant) {
+        for entry in self.iter_mut() {
+            if matches!(entry.restart, RestartPolicy::RestartAt(at) if at <= now) {
+                entry.restart = RestartPolicy::Restart;
+            }
+        }
     }
 
     pub(crate) fn served_slot_count(&self, workers: &WorkerTable) -> u32 {
@@ -160,7 +232,7 @@ impl SlotTable {
     /// Allows forks for the empty slots of this kind again.
     pub(crate) fn refill_slots(&mut self, kind: &str) {
         for entry in self.iter_mut().filter(|entry| entry.kind == kind) {
-            if entry.restart == RestartPolicy::LeaveEmpty {
+            if entry.restart.leaves_empty() {
                 entry.restart = RestartPolicy::Restart;
             }
         }
@@ -174,10 +246,14 @@ impl SlotTable {
         self.iter().find(|entry| entry.slot == slot).map_or(&[], |entry| &entry.environment)
     }
 
-    /// Returns the slots with environment variables of their own.
-    pub(crate) fn environments(&self) -> Vec<(Slot, WorkerEnvironment)> {
-        let own = self.iter().filter(|entry| !entry.environment.is_empty());
-        own.map(|entry| (entry.slot, entry.environment.clone())).collect()
+    /// Returns how many slots of this kind the program added besides the configured number.
+    pub(crate) fn forked_slot_count(&self, kind: &str) -> u32 {
+        self.iter().filter(|entry| entry.is_forked && entry.kind == kind).count() as u32
+    }
+
+    /// Takes the ids that were reserved for workers which have not been forked yet.
+    pub(crate) fn take_reserved_ids(&mut self) -> Vec<WorkerId> {
+        self.iter_mut().filter_map(|entry| entry.reserved_id.take()).collect()
     }
 }
 
@@ -185,12 +261,12 @@ impl Index<usize> for SlotTable {
     type Output = SlotEntry;
 
     fn index(&self, index: usize) -> &SlotEntry {
-        &self.0[index]
+        &self.entries[index]
     }
 }
 
 impl IndexMut<usize> for SlotTable {
     fn index_mut(&mut self, index: usize) -> &mut SlotEntry {
-        &mut self.0[index]
+        &mut self.entries[index]
     }
 }

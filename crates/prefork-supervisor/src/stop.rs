@@ -6,8 +6,9 @@
 use std::time::{Duration, Instant};
 
 use crate::action::{Action, DrainReason, ExitCause, LogEvent, ShutdownReason};
-use crate::command::Requester;
+use crate::command::{RefusedCommand, Requester};
 use crate::supervisor::{ClusterPhase, DRAIN_KILL_MARGIN, Supervisor};
+use crate::worker_identity::WorkerId;
 use crate::worker_table::WorkerState;
 
 /// Time within which a second stop command counts as a duplicate of the first. `timeout` and some shells and init
@@ -94,6 +95,7 @@ impl Supervisor {
         self.log_event(LogEvent::Stopping { by: by.name.clone(), workers });
         self.actions.push(Action::CloseListeners);
         by.confirm_command(format!("stopping: {workers} workers drain"), &mut self.actions);
+        self.refuse_reserved_forks();
         let deadline = now + self.config.graceful_timeout + DRAIN_KILL_MARGIN;
         for id in self.workers.ids() {
             let Some(record) = self.workers.get_mut(id) else { continue };
@@ -130,7 +132,21 @@ impl Supervisor {
     pub(crate) fn kill_all_and_exit(&mut self, reason: ShutdownReason) {
         self.phase = ClusterPhase::Killing(reason);
         self.stop.delayed = None;
+        self.refuse_reserved_forks();
         self.workers.kill_all(ExitCause::KilledByStop, &mut self.actions);
+    }
+
+    /// Reports the workers that the program has an id for and that will not be forked any more.
+    fn refuse_reserved_forks(&mut self) {
+        for worker in self.slots.take_reserved_ids() {
+            self.refuse_reserved_fork(worker, "the cluster is stopping");
+        }
+    }
+
+    /// Reports that a worker for which the program has an id will not be forked.
+    pub(crate) fn refuse_reserved_fork(&mut self, worker: WorkerId, reason: &str) {
+        let (by, command) = ("fork_with".to_string(), RefusedCommand::Fork(worker));
+        self.log_event(LogEvent::CommandRefused { by, command, reason: reason.to_string() });
     }
 
     /// Exits once a stop was requested and no worker is left.

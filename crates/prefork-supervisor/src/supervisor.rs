@@ -8,21 +8,22 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::MAX_WORKERS;
 use crate::action::{Action, DrainReason, ExitCause, LogEvent, ShutdownReason};
-use crate::command::{ClusterCommand, Requester};
+use crate::command::{ClusterCommand, Requester, WorkerEnvironment};
 use crate::config::{SupervisorConfig, WorkerKindConfig};
 use crate::crash_backoff::{CrashBackoff, ForkAllowance};
 use crate::event::Event;
 use crate::health::HealthMonitor;
 use crate::orphan_sockets::OrphanSockets;
 use crate::reload::Reload;
-use crate::saved_state::{SavedState, SavedWorker};
+use crate::saved_state::{SavedKind, SavedState, SavedWorker};
 use crate::scaling::ScaleQueue;
-use crate::slot_table::{RestartPolicy, SlotTable};
+use crate::slot_table::{RestartPolicy, SlotEntry, SlotTable};
 use crate::stop::StopRequest;
 use crate::upgrade::Upgrade;
 use crate::worker_identity::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
-use crate::worker_kinds::WorkerKinds;
+use crate::worker_kinds::{WorkerKind, WorkerKinds};
 use crate::worker_table::{WorkerState, WorkerTable};
 
 /// How long a worker that closed its channel may take to exit. It has nothing left to do.
@@ -53,6 +54,8 @@ pub(crate) enum ClusterPhase {
 pub struct Supervisor {
     /// The configuration in force. `workers` changes with each scale command.
     pub(crate) config: SupervisorConfig,
+    /// The number of `web` workers that the configuration in force names.
+    pub(crate) configured_workers: u32,
     pub(crate) phase: ClusterPhase,
     pub(crate) slots: SlotTable,
     pub(crate) kinds: WorkerKinds,
@@ -83,11 +86,12 @@ impl Supervisor {
             reload: Reload::new(generation),
             upgrade: Upgrade::default(),
             stop: StopRequest::default(),
-            scale_queue: ScaleQueue::new(),
+            scale_queue: ScaleQueue::default(),
             orphan_sockets: OrphanSockets::default(),
             health: HealthMonitor::default(),
             confirms_restarts: false,
             actions: Vec::new(),
+            configured_workers: config.workers,
             config,
         }
     }
@@ -95,6 +99,16 @@ impl Supervisor {
     /// Adds worker kinds besides `web`. Call it before the first event.
     pub fn with_kinds(mut self, kinds: Vec<WorkerKindConfig>) -> Supervisor {
         self.assign_kinds(kinds, &[]);
+        self
+    }
+
+    /// Sets additional environment variables of slots, which may be added later. The workers that the program adds
+    /// (`ScaleChange::AddWorker`) have their own instead. Call it before the first event.
+    pub fn with_slot_environments(
+        mut self,
+        declared: BTreeMap<Slot, WorkerEnvironment>,
+    ) -> Supervisor {
+        self.slots.declare_environments(declared);
         self
     }
 
@@ -127,7 +141,9 @@ impl Supervisor {
             Event::ReleaseSlotFailed { worker, slot } => {
                 self.orphan_sockets.release_failed(now, worker, slot);
             }
-            Event::RestartDecided { worker, restart } => self.on_restart_decided(worker, restart),
+            Event::RestartDecided { worker, decision } => {
+                self.on_restart_decided(now, worker, decision);
+            }
             Event::UpgradeCheckPassed => self.on_upgrade_check_passed(),
             Event::UpgradeFailed { reason } => self.on_upgrade_failed(&reason),
             Event::HealthSampled { samples } => self.on_health_sampled(now, samples),
@@ -142,6 +158,7 @@ impl Supervisor {
         self.cancel_upgrade_on_stop();
         self.cancel_scaling_on_stop();
         self.continue_rollout(now);
+        self.run_scale_queue(now);
         self.begin_queued_upgrade(now);
         self.fill_slots(now);
         self.reassign_orphan_sockets(now);
@@ -158,22 +175,22 @@ impl Supervisor {
 
     fn on_command(&mut self, now: Instant, command: ClusterCommand, by: Requester) {
         let is_allowed_in_drain_delay = match command {
-            ClusterCommand::Stop | ClusterCommand::StopNow | ClusterCommand::ScaleKind(..) => true,
-            ClusterCommand::Reload | ClusterCommand::Scale(_) => false,
+            ClusterCommand::Stop | ClusterCommand::StopNow => true,
+            ClusterCommand::Reload | ClusterCommand::Scale(_) | ClusterCommand::ScaleKind(..) => {
+                false
+            }
             ClusterCommand::Disconnect(_) | ClusterCommand::Upgrade { .. } => false,
         };
         if self.stop.is_delayed() && !is_allowed_in_drain_delay {
-            return by.refuse_command_or_log("the cluster is stopping", &mut self.actions);
+            let (command, reason) = (command.as_refused(), "the cluster is stopping");
+            return by.refuse_command_or_log(command, reason, &mut self.actions);
         }
         match command {
             ClusterCommand::Stop => self.on_stop(now, by),
             ClusterCommand::StopNow => self.on_stop_now(by),
             ClusterCommand::Reload => self.on_reload(by),
-            ClusterCommand::Scale(change) => self.on_scale_web(now, change, by),
-            ClusterCommand::ScaleKind(kind, change) if kind == WEB_KIND => {
-                self.on_scale_web(now, change, by);
-            }
-            ClusterCommand::ScaleKind(kind, change) => self.on_scale_kind(now, &kind, change, by),
+            ClusterCommand::Scale(change) => self.on_scale(now, WEB_KIND, change, by),
+            ClusterCommand::ScaleKind(kind, change) => self.on_scale(now, &kind, change, by),
             ClusterCommand::Disconnect(worker) => self.on_disconnect(now, worker, by),
             ClusterCommand::Upgrade { wait } => self.on_upgrade(now, wait, by),
         }
@@ -190,7 +207,9 @@ impl Supervisor {
     pub fn next_deadline(&self) -> Option<Instant> {
         let of_phase = match self.phase {
             ClusterPhase::Booting | ClusterPhase::Running => {
-                [self.backoff.deadline(), self.health.deadline(), self.stop.deadline()]
+                let of_fork =
+                    self.backoff.deadline().into_iter().chain(self.slots.restart_deadline());
+                [of_fork.min(), self.health.deadline(), self.stop.deadline()]
             }
             ClusterPhase::Stopping => [None, self.health.deadline(), None],
             ClusterPhase::Killing(_) | ClusterPhase::Done => [None, None, None],
@@ -256,11 +275,6 @@ impl Supervisor {
         self.workers.reserve_worker_id()
     }
 
-    /// Returns the additional environment variables of the slot's workers.
-    pub fn slot_environment(&self, slot: Slot) -> &[(String, String)] {
-        self.slots.environment_of(slot)
-    }
-
     /// Returns the name and the first slot of each kind besides `web`.
     pub fn kind_first_slots(&self) -> Vec<(&'static str, Slot)> {
         self.kinds.iter().map(|kind| (kind.config.name, kind.first_slot)).collect()
@@ -307,8 +321,10 @@ impl Supervisor {
             next_id: self.workers.next_worker_id(),
             restart_count: self.workers.restart_count,
             wanted_workers: self.config.workers,
+            configured_workers: Some(self.configured_workers),
+            kinds: self.kinds.iter().map(WorkerKind::saved).collect(),
             socket_slots: self.orphan_sockets.socket_slots(),
-            environments: self.slots.environments(),
+            forked_slots: self.slots.iter().filter_map(SlotEntry::saved).collect(),
             workers: workers.collect(),
             upgrade_requesters: self.upgrade.waiting_requesters(),
         }
@@ -323,15 +339,21 @@ impl Supervisor {
 
     /// Adds slots for the declared kinds. Kinds of `running` workers keep theirs.
     pub(crate) fn assign_kinds(&mut self, kinds: Vec<WorkerKindConfig>, running: &[WorkerTag]) {
+        self.assign_kinds_after_upgrade(kinds, running, &[]);
+    }
+
+    /// Adds slots for the declared kinds, as many as there were before an upgrade.
+    pub(crate) fn assign_kinds_after_upgrade(
+        &mut self,
+        kinds: Vec<WorkerKindConfig>,
+        running: &[WorkerTag],
+        saved: &[SavedKind],
+    ) {
         self.kinds = WorkerKinds::assign_slots(kinds, running);
+        self.kinds.restore_worker_counts(saved, MAX_WORKERS);
         for kind in self.kinds.iter() {
-            let slots = 0..kind.config.workers;
-            self.slots.add_slots(
-                kind.first_slot,
-                slots,
-                kind.config.name,
-                self.reload.generation(),
-            );
+            let (slots, generation) = (0..kind.config.workers, self.reload.generation());
+            self.slots.add_slots(kind.first_slot, slots, kind.config.name, generation);
         }
     }
 
@@ -356,6 +378,7 @@ impl Supervisor {
         if self.is_stopping() {
             return;
         }
+        self.slots.end_restart_delays(now);
         self.backoff.advance_stage(now);
         if self.slots.are_all_slots_served(&self.workers) {
             return self.backoff.record_all_slots_served(now, self.config.min_uptime);
@@ -416,7 +439,7 @@ impl Supervisor {
 
     fn log_all_ready(&mut self) {
         let workers = self.slots.served_slot_count(&self.workers);
-        let is_complete = workers > 0 && self.slots.are_all_slots_served(&self.workers);
+        let is_complete = workers > 0 && self.slots.are_open_slots_served(&self.workers);
         if self.phase == ClusterPhase::Booting && is_complete {
             self.phase = ClusterPhase::Running;
             self.log_event(LogEvent::AllReady { workers });

@@ -4,6 +4,7 @@ mod crash_loop;
 mod disconnect;
 mod event_pairs;
 mod failed_reload;
+mod forked_workers;
 mod health;
 mod orphan_sockets;
 mod random_commands;
@@ -25,7 +26,7 @@ use crate::supervisor::ClusterPhase;
 use crate::worker_identity::{Generation, WorkerId, WorkerTag};
 use crate::{
     Action, ClusterCommand, Event, ExitCause, HealthSample, LogEvent, MAX_WORKERS, RecycleReason,
-    Requester, ScaleChange, ShutdownReason, SupervisorConfig,
+    RefusedCommand, Requester, RestartDecision, ScaleChange, ShutdownReason, SupervisorConfig,
 };
 
 pub(crate) fn test_config(workers: u32) -> SupervisorConfig {
@@ -80,6 +81,14 @@ fn exit_causes(sim: &Simulator) -> Vec<(u64, ExitCause)> {
 fn logged_backoffs(sim: &Simulator) -> Vec<(u32, Duration)> {
     sim.logged(|event| match event {
         LogEvent::BackingOff { failures, delay } => Some((*failures, *delay)),
+        _ => None,
+    })
+}
+
+/// Returns the refused commands whose requesters expected no reply.
+fn refusals(sim: &Simulator) -> Vec<RefusedCommand> {
+    sim.logged(|event| match event {
+        LogEvent::CommandRefused { command, .. } => Some(*command),
         _ => None,
     })
 }

@@ -78,24 +78,29 @@ impl Supervisor {
         now: Instant,
         saved: SavedState,
     ) -> Supervisor {
-        let workers = config.workers;
+        let configured = config.workers;
         let config = SupervisorConfig { workers: saved.wanted_workers, ..config };
         let generation = Generation(saved.generation.0 + 1);
         let mut supervisor = Supervisor::new(config.clone(), seed);
         supervisor.phase = ClusterPhase::Running;
         supervisor.backoff.set_any_worker_ready();
-        supervisor.reload =
-            Reload::new_after_upgrade(generation, workers, config, saved.upgrade_requesters);
+        supervisor.reload = Reload::new(generation);
         supervisor.workers.continue_ids_from(saved.next_id, saved.restart_count);
         supervisor.slots = SlotTable::new_web_slots(saved.wanted_workers, generation);
         let tags: Vec<WorkerTag> = saved.workers.iter().map(|worker| worker.tag).collect();
-        supervisor.assign_kinds(kinds, &tags);
+        supervisor.assign_kinds_after_upgrade(kinds, &tags, &saved.kinds);
         supervisor.orphan_sockets.add_sockets(saved.socket_slots);
-        for (slot, environment) in saved.environments {
-            if let Some(entry) = supervisor.slots.get_mut(slot) {
-                entry.environment = environment;
+        for forked in saved.forked_slots {
+            if let Some(entry) = supervisor.slots.get_mut(forked.slot) {
+                entry.is_forked = true;
+                entry.environment = forked.environment;
+                entry.reserved_id = forked.reserved_id;
             }
         }
+        let plan = supervisor.plan_all_slots(saved.configured_workers, configured, &saved.kinds);
+        supervisor.configured_workers = configured;
+        supervisor.reload =
+            Reload::new_after_upgrade(generation, plan, config, saved.upgrade_requesters);
         for worker in saved.workers {
             supervisor.restore_worker(now, worker);
         }

@@ -2,11 +2,12 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::action::{Action, DrainReason, ExitCause, ExitReport, LogEvent, ShutdownReason};
-use crate::command::Requester;
+use crate::command::{RefusedCommand, Requester};
 use crate::crash_backoff::CrashOutcome;
+use crate::event::RestartDecision;
 use crate::slot_table::RestartPolicy;
 use crate::supervisor::{CLOSED_CHANNEL_EXIT_TIMEOUT, DRAIN_KILL_MARGIN, Supervisor};
 use crate::worker_identity::WorkerId;
@@ -17,6 +18,9 @@ const SIGHUP: i32 = 1;
 const SIGINT: i32 = 2;
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
+
+/// The longest delay of a replacement: a century. Longer ones may overflow the clock.
+const MAX_RESTART_DELAY: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 // From fork to READY.
 impl Supervisor {
@@ -135,12 +139,14 @@ impl Supervisor {
 
     /// Drains a worker by a command; its slot stays empty.
     pub(crate) fn on_disconnect(&mut self, now: Instant, worker: WorkerId, by: Requester) {
+        let command = RefusedCommand::Disconnect(worker);
         if self.is_stopping() {
-            return by.refuse_command_or_log("the cluster is stopping", &mut self.actions);
+            let reason = "the cluster is stopping";
+            return by.refuse_command_or_log(command, reason, &mut self.actions);
         }
         let Some(record) = self.workers.get(worker) else {
-            return by
-                .refuse_command_or_log(format!("there is no worker {worker}"), &mut self.actions);
+            let reason = format!("there is no worker {worker}");
+            return by.refuse_command_or_log(command, reason, &mut self.actions);
         };
         let is_running = matches!(record.state, WorkerState::Booting { .. } | WorkerState::Serving);
         self.on_disconnecting(now, worker);
@@ -343,7 +349,12 @@ impl Supervisor {
         }
     }
 
-    pub(crate) fn on_restart_decided(&mut self, worker: WorkerId, restart: bool) {
+    pub(crate) fn on_restart_decided(
+        &mut self,
+        now: Instant,
+        worker: WorkerId,
+        decision: RestartDecision,
+    ) {
         // The cluster may have given up because of this very exit.
         if self.is_done() {
             return;
@@ -353,12 +364,18 @@ impl Supervisor {
             if tag.id != worker {
                 continue;
             }
-            if restart {
-                entry.restart = RestartPolicy::Restart;
-            } else {
-                entry.restart = RestartPolicy::LeaveEmpty;
-                entry.last_ready = None;
-                self.actions.push(Action::Log(LogEvent::NotRestarted { worker: tag }));
+            match decision {
+                RestartDecision::Restart => entry.restart = RestartPolicy::Restart,
+                RestartDecision::After(delay) => {
+                    let delay = delay.min(MAX_RESTART_DELAY);
+                    entry.restart = RestartPolicy::RestartAt(now + delay);
+                    self.actions.push(Action::Log(LogEvent::RestartDelayed { worker: tag, delay }));
+                }
+                RestartDecision::LeaveEmpty => {
+                    entry.restart = RestartPolicy::LeaveEmpty;
+                    entry.last_ready = None;
+                    self.actions.push(Action::Log(LogEvent::NotRestarted { worker: tag }));
+                }
             }
         }
     }

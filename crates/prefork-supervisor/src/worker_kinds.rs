@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::config::{RecycleLimits, SupervisorConfig, WorkerKindConfig};
+use crate::saved_state::SavedKind;
 use crate::worker_identity::{Slot, WorkerTag};
 
 /// The kinds besides `web`, in the order of their declaration.
@@ -16,8 +17,22 @@ pub(crate) struct WorkerKinds(Vec<WorkerKind>);
 /// One kind, and where its slots begin.
 #[derive(Debug, Clone)]
 pub(crate) struct WorkerKind {
+    /// The declaration. `workers` changes with each scale command.
     pub(crate) config: WorkerKindConfig,
+    /// How many workers the program declared.
+    pub(crate) declared_workers: u32,
     pub(crate) first_slot: Slot,
+}
+
+impl WorkerKind {
+    /// Returns what an upgrade keeps of the kind.
+    pub(crate) fn saved(&self) -> SavedKind {
+        SavedKind {
+            name: self.config.name.to_string(),
+            wanted_workers: self.config.workers,
+            declared_workers: self.declared_workers,
+        }
+    }
 }
 
 impl WorkerKinds {
@@ -36,7 +51,8 @@ impl WorkerKinds {
             let first = known.map(|tag| tag.slot.first_slot_of_kind()).or_else(|| free.next());
             let Some(first_slot) = first else { continue };
             taken.insert(first_slot);
-            kinds.push(WorkerKind { config, first_slot });
+            let declared_workers = config.workers;
+            kinds.push(WorkerKind { config, declared_workers, first_slot });
         }
         WorkerKinds(kinds)
     }
@@ -53,9 +69,20 @@ impl WorkerKinds {
         self.0.iter_mut().find(|kind| kind.config.name == name)
     }
 
+    /// Continues with the numbers of workers before an upgrade, as far as all kinds together stay within `max`.
+    pub(crate) fn restore_worker_counts(&mut self, saved: &[SavedKind], max: u32) {
+        for kind in &mut self.0 {
+            let known = saved.iter().find(|one| one.name == kind.config.name);
+            kind.config.workers = known.map_or(kind.config.workers, |one| one.wanted_workers);
+        }
+        if self.worker_count() > max {
+            self.0.iter_mut().for_each(|kind| kind.config.workers = kind.declared_workers);
+        }
+    }
+
     /// Returns the number of workers over all kinds besides `web`.
     pub(crate) fn worker_count(&self) -> u32 {
-        self.iter().map(|kind| kind.config.workers).sum()
+        self.iter().map(|kind| kind.config.workers).fold(0, u32::saturating_add)
     }
 
     /// Returns the limits of workers of this kind, which may be `web`.

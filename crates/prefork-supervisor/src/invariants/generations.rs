@@ -93,7 +93,7 @@ impl GenerationChecker {
             Action::Fork(tag) => {
                 assert!(self.kept.contains(&tag.generation), "a fork has its config: {violation}");
             }
-            Action::Drain(worker) if must_replace_before_drain(violation.event, supervisor) => {
+            Action::Drain(worker) if must_replace_before_drain(violation, supervisor) => {
                 check_drain(*worker, supervisor, violation);
             }
             Action::Log(LogEvent::Recycling { .. }) => {
@@ -113,12 +113,15 @@ impl GenerationChecker {
     }
 }
 
-/// Returns whether drained workers must be replaced first. A stop and a disconnect reduce service on purpose, and the
-/// workers that a new binary drains at its start held no slot.
-fn must_replace_before_drain(event: &Event, supervisor: &Supervisor) -> bool {
+/// Returns whether drained workers must be replaced first. A stop, a disconnect and scaling reduce service on purpose,
+/// and the workers that a new binary drains at its start held no slot.
+fn must_replace_before_drain(violation: &InvariantViolation<'_>, supervisor: &Supervisor) -> bool {
+    let event = violation.event;
     let is_disconnect =
         matches!(event, Event::CommandReceived { command: ClusterCommand::Disconnect(_), .. });
-    !supervisor.is_stopping() && *event != Event::Started && !is_disconnect
+    let is_scaled = |action: &Action| matches!(action, Action::Log(LogEvent::Scaled { .. }));
+    let is_reduced = is_disconnect || violation.actions.iter().any(is_scaled);
+    !supervisor.is_stopping() && *event != Event::Started && !is_reduced
 }
 
 fn check_drain(worker: WorkerId, supervisor: &Supervisor, violation: &InvariantViolation<'_>) {

@@ -89,7 +89,8 @@ pub(super) enum UpgradeStage {
 
 impl Simulator {
     pub(super) fn start_upgrade_check(&mut self) {
-        let binary = (self.new_binary)(&self.supervisor.config, &mut self.rng);
+        let config = self.configured();
+        let binary = (self.new_binary)(&config, &mut self.rng);
         let number = self.scheduled_count;
         if let Some((after, _)) = &binary.check {
             self.schedule_item(*after, ScheduledItem::Upgrade(UpgradeStage::CheckDone(number)));

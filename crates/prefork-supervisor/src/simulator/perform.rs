@@ -4,7 +4,7 @@ use super::{
     SIGABRT, SIGKILL, ScheduledItem, Simulator, WorkerStep, exit_by_signal, exit_code, ms,
 };
 use crate::worker_identity::WorkerId;
-use crate::{Action, Event, HealthSample};
+use crate::{Action, Event, HealthSample, RestartDecision, SupervisorConfig};
 
 impl Simulator {
     pub(super) fn perform_action(&mut self, action: Action) {
@@ -21,7 +21,8 @@ impl Simulator {
             }
             Action::Abort(worker) => self.schedule_abort_exit(*worker),
             Action::ReadConfig(_) => {
-                let (after, result) = (self.config_file)(&self.supervisor.config, &mut self.rng);
+                let config = self.configured();
+                let (after, result) = (self.config_file)(&config, &mut self.rng);
                 self.pending_config = Some(result);
                 self.schedule_item(after, ScheduledItem::ConfigRead);
             }
@@ -49,12 +50,21 @@ impl Simulator {
             Action::SetDispatchTarget { .. } => {}
             Action::ConfirmRestart(report) => {
                 let odds = self.restart_veto_odds;
-                let restart = odds == 0 || self.rng.random_below(odds) > 0;
-                self.schedule_report(Event::RestartDecided { worker: report.worker.id, restart });
+                let restart =
+                    self.restart_delay.map_or(RestartDecision::Restart, RestartDecision::After);
+                let is_vetoed = odds > 0 && self.rng.random_below(odds) == 0;
+                let decision = if is_vetoed { RestartDecision::LeaveEmpty } else { restart };
+                self.schedule_report(Event::RestartDecided { worker: report.worker.id, decision });
             }
             Action::Exit(reason) => self.exit = Some(*reason),
         }
         self.log.push((self.now - self.started_at, action));
+    }
+
+    /// Returns the configuration in force with the configured number of workers, not the scaled one.
+    pub(super) fn configured(&self) -> SupervisorConfig {
+        let workers = self.supervisor.configured_workers;
+        SupervisorConfig { workers, ..self.supervisor.config.clone() }
     }
 
     fn schedule_report(&mut self, event: Event) {

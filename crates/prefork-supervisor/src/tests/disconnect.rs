@@ -203,7 +203,10 @@ fn the_application_can_veto_a_restart() {
         let vetoed = sim.logged(|n| matches!(n, LogEvent::NotRestarted { .. }).then_some(()));
         assert_eq!(vetoed.len(), veto_odds as usize);
         // An unexpected decision changes nothing.
-        sim.report_event(Event::RestartDecided { worker: WorkerId(1), restart: false });
+        sim.report_event(Event::RestartDecided {
+            worker: WorkerId(1),
+            decision: RestartDecision::LeaveEmpty,
+        });
         assert_eq!(sim.supervisor.slots.slots_left_empty().len(), veto_odds as usize);
     }
 }
@@ -234,6 +237,10 @@ fn restarts_are_not_confirmed_for_drained_workers() {
     assert_eq!(sim.serving_generations(), [2, 2]);
 }
 
+fn environment_of(sim: &Simulator, slot: Slot) -> &[(String, String)] {
+    sim.supervisor.slots.environment_of(slot)
+}
+
 #[test]
 fn an_added_worker_and_its_replacements_have_the_requested_environment() {
     let mut sim = start_serving_cluster(1);
@@ -241,25 +248,19 @@ fn an_added_worker_and_its_replacements_have_the_requested_environment() {
     let own = vec![("ROLE".to_string(), "mail".to_string())];
     sim.send_command(ClusterCommand::Scale(ScaleChange::AddWorker(id, own.clone())));
     sim.run_until_idle();
-    assert_eq!(
-        (sim.serving_workers(), sim.supervisor.slot_environment(Slot(1))),
-        (vec![1, id.0], &own[..])
-    );
-    assert!(sim.supervisor.slot_environment(Slot(0)).is_empty());
+    assert_eq!((sim.serving_workers(), environment_of(&sim, Slot(1))), (vec![1, id.0], &own[..]));
+    assert!(environment_of(&sim, Slot(0)).is_empty());
     sim.exit_worker_now(id.0, exit_by_signal(SIGKILL));
     sim.run_until_idle();
-    assert_eq!(
-        (sim.serving_workers(), sim.supervisor.slot_environment(Slot(1))),
-        (vec![1, 3], &own[..])
-    );
+    assert_eq!((sim.serving_workers(), environment_of(&sim, Slot(1))), (vec![1, 3], &own[..]));
     // The environment survives an upgrade, and goes with its slot.
     sim.send_command(ClusterCommand::Upgrade { wait: true });
     sim.run_until_idle();
-    assert_eq!((sim.upgrade_count, sim.supervisor.slot_environment(Slot(1))), (1, &own[..]));
+    assert_eq!((sim.upgrade_count, environment_of(&sim, Slot(1))), (1, &own[..]));
     sim.send_command(ClusterCommand::Scale(ScaleChange::To(1)));
     sim.send_command(ClusterCommand::Scale(ScaleChange::To(2)));
     sim.run_until_idle();
-    assert!(sim.supervisor.slot_environment(Slot(1)).is_empty());
+    assert!(environment_of(&sim, Slot(1)).is_empty());
 }
 
 proptest! {

@@ -151,7 +151,7 @@ fn all_events_for_worker(worker: WorkerId, reply_id: u64) -> Vec<Event> {
         Event::Online { worker },
         Event::Ready { worker },
         Event::Disconnecting { worker },
-        Event::RestartDecided { worker, restart: false },
+        Event::RestartDecided { worker, decision: RestartDecision::LeaveEmpty },
         command_event(ClusterCommand::Disconnect(worker)),
         Event::BootFailed { worker, reason: String::new() },
         Event::Retiring { worker },

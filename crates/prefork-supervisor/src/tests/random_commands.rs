@@ -15,6 +15,10 @@ pub(super) enum RandomCommand {
     ScaleDown(u32),
     /// Scales the kind `consumer`, which may not exist.
     ScaleConsumers(u32),
+    /// Adds a `web` worker.
+    AddWorker,
+    /// Adds a worker of the kind `consumer`, which may not exist.
+    AddConsumer,
     Upgrade,
     /// Stops the primary for this many milliseconds.
     StopPrimary(u64),
@@ -29,11 +33,19 @@ pub(super) fn random_commands() -> impl Strategy<Value = Vec<(u64, RandomCommand
         1 => (1..3u32).prop_map(RandomCommand::ScaleUp),
         1 => (1..3u32).prop_map(RandomCommand::ScaleDown),
         1 => (0..4u32).prop_map(RandomCommand::ScaleConsumers),
+        1 => Just(RandomCommand::AddWorker),
+        1 => Just(RandomCommand::AddConsumer),
         1 => Just(RandomCommand::Upgrade),
         1 => (0..20_000u64).prop_map(RandomCommand::StopPrimary),
         1 => (0..20_000u64).prop_map(RandomCommand::SuspendAll),
     ];
     proptest::collection::vec((0..4_000u64, command), 0..12)
+}
+
+/// Returns the change that adds a worker with a variable of its own.
+pub(super) fn add_worker(sim: &mut Simulator) -> ScaleChange {
+    let id = sim.supervisor.reserve_worker_id();
+    ScaleChange::AddWorker(id, vec![("ROLE".to_string(), id.to_string())])
 }
 
 /// Sends the command. Every other one expects a reply.
@@ -48,6 +60,14 @@ pub(super) fn run_command(sim: &mut Simulator, number: u64, command: RandomComma
         RandomCommand::ScaleDown(workers) => ClusterCommand::Scale(ScaleChange::Down(workers)),
         RandomCommand::ScaleConsumers(n) => {
             ClusterCommand::ScaleKind("consumer".to_string(), ScaleChange::To(n))
+        }
+        RandomCommand::AddWorker => {
+            let command = ClusterCommand::Scale(add_worker(sim));
+            return sim.send_command(command);
+        }
+        RandomCommand::AddConsumer => {
+            let command = ClusterCommand::ScaleKind("consumer".to_string(), add_worker(sim));
+            return sim.send_command(command);
         }
         RandomCommand::Upgrade => ClusterCommand::Upgrade { wait: true },
         RandomCommand::StopPrimary(time) => return sim.stop_primary_for(ms(time)),

@@ -54,13 +54,64 @@ fn scaling_is_refused_during_a_reload() {
     let mut sim = start_serving_cluster(2);
     sim.send_command_with_reply(1, ClusterCommand::Reload);
     sim.send_command_with_reply(2, ClusterCommand::Scale(ScaleChange::To(4)));
-    sim.send_command(ClusterCommand::Scale(ScaleChange::Up(1)));
     sim.run_until_idle();
     let reason = "a reload is under way; ask again when it is done".to_string();
-    assert_eq!(sim.replies()[0], (2, Err(reason.clone())));
-    let refused = LogEvent::CommandRefused { by: "SIGTERM".to_string(), reason };
-    assert_eq!(sim.times_of_action(&Action::Log(refused)), [ms(5_000)]);
+    assert_eq!(sim.replies()[0], (2, Err(reason)));
     assert_eq!(sim.serving_generations(), [2, 2]);
+}
+
+#[test]
+fn scaling_without_a_reply_waits_for_the_end_of_a_reload() {
+    let mut sim = start_serving_cluster(2);
+    sim.send_command(ClusterCommand::Reload);
+    sim.send_command(ClusterCommand::Scale(ScaleChange::Up(1)));
+    sim.send_command(ClusterCommand::Scale(ScaleChange::Up(2)));
+    assert_eq!(scale_log(&sim), []);
+    sim.run_until_idle();
+    assert_eq!((scale_log(&sim), sim.serving_generations()), (vec![(2, 3), (3, 5)], vec![2; 5]));
+}
+
+#[test]
+fn scaling_that_waits_for_a_reload_is_refused_by_a_stop() {
+    let mut sim = start_serving_cluster(2);
+    sim.send_command(ClusterCommand::Reload);
+    sim.send_command(ClusterCommand::Scale(ScaleChange::Up(1)));
+    sim.send_command(ClusterCommand::Stop);
+    sim.run_until_idle();
+    assert_eq!(refusals(&sim), [RefusedCommand::Scale, RefusedCommand::Reload]);
+    assert_eq!(sim.exit, Some(ShutdownReason::StopRequested));
+}
+
+#[test]
+fn nothing_is_scaled_in_the_drain_delay() {
+    let config = SupervisorConfig { drain_delay: ms(1_000), ..test_config(2) };
+    let mut sim = Simulator::new(config, 1, |_, _| WorkerScript::ready_after_10_ms()).start();
+    sim.run_for(ms(5_000));
+    sim.send_command(ClusterCommand::Stop);
+    for kind in ["web", "consumer"] {
+        let command = ClusterCommand::ScaleKind(kind.to_string(), ScaleChange::To(3));
+        sim.send_command_with_reply(kind.len() as u64, command);
+    }
+    let reason = "the cluster is stopping".to_string();
+    assert_eq!(sim.replies(), [(3, Err(reason.clone())), (8, Err(reason))]);
+    assert_eq!(scale_log(&sim), []);
+}
+
+#[test]
+fn a_reload_keeps_the_scaled_number_unless_the_configured_number_has_changed() {
+    let mut sim = start_serving_cluster(2);
+    sim.send_command(ClusterCommand::Scale(ScaleChange::To(4)));
+    sim.send_command(ClusterCommand::Reload);
+    sim.run_until_idle();
+    assert_eq!(sim.serving_generations(), [2; 4]);
+    sim.config_file =
+        Box::new(|config, _| (ms(5), Ok(SupervisorConfig { workers: 3, ..config.clone() })));
+    sim.send_command(ClusterCommand::Reload);
+    sim.run_until_idle();
+    assert_eq!(sim.serving_generations(), [3; 3]);
+    sim.send_command(ClusterCommand::Reload);
+    sim.run_until_idle();
+    assert_eq!((sim.serving_generations(), scale_log(&sim)), (vec![4; 3], vec![(2, 4), (4, 3)]));
 }
 
 #[test]

@@ -277,7 +277,7 @@ fn commands_during_an_upgrade_are_refused_done_or_queued() {
     assert_eq!(answers, expected);
     assert_eq!(
         (sim.upgrade_count, sim.serving_generations()),
-        (2, vec![4, 4]),
-        "as the configuration says"
+        (2, vec![4, 4, 4]),
+        "the number stays as scaled"
     );
 }

@@ -2,8 +2,8 @@
 
 use super::Cluster;
 use crate::messages::{Message, MessageLimits};
-use crate::primary::{ClusterEvent, PrimaryHandle, RestartDecision, WorkerExit};
-use prefork_supervisor::WorkerTag;
+use crate::primary::{ClusterEvent, PrimaryHandle, WorkerExit};
+use prefork_supervisor::{RestartDecision, WorkerTag};
 
 impl Cluster {
     /// Calls `hook` in the primary for each event of the cluster: workers forked, online, listening, disconnected, gone,
@@ -32,11 +32,24 @@ impl Cluster {
         self
     }
 
-    /// Calls `hook` in the primary to decide whether a worker that exited by itself is replaced. Without this each one is.
+    /// Calls `hook` in the primary to decide whether, and when, a worker that exited by itself is replaced. Without this each
+    /// one is, at once.
     /// The same rules hold for it as for [`Cluster::on_event`]; if it panics, the worker is replaced. The last one added
     /// counts.
     ///
     /// Workers that retire, are recycled or reloaded are replaced in any case, and a reload brings back what was not.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use tokio_prefork::{Cluster, Config, RestartDecision};
+    /// # fn run(config: Config) {
+    /// let cluster = Cluster::new(config).on_restart(|exit| match exit.code {
+    ///     Some(0) => RestartDecision::LeaveEmpty,
+    ///     Some(75) => RestartDecision::After(Duration::from_secs(60)),
+    ///     _ => RestartDecision::Restart,
+    /// });
+    /// # }
+    /// ```
     pub fn on_restart(
         mut self,
         hook: impl FnMut(&WorkerExit) -> RestartDecision + 'static,

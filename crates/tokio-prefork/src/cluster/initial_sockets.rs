@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::listener::{ListenerSet, SocketKeeper, add_passed_sockets};
 use crate::systemd::{ActivationFd, ServiceEnvironment, ServiceManager};
 use crate::upgrade::UpgradeManifest;
-use prefork_supervisor::Slot;
+use prefork_supervisor::{Slot, workers_after_upgrade};
 
 impl Cluster {
     /// Takes over the sockets that are open already, and adds their addresses to `bind`, now and at each reload.
@@ -42,7 +42,11 @@ impl Cluster {
     pub(super) fn sockets_per_addr(&self, manifest: Option<&UpgradeManifest>) -> u32 {
         let workers = self.config.supervisor_config().workers;
         match self.config.dispatch.has_socket_per_slot() {
-            true => manifest.map_or(workers, |manifest| workers.max(manifest.workers_wanted)),
+            true => manifest.map_or(workers, |manifest| {
+                let forked = manifest.environments.iter().filter(|(slot, _)| Slot(*slot).is_web());
+                let (current, before) = (manifest.workers_wanted, manifest.workers_configured);
+                workers_after_upgrade(current, before, workers, forked.count() as u32).max(current)
+            }),
             false => 1,
         }
     }

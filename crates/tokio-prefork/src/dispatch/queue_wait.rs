@@ -12,7 +12,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::dispatch::first_byte::NewConnection;
 use crate::scoreboard::RequestRecorder;
 use crate::text::HumanDuration;
 use crate::worker::connection_registry::{ConnectionEntry, ConnectionGuard};
@@ -100,23 +99,23 @@ fn is_too_long(waited: Duration, limit: Option<Duration>) -> bool {
     limit.is_some_and(|limit| waited > limit)
 }
 
-/// Counts the wait of a new connection, and rejects it if that was too long. Returns it if it is to be served.
+/// Counts the wait of a new connection, and rejects it if that was too long. Returns `fd` if it is to be served.
 ///
 /// Only HTTP connections are rejected. Nothing may have been sent on the connection.
 pub(crate) fn check_queue_wait(
     state: &Rc<LocalWorkerState>,
-    connection: NewConnection,
+    fd: OwnedFd,
     waited: Option<Duration>,
     is_http: bool,
-) -> Option<NewConnection> {
-    let Some(waited) = waited else { return Some(connection) };
+) -> Option<OwnedFd> {
+    let Some(waited) = waited else { return Some(fd) };
     state.worker_page.record_queue_wait(waited);
     if !is_http || !is_too_long(waited, state.config.max_queue_wait) {
-        return Some(connection);
+        return Some(fd);
     }
     state.worker_page.connection_shed();
     state.queue_wait_rejections.record(waited);
-    reject(state, connection.fd);
+    reject(state, fd);
     None
 }
 

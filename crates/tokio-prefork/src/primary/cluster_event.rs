@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use crate::listener::ListenAddr;
-use prefork_supervisor::{DrainReason, ExitCause, ExitReport, RecycleReason};
+use prefork_supervisor::{DrainReason, ExitCause, ExitReport, RecycleReason, RefusedCommand};
 use prefork_supervisor::{Generation, WorkerId, WorkerTag};
 
 /// An event of the cluster; see [`Cluster::on_event`](crate::Cluster::on_event).
@@ -18,8 +18,9 @@ use prefork_supervisor::{Generation, WorkerId, WorkerTag};
 /// - `Replaced` comes at most once, after `Exit` and after `Listening` of the replacement. It does not come for workers
 ///   that were never ready, that left for good, or whose slot was removed.
 ///
-/// `Stopping` comes once, and after it no `Fork` except those that were under way. A failed fork is no event, as no
-/// process existed. After an upgrade in place, workers of the old image have their `Disconnect`, `Exit` and `Replaced`
+/// `Stopping` comes once, and after it no `Fork` except those that were under way. A failed fork is `ForkFailed` and
+/// nothing else, as no process existed; the slot's next try has another id. So each id that
+/// [`fork_with`](crate::PrimaryHandle::fork_with) returned has exactly one `Fork`, `ForkFailed` or `Refused`. After an upgrade in place, workers of the old image have their `Disconnect`, `Exit` and `Replaced`
 /// in the new image; events that the old image had no time to deliver are lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -41,8 +42,8 @@ pub enum ClusterEvent {
     Listening {
         /// The worker.
         worker: WorkerTag,
-        /// The addresses that this worker serves, as the kernel has them: with the real port where 0 was requested. Those
-        /// that a reload has dropped are not among them. Empty for kinds other than `web`.
+        /// The addresses as the kernel has them: with the real port where 0 was requested. Empty for kinds other than
+        /// `web`.
         addresses: Vec<ListenAddr>,
     },
     /// A worker's channel is closed: no message can reach it any more.
@@ -60,6 +61,23 @@ pub enum ClusterEvent {
         worker: WorkerId,
         /// Its replacement.
         by: WorkerTag,
+    },
+    /// A worker could not be forked; another try follows.
+    #[non_exhaustive]
+    ForkFailed {
+        /// The worker, which has no pid.
+        worker: WorkerTag,
+        /// Why the fork failed.
+        reason: String,
+    },
+    /// A command of a hook or a signal was refused, or can no longer be carried out. Refusals of operators' commands
+    /// (`prefork scale`) are no events.
+    #[non_exhaustive]
+    Refused {
+        /// The command, with its worker.
+        command: RefusedCommand,
+        /// Why it was refused.
+        reason: String,
     },
     /// A reload has completed: all workers are of this generation.
     #[non_exhaustive]
@@ -161,6 +179,8 @@ impl ClusterEvent {
             | ClusterEvent::Disconnect { worker } => Some(worker.id),
             ClusterEvent::Exit(exit) => Some(exit.worker.id),
             ClusterEvent::Replaced { worker, .. } => Some(*worker),
+            ClusterEvent::ForkFailed { worker, .. } => Some(worker.id),
+            ClusterEvent::Refused { command, .. } => command.worker(),
             ClusterEvent::Reloaded { .. }
             | ClusterEvent::ReloadFailed { .. }
             | ClusterEvent::Scaled { .. }
@@ -176,6 +196,8 @@ impl ClusterEvent {
             ClusterEvent::Disconnect { .. } => "disconnect",
             ClusterEvent::Exit(_) => "exit",
             ClusterEvent::Replaced { .. } => "replaced",
+            ClusterEvent::ForkFailed { .. } => "fork failed",
+            ClusterEvent::Refused { .. } => "refused",
             ClusterEvent::Reloaded { .. } => "reloaded",
             ClusterEvent::ReloadFailed { .. } => "reload failed",
             ClusterEvent::Scaled { .. } => "scaled",
@@ -184,10 +206,13 @@ impl ClusterEvent {
     }
 }
 
-/// Writes the name of the event and the worker's id: `exit worker=3`.
+/// Writes the name of the event and the worker's id: `exit worker=3`, `refused fork worker=4`.
 impl fmt::Display for ClusterEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())?;
+        if let ClusterEvent::Refused { command, .. } = self {
+            return write!(f, " {command}");
+        }
         self.worker().map_or(Ok(()), |worker| write!(f, " worker={worker}"))
     }
 }

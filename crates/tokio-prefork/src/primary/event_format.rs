@@ -59,6 +59,10 @@ pub(super) fn format_event(event: &LogEvent) -> LogLine {
         LogEvent::NotRestarted { worker } => warn_line(format!(
             "{worker} is not replaced, as on_restart decided: its slot stays empty until the next reload or scale"
         )),
+        LogEvent::RestartDelayed { worker, delay } => warn_line(format!(
+            "{worker} is replaced in {}, as on_restart decided",
+            HumanDuration(*delay)
+        )),
         LogEvent::Disconnecting { worker } => {
             info_line(format!("{worker} drains and leaves for good: its slot stays empty"))
         }
@@ -124,7 +128,9 @@ pub(super) fn format_event(event: &LogEvent) -> LogLine {
             let of = if *kind == WEB_KIND { String::new() } else { format!(" of kind {kind}") };
             info_line(format!("scaled from {from} to {to} workers{of} ({by})"))
         }
-        LogEvent::CommandRefused { by, reason } => warn_line(format!("{by} refused: {reason}")),
+        LogEvent::CommandRefused { by, command, reason } => {
+            warn_line(format!("{command} refused ({by}): {reason}"))
+        }
         LogEvent::StopDelayed { by, delay } => info_line(format!(
             "stopping ({by}): not ready any more, accepting for another {} (drain-delay)",
             HumanDuration(*delay)

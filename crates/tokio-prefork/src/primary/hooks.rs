@@ -13,21 +13,15 @@ use super::cluster_event::{ClusterEvent, WorkerExit};
 use super::oom_kills::OomKillCounter;
 use super::primary_handle::PrimaryHandle;
 use crate::error::BoxError;
-use crate::listener::ListenAddr;
+use crate::listener::ListenerSet;
 use crate::text::panic_text;
-use prefork_supervisor::{Event, ExitReport, LogEvent, WorkerTag};
+use prefork_supervisor::{Event, ExitReport, LogEvent, RefusedCommand, RestartDecision};
 
 /// How long an application hook may run before the log names it. Meanwhile nothing is supervised.
 const SLOW_CALL_THRESHOLD: Duration = Duration::from_millis(100);
 
-/// Whether a worker that exited unexpectedly is replaced; see [`Cluster::on_restart`](crate::Cluster::on_restart).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RestartDecision {
-    /// Replaces the worker, as without a hook; in a crash loop after a back-off.
-    Restart,
-    /// Leaves the slot empty until the next reload or scale.
-    LeaveEmpty,
-}
+/// How many events may wait for the hooks before refusals are only logged.
+const MAX_QUEUED_REFUSALS: usize = 1024;
 
 type OnEvent = Box<dyn FnMut(&mut PrimaryHandle<'_>, &ClusterEvent)>;
 type OnStart = Box<dyn FnOnce(&mut PrimaryHandle<'_>) -> Result<(), BoxError>>;
@@ -68,13 +62,8 @@ impl HookQueue {
         std::mem::take(&mut self.hooks.on_start)
     }
 
-    /// Queues the cluster event of a log event, if it has one and there is a hook. `addresses_of` returns the addresses
-    /// that a worker serves.
-    pub(super) fn queue_cluster_event(
-        &mut self,
-        event: &LogEvent,
-        addresses_of: impl FnOnce(&WorkerTag) -> Vec<ListenAddr>,
-    ) {
+    /// Queues the cluster event of a log event, if it has one and there is a hook.
+    pub(super) fn queue_cluster_event(&mut self, event: &LogEvent, listeners: &ListenerSet) {
         if self.hooks.on_event.is_empty() {
             return;
         }
@@ -83,13 +72,19 @@ impl HookQueue {
             LogEvent::Online { worker } => ClusterEvent::Online { worker: *worker },
             LogEvent::Ready { worker, .. } => {
                 let is_web = worker.slot.is_web();
-                let addresses = if is_web { addresses_of(worker) } else { Vec::new() };
+                let addresses = if is_web { listeners.bound_addrs() } else { Vec::new() };
                 ClusterEvent::Listening { worker: *worker, addresses }
             }
             LogEvent::Disconnected { worker } => ClusterEvent::Disconnect { worker: *worker },
             LogEvent::Exited(exit) => ClusterEvent::Exit(self.classify_exit(exit)),
             LogEvent::Replaced { worker, by } => {
                 ClusterEvent::Replaced { worker: *worker, by: *by }
+            }
+            LogEvent::ForkFailed { worker, reason } => {
+                ClusterEvent::ForkFailed { worker: *worker, reason: reason.clone() }
+            }
+            LogEvent::CommandRefused { command, reason, .. } => {
+                ClusterEvent::Refused { command: *command, reason: reason.clone() }
             }
             LogEvent::Reloaded { generation, workers, .. } => {
                 ClusterEvent::Reloaded { generation: *generation, workers: *workers }
@@ -113,6 +108,15 @@ impl HookQueue {
         self.undelivered.push_back(cluster_event);
     }
 
+    /// Queues the refusal of a command that found no room. Beyond a bound it is only logged: a hook may answer each
+    /// refusal with further commands.
+    pub(super) fn queue_refusal(&mut self, command: RefusedCommand, reason: &str) {
+        if !self.hooks.on_event.is_empty() && self.undelivered.len() < MAX_QUEUED_REFUSALS {
+            self.undelivered
+                .push_back(ClusterEvent::Refused { command, reason: reason.to_string() });
+        }
+    }
+
     /// Returns why a worker exited. Both hooks get the same answer, as a kill by the kernel is attributed once.
     fn classify_exit(&mut self, exit: &ExitReport) -> WorkerExit {
         if let Some(known) = self.last_exit.take_if(|known| known.worker == exit.worker) {
@@ -128,7 +132,9 @@ impl HookQueue {
 impl Primary {
     /// Calls the `on_event` hooks with the queued events, in their order.
     pub(super) fn run_event_hooks(&mut self) {
-        while let Some(event) = self.hooks.undelivered.pop_front() {
+        // Refusals that the hooks cause now have their turn after the next event; commands are pending then.
+        for _ in 0..self.hooks.undelivered.len() {
+            let Some(event) = self.hooks.undelivered.pop_front() else { return };
             // Removed while they run: no hook can run inside another.
             let mut hooks = std::mem::take(&mut self.hooks.hooks.on_event);
             for hook in &mut hooks {
@@ -147,9 +153,9 @@ impl Primary {
                 self.call_application(&"the hook on_restart", &exit.worker, |_| hook(&worker_exit));
             self.hooks.hooks.on_restart = Some(hook);
         }
-        let restart = decision != Some(RestartDecision::LeaveEmpty);
+        let decision = decision.unwrap_or(RestartDecision::Restart);
         let worker = exit.worker.id;
-        self.pending_events.push_back(Event::RestartDecided { worker, restart });
+        self.pending_events.push_back(Event::RestartDecided { worker, decision });
     }
 
     /// Calls a function of the application, named `function` in the log. Returns `None` if it panicked.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::Primary;
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::messages::{
     AttachedConnection, Envelope, IntoPayload, Message, MessageAddress, MessageClass, MessageError,
@@ -23,8 +24,9 @@ const MAX_REQUEST_TIMEOUT: Duration = Duration::from_secs(86_400);
 /// A handle to the primary for the application's hooks: see [`Cluster::on_event`](crate::Cluster::on_event) and
 /// [`Cluster::on_message`](crate::Cluster::on_message).
 ///
-/// Commands run after the function has returned, in the order of the calls; one that cannot be performed is logged. No
-/// method waits.
+/// Commands run after the function has returned, in the order of the calls. Changes of the number of workers wait for the
+/// end of a reload. A command that is refused is logged and reported as
+/// [`ClusterEvent::Refused`](crate::ClusterEvent::Refused). No method waits.
 pub struct PrimaryHandle<'a> {
     pub(super) primary: &'a mut Primary,
 }
@@ -47,6 +49,12 @@ impl PrimaryHandle<'_> {
         workers.into_iter().map(|one| WorkerInfo { worker: one.tag, state: one.state }).collect()
     }
 
+    /// Returns the configuration of the workers that are forked now: during a reload, the new one.
+    pub fn config(&self) -> &Config {
+        let primary = &*self.primary;
+        primary.configs.config_or_last(primary.supervisor.wanted_generation())
+    }
+
     /// Returns how many `web` workers there should be.
     pub fn workers_wanted(&self) -> u32 {
         self.primary.supervisor.wanted_workers()
@@ -55,9 +63,33 @@ impl PrimaryHandle<'_> {
     /// Adds a worker with these environment variables besides those of the primary, and returns its future id. Of two
     /// variables with the same name the last one counts.
     ///
-    /// The variables belong to the worker's slot: its replacements have them too, until the slot is scaled away. The
-    /// fork may be delayed (by a crash loop) or refused (during a reload, or above
-    /// [`WorkerCount::MAX`](crate::WorkerCount::MAX)), which is logged; the id of a refused fork is not used.
+    /// The variables belong to the worker's slot. Its replacements have them too, after a crash, a reload or an upgrade
+    /// in place, until [`scale`](PrimaryHandle::scale) removes the slot. Workers that are added in this way come on top
+    /// of the configured number: a reload that changes `workers` from 2 to 4 leaves four and the added ones. After
+    /// [`disconnect`](PrimaryHandle::disconnect) of an added worker its slot is empty, and the next worker that is added
+    /// takes it.
+    ///
+    /// The fork may be delayed: by a reload that is under way, or by a crash loop. The id that is returned has exactly one
+    /// outcome, a [`ClusterEvent`](crate::ClusterEvent): `Fork`, `ForkFailed`, or `Refused`, for example above
+    /// [`WorkerCount::MAX`](crate::WorkerCount::MAX) or because the cluster stops.
+    ///
+    /// ```no_run
+    /// # use tokio_prefork::{Cluster, ClusterEvent, Config, RefusedCommand};
+    /// # fn run(config: Config) {
+    /// let mut mailer = None;
+    /// let cluster = Cluster::new(config).on_event(move |primary, event| match event {
+    ///     ClusterEvent::Listening { .. } if mailer.is_none() => {
+    ///         mailer = primary.fork_with([("ROLE", "mail")]).ok();
+    ///     }
+    ///     ClusterEvent::Refused { command: RefusedCommand::Fork(id), reason, .. }
+    ///         if Some(*id) == mailer =>
+    ///     {
+    ///         eprintln!("no mailer: {reason}");
+    ///     }
+    ///     _ => {}
+    /// });
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// A name is empty or contains `=` or NUL, a value contains NUL, or the cluster is stopping.
@@ -93,7 +125,7 @@ impl PrimaryHandle<'_> {
             return Err(Error::refused("fork_with: the cluster is stopping"));
         }
         let id = self.primary.supervisor.reserve_worker_id();
-        match self.queue_command(command(ScaleChange::AddWorker(id, pairs)), "fork_with") {
+        match self.try_queue_command(command(ScaleChange::AddWorker(id, pairs)), "fork_with") {
             true => Ok(id),
             false => {
                 Err(Error::refused("fork_with: too many commands are pending; try again later"))
@@ -147,7 +179,8 @@ impl PrimaryHandle<'_> {
         self.queue_command(ClusterCommand::Scale(ScaleChange::To(workers)), "scale");
     }
 
-    /// Reads the configuration again and replaces every worker, as SIGHUP does.
+    /// Reads the configuration again and replaces every worker, as SIGHUP does. During a reload one more follows it; several
+    /// calls are answered by one.
     pub fn reload(&mut self) {
         self.queue_command(ClusterCommand::Reload, "reload");
     }
@@ -167,7 +200,8 @@ impl PrimaryHandle<'_> {
     /// Sends a signal to a worker at once: 9 kills it, 15 makes it drain and be replaced.
     ///
     /// # Errors
-    /// The worker does not exist (any more), the signal does not exist, or the system refuses.
+    /// The worker does not exist (any more), the signal does not exist, or the system refuses. This is the only answer: no
+    /// event follows a refused signal.
     pub fn kill(&mut self, worker: WorkerId, signal: i32) -> Result<()> {
         let failed = |reason: String| Error::refused(format!("kill: {reason}"));
         let signal =
@@ -179,8 +213,16 @@ impl PrimaryHandle<'_> {
             .map_err(|e| Error::system(format!("send {} to {}", signal.as_str(), process.tag), e))
     }
 
+    /// Queues a command, or reports that there is no room for it.
+    fn queue_command(&mut self, command: ClusterCommand, what: &str) {
+        let refused = command.as_refused();
+        if !self.try_queue_command(command, what) {
+            self.primary.hooks.queue_refusal(refused, "too many commands are pending");
+        }
+    }
+
     /// Returns whether there was room for the command.
-    fn queue_command(&mut self, command: ClusterCommand, what: &str) -> bool {
+    fn try_queue_command(&mut self, command: ClusterCommand, what: &str) -> bool {
         if self.primary.pending_events.len() >= MAX_PENDING_COMMANDS {
             self.primary.event_log.log_dropped_hook_command(what);
             return false;

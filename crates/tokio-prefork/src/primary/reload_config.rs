@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::Instant;
 
 use super::Primary;
@@ -21,7 +21,9 @@ pub(crate) type ReadConfig = Box<dyn Fn() -> Result<Config>>;
 
 /// The configurations that workers are forked under, and the one that a reload is reading.
 pub(super) struct ConfigStore {
-    by_generation: BTreeMap<Generation, Arc<Config>>,
+    by_generation: BTreeMap<Generation, Rc<Config>>,
+    /// The configuration that was read last.
+    last: Rc<Config>,
     read_config: ReadConfig,
     /// The configuration of a reload that waits for host names.
     pending: Option<PendingConfig>,
@@ -37,7 +39,7 @@ struct PendingConfig {
 impl ConfigStore {
     pub(super) fn new(
         read_config: ReadConfig,
-        config: Arc<Config>,
+        config: Rc<Config>,
         manifest: Option<&UpgradeManifest>,
     ) -> ConfigStore {
         let generations = match manifest {
@@ -47,15 +49,21 @@ impl ConfigStore {
                 vec![Generation(manifest.generation), Generation(manifest.generation + 1)]
             }
         };
-        let by_generation = generations.into_iter().map(|each| (each, Arc::clone(&config)));
-        ConfigStore { by_generation: by_generation.collect(), read_config, pending: None }
+        let by_generation = generations.into_iter().map(|each| (each, Rc::clone(&config)));
+        let by_generation = by_generation.collect();
+        ConfigStore { by_generation, last: config, read_config, pending: None }
     }
 
-    pub(super) fn config_of_generation(&self, generation: Generation) -> Option<&Arc<Config>> {
+    pub(super) fn config_of_generation(&self, generation: Generation) -> Option<&Rc<Config>> {
         self.by_generation.get(&generation)
     }
 
-    pub(super) fn config_of_worker(&self, tag: WorkerTag) -> Result<Arc<Config>> {
+    /// Returns the configuration of a generation, or the one that was read last if that is gone.
+    pub(super) fn config_or_last(&self, generation: Generation) -> &Config {
+        self.by_generation.get(&generation).unwrap_or(&self.last)
+    }
+
+    pub(super) fn config_of_worker(&self, tag: WorkerTag) -> Result<Rc<Config>> {
         self.config_of_generation(tag.generation).cloned().ok_or_else(|| {
             Error::internal(format!("no configuration for generation {}", tag.generation))
         })
@@ -66,7 +74,7 @@ impl ConfigStore {
         for config in self.by_generation.values_mut() {
             let missing: Vec<_> =
                 addrs.iter().filter(|a| !config.bind.contains(a)).cloned().collect();
-            Arc::make_mut(config).bind.extend(missing);
+            Rc::make_mut(config).bind.extend(missing);
         }
     }
 
@@ -174,7 +182,9 @@ impl Primary {
         self.warn_about_fixed_keys(&config);
         self.listeners.resolve_bind_addrs(&mut config.bind, names);
         // During the reload the old number of workers may be larger than the new one.
-        let slots = config.supervisor_config().workers.max(self.supervisor.wanted_workers());
+        let configured = config.supervisor_config().workers;
+        let slots = self.supervisor.web_workers_after_reload(configured);
+        let slots = slots.max(self.supervisor.wanted_workers());
         let slots = if config.dispatch.has_socket_per_slot() { slots } else { 1 };
         let repaired = self.listeners.repair_sockets(&config.bind, config.backlog)?;
         // Clients reach these sockets and not the old ones, even if this reload fails.
@@ -187,7 +197,9 @@ impl Primary {
         self.serve_with_running_workers(&opened.took_over_traffic);
         self.store_sockets();
         let supervisor_config = config.supervisor_config();
-        self.configs.by_generation.insert(generation, Arc::new(config));
+        let config = Rc::new(config);
+        self.configs.last = Rc::clone(&config);
+        self.configs.by_generation.insert(generation, config);
         Ok(supervisor_config)
     }
 

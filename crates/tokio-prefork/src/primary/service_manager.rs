@@ -35,7 +35,9 @@ impl Primary {
             LogEvent::Reloaded { .. } => state.queue_reloaded(None, &summary),
             LogEvent::ReloadFailed { reason } => state.queue_reloaded(Some(reason), &summary),
             // The manager may have sent the signal, and waits for the end of a reload.
-            LogEvent::CommandRefused { by, reason } if by == Signal::SIGHUP.as_str() => {
+            LogEvent::CommandRefused { by, reason, .. }
+                if by == Signal::SIGHUP.as_str() && !self.supervisor.is_stopping() =>
+            {
                 state.queue_reloading(now, monotonic_usec(), PRIMARY_TIME_MARGIN);
                 state.queue_reloaded(Some(reason), &summary);
             }

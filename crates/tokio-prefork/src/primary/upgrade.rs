@@ -13,13 +13,14 @@ use crate::error::{Error, Result};
 use crate::scoreboard::{PageRange, WorkerPages};
 use crate::upgrade::{
     BinaryLauncher, MANIFEST_REVISION, MANIFEST_VERSION, PassedClientState, PassedConnection,
-    PassedControl, PassedListener, PassedWorker, UpgradeCheck, UpgradeManifest,
+    PassedControl, PassedKind, PassedListener, PassedWorker, UpgradeCheck, UpgradeManifest,
 };
 use prefork_os::child::reap_child;
 use prefork_os::fd::take_inherited_fd;
 use prefork_os::signal::{BlockedSignals, Signal};
-use prefork_supervisor::{Event, Requester, SavedState, SavedWorker, Supervisor};
+use prefork_supervisor::{Event, Requester, SavedForkedSlot, SavedKind};
 use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
+use prefork_supervisor::{SavedState, SavedWorker, Supervisor};
 use prefork_supervisor::{SupervisorConfig, WorkerKindConfig};
 
 /// How long an exec waits for clients of the control socket to read their replies.
@@ -234,11 +235,18 @@ impl Primary {
             next_id: state.next_id.0,
             restarts: state.restart_count,
             workers_wanted: state.wanted_workers,
+            workers_configured: state.configured_workers,
+            kinds: state.kinds.into_iter().map(passed_kind).collect(),
             totals,
             listeners: listeners.collect(),
             workers: workers.collect(),
             held: Vec::new(),
-            environments: state.environments.into_iter().map(|(slot, env)| (slot.0, env)).collect(),
+            reserved_ids: state.forked_slots.iter().filter_map(reserved_id).collect(),
+            environments: state
+                .forked_slots
+                .into_iter()
+                .map(|forked| (forked.slot.0, forked.environment))
+                .collect(),
             board_fd: memory.as_raw_fd(),
             revision: MANIFEST_REVISION,
             older_boards: older_boards.map(AsRawFd::as_raw_fd).collect(),
@@ -327,6 +335,15 @@ fn passed_worker(
     }
 }
 
+fn passed_kind(kind: SavedKind) -> PassedKind {
+    PassedKind { name: kind.name, wanted: kind.wanted_workers, declared: kind.declared_workers }
+}
+
+/// Returns slot and id of a worker of the program that is not forked yet.
+fn reserved_id(forked: &SavedForkedSlot) -> Option<(u32, u64)> {
+    forked.reserved_id.map(|id| (forked.slot.0, id.0))
+}
+
 fn inherit_queue(tag: WorkerTag, fds: [RawFd; 2]) -> Result<ConnectionQueue> {
     let failed = |e| Error::system(format!("take over the connection queue of {tag}"), e);
     let [sender, reader] = fds.map(take_inherited_fd);
@@ -359,14 +376,28 @@ fn saved_state(
         has_own_socket: worker.own_socket,
         adopted_slots: worker.adopts.iter().copied().map(Slot).collect(),
     });
-    let environments = manifest.environments.iter();
+    let saved_kinds = manifest.kinds.iter().map(|kind| SavedKind {
+        name: kind.name.clone(),
+        wanted_workers: kind.wanted,
+        declared_workers: kind.declared,
+    });
+    let forked_slots = manifest.environments.iter().map(|(slot, environment)| {
+        let reserved = manifest.reserved_ids.iter().find(|(of, _)| of == slot);
+        SavedForkedSlot {
+            slot: Slot(*slot),
+            reserved_id: reserved.map(|(_, id)| WorkerId(*id)),
+            environment: environment.clone(),
+        }
+    });
     SavedState {
         generation: Generation(manifest.generation),
         next_id: WorkerId(manifest.next_id),
         restart_count: manifest.restarts,
         wanted_workers: manifest.workers_wanted,
+        configured_workers: manifest.workers_configured,
+        kinds: saved_kinds.collect(),
         socket_slots,
-        environments: environments.map(|(slot, env)| (Slot(*slot), env.clone())).collect(),
+        forked_slots: forked_slots.collect(),
         workers: workers.collect(),
         upgrade_requesters: manifest.control.as_ref().map_or(Vec::new(), upgrade_requesters),
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::channel::{PrimaryChannelEnd, ReceivedReport, WorkerReport};
@@ -11,7 +11,7 @@ use crate::dispatch::LoadPage;
 use crate::error::{Error, Result, exit};
 use crate::messages::MessageLimits;
 use crate::scoreboard::{Scoreboard, WorkerPages};
-use crate::worker_init::{MessageEndInit, WorkerEntry, WorkerInit};
+use crate::worker_init::{WorkerEntry, WorkerInit};
 use prefork_os::child::{ForkResult, exit_without_cleanup, fork_process, reap_child, signal_child};
 use prefork_os::fd_passing::create_seqpacket_pair;
 use prefork_os::poll::WatchedFd;
@@ -54,7 +54,6 @@ pub(crate) fn check_worker_boots(config: Config, worker_entry: &WorkerEntry) -> 
             result
         }
         ForkResult::Child => {
-            crate::worker::set_worker_process();
             drop(own_end);
             let run = || -> Result<u8> {
                 let init = become_check_worker(config, scoreboard, pages, worker_end, check_pid)?;
@@ -98,11 +97,12 @@ fn become_check_worker(
         listeners: Vec::new(),
         channel,
         queue: None,
-        messages: MessageEndInit::Channel(None, MessageLimits::default()),
+        message_channel: None,
+        message_limits: MessageLimits::default(),
         worker_pages,
         load_page: LoadPage::default(),
         board,
-        config: Arc::new(config),
+        config: Rc::new(config),
         terminate,
     }))
 }

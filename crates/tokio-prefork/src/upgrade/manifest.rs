@@ -38,6 +38,12 @@ pub(crate) struct UpgradeManifest {
     pub restarts: u64,
     /// The wanted number of workers, from the configuration or from a later scale command.
     pub workers_wanted: u32,
+    /// How many workers the configuration names.
+    #[serde(default)]
+    pub workers_configured: Option<u32>,
+    /// The numbers of workers of the kinds besides `web`.
+    #[serde(default)]
+    pub kinds: Vec<PassedKind>,
     /// The counters of exited workers.
     pub totals: TrafficCounters,
     pub listeners: Vec<PassedListener>,
@@ -45,9 +51,12 @@ pub(crate) struct UpgradeManifest {
     /// Connections that were accepted and are in no worker's queue.
     #[serde(default)]
     pub held: Vec<PassedConnection>,
-    /// The slots whose workers have environment variables of their own.
+    /// The slots that the program added (`fork_with`), with the environment variables of their workers.
     #[serde(default)]
     pub environments: Vec<(u32, Vec<(String, String)>)>,
+    /// The ids that the program has for the first workers of these slots, which are not forked yet.
+    #[serde(default)]
+    pub reserved_ids: Vec<(u32, u64)>,
     /// The scoreboard of the old image's workers.
     pub board_fd: i32,
     /// See `MANIFEST_REVISION`; 0 from a program without revisions.
@@ -114,6 +123,16 @@ pub(crate) enum PassedClientState {
     },
     /// The client follows the events and has received all up to number `after`.
     Following { after: u64 },
+}
+
+/// The numbers of workers of a kind besides `web`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PassedKind {
+    pub name: String,
+    /// The wanted number, from the declaration or from a later scale command.
+    pub wanted: u32,
+    /// The number that the program declares.
+    pub declared: u32,
 }
 
 /// A listening socket and the address by which the configuration knows it.
@@ -222,7 +241,10 @@ mod tests {
             next_id: 5,
             restarts: 1,
             workers_wanted: 2,
+            workers_configured: Some(1),
+            kinds: vec![PassedKind { name: "consumer".to_string(), wanted: 2, declared: 1 }],
             totals: TrafficCounters::default(),
+            reserved_ids: vec![(1, 6)],
             environments: vec![(1, vec![("ROLE".to_string(), "mail".to_string())])],
             listeners: vec![
                 PassedListener {
@@ -276,7 +298,16 @@ mod tests {
     fn reads_a_manifest_without_control_socket() {
         let mut value = serde_json::to_value(manifest()).expect("JSON");
         let fields = value.as_object_mut().expect("object");
-        for field in ["revision", "older_boards", "control", "pid_file", "last_event"] {
+        for field in [
+            "revision",
+            "older_boards",
+            "control",
+            "pid_file",
+            "last_event",
+            "workers_configured",
+            "kinds",
+            "reserved_ids",
+        ] {
             fields.remove(field).expect(field);
         }
         value["workers"][0].as_object_mut().expect("object").remove("board");

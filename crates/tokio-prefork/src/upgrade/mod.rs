@@ -31,5 +31,5 @@ pub(crate) use launcher::{
 };
 pub(crate) use manifest::{
     MANIFEST_REVISION, MANIFEST_VERSION, PassedClient, PassedClientState, PassedConnection,
-    PassedControl, PassedFile, PassedListener, PassedWorker, UpgradeManifest,
+    PassedControl, PassedFile, PassedKind, PassedListener, PassedWorker, UpgradeManifest,
 };

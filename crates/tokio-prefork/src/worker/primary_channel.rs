@@ -1,7 +1,6 @@
 //! Handles what the primary sends over the channel, and the end of the channel.
 
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 
 use super::drain::DrainOrder;
 use super::handover;
@@ -53,7 +52,7 @@ pub(crate) async fn follow_primary(state: Rc<LocalWorkerState>) {
             }
         }
     }
-    state.shared.is_primary_connected.store(false, Ordering::Release);
+    state.is_primary_connected.set(false);
     set_released(&state);
     log::warn!("{} lost its primary: finishing open requests, then exiting", state.tag);
     state.begin_drain(DrainOrder::new(
