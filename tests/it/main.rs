@@ -74,6 +74,7 @@ mod signals;
 mod socket_activation;
 mod stalled_workers;
 mod standard_output;
+mod start_errors;
 mod stop;
 mod systemd;
 mod test_script;

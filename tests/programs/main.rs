@@ -13,9 +13,11 @@ mod primary_requests;
 mod request_summary;
 mod serving;
 mod shared_state;
+mod start_errors;
 mod worker_kinds;
 
 use std::collections::BTreeMap;
+use std::process::{ExitCode, Termination};
 use std::time::Duration;
 
 use tokio_prefork::{Config, ControlSocket, Dispatch, Error, Main, Result, WorkerCount};
@@ -34,12 +36,21 @@ impl ProgramArguments {
     }
 }
 
-fn main() -> Main {
+fn main() -> ExitCode {
     env_logger::Builder::new().filter_level(log::LevelFilter::Info).init();
     let mut words = std::env::args().skip(1);
     // Without a name, do nothing.
-    let Some(name) = words.next() else { return Ok::<_, Error>(()).into() };
-    let result = parse_arguments(words).and_then(|arguments| match name.as_str() {
+    let Some(name) = words.next() else { return ExitCode::SUCCESS };
+    let arguments = parse_arguments(words);
+    if name == "end-as-main" {
+        return arguments.map_or_else(|e| e.report(), start_errors::end_as_main);
+    }
+    let result = arguments.and_then(|arguments| match name.as_str() {
+        "start-in-runtime" => start_errors::start_in_runtime(arguments),
+        "start-with-threads" => start_errors::start_with_threads(arguments),
+        "print-error-kinds" => start_errors::print_error_kinds(arguments),
+        "boot-panics" => start_errors::boot_panics(arguments),
+        "boot-cannot-read" => start_errors::boot_cannot_read(arguments),
         "primary-requests" => primary_requests::primary_requests(arguments),
         "misbehaving-workers" => misbehaving_workers::misbehaving_workers(arguments),
         "node-api" => node_api::node_api(arguments),
@@ -71,7 +82,7 @@ fn main() -> Main {
         "shared-too-late" => shared_state::shared_state_declared_in_worker(arguments),
         _ => Err(Error::application("no such program", name)),
     });
-    result.into()
+    Main::from(result).report()
 }
 
 fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArguments> {

@@ -178,9 +178,9 @@ mod tests {
         let (hold, held) = std::sync::mpsc::channel::<()>();
         let other = std::thread::Builder::new().name("busy".into()).spawn(move || held.recv());
         let error = fork_process().err().expect("refused").to_string();
-        assert!(error.contains("threads (") && error.contains("busy"), "{error}");
+        assert!(error.contains("threads, and") && error.contains("busy"), "{error}");
         assert!(
-            error.contains("start threads and async runtimes in the worker function"),
+            error.contains("start threads and async runtimes in the function given to serve"),
             "{error}"
         );
         drop(hold);

@@ -66,7 +66,7 @@ pub fn require_single_thread() -> Result<()> {
             return Ok(());
         }
         if Instant::now() >= deadline {
-            return Err(multiple_threads_error(&threads));
+            return Err(OsError::new("fork", multiple_threads_error(&threads)));
         }
         std::thread::yield_now();
     }
@@ -90,19 +90,21 @@ fn thread_comm_paths(tasks: &Path) -> io::Result<Vec<PathBuf>> {
     })
 }
 
-fn multiple_threads_error(threads: &[PathBuf]) -> OsError {
+fn multiple_threads_error(threads: &[PathBuf]) -> io::Error {
+    let own = nix::unistd::gettid().to_string();
     let names: Vec<String> = threads
         .iter()
+        .filter(|comm| !comm.parent().is_some_and(|task| task.ends_with(&own)))
         .filter_map(|comm| std::fs::read_to_string(comm).ok())
         .map(|name| name.trim_end().to_string())
         .collect();
-    let why = format!(
-        "this process has {} threads ({}) and only a process with one thread can be forked safely; \
-         start threads and async runtimes in the worker function, and join those that preload starts",
+    io::Error::other(format!(
+        "this process has {} threads, and only a process with one thread can be forked safely; beside the calling thread: \
+         {}; start threads and async runtimes in the function given to serve, which runs in each worker, and join those \
+         that `main` or `preload` start",
         threads.len(),
         names.join(", "),
-    );
-    OsError::new("fork", io::Error::other(why))
+    ))
 }
 
 #[cfg(test)]

@@ -129,8 +129,9 @@ pub enum LogEvent {
     Exited(ExitReport),
     /// Workers crash at boot or soon after; the next fork waits for `delay`.
     BackingOff { failures: u32, delay: Duration },
-    /// No worker ever became ready; the primary gives up.
-    GivingUp { failures: u32 },
+    /// No worker ever became ready, and the primary gives up: after `failures` rounds of crashes, or at the first error
+    /// that a worker reported. `reason` is the last failure.
+    GivingUp { failures: u32, reason: String },
     /// A reload begins.
     Reloading { by: String },
     /// A reload, or the rolling replacement after an upgrade, is complete.

@@ -69,6 +69,8 @@ pub struct Supervisor {
     pub(crate) health: HealthMonitor,
     /// Whether the application is asked before a worker is replaced.
     pub(crate) confirms_restarts: bool,
+    /// Why the cluster gave up, if it did.
+    pub(crate) boot_failure: Option<String>,
     /// Actions requested so far by the event that is being handled.
     pub(crate) actions: Vec<Action>,
 }
@@ -90,6 +92,7 @@ impl Supervisor {
             orphan_sockets: OrphanSockets::default(),
             health: HealthMonitor::default(),
             confirms_restarts: false,
+            boot_failure: None,
             actions: Vec::new(),
             configured_workers: config.workers,
             config,
@@ -253,6 +256,11 @@ impl Supervisor {
     /// Returns whether a signal such as SIGSTOP has stopped the worker's process.
     pub fn is_stopped_by_signal(&self, worker: WorkerId) -> bool {
         self.workers.get(worker).is_some_and(|record| record.heartbeat.is_stopped)
+    }
+
+    /// Returns why no worker could boot, if that ended the cluster.
+    pub fn boot_failure(&self) -> Option<&str> {
+        self.boot_failure.as_deref()
     }
 
     /// Returns the generation in force. A reload raises it when it has succeeded.

@@ -54,7 +54,10 @@ impl Supervisor {
         if self.slots.is_successor(worker) {
             self.on_successor_lost(now, worker, &reason, false);
         } else {
-            self.record_crash(now, worker);
+            let attempts = self.config.boot_attempts;
+            self.record_crash(now, worker, attempts, || {
+                format!("{} could not be forked: {reason}", record.tag)
+            });
         }
     }
 
@@ -109,6 +112,7 @@ impl Supervisor {
         }
         if record.error.is_none() {
             record.error = Some(reason.clone());
+            record.has_reported_boot_error = true;
             let worker = record.tag;
             self.log_event(LogEvent::BootFailed { worker, reason });
         }
@@ -125,15 +129,18 @@ impl Supervisor {
             return;
         }
         record.start_draining(deadline, DrainReason::Retire);
-        let was_ready = record.ready_at.is_some();
-        self.actions.push(Action::Log(LogEvent::Retiring { worker: record.tag }));
+        let (was_ready, tag) = (record.ready_at.is_some(), record.tag);
+        self.actions.push(Action::Log(LogEvent::Retiring { worker: tag }));
         self.slots.release_holder(worker);
         if self.slots.is_successor(worker) {
             let reason = format!("worker={worker} retired before it was ready");
             self.on_successor_lost(now, worker, &reason, false);
         } else if !was_ready {
             // The replacement may retire before READY too, so this counts as a crash.
-            self.record_crash(now, worker);
+            let attempts = self.config.boot_attempts;
+            self.record_crash(now, worker, attempts, || {
+                format!("{tag} retired before it was ready")
+            });
         }
     }
 
@@ -317,21 +324,32 @@ impl Supervisor {
             let reason = format!("{} crashed early: {}", report.worker, report.status);
             self.fail_rollout(&reason);
         } else if is_crash {
-            self.record_crash(now, worker);
+            // A crash may be gone at the next attempt. An error that the application itself returned is an answer.
+            let attempts =
+                if record.has_reported_boot_error { 1 } else { self.config.boot_attempts };
+            self.record_crash(now, worker, attempts, || boot_failure_text(report));
         } else {
             self.backoff.end_probe(worker);
         }
     }
 
-    /// Backs off after a crash, or gives up.
-    fn record_crash(&mut self, now: Instant, worker: WorkerId) {
-        match self.backoff.record_crash(now, worker, self.config.boot_attempts) {
+    /// Backs off after a crash, or gives up if no worker was ever ready and this was the last of `attempts` rounds.
+    fn record_crash(
+        &mut self,
+        now: Instant,
+        worker: WorkerId,
+        attempts: u32,
+        reason: impl FnOnce() -> String,
+    ) {
+        match self.backoff.record_crash(now, worker, attempts) {
             CrashOutcome::SameRound => {}
             CrashOutcome::BackOff { failures, delay } => {
                 self.log_event(LogEvent::BackingOff { failures, delay });
             }
             CrashOutcome::GiveUp { failures } => {
-                self.log_event(LogEvent::GivingUp { failures });
+                let reason = reason();
+                self.boot_failure = Some(reason.clone());
+                self.log_event(LogEvent::GivingUp { failures, reason });
                 self.kill_all_and_exit(ShutdownReason::WorkersCannotBoot);
             }
         }
@@ -396,6 +414,12 @@ fn exit_report(
         uptime: now.duration_since(record.forked_at),
         requests_served,
     }
+}
+
+/// Returns why a worker that exited was not ready: its error if there is one.
+fn boot_failure_text(report: &ExitReport) -> String {
+    let ended = || format!("{} ended before it was ready: {}", report.worker, report.status);
+    report.error.clone().unwrap_or_else(ended)
 }
 
 /// Returns whether the worker died of a signal that operators and the OOM killer send, and that programs do not raise

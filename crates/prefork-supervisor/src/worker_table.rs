@@ -43,6 +43,8 @@ pub(crate) struct WorkerRecord {
     pub(crate) ran_risky_job: bool,
     /// The worker's last error, or the primary's reason for killing it.
     pub(crate) error: Option<String>,
+    /// Whether `error` is what the worker itself reported as the reason why it cannot boot.
+    pub(crate) has_reported_boot_error: bool,
     /// The reason why it drains; `None` if it does not drain.
     pub(crate) drain_reason: Option<DrainReason>,
     /// The limit for which its successor was forked.
@@ -196,6 +198,7 @@ impl WorkerTable {
             ready_at: None,
             ran_risky_job: false,
             error: None,
+            has_reported_boot_error: false,
             drain_reason: None,
             recycle_reason: None,
             is_online_logged: false,

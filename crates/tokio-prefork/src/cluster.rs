@@ -5,6 +5,7 @@ mod hooks;
 mod initial_sockets;
 mod isolated_pool;
 mod preload;
+mod start_checks;
 mod worker_kind;
 
 use std::future::Future;
@@ -28,7 +29,6 @@ use crate::systemd::ServiceEnvironment;
 use crate::upgrade::{self, BinaryLauncher, UpgradeManifest, UpgradeRole, WaitingClients};
 use crate::worker::http::into_service::IntoHttpService;
 use crate::worker::{self, AcceptedStream, ThreadedWorker, Worker, WorkerApp};
-use prefork_supervisor::ShutdownReason;
 pub use preload::PreloadedCluster;
 pub use worker_kind::WorkerKind;
 use worker_kind::WorkerKinds;
@@ -181,6 +181,7 @@ impl Cluster {
         threading: AppThreading,
         build_app: impl FnOnce() -> Result<WorkerApp>,
     ) -> Result<()> {
+        start_checks::check_can_fork_workers().inspect_err(upgrade::report_failed_start)?;
         log_output::init_log_output(None);
         prefork_os::signal::ignore_sigpipe_and_sigxfsz()
             .map_err(|e| Error::system("handle SIGPIPE and SIGXFSZ", e))?;
@@ -207,12 +208,7 @@ impl Cluster {
             Ok(primary) => {
                 // From here on the control server answers them.
                 drop(waiting);
-                match primary.run()? {
-                    ShutdownReason::StopRequested => Ok(()),
-                    ShutdownReason::WorkersCannotBoot => {
-                        Err(Error::workers_cannot_boot("see the log for why each of them ended"))
-                    }
-                }
+                primary.run()
             }
             Err(error) => {
                 waiting.refuse(&error);
@@ -255,8 +251,11 @@ impl Cluster {
         listeners.open_missing_sockets(&self.config.bind, self.config.backlog, slots)?;
         let service_manager = self.connect_service_manager(service, manifest.is_some(), &unwanted);
         let resources = PrimaryResources { listeners, pid_file, service_manager };
+        let app = build_app()?;
+        // Preloading may have started some.
+        start_checks::check_single_thread()?;
         let application = Application {
-            worker_entry: self.kinds.into_worker_entry(build_app()?),
+            worker_entry: self.kinds.into_worker_entry(app),
             read_config: self.read_config,
             hooks: self.hooks,
             kinds,

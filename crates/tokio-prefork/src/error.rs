@@ -209,6 +209,22 @@ impl Error {
         self.0.kind
     }
 
+    /// Returns the kind of the first [`io::Error`] among the causes: `AddrInUse` (`EADDRINUSE`) or `PermissionDenied`
+    /// (`EACCES`) if an address cannot be bound, for example. `None` if the system refused nothing.
+    ///
+    /// ```
+    /// use std::io::ErrorKind;
+    /// use tokio_prefork::Error;
+    ///
+    /// let taken = std::io::Error::from(ErrorKind::AddrInUse);
+    /// let error = Error::bind("127.0.0.1:3000", "address already in use").with_source(taken);
+    /// assert_eq!(error.io_kind(), Some(ErrorKind::AddrInUse));
+    /// ```
+    pub fn io_kind(&self) -> Option<io::ErrorKind> {
+        let mut causes = error_chain(self);
+        causes.find_map(|cause| Some(cause.downcast_ref::<io::Error>()?.kind()))
+    }
+
     /// Returns the exit status for a process that ends because of this error: that of its kind (see [`exit`]).
     pub fn exit_status(&self) -> u8 {
         self.kind().exit_status()

@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::error::Error;
 use crate::text::printable_process;
 use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag};
 use nix::sys::stat::{Mode, fchmod, umask};
@@ -47,7 +48,30 @@ pub(crate) enum SocketFileError {
         holder: Option<String>,
     },
     /// Any other reason.
-    Failed(String),
+    Failed {
+        why: String,
+        /// The error number of the system, if it was the system that refused.
+        errno: Option<i32>,
+    },
+}
+
+impl SocketFileError {
+    pub(crate) fn from_io(why: impl fmt::Display, error: &io::Error) -> SocketFileError {
+        SocketFileError::Failed { why: why.to_string(), errno: error.raw_os_error() }
+    }
+
+    /// Converts into the error of binding `addr`, with the system's error as its source.
+    pub(crate) fn into_bind_error(self, addr: impl fmt::Display) -> Error {
+        let errno = match &self {
+            SocketFileError::InUse { .. } => Some(nix::errno::Errno::EADDRINUSE as i32),
+            SocketFileError::Failed { errno, .. } => *errno,
+        };
+        let error = Error::bind(addr, self);
+        match errno {
+            Some(errno) => error.with_source(io::Error::from_raw_os_error(errno)),
+            None => error,
+        }
+    }
 }
 
 impl fmt::Display for SocketFileError {
@@ -57,14 +81,14 @@ impl fmt::Display for SocketFileError {
                 write!(f, "address already in use (held by {holder})")
             }
             SocketFileError::InUse { holder: None } => f.write_str("address already in use"),
-            SocketFileError::Failed(why) => f.write_str(why),
+            SocketFileError::Failed { why, .. } => f.write_str(why),
         }
     }
 }
 
 impl From<String> for SocketFileError {
     fn from(why: String) -> SocketFileError {
-        SocketFileError::Failed(why)
+        SocketFileError::Failed { why, errno: None }
     }
 }
 
@@ -113,16 +137,21 @@ impl UnixSocketFile {
         // stale.
         let _lock = lock_parent_directory(path);
         remove_stale_socket(path)?;
-        let (socket, file) = bind_with_mode(path, access.mode).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => "its directory does not exist: create it first".to_string(),
-            io::ErrorKind::PermissionDenied => {
-                format!("its directory cannot be written by this user ({e})")
-            }
-            _ => e.to_string(),
+        let (socket, file) = bind_with_mode(path, access.mode).map_err(|e| {
+            let why = match e.kind() {
+                io::ErrorKind::NotFound => {
+                    "its directory does not exist: create it first".to_string()
+                }
+                io::ErrorKind::PermissionDenied => {
+                    format!("its directory cannot be written by this user ({e})")
+                }
+                _ => e.to_string(),
+            };
+            SocketFileError::from_io(why, &e)
         })?;
         file.set_owner(access)?;
         // Before this, every client is refused, whatever the permissions of the file.
-        socket.listen(backlog).map_err(|e| e.to_string())?;
+        socket.listen(backlog).map_err(|e| SocketFileError::from_io(&e, &e))?;
         Ok((socket, file))
     }
 
@@ -272,12 +301,16 @@ pub(crate) fn remove_stale_socket(path: &Path) -> Result<(), SocketFileError> {
             Err(SocketFileError::InUse { holder })
         }
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)
-            .map_err(|e| format!("cannot remove the stale socket file: {e}").into()),
+            .map_err(|e| {
+                SocketFileError::from_io(format!("cannot remove the stale socket file: {e}"), &e)
+            }),
         // A full accept queue means that a process listens.
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
             Err(SocketFileError::InUse { holder: None })
         }
-        Err(e) => Err(format!("cannot find out whether it is in use: {e}").into()),
+        Err(e) => {
+            Err(SocketFileError::from_io(format!("cannot find out whether it is in use: {e}"), &e))
+        }
     }
 }
 

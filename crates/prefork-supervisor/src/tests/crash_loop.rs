@@ -34,27 +34,65 @@ fn failing_boots_are_retried_one_at_a_time_with_growing_delays() {
     assert!(exit_causes(&sim).iter().all(|(_, cause)| *cause == ExitCause::BootFailed));
 }
 
+/// Reports a failed boot after 4 ms and exits 1 ms later.
+fn reporting_a_boot_error() -> WorkerScript {
+    WorkerScript::never_reporting()
+        .with_step_at(4, WorkerStep::ReportBootFailed)
+        .with_step_at(5, WorkerStep::Exit(exit_code(70)))
+}
+
+/// Returns the rounds after which the cluster gave up, and why.
+fn logged_give_up(sim: &Simulator) -> Vec<(u32, String)> {
+    sim.logged(|event| match event {
+        LogEvent::GivingUp { failures, reason } => Some((*failures, reason.clone())),
+        _ => None,
+    })
+}
+
 #[test]
 fn a_cluster_that_never_boots_gives_up() {
-    let mut sim = start_cluster(2, |_| {
-        Some(
-            WorkerScript::never_reporting()
-                .with_step_at(4, WorkerStep::ReportBootFailed)
-                .with_step_at(5, WorkerStep::Exit(exit_code(70))),
-        )
+    let mut sim = start_cluster(2, |_| Some(crashing_after(5)));
+    sim.run_until_idle();
+    assert_eq!(sim.exit, Some(ShutdownReason::WorkersCannotBoot));
+    let given_up = logged_give_up(&sim);
+    let [(5, reason)] = &given_up[..] else { panic!("{given_up:?}") };
+    assert!(reason.contains("worker=6") && reason.contains("ended before"), "{reason}");
+    assert_eq!(sim.supervisor.boot_failure(), Some(&reason[..]));
+    assert_eq!(logged_backoffs(&sim).len(), 4);
+}
+
+#[test]
+fn a_boot_error_that_a_worker_reports_ends_a_cluster_that_never_served() {
+    let mut sim = start_cluster(2, |id| {
+        Some(if id == 1 { reporting_a_boot_error() } else { WorkerScript::never_reporting() })
     });
     sim.run_until_idle();
     assert_eq!(sim.exit, Some(ShutdownReason::WorkersCannotBoot));
-    let reason = sim.logged(|event| match event {
-        LogEvent::BootFailed { reason, .. } => Some(reason.clone()),
-        _ => None,
+    assert_eq!(logged_give_up(&sim), [(1, "no".to_string())]);
+    assert_eq!((sim.supervisor.boot_failure(), sim.fork_times().len()), (Some("no"), 2));
+    // It ended by itself; the other one was killed.
+    assert_eq!(exit_causes(&sim), [(1, ExitCause::BootFailed), (2, ExitCause::KilledByStop)]);
+    assert!(logged_backoffs(&sim).is_empty());
+}
+
+#[test]
+fn a_boot_error_of_a_worker_that_then_hangs_ends_the_cluster_at_the_boot_timeout() {
+    let mut sim = start_cluster(1, |_| {
+        Some(WorkerScript::never_reporting().with_step_at(4, WorkerStep::ReportBootFailed))
     });
-    assert_eq!(reason, vec!["no"; 2 + 4]);
-    let given_up = |event: &LogEvent| match event {
-        LogEvent::GivingUp { failures } => Some(*failures),
-        _ => None,
-    };
-    assert_eq!((sim.logged(given_up), logged_backoffs(&sim).len()), (vec![5], 4));
+    sim.run_until_idle();
+    assert_eq!((sim.exit, sim.fork_times().len()), (Some(ShutdownReason::WorkersCannotBoot), 1));
+    assert_eq!(logged_give_up(&sim), [(1, "no".to_string())]);
+}
+
+#[test]
+fn boot_errors_are_retried_once_a_worker_was_ready() {
+    let mut sim = start_cluster(2, |id| (3..=8).contains(&id).then(reporting_a_boot_error));
+    sim.run_for(ms(20));
+    sim.exit_worker_now(2, exit_by_signal(SIGKILL));
+    sim.run_for(ms(600_000));
+    assert_eq!((sim.exit, sim.serving_workers().len()), (None, 2));
+    assert!(logged_give_up(&sim).is_empty() && sim.supervisor.boot_failure().is_none());
 }
 
 #[test]

@@ -339,7 +339,7 @@ fn bind_control_socket(path: &Path) -> Result<ControlListener> {
             SocketFileError::InUse { .. } => {
                 fail(format!("{error}; configure another path (control)"))
             }
-            SocketFileError::Failed(why) => fail(why),
+            error @ SocketFileError::Failed { .. } => error.into_bind_error(&name),
         })?;
     listener
         .set_nonblocking(true)

@@ -11,7 +11,7 @@ use super::draining_workers::{self, CloseOutcome, DRAINING_WORKER_RELEASE_TIMEOU
 use super::orphan_sockets::{self, OrphanRelease};
 use super::{BoundAddr, ListenAddr, Listener, SocketKeeper, UnixAddr, listen_addr, socket_holders};
 use crate::error::{Error, Result};
-use crate::socket_file::UnixSocketFile;
+use crate::socket_file::{SocketFileError, UnixSocketFile};
 use crate::text::printable_process;
 use prefork_supervisor::Slot;
 
@@ -51,7 +51,7 @@ pub(super) fn open_socket(addr: &ListenAddr, binding: &BindContext<'_>) -> Resul
             (bound.0, None)
         }
         ListenAddr::Unix(unix) => {
-            bind_unix(unix, backlog, binding.may_wait).map_err(|why| Error::bind(addr, why))?
+            bind_unix(unix, backlog, binding.may_wait).map_err(|e| e.into_bind_error(addr))?
         }
         ListenAddr::Fd(number) => take_inherited_socket(addr, *number, binding.may_take_inherited)?,
         ListenAddr::Host(_) => {
@@ -175,7 +175,8 @@ fn bind_tcp(addr: SocketAddr, backlog: i32, binding: &BindContext<'_>) -> Result
         };
         match draining_workers::wait_until_workers_close(closed, DRAINING_WORKER_RELEASE_TIMEOUT) {
             CloseOutcome::HeldBy(pid) => {
-                return Err(Error::bind(addr, draining_workers::held_by_worker_error(pid)));
+                return Err(Error::bind(addr, draining_workers::held_by_worker_error(pid))
+                    .with_source(error));
             }
             CloseOutcome::Closed => match bind_exclusively(addr, backlog) {
                 Ok(socket) => return Ok((socket, true)),
@@ -232,7 +233,8 @@ fn bind_beside_own_sockets(
     let own: Vec<u64> = ours.iter().filter_map(|one| socket_inode(&one.socket)).collect();
     // The kernel would let this socket join a reuseport group of any service of the same user.
     if socket_holders::listening_sockets_at(addr).iter().any(|one| !own.contains(&one.inode)) {
-        return Err(Error::bind(addr, bind_error_text(error, addr, &own)));
+        return Err(Error::bind(addr, bind_error_text(error, addr, &own))
+            .with_source(io::Error::from(io::ErrorKind::AddrInUse)));
     }
     // Sockets of this service have the option; a passed socket may lack it.
     in_the_way.iter().for_each(|one| drop(one.socket.set_reuse_port(true)));
@@ -255,6 +257,7 @@ fn bind_beside_own_sockets(
                 first.local
             ),
         )
+        .with_source(e)
     })
 }
 
@@ -275,7 +278,7 @@ fn bind_unix(
     unix: &UnixAddr,
     backlog: i32,
     may_wait: bool,
-) -> std::result::Result<(Socket, Option<UnixSocketFile>), String> {
+) -> Result<(Socket, Option<UnixSocketFile>), SocketFileError> {
     match unix.abstract_name() {
         None => bind_path(unix, backlog, may_wait).map(|(socket, file)| (socket, Some(file))),
         Some(name) => bind_abstract(unix, name, backlog, may_wait).map(|socket| (socket, None)),
@@ -286,23 +289,22 @@ fn bind_path(
     unix: &UnixAddr,
     backlog: i32,
     may_wait: bool,
-) -> std::result::Result<(Socket, UnixSocketFile), String> {
+) -> Result<(Socket, UnixSocketFile), SocketFileError> {
     let access = unix.access()?;
-    let bind = || {
-        UnixSocketFile::bind_with_permissions(&unix.path, access, backlog)
-            .map_err(|e| e.to_string())
-    };
-    bind().or_else(|why| {
+    let bind = || UnixSocketFile::bind_with_permissions(&unix.path, access, backlog);
+    bind().or_else(|error| {
         match orphan_sockets::release_from_orphans(&ListenAddr::Unix(unix.clone()), may_wait) {
             OrphanRelease::SocketTaken(fd) => {
-                let socket = reuse_orphan_socket(fd, backlog).map_err(|e| e.to_string())?;
+                let socket = reuse_orphan_socket(fd, backlog)
+                    .map_err(|e| SocketFileError::from_io(&e, &e))?;
                 let file = UnixSocketFile::inherit(&unix.path, Some(std::process::id()));
-                let file = file.ok_or("its file was removed at the same time; try again")?;
+                let removed = || "its file was removed at the same time; try again".to_string();
+                let file = file.ok_or_else(removed)?;
                 file.set_permissions(access)?;
                 Ok((socket, file))
             }
             OrphanRelease::AddressFree => bind(),
-            OrphanRelease::NotOrphaned => Err(why),
+            OrphanRelease::NotOrphaned => Err(error),
         }
     })
 }
@@ -313,7 +315,7 @@ fn bind_abstract(
     name: &[u8],
     backlog: i32,
     may_wait: bool,
-) -> std::result::Result<Socket, String> {
+) -> Result<Socket, SocketFileError> {
     use std::os::unix::ffi::OsStrExt;
     let path = [b"\0", name].concat();
     let bind = || -> io::Result<Socket> {
@@ -322,35 +324,34 @@ fn bind_abstract(
         socket.listen(backlog)?;
         Ok(socket)
     };
-    let in_use = |e: &io::Error| match e.kind() {
+    let failed = |e: io::Error| match e.kind() {
         io::ErrorKind::AddrInUse => {
             let holders = socket_holders::processes_holding(&socket_holders::unix_listener_inodes(
                 &unix.path,
             ));
-            match holders.first().and_then(|holder| printable_process(holder.pid)) {
-                Some(holder) => format!("address already in use (held by {holder})"),
-                None => "address already in use".to_string(),
-            }
+            let holder = holders.first().and_then(|holder| printable_process(holder.pid));
+            SocketFileError::InUse { holder }
         }
-        _ => e.to_string(),
+        _ => SocketFileError::from_io(&e, &e),
     };
     let error = match bind() {
         Ok(socket) => return Ok(socket),
         Err(e) if e.kind() == io::ErrorKind::AddrInUse => e,
-        Err(e) => return Err(e.to_string()),
+        Err(e) => return Err(failed(e)),
     };
     let in_the_way = || socket_holders::unix_listener_inodes(&unix.path);
     match draining_workers::wait_until_workers_close(in_the_way, DRAINING_WORKER_RELEASE_TIMEOUT) {
-        CloseOutcome::HeldBy(pid) => return Err(draining_workers::held_by_worker_error(pid)),
-        CloseOutcome::Closed => return bind().map_err(|e| in_use(&e)),
+        CloseOutcome::HeldBy(pid) => {
+            let why = draining_workers::held_by_worker_error(pid);
+            return Err(SocketFileError::from_io(why, &error));
+        }
+        CloseOutcome::Closed => return bind().map_err(failed),
         CloseOutcome::NotOurs => {}
     }
     match orphan_sockets::release_from_orphans(&ListenAddr::Unix(unix.clone()), may_wait) {
-        OrphanRelease::SocketTaken(fd) => {
-            reuse_orphan_socket(fd, backlog).map_err(|e| e.to_string())
-        }
-        OrphanRelease::AddressFree => bind().map_err(|e| in_use(&e)),
-        OrphanRelease::NotOrphaned => Err(in_use(&error)),
+        OrphanRelease::SocketTaken(fd) => reuse_orphan_socket(fd, backlog).map_err(failed),
+        OrphanRelease::AddressFree => bind().map_err(failed),
+        OrphanRelease::NotOrphaned => Err(failed(error)),
     }
 }
 

@@ -100,8 +100,8 @@ pub(super) fn format_event(event: &LogEvent) -> LogLine {
             "crash loop: {failures} workers in a row exited early: next try in {}",
             HumanDuration(*delay)
         )),
-        LogEvent::GivingUp { failures } => error_line(format!(
-            "giving up: no worker became ready in {failures} tries (boot-attempts); the lines above give the reason"
+        LogEvent::GivingUp { failures, reason } => error_line(format!(
+            "giving up: no worker has ever been ready: attempts={failures} reason={reason:?}"
         )),
         LogEvent::Reloading { by } => info_line(format!("reloading ({by})")),
         LogEvent::Reloaded { generation, workers, is_upgrade } => {

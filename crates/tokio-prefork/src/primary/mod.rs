@@ -207,7 +207,10 @@ impl Primary {
     }
 
     /// Runs the loop of the primary: wait, decide, perform.
-    pub(crate) fn run(mut self) -> Result<ShutdownReason> {
+    ///
+    /// # Errors
+    /// No worker can boot, or the system refuses something without which the primary cannot go on.
+    pub(crate) fn run(mut self) -> Result<()> {
         loop {
             let event = self.next_event()?;
             let actions = self.supervisor.handle(Instant::now(), event);
@@ -219,7 +222,13 @@ impl Primary {
             self.run_event_hooks();
             if let Some(reason) = shutdown {
                 self.killed_children.reap_all_blocking();
-                return self.stop_error.map_or(Ok(reason), Err);
+                return match (self.stop_error, reason) {
+                    (Some(error), _) => Err(error),
+                    (None, ShutdownReason::StopRequested) => Ok(()),
+                    (None, ShutdownReason::WorkersCannotBoot) => Err(Error::workers_cannot_boot(
+                        self.supervisor.boot_failure().unwrap_or("see the log"),
+                    )),
+                };
             }
         }
     }

@@ -22,10 +22,12 @@ use hyper::service::Service;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioExecutor;
 use tokio::runtime::{Handle, Runtime};
+use tokio::task::JoinError;
 
 use crate::channel::WorkerReport;
 use crate::dispatch::first_byte::AcceptedConnection;
 use crate::error::{BoxError, Error, Result};
+use crate::worker::boot_app::boot_panic_error;
 use crate::worker::http::connection_state::ConnectionState;
 use crate::worker::http::into_service::IntoHttpService;
 use crate::worker::http::serve_connection;
@@ -58,7 +60,10 @@ where
             let booted = runtime_handle
                 .spawn(async move { app(worker).await.map(S::into_http_service) })
                 .await;
-            let panicked = |_| Error::application("boot", "it panicked (see above)");
+            let panicked = |e: JoinError| match e.try_into_panic() {
+                Ok(panic) => boot_panic_error(&*panic),
+                Err(e) => Error::application("the boot function was cancelled", e),
+            };
             let service = Arc::new(booted.map_err(panicked)?.map_err(Error::from_app)?);
             tokio::task::spawn_local(forward_drain(state, Arc::clone(&shared)));
             let handle = move |accepted| {

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::manifest::{MANIFEST_REVISION, MAX_MANIFEST_BYTES};
 use super::{PassedClientState, UpgradeManifest};
@@ -300,11 +301,18 @@ impl WaitingClients {
     }
 }
 
-/// Replies to the clients that wait for an upgrade that this new image ends with `error`. Does nothing in other
-/// processes.
+/// Tells those who wait for an upgrade that this new binary ends it with `error`: the primary that checks the binary, or
+/// the clients of the control socket. Does nothing in other processes, and nothing the second time.
 pub fn report_failed_start(error: &Error) {
-    if is_started_by_upgrade() {
-        WaitingClients::of_this_process().refuse(error);
+    static IS_REPORTED: AtomicBool = AtomicBool::new(false);
+    if !is_started_by_upgrade() || IS_REPORTED.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    WaitingClients::of_this_process().refuse(error);
+    let check = std::env::var(UPGRADE_CHECK_VARIABLE).ok();
+    let answer = check.as_deref().and_then(|fds| fds.split_once(',')?.1.parse().ok());
+    if let Some(answer) = answer.and_then(|number| prefork_os::fd::duplicate_fd(number).ok()) {
+        write_answer(&answer, &error.to_string());
     }
 }
 

@@ -4,6 +4,7 @@
 //! drain, and return an exit status. Everything runs on one thread, so handlers may hold `Rc` and need not be `Send`.
 
 pub(crate) mod accepted_stream;
+pub(crate) mod boot_app;
 pub(crate) mod capacity_warning;
 pub(crate) mod connection_registry;
 pub(crate) mod cpu_pool;
@@ -207,7 +208,7 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
         heartbeat::create_timer().map_err(|e| Error::system("create the heartbeat timer", e))?;
     tokio::task::spawn_local(heartbeat::run_heartbeat(timer, Rc::clone(&state), terminate));
     let booted = tokio::select! {
-        booted = app(Worker(Rc::clone(&state))) => match booted {
+        booted = boot_app::boot_app(app, Worker(Rc::clone(&state))) => match booted {
             Ok(booted) => booted,
             Err(e) => return Ok(report_boot_failure(&state, &e)),
         },
