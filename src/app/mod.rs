@@ -25,11 +25,7 @@ pub(crate) use compute::fib;
 use routes::AppRoutes;
 use static_files::FileBody;
 pub(crate) use static_files::{FileServerConfig, RootDir};
-use tokio_prefork::pool::Pool;
-use tokio_prefork::status::ClusterStatus;
-use tokio_prefork::{
-    Cluster, ConcurrencyModel, Config, IsolatedPoolConfig, Result, ThreadedWorker, Worker,
-};
+use tokio_prefork::{Cluster, ConcurrencyModel, Config, IsolatedPoolConfig, Result};
 
 /// Options of the built-in application, attached to the configuration.
 #[derive(Debug, Clone, Default)]
@@ -47,43 +43,6 @@ pub(crate) struct AppOptions {
     /// Serve the demonstration paths. Health checks do not depend on it.
     pub(crate) demo: bool,
 }
-
-/// What the application needs from its worker, in every concurrency model.
-trait AppWorker: 'static {
-    fn config(&self) -> &Config;
-    fn cluster_status(&self) -> ClusterStatus;
-    fn is_ready(&self) -> bool;
-    fn pid(&self) -> u32;
-    fn pool(&self) -> &Pool;
-}
-
-macro_rules! impl_app_worker {
-    ($($worker:ident),*) => {$(
-        impl AppWorker for $worker {
-            fn config(&self) -> &Config {
-                $worker::config(self)
-            }
-
-            fn cluster_status(&self) -> ClusterStatus {
-                $worker::cluster_status(self)
-            }
-
-            fn is_ready(&self) -> bool {
-                $worker::is_ready(self)
-            }
-
-            fn pid(&self) -> u32 {
-                $worker::pid(self)
-            }
-
-            fn pool(&self) -> &Pool {
-                $worker::pool(self)
-            }
-        }
-    )*};
-}
-
-impl_app_worker!(Worker, ThreadedWorker);
 
 /// Runs the built-in application with the [`AppOptions`] attached to `config`; `read_config` is called on each reload.
 pub(crate) fn serve_app(
@@ -126,12 +85,12 @@ pub(crate) fn serve_app(
 type AppResponse = Response<Either<routes::AppBody, FileBody>>;
 
 /// Answers a request, immediately if possible. `routes` is an `Rc` for one thread, an `Arc` for several.
-fn respond<W: AppWorker, P>(
+fn respond<P>(
     routes: &P,
     request: Request<Incoming>,
-) -> impl Future<Output = Result<AppResponse, Infallible>> + use<W, P>
+) -> impl Future<Output = Result<AppResponse, Infallible>> + use<P>
 where
-    P: Deref<Target = AppRoutes<W>> + Clone + 'static,
+    P: Deref<Target = AppRoutes> + Clone + 'static,
 {
     let immediate = match &routes.files {
         Some(files) => {

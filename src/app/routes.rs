@@ -13,7 +13,8 @@ use super::body_budget::{BodyBudget, ReadBodyError};
 use super::compute::{FibJob, HashJob, MAX_FIB_INPUT, MAX_HASH_ROUNDS, fib, hex_line};
 use super::static_files::StaticFiles;
 use super::zero_body::ZeroBody;
-use super::{AppOptions, AppWorker, faults};
+use super::{AppOptions, faults};
+use tokio_prefork::Worker;
 use tokio_prefork::pool::{PoolError, PoolJob};
 
 pub(super) type AppBody = Either<Full<Bytes>, ZeroBody>;
@@ -37,8 +38,8 @@ const MAX_SLEEP_MS: u64 = 3_600_000;
 const MAX_GENERATED_BODY: u64 = 1 << 30;
 
 /// Routes of the application in one worker.
-pub(super) struct AppRoutes<W> {
-    worker: W,
+pub(super) struct AppRoutes {
+    worker: Worker,
     options: AppOptions,
     body_budget: Arc<BodyBudget>,
     /// Static file server, if `root` is set. It replaces all paths except those of [`AppRoutes::health_status`].
@@ -47,8 +48,8 @@ pub(super) struct AppRoutes<W> {
     pid_text: Bytes,
 }
 
-impl<W: AppWorker> AppRoutes<W> {
-    pub(super) fn new(worker: W) -> AppRoutes<W> {
+impl AppRoutes {
+    pub(super) fn new(worker: Worker) -> AppRoutes {
         let options = worker.config().app_settings::<AppOptions>().cloned().unwrap_or_default();
         let files = options.files.clone().map(StaticFiles::new);
         let pid_text = Bytes::from(format!("Handled by PID {}\n", worker.pid()));

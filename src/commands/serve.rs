@@ -69,7 +69,8 @@ fn build_config(settings: Settings) -> Result<Config> {
         demo: app.demo,
         files: app.root.as_deref().map(|root| file_server_config(root, &app)).transpose()?,
     };
-    settings.config.into_builder().titles(true).app_settings(options).build()
+    // The built-in application does not look at client addresses.
+    settings.config.into_builder().titles(true).connection_info(false).app_settings(options).build()
 }
 
 fn file_server_config(root: &Path, app: &AppSettings) -> Result<FileServerConfig> {

@@ -8,7 +8,7 @@ use crate::support::command::ProcessBuilder;
 use crate::support::load::Load;
 use crate::support::{Client, Failure, Server, log, process, wait};
 
-const ALL_MODELS: [&str; 4] = ["prefork", "single", "threads", "thread-per-core"];
+pub const ALL_MODELS: [&str; 4] = ["prefork", "single", "threads", "thread-per-core"];
 
 /// Number of processes or threads, in models that have several.
 const PROCESS_OR_THREAD_COUNT: usize = 2;

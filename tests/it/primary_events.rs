@@ -290,7 +290,10 @@ fn a_hook_can_reload_scale_and_stop() {
 #[test]
 fn worker_current_is_set_only_inside_a_worker() {
     let server = start_events(1);
-    assert_eq!(server.get("/current").text(), "Some(WorkerId(1)) Ok(true) true outside None");
+    assert_eq!(
+        server.get("/current").text(),
+        "Some(WorkerId(1)) Ok(Some(WorkerId(1))) true true outside None false"
+    );
     server.stop();
 }
 

@@ -3,6 +3,7 @@
 //! `test_programs NAME --bind ADDRESS --workers N [KEY=VALUE]...`
 
 mod boot;
+mod connection_info;
 mod isolated_jobs;
 mod messages;
 mod misbehaving_workers;
@@ -14,6 +15,7 @@ mod request_summary;
 mod serving;
 mod shared_state;
 mod start_errors;
+mod worker_handle;
 mod worker_kinds;
 
 use std::collections::BTreeMap;
@@ -64,6 +66,9 @@ fn main() -> ExitCode {
         "preload-leaves-a-thread" => boot::preload_leaves_a_thread(arguments),
         "not-send" => serving::handler_not_send(arguments),
         "axum" => serving::axum_router(arguments),
+        "connection-info" => connection_info::http_connections(arguments),
+        "raw-connection-info" => connection_info::raw_connections(arguments),
+        "connect-info" => connection_info::axum_extractors(arguments),
         "connections" => serving::line_protocol(arguments),
         "request-summary" => request_summary::request_summary(arguments),
         "primary-loop" => primary_loop::primary_loop(arguments),
@@ -71,6 +76,7 @@ fn main() -> ExitCode {
         "environment" => serving::worker_environment(arguments),
         "retiring" => serving::retiring_workers(arguments),
         "isolated-jobs" => isolated_jobs::isolated_jobs(arguments),
+        "worker-handle" => worker_handle::worker_handle(arguments),
         "worker-kinds" => worker_kinds::worker_kinds(arguments),
         "messages" => messages::messages(arguments),
         "waiting" => serving::waiting_requests(arguments),
@@ -93,7 +99,11 @@ fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArgumen
     while let Some(word) = words.next() {
         let mut next = || words.next().ok_or_else(|| bad(&word));
         match word.as_str() {
-            "--bind" => builder = builder.listen(&next()?)?,
+            "--bind" => builder = builder.listen(&*next()?)?,
+            "--model" => {
+                let model = next()?;
+                builder = builder.model(model.parse().map_err(|_| bad(&model))?);
+            }
             "--workers" => {
                 builder = builder.workers(next()?.parse::<WorkerCount>()?);
             }
@@ -117,6 +127,10 @@ fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArgumen
                     "max-queue-wait-ms" => {
                         let limit = Duration::from_millis(number()?.into());
                         builder = builder.max_queue_wait(limit);
+                    }
+                    "model" => {
+                        let model = value.parse().map_err(|_| bad(other))?;
+                        builder = builder.model(model);
                     }
                     "dispatch" => {
                         let policy = value.parse::<Dispatch>().map_err(|_| bad(other))?;

@@ -10,7 +10,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use tokio_prefork::{
-    BoxError, Cluster, ClusterEvent, Config, ConfigBuilder, ControlSocket, Dispatch,
+    BoxError, Cluster, ClusterEvent, Config, ConfigBuilder, ConnectionInfo, ControlSocket, Dispatch,
 };
 use tokio_prefork::{Message, MessageError, PrimaryHandle, RestartDecision, Result, Slot, Worker};
 use tokio_prefork::{WorkerExit, WorkerExitReason, WorkerId, WorkerTag};
@@ -34,7 +34,7 @@ pub(super) fn node_api(arguments: ProgramArguments) -> Result<()> {
         })
         .on_message("kind", |primary, from, message| handle_message(primary, from, &message))
         .serve(|worker| async move {
-            Ok(service_fn(move |_: Request<Incoming>| handle_request(worker.clone())))
+            Ok(service_fn(move |request| handle_request(worker.clone(), request)))
         })
 }
 
@@ -124,7 +124,11 @@ fn call_primary_api(primary: &mut PrimaryHandle<'_>, id: WorkerId, message: &Mes
     Ok(())
 }
 
-async fn handle_request(worker: Worker) -> Result<Response<Full<Bytes>>, BoxError> {
+#[rustfmt::skip]
+async fn handle_request(worker: Worker, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, BoxError> {
+    if let Some(connection) = request.extensions().get::<ConnectionInfo>() {
+        log::info!("{connection:?}");
+    }
     if worker.slot() == Slot(u32::MAX) {
         call_worker_api(&worker).await?;
     }
@@ -133,11 +137,13 @@ async fn handle_request(worker: Worker) -> Result<Response<Full<Bytes>>, BoxErro
 
 #[rustfmt::skip]
 async fn call_worker_api(worker: &Worker) -> std::result::Result<(), BoxError> {
-    let is_worker = Worker::current().is_some();
+    let is_worker = tokio_prefork::is_worker();
+    let current = Worker::current();
     let me = (worker.id(), worker.slot(), worker.generation(), worker.pid());
     let role = std::env::var("ROLE");
-    log::info!("{is_worker} {me:?} {role:?} {:?}", worker.config());
+    log::info!("{is_worker} {current:?} {me:?} {role:?} {:?}", worker.config());
     worker.send("kind", &1).await?;
+    log::info!("{:?}", worker.addresses());
     let full = worker.try_send("kind", &1) == Err(MessageError::Full);
     let mut inbox = worker.open_inbox("kind");
     let number: Option<u32> = inbox.recv().await.map(|message| message.decode()).transpose()?;

@@ -10,7 +10,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use tokio_prefork::{
     BoxError, Cluster, ClusterEvent, Error, PrimaryHandle, RestartDecision, Result, Worker,
-    WorkerExit, WorkerId,
+    WorkerExit, WorkerId, is_worker,
 };
 
 use super::ProgramArguments;
@@ -36,7 +36,7 @@ pub(super) fn primary_events(arguments: ProgramArguments) -> Result<()> {
         }
         panic_or_block();
     };
-    let outside = format!("outside {:?}", Worker::current());
+    let outside = format!("outside {:?} {}", Worker::current(), is_worker());
     Cluster::new(arguments.config).on_event(hook).on_restart(restart_unless_vetoed).serve(
         move |worker: Worker| {
             let outside = outside.clone();
@@ -136,8 +136,8 @@ async fn handle_request(
         }
         ["current"] => {
             let here = Worker::current().map(|worker| worker.id());
-            let there = std::thread::spawn(|| Worker::current().is_none()).join();
-            format!("{here:?} {there:?} {} {outside}", worker.is_connected())
+            let there = std::thread::spawn(|| Worker::current().map(|worker| worker.id())).join();
+            format!("{here:?} {there:?} {} {} {outside}", is_worker(), worker.is_connected())
         }
         ["env", name] => {
             format!("{} {}", worker.slot(), std::env::var(name).unwrap_or_default())

@@ -17,10 +17,13 @@ pub mod nonblocking_writer;
 pub mod parent_death;
 pub mod poll;
 pub mod process;
+#[cfg(feature = "process-entry")]
+pub mod process_entry;
 pub mod shared_listener;
 pub mod shared_memory;
 pub mod signal;
 pub mod socket;
+pub mod socket_name;
 pub mod system;
 pub mod thread;
 

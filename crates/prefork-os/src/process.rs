@@ -94,6 +94,13 @@ pub fn parent_pid(pid: u32) -> Option<u32> {
     read_stat_fields(pid)?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
+/// Returns the children of process `pid`, which has one thread. Empty if it does not exist, or if the kernel does not tell.
+pub fn child_pids(pid: u32) -> Vec<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
 /// Returns the fields of `/proc/PID/stat` from the third one, the state. The name before it may contain any bytes.
 fn read_stat_fields(pid: u32) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

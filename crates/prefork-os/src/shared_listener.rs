@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
-use super::{libc, poll, socket, syscall_result};
+use super::{libc, poll, syscall_result};
 use crate::async_fd::register_readable;
+use crate::socket_name::{SocketName, accept_named_connection};
 
 /// Whether a new connection wakes this process, one of several that wait for the same listening socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,12 +73,13 @@ impl SharedListener {
         self.registration.is_some()
     }
 
-    /// Accepts one connection. If there is none, returns `None` and clears the readiness `ready`.
+    /// Accepts one connection, with the name of its client. If there is none, returns `None` and clears the readiness
+    /// `ready`.
     pub fn accept(
         &self,
         ready: Option<AsyncFdReadyGuard<'_, OwnedFd>>,
-    ) -> io::Result<Option<OwnedFd>> {
-        match socket::accept_connection(self.socket()) {
+    ) -> io::Result<Option<(OwnedFd, SocketName)>> {
+        match accept_named_connection(self.socket()) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 if let Some(mut ready) = ready {
                     ready.clear_ready();
@@ -205,7 +207,7 @@ mod tests {
                 listener.set_wake_mode(wake_mode).expect("wake mode");
                 let _client = TcpStream::connect(address).expect("connect");
                 let mut ready = listener.readable().await.expect("readable");
-                socket::accept_connection(listener.socket()).expect("accept");
+                crate::socket::accept_connection(listener.socket()).expect("accept");
                 ready.clear_ready();
             }
             listener.set_wake_mode(WakeMode::Never).expect("never");

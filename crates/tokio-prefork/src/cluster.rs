@@ -28,7 +28,7 @@ use crate::runtime::AppThreading;
 use crate::systemd::ServiceEnvironment;
 use crate::upgrade::{self, BinaryLauncher, UpgradeManifest, UpgradeRole, WaitingClients};
 use crate::worker::http::into_service::IntoHttpService;
-use crate::worker::{self, AcceptedStream, ThreadedWorker, Worker, WorkerApp};
+use crate::worker::{self, AcceptedStream, Worker, WorkerApp};
 pub use preload::PreloadedCluster;
 pub use worker_kind::WorkerKind;
 use worker_kind::WorkerKinds;
@@ -130,7 +130,7 @@ impl Cluster {
     /// As [`Cluster::serve`], and if the configuration names another model.
     pub fn serve_threads<A, F, S, M>(self, app: A) -> Result<()>
     where
-        A: Fn(ThreadedWorker) -> F + Send + Sync + 'static,
+        A: Fn(Worker) -> F + Send + Sync + 'static,
         F: Future<Output = Result<S, BoxError>> + Send + 'static,
         S: IntoHttpService<M, Service: Send + Sync, Body: Send>,
         <S::Service as Service<Request<Incoming>>>::Future: Send,
@@ -186,11 +186,14 @@ impl Cluster {
         prefork_os::signal::ignore_sigpipe_and_sigxfsz()
             .map_err(|e| Error::system("handle SIGPIPE and SIGXFSZ", e))?;
         self.config = threading.adapt_config(self.config)?;
+        #[cfg(feature = "testing")]
+        crate::testing::prepare_to_serve(&mut self.config)?;
         self.kinds.check_configs()?;
         let read_config = self.read_config;
         self.read_config = Box::new(move || {
             threading
                 .adapt_reloaded_config(read_config()?)
+                .map(adapt_config_for_tests)
                 .and_then(|c| check_can_drop_privileges(&c).map(|()| c))
         });
         let launcher = BinaryLauncher::of_this_process()?;
@@ -319,6 +322,13 @@ impl Cluster {
         upgrade::report_check_result(answer, manifest, &outcome);
         std::process::exit(outcome.map_or_else(|e| e.exit_status(), |()| exit::OK).into())
     }
+}
+
+/// Keeps what a test needs of a configuration that a reload has read.
+fn adapt_config_for_tests(config: Config) -> Config {
+    #[cfg(feature = "testing")]
+    let config = crate::testing::adapt_config(config);
+    config
 }
 
 /// Returns whether workers can change to the configured user and group.

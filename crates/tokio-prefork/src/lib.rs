@@ -33,6 +33,9 @@
 //! # Features
 //!
 //! - `http2` (off by default): HTTP/2 without TLS, by prior knowledge.
+//! - `axum` (off by default): axum's extractor `ConnectInfo<SocketAddr>`, or `ConnectInfo<PeerAddr>` for Unix sockets too,
+//!   works without another line, and [`ConnectionInfo`] is an extractor.
+//! - `testing` (off by default): module `testing`, for the tests of your program.
 //!
 //! # Invariants
 //!
@@ -46,6 +49,7 @@
 
 mod app_name;
 mod channel;
+mod client;
 mod cluster;
 mod config;
 pub mod control;
@@ -69,12 +73,15 @@ mod skip_backoff;
 mod socket_file;
 pub mod status;
 mod systemd;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod text;
 mod upgrade;
 mod worker;
 mod worker_init;
 mod yield_now;
 
+pub use client::{ConnectionInfo, PeerAddr, UnixPeer};
 pub use cluster::{Cluster, PreloadedCluster, WorkerKind};
 pub use config::{
     ConcurrencyModel, Config, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClosePolicy,
@@ -101,7 +108,7 @@ pub use shared::{
 };
 pub use upgrade::report_failed_start;
 pub use worker::http::into_service::{IntoHttpService, ViaHyper, ViaTower};
-pub use worker::{AcceptedStream, IsolatedPool, RequestDeadline, ThreadedWorker, Worker};
+pub use worker::{AcceptedStream, IsolatedPool, RequestDeadline, Worker, is_worker};
 
 /// Compiles the programs in README.md and in the book.
 #[cfg(doctest)]
@@ -124,5 +131,9 @@ mod documentation {
         Messages: "docs/src/messages.md",
         SharedState: "docs/src/shared-state.md",
         WorkerKinds: "docs/src/worker-kinds.md",
+    }
+    #[cfg(feature = "testing")]
+    pages! {
+        Testing: "docs/src/testing.md",
     }
 }

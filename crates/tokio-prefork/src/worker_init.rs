@@ -1,14 +1,14 @@
 //! Everything that the primary hands to a worker at its fork.
 
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::config::Config;
 use crate::dispatch::LoadPage;
+use crate::error::{Error, Result};
 use crate::listener::Listener;
-use crate::messages::MessageLimits;
+use crate::messages::{MessageLimits, WorkerMessageEnd};
 use crate::scoreboard::{ScoreboardReader, WorkerPage};
 use prefork_supervisor::{Slot, WorkerTag};
 
@@ -23,11 +23,8 @@ pub(crate) struct WorkerInit {
     pub(crate) channel: OwnedFd,
     /// Where new connections arrive under `round-robin`; `None` if the worker accepts by itself.
     pub(crate) queue: Option<OwnedFd>,
-    /// The worker's end of the channel for the application's messages. `None` in an upgrade check and in the threads of a
-    /// worker, where no process reads them.
-    pub(crate) message_channel: Option<OwnedFd>,
-    /// The limits on messages that wait to be sent or read.
-    pub(crate) message_limits: MessageLimits,
+    /// The application's messages.
+    pub(crate) messages: MessageEndInit,
     /// The scoreboard pages that only this worker writes: at least one, and one for each thread that needs its own.
     pub(crate) worker_pages: Vec<WorkerPage>,
     /// Counts the slot's connections for the dispatch policy.
@@ -35,9 +32,28 @@ pub(crate) struct WorkerInit {
     /// Reads the scoreboard pages of all workers.
     pub(crate) board: ScoreboardReader,
     /// The configuration of the worker's generation.
-    pub(crate) config: Rc<Config>,
+    pub(crate) config: Arc<Config>,
     /// Set by SIGTERM to the worker itself, which asks it to retire.
     pub(crate) terminate: Arc<AtomicBool>,
+}
+
+/// Where a worker gets its end of the channel for the application's messages.
+pub(crate) enum MessageEndInit {
+    /// Creates the end from this descriptor. `None` in an upgrade check, where no process reads messages.
+    Channel(Option<OwnedFd>, MessageLimits),
+    /// Uses the end that all threads of the process share.
+    Shared(Arc<WorkerMessageEnd>),
+}
+
+impl MessageEndInit {
+    /// Creates the end in the current runtime, or returns the shared one.
+    pub(crate) fn start(self, tag: WorkerTag) -> Result<Arc<WorkerMessageEnd>> {
+        match self {
+            MessageEndInit::Channel(fd, limits) => WorkerMessageEnd::start(tag, fd, limits)
+                .map_err(|e| Error::system("register the message channel to the primary", e)),
+            MessageEndInit::Shared(end) => Ok(end),
+        }
+    }
 }
 
 /// Runs a worker to its end and returns its exit status. Never returns into the primary's code.

@@ -107,6 +107,17 @@ impl Server {
         });
     }
 
+    /// Waits until the status lists a request in progress whose method and path contain `piece`.
+    #[track_caller]
+    pub fn wait_request_in_status(&self, piece: &str) {
+        wait::wait_until(&format!("{piece} in the status"), || {
+            let status = self.try_status().unwrap_or_default();
+            let workers = status["workers"].as_array().into_iter().flatten();
+            let serving = workers.filter_map(|worker| worker["serving"].as_array()).flatten();
+            serving.filter_map(|r| r["request"].as_str()).any(|request| request.contains(piece))
+        });
+    }
+
     /// Returns the pid of the worker with this id.
     #[track_caller]
     pub fn worker_pid(&self, id: u64) -> u32 {

@@ -129,6 +129,12 @@ impl Client {
         Ok(Client { socket, buffer: Vec::new() })
     }
 
+    /// Returns the client's own address of a TCP connection.
+    pub fn local_addr(&self) -> SocketAddr {
+        let local = self.socket.local_addr().expect("an address");
+        local.as_socket().expect("a TCP connection")
+    }
+
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
         Ok(self.socket.write_all(bytes.as_ref())?)
     }

@@ -224,6 +224,9 @@ config_fields! {
     /// Whether to accept HTTP/2 without TLS from clients with prior knowledge. Needs the feature `http2` of this crate. Default:
     /// true with that feature.
     http2: bool = cfg!(feature = "http2");
+    /// Whether each request has its [`ConnectionInfo`](crate::ConnectionInfo) in its extensions. Without it, a request of
+    /// a service that does not use it costs a few hundred processor instructions less. Default: true.
+    connection_info: bool = true;
     /// User that workers become, by name or number, with its groups and without any capability. The primary must be started
     /// as root, and stays root. Default: `None`, the primary's user.
     user: Option<String> as Option<&str>, from String = None;

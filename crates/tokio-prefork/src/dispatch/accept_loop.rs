@@ -17,17 +17,20 @@
 
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::Domain;
 use tokio::sync::Notify;
 
+use crate::client::ListenerName;
 use crate::dispatch::accept_budget::AcceptBudget;
 use crate::dispatch::first_byte::ConnectionStarter;
 use crate::dispatch::queue_wait::QueueWaitSampler;
 use crate::dispatch::shared::accept_queue::AcceptQueue;
 use crate::listener::Listener;
 use crate::worker::local_state::LocalWorkerState;
+use prefork_os::socket_name::accept_named_connection;
 
 /// How long to wait for pending handshakes before a socket is closed for good: one round trip to most clients.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(50);
@@ -52,6 +55,7 @@ pub(crate) struct AcceptLoop {
     state: Rc<LocalWorkerState>,
     queue: AcceptQueue,
     name: String,
+    listener_name: Arc<ListenerName>,
     is_unix: bool,
     /// Whether the socket belongs to the worker's own slot.
     is_own_slot: bool,
@@ -76,6 +80,7 @@ impl AcceptLoop {
     ) -> io::Result<AcceptLoop> {
         let is_unix = listener.socket.domain()? == Domain::UNIX;
         let is_own_slot = !listener.is_shared_by_all_workers() && listener.slot == state.tag.slot;
+        let listener_name = ListenerName::new(&listener);
         let queue = AcceptQueue::new(state, listener.socket.into(), is_shared)?;
         let (state, name) = (Rc::clone(state), listener.local.to_string());
         let waits = QueueWaitSampler::default();
@@ -84,6 +89,7 @@ impl AcceptLoop {
             state,
             queue,
             name,
+            listener_name,
             is_unix,
             is_own_slot,
             starter,
@@ -115,6 +121,8 @@ impl AcceptLoop {
         // Other processes keep their copies open, so the socket goes on listening.
         drop(self);
         state.active_acceptors.set(state.active_acceptors.get() - 1);
+        // Those that are left may all be failing.
+        state.publish_accept_state();
         state.capacity_freed.notify_waiters();
     }
 
@@ -139,12 +147,13 @@ impl AcceptLoop {
             };
             let outcome = self.queue.accept(ready).await;
             match outcome {
-                Ok(Some(fd)) => {
+                Ok(Some(accepted)) => {
                     (self.is_exhausted, took) = (false, true);
                     self.clear_failures();
                     let now = Instant::now();
-                    let waited = self.waits.measure(&fd, self.is_unix, now);
-                    self.starter.start(fd, self.is_unix, waited);
+                    let waited = self.waits.measure(&accepted.0, self.is_unix, now);
+                    let connection = self.starter.describe_accepted(accepted, &self.listener_name);
+                    self.starter.start(connection, waited);
                     self.count_accepted();
                     if self.starter.has_pending() {
                         self.queue.move_to_end_of_wake_order();
@@ -259,8 +268,9 @@ impl AcceptLoop {
     /// Accepts up to `max` queued connections, which would be reset when the last listener closes.
     pub(crate) fn accept_queued(&self, max: usize) {
         for _ in 0..max {
-            let Ok(fd) = prefork_os::socket::accept_connection(self.queue.socket()) else { return };
-            self.starter.start_despite_queue_wait(fd, self.is_unix);
+            let Ok(accepted) = accept_named_connection(self.queue.socket()) else { return };
+            let connection = self.starter.describe_accepted(accepted, &self.listener_name);
+            self.starter.start_despite_queue_wait(connection);
             self.count_accepted();
         }
     }

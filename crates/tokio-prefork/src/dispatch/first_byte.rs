@@ -14,22 +14,35 @@
 use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::client::{ConnectionInfo, ListenerName};
 use crate::dispatch::queue_wait;
 use crate::skip_backoff::SkipBackoff;
 use crate::worker::connection_registry::{ConnectionEntry, ConnectionGuard};
 use crate::worker::lazy_stream::LazyStream;
 use crate::worker::local_state::LocalWorkerState;
+use prefork_os::socket_name::SocketName;
 
 /// An accepted connection, with the bytes that its client has sent already.
 pub(crate) struct AcceptedConnection {
     pub(crate) stream: LazyStream,
     pub(crate) first: Bytes,
+    /// Where it comes from. `None` if the application does not use it.
+    pub(crate) info: Option<ConnectionInfo>,
     pub(crate) entry: Rc<ConnectionEntry>,
     pub(crate) guard: ConnectionGuard,
+}
+
+/// A connection as accept returned it.
+pub(crate) struct NewConnection {
+    pub(crate) fd: OwnedFd,
+    /// Whether it is a Unix socket, not TCP.
+    pub(crate) is_unix: bool,
+    pub(crate) info: Option<ConnectionInfo>,
 }
 
 /// How long to wait for a client's first byte before the next accept.
@@ -58,15 +71,36 @@ impl ConnectionStarter {
         ConnectionStarter { state, client_speaks_first, handle, backoff, pending: None }
     }
 
+    /// Describes a connection that was accepted from `listener`, if the application uses that.
+    pub(crate) fn describe_accepted(
+        &self,
+        (fd, peer): (OwnedFd, SocketName),
+        listener: &Arc<ListenerName>,
+    ) -> NewConnection {
+        let is_unix = matches!(peer, SocketName::Unix(_));
+        let info = self.wants_info().then(|| ConnectionInfo::accepted(&fd, peer, listener));
+        NewConnection { fd, is_unix, info }
+    }
+
+    /// Describes a connection that another process has accepted, if the application uses that.
+    pub(crate) fn describe_received(&self, fd: OwnedFd, is_unix: bool) -> NewConnection {
+        let listeners = &self.state.listener_names;
+        let info = self.wants_info().then(|| ConnectionInfo::of_socket(&fd, listeners));
+        NewConnection { fd, is_unix, info }
+    }
+
+    /// Whether the application can see where a connection comes from.
+    fn wants_info(&self) -> bool {
+        self.state.config.connection_info || !self.client_speaks_first
+    }
+
     /// Serves a connection that was in the kernel's queue for `waited`, unless that was too long. If its client is
     /// silent, it may be kept for [`ConnectionStarter::wait_for_first_byte`].
-    pub(crate) fn start(&mut self, fd: OwnedFd, is_unix: bool, waited: Option<Duration>) {
-        let Some(fd) =
-            queue_wait::check_queue_wait(&self.state, fd, waited, self.client_speaks_first)
-        else {
-            return;
-        };
-        let accepted = self.register(fd, is_unix, self.state.now_ms());
+    pub(crate) fn start(&mut self, connection: NewConnection, waited: Option<Duration>) {
+        let connection =
+            queue_wait::check_queue_wait(&self.state, connection, waited, self.client_speaks_first);
+        let Some(connection) = connection else { return };
+        let accepted = self.register(connection, self.state.now_ms());
         if self.client_speaks_first && accepted.first.is_empty() && self.backoff.should_try() {
             self.pending = Some(accepted);
         } else {
@@ -75,8 +109,8 @@ impl ConnectionStarter {
     }
 
     /// Serves a connection even if it waited too long, because its queue is about to be closed.
-    pub(crate) fn start_despite_queue_wait(&self, fd: OwnedFd, is_unix: bool) {
-        (self.handle)(self.register(fd, is_unix, LocalWorkerState::monotonic_ms()));
+    pub(crate) fn start_despite_queue_wait(&self, connection: NewConnection) {
+        (self.handle)(self.register(connection, LocalWorkerState::monotonic_ms()));
     }
 
     /// Whether the connection started last is kept until its first byte.
@@ -105,12 +139,13 @@ impl ConnectionStarter {
         }
     }
 
-    fn register(&self, fd: OwnedFd, is_unix: bool, now: u64) -> AcceptedConnection {
+    fn register(&self, connection: NewConnection, now: u64) -> AcceptedConnection {
+        let NewConnection { fd, is_unix, info } = connection;
         let first = if self.client_speaks_first { first_bytes(&fd) } else { Bytes::new() };
         let entry = ConnectionEntry::new(now);
         self.state.worker_page.connection_accepted();
         let guard = ConnectionGuard::new(&self.state, &entry);
-        AcceptedConnection { stream: LazyStream::new(fd, is_unix), first, entry, guard }
+        AcceptedConnection { stream: LazyStream::new(fd, is_unix), first, info, entry, guard }
     }
 }
 

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use crate::dispatch::first_byte::NewConnection;
 use crate::scoreboard::RequestRecorder;
 use crate::text::HumanDuration;
 use crate::worker::connection_registry::{ConnectionEntry, ConnectionGuard};
@@ -99,23 +100,23 @@ fn is_too_long(waited: Duration, limit: Option<Duration>) -> bool {
     limit.is_some_and(|limit| waited > limit)
 }
 
-/// Counts the wait of a new connection, and rejects it if that was too long. Returns `fd` if it is to be served.
+/// Counts the wait of a new connection, and rejects it if that was too long. Returns it if it is to be served.
 ///
 /// Only HTTP connections are rejected. Nothing may have been sent on the connection.
 pub(crate) fn check_queue_wait(
     state: &Rc<LocalWorkerState>,
-    fd: OwnedFd,
+    connection: NewConnection,
     waited: Option<Duration>,
     is_http: bool,
-) -> Option<OwnedFd> {
-    let Some(waited) = waited else { return Some(fd) };
+) -> Option<NewConnection> {
+    let Some(waited) = waited else { return Some(connection) };
     state.worker_page.record_queue_wait(waited);
     if !is_http || !is_too_long(waited, state.config.max_queue_wait) {
-        return Some(fd);
+        return Some(connection);
     }
     state.worker_page.connection_shed();
     state.queue_wait_rejections.record(waited);
-    reject(state, fd);
+    reject(state, connection.fd);
     None
 }
 

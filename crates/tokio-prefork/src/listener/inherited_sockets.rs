@@ -234,7 +234,7 @@ mod tests {
         let mut set = ListenerSet::default();
         let bind = addrs(&["127.0.0.1:0"]);
         set.open_missing_sockets(&bind, 16, 3).expect("bind");
-        let local = set.bound_addrs();
+        let local = set.bound_addrs_of(&bind);
         let passed: Vec<ActivationFd> = set
             .listeners
             .drain(..)
@@ -248,7 +248,7 @@ mod tests {
         let mut back = ListenerSet::default();
         assert!(back.take_stored_sockets(&passed, &bind).is_empty());
         let slots: Vec<u32> = back.listeners.iter().map(|one| one.slot.0).collect();
-        assert_eq!((back.bound_addrs(), slots), (local, vec![0, 1, 2]));
+        assert_eq!((back.bound_addrs_of(&bind), slots), (local, vec![0, 1, 2]));
         // One has an address that `bind` does not name, the other an invalid name.
         let names = ["prefork-0-127.0.0.1%3A0", "prefork-odd"].map(str::to_string);
         let other = back.listeners.drain(..2).zip(&names);

@@ -1,7 +1,9 @@
 //! Addresses of listeners: as the operator writes them, and as the kernel has bound them.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -37,6 +39,16 @@ impl ListenAddr {
     /// them.
     pub fn holders(&self) -> Vec<u32> {
         super::socket_holders::listener_pids(self)
+    }
+
+    /// Returns the address of a Unix socket with this name in the kernel: a path, or a NUL byte and an abstract name.
+    pub(crate) fn from_unix_name(name: Option<&[u8]>) -> ListenAddr {
+        let path = match name.unwrap_or(b"\0") {
+            [0, rest @ ..] => [b"@", rest].concat(),
+            path => path.to_vec(),
+        };
+        let path: OsString = OsStringExt::from_vec(path);
+        ListenAddr::Unix(UnixAddr::new(path))
     }
 }
 

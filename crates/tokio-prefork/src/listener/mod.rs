@@ -125,6 +125,11 @@ impl Listener {
         !matches!(self.local, BoundAddr::Http(_))
     }
 
+    /// Returns the address as the kernel has it, with the real port.
+    pub(crate) fn real_addr(&self) -> ListenAddr {
+        self.local.to_listen_addr()
+    }
+
     /// Returns the TCP address with the real port.
     pub(crate) fn tcp(&self) -> Option<SocketAddr> {
         self.socket.local_addr().ok().and_then(|local| local.as_socket())
@@ -353,10 +358,10 @@ impl ListenerSet {
         firsts.map(|listener| listener.local.to_string()).collect()
     }
 
-    /// Returns the addresses as the kernel has them.
-    pub(crate) fn bound_addrs(&self) -> Vec<ListenAddr> {
+    /// Returns those of the addresses in `named` that have sockets, as the kernel has them.
+    pub(crate) fn bound_addrs_of(&self, named: &[ListenAddr]) -> Vec<ListenAddr> {
         let firsts = self.listeners.iter().filter(|listener| listener.slot == Slot(0));
-        firsts.map(|listener| listener.local.to_listen_addr()).collect()
+        firsts.filter(|first| named.contains(&first.addr)).map(Listener::real_addr).collect()
     }
 
     /// Returns the accept queue of each TCP socket with its address. The kernel does not show the queue of Unix

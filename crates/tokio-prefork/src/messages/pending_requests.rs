@@ -1,8 +1,8 @@
 //! Requests of a worker that wait for their replies. Replies without a pending request are dropped.
 
-use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
@@ -20,9 +20,9 @@ struct AwaitedReply {
 /// All requests of this worker that are not answered yet.
 #[derive(Debug)]
 pub(super) struct PendingRequests {
-    next: Cell<u64>,
-    pending: RefCell<HashMap<u64, AwaitedReply>>,
-    late_replies: Cell<u64>,
+    next: AtomicU64,
+    pending: Mutex<HashMap<u64, AwaitedReply>>,
+    late_replies: AtomicU64,
 }
 
 /// A registered request. Dropping it ends the wait for the reply.
@@ -30,12 +30,12 @@ pub(super) struct PendingRequests {
 pub(super) struct RequestHandle {
     pub(super) id: u64,
     pub(super) reply: oneshot::Receiver<Answer>,
-    requests: Rc<PendingRequests>,
+    requests: Arc<PendingRequests>,
 }
 
 impl Drop for RequestHandle {
     fn drop(&mut self) {
-        self.requests.pending.borrow_mut().remove(&self.id);
+        self.requests.lock_pending().remove(&self.id);
     }
 }
 
@@ -44,24 +44,26 @@ impl PendingRequests {
         // Random, so that another worker cannot guess ids and answer in place of the recipient.
         let first = prefork_os::system::random_u64().unwrap_or(1);
         PendingRequests {
-            next: Cell::new(first),
-            pending: RefCell::default(),
-            late_replies: Cell::new(0),
+            next: AtomicU64::new(first),
+            pending: Mutex::default(),
+            late_replies: AtomicU64::new(0),
         }
     }
 
     /// Registers a request to `recipient` before it is sent.
-    pub(super) fn register(self: &Rc<PendingRequests>, recipient: MessageAddress) -> RequestHandle {
-        let id = self.next.get();
-        self.next.set(id.wrapping_add(1));
+    pub(super) fn register(
+        self: &Arc<PendingRequests>,
+        recipient: MessageAddress,
+    ) -> RequestHandle {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, reply) = oneshot::channel();
-        self.pending.borrow_mut().insert(id, AwaitedReply { recipient, reply: sender });
-        RequestHandle { id, reply, requests: Rc::clone(self) }
+        self.lock_pending().insert(id, AwaitedReply { recipient, reply: sender });
+        RequestHandle { id, reply, requests: Arc::clone(self) }
     }
 
     /// Delivers a reply or refusal, if it comes from the recipient, or is a refusal by the primary.
     pub(super) fn reply(&self, from: MessageSender, envelope: Envelope) {
-        let mut pending = self.pending.borrow_mut();
+        let mut pending = self.lock_pending();
         let is_from_recipient = |recipient: MessageAddress| match (recipient, from) {
             (MessageAddress::Primary | MessageAddress::AllOthers, from) => {
                 from == MessageSender::Primary
@@ -75,7 +77,10 @@ impl PendingRequests {
         match pending.get(&envelope.id).map(|one| is_from_recipient(one.recipient)) {
             Some(true) => {}
             Some(false) => return,
-            None => return self.late_replies.set(self.late_replies.get() + 1),
+            None => {
+                self.late_replies.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
         }
         let Some(AwaitedReply { reply, .. }) = pending.remove(&envelope.id) else { return };
         // The requester may have stopped waiting.
@@ -87,14 +92,18 @@ impl PendingRequests {
 
     /// Returns the number of replies that arrived too late.
     pub(super) fn late_replies(&self) -> u64 {
-        self.late_replies.get()
+        self.late_replies.load(Ordering::Relaxed)
     }
 
     /// Fails all pending requests.
     pub(super) fn close(&self) {
-        for (_, pending) in self.pending.borrow_mut().drain() {
+        for (_, pending) in self.lock_pending().drain() {
             let _ = pending.reply.send(Err(MessageError::Closed));
         }
+    }
+
+    fn lock_pending(&self) -> MutexGuard<'_, HashMap<u64, AwaitedReply>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -110,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_reply_is_accepted_once_and_only_from_the_recipient() {
-        let requests = Rc::new(PendingRequests::new());
+        let requests = Arc::new(PendingRequests::new());
         let mut recipient = requests.register(MessageAddress::Worker(WorkerId(3)));
         let id = recipient.id;
         requests.reply(MessageSender::Worker(WorkerId(4)), reply(MessageClass::Reply, id));
@@ -125,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_late_reply_is_dropped_and_does_not_answer_another_request() {
-        let requests = Rc::new(PendingRequests::new());
+        let requests = Arc::new(PendingRequests::new());
         let late_replies = requests.register(MessageAddress::Primary).id;
         let mut recipient = requests.register(MessageAddress::Primary);
         requests.reply(MessageSender::Primary, reply(MessageClass::Reply, late_replies));
@@ -137,7 +146,7 @@ mod tests {
 
     #[test]
     fn the_primary_may_refuse_in_place_of_a_worker() {
-        let requests = Rc::new(PendingRequests::new());
+        let requests = Arc::new(PendingRequests::new());
         let mut recipient = requests.register(MessageAddress::Slot(Slot(1)));
         requests.reply(MessageSender::Primary, reply(MessageClass::Refusal, recipient.id));
         assert!(matches!(recipient.reply.try_recv(), Ok(Err(MessageError::Refused(_)))));

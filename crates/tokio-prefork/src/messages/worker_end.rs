@@ -1,15 +1,17 @@
 //! The worker's end of its message channel, on tokio: a task that reads, a task that writes, and the calls of the application.
+//!
+//! Both tasks run on the loop that created the end; the calls of the application may come from any thread.
 
-use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
 
 use super::assembler::EnvelopeAssembler;
 use super::busy_poll::BusyPoll;
@@ -42,16 +44,17 @@ pub(crate) struct WorkerMessageEnd {
     limits: MessageLimits,
     /// `None` without a primary that takes messages.
     channel: Option<AsyncFd<OwnedFd>>,
-    is_closed: Cell<bool>,
-    send_queue: RefCell<SendQueue>,
+    /// Changes only while `send_queue` is locked, so that no message is queued after the channel has closed.
+    is_closed: AtomicBool,
+    send_queue: Mutex<SendQueue>,
     /// Notified when there is something to send.
     data_queued: Notify,
     /// Notified when something was sent, and when the channel is closed.
     data_sent: Notify,
     /// Held by the first task that waits for room, so that waiting tasks are served in order.
-    send_order: Mutex<()>,
-    inboxes: Rc<InboxRegistry>,
-    requests: Rc<PendingRequests>,
+    send_order: tokio::sync::Mutex<()>,
+    inboxes: Arc<InboxRegistry>,
+    requests: Arc<PendingRequests>,
 }
 
 impl WorkerMessageEnd {
@@ -60,24 +63,24 @@ impl WorkerMessageEnd {
         tag: WorkerTag,
         fd: Option<OwnedFd>,
         limits: MessageLimits,
-    ) -> io::Result<Rc<WorkerMessageEnd>> {
+    ) -> io::Result<Arc<WorkerMessageEnd>> {
         let channel = fd.map(register_readable_and_writable).transpose()?;
-        let end = Rc::new(WorkerMessageEnd {
+        let end = Arc::new(WorkerMessageEnd {
             tag,
             limits,
-            is_closed: Cell::new(channel.is_none()),
+            is_closed: AtomicBool::new(channel.is_none()),
             channel,
-            send_queue: RefCell::new(SendQueue::new(limits)),
+            send_queue: Mutex::new(SendQueue::new(limits)),
             data_queued: Notify::new(),
             data_sent: Notify::new(),
-            send_order: Mutex::const_new(()),
-            inboxes: Rc::new(InboxRegistry::new(limits)),
-            requests: Rc::new(PendingRequests::new()),
+            send_order: tokio::sync::Mutex::const_new(()),
+            inboxes: Arc::new(InboxRegistry::new(limits)),
+            requests: Arc::new(PendingRequests::new()),
         });
-        if end.is_closed.get() {
+        if !end.is_connected() {
             end.inboxes.close();
         } else {
-            let (reads, writes) = (Rc::clone(&end), Rc::clone(&end));
+            let (reads, writes) = (Arc::clone(&end), Arc::clone(&end));
             tokio::task::spawn_local(async move { reads.read_loop().await });
             tokio::task::spawn_local(async move { writes.write_loop().await });
         }
@@ -99,7 +102,7 @@ impl WorkerMessageEnd {
     }
 
     pub(crate) fn is_connected(&self) -> bool {
-        !self.is_closed.get()
+        !self.is_closed.load(Ordering::Acquire)
     }
 
     pub(crate) fn dropped_counts(&self) -> BTreeMap<String, u64> {
@@ -112,10 +115,12 @@ impl WorkerMessageEnd {
 
     /// Sends without waiting. Returns the envelope on an error.
     pub(crate) fn try_send(&self, envelope: Envelope) -> Result<(), RejectedEnvelope> {
-        if self.is_closed.get() {
+        let mut send_queue = self.lock_send_queue();
+        if !self.is_connected() {
             return Err(Box::new((MessageError::Closed, envelope)));
         }
-        self.send_queue.borrow_mut().push(envelope)?;
+        send_queue.push(envelope)?;
+        drop(send_queue);
         self.data_queued.notify_one();
         Ok(())
     }
@@ -155,7 +160,7 @@ impl WorkerMessageEnd {
         let flushed = async {
             loop {
                 let sent = self.data_sent.notified();
-                if self.is_closed.get() || self.send_queue.borrow().is_empty() {
+                if !self.is_connected() || self.lock_send_queue().is_empty() {
                     return;
                 }
                 sent.await;
@@ -257,10 +262,10 @@ impl WorkerMessageEnd {
         // Whether the kernel refused the last packet, which has a descriptor.
         let mut fd_was_refused = false;
         while let Some(channel) = &self.channel {
-            if self.is_closed.get() {
+            if !self.is_connected() {
                 return;
             }
-            if self.send_queue.borrow().is_empty() {
+            if self.lock_send_queue().is_empty() {
                 self.data_queued.notified().await;
                 continue;
             }
@@ -280,7 +285,7 @@ impl WorkerMessageEnd {
             match sent {
                 Ok(()) => self.data_sent.notify_waiters(),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    let mut send_queue = self.send_queue.borrow_mut();
+                    let mut send_queue = self.lock_send_queue();
                     fd_was_refused = send_queue
                         .current_packet()
                         .is_some_and(|packet| packet.connection().is_some());
@@ -293,7 +298,7 @@ impl WorkerMessageEnd {
     }
 
     fn send_packet(&self, fd: &OwnedFd) -> io::Result<()> {
-        let mut send_queue = self.send_queue.borrow_mut();
+        let mut send_queue = self.lock_send_queue();
         if let Some(packet) = send_queue.current_packet() {
             send_message(fd, &packet.bytes, packet.connection())?;
             send_queue.packet_sent();
@@ -302,11 +307,17 @@ impl WorkerMessageEnd {
     }
 
     fn close(&self) {
-        self.is_closed.set(true);
-        *self.send_queue.borrow_mut() = SendQueue::new(self.limits);
+        let mut send_queue = self.lock_send_queue();
+        self.is_closed.store(true, Ordering::Release);
+        *send_queue = SendQueue::new(self.limits);
+        drop(send_queue);
         self.data_sent.notify_waiters();
         self.data_queued.notify_one();
         self.inboxes.close();
         self.requests.close();
+    }
+
+    fn lock_send_queue(&self) -> MutexGuard<'_, SendQueue> {
+        self.send_queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -42,8 +42,8 @@ pub enum ClusterEvent {
     Listening {
         /// The worker.
         worker: WorkerTag,
-        /// The addresses as the kernel has them: with the real port where 0 was requested. Empty for kinds other than
-        /// `web`.
+        /// The addresses that this worker serves, as the kernel has them: with the real port where 0 was requested. Those
+        /// that a reload has dropped are not among them. Empty for kinds other than `web`.
         addresses: Vec<ListenAddr>,
     },
     /// A worker's channel is closed: no message can reach it any more.

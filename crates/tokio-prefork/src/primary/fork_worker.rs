@@ -17,7 +17,7 @@ use crate::error::{Error, Result, exit};
 use crate::messages::PrimaryMessageEnd;
 use crate::scoreboard::WorkerPages;
 use crate::systemd::SERVICE_MANAGER_VARIABLES;
-use crate::worker_init::WorkerInit;
+use crate::worker_init::{MessageEndInit, WorkerInit};
 use prefork_os::child::{ForkResult, exit_without_cleanup, fork_process};
 use prefork_os::fd::FdCloseBatch;
 use prefork_os::fd_passing::create_seqpacket_pair;
@@ -97,6 +97,7 @@ impl Primary {
                 Ok(pid)
             }
             ForkResult::Child => {
+                crate::worker::set_worker_process();
                 drop((channel.0, messages.0));
                 let forked = ForkedWorker {
                     tag: WorkerTag { pid: Some(std::process::id()), ..tag },
@@ -151,7 +152,7 @@ impl Primary {
         let message_limits = self.messages.primary_end.limits();
         self.close_primary_state();
         // Variables of the service manager can only be there if a hook of the application has set them.
-        prefork_os::process::remove_env_vars(|name| SERVICE_MANAGER_VARIABLES.contains(&name))?;
+        prefork_os::process::remove_env_vars(is_variable_of_primary)?;
         prefork_os::process::set_env_vars(self.supervisor.worker_environment(tag))?;
         let terminate = prefork_os::signal::register_signal_flag(Signal::SIGTERM)
             .map_err(|e| Error::system("catch SIGTERM in the worker", e))?;
@@ -175,8 +176,7 @@ impl Primary {
             listeners,
             channel,
             queue,
-            message_channel: Some(messages),
-            message_limits,
+            messages: MessageEndInit::Channel(Some(messages), message_limits),
             worker_pages,
             load_page,
             board,
@@ -212,4 +212,13 @@ impl Primary {
         std::mem::replace(&mut self.messages.primary_end, primary_end).leave_to_parent(&mut fds);
         fds.close_all();
     }
+}
+
+/// Returns whether a variable is for the primary, so that workers and the programs that they start do not get it.
+fn is_variable_of_primary(name: &str) -> bool {
+    #[cfg(feature = "testing")]
+    if crate::testing::is_variable_of_cluster_process(name) {
+        return true;
+    }
+    SERVICE_MANAGER_VARIABLES.contains(&name)
 }

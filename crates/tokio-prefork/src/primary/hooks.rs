@@ -13,9 +13,9 @@ use super::cluster_event::{ClusterEvent, WorkerExit};
 use super::oom_kills::OomKillCounter;
 use super::primary_handle::PrimaryHandle;
 use crate::error::BoxError;
-use crate::listener::ListenerSet;
+use crate::listener::ListenAddr;
 use crate::text::panic_text;
-use prefork_supervisor::{Event, ExitReport, LogEvent, RefusedCommand, RestartDecision};
+use prefork_supervisor::{Event, ExitReport, LogEvent, RefusedCommand, RestartDecision, WorkerTag};
 
 /// How long an application hook may run before the log names it. Meanwhile nothing is supervised.
 const SLOW_CALL_THRESHOLD: Duration = Duration::from_millis(100);
@@ -62,8 +62,13 @@ impl HookQueue {
         std::mem::take(&mut self.hooks.on_start)
     }
 
-    /// Queues the cluster event of a log event, if it has one and there is a hook.
-    pub(super) fn queue_cluster_event(&mut self, event: &LogEvent, listeners: &ListenerSet) {
+    /// Queues the cluster event of a log event, if it has one and there is a hook. `addresses_of` returns the addresses
+    /// that a worker serves.
+    pub(super) fn queue_cluster_event(
+        &mut self,
+        event: &LogEvent,
+        addresses_of: impl FnOnce(&WorkerTag) -> Vec<ListenAddr>,
+    ) {
         if self.hooks.on_event.is_empty() {
             return;
         }
@@ -72,7 +77,7 @@ impl HookQueue {
             LogEvent::Online { worker } => ClusterEvent::Online { worker: *worker },
             LogEvent::Ready { worker, .. } => {
                 let is_web = worker.slot.is_web();
-                let addresses = if is_web { listeners.bound_addrs() } else { Vec::new() };
+                let addresses = if is_web { addresses_of(worker) } else { Vec::new() };
                 ClusterEvent::Listening { worker: *worker, addresses }
             }
             LogEvent::Disconnected { worker } => ClusterEvent::Disconnect { worker: *worker },

@@ -33,7 +33,7 @@ mod watched_fds;
 mod workers;
 
 use std::collections::VecDeque;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{Config, WorkerCount};
@@ -173,7 +173,7 @@ impl Primary {
             listeners,
             pid_file: ConfiguredPidFile::new(config.pid_file.clone(), pid_file),
             log_file: LogFileSwitch::new(config.log_file.clone()),
-            configs: ConfigStore::new(read_config, Rc::new(config), manifest.as_ref()),
+            configs: ConfigStore::new(read_config, Arc::new(config), manifest.as_ref()),
             worker_entry,
             round_robin: RoundRobinAcceptor::default(),
             kernel_selector: None,
@@ -234,7 +234,7 @@ impl Primary {
     }
 
     /// Returns the configuration of the wanted generation: during a reload, the new one.
-    fn current_config(&self) -> Option<&Rc<Config>> {
+    fn current_config(&self) -> Option<&Arc<Config>> {
         self.configs.config_of_generation(self.supervisor.wanted_generation())
     }
 

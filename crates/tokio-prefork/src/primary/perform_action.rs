@@ -48,7 +48,11 @@ impl Primary {
     fn publish_log_event(&mut self, event: &LogEvent) {
         self.event_log.log_event(event);
         self.notify_service_manager(event);
-        self.hooks.queue_cluster_event(event, &self.listeners);
+        let Primary { hooks, listeners, configs, .. } = self;
+        hooks.queue_cluster_event(event, |worker| {
+            let config = configs.config_of_generation(worker.generation);
+            config.map_or_else(Vec::new, |config| listeners.bound_addrs_of(&config.bind))
+        });
         self.update_job_schedulers(event);
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::Primary;
@@ -21,9 +21,9 @@ pub(crate) type ReadConfig = Box<dyn Fn() -> Result<Config>>;
 
 /// The configurations that workers are forked under, and the one that a reload is reading.
 pub(super) struct ConfigStore {
-    by_generation: BTreeMap<Generation, Rc<Config>>,
+    by_generation: BTreeMap<Generation, Arc<Config>>,
     /// The configuration that was read last.
-    last: Rc<Config>,
+    last: Arc<Config>,
     read_config: ReadConfig,
     /// The configuration of a reload that waits for host names.
     pending: Option<PendingConfig>,
@@ -39,7 +39,7 @@ struct PendingConfig {
 impl ConfigStore {
     pub(super) fn new(
         read_config: ReadConfig,
-        config: Rc<Config>,
+        config: Arc<Config>,
         manifest: Option<&UpgradeManifest>,
     ) -> ConfigStore {
         let generations = match manifest {
@@ -49,12 +49,12 @@ impl ConfigStore {
                 vec![Generation(manifest.generation), Generation(manifest.generation + 1)]
             }
         };
-        let by_generation = generations.into_iter().map(|each| (each, Rc::clone(&config)));
+        let by_generation = generations.into_iter().map(|each| (each, Arc::clone(&config)));
         let by_generation = by_generation.collect();
         ConfigStore { by_generation, last: config, read_config, pending: None }
     }
 
-    pub(super) fn config_of_generation(&self, generation: Generation) -> Option<&Rc<Config>> {
+    pub(super) fn config_of_generation(&self, generation: Generation) -> Option<&Arc<Config>> {
         self.by_generation.get(&generation)
     }
 
@@ -63,7 +63,7 @@ impl ConfigStore {
         self.by_generation.get(&generation).unwrap_or(&self.last)
     }
 
-    pub(super) fn config_of_worker(&self, tag: WorkerTag) -> Result<Rc<Config>> {
+    pub(super) fn config_of_worker(&self, tag: WorkerTag) -> Result<Arc<Config>> {
         self.config_of_generation(tag.generation).cloned().ok_or_else(|| {
             Error::internal(format!("no configuration for generation {}", tag.generation))
         })
@@ -74,7 +74,7 @@ impl ConfigStore {
         for config in self.by_generation.values_mut() {
             let missing: Vec<_> =
                 addrs.iter().filter(|a| !config.bind.contains(a)).cloned().collect();
-            Rc::make_mut(config).bind.extend(missing);
+            Arc::make_mut(config).bind.extend(missing);
         }
     }
 
@@ -197,8 +197,8 @@ impl Primary {
         self.serve_with_running_workers(&opened.took_over_traffic);
         self.store_sockets();
         let supervisor_config = config.supervisor_config();
-        let config = Rc::new(config);
-        self.configs.last = Rc::clone(&config);
+        let config = Arc::new(config);
+        self.configs.last = Arc::clone(&config);
         self.configs.by_generation.insert(generation, config);
         Ok(supervisor_config)
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::channel::{PrimaryChannelEnd, ReceivedReport, WorkerReport};
@@ -11,7 +11,7 @@ use crate::dispatch::LoadPage;
 use crate::error::{Error, Result, exit};
 use crate::messages::MessageLimits;
 use crate::scoreboard::{Scoreboard, WorkerPages};
-use crate::worker_init::{WorkerEntry, WorkerInit};
+use crate::worker_init::{MessageEndInit, WorkerEntry, WorkerInit};
 use prefork_os::child::{ForkResult, exit_without_cleanup, fork_process, reap_child, signal_child};
 use prefork_os::fd_passing::create_seqpacket_pair;
 use prefork_os::poll::WatchedFd;
@@ -54,6 +54,7 @@ pub(crate) fn check_worker_boots(config: Config, worker_entry: &WorkerEntry) -> 
             result
         }
         ForkResult::Child => {
+            crate::worker::set_worker_process();
             drop(own_end);
             let run = || -> Result<u8> {
                 let init = become_check_worker(config, scoreboard, pages, worker_end, check_pid)?;
@@ -97,12 +98,11 @@ fn become_check_worker(
         listeners: Vec::new(),
         channel,
         queue: None,
-        message_channel: None,
-        message_limits: MessageLimits::default(),
+        messages: MessageEndInit::Channel(None, MessageLimits::default()),
         worker_pages,
         load_page: LoadPage::default(),
         board,
-        config: Rc::new(config),
+        config: Arc::new(config),
         terminate,
     }))
 }

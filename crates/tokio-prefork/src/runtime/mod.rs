@@ -13,7 +13,7 @@
 pub(crate) mod thread_per_core;
 pub(crate) mod threads;
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::config::{ConcurrencyModel, Config};
 use crate::error::{Error, Result};
@@ -82,7 +82,7 @@ pub(crate) fn enter(mut init: WorkerInit, app: &WorkerApp) -> u8 {
             // One thread accepts for all, so it may have as many connections as N processes together.
             let mut config = Config::clone(&init.config);
             config.worker_connections = config.max_process_connections();
-            init.config = Rc::new(config);
+            init.config = Arc::new(config);
             init.worker_pages
                 .iter_mut()
                 .for_each(crate::scoreboard::WorkerPage::share_with_threads);

@@ -12,7 +12,6 @@ use std::future::{Future, poll_fn};
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
@@ -24,38 +23,90 @@ use hyper_util::rt::TokioExecutor;
 use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinError;
 
-use crate::channel::WorkerReport;
+use crate::client::ConnectionInfo;
+use crate::config::Config;
 use crate::dispatch::first_byte::AcceptedConnection;
 use crate::error::{BoxError, Error, Result};
+use crate::scoreboard::SharedWorkerPage;
 use crate::worker::boot_app::boot_panic_error;
 use crate::worker::http::connection_state::ConnectionState;
 use crate::worker::http::into_service::IntoHttpService;
 use crate::worker::http::serve_connection;
-use crate::worker::http::serve_context::ConnectionHandle;
+use crate::worker::http::serve_context::{ConnectionHandle, ServeContext};
 use crate::worker::lazy_stream::LazyStream;
 use crate::worker::local_state::LocalWorkerState;
-use crate::worker::threaded_worker::{ThreadedWorker, ThreadedWorkerState};
+use crate::worker::worker_shared::WorkerShared;
 use crate::worker::{BootedApp, Worker, WorkerApp};
+use prefork_supervisor::WorkerTag;
 
 /// The multi-thread runtime. Dropping it does not wait for its threads: they end with the process.
 struct ServingRuntime(Option<Runtime>);
 
+/// What serving on the threads needs from the worker.
+struct ThreadsServeContext {
+    worker: Arc<WorkerShared>,
+    page: SharedWorkerPage,
+}
+
+impl ThreadsServeContext {
+    fn from_local(state: &LocalWorkerState) -> Result<ThreadsServeContext> {
+        let page = state.worker_page.shared_page();
+        let page = page.ok_or_else(|| {
+            Error::internal("the scoreboard page of this worker is for one thread")
+        })?;
+        Ok(ThreadsServeContext { worker: Arc::clone(&state.shared), page })
+    }
+}
+
+impl ServeContext for ThreadsServeContext {
+    type Ptr<T: 'static> = Arc<T>;
+    type Recorder = SharedWorkerPage;
+
+    fn new_shared<T: 'static>(value: T) -> Arc<T> {
+        Arc::new(value)
+    }
+
+    fn tag(&self) -> WorkerTag {
+        self.worker.tag
+    }
+
+    fn config(&self) -> &Config {
+        &self.worker.config
+    }
+
+    fn worker_page(&self) -> &SharedWorkerPage {
+        &self.page
+    }
+
+    fn is_draining(&self) -> bool {
+        self.worker.drain.is_draining()
+    }
+
+    fn should_hand_over(&self) -> bool {
+        false
+    }
+
+    fn should_announce_close(&self, _: &ConnectionState) -> bool {
+        self.is_draining()
+    }
+}
+
 /// Wraps an application whose service is shared by all threads.
 pub(crate) fn multi_thread_app<A, F, S, M>(app: A) -> WorkerApp
 where
-    A: Fn(ThreadedWorker) -> F + Send + Sync + 'static,
+    A: Fn(Worker) -> F + Send + Sync + 'static,
     F: Future<Output = Result<S, BoxError>> + Send + 'static,
     S: IntoHttpService<M, Service: Send + Sync, Body: Send>,
     <S::Service as Service<Request<Incoming>>>::Future: Send,
 {
     let app = Arc::new(app);
-    Arc::new(move |worker: Worker| {
-        let (app, state) = (Arc::clone(&app), Rc::clone(&worker.0));
+    Arc::new(move |state: Rc<LocalWorkerState>| {
+        let app = Arc::clone(&app);
         Box::pin(async move {
-            let shared = Arc::new(ThreadedWorkerState::from_local(&state)?);
+            let shared = Arc::new(ThreadsServeContext::from_local(&state)?);
             let runtime = ServingRuntime::start(&state)?;
             let runtime_handle = runtime.handle()?;
-            let worker = ThreadedWorker(Arc::clone(&shared));
+            let worker = Worker(Arc::clone(&state.shared));
             // On the threads of the runtime, so that tasks spawned by the application run there.
             let booted = runtime_handle
                 .spawn(async move { app(worker).await.map(S::into_http_service) })
@@ -65,7 +116,6 @@ where
                 Err(e) => Error::application("the boot function was cancelled", e),
             };
             let service = Arc::new(booted.map_err(panicked)?.map_err(Error::from_app)?);
-            tokio::task::spawn_local(forward_drain(state, Arc::clone(&shared)));
             let handle = move |accepted| {
                 // Keeps the runtime alive as long as connections are accepted.
                 let _runtime = &runtime;
@@ -82,23 +132,10 @@ where
     })
 }
 
-/// Forwards the drain of the worker to the threads, and a retire request of a thread to the worker.
-async fn forward_drain(state: Rc<LocalWorkerState>, shared: Arc<ThreadedWorkerState>) {
-    loop {
-        tokio::select! {
-            () = state.drain.wait_started() => {
-                shared.is_draining.store(true, Ordering::Release);
-                return shared.drain_started.notify_waiters();
-            }
-            () = shared.retire_requested.notified() => state.begin_own_drain(&WorkerReport::Retiring),
-        }
-    }
-}
-
 /// Serves a connection on the multi-thread runtime, and keeps it in the registry of the accepting thread until it ends.
 async fn supervise_connection<S, B>(
     runtime: Handle,
-    shared: Arc<ThreadedWorkerState>,
+    shared: Arc<ThreadsServeContext>,
     app: Arc<S>,
     accepted: AcceptedConnection,
 ) where
@@ -108,17 +145,17 @@ async fn supervise_connection<S, B>(
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let AcceptedConnection { stream, first, entry, guard } = accepted;
+    let AcceptedConnection { stream, first, info, entry, guard } = accepted;
     entry.conn.pin_to_worker();
     let unix = stream.is_unix();
     // Moves the socket from the epoll instance of this thread to that of the runtime.
     let fd = match stream.into_fd() {
         Ok(fd) => fd,
-        Err(e) => return log::warn!("{} cannot pass a connection on: {e}", shared.tag),
+        Err(e) => return log::warn!("{} cannot pass a connection on: {e}", shared.tag()),
     };
     let handle =
         Arc::new(ThreadConnectionHandle { conn: Arc::clone(&entry.conn), waker: Mutex::default() });
-    let serving = serve_on_runtime(shared, app, Arc::clone(&handle), fd, unix, first);
+    let serving = serve_on_runtime(shared, app, Arc::clone(&handle), (fd, unix, first), info);
     let mut task = pin!(runtime.spawn(serving));
     // The panic hook has reported a panic; it ends this connection only.
     let _ = poll_fn(|cx| {
@@ -132,12 +169,11 @@ async fn supervise_connection<S, B>(
 }
 
 async fn serve_on_runtime<S, B>(
-    shared: Arc<ThreadedWorkerState>,
+    shared: Arc<ThreadsServeContext>,
     app: Arc<S>,
     handle: Arc<ThreadConnectionHandle>,
-    fd: OwnedFd,
-    unix: bool,
-    mut first: Bytes,
+    (fd, unix, mut first): (OwnedFd, bool, Bytes),
+    info: Option<ConnectionInfo>,
 ) where
     S: Service<Request<Incoming>, Response = Response<B>> + Send + Sync + 'static,
     S::Future: Send + 'static,
@@ -146,12 +182,17 @@ async fn serve_on_runtime<S, B>(
     B::Error: Into<BoxError>,
 {
     let mut stream = LazyStream::new(fd, unix);
-    if serve_connection::is_http2_enabled(&shared.config) {
+    if serve_connection::is_http2_enabled(shared.config()) {
         first = serve_connection::detect_protocol(&*shared, &*handle, &mut stream, first).await;
     }
     let exec = TokioExecutor::new();
-    let left = serve_connection::serve_until_handover::<S, B, ThreadedWorkerState, _, _>(
-        &shared, &app, &*handle, exec, stream, first,
+    let left = serve_connection::serve_until_handover::<S, B, ThreadsServeContext, _, _>(
+        &shared,
+        &app,
+        &*handle,
+        exec,
+        (stream, first),
+        info.as_ref(),
     );
     // Never handed over to another worker in this model: see `should_hand_over`.
     drop(left.await);

@@ -7,9 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::in_flight::{self, InFlightEntries, InFlightEntry};
 use super::page_layout::{ACTIVE_REQUESTS, PANICS, REQUESTS, RESPONSES, TIMED_OUT_REQUESTS};
-use super::page_reader::load_state;
 use super::worker_page::{ByteMeter, RequestRecorder};
-use crate::status::WorkerState;
 use prefork_os::shared_memory::SharedPage;
 
 /// Writes to a page that several threads share.
@@ -21,11 +19,6 @@ pub(crate) struct SharedWorkerPage {
 impl SharedWorkerPage {
     pub(super) fn new(page: &'static SharedPage) -> SharedWorkerPage {
         SharedWorkerPage { page, entries: Mutex::new(InFlightEntries::new()) }
-    }
-
-    /// Whether the worker has recorded that no listening socket gives it connections.
-    pub(crate) fn cannot_accept(&self) -> bool {
-        load_state(self.page) == Some(WorkerState::CannotAccept)
     }
 
     fn entries(&self) -> MutexGuard<'_, InFlightEntries> {

@@ -246,6 +246,11 @@ impl ThreadPageView {
         is_serving(self.0, now_ms)
     }
 
+    /// Returns whether the worker has recorded that none of its listening sockets gives it connections.
+    pub(crate) fn cannot_accept(&self) -> bool {
+        load_state(self.0) == Some(WorkerState::CannotAccept)
+    }
+
     /// Records the end of a thread from another thread.
     pub(crate) fn set_thread_ended(&self) {
         IS_ACCEPTING.store(self.0, 0);

@@ -60,4 +60,6 @@ pub use gauge::{GaugeGuard, SharedGauge};
 pub use histogram::{HistogramSnapshot, SharedHistogram};
 pub use leadership::{Leadership, LeadershipGuard};
 pub use rate_limiter::{KeyedRateLimiter, RateLimited, RateLimiter};
+#[cfg(feature = "testing")]
+pub(crate) use registry::refuse_repeated_declarations;
 pub use registry::{SharedMetric, SharedMetricValue, read_shared_metrics};

@@ -129,12 +129,20 @@ pub(super) fn validate_name(name: &str) -> Result<&'static str> {
 }
 
 /// Adds state under a name that is not taken.
+///
+/// With the feature `testing`, a name may be taken again: tests in one process each declare the state of the program, and
+/// each gets its own. A cluster refuses to serve then, see [`refuse_repeated_declarations`].
 pub(super) fn register(name: &'static str, state: DeclaredState) -> Result<()> {
     let mut declared = lock_declared();
-    if declared.iter().any(|(taken, _)| *taken == name) {
-        return Err(Error::config(format!(
-            "cannot declare shared state {name:?}: declared twice; declare it once and copy the handle"
-        )));
+    if let Some(taken) = declared.iter_mut().find(|(taken, _)| *taken == name) {
+        #[cfg(feature = "testing")]
+        {
+            taken.1 = state;
+            lock_repeated().insert(name);
+            return Ok(());
+        }
+        #[cfg(not(feature = "testing"))]
+        return Err(repeated_declaration_error(taken.0));
     }
     if declared.len() >= MAX_DECLARATIONS {
         return Err(Error::config(format!(
@@ -144,6 +152,27 @@ pub(super) fn register(name: &'static str, state: DeclaredState) -> Result<()> {
     }
     declared.push((name, state));
     Ok(())
+}
+
+fn repeated_declaration_error(name: &str) -> Error {
+    Error::config(format!(
+        "cannot declare shared state {name:?}: declared twice; declare it once and copy the handle"
+    ))
+}
+
+/// Returns an error if state was declared twice under one name, in a process that is about to serve.
+#[cfg(feature = "testing")]
+pub(crate) fn refuse_repeated_declarations() -> Result<()> {
+    lock_repeated().first().map_or(Ok(()), |name| Err(repeated_declaration_error(name)))
+}
+
+/// The names that were declared more than once.
+#[cfg(feature = "testing")]
+fn lock_repeated() -> MutexGuard<'static, std::collections::BTreeSet<&'static str>> {
+    static REPEATED: Mutex<std::collections::BTreeSet<&'static str>> =
+        Mutex::new(std::collections::BTreeSet::new());
+    // No code panics with the lock held.
+    REPEATED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn lock_declared() -> MutexGuard<'static, Vec<(&'static str, DeclaredState)>> {
@@ -166,6 +195,18 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "testing")]
+    #[test]
+    fn a_repeated_declaration_is_new_state_and_refused_by_a_cluster() {
+        let first = SharedCounter::new("registry_twice").expect("first");
+        first.add(3);
+        let second = SharedCounter::new("registry_twice").expect("second");
+        assert_eq!((first.value(), second.value()), (3, 0));
+        let error = refuse_repeated_declarations().expect_err("declared twice").to_string();
+        assert!(error.contains("declared twice"), "{error}");
+    }
+
+    #[cfg(not(feature = "testing"))]
     #[test]
     fn a_name_can_be_declared_once() {
         let first = SharedCounter::new("registry_once").expect("first");

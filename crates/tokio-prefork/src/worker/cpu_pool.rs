@@ -19,13 +19,13 @@ pub(crate) fn create_cpu_pool(config: &Config, worker_page: &WorkerPage, tag: Wo
 
 /// Waits for all jobs of the pool, but not beyond the drain deadline: then the process exits with jobs still running.
 pub(crate) async fn drain_cpu_pool(state: &LocalWorkerState) {
-    state.pool.close();
+    state.shared.pool.close();
     tokio::select! {
         biased;
-        () = state.pool.wait_until_ended() => return,
+        () = state.shared.pool.wait_until_ended() => return,
         () = state.drain.wait_for_deadline() => {}
     }
-    let running = state.pool.abort();
+    let running = state.shared.pool.abort();
     let plural = if running == 1 { "" } else { "s" };
     log::warn!("{} abandoned {running} running job{plural} at the graceful timeout", state.tag);
 }

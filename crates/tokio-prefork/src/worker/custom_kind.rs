@@ -1,6 +1,7 @@
 //! Workers of custom kinds: they run a main loop of the application instead of serving connections.
 
 use std::future::{Future, poll_fn};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -16,8 +17,8 @@ where
     A: Fn(Worker) -> F + Send + Sync + 'static,
     F: Future<Output = Result<(), BoxError>> + 'static,
 {
-    Arc::new(move |worker: Worker| {
-        let main_loop = app(worker);
+    Arc::new(move |state: Rc<LocalWorkerState>| {
+        let main_loop = app(Worker(Arc::clone(&state.shared)));
         let mut main_loop: LocalFuture<Result<()>> =
             Box::pin(async { main_loop.await.map_err(Error::from_app) });
         Box::pin(async move {

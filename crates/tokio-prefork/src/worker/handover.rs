@@ -15,6 +15,7 @@ use super::http::connection_state::ConnectionPhase;
 use super::lazy_stream::LazyStream;
 use super::local_state::LocalWorkerState;
 use crate::channel::{UnreadBytes, WorkerReport};
+use crate::client::ConnectionInfo;
 use crate::dispatch::AcceptedConnection;
 
 /// How long to wait for room in the channel to the primary before the connection stays here.
@@ -80,6 +81,8 @@ pub(crate) fn take_over_connection(state: &Rc<LocalWorkerState>, fd: OwnedFd, un
     entry.conn.set_phase(ConnectionPhase::Idle, state.now_ms());
     state.worker_page.connection_taken_over();
     let guard = ConnectionGuard::new(state, &entry);
+    let info = state.config.connection_info;
+    let info = info.then(|| ConnectionInfo::of_socket(&fd, &state.listener_names));
     let stream = LazyStream::new(fd, unix);
-    handle(AcceptedConnection { stream, first: unread.into_bytes().into(), entry, guard });
+    handle(AcceptedConnection { stream, first: unread.into_bytes().into(), info, entry, guard });
 }

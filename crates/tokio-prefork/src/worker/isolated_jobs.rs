@@ -1,8 +1,7 @@
 //! Isolated jobs: how a worker submits them, and how an isolated worker runs them.
 
-use std::cell::Cell;
-use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,16 +28,14 @@ const REPLY_GRACE: Duration = Duration::from_secs(1);
 pub(crate) type IsolatedJobFn =
     Arc<dyn Fn(&Bytes) -> std::result::Result<Payload, String> + Send + Sync>;
 
-thread_local! {
-    /// Identifies the next job that this worker submits.
-    static NEXT_JOB_TOKEN: Cell<u64> = const { Cell::new(1) };
-}
+/// Identifies the next job that this process submits.
+static NEXT_JOB_TOKEN: AtomicU64 = AtomicU64::new(1);
 
-/// A pool of isolated worker processes that run jobs; see [`Worker::isolated_pool`].
+/// A pool of isolated worker processes that run jobs; see [`Worker::isolated_pool`]. `Send` and `Sync`.
 #[derive(Debug, Clone)]
 pub struct IsolatedPool {
     worker: Worker,
-    name: Rc<str>,
+    name: Arc<str>,
 }
 
 impl Worker {
@@ -67,7 +64,7 @@ impl IsolatedPool {
         input: impl IntoPayload,
         limit: Duration,
     ) -> std::result::Result<O, IsolatedJobError> {
-        let token = NEXT_JOB_TOKEN.replace(NEXT_JOB_TOKEN.get() + 1);
+        let token = NEXT_JOB_TOKEN.fetch_add(1, Ordering::Relaxed);
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let input = input.into_payload().map_err(to_job_error)?;
         let payload = encode_with_payload(&IsolatedJobRequest { token, limit_ms }, &input);
@@ -79,10 +76,10 @@ impl IsolatedPool {
             AttachedConnection::Absent,
         )
         .map_err(to_job_error)?;
-        let guard = JobCancelGuard { pool: self, token, is_finished: Cell::new(false) };
+        let mut guard = JobCancelGuard { pool: self, token, is_finished: false };
         let reply =
             self.worker.0.messages.request(envelope, limit.saturating_add(REPLY_GRACE)).await;
-        guard.is_finished.set(true);
+        guard.is_finished = true;
         let (verdict, output) =
             decode_with_rest::<IsolatedJobOutcome>(reply.map_err(to_job_error)?.bytes())
                 .ok_or_else(|| IsolatedJobError::Failed("its reply is malformed".to_string()))?;
@@ -126,12 +123,12 @@ fn to_job_error(error: MessageError) -> IsolatedJobError {
 struct JobCancelGuard<'a> {
     pool: &'a IsolatedPool,
     token: u64,
-    is_finished: Cell<bool>,
+    is_finished: bool,
 }
 
 impl Drop for JobCancelGuard<'_> {
     fn drop(&mut self) {
-        if !self.is_finished.get() {
+        if !self.is_finished {
             // If the queue is full, the job runs although its result is not needed.
             let _ =
                 self.pool.worker.try_send(&isolated::job_cancel_kind(&self.pool.name), &self.token);

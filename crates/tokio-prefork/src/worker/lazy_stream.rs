@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop::poll_proceed;
 
-use super::accepted_stream::AcceptedStream;
+use super::socket_stream::SocketStream;
 
 /// An accepted, non-blocking connection. Registers with the runtime of the task that first has to wait for it.
 pub(crate) struct LazyStream {
@@ -25,7 +25,7 @@ pub(crate) struct LazyStream {
 
 enum SocketState {
     Plain(OwnedFd),
-    Registered(AcceptedStream),
+    Registered(SocketStream),
 }
 
 impl LazyStream {
@@ -59,19 +59,19 @@ impl LazyStream {
         }
     }
 
-    /// Registers the socket with the runtime, and returns it as an application's stream.
-    pub(crate) fn into_stream(self) -> io::Result<AcceptedStream> {
+    /// Registers the socket with the runtime, and returns it.
+    pub(crate) fn into_stream(self) -> io::Result<SocketStream> {
         match self.socket.ok_or_else(not_connected)? {
-            SocketState::Plain(fd) => AcceptedStream::new(fd, self.is_unix),
+            SocketState::Plain(fd) => SocketStream::new(fd, self.is_unix),
             SocketState::Registered(stream) => Ok(stream),
         }
     }
 
-    fn register(&mut self) -> io::Result<&mut AcceptedStream> {
+    fn register(&mut self) -> io::Result<&mut SocketStream> {
         if let Some(SocketState::Plain(_)) = self.socket
             && let Some(SocketState::Plain(fd)) = self.socket.take()
         {
-            let stream = AcceptedStream::new(fd, self.is_unix).inspect_err(|e| {
+            let stream = SocketStream::new(fd, self.is_unix).inspect_err(|e| {
                 log::warn!("closed a connection: cannot register it with epoll: {e}");
             })?;
             self.socket = Some(SocketState::Registered(stream));
@@ -87,7 +87,7 @@ impl LazyStream {
         &mut self,
         cx: &mut Context<'_>,
         call: impl FnOnce(&OwnedFd) -> io::Result<T>,
-        later: impl FnOnce(Pin<&mut AcceptedStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
+        later: impl FnOnce(Pin<&mut SocketStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if let Some(SocketState::Plain(fd)) = &self.socket {
             // As in tokio's streams, so that a socket that is always ready does not starve other tasks.

@@ -1,7 +1,7 @@
-//! The state that all tasks of a single-threaded worker share. One thread, so plain `Rc` and `Cell`.
+//! The state that all tasks on one event loop share. One thread, so plain `Rc` and `Cell`.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use tokio::sync::Notify;
 
@@ -10,31 +10,30 @@ use super::capacity_warning::CapacityWarning;
 use super::connection_registry::ConnectionRegistry;
 use super::drain::{DrainOrder, DrainState};
 use super::http::connection_state::ConnectionState;
+use super::worker_shared::WorkerShared;
 use crate::channel::{HandoverMode, WorkerChannelEnd, WorkerReport};
+use crate::client::ListenerNames;
 use crate::config::Config;
 use crate::dispatch::LoadPage;
 use crate::dispatch::queue_wait::RejectionLog;
 use crate::dispatch::reuseport::adopted_sockets::AdoptedSocket;
-use crate::messages::WorkerMessageEnd;
-use crate::pool::Pool;
 use crate::scoreboard::{OtherWorkerLoad, RequestRecorder, ScoreboardReader, WorkerPage};
 use crate::status::WorkerState;
-use prefork_supervisor::{Slot, WorkerTag};
+use prefork_supervisor::WorkerTag;
 
 /// The shared state of one worker.
 pub(crate) struct LocalWorkerState {
+    /// The part that other threads use as well.
+    pub(crate) shared: Arc<WorkerShared>,
     pub(crate) tag: WorkerTag,
-    /// The custom worker kinds, each with its first slot.
-    pub(crate) kinds: Vec<(&'static str, Slot)>,
-    pub(crate) config: Rc<Config>,
+    pub(crate) config: Arc<Config>,
+    /// The listening sockets that the worker was forked with.
+    pub(crate) listener_names: Arc<ListenerNames>,
     pub(crate) worker_page: WorkerPage,
     /// The shared page on which this slot counts its connections for the kernel's dispatch program.
     pub(crate) load_page: LoadPage,
     pub(crate) scoreboard: ScoreboardReader,
     pub(crate) channel: WorkerChannelEnd,
-    /// Whether the channel to the primary is open.
-    pub(crate) is_primary_connected: Cell<bool>,
-    pub(crate) messages: Rc<WorkerMessageEnd>,
     pub(crate) drain: DrainState,
     /// All open connections.
     pub(crate) connections: RefCell<ConnectionRegistry>,
@@ -50,8 +49,6 @@ pub(crate) struct LocalWorkerState {
     pub(crate) failing_acceptors: Cell<usize>,
     /// Acceptors on the sockets of other slots.
     pub(crate) adopted_sockets: RefCell<Vec<AdoptedSocket>>,
-    /// The application's CPU pool.
-    pub(crate) pool: Pool,
     /// The application, once it has booted.
     pub(crate) app: OnceCell<BootedApp>,
     /// Rejected connections that are not logged yet.
@@ -99,6 +96,7 @@ impl LocalWorkerState {
     /// Starts to drain, or updates the drain that is under way.
     pub(crate) fn begin_drain(&self, order: DrainOrder) {
         if self.drain.begin(order) {
+            self.shared.drain.set_draining();
             self.worker_page.set_state(WorkerState::Draining);
             self.worker_page.set_accepting(false);
             self.load_page.stop_counting();

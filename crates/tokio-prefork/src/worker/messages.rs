@@ -1,10 +1,15 @@
 //! The methods of `Worker` that send and receive the application's messages.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use super::Worker;
 use super::accepted_stream::AcceptedStream;
+use super::socket_stream::SocketStream;
+use crate::client::ConnectionInfo;
 use crate::messages::{
     AttachedConnection, Envelope, Inbox, IntoPayload, Message, MessageClass, MessageError,
     PassedConnection,
@@ -204,7 +209,7 @@ impl TryFrom<AcceptedStream> for PassedConnection {
 
     /// Removes the connection from this worker's event loop.
     fn try_from(stream: AcceptedStream) -> std::io::Result<PassedConnection> {
-        stream.into_fd().map(PassedConnection)
+        stream.into_parts().map(|(fd, _)| PassedConnection(fd))
     }
 }
 
@@ -215,6 +220,9 @@ impl TryFrom<PassedConnection> for AcceptedStream {
     fn try_from(connection: PassedConnection) -> std::io::Result<AcceptedStream> {
         let unix = prefork_os::socket::is_unix_stream(&connection)?;
         prefork_os::fd::set_nonblocking(&connection)?;
-        AcceptedStream::new(connection.0, unix)
+        let names = Worker::current().map(|worker| Arc::clone(&worker.0.listener_names));
+        let info = ConnectionInfo::of_socket(&connection, &names.unwrap_or_default());
+        let socket = SocketStream::new(connection.0, unix)?;
+        Ok(AcceptedStream::new(socket, Bytes::new(), info))
     }
 }

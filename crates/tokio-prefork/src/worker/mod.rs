@@ -18,24 +18,26 @@ pub(crate) mod lazy_stream;
 pub(crate) mod local_state;
 pub(crate) mod messages;
 pub(crate) mod primary_channel;
-pub(crate) mod threaded_worker;
+pub(crate) mod socket_stream;
 pub(crate) mod worker_handle;
+pub(crate) mod worker_shared;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use crate::channel::{WorkerChannelEnd, WorkerReport};
+use crate::client::{ConnectionInfo, ListenerNames};
 use crate::dispatch::{self, AcceptedConnection, ConnectionStarter};
 use crate::error::{BoxError, Error, ErrorKind, Result, exit};
-use crate::messages::WorkerMessageEnd;
 use crate::status::WorkerState;
-use crate::worker_init::WorkerInit;
+use crate::worker_init::{MessageEndInit, WorkerInit};
 pub use accepted_stream::AcceptedStream;
 pub(crate) use custom_kind::custom_kind_app;
 use http::into_service::IntoHttpService;
@@ -44,8 +46,10 @@ pub use http::timeouts::request_deadline::RequestDeadline;
 pub use isolated_jobs::IsolatedPool;
 pub(crate) use isolated_jobs::{isolated_job_fn, isolated_worker_app};
 use local_state::LocalWorkerState;
-pub use threaded_worker::ThreadedWorker;
 pub use worker_handle::Worker;
+use worker_shared::WorkerShared;
+pub use worker_shared::is_worker;
+pub(crate) use worker_shared::set_worker_process;
 
 type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 
@@ -73,7 +77,8 @@ impl BootedApp {
 }
 
 /// Boots the application in a worker. Called once per event loop.
-pub(crate) type WorkerApp = Arc<dyn Fn(Worker) -> LocalFuture<Result<BootedApp>> + Send + Sync>;
+pub(crate) type WorkerApp =
+    Arc<dyn Fn(Rc<LocalWorkerState>) -> LocalFuture<Result<BootedApp>> + Send + Sync>;
 
 /// Creates an application that serves HTTP requests.
 pub(crate) fn http_app<A, F, S, M>(app: A) -> WorkerApp
@@ -82,9 +87,8 @@ where
     F: Future<Output = Result<S, BoxError>> + 'static,
     S: IntoHttpService<M>,
 {
-    Arc::new(move |worker: Worker| {
-        let state = Rc::clone(&worker.0);
-        let booting = app(worker);
+    Arc::new(move |state: Rc<LocalWorkerState>| {
+        let booting = app(Worker(Arc::clone(&state.shared)));
         Box::pin(async move {
             let service = booting.await.map_err(Error::from_app)?;
             let service = Rc::new(service.into_http_service());
@@ -110,18 +114,23 @@ where
     H: Fn(AcceptedStream) -> C + 'static,
     C: Future<Output = ()> + 'static,
 {
-    Arc::new(move |worker: Worker| {
-        let booting = app(worker.clone());
+    Arc::new(move |state: Rc<LocalWorkerState>| {
+        let booting = app(Worker(Arc::clone(&state.shared)));
         Box::pin(async move {
             let handler = booting.await.map_err(Error::from_app)?;
             let handle = move |accepted: AcceptedConnection| {
-                let AcceptedConnection { stream, entry, guard, .. } = accepted;
+                let AcceptedConnection { stream, first, info, entry, guard } = accepted;
                 let stream = match stream.into_stream() {
-                    Ok(stream) => stream,
-                    Err(e) => return log::warn!("{} cannot serve a connection: {e}", worker.0.tag),
+                    Ok(stream) => {
+                        let names = &state.listener_names;
+                        let info =
+                            info.unwrap_or_else(|| ConnectionInfo::of_socket(&stream, names));
+                        AcceptedStream::new(stream, first, info)
+                    }
+                    Err(e) => return log::warn!("{} cannot serve a connection: {e}", state.tag),
                 };
                 // Only the application knows when such a connection is idle, so only the drain deadline closes it.
-                entry.conn.begin_request(worker.0.now_ms());
+                entry.conn.begin_request(state.now_ms());
                 let task = tokio::task::spawn_local(handler(stream));
                 tokio::task::spawn_local(serve_connection::wait_or_abort_task(entry, guard, task));
             };
@@ -134,7 +143,7 @@ where
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long an exiting worker waits for the primary to read its last messages.
-const MESSAGE_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+pub(crate) const MESSAGE_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Runs a worker from its `WorkerInit` to its exit status.
 pub(crate) fn run_worker(init: WorkerInit, app: &WorkerApp) -> u8 {
@@ -158,15 +167,7 @@ pub(crate) fn run_worker(init: WorkerInit, app: &WorkerApp) -> u8 {
 /// Boots the application, serves until the worker has drained, and returns the exit status.
 async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     let WorkerInit {
-        tag,
-        listeners,
-        channel,
-        message_channel,
-        message_limits,
-        queue,
-        mut worker_pages,
-        load_page,
-        ..
+        tag, listeners, channel, messages, queue, mut worker_pages, load_page, ..
     } = init;
     let WorkerInit { board, config, terminate, kinds, .. } = init;
     let worker_page = worker_pages
@@ -174,19 +175,29 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
         .ok_or_else(|| Error::internal("the worker was forked without a scoreboard page"))?;
     let channel = WorkerChannelEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
-    let message_channel = WorkerMessageEnd::start(tag, message_channel, message_limits)
-        .map_err(|e| Error::system("register the message channel to the primary", e))?;
-    let pool = cpu_pool::create_cpu_pool(&config, &worker_page, tag);
-    let state = Rc::new(LocalWorkerState {
+    let owns_messages = matches!(messages, MessageEndInit::Channel(..));
+    let listener_names = Arc::new(ListenerNames::new(&listeners));
+    let shared = Arc::new(WorkerShared {
+        listener_names: Arc::clone(&listener_names),
         tag,
         kinds,
+        config: Arc::clone(&config),
+        scoreboard: board.clone(),
+        own_page: worker_page.thread_view(),
+        messages: messages.start(tag)?,
+        pool: cpu_pool::create_cpu_pool(&config, &worker_page, tag),
+        is_primary_connected: AtomicBool::new(true),
+        drain: worker_shared::DrainSignal::default(),
+    });
+    let state = Rc::new(LocalWorkerState {
+        shared,
+        tag,
         config,
+        listener_names,
         worker_page,
         load_page,
         scoreboard: board,
         channel,
-        messages: message_channel,
-        is_primary_connected: Cell::new(true),
         drain: drain::DrainState::default(),
         connections: RefCell::default(),
         capacity_freed: Notify::new(),
@@ -195,20 +206,20 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
         active_acceptors: Cell::new(if queue.is_some() { 1 } else { listeners.len() }),
         failing_acceptors: Cell::new(0),
         adopted_sockets: RefCell::default(),
-        pool,
         app: OnceCell::new(),
         queue_wait_rejections: crate::dispatch::queue_wait::RejectionLog::default(),
         capacity_warning: capacity_warning::CapacityWarning::default(),
     });
-    Worker::set_current(&state);
+    worker_shared::set_current(&state);
     // If this fails, the task that reads the channel notices that the primary is gone.
     let _ = state.channel.send(&WorkerReport::Online);
     tokio::task::spawn_local(primary_channel::follow_primary(Rc::clone(&state)));
+    tokio::task::spawn_local(worker_shared::follow_drain_requests(Rc::clone(&state)));
     let timer =
         heartbeat::create_timer().map_err(|e| Error::system("create the heartbeat timer", e))?;
     tokio::task::spawn_local(heartbeat::run_heartbeat(timer, Rc::clone(&state), terminate));
     let booted = tokio::select! {
-        booted = boot_app::boot_app(app, Worker(Rc::clone(&state))) => match booted {
+        booted = boot_app::boot_app(app, Rc::clone(&state)) => match booted {
             Ok(booted) => booted,
             Err(e) => return Ok(report_boot_failure(&state, &e)),
         },
@@ -217,7 +228,9 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     };
     let app = state.app.get_or_init(|| booted);
     dispatch::start_accepting(&state, app, listeners, queue)?;
-    state.messages.finish_boot();
+    if owns_messages {
+        state.shared.messages.finish_boot();
+    }
     state.worker_page.set_state(WorkerState::Serving);
     let ready = state.channel.send(&WorkerReport::Ready);
     ready.map_err(|e| Error::system(format!("report to the primary that {tag} is ready"), e))?;
@@ -231,7 +244,7 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     if state.drain.current_order().is_some() {
         cpu_pool::drain_cpu_pool(&state).await;
     }
-    state.messages.flush(MESSAGE_FLUSH_TIMEOUT).await;
+    state.shared.messages.flush(MESSAGE_FLUSH_TIMEOUT).await;
     outcome.map(|()| exit::OK)
 }
 

@@ -1,6 +1,7 @@
 //! Handles what the primary sends over the channel, and the end of the channel.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use super::drain::DrainOrder;
 use super::handover;
@@ -52,7 +53,7 @@ pub(crate) async fn follow_primary(state: Rc<LocalWorkerState>) {
             }
         }
     }
-    state.is_primary_connected.set(false);
+    state.shared.is_primary_connected.store(false, Ordering::Release);
     set_released(&state);
     log::warn!("{} lost its primary: finishing open requests, then exiting", state.tag);
     state.begin_drain(DrainOrder::new(

@@ -1,37 +1,32 @@
 //! `Worker`: the application's handle to the worker it runs in.
 
-use std::cell::RefCell;
 use std::fmt;
-use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use super::local_state::LocalWorkerState;
+use super::worker_shared::{self, WorkerShared};
 use crate::channel::WorkerReport;
 use crate::config::Config;
+use crate::listener::ListenAddr;
 use crate::pool::Pool;
 use crate::status::ClusterStatus;
 use prefork_supervisor::{Generation, Slot, WorkerId};
 
-thread_local! {
-    /// The worker that runs on this thread.
-    static CURRENT_WORKER: RefCell<Weak<LocalWorkerState>> = const { RefCell::new(Weak::new()) };
-}
-
-/// A handle to the worker that this code runs in. Cheap to clone; neither `Send` nor `Sync`.
+/// A handle to the worker that this code runs in, in every concurrency model. Cheap to clone; `Send` and `Sync`.
+///
+/// All methods may be called on any thread of the worker's process: in handlers, pool jobs, `spawn_blocking`, and the tasks
+/// of other runtimes.
 #[derive(Clone)]
-pub struct Worker(pub(crate) Rc<LocalWorkerState>);
+pub struct Worker(pub(crate) Arc<WorkerShared>);
 
 impl Worker {
-    /// Returns the worker that this code runs in.
+    /// Returns the worker that this code runs in, on any thread of its process. `None` in the primary.
     ///
-    /// `None` in the primary, and on threads other than the worker's event loop, such as all serving threads of
-    /// [`ConcurrencyModel::Threads`](crate::ConcurrencyModel::Threads).
+    /// Under [`ConcurrencyModel::ThreadPerCore`](crate::ConcurrencyModel::ThreadPerCore) a process has a worker for each
+    /// event loop, all with the same id: on a loop it is the one of that loop, on other threads the process's first one.
+    /// To ask only whether this process is a worker, use [`is_worker`](crate::is_worker).
     pub fn current() -> Option<Worker> {
-        CURRENT_WORKER.with_borrow(Weak::upgrade).map(Worker)
-    }
-
-    /// Makes `state` the worker of this thread.
-    pub(crate) fn set_current(state: &Rc<LocalWorkerState>) {
-        CURRENT_WORKER.set(Rc::downgrade(state));
+        worker_shared::current().map(Worker)
     }
 
     /// Returns the worker's id. Ids increase and are never reused.
@@ -69,7 +64,16 @@ impl Worker {
         std::process::id()
     }
 
-    /// Returns the configuration that the worker was forked with.
+    /// Returns the addresses that this worker serves, with their real ports: where [`Config::bind`] has port 0, the
+    /// one that the kernel chose.
+    ///
+    /// Empty in a worker of another kind than `web`.
+    pub fn addresses(&self) -> &[ListenAddr] {
+        self.0.listener_names.addrs()
+    }
+
+    /// Returns the configuration that the worker was forked with. Where several threads serve together
+    /// ([`ConcurrencyModel::Threads`](crate::ConcurrencyModel::Threads)), `worker_connections` limits all of them together.
     pub fn config(&self) -> &Config {
         &self.0.config
     }
@@ -122,7 +126,7 @@ impl Worker {
 
     /// Whether the worker drains: it accepts no more and finishes open requests.
     pub fn is_draining(&self) -> bool {
-        self.0.drain.current_order().is_some()
+        self.0.drain.is_draining()
     }
 
     /// Whether a load balancer should send connections to this worker; the answer to a readiness probe.
@@ -130,9 +134,7 @@ impl Worker {
     /// False while the worker drains or cannot accept, and from the moment the cluster is told to stop, although it
     /// still accepts for [`Config::drain_delay`](crate::Config::drain_delay).
     pub fn is_ready(&self) -> bool {
-        let board = &self.0.scoreboard;
-        let can_accept = !self.0.cannot_accept() && !board.cannot_accept();
-        !self.is_draining() && !board.is_stopping() && can_accept
+        self.0.is_ready()
     }
 
     /// Waits until the worker starts to drain: the moment to end long polls and event streams.
@@ -142,24 +144,57 @@ impl Worker {
 
     /// Whether the channel to the primary is open. Once it closes, the worker finishes open requests and exits.
     pub fn is_connected(&self) -> bool {
-        self.0.is_primary_connected.get()
+        self.0.is_primary_connected.load(Ordering::Acquire)
     }
 
     /// Drains this worker without a replacement: its slot stays empty until the next reload or scale command.
     ///
-    /// No effect if the worker already drains.
+    /// [`Worker::is_draining`] is true when this returns. No effect if the worker already drains.
     pub fn disconnect(&self) {
-        self.0.begin_own_drain(&WorkerReport::Disconnecting);
+        self.0.request_drain(WorkerReport::Disconnecting);
     }
 
-    /// Drains this worker and lets the primary replace it. No effect if the worker already drains.
+    /// Drains this worker and lets the primary replace it.
+    ///
+    /// [`Worker::is_draining`] is true when this returns. No effect if the worker already drains.
     pub fn retire(&self) {
-        self.0.begin_own_drain(&WorkerReport::Retiring);
+        self.0.request_drain(WorkerReport::Retiring);
     }
 }
 
 impl fmt::Debug for Worker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Worker({})", self.0.tag)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Inbox, IsolatedPool};
+
+    #[test]
+    fn handles_may_go_to_any_thread() {
+        fn check_send<T: Send>() {}
+        fn check_sync<T: Sync>() {}
+        check_send::<Worker>();
+        check_sync::<Worker>();
+        check_send::<Inbox>();
+        check_send::<IsolatedPool>();
+        check_sync::<IsolatedPool>();
+    }
+
+    #[test]
+    fn futures_of_the_handle_are_send() {
+        fn check_send(_: impl Send) {}
+        let _ = |worker: Worker, mut inbox: Inbox, pool: IsolatedPool| {
+            let limit = std::time::Duration::ZERO;
+            check_send(worker.draining());
+            check_send(worker.send("kind", &1));
+            check_send(worker.request("kind", &1, limit));
+            check_send(worker.broadcast("kind", &1));
+            check_send(inbox.recv());
+            check_send(pool.run::<u32>(&1, limit));
+        };
     }
 }

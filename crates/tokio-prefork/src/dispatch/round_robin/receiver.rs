@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
 
-use super::connection_queue::{QueueRead, read_queue};
+use super::connection_queue::{QueueRead, QueuedConnection, read_queue};
+use crate::client::ListenerName;
 use crate::dispatch::accept_budget::AcceptBudget;
 use crate::dispatch::first_byte::ConnectionStarter;
 use crate::dispatch::queue_wait::measure_queue_wait;
 use crate::listener::Listener;
 use crate::worker::local_state::LocalWorkerState;
+use prefork_os::socket_name::accept_named_connection;
 
 /// How long to wait for a free descriptor.
 const EXHAUSTED_RETRY_INTERVAL: Duration = Duration::from_millis(100);
@@ -71,9 +73,7 @@ impl ConnectionReceiver {
         // These connections were sent before DRAIN.
         loop {
             match read_queue(self.queue.get_ref()) {
-                Ok(QueueRead::Connection(connection)) => {
-                    self.starter.start_despite_queue_wait(connection.fd, connection.is_unix)
-                }
+                Ok(QueueRead::Connection(connection)) => self.start_despite_queue_wait(connection),
                 Ok(QueueRead::Lost) => self.record_lost(),
                 Ok(QueueRead::Probe) => {}
                 Ok(QueueRead::Empty | QueueRead::Closed) | Err(_) => break,
@@ -99,7 +99,8 @@ impl ConnectionReceiver {
                     self.is_near_limit = connection.fd.as_raw_fd() >= self.reserve_start;
                     // The connections come from several accept queues, so the kernel is asked about each.
                     let waited = measure_queue_wait(&connection.fd, connection.is_unix);
-                    self.starter.start(connection.fd, connection.is_unix, waited);
+                    let QueuedConnection { fd, is_unix } = connection;
+                    self.starter.start(self.starter.describe_received(fd, is_unix), waited);
                     self.starter.wait_for_first_byte().await;
                     budget.yield_after_accept(Instant::now()).await;
                 }
@@ -115,9 +116,7 @@ impl ConnectionReceiver {
     async fn take_until_closed(&mut self) {
         loop {
             match self.read_next().await {
-                QueueRead::Connection(connection) => {
-                    self.starter.start_despite_queue_wait(connection.fd, connection.is_unix)
-                }
+                QueueRead::Connection(connection) => self.start_despite_queue_wait(connection),
                 QueueRead::Lost => self.record_lost(),
                 QueueRead::Empty | QueueRead::Probe => {}
                 QueueRead::Closed => return,
@@ -176,12 +175,17 @@ impl ConnectionReceiver {
         log::error!("{} lost a connection: no descriptor left", self.state.tag);
     }
 
+    fn start_despite_queue_wait(&self, QueuedConnection { fd, is_unix }: QueuedConnection) {
+        self.starter.start_despite_queue_wait(self.starter.describe_received(fd, is_unix));
+    }
+
     /// Accepts all queued connections, which would be reset when the last listener closes.
     fn empty_accept_queues(&self) {
         for listener in &self.listeners {
-            let is_unix = listener.is_unix();
-            while let Ok(fd) = prefork_os::socket::accept_connection(listener) {
-                self.starter.start_despite_queue_wait(fd, is_unix);
+            let name = ListenerName::new(listener);
+            while let Ok(accepted) = accept_named_connection(listener) {
+                let connection = self.starter.describe_accepted(accepted, &name);
+                self.starter.start_despite_queue_wait(connection);
             }
         }
     }

@@ -13,6 +13,7 @@ use crate::scoreboard::OtherWorkerLoad;
 use crate::worker::heartbeat;
 use crate::worker::local_state::LocalWorkerState;
 use prefork_os::shared_listener::{SharedListener, WakeMode};
+use prefork_os::socket_name::SocketName;
 
 /// How long a worker waits for another one to accept first. The resolution of tokio's timer.
 const YIELD_TIME: Duration = Duration::from_millis(1);
@@ -81,11 +82,11 @@ impl AcceptQueue {
         self.listener.readable().await
     }
 
-    /// Accepts one connection, after workers with far fewer connections have had a chance; `None` if none is left.
+    /// Accepts one connection with the name of its client, after workers with far fewer connections have had a chance; `None` if none is left.
     pub(crate) async fn accept(
         &self,
         ready: Option<AsyncFdReadyGuard<'_, OwnedFd>>,
-    ) -> io::Result<Option<OwnedFd>> {
+    ) -> io::Result<Option<(OwnedFd, SocketName)>> {
         let first = self.yield_to_idler_worker().await;
         let outcome = self.listener.accept(ready);
         if let Some(first) = first {

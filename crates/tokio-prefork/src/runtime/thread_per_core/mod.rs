@@ -6,47 +6,28 @@
 //! are ready, RETIRING or DISCONNECTING when the first one reports it, ONLINE by itself. A thread that blocks stops
 //! neither the others nor the relay: its heartbeat stops, by which the primary notices it and names its request.
 //!
-//! When the primary dies, the relay closes the channels of the threads, which then drain and exit. Messages of the application
-//! go to the first thread. If a thread ends early (a bug, as panics of handlers are caught), the worker is replaced.
+//! When the primary dies, the relay closes the channels of the threads, which then drain and exit. The relay's loop also reads and
+//! writes the messages of the application: all threads send through it, and each message goes to one of the inboxes that the
+//! threads have opened for its kind. If a thread ends early (a bug, as panics of handlers are caught), the worker is replaced.
 
 mod relay;
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use tokio::sync::{Mutex, mpsc};
 
 use crate::channel::{PrimaryChannelEnd, WorkerChannelEnd, WorkerReport};
-use crate::config::Config;
 use crate::dispatch::LoadPage;
 use crate::error::{Error, Result, exit};
 use crate::listener::Listener;
-use crate::messages::MessageLimits;
-use crate::scoreboard::{ScoreboardReader, WorkerPage};
 use crate::worker::{self, WorkerApp};
-use crate::worker_init::WorkerInit;
-use prefork_supervisor::{Slot, WorkerTag};
+use crate::worker_init::{MessageEndInit, WorkerInit};
 use relay::{RelayedThread, ThreadRelay};
 
 /// The stack size of a thread: that of the first thread of a process, as the same handlers run here.
 const THREAD_STACK_BYTES: usize = 8 << 20;
-
-/// The initial state of a thread: a `WorkerInit` that is `Send`.
-struct ThreadInit {
-    tag: WorkerTag,
-    kinds: Vec<(&'static str, Slot)>,
-    listeners: Vec<Listener>,
-    channel: OwnedFd,
-    message_channel: Option<OwnedFd>,
-    message_limits: MessageLimits,
-    worker_page: WorkerPage,
-    board: ScoreboardReader,
-    config: Config,
-    terminate: Arc<AtomicBool>,
-}
 
 /// Reports the exit status of a thread to the relay when it is dropped, even by a panic.
 struct ThreadExitGuard {
@@ -84,8 +65,7 @@ pub(super) fn enter(init: WorkerInit, app: &WorkerApp) -> u8 {
 async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     // The only dispatch policy of this model is `shared`: no connection queue, no load page.
     let WorkerInit { tag, listeners, channel, worker_pages, board, config, terminate, .. } = init;
-    // The process has one message channel, which the first thread gets.
-    let (mut message_channel, message_limits) = (init.message_channel, init.message_limits);
+    let messages = init.messages.start(tag)?;
     let channel = WorkerChannelEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
     // If this fails, the relay will notice that the primary is gone.
@@ -107,16 +87,17 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
             worker_page: worker_page.thread_view(),
             reading: Mutex::new(()),
         });
-        let thread_init = ThreadInit {
+        let thread_init = WorkerInit {
             tag,
             kinds: init.kinds.clone(),
             listeners,
             channel: theirs,
-            message_channel: message_channel.take(),
-            message_limits,
-            worker_page,
+            queue: None,
+            messages: MessageEndInit::Shared(Arc::clone(&messages)),
+            worker_pages: vec![worker_page],
+            load_page: LoadPage::default(),
             board: board.clone(),
-            config: Config::clone(&config),
+            config: Arc::clone(&config),
             terminate: Arc::clone(&terminate),
         };
         spawn_thread(thread_init, number, app, exit_reports.clone())?;
@@ -124,7 +105,8 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     // The threads have copies. A copy here would keep the sockets open after the threads have closed theirs.
     drop(listeners);
     let (ready, is_draining) = (Cell::new(0), Cell::new(false));
-    let relay = Rc::new(ThreadRelay { tag, channel, config, threads, ready, is_draining });
+    let relay =
+        Rc::new(ThreadRelay { tag, channel, messages, config, threads, ready, is_draining });
     for (number, read_half) in reads.into_iter().enumerate() {
         let task =
             tokio::task::spawn_local(relay::forward_reports(Rc::clone(&relay), number, read_half));
@@ -149,12 +131,13 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
             relay.begin_drain(&WorkerReport::Retiring);
         }
     }
+    relay.messages.flush(worker::MESSAGE_FLUSH_TIMEOUT).await;
     Ok(worst)
 }
 
 /// Starts a thread.
 fn spawn_thread(
-    thread_init: ThreadInit,
+    thread_init: WorkerInit,
     number: usize,
     app: &WorkerApp,
     to: mpsc::UnboundedSender<(usize, u8)>,
@@ -162,33 +145,7 @@ fn spawn_thread(
     let app = Arc::clone(app);
     let run = move || {
         let mut exit_guard = ThreadExitGuard { number, code: exit::FAILURE, to };
-        let ThreadInit {
-            tag,
-            kinds,
-            listeners,
-            channel,
-            message_channel,
-            message_limits,
-            worker_page,
-            board,
-            ..
-        } = thread_init;
-        let ThreadInit { config, terminate, .. } = thread_init;
-        let init = WorkerInit {
-            tag,
-            kinds,
-            listeners,
-            channel,
-            queue: None,
-            message_channel,
-            message_limits,
-            worker_pages: vec![worker_page],
-            load_page: LoadPage::default(),
-            board,
-            config: Rc::new(config),
-            terminate,
-        };
-        exit_guard.code = worker::run_worker(init, &app);
+        exit_guard.code = worker::run_worker(thread_init, &app);
     };
     let thread =
         std::thread::Builder::new().name(format!("loop {number}")).stack_size(THREAD_STACK_BYTES);

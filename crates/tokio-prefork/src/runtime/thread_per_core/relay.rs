@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -13,6 +14,7 @@ use crate::channel::{
     WorkerChannelEnd, WorkerCommand, WorkerReport,
 };
 use crate::config::Config;
+use crate::messages::WorkerMessageEnd;
 use crate::scoreboard::ThreadPageView;
 use prefork_supervisor::{Slot, WorkerTag};
 
@@ -34,7 +36,9 @@ pub(super) struct RelayedThread {
 pub(super) struct ThreadRelay {
     pub(super) tag: WorkerTag,
     pub(super) channel: WorkerChannelEnd,
-    pub(super) config: Rc<Config>,
+    /// The application's messages, which all threads share.
+    pub(super) messages: Arc<WorkerMessageEnd>,
+    pub(super) config: Arc<Config>,
     pub(super) threads: Vec<RelayedThread>,
     /// How many threads have reported READY.
     pub(super) ready: Cell<usize>,
@@ -113,6 +117,7 @@ impl ThreadRelay {
                 ReceivedReport::Report(WorkerReport::Ready) => {
                     self.ready.set(self.ready.get() + 1);
                     if self.ready.get() == self.threads.len() {
+                        self.messages.finish_boot();
                         self.send_to_primary(&WorkerReport::Ready);
                     }
                 }

@@ -136,6 +136,8 @@ where
             },
             ResponseSourceProj::Error { status, reason } => error_response(*status, reason),
         };
+        #[cfg(feature = "axum")]
+        let response = explain_missing_socket_addr(response, &tracked.tracker);
         let is_tunnel = *this.is_connect && response.status().is_success();
         if response.status() == StatusCode::SWITCHING_PROTOCOLS || is_tunnel {
             tracked.tracker.conn.set_started_by_upgrade();
@@ -148,6 +150,32 @@ where
         let tracked = this.tracked.take();
         Poll::Ready(Ok(response.map(|body| TrackedBody { body, tracked })))
     }
+}
+
+/// Says what to do in the response of a handler that asks for the IP address of a client of a Unix socket.
+#[cfg(feature = "axum")]
+fn explain_missing_socket_addr<B, H>(
+    response: Response<Either<B, Full<Bytes>>>,
+    tracker: &RequestTracker<H>,
+) -> Response<Either<B, Full<Bytes>>>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+    H: ServeContext,
+{
+    use crate::client::connect_info;
+    if response.status() != StatusCode::INTERNAL_SERVER_ERROR {
+        return response;
+    }
+    let is_unix = tracker.info.as_ref().is_some_and(|info| info.peer().unix().is_some());
+    let (status, length) = (response.status(), response.body().size_hint());
+    if !is_unix || !connect_info::is_missing_socket_addr(status, response.headers(), &length) {
+        return response;
+    }
+    connect_info::log_missing_socket_addr(tracker.context.tag());
+    let mut explained = response.map(|_| Either::Right(Full::from(connect_info::NO_SOCKET_ADDR)));
+    explained.headers_mut().remove(hyper::header::CONTENT_LENGTH);
+    explained
 }
 
 /// Sets `Connection: close` if this response is the last one, and counts the response.

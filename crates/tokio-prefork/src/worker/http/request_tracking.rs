@@ -11,6 +11,7 @@ use super::connection_state::ConnectionState;
 use super::serve_context::ServeContext;
 use super::timeouts::http_exchange::{HttpExchange, RequestExpiry};
 use super::timeouts::request_deadline::RequestDeadline;
+use crate::client::ConnectionInfo;
 use crate::scoreboard::{InFlightEntry, RequestRecorder};
 use crate::text::panic_text;
 use prefork_os::system::monotonic_ms;
@@ -22,6 +23,8 @@ const MAX_LOGGED_REQUEST_LENGTH: usize = 200;
 pub(crate) struct RequestTracker<H: ServeContext> {
     pub(crate) context: H::Ptr<H>,
     pub(crate) conn: Arc<ConnectionState>,
+    /// What the extensions of each request get.
+    pub(crate) info: Option<ConnectionInfo>,
 }
 
 /// A request in progress. Dropping this ends the request.
@@ -41,6 +44,9 @@ impl<H: ServeContext> TrackedRequest<H> {
         let now = tracker.context.now_ms();
         let exchange = tracker.create_exchange(request, now);
         tracker.conn.begin_request(now);
+        if let Some(info) = &tracker.info {
+            info.insert_into(request.extensions_mut());
+        }
         let ticket = tracker.context.worker_page().request_started(
             request.method().as_str(),
             request.uri().path(),

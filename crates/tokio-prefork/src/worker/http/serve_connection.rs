@@ -27,6 +27,7 @@ use super::http2::stream_executor::{Http2ServerConnExec, Http2StreamExecutor};
 use super::hyper_io::{HyperIo, LingeringSocket, LingeringSocketSlot, close_with_linger};
 use super::request_tracking::RequestTracker;
 use super::serve_context::{ConnectionHandle, ServeContext};
+use crate::client::ConnectionInfo;
 use crate::config::Config;
 use crate::dispatch::AcceptedConnection;
 use crate::error::BoxError;
@@ -64,7 +65,7 @@ pub(crate) async fn serve_connection<S, B>(
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<BoxError>,
 {
-    let AcceptedConnection { mut stream, mut first, entry, guard } = accepted;
+    let AcceptedConnection { mut stream, mut first, info, entry, guard } = accepted;
     if is_http2_enabled(&state.config) {
         first = detect_protocol(&*state, &*entry, &mut stream, first).await;
     }
@@ -73,8 +74,8 @@ pub(crate) async fn serve_connection<S, B>(
         &app,
         &*entry,
         LocalExecutor,
-        stream,
-        first,
+        (stream, first),
+        info.as_ref(),
     )
     .await
     {
@@ -121,14 +122,15 @@ pub(crate) async fn detect_protocol<H: ServeContext, W: ConnectionHandle>(
 
 /// Serves a connection until it closes or has to be handed over between two requests.
 ///
-/// Returns the connection to hand over, with the bytes received of its next request.
+/// Takes the bytes received so far along with the stream, and puts `info` into the extensions of each request. Returns the
+/// connection to hand over, with the bytes received of its next request.
 pub(crate) async fn serve_until_handover<S, B, H, W, X>(
     context: &H::Ptr<H>,
     app: &H::Ptr<S>,
     handle: &W,
     exec: X,
-    stream: LazyStream,
-    first: Bytes,
+    (stream, first): (LazyStream, Bytes),
+    info: Option<&ConnectionInfo>,
 ) -> Option<(LazyStream, Bytes)>
 where
     H: ServeContext,
@@ -151,8 +153,11 @@ where
         false => HyperIo::http1(stream, first, conn, meter, context.config()),
     };
     let lingering = hyper_io.lingering_slot();
-    let tracker =
-        RequestTracker::<H> { context: context.clone(), conn: Arc::clone(handle.state()) };
+    let tracker = RequestTracker::<H> {
+        context: context.clone(),
+        conn: Arc::clone(handle.state()),
+        info: info.cloned(),
+    };
     let tracked = TrackedService { app: app.clone(), tracker: H::new_shared(tracker) };
     let service = service_fn(move |request| handle_request::<S, H>(&tracked, request));
     let io = TokioIo::new(hyper_io);

@@ -1,0 +1,146 @@
+//! Where a connection comes from, and by which listener.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use hyper::http::Extensions;
+use prefork_os::socket_name::{SocketName, local_name, peer_name};
+
+use super::listener_names::local_listen_addr;
+use super::{ListenerName, ListenerNames, PeerAddr};
+use crate::listener::ListenAddr;
+
+/// Where a connection comes from, and by which listener it came. Cheap to clone.
+///
+/// Every request has one in its extensions, in every concurrency model, under HTTP/1 and HTTP/2. Raw connections have it
+/// as [`AcceptedStream::connection_info`](crate::AcceptedStream::connection_info). With the feature `axum` it is an
+/// extractor as well.
+///
+/// ```
+/// use hyper::Request;
+/// use tokio_prefork::ConnectionInfo;
+///
+/// fn client_of<B>(request: &Request<B>) -> String {
+///     match request.extensions().get::<ConnectionInfo>() {
+///         Some(connection) => format!("{} by {}", connection.peer(), connection.listener()),
+///         None => "a request that this server has not received".to_string(),
+///     }
+/// }
+/// # assert!(client_of(&Request::new(())).starts_with("a request"));
+/// ```
+///
+/// A connection that one worker hands over to another keeps its client and its local address. If the listener is none
+/// of the new worker's, because a reload has removed it, [`ConnectionInfo::listener`] returns the local address.
+#[derive(Clone)]
+pub struct ConnectionInfo(Arc<ConnectionAddrs>);
+
+struct ConnectionAddrs {
+    peer: PeerAddr,
+    /// `None` if it is that of the listener.
+    local: Option<Box<ListenAddr>>,
+    listener: Arc<ListenerName>,
+}
+
+impl ConnectionInfo {
+    /// Returns the address of the client: the other end of this connection.
+    pub fn peer(&self) -> &PeerAddr {
+        &self.0.peer
+    }
+
+    /// Returns the address of the client of a TCP connection; `None` for a Unix socket.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.0.peer.socket_addr()
+    }
+
+    /// Returns the address that the client has connected to. With a listener on all addresses (`0.0.0.0`, `[::]`), it
+    /// is one of those.
+    pub fn local(&self) -> &ListenAddr {
+        self.0.local.as_deref().unwrap_or(&self.0.listener.addr)
+    }
+
+    /// Returns the address and port that the client has connected to; `None` for a Unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self.local() {
+            ListenAddr::Tcp(addr) => Some(*addr),
+            _ => None,
+        }
+    }
+
+    /// Returns the listener that the connection came by, as
+    /// [`Worker::addresses`](crate::Worker::addresses) names it: with its real port.
+    pub fn listener(&self) -> &ListenAddr {
+        &self.0.listener.addr
+    }
+
+    /// Puts this, and what extractors of axum look for, into the extensions of a request.
+    pub(crate) fn insert_into(&self, extensions: &mut Extensions) {
+        extensions.insert(self.clone());
+        #[cfg(feature = "axum")]
+        super::connect_info::insert_connect_info(self.peer(), extensions);
+    }
+
+    /// Describes a connection that was accepted from `listener`.
+    pub(crate) fn accepted(
+        connection: impl AsFd,
+        peer: SocketName,
+        listener: &Arc<ListenerName>,
+    ) -> ConnectionInfo {
+        let local = match listener.is_wildcard() {
+            true => local_name(&connection).ok().map(|name| Box::new(local_listen_addr(name))),
+            false => None,
+        };
+        let peer = PeerAddr::new(peer, connection);
+        ConnectionInfo(Arc::new(ConnectionAddrs { peer, local, listener: Arc::clone(listener) }))
+    }
+
+    /// Describes a connection that another process has accepted, perhaps from one of `listeners`.
+    pub(crate) fn of_socket(connection: impl AsFd, listeners: &ListenerNames) -> ConnectionInfo {
+        let peer = peer_name(&connection);
+        let peer = peer.map_or(PeerAddr::UNKNOWN, |name| PeerAddr::new(name, &connection));
+        let local = local_name(&connection).unwrap_or(SocketName::Unix(None));
+        let found = listeners.find(&local).map(Arc::clone);
+        let listener = found.unwrap_or_else(|| ListenerName::of_connection(&local));
+        let local = listener.is_wildcard().then(|| Box::new(local_listen_addr(local)));
+        ConnectionInfo(Arc::new(ConnectionAddrs { peer, local, listener }))
+    }
+}
+
+impl fmt::Debug for ConnectionInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectionInfo")
+            .field("peer", self.peer())
+            .field("local", self.local())
+            .field("listener", self.listener())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn a_connection_of_no_known_listener_has_its_own_addresses() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let addr = listener.local_addr().expect("address");
+        let client = TcpStream::connect(addr).expect("connect");
+        let (connection, _) = listener.accept().expect("accept");
+        let info = ConnectionInfo::of_socket(&connection, &ListenerNames::default());
+        assert_eq!(info.peer_addr(), client.local_addr().ok());
+        assert_eq!((info.local_addr(), info.listener()), (Some(addr), &ListenAddr::Tcp(addr)));
+    }
+
+    #[test]
+    fn a_client_that_has_reset_its_connection_has_no_address() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let client = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
+        let (connection, _) = listener.accept().expect("accept");
+        prefork_os::socket::set_reset_on_close(&client).expect("option");
+        drop(client);
+        let info = ConnectionInfo::of_socket(&connection, &ListenerNames::default());
+        assert_eq!(info.peer(), &PeerAddr::UNKNOWN);
+    }
+}

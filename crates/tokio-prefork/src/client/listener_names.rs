@@ -1,0 +1,145 @@
+//! The names of a worker's listening sockets, by which a connection is attributed to one of them.
+
+use std::sync::Arc;
+
+use prefork_os::socket_name::{SocketName, local_name};
+
+use crate::listener::{ListenAddr, Listener};
+
+/// A listening socket: its address for display, and its name in the kernel.
+#[derive(Debug)]
+pub(crate) struct ListenerName {
+    /// The address with the real port.
+    pub(super) addr: ListenAddr,
+    /// `None` if the kernel has none, which is an unnamed Unix socket.
+    name: Option<SocketName>,
+}
+
+/// The listening sockets that a worker was forked with.
+#[derive(Debug, Default)]
+pub(crate) struct ListenerNames {
+    names: Vec<Arc<ListenerName>>,
+    addrs: Vec<ListenAddr>,
+}
+
+impl ListenerName {
+    /// Reads the name of a listening socket.
+    pub(crate) fn new(listener: &Listener) -> Arc<ListenerName> {
+        let name = local_name(&listener.socket).ok();
+        Arc::new(ListenerName { addr: listener.real_addr(), name })
+    }
+
+    /// Returns a name for a connection that came by none of the worker's sockets: its own local address.
+    pub(super) fn of_connection(local: &SocketName) -> Arc<ListenerName> {
+        let addr = match local {
+            SocketName::Tcp(addr) => ListenAddr::Tcp(*addr),
+            SocketName::Unix(name) => ListenAddr::from_unix_name(name.as_deref()),
+        };
+        Arc::new(ListenerName { addr, name: Some(local.clone()) })
+    }
+
+    /// Whether connections have other local addresses than the socket: it listens on all addresses of the machine.
+    pub(super) fn is_wildcard(&self) -> bool {
+        matches!(&self.name, Some(SocketName::Tcp(addr)) if addr.ip().is_unspecified())
+    }
+
+    /// Whether a connection with this local name can have come by this socket. An exact match is better than a wildcard.
+    fn match_with(&self, local: &SocketName) -> Option<NameMatch> {
+        match (self.name.as_ref()?, local) {
+            (own, local) if own == local => Some(NameMatch::Exact),
+            (SocketName::Tcp(own), SocketName::Tcp(local)) => {
+                let is_same_family = own.is_ipv4() == local.is_ipv4();
+                let covers =
+                    own.ip().is_unspecified() && is_same_family && own.port() == local.port();
+                covers.then_some(NameMatch::Wildcard)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// How well a listening socket fits a connection; the best is the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum NameMatch {
+    Wildcard,
+    Exact,
+}
+
+impl ListenerNames {
+    /// Reads the names of the sockets of one worker. Several sockets of one address count as one.
+    pub(crate) fn new<'a>(listeners: impl IntoIterator<Item = &'a Listener>) -> ListenerNames {
+        let mut all = ListenerNames::default();
+        for listener in listeners {
+            let name = ListenerName::new(listener);
+            if !all.addrs.contains(&name.addr) {
+                all.addrs.push(name.addr.clone());
+                all.names.push(name);
+            }
+        }
+        all
+    }
+
+    /// Returns the addresses with their real ports.
+    pub(crate) fn addrs(&self) -> &[ListenAddr] {
+        &self.addrs
+    }
+
+    /// Returns the socket that a connection with this local name came by, as far as its name shows it.
+    pub(super) fn find(&self, local: &SocketName) -> Option<&Arc<ListenerName>> {
+        let matches = self.names.iter().filter_map(|one| Some((one.match_with(local)?, one)));
+        matches.max_by_key(|(how, _)| *how).map(|(_, one)| one)
+    }
+}
+
+/// Returns the local name of a connection as an address.
+pub(super) fn local_listen_addr(local: SocketName) -> ListenAddr {
+    match local {
+        SocketName::Tcp(addr) => ListenAddr::Tcp(super::peer_addr::canonical(addr)),
+        SocketName::Unix(name) => ListenAddr::from_unix_name(name.as_deref()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+
+    fn listening_on(addrs: &[&str]) -> ListenerNames {
+        let parse = |text: &&str| -> SocketAddr { text.parse().expect("an address") };
+        let named = |addr: SocketAddr| {
+            let name = Some(SocketName::Tcp(addr));
+            Arc::new(ListenerName { addr: ListenAddr::Tcp(addr), name })
+        };
+        let names = addrs.iter().map(parse).map(named).collect();
+        ListenerNames { names, addrs: Vec::new() }
+    }
+
+    #[test]
+    fn a_connection_belongs_to_the_listener_that_fits_best() {
+        let all = listening_on(&["0.0.0.0:80", "127.0.0.1:80", "[::]:81", "0.0.0.0:82"]);
+        for (local, listener) in [
+            ("127.0.0.1:80", Some("127.0.0.1:80")),
+            ("192.0.2.7:80", Some("0.0.0.0:80")),
+            ("[::ffff:192.0.2.7]:81", Some("[::]:81")),
+            ("[2001:db8::1]:81", Some("[::]:81")),
+            ("192.0.2.7:83", None),
+        ] {
+            let local = SocketName::Tcp(local.parse().expect("an address"));
+            let found = all.find(&local).map(|one| one.addr.to_string());
+            assert_eq!(found.as_deref(), listener, "{local:?}");
+        }
+    }
+
+    #[test]
+    fn a_unix_connection_belongs_to_the_socket_of_its_path() {
+        let path = SocketName::Unix(Some(b"/run/app.sock"[..].into()));
+        let addr: ListenAddr = "unix:/run/app.sock".parse().expect("an address");
+        let name = Arc::new(ListenerName { addr, name: Some(path.clone()) });
+        let all = ListenerNames { names: vec![name], addrs: Vec::new() };
+        assert_eq!(
+            all.find(&path).map(|one| one.addr.to_string()).as_deref(),
+            Some("unix:/run/app.sock")
+        );
+        assert!(all.find(&SocketName::Unix(None)).is_none());
+    }
+}
