@@ -1,11 +1,10 @@
 //! Command line: defines verbs and flags for clap, and parses arguments into a [`Verb`].
 //!
-//! The configuration flags come from the key table.
+//! The configuration flags come from the library and from `crate::settings`.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, Command, FromArgMatches as _};
 
 use crate::commands::bench::{self, BenchCall};
 use crate::commands::compare::{self, CompareCall};
@@ -14,9 +13,8 @@ use crate::commands::demo::{self, DemoCall};
 use crate::commands::health::{self, HealthCall};
 use crate::commands::man_pages::{self, GenerateCall};
 use crate::commands::reference_pages::{self, ReferenceCall};
-use crate::settings::FlagValues;
-use crate::settings::key::Key;
-use crate::settings::key_table::KEYS;
+use crate::settings::{AppSettings, FlagValues, PROGRAM};
+use tokio_prefork::cli::{CheckFormat, Program, SIGNALS_HELP};
 
 /// A verb of the command with its arguments.
 #[derive(Debug)]
@@ -27,8 +25,8 @@ pub(crate) enum Verb {
     Check {
         /// The same flags as for `serve`.
         flags: FlagValues,
-        /// Print JSON instead of a table.
-        json: bool,
+        /// How to print it.
+        format: CheckFormat,
     },
     /// Print the kernel programs of a dispatch policy.
     DispatchProgram(FlagValues),
@@ -47,25 +45,6 @@ pub(crate) enum Verb {
     /// Measure several servers side by side.
     Compare(CompareCall),
 }
-
-// One line per paragraph: clap wraps the text at the width of the terminal.
-const VALUES_HELP: &str = "\
-DURATION is 30s, 500ms, 2m, 1h or a number of seconds. \
-SIZE is 16KiB, 1MiB or a number of bytes. BOOL is true or false.
-
-Every flag is also an environment variable (--graceful-timeout: PREFORK_GRACEFUL_TIMEOUT) and, \
-except for --config, a key of the TOML file (graceful-timeout = \"30s\"). \
-Flags override the environment, and the environment overrides the file. \
-PORT, WEB_CONCURRENCY and RUST_LOG are used if PREFORK_BIND, PREFORK_WORKERS or PREFORK_LOG is not set.";
-
-const SIGNALS_HELP: &str = "\
-Signals:
-  TERM, INT   stop gracefully; a second one stops immediately
-  QUIT        stop immediately
-  HUP         reload: read the configuration again and replace the workers one by one
-  TTIN, TTOU  add or remove one worker
-  USR1        reopen the log file
-  USR2        upgrade in place to the binary now installed at the same path";
 
 const SERVE_EXAMPLES: &str = "\
 Examples:
@@ -106,7 +85,7 @@ pub(crate) fn prefork_command() -> Command {
 fn serve_command() -> Command {
     with_config_flags(Command::new("serve"))
         .about("Run the server in the foreground until a signal stops it")
-        .after_help(format!("{VALUES_HELP}\n\n{SIGNALS_HELP}\n\n{SERVE_EXAMPLES}"))
+        .after_help(config_help([SIGNALS_HELP, SERVE_EXAMPLES]))
 }
 
 fn check_command() -> Command {
@@ -118,49 +97,30 @@ fn check_command() -> Command {
     with_config_flags(Command::new("check"))
         .about("Validate the configuration and print every value with its source")
         .arg(json)
-        .after_help(format!("{VALUES_HELP}\n\n{CHECK_EXAMPLES}"))
+        .after_help(config_help([CHECK_EXAMPLES]))
 }
 
 fn dispatch_program_command() -> Command {
     with_config_flags(Command::new("dispatch-program"))
         .about("Print the kernel programs that a dispatch policy uses to choose the worker for a connection")
-        .after_help(format!("{VALUES_HELP}\n\n{DISPATCH_PROGRAM_EXAMPLES}"))
+        .after_help(config_help([DISPATCH_PROGRAM_EXAMPLES]))
 }
 
-/// Adds the configuration flags: those of the key table and `--config`.
+/// Adds the configuration flags: those of the keys and `--config`.
 fn with_config_flags(command: Command) -> Command {
-    let config = Arg::new("config")
-        .long("config")
-        .short('c')
-        .value_name("FILE")
-        .value_parser(value_parser!(PathBuf))
-        .help_heading("General")
-        .help("Read the configuration from this TOML file [default: none]");
     let help = Arg::new("help")
         .long("help")
         .short('h')
         .action(ArgAction::Help)
         .help_heading("General")
         .help("Print this help");
-    command.disable_help_flag(true).args(KEYS.iter().map(key_arg)).arg(config).arg(help)
+    command.disable_help_flag(true).args(FlagValues::config_args()).arg(help)
 }
 
-fn key_arg(key: &'static Key) -> Arg {
-    let default = Some(key.default_text()).filter(|text| !text.is_empty());
-    let arg = Arg::new(key.name)
-        .long(key.name)
-        .value_name(key.value_name())
-        .help_heading(key.heading)
-        .help(format!("{} [default: {}]", key.help, default.as_deref().unwrap_or("none")))
-        .action(if key.is_list() { ArgAction::Append } else { ArgAction::Set });
-    let arg = match key.short {
-        Some(letter) => arg.short(letter),
-        None => arg,
-    };
-    match key.is_switch() {
-        true => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
-        false => arg,
-    }
+/// Returns the help about values, variables and the file, followed by these paragraphs.
+fn config_help<const N: usize>(paragraphs: [&str; N]) -> String {
+    let values = Program::new(PROGRAM).values_help::<AppSettings>();
+    format!("{values}\n\n{}", paragraphs.join("\n\n"))
 }
 
 /// Parses a command line. Requests for help or the version are errors too, with their text.
@@ -169,11 +129,15 @@ pub(crate) fn parse_args(
 ) -> Result<Verb, clap::Error> {
     let matches = prefork_command().try_get_matches_from(argv)?;
     match matches.subcommand() {
-        Some(("serve", matches)) => Ok(Verb::Serve(flag_values(matches))),
+        Some(("serve", matches)) => FlagValues::from_arg_matches(matches).map(Verb::Serve),
         Some(("check", matches)) => {
-            Ok(Verb::Check { flags: flag_values(matches), json: matches.get_flag("json") })
+            let json = matches.get_flag("json");
+            let format = if json { CheckFormat::Json } else { CheckFormat::Table };
+            FlagValues::from_arg_matches(matches).map(|flags| Verb::Check { flags, format })
         }
-        Some(("dispatch-program", matches)) => Ok(Verb::DispatchProgram(flag_values(matches))),
+        Some(("dispatch-program", matches)) => {
+            FlagValues::from_arg_matches(matches).map(Verb::DispatchProgram)
+        }
         Some(("bench", matches)) => {
             bench::parse_bench(matches).map(|call| Verb::Bench(Box::new(call))).map_err(usage_error)
         }
@@ -204,25 +168,11 @@ fn unknown_verb() -> clap::Error {
     prefork_command().error(clap::error::ErrorKind::InvalidSubcommand, "unknown verb")
 }
 
-fn flag_values(matches: &ArgMatches) -> FlagValues {
-    let values = |key: &Key| Some(matches.get_many::<String>(key.name)?.cloned().collect());
-    FlagValues {
-        config: matches.get_one::<PathBuf>("config").cloned(),
-        values: KEYS.iter().filter_map(|key| Some((key.name, values(key)?))).collect(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::error::ErrorKind;
-
-    fn serve_flags(line: &str) -> FlagValues {
-        match parse_args(line.split(' ')).expect(line) {
-            Verb::Serve(flags) => flags,
-            other => panic!("{other:?}"),
-        }
-    }
+    use tokio_prefork::cli::all_keys;
 
     #[test]
     fn clap_accepts_the_command_definition() {
@@ -234,7 +184,8 @@ mod tests {
         let has_config_flags =
             |verb: &&Command| ["serve", "check", "dispatch-program"].contains(&verb.get_name());
         for verb in prefork_command().get_subcommands().filter(has_config_flags) {
-            let keys = KEYS.iter().map(|key| key.name);
+            let keys = all_keys::<AppSettings>();
+            let keys = keys.iter().map(|key| key.name);
             let mut expected: Vec<&str> = keys.chain(["config", "help"]).collect();
             if verb.get_name() == "check" {
                 expected.push("json");
@@ -244,25 +195,6 @@ mod tests {
             expected.sort_unstable();
             assert_eq!(flags, expected, "{}", verb.get_name());
         }
-    }
-
-    #[test]
-    fn flag_values_are_kept_as_text() {
-        let flags =
-            serve_flags("prefork serve -b :1 --bind :2 -w 4 --http2=false --faults -c a.toml");
-        assert_eq!(flags.config, Some("a.toml".into()));
-        let values: Vec<_> = flags.values.iter().map(|(k, v)| (*k, v.join(" "))).collect();
-        let text = |value: &str| value.to_string();
-        assert_eq!(
-            values,
-            [
-                ("bind", text(":1 :2")),
-                ("faults", text("true")),
-                ("http2", text("false")),
-                ("workers", text("4"))
-            ]
-        );
-        assert!(serve_flags("prefork serve").values.is_empty());
     }
 
     #[test]

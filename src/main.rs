@@ -18,11 +18,11 @@ use commands::{
 fn main() -> ExitCode {
     let verb = match args::parse_args(std::env::args_os()) {
         Ok(verb) => verb,
-        Err(error) => return output::print_clap_error(&error),
+        Err(error) => return tokio_prefork::cli::report_clap_error(&error),
     };
     let result = match verb {
         Verb::Serve(flags) => serve::run_serve(flags),
-        Verb::Check { flags, json } => check::run_check(flags, json),
+        Verb::Check { flags, format } => check::run_check(flags, format),
         Verb::DispatchProgram(flags) => dispatch_program::run_dispatch_program(flags),
         Verb::Control(call) => control::run_control(call),
         Verb::Health(call) => health::run_health(call),

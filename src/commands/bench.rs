@@ -9,8 +9,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::report_file::ReportFile;
 use crate::output::print_stdout;
-use crate::settings::value_syntax::parse_duration;
 use prefork_bench::load::{self as load_generator, FaultPlan, LoadPlan, LoadProgress, TargetUrl};
+use tokio_prefork::cli::parse_duration;
 use tokio_prefork::{Error, Result};
 
 const HELP: &str = "\

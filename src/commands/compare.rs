@@ -10,9 +10,9 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use super::bench::show_progress;
 use super::report_file::ReportFile;
 use crate::output::print_stdout;
-use crate::settings::value_syntax::parse_duration;
 use prefork_bench::compare::{self, ComparePlan, ComparedServer, Workload};
 use tokio_prefork::Result;
+use tokio_prefork::cli::parse_duration;
 use tokio_prefork::{ConcurrencyModel, Dispatch};
 
 const HELP: &str = "\

@@ -7,8 +7,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use crate::app::fib;
 use crate::output::{print_error, print_stdout};
-use crate::settings::value_syntax::parse_duration;
 use prefork_bench::cpu_demo::{self, CpuDemoPlan};
+use tokio_prefork::cli::parse_duration;
 use tokio_prefork::{Error, Result, exit};
 
 const HELP: &str = "\

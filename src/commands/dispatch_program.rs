@@ -3,16 +3,16 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use crate::settings::{ConfigSources, FlagValues};
+use crate::settings::{FlagValues, PROGRAM};
 use tokio_prefork::{Error, Result};
 
 /// Prints the kernel programs of the configured dispatch policy and number of workers.
 pub(crate) fn run_dispatch_program(flags: FlagValues) -> Result<ExitCode> {
-    let settings = ConfigSources::from_process(flags).resolve()?;
-    for warning in &settings.warnings {
+    let settings = flags.sources(PROGRAM).resolve()?;
+    for warning in settings.warnings() {
         crate::output::print_error(&format_args!("warning: {warning}"));
     }
-    let (policy, slots) = (settings.config.dispatch(), settings.config.workers().resolve());
+    let (policy, slots) = (settings.config().dispatch(), settings.config().workers().resolve());
     if !policy.has_kernel_program() {
         return Err(Error::config(format!(
             "dispatch = {policy} has no kernel program: give --dispatch least-conn or --dispatch ip-hash"

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use clap::{Arg, ArgMatches, Command, value_parser};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use crate::settings::value_syntax::parse_duration;
-use crate::settings::{ConfigSources, FlagValues};
+use crate::settings::{FlagValues, PROGRAM};
+use tokio_prefork::cli::parse_duration;
 use tokio_prefork::text::HumanDuration;
 use tokio_prefork::text::printable;
 use tokio_prefork::{Error, Result, exit};
@@ -70,8 +70,7 @@ pub(crate) fn parse_health(matches: &ArgMatches) -> Option<HealthCall> {
 /// Sends the request. A status other than 200 to 299 is an error.
 pub(crate) fn run_health(call: HealthCall) -> Result<ExitCode> {
     let configured = || {
-        let bind =
-            ConfigSources::from_process(FlagValues::default()).resolve()?.config.bind().to_vec();
+        let bind = FlagValues::default().sources(PROGRAM).resolve()?.config().bind().to_vec();
         bind.into_iter()
             .next()
             .ok_or_else(|| Error::config("no address of a server is configured: give ADDRESS"))

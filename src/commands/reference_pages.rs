@@ -8,8 +8,8 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 
 use crate::args;
 use crate::output::print_result;
-use crate::settings::key::Key;
-use crate::settings::key_table::KEYS;
+use crate::settings::AppSettings;
+use tokio_prefork::cli::{KeyInfo, all_keys};
 use tokio_prefork::{Error, Result};
 
 /// Width of the help texts on the command line page, in columns.
@@ -97,9 +97,9 @@ fn generated_files() -> [(&'static str, String); 3] {
     ]
 }
 
-/// Returns the keys of each heading, in the order of the key table.
-fn keys_by_heading() -> impl Iterator<Item = (&'static str, &'static [Key])> {
-    KEYS.chunk_by(|one, next| one.heading == next.heading).map(|keys| (keys[0].heading, keys))
+/// Returns the keys of each heading, in the order of the help.
+fn keys_by_heading(keys: &[KeyInfo]) -> impl Iterator<Item = (&'static str, &[KeyInfo])> {
+    keys.chunk_by(|one, next| one.heading == next.heading).map(|keys| (keys[0].heading, keys))
 }
 
 /// Returns links to the documentation pages about the keys of a heading.
@@ -128,13 +128,13 @@ fn see_also(heading: &str) -> &'static str {
 
 fn configuration_page() -> String {
     let mut page = CONFIGURATION_INTRO.to_string();
-    for (heading, keys) in keys_by_heading() {
+    for (heading, keys) in keys_by_heading(&all_keys::<AppSettings>()) {
         let _ = write!(page, "\n## {heading}\n\nMore: {}.\n\n", see_also(heading));
         page += "| key | default | meaning |\n|---|---|---|\n";
         for key in keys {
             let short = key.short.map_or(String::new(), |letter| format!(", `-{letter}`"));
-            let default = match key.default_text() {
-                text if text.is_empty() => "none".to_string(),
+            let default = match key.default.as_str() {
+                "" => "none".to_string(),
                 text => format!("`{text}`"),
             };
             let aliases =
@@ -172,7 +172,7 @@ fn command_line_page() -> String {
         let mut verb = verb.clone().term_width(HELP_WIDTH);
         if VERBS_WITH_CONFIG_FLAGS.contains(&name) {
             page += "Every key of [Configuration](configuration.md) is a flag. Further flags:\n\n";
-            for key in KEYS {
+            for key in all_keys::<AppSettings>() {
                 verb = verb.mut_arg(key.name, |flag| flag.hide(true));
             }
         }
@@ -185,12 +185,11 @@ fn command_line_page() -> String {
 
 fn example_file() -> String {
     let mut text = EXAMPLE_INTRO.to_string();
-    for (heading, keys) in keys_by_heading() {
+    for (heading, keys) in keys_by_heading(&all_keys::<AppSettings>()) {
         let _ = write!(text, "\n# ---- {heading}\n\n");
         for key in keys {
-            let default = key.default_text();
-            let (comment_mark, value) = match default.as_str() {
-                "" => ("#", key.value_name()),
+            let (comment_mark, value) = match key.default.as_str() {
+                "" => ("#", key.value_name),
                 value => ("", value),
             };
             let is_bare = value.parse::<u64>().is_ok() || value.parse::<bool>().is_ok();
@@ -221,7 +220,7 @@ mod tests {
     #[test]
     fn every_key_and_visible_verb_is_documented() {
         let [(_, configuration), (_, command_line), (_, example)] = generated_files();
-        for key in KEYS {
+        for key in all_keys::<AppSettings>() {
             assert!(configuration.contains(&format!("\n| `{}`", key.name)), "{}", key.name);
             assert!(example.contains(&format!("{} = ", key.name)), "{}", key.name);
         }

@@ -11,7 +11,7 @@ use socket2::SockRef;
 
 use crate::app::{self, AppOptions, FileServerConfig, RootDir};
 use crate::logging;
-use crate::settings::{AppSettings, ConfigSources, FlagValues, Settings};
+use crate::settings::{AppSettings, FlagValues, PROGRAM, Settings};
 use tokio_prefork::{Config, ListenAddr};
 use tokio_prefork::{Error, Result, exit};
 
@@ -23,18 +23,16 @@ to serve files, or --bind 127.0.0.1:PORT";
 
 /// Runs the server until a signal or a control request stops it, and returns its exit status.
 pub(crate) fn run_serve(flags: FlagValues) -> Result<ExitCode> {
-    let sources = ConfigSources::from_process(flags);
+    let sources = flags.sources(PROGRAM);
     let settings = sources.resolve()?;
-    tokio_prefork::close_inherited_fds(&settings.config)?;
-    logging::init_logger(&settings.log);
+    tokio_prefork::close_inherited_fds(settings.config())?;
+    logging::init_logger(&settings.app().log);
     logging::install_panic_hook();
-    for warning in &settings.warnings {
-        log::warn!("{warning}");
-    }
-    if settings.config.user().is_none() && nix::unistd::geteuid().is_root() {
+    settings.log_warnings();
+    if settings.config().user().is_none() && nix::unistd::geteuid().is_root() {
         log::debug!("the workers run as root: give --user to drop their privileges");
     }
-    if settings.app.faults {
+    if settings.app().faults {
         log::warn!("--faults is set: any client can crash or hang a worker");
     }
     let was_exposed = Cell::new(false);
@@ -46,9 +44,7 @@ pub(crate) fn run_serve(flags: FlagValues) -> Result<ExitCode> {
     warn_if_demo_exposed(&settings);
     app::serve_app(build_config(settings)?, move || {
         let settings = sources.resolve()?;
-        for warning in &settings.warnings {
-            log::warn!("{warning}");
-        }
+        settings.log_warnings();
         warn_if_demo_exposed(&settings);
         build_config(settings)
     })?;
@@ -60,17 +56,18 @@ pub(crate) fn run_serve(flags: FlagValues) -> Result<ExitCode> {
 /// Opens the root directory here, so that all workers of a generation serve the same directory even if its path is a
 /// symbolic link that changes later.
 fn build_config(settings: Settings) -> Result<Config> {
-    let app = settings.app;
+    let app = settings.app();
     let options = AppOptions {
         health_paths: app.health_paths,
         max_body_size: app.max_body_size,
         max_buffered_bodies: app.max_buffered_bodies,
         faults: app.faults,
         demo: app.demo,
-        files: app.root.as_deref().map(|root| file_server_config(root, &app)).transpose()?,
+        files: app.root.as_deref().map(|root| file_server_config(root, app)).transpose()?,
     };
     // The built-in application does not look at client addresses.
-    settings.config.into_builder().titles(true).connection_info(false).app_settings(options).build()
+    let config = settings.config().clone().into_builder().titles(true).connection_info(false);
+    config.app_settings(options).build()
 }
 
 fn file_server_config(root: &Path, app: &AppSettings) -> Result<FileServerConfig> {
@@ -105,6 +102,6 @@ fn is_demo_exposed(settings: &Settings) -> bool {
         ListenAddr::Host(host) => host.name != "localhost",
         _ => true,
     };
-    let is_demo_served = settings.app.demo && settings.app.root.is_none();
-    is_demo_served && settings.config.bind().iter().any(is_remote)
+    let is_demo_served = settings.app().demo && settings.app().root.is_none();
+    is_demo_served && settings.config().bind().iter().any(is_remote)
 }

@@ -1,7 +1,6 @@
 //! Validation of the `log` key: rejects what `env_logger` would only warn about or take for the name of a module.
 
-use super::configured_value::quote_for_error;
-use super::did_you_mean::nearest_name;
+use tokio_prefork::cli::nearest_name;
 
 /// Log levels, from least to most verbose.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -43,7 +42,7 @@ pub(super) fn parse_log_filter(text: &str) -> Result<String, String> {
     match directives.first() {
         Some(first) if !directives.iter().any(selects) => Err(format!(
             "would log nothing: {} is not a level; give {}, or NAME=LEVEL for a module",
-            quote_for_error(first),
+            format_args!("{first:?}"),
             level_list()
         )),
         _ => Ok(text.to_string()),
@@ -51,7 +50,7 @@ pub(super) fn parse_log_filter(text: &str) -> Result<String, String> {
 }
 
 fn check_directive(directive: &str) -> Result<(), String> {
-    let shown = quote_for_error(directive);
+    let shown = format!("{directive:?}");
     match directive.split_once('=') {
         Some(("", _)) => {
             Err(format!("is not a log filter: in {shown} give the name of a module before the ="))

@@ -1,273 +1,33 @@
-//! Tests of the precedence of configuration sources, and of their errors.
+//! Tests of the example file and of the checks of the command's own keys.
 
-use std::time::Duration;
+use tokio_prefork::cli::{ValueSource, all_keys};
 
 use super::*;
-use tokio_prefork::WorkerCount;
-use tokio_prefork::exit;
 
-fn flags(values: &[(&'static str, &str)]) -> FlagValues {
-    let mut flags = FlagValues::default();
-    for (key, value) in values {
-        flags.values.entry(key).or_default().push(value.to_string());
-    }
-    flags
-}
-
-fn resolve(
-    flag_values: &[(&'static str, &str)],
-    env: &[(&str, &str)],
-    toml: Option<&str>,
-) -> Result<Settings> {
-    let env = env.iter().map(|(name, value)| (name.to_string(), value.to_string()));
-    resolve_settings(
-        &flags(flag_values),
-        env,
-        toml.map(|text| ("prefork.toml".into(), text.to_string())),
-    )
-}
-
-fn resolve_error(
-    flag_values: &[(&'static str, &str)],
-    env: &[(&str, &str)],
-    toml: Option<&str>,
-) -> String {
-    let error = resolve(flag_values, env, toml).expect_err("error");
-    assert_eq!(error.exit_status(), exit::CONFIG);
-    error.to_string()
-}
-
-fn value_and_source(settings: &Settings, key: &str) -> String {
-    let effective = settings.effective_values.iter().find(|one| one.key == key).expect(key);
-    format!("{} {}", effective.value, effective.source)
-}
-
-#[test]
-fn flags_win_over_environment_file_and_defaults() {
-    const FILE: &str = "workers = 3\ngraceful-timeout = \"3s\"\n";
-    let flags = [("workers", "5"), ("graceful-timeout", "5s")];
-    let env = [("PREFORK_WORKERS", "4"), ("PREFORK_GRACEFUL_TIMEOUT", "4000ms")];
-    for mask in 0..8 {
-        let flags: &[_] = if mask & 4 != 0 { &flags } else { &[] };
-        let vars: &[_] = if mask & 2 != 0 { &env } else { &[] };
-        let settings = resolve(flags, vars, (mask & 1 != 0).then_some(FILE)).expect("resolves");
-        let (workers, grace) = match mask {
-            4.. => ("5 --workers", "5s --graceful-timeout"),
-            2.. => ("4 PREFORK_WORKERS", "4s PREFORK_GRACEFUL_TIMEOUT"),
-            1 => ("3 prefork.toml:1", "3s prefork.toml:2"),
-            _ => ("auto default", "30s default"),
-        };
-        assert_eq!(value_and_source(&settings, "workers"), workers, "{mask}");
-        assert_eq!(value_and_source(&settings, "graceful-timeout"), grace, "{mask}");
-        let seconds: u64 = grace[..grace.find('s').expect("s")].parse().expect("number");
-        assert_eq!(settings.config.graceful_timeout, Duration::from_secs(seconds));
-    }
-}
-
-#[test]
-fn alias_variables_rank_between_own_variables_and_the_file() {
-    let aliases = [("WEB_CONCURRENCY", "7"), ("PORT", "8080"), ("RUST_LOG", "debug")];
-    let file = "workers = 3\nbind = \":1\"\nlog = \"warn\"";
-    let settings = resolve(&[], &aliases, Some(file)).expect("resolves");
-    assert_eq!(value_and_source(&settings, "workers"), "7 WEB_CONCURRENCY");
-    assert_eq!(value_and_source(&settings, "bind"), "0.0.0.0:8080 PORT");
-    assert_eq!(settings.log, "debug");
-
-    let ours = [("PREFORK_WORKERS", "2"), ("PREFORK_BIND", ":1"), ("PREFORK_LOG", "off")];
-    let settings = resolve(&[], &[aliases, ours].concat(), Some(file)).expect("resolves");
-    assert_eq!(value_and_source(&settings, "workers"), "2 PREFORK_WORKERS");
-    assert_eq!(value_and_source(&settings, "bind"), "[::]:1 PREFORK_BIND");
-    assert_eq!(value_and_source(&settings, "log"), "off PREFORK_LOG");
-    assert_eq!(
-        resolve_error(&[], &[("PORT", "x")], None),
-        "PORT = \"x\" is not a port: give 0 to 65535"
-    );
-}
-
-#[test]
-fn empty_variables_count_as_unset() {
-    let empty = [("PREFORK_WORKERS", ""), ("PORT", ""), ("PREFORK_NONSENSE", "")];
-    let settings = resolve(&[], &empty, None).expect("resolves");
-    assert!(settings.effective_values.iter().all(|one| one.source == ValueSource::Default));
-    assert!(settings.warnings.is_empty());
-}
-
-#[test]
-fn every_source_can_set_several_addresses() {
-    let both = ["127.0.0.1:1", "unix:/run/a"].map(|text| text.parse().expect(text));
-    for settings in [
-        resolve(&[("bind", "127.0.0.1:1"), ("bind", "unix:/run/a")], &[], None),
-        resolve(&[], &[("PREFORK_BIND", "127.0.0.1:1, unix:/run/a,")], None),
-        resolve(&[], &[], Some("bind = [\n\"127.0.0.1:1\",\n\"unix:/run/a\" ]")),
-    ] {
-        assert_eq!(settings.expect("resolves").config.bind, both);
-    }
-    let one = resolve(&[], &[], Some("bind = \"127.0.0.1:1\"")).expect("resolves");
-    assert_eq!(one.config.bind, both[..1]);
-}
-
-#[test]
-fn values_of_every_type_are_read_from_toml() {
-    let text = "\u{feff}graceful-timeout = 45\r\nlinger-timeout = 0.25\nmax-header-size = 0x4000\n\
-                backlog = 1_024\nhttp2 = false\nmax-body-size = \"2m\"\nroot = \"/\"\nworkers = \"auto\"";
-    let Settings { config, app, .. } = resolve(&[], &[], Some(text)).expect("resolves");
-    assert_eq!(config.graceful_timeout, Duration::from_secs(45));
-    assert_eq!(config.linger_timeout, Duration::from_millis(250));
-    assert_eq!((config.max_header_size, config.backlog), (16_384, 1024));
-    assert_eq!((config.http2, config.workers), (false, WorkerCount::Auto));
-    assert_eq!((app.max_body_size, app.root), (2 << 20, Some("/".into())));
-}
-
-#[test]
-fn file_errors_name_the_line() {
-    for (text, error) in [
-        ("\n\nworker = 2", "3: unknown key \"worker\" (did you mean \"workers\"?)"),
-        ("threads = 2", "1: unknown key \"threads\""),
-        ("config = \"a\"", "1: unknown key \"config\""),
-        (
-            "\n\n\n\ngraceful-timeout = \"fast\"",
-            "5: graceful-timeout = \"fast\" is not a duration: write 30s, 500ms or 2m",
-        ),
-        ("header-timeout = -1", "1: header-timeout = -1 is not a duration: write 30s, 500ms or 2m"),
-        ("http2 = 1", "1: http2 = 1 is not a switch: write true or false"),
-        ("workers = [1, 2]", "1: workers = [1, 2] is a list: give a single value"),
-        ("bind = []", "1: bind = [] is empty: give at least one value"),
-        (
-            "bind = [\":1\", \":x\"]",
-            "1: bind = \":x\" is not an address: the port must be 0 to 65535",
-        ),
-        ("bind = [\":1\", \":1\"]", "1: bind = [::]:1 is given twice"),
-        ("workers = 0", "1: workers = 0 is out of range: give auto or 1 to 1024"),
-        ("\nbacklog = 0", "2: backlog = 0 is out of range: give 1 to 65535"),
-        ("max-body-size = \"2g\"", "1: max-body-size = \"2g\" is out of range: give 0 to 1GiB"),
-        (
-            "root = \"/nowhere/at/all\"",
-            "1: root = \"/nowhere/at/all\" cannot be read: No such file or directory (os error 2): \
-             give a directory that exists",
-        ),
-        (
-            "root = \"/dev/null\"",
-            "1: root = \"/dev/null\" is not a directory: give one that exists",
-        ),
-        (
-            "http2 = true\n[server]\nworkers = 1",
-            "2: unknown key \"server\": it is a table, but keys are flat: write KEY = VALUE lines only",
-        ),
-        (
-            "[[workers]]",
-            "1: unknown key \"workers\": it is a table, but keys are flat: write KEY = VALUE lines only",
-        ),
-    ] {
-        assert_eq!(resolve_error(&[], &[], Some(text)), format!("prefork.toml:{error}"));
-    }
-}
-
-#[test]
-fn toml_syntax_errors_are_one_line_with_the_line_number() {
-    for (text, line) in [("a = 1\nb =", 2), ("= 1", 1), ("http2 = true\nhttp2 = true", 2)] {
-        let error = resolve_error(&[], &[], Some(text));
-        assert!(error.starts_with(&format!("prefork.toml:{line}: not TOML: ")), "{error}");
-        assert!(!error.contains('\n'), "{error}");
-    }
-}
-
-#[test]
-fn flag_and_variable_errors_name_the_flag_or_variable() {
-    for (flag, env, error) in [
-        (
-            None,
-            Some(("PREFORK_WORKERS", "many")),
-            "PREFORK_WORKERS = \"many\" is not a number of workers: give auto or 0 to 1024",
-        ),
-        (
-            Some(("workers", "many")),
-            None,
-            "--workers = \"many\" is not a number of workers: give auto or 0 to 1024",
-        ),
-        (
-            None,
-            Some(("WEB_CONCURRENCY", "0")),
-            "WEB_CONCURRENCY = \"0\" is out of range: give auto or 1 to 1024",
-        ),
-        (
-            Some(("backlog", "99999999999")),
-            None,
-            "--backlog = \"99999999999\" is out of range: give 1 to 65535",
-        ),
-        (Some(("backlog", "+1")), None, "--backlog = \"+1\" is not a number: give a whole number"),
-        (
-            None,
-            Some(("PREFORK_MAX_HEADER_SIZE", "1k")),
-            "PREFORK_MAX_HEADER_SIZE = \"1k\" is out of range: give 8192 to 1048576",
-        ),
-        (None, Some(("PREFORK_BIND", ":1,:1")), "PREFORK_BIND: bind = [::]:1 is given twice"),
-        (None, Some(("PREFORK_BIND", ",")), "PREFORK_BIND = [] is empty: give at least one value"),
-        (Some(("http2", "si")), None, "--http2 = \"si\" is not a switch: give true or false"),
-    ] {
-        let (flag, env): (Vec<_>, Vec<_>) = (flag.into_iter().collect(), env.into_iter().collect());
-        assert_eq!(resolve_error(&flag, &env, None), error);
-    }
-}
-
-#[test]
-fn unknown_prefork_variables_give_warnings() {
-    let env = [("PREFORK_WORKER", "2"), ("PREFORK_SERVICE_HOST", "x"), ("PREFORK_CONFIG", "x")];
-    assert_eq!(
-        resolve(&[], &env, None).expect("resolves").warnings,
-        [
-            "environment variable PREFORK_SERVICE_HOST is unknown and ignored",
-            "environment variable PREFORK_WORKER is unknown and ignored \
-             (did you mean PREFORK_WORKERS?)",
-        ]
-    );
-}
-
-#[test]
-fn unreadable_config_files_give_an_error_with_path_and_reason() {
-    let dir = tempfile::tempdir().expect("tempdir");
-    let resolve = |name: &str| {
-        let config = Some(dir.path().join(name));
-        ConfigSources { flags: FlagValues { config, ..FlagValues::default() }, env: Vec::new() }
-            .resolve()
+fn resolve(flags: &[&str], toml: &str) -> tokio_prefork::Result<Settings> {
+    let file = tempfile::NamedTempFile::new().expect("file");
+    std::fs::write(file.path(), toml).expect("write");
+    let path = file.path().to_str().expect("UTF-8");
+    let argv = ["prefork", "serve", "--config", path].into_iter().chain(flags.iter().copied());
+    let flags = match crate::args::parse_args(argv).expect("arguments") {
+        crate::args::Verb::Serve(flags) => flags,
+        other => panic!("{other:?}"),
     };
-    let at = |name: &str| dir.path().join(name).display().to_string();
-    std::fs::write(at("large"), vec![b'#'; (1 << 20) + 1]).expect("write");
-    std::fs::write(at("binary"), [0xff, 0xfe]).expect("write");
-    for (name, why) in [
-        ("missing", "No such file or directory (os error 2)"),
-        (".", "Is a directory (os error 21)"),
-        ("large", "it is larger than 1 MiB: is it a configuration file?"),
-        ("binary", "it is not UTF-8 text"),
-    ] {
-        let error = resolve(name).expect_err(name);
-        assert_eq!(error.to_string(), format!("cannot read {}: {why}", at(name)));
-        assert_eq!(error.exit_status(), exit::CONFIG);
-    }
+    flags.sources(PROGRAM).with_environment([]).resolve()
 }
 
-#[test]
-fn every_resolve_reads_the_file_again_and_the_flag_wins_over_the_variable() {
-    let dir = tempfile::tempdir().expect("tempdir");
-    let (one, two) = (dir.path().join("one.toml"), dir.path().join("two.toml"));
-    std::fs::write(&one, "workers = 1").expect("write");
-    std::fs::write(&two, "workers = 2").expect("write");
-    let env = vec![(CONFIG_VAR.to_string(), two.display().to_string())];
-    let by_env = ConfigSources { flags: FlagValues::default(), env: env.clone() };
-    let flags = FlagValues { config: Some(one), ..FlagValues::default() };
-    let by_flag = ConfigSources { flags, env };
-    let workers =
-        |sources: &ConfigSources| sources.resolve().expect("resolves").config.workers.resolve();
-    assert_eq!((workers(&by_flag), workers(&by_env)), (1, 2));
-    std::fs::write(&two, "workers = 3").expect("write");
-    assert_eq!(workers(&by_env), 3);
+fn resolve_error(flags: &[&str], toml: &str) -> String {
+    resolve(flags, toml).expect_err("error").to_string()
 }
 
 #[test]
 fn example_file_has_every_key_with_its_default() {
     let text = include_str!("../../systemd/prefork.toml");
-    let settings = resolve(&[], &[], Some(text)).expect("the example is valid");
-    for (key, effective) in KEYS.iter().zip(&settings.effective_values) {
-        assert_eq!(effective.value, key.default_text(), "{}", key.name);
+    let settings = resolve(&[], text).expect("the example is valid");
+    let keys = all_keys::<AppSettings>();
+    assert_eq!(keys.len(), settings.effective_values().len());
+    for (key, effective) in keys.iter().zip(settings.effective_values()) {
+        assert_eq!((effective.key, &effective.value), (key.name, &key.default));
         let is_set = matches!(effective.source, ValueSource::File { .. });
         let is_commented_out =
             text.lines().any(|line| line.starts_with(&format!("#{} = ", key.name)));
@@ -284,13 +44,18 @@ fn example_file_has_every_key_with_its_default() {
 }
 
 #[test]
-fn key_names_are_unique() {
-    let mut names: Vec<_> = KEYS.iter().map(|key| key.name).collect();
-    names.sort_unstable();
-    names.dedup();
-    assert_eq!(names.len(), KEYS.len());
-    assert_eq!(
-        key_table::find_key("keep-alive-timeout").expect("key").env_var(),
-        "PREFORK_KEEP_ALIVE_TIMEOUT"
+fn the_command_checks_its_own_keys_and_needs_a_worker() {
+    let error = resolve_error(&[], "max-body-size = \"2g\"");
+    assert!(
+        error.ends_with(":1: max-body-size = \"2g\" is out of range: give 0 to 1GiB"),
+        "{error}"
     );
+    assert_eq!(
+        resolve_error(&["--workers", "0"], ""),
+        "--workers = \"0\" is out of range: give auto or 1 to 1024"
+    );
+    let error = resolve_error(&[], "[app]\nx = 1");
+    assert!(error.contains(":1: unknown key \"app\""), "{error}");
+    assert!(resolve_error(&["--fallback", "index.html"], "").contains("root is not set"));
+    assert!(resolve_error(&["--log", "loud"], "").contains("would log nothing"));
 }

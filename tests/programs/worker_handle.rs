@@ -18,7 +18,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Serves under the model of the configuration.
 pub(super) fn worker_handle(arguments: ProgramArguments) -> Result<()> {
-    let is_threads = arguments.config.model == ConcurrencyModel::Threads;
+    let is_threads = arguments.config.model() == ConcurrencyModel::Threads;
     let cluster = Cluster::new(arguments.config)
         .isolated_pool(IsolatedPoolConfig::new("doubles", 1), |n: u32| Ok::<u32, String>(2 * n))
         .on_message("echo", |primary, _, message| {

@@ -32,6 +32,8 @@
 //!
 //! # Features
 //!
+//! - `cli` (off by default): the module `cli`, with the flags, environment variables and TOML file of `prefork serve` for
+//!   your own program.
 //! - `http2` (off by default): HTTP/2 without TLS, by prior knowledge.
 //! - `axum` (off by default): axum's extractor `ConnectInfo<SocketAddr>`, or `ConnectInfo<PeerAddr>` for Unix sockets too,
 //!   works without another line, and [`ConnectionInfo`] is an extractor.
@@ -49,6 +51,8 @@
 
 mod app_name;
 mod channel;
+#[cfg(feature = "cli")]
+pub mod cli;
 mod client;
 mod cluster;
 mod config;

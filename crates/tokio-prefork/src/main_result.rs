@@ -79,7 +79,7 @@ impl Error {
     }
 }
 
-fn print_error(text: &str) {
+pub(crate) fn print_error(text: &str) {
     let name = crate::app_name::app_name();
     write_final_line(format!("{}: {}\n", Printable(name), Printable(text)).as_bytes());
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use crate::output::{print_result, print_stdout};
-use crate::settings::value_syntax::parse_duration;
+use tokio_prefork::cli::parse_duration;
 use tokio_prefork::control::{self, ControlClient, Rescale, WorkerCountChange};
 use tokio_prefork::text::printable;
 use tokio_prefork::{Error, Result, exit};

@@ -13,7 +13,7 @@ use crate::privilege::WorkerCredentials;
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct ConfigBuilder {
-    pub(super) config: Config,
+    pub(crate) config: Config,
 }
 
 impl ConfigBuilder {

@@ -49,7 +49,7 @@ macro_rules! config_fields {
         /// ```
         #[derive(Debug, Clone)]
         pub struct Config {
-            $(#[doc(hidden)] pub $name: $type,)*
+            $(pub(crate) $name: $type,)*
             /// Whether `bind` is the default, which the first [`ConfigBuilder::listen`] replaces.
             pub(super) is_default_bind: bool,
             pub(super) app_settings: AppSettings,

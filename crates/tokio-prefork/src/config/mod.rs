@@ -1,6 +1,6 @@
 //! The configuration of a cluster: resolved, checked, and immutable from then on.
 //!
-//! A new key is one row in `fields.rs`, and one in the key table of the command (`src/settings/key_table.rs`).
+//! A new key is one row in `fields.rs`, and one in the table of flags, variables and TOML keys (`cli/server_keys.rs`).
 
 mod app_settings;
 mod builder;
@@ -38,6 +38,18 @@ impl Config {
     /// Returns the settings that the application attached with [`ConfigBuilder::app_settings`], if it is of this type.
     pub fn app_settings<T: Any + Send + Sync>(&self) -> Option<&T> {
         self.app_settings.0.as_ref()?.downcast_ref()
+    }
+
+    /// Attaches settings of the application.
+    #[cfg(feature = "cli")]
+    pub(crate) fn with_app_settings<T: Any + Send + Sync>(self, settings: T) -> Config {
+        self.into_builder().app_settings(settings).config
+    }
+
+    /// Records that the addresses are not the default, so that [`ConfigBuilder::listen`] adds to them.
+    #[cfg(feature = "cli")]
+    pub(crate) fn set_bind_given(&mut self) {
+        self.is_default_bind = false;
     }
 
     /// Returns the user and groups that workers change to, if any.

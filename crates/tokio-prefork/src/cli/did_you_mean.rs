@@ -1,10 +1,7 @@
 //! Suggestions for misspelt names.
 
-/// Returns the name of `known` that is most similar to `word`, if it is similar enough.
-pub(super) fn nearest_name<'a>(
-    word: &str,
-    known: impl Iterator<Item = &'a str>,
-) -> Option<&'a str> {
+/// Returns the name of `known` that is most similar to `word`, if it is similar enough to be meant.
+pub fn nearest_name<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
     // A larger share than a third would make all short words similar.
     let max_distance = ((word.chars().count() + 1) / 3).clamp(1, 3);
@@ -18,11 +15,11 @@ pub(super) fn nearest_name<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::key_table::KEYS;
+    use crate::cli::server_keys::SERVER_KEYS;
 
     #[test]
     fn only_misspelt_names_get_a_suggestion() {
-        let names = || KEYS.iter().map(|key| key.name);
+        let names = || SERVER_KEYS.iter().map(|key| key.name);
         for (word, meant) in [
             ("worker", Some("workers")),
             ("wrokers", Some("workers")),

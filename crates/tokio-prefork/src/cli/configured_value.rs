@@ -3,12 +3,13 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::key::Key;
-use tokio_prefork::Error;
+use super::key::KeyInfo;
+use crate::error::Error;
 
-/// Where a value comes from. Displays as `--workers`, `PREFORK_WORKERS`, `/etc/prefork.toml:12` or `default`.
+/// Where a value comes from. Displays as `--workers`, `MYAPP_WORKERS`, `/etc/myapp.toml:12` or `default`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum ValueSource {
+#[non_exhaustive]
+pub enum ValueSource {
     /// The command line; holds the name of the flag without dashes.
     Flag(&'static str),
     /// The environment; holds the name of the variable.
@@ -37,7 +38,7 @@ impl fmt::Display for ValueSource {
 
 /// Text of a single value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ValueText {
+pub(super) struct ValueText {
     /// Text to parse.
     pub text: String,
     /// Text for errors: as the operator wrote it; strings are quoted.
@@ -46,13 +47,13 @@ pub(crate) struct ValueText {
 
 impl ValueText {
     /// Returns a string value, which errors show in quotes.
-    pub(crate) fn quoted(text: &str) -> ValueText {
+    pub(super) fn quoted(text: &str) -> ValueText {
         ValueText { text: text.to_string(), shown: quote_for_error(text) }
     }
 }
 
 /// Quotes and escapes a string for an error, and truncates a long one.
-pub(crate) fn quote_for_error(text: &str) -> String {
+pub(super) fn quote_for_error(text: &str) -> String {
     const MAX_QUOTED_CHARS: usize = 200;
     match text.char_indices().nth(MAX_QUOTED_CHARS) {
         Some((end, _)) => format!("{:?}...", &text[..end]),
@@ -62,7 +63,7 @@ pub(crate) fn quote_for_error(text: &str) -> String {
 
 /// The value or list of values that a source sets for a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ConfiguredValue {
+pub(super) struct ConfiguredValue {
     /// Values; exactly one unless `is_list` is set.
     pub items: Vec<ValueText>,
     /// Whether it was written as a list, even of a single value.
@@ -73,7 +74,7 @@ pub(crate) struct ConfiguredValue {
 
 impl ConfiguredValue {
     /// Returns a copy with numbers as written instead of in decimal: `0o660` in TOML stays octal.
-    pub(crate) fn as_written(&self) -> ConfiguredValue {
+    pub(super) fn as_written(&self) -> ConfiguredValue {
         let written = |item: &ValueText| match item.shown.starts_with('"') {
             true => item.clone(),
             false => ValueText { text: item.shown.clone(), shown: item.shown.clone() },
@@ -85,26 +86,32 @@ impl ConfiguredValue {
 
 /// Error in a value: the offending text and the reason, which follows it in the message.
 #[derive(Debug)]
-pub(crate) struct ValueError {
+pub(super) struct ValueError {
     shown: String,
     reason: String,
 }
 
 impl ConfiguredValue {
+    /// Returns the value of a flag, which was given once or more.
+    pub(super) fn from_flag(key: &KeyInfo, texts: &[String]) -> ConfiguredValue {
+        let items = texts.iter().map(|text| ValueText::quoted(text)).collect();
+        ConfiguredValue { items, is_list: key.is_list, source: ValueSource::Flag(key.name) }
+    }
+
     /// Returns a value that is not a list.
-    pub(crate) fn single(item: ValueText, source: ValueSource) -> ConfiguredValue {
+    pub(super) fn single(item: ValueText, source: ValueSource) -> ConfiguredValue {
         ConfiguredValue { items: vec![item], is_list: false, source }
     }
 
     /// Returns whether the value comes from the configuration file.
-    pub(crate) fn is_from_file(&self) -> bool {
+    pub(super) fn is_from_file(&self) -> bool {
         matches!(self.source, ValueSource::File { .. })
     }
 
     /// Parses the value of a key that takes exactly one.
-    pub(crate) fn parse_one<T>(
+    pub(super) fn parse_one<T>(
         &self,
-        parse: fn(&str) -> Result<T, String>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Result<T, ValueError> {
         match self.items.as_slice() {
             [item] if !self.is_list => parse_value_text(item, parse),
@@ -113,7 +120,7 @@ impl ConfiguredValue {
     }
 
     /// Parses the values of a key that takes at least one.
-    pub(crate) fn parse_each<T>(
+    pub(super) fn parse_each<T>(
         &self,
         parse: fn(&str) -> Result<T, String>,
     ) -> Result<Vec<T>, ValueError> {
@@ -124,19 +131,19 @@ impl ConfiguredValue {
     }
 
     /// Returns the configuration error for an invalid value, which names the source and the key.
-    pub(crate) fn to_error(&self, key: &Key, problem: &ValueError) -> Error {
+    pub(super) fn to_error(&self, key: &str, problem: &ValueError) -> Error {
         let ValueError { shown, reason } = problem;
         Error::config(match &self.source {
-            ValueSource::File { .. } => format!("{}: {} = {shown} {reason}", self.source, key.name),
+            ValueSource::File { .. } => format!("{}: {key} = {shown} {reason}", self.source),
             ValueSource::Flag(_) | ValueSource::Env(_) => {
                 format!("{} = {shown} {reason}", self.source)
             }
-            ValueSource::Default => format!("{} = {shown} {reason}", key.name),
+            ValueSource::Default => format!("{key} = {shown} {reason}"),
         })
     }
 
     /// Adds the source to an error of the final checks, which know keys but not sources.
-    pub(crate) fn with_source_named(&self, key: &Key, text: &str) -> Error {
+    pub(super) fn with_source_named(&self, key: &str, text: &str) -> Error {
         match text.find(" is out of range") {
             Some(at) => self.to_error(key, &self.value_error(text[at..].trim_start())),
             None => Error::config(format!("{}: {text}", self.source)),
@@ -157,7 +164,7 @@ impl ConfiguredValue {
 
 fn parse_value_text<T>(
     item: &ValueText,
-    parse: fn(&str) -> Result<T, String>,
+    parse: impl FnOnce(&str) -> Result<T, String>,
 ) -> Result<T, ValueError> {
     parse(&item.text).map_err(|reason| ValueError { shown: item.shown.clone(), reason })
 }

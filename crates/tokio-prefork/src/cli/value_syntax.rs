@@ -1,36 +1,21 @@
 //! Parsing and formatting of setting values. Errors complete a sentence that starts with `KEY = VALUE`.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
-use tokio_prefork::ListenAddr;
-use tokio_prefork::{ParseValueError, WorkerCount};
+use crate::error::Error;
+use crate::listener::ListenAddr;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 pub(super) fn parse_address(text: &str) -> Result<ListenAddr, String> {
-    text.parse().map_err(|error: tokio_prefork::Error| {
+    text.parse().map_err(|error: Error| {
         let error = error.to_string();
         // The caller adds the key, the value and the source.
         error.strip_prefix(&format!("bind = {text:?} ")).unwrap_or(&error).to_string()
     })
-}
-
-pub(super) fn parse_workers(text: &str) -> Result<WorkerCount, String> {
-    match parse_choice(text)? {
-        WorkerCount::Count(0) => {
-            Err(format!("is out of range: give auto or 1 to {}", WorkerCount::MAX))
-        }
-        workers => Ok(workers),
-    }
-}
-
-/// Parses a value of a type whose text form the library defines.
-pub(super) fn parse_choice<T: FromStr<Err = ParseValueError>>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|error: ParseValueError| error.reason().to_string())
 }
 
 /// Parses a whole number. Saturates on overflow, so that the bounds check reports the value as out of range.
@@ -39,8 +24,12 @@ pub(super) fn parse_count(text: &str) -> Result<u32, String> {
     Ok(u32::try_from(number).unwrap_or(u32::MAX))
 }
 
-/// Parses `30s`, `500ms`, `2m`, `1h` or a number of seconds. Saturates on overflow.
-pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+/// Parses `30s`, `500ms`, `2m`, `1h` or a number of seconds, for flags of your own. Saturates on overflow.
+///
+/// # Errors
+///
+/// A reason that completes a sentence which begins with the text.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split_unit(text);
     let scale = match unit {
         "" | "s" => Some(1.0),
@@ -177,17 +166,6 @@ pub(super) fn parse_user_or_group(text: &str) -> Result<String, String> {
     }
 }
 
-/// Parses the value of an HTTP header field (RFC 9110, section 5.5), ASCII only.
-pub(super) fn parse_header_value(text: &str) -> Result<String, String> {
-    match text.trim() {
-        "" => Err("is empty: give the value of the field".to_string()),
-        value if value.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\t')) => {
-            Ok(value.to_string())
-        }
-        _ => Err("cannot be sent: give printable ASCII characters".to_string()),
-    }
-}
-
 pub(super) fn parse_file(text: &str) -> Result<PathBuf, String> {
     match text {
         "" => Err("is empty: give the path of a file".to_string()),
@@ -199,10 +177,6 @@ pub(super) fn parse_file(text: &str) -> Result<PathBuf, String> {
 pub(super) fn port_to_bind(text: &str) -> Result<String, String> {
     let port: u16 = text.trim().parse().map_err(|_| "is not a port: give 0 to 65535")?;
     Ok(format!("0.0.0.0:{port}"))
-}
-
-pub(super) fn keep_text(text: &str) -> Result<String, String> {
-    Ok(text.to_string())
 }
 
 /// Parses ASCII digits without a sign. Saturates on overflow.
@@ -309,18 +283,8 @@ mod tests {
     }
 
     #[test]
-    fn header_values_must_be_printable_ascii() {
-        let shown = parse_header_value(" public, max-age=60 ");
-        assert_eq!(shown.as_deref(), Ok("public, max-age=60"));
-        for text in ["", " ", "a\r\nSet-Cookie: b", "a\0", "\u{e4}"] {
-            assert!(parse_header_value(text).is_err(), "{text:?}");
-        }
-    }
-
-    #[test]
     fn overflowing_numbers_saturate() {
         assert_eq!(parse_count("99999999999999999999999"), Ok(u32::MAX));
-        assert!(parse_workers("5000").expect_err("many").starts_with("is out of range"));
         assert_eq!(port_to_bind("8080"), Ok("0.0.0.0:8080".to_string()));
         assert!(port_to_bind("70000").is_err());
     }

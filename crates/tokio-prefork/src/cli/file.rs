@@ -16,9 +16,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::configured_value::{ConfiguredValue, ValueSource, ValueText, quote_for_error};
 use super::did_you_mean::nearest_name;
-use super::key::Key;
-use super::key_table::{self, KEYS};
-use tokio_prefork::{Error, Result};
+use super::key::KeyInfo;
+use crate::error::{Error, Result};
 
 /// Maximum size of a configuration file in bytes: 1 MiB. A larger file is probably the wrong one.
 const MAX_FILE_SIZE: u64 = 1 << 20;
@@ -67,10 +66,16 @@ fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Parses the TOML text into configured values. Checks only the syntax and the names of the keys.
+/// Name of the table that belongs to the application, whatever it contains.
+pub(super) const APP_TABLE: &str = "app";
+
+/// Parses the TOML text into configured values. Checks only the syntax and the names of the keys. Skips the table
+/// [`APP_TABLE`] if `has_app_table` allows it.
 pub(super) fn parse_config_file(
     path: &Path,
     text: &str,
+    keys: &[KeyInfo],
+    has_app_table: bool,
 ) -> Result<BTreeMap<&'static str, ConfiguredValue>> {
     let table = DeTable::parse(text).map_err(|error| {
         let line = line_number(text, error.span().map_or(0, |span| span.start));
@@ -82,29 +87,41 @@ pub(super) fn parse_config_file(
     entries.sort_by_key(|(name, _)| name.span().start);
     let mut all = BTreeMap::new();
     for (name, value) in entries {
+        if has_app_table && name.get_ref() == APP_TABLE && is_table(value.get_ref()) {
+            continue;
+        }
         let line = line_number(text, name.span().start);
         let at = ValueSource::File { path: path.to_path_buf(), line };
-        let key = find_known_key(name.get_ref(), value.get_ref())
+        let key = find_known_key(keys, name.get_ref(), value.get_ref(), has_app_table)
             .map_err(|why| Error::config(format!("{at}: {why}")))?;
         all.insert(key.name, configured_value(text, &value, at));
     }
     Ok(all)
 }
 
-fn find_known_key(name: &str, value: &DeValue<'_>) -> Result<&'static Key, String> {
-    let is_table = |value: &DeValue<'_>| matches!(value, DeValue::Table(_));
+fn is_table(value: &DeValue<'_>) -> bool {
+    matches!(value, DeValue::Table(_))
+}
+
+fn find_known_key<'a>(
+    keys: &'a [KeyInfo],
+    name: &str,
+    value: &DeValue<'_>,
+    has_app_table: bool,
+) -> Result<&'a KeyInfo, String> {
     let holds_tables = match value {
         DeValue::Array(items) => items.iter().any(|item| is_table(item.get_ref())),
         other => is_table(other),
     };
     if holds_tables {
+        let allowed = if has_app_table { ", and [app] for the application's own" } else { "" };
         return Err(format!(
-            "unknown key {}: it is a table, but keys are flat: write KEY = VALUE lines only",
+            "unknown key {}: it is a table, but keys are flat: write KEY = VALUE lines only{allowed}",
             quote_for_error(name)
         ));
     }
-    key_table::find_key(name).ok_or_else(|| {
-        let hint = nearest_name(name, KEYS.iter().map(|key| key.name))
+    keys.iter().find(|key| key.name == name).ok_or_else(|| {
+        let hint = nearest_name(name, keys.iter().map(|key| key.name))
             .map(|meant| format!(" (did you mean {meant:?}?)"))
             .unwrap_or_default();
         format!("unknown key {}{hint}", quote_for_error(name))

@@ -1,10 +1,11 @@
-//! Parsed but unvalidated settings: defaults overwritten by configured values, then checked as a whole.
+//! Settings of the built-in application, with their checks.
 
 use std::path::{Component, Path, PathBuf};
 
-use tokio_prefork::{Config, ControlSocket, Error, Result};
+use tokio_prefork::cli::{AppKeys, Key};
+use tokio_prefork::{Config, Error, Result, WorkerCount};
 
-/// Settings of the built-in application.
+/// Settings of the built-in application and of the command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AppSettings {
     /// Directory whose files are served.
@@ -29,13 +30,15 @@ pub(crate) struct AppSettings {
     pub faults: bool,
     /// Whether the demonstration paths are served.
     pub demo: bool,
+    /// Filter of the logger.
+    pub log: String,
 }
 
 impl AppSettings {
     /// Upper bound of `max_body_size`: 1 GiB.
     const MAX_BODY_SIZE_LIMIT: u64 = 1 << 30;
 
-    fn check(self) -> Result<AppSettings> {
+    fn check_values(&self) -> Result<()> {
         if self.max_body_size > AppSettings::MAX_BODY_SIZE_LIMIT {
             return Err(Error::config(format!(
                 "max-body-size = {} is out of range: give 0 to 1GiB",
@@ -53,7 +56,7 @@ impl AppSettings {
                 self.check_page_file(key, page)?;
             }
         }
-        Ok(self)
+        Ok(())
     }
 
     /// Checks that `page` is a file below the root.
@@ -96,36 +99,24 @@ impl Default for AppSettings {
             max_buffered_bodies: 64 << 20,
             faults: false,
             demo: true,
+            log: "info".to_string(),
         }
     }
 }
 
-/// Settings whose values are parsed but not yet checked against their bounds.
-#[derive(Debug, Clone)]
-pub(crate) struct UncheckedSettings {
-    /// Configuration of the library.
-    pub config: Config,
-    /// Settings of the built-in application.
-    pub app: AppSettings,
-    /// Filter of the logger.
-    pub log: String,
-}
+impl AppKeys for AppSettings {
+    const KEYS: &'static [Key<AppSettings>] = super::app_keys::KEYS;
 
-impl UncheckedSettings {
-    /// Checks every value against its bounds. Errors start with `KEY = VALUE`.
-    pub(crate) fn check(self) -> Result<(Config, AppSettings, String)> {
-        let config = self.config.into_builder().build()?;
-        Ok((config, self.app.check()?, self.log))
-    }
-}
+    const READS_OTHER_NAMES: bool = false;
 
-impl Default for UncheckedSettings {
-    fn default() -> UncheckedSettings {
-        let config = {
-            let mut config = Config::default();
-            config.control = ControlSocket::Auto;
-            config
-        };
-        UncheckedSettings { config, app: AppSettings::default(), log: "info".to_string() }
+    fn check(&self, config: &Config) -> Result<()> {
+        // Nothing forks the workers later, as a program with hooks could.
+        if config.workers() == WorkerCount::Count(0) {
+            let most = WorkerCount::MAX;
+            return Err(Error::config(format!(
+                "workers = 0 is out of range: give auto or 1 to {most}"
+            )));
+        }
+        self.check_values()
     }
 }

@@ -1,0 +1,59 @@
+//! What a program adds to the keys of the server.
+
+use super::key::Key;
+use crate::config::{Config, ConfigBuilder, ControlSocket};
+use crate::error::Result;
+
+/// The keys of an application beside those of the server, and the defaults of both.
+///
+/// Implemented by `()` for programs without keys of their own. A value of this type is attached to the configuration:
+/// [`Config::app_settings`] returns it in the workers, and a reload brings the new one.
+///
+/// ```
+/// use tokio_prefork::cli::{AppKeys, Field, Key};
+/// use tokio_prefork::{Config, ConfigBuilder, ControlSocket};
+///
+/// #[derive(Debug, Clone, Default)]
+/// struct Shop {
+///     catalogue: Option<std::path::PathBuf>,
+///     read_only: bool,
+/// }
+///
+/// impl AppKeys for Shop {
+///     const KEYS: &'static [Key<Shop>] = &[
+///         Key::new("catalogue", "Shop", Field::File(|s| &mut s.catalogue), "Read the articles from this file"),
+///         Key::new("read-only", "Shop", Field::Switch(|s| &mut s.read_only), "Refuse orders"),
+///     ];
+///
+///     fn server_defaults() -> ConfigBuilder {
+///         Config::builder().control(ControlSocket::Auto).bind([([0, 0, 0, 0], 8080)])
+///     }
+/// }
+/// ```
+pub trait AppKeys: Default + Clone + Send + Sync + 'static {
+    /// The keys of the application. Their names differ from those of the server.
+    const KEYS: &'static [Key<Self>] = &[];
+
+    /// Whether the program reads other names itself: variables with its prefix, and the table `[app]` of the file
+    /// ([`Settings::app_table`](super::Settings::app_table)). If not, such a variable gives a warning and such a table an
+    /// error. Default: true.
+    const READS_OTHER_NAMES: bool = true;
+
+    /// Returns the defaults of the server. By default those of [`Config::builder`], with a control socket in the runtime
+    /// directory, so that `prefork status` and the other verbs find the program.
+    fn server_defaults() -> ConfigBuilder {
+        Config::builder().control(ControlSocket::Auto)
+    }
+
+    /// Checks the values of the application, after each was parsed. Default: no check.
+    ///
+    /// # Errors
+    ///
+    /// What makes the configuration invalid. A text that begins with `KEY = VALUE` gets the source of the value.
+    fn check(&self, config: &Config) -> Result<()> {
+        let _ = config;
+        Ok(())
+    }
+}
+
+impl AppKeys for () {}

@@ -1,0 +1,331 @@
+//! Table of the server's keys, the source of its flags, their help, the environment variables and the TOML keys.
+//!
+//! A new key is one new row, plus a variant of [`Field`] if its type is new.
+
+use super::field::{Field, parse_value};
+use super::key::{EnvAlias, GENERAL_HEADING, Key};
+use super::value_syntax;
+use crate::config::Config;
+
+/// Headings of the help, in display order.
+mod heading {
+    pub(super) const LISTENING: &str = "Listening";
+    pub(super) const WORKERS: &str = "Workers";
+    pub(super) const POOL: &str = "CPU pool";
+    pub(super) const RELOADING: &str = "Reloading";
+    pub(super) const STOPPING: &str = "Stopping";
+    pub(super) const HTTP: &str = "HTTP";
+    pub(super) const GENERAL: &str = super::GENERAL_HEADING;
+}
+
+/// Declares a field of the configuration whose type is an enum with a text form.
+macro_rules! choice {
+    ($value_name:literal, $field:ident) => {
+        Field::Other {
+            value_name: $value_name,
+            parse: |config, text| parse_value(text).map(|value| config.$field = value),
+            format: |config| config.$field.to_string(),
+        }
+    };
+}
+
+/// Declares the field of a user or a group.
+macro_rules! user_or_group {
+    ($field:ident) => {
+        Field::OptionalText {
+            value_name: "NAME",
+            parse: value_syntax::parse_user_or_group,
+            field: |config| &mut config.$field,
+        }
+    };
+}
+
+/// The keys, grouped by heading.
+pub(super) static SERVER_KEYS: &[Key<Config>] = &[
+    Key::<Config>::new(
+        "bind",
+        heading::LISTENING,
+        Field::Addresses(|c| &mut c.bind),
+        "Listen on HOST:PORT, :PORT, unix:PATH, unix:@NAME or fd://N (may be repeated)",
+    )
+    .short('b')
+    .env_aliases(&[EnvAlias { var: "PORT", convert: value_syntax::port_to_bind }]),
+    Key::new(
+        "unix-mode",
+        heading::LISTENING,
+        Field::FileMode(|c| &mut c.unix_mode),
+        "Permissions of Unix sockets in octal, such as 0660; unix:PATH?mode=0660 sets them for one socket",
+    ),
+    Key::new(
+        "unix-owner",
+        heading::LISTENING,
+        user_or_group!(unix_owner),
+        "Owner of Unix sockets, as a name or uid; unix:PATH?owner=NAME sets it for one socket",
+    ),
+    Key::new(
+        "unix-group",
+        heading::LISTENING,
+        user_or_group!(unix_group),
+        "Group of Unix sockets, as a name or gid; unix:PATH?group=NAME sets it for one socket",
+    ),
+    Key::new(
+        "backlog",
+        heading::LISTENING,
+        Field::Count(|c| &mut c.backlog),
+        "Maximum number of connections in the kernel's accept queue",
+    ),
+    Key::new(
+        "max-queue-wait",
+        heading::LISTENING,
+        Field::OptionalDuration(|c| &mut c.max_queue_wait),
+        "Answer 503 to connections that waited longer than this in the accept queue, or off",
+    ),
+    Key::new(
+        "tcp-keep-alive",
+        heading::LISTENING,
+        Field::OptionalDuration(|c| &mut c.tcp_keep_alive),
+        "Close TCP connections whose peer host has been unreachable for this long, or off",
+    ),
+    Key::new(
+        "dispatch",
+        heading::LISTENING,
+        choice!("POLICY", dispatch),
+        "How connections are distributed: shared, round-robin, reuseport, least-conn or ip-hash",
+    ),
+    Key::new(
+        "model",
+        heading::WORKERS,
+        choice!("MODEL", model),
+        "Concurrency model: prefork (worker processes); single, threads or thread-per-core (one process)",
+    ),
+    Key::<Config>::new(
+        "workers",
+        heading::WORKERS,
+        choice!("N", workers),
+        "Number of worker processes or threads; auto is one per core",
+    )
+    .short('w')
+    .env_aliases(&[EnvAlias::same_text("WEB_CONCURRENCY")]),
+    Key::new(
+        "worker-connections",
+        heading::WORKERS,
+        Field::Count(|c| &mut c.worker_connections),
+        "Open connections per worker; at this limit a worker stops accepting",
+    ),
+    Key::new(
+        "boot-timeout",
+        heading::WORKERS,
+        Field::Duration(|c| &mut c.boot_timeout),
+        "Timeout for a new worker to become ready",
+    ),
+    Key::new(
+        "boot-attempts",
+        heading::WORKERS,
+        Field::Count(|c| &mut c.boot_attempts),
+        "Exit after N failed boot rounds if no worker has ever become ready",
+    ),
+    Key::new(
+        "min-uptime",
+        heading::WORKERS,
+        Field::Duration(|c| &mut c.min_uptime),
+        "Respawn with back-off a worker that exits within this time after it became ready",
+    ),
+    Key::new(
+        "max-requests",
+        heading::WORKERS,
+        Field::OptionalCount(|c| &mut c.max_requests),
+        "Replace a worker after N requests, minus up to 20 % jitter; or off",
+    ),
+    Key::new(
+        "max-rss",
+        heading::WORKERS,
+        Field::OptionalByteCount(|c| &mut c.max_rss),
+        "Replace a worker gracefully when its resident memory exceeds this, or off",
+    ),
+    Key::new(
+        "max-rss-hard",
+        heading::WORKERS,
+        Field::OptionalByteCount(|c| &mut c.max_rss_hard),
+        "Kill and replace a worker when its resident memory exceeds this, or off",
+    ),
+    Key::new(
+        "max-lifetime",
+        heading::WORKERS,
+        Field::OptionalDuration(|c| &mut c.max_lifetime),
+        "Replace a worker at this age, minus up to 20 % jitter; or off",
+    ),
+    Key::new(
+        "stall-warn",
+        heading::WORKERS,
+        Field::OptionalDuration(|c| &mut c.stall_warn),
+        "Log the current request when a worker's event loop is blocked for this long, or off",
+    ),
+    Key::new(
+        "stall-timeout",
+        heading::WORKERS,
+        Field::OptionalDuration(|c| &mut c.stall_timeout),
+        "Kill and replace a worker whose event loop is blocked for this long, or off",
+    ),
+    Key::new(
+        "pool-threads",
+        heading::POOL,
+        Field::AutoCount(|c| &mut c.pool_threads),
+        "Threads per worker for CPU-bound jobs; auto divides the cores among the workers",
+    ),
+    Key::new(
+        "pool-queue",
+        heading::POOL,
+        Field::Count(|c| &mut c.pool_queue),
+        "Jobs per worker that may wait for a thread; further jobs are rejected",
+    ),
+    Key::new(
+        "pool-nice",
+        heading::POOL,
+        Field::Count(|c| &mut c.pool_nice),
+        "Niceness of the pool threads relative to the event loop: 0 to 19",
+    ),
+    Key::new(
+        "pool-newest-first",
+        heading::POOL,
+        Field::Switch(|c| &mut c.pool_newest_first),
+        "Run the newest job first while the queue is more than half full",
+    ),
+    Key::new(
+        "reload-surge",
+        heading::RELOADING,
+        Field::AutoCount(|c| &mut c.reload_surge),
+        "Extra workers that a reload may start at a time; auto is a quarter of the workers",
+    ),
+    Key::new(
+        "reload-max-unavailable",
+        heading::RELOADING,
+        Field::Count(|c| &mut c.reload_max_unavailable),
+        "Workers that may be unavailable during a reload",
+    ),
+    Key::new(
+        "graceful-timeout",
+        heading::STOPPING,
+        Field::Duration(|c| &mut c.graceful_timeout),
+        "How long a stopping worker may take to finish its requests before it is killed",
+    ),
+    Key::new(
+        "drain-delay",
+        heading::STOPPING,
+        Field::Duration(|c| &mut c.drain_delay),
+        "How long to keep accepting after a stop while /readyz answers 503, so that load balancers notice",
+    ),
+    Key::new(
+        "linger-timeout",
+        heading::STOPPING,
+        Field::Duration(|c| &mut c.linger_timeout),
+        "How long a stopping worker keeps idle connections open for late requests",
+    ),
+    Key::new(
+        "hand-over",
+        heading::STOPPING,
+        Field::Switch(|c| &mut c.hand_over),
+        "Pass the idle connections of a worker that is being replaced to another worker",
+    ),
+    Key::new(
+        "header-timeout",
+        heading::HTTP,
+        Field::Duration(|c| &mut c.header_timeout),
+        "Timeout for a client to send a complete request head",
+    ),
+    Key::new(
+        "keep-alive-timeout",
+        heading::HTTP,
+        Field::Duration(|c| &mut c.keep_alive_timeout),
+        "Close keep-alive connections that are idle for this long",
+    ),
+    Key::new(
+        "body-timeout",
+        heading::HTTP,
+        Field::OptionalDuration(|c| &mut c.body_timeout),
+        "Timeout for the next bytes of a request body, then 408; or off",
+    ),
+    Key::new(
+        "send-timeout",
+        heading::HTTP,
+        Field::OptionalDuration(|c| &mut c.send_timeout),
+        "Timeout for a client to read the next bytes of a response, then close; or off",
+    ),
+    Key::new(
+        "min-body-rate",
+        heading::HTTP,
+        Field::OptionalRate(|c| &mut c.min_body_rate),
+        "Minimum bytes per second of a request body while waiting for the client, below it 408; or off",
+    ),
+    Key::new(
+        "min-send-rate",
+        heading::HTTP,
+        Field::OptionalRate(|c| &mut c.min_send_rate),
+        "Minimum bytes per second of a response while waiting for the client, below it close; or off",
+    ),
+    Key::new(
+        "request-timeout",
+        heading::HTTP,
+        Field::OptionalDuration(|c| &mut c.request_timeout),
+        "Timeout for a whole request including its response, then 503 or close; or off",
+    ),
+    Key::new(
+        "half-close",
+        heading::HTTP,
+        choice!("HOW", half_close),
+        "When a client shuts down its sending side: finish the request, probe the client with a 102, or cancel",
+    ),
+    Key::new(
+        "max-header-size",
+        heading::HTTP,
+        Field::MemorySize(|c| &mut c.max_header_size),
+        "Maximum size of a request head, beyond it 431",
+    ),
+    Key::new(
+        "pipeline-flush",
+        heading::HTTP,
+        Field::Switch(|c| &mut c.pipeline_flush),
+        "Has no effect: responses of pipelined requests are always written together",
+    ),
+    Key::new(
+        "http2",
+        heading::HTTP,
+        Field::Switch(|c| &mut c.http2),
+        "Accept HTTP/2 without TLS (prior knowledge)",
+    ),
+    Key::new(
+        "user",
+        heading::GENERAL,
+        user_or_group!(user),
+        "Run the workers as this user (name or uid) without privileges; requires starting as root",
+    ),
+    Key::new(
+        "group",
+        heading::GENERAL,
+        user_or_group!(group),
+        "Run the workers with this group (name or gid) instead of the user's primary group",
+    ),
+    Key::new(
+        "pid-file",
+        heading::GENERAL,
+        Field::File(|c| &mut c.pid_file),
+        "Write the primary's pid to this file",
+    ),
+    Key::new(
+        "log-file",
+        heading::GENERAL,
+        Field::File(|c| &mut c.log_file),
+        "Append the log to this file instead of standard error; SIGUSR1 reopens it",
+    ),
+    Key::new(
+        "control",
+        heading::GENERAL,
+        choice!("PATH", control),
+        "Control socket of prefork status, reload, ...: a path, off, or auto for one in the runtime directory",
+    ),
+    Key::new(
+        "fd-store",
+        heading::GENERAL,
+        choice!("WHEN", fd_store),
+        "Store the listening sockets in systemd: auto (if systemd offers it), on or off",
+    ),
+];
