@@ -47,6 +47,7 @@ mod dropped_privileges;
 mod examples;
 mod file_conditional_requests;
 mod file_server;
+mod fork_safety;
 mod forked_workers;
 mod half_close;
 mod http;

@@ -38,7 +38,7 @@ pub fn record_inherited_fds() -> io::Result<()> {
     Ok(())
 }
 
-fn is_inheritable(number: RawFd) -> bool {
+pub(crate) fn is_inheritable(number: RawFd) -> bool {
     // SAFETY: F_GETFD only reads; a number that is not open gives EBADF.
     let flags = syscall_result(unsafe { libc::fcntl(number, libc::F_GETFD) });
     flags.is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0)

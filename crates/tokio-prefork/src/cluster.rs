@@ -17,6 +17,7 @@ use hyper::service::Service;
 
 use crate::config::Config;
 use crate::error::{BoxError, Error, Result, exit};
+use crate::fork_safety;
 use crate::listener::resolve_hosts;
 use crate::log_file::{LogFile, inherited_log_fd};
 use crate::log_output;
@@ -188,6 +189,7 @@ impl Cluster {
         self.config = threading.adapt_config(self.config)?;
         #[cfg(feature = "testing")]
         crate::testing::prepare_to_serve(&mut self.config)?;
+        fork_safety::warn_of_unsafe_fds();
         self.kinds.check_configs()?;
         let read_config = self.read_config;
         self.read_config = Box::new(move || {
@@ -254,7 +256,7 @@ impl Cluster {
         listeners.open_missing_sockets(&self.config.bind, self.config.backlog, slots)?;
         let service_manager = self.connect_service_manager(service, manifest.is_some(), &unwanted);
         let resources = PrimaryResources { listeners, pid_file, service_manager };
-        let app = build_app()?;
+        let app = fork_safety::warn_of_fds_left_open_by(build_app)?;
         // Preloading may have started some.
         start_checks::check_single_thread()?;
         let application = Application {

@@ -59,6 +59,7 @@ mod config;
 pub mod control;
 mod dispatch;
 mod error;
+pub mod fork_safety;
 mod inherited_fds;
 mod isolated;
 mod listener;
@@ -129,6 +130,7 @@ mod documentation {
         Axum: "docs/src/axum.md",
         Control: "docs/src/control.md",
         CpuPool: "docs/src/cpu-pool.md",
+        ForkSafety: "docs/src/fork-safety.md",
         Http: "docs/src/http.md",
         IsolatedJobs: "docs/src/isolated-jobs.md",
         Library: "docs/src/library.md",
