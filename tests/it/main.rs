@@ -51,6 +51,7 @@ mod fork_safety;
 mod forked_workers;
 mod half_close;
 mod http;
+mod http2_settings;
 mod http_corpus;
 mod http_malformed;
 mod install_script;

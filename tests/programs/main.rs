@@ -69,6 +69,7 @@ fn main() -> ExitCode {
         "connection-info" => connection_info::http_connections(arguments),
         "raw-connection-info" => connection_info::raw_connections(arguments),
         "connect-info" => connection_info::axum_extractors(arguments),
+        "extended-connect" => serving::extended_connect(arguments),
         "connections" => serving::line_protocol(arguments),
         "request-summary" => request_summary::request_summary(arguments),
         "primary-loop" => primary_loop::primary_loop(arguments),

@@ -3,12 +3,15 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
+use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
+use hyper::ext::Protocol;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio_prefork::{AcceptedStream, Cluster, RequestDeadline, Result, Worker};
 
 use super::ProgramArguments;
@@ -45,6 +48,32 @@ pub(super) fn axum_router(arguments: ProgramArguments) -> Result<()> {
         };
         let router = axum::Router::new().route("/hello/{name}", get(hello));
         Ok(router)
+    })
+}
+
+/// Opens a tunnel for each extended CONNECT, which answers each piece with its protocol before it.
+pub(super) fn extended_connect(arguments: ProgramArguments) -> Result<()> {
+    let config = arguments.config.into_builder();
+    let config = config.http2_extended_connect(true).keep_alive_timeout(Duration::from_millis(500));
+    Cluster::new(config.build()?).serve(|_: Worker| async {
+        Ok(service_fn(|mut request: Request<Incoming>| async move {
+            if let Some(protocol) = request.extensions().get::<Protocol>().cloned() {
+                let upgrade = hyper::upgrade::on(&mut request);
+                tokio::task::spawn_local(async move {
+                    let Ok(tunnel) = upgrade.await else { return };
+                    let mut tunnel = TokioIo::new(tunnel);
+                    let mut piece = [0; 64];
+                    while let Ok(length @ 1..) = tunnel.read(&mut piece).await {
+                        let text = String::from_utf8_lossy(&piece[..length]);
+                        let answer = format!("{}: {text}", protocol.as_str());
+                        if tunnel.write_all(answer.as_bytes()).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            Ok::<_, Infallible>(response(""))
+        }))
     })
 }
 

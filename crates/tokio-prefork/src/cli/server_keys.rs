@@ -293,6 +293,42 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
         "Accept HTTP/2 without TLS (prior knowledge)",
     ),
     Key::new(
+        "http2-max-concurrent-streams",
+        heading::HTTP,
+        Field::Count(|c| &mut c.http2_max_concurrent_streams),
+        "HTTP/2: maximum number of requests of one connection at the same time",
+    ),
+    Key::new(
+        "http2-stream-window-size",
+        heading::HTTP,
+        Field::MemorySize(|c| &mut c.http2_stream_window_size),
+        "HTTP/2: bytes of a request body that a client may send before they are read",
+    ),
+    Key::new(
+        "http2-connection-window-size",
+        heading::HTTP,
+        Field::MemorySize(|c| &mut c.http2_connection_window_size),
+        "HTTP/2: bytes of all request bodies of a connection that a client may send before they are read",
+    ),
+    Key::new(
+        "http2-ping-interval",
+        heading::HTTP,
+        Field::OptionalDuration(|c| &mut c.http2_ping_interval),
+        "HTTP/2: how often to ping a client, to notice one that has vanished; or off",
+    ),
+    Key::new(
+        "http2-ping-timeout",
+        heading::HTTP,
+        Field::Duration(|c| &mut c.http2_ping_timeout),
+        "HTTP/2: timeout for the answer to a ping, then close",
+    ),
+    Key::new(
+        "http2-extended-connect",
+        heading::HTTP,
+        Field::Switch(|c| &mut c.http2_extended_connect),
+        "HTTP/2: accept tunnels by extended CONNECT (RFC 8441), as for WebSocket",
+    ),
+    Key::new(
         "user",
         heading::GENERAL,
         user_or_group!(user),

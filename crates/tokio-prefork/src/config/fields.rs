@@ -203,7 +203,7 @@ config_fields! {
     /// How long a TCP connection is kept whose host has vanished: TCP keep-alive begins to probe after half of it.
     /// `None`: the kernel does not probe. Default: 2 min.
     tcp_keep_alive: Option<Duration>, from Option<Duration> = Some(Duration::from_secs(120)), in MIN_TCP_KEEP_ALIVE..=MAX_DURATION;
-    /// Largest request head in bytes; a larger one gets 431. Default: 16 KiB. At least 8 KiB.
+    /// Largest request head in bytes; a larger one gets 431 (HTTP/2: SETTINGS_MAX_HEADER_LIST_SIZE). Default: 16 KiB. At least 8 KiB.
     max_header_size: usize = 16 * 1024, in 8 * 1024..=1024 * 1024;
     /// Open connections that a worker accepts before it leaves new ones to the others; per thread if `workers` counts
     /// threads. Default: 10 000.
@@ -224,6 +224,22 @@ config_fields! {
     /// Whether to accept HTTP/2 without TLS from clients with prior knowledge. Needs the feature `http2` of this crate. Default:
     /// true with that feature.
     http2: bool = cfg!(feature = "http2");
+    /// HTTP/2: requests of one connection at the same time; clients wait with more (SETTINGS_MAX_CONCURRENT_STREAMS). Default:
+    /// 200.
+    http2_max_concurrent_streams: u32 = 200, in 1..=1_000_000;
+    /// HTTP/2: bytes of a request body that a client may send before the handler reads them
+    /// (SETTINGS_INITIAL_WINDOW_SIZE). A client far away needs more for fast uploads. Default: 1 MiB.
+    http2_stream_window_size: usize = 1 << 20, in 1_024..=(1 << 31) - 1;
+    /// HTTP/2: bytes of all request bodies of one connection that a client may send before handlers read them. Default:
+    /// 1 MiB.
+    http2_connection_window_size: usize = 1 << 20, in 65_535..=(1 << 31) - 1;
+    /// HTTP/2: how often to ping a client, to notice one that has vanished. `None`: never. Default: 65 s.
+    http2_ping_interval: Option<Duration>, from Option<Duration> = Some(Duration::from_secs(65)), in FROM_ONE_MS;
+    /// HTTP/2: how long to wait for the answer to a ping before the connection is closed. Default: 20 s.
+    http2_ping_timeout: Duration = Duration::from_secs(20), in FROM_ONE_MS;
+    /// HTTP/2: whether clients may open tunnels with extended CONNECT (RFC 8441), as browsers do for WebSocket. Handlers see
+    /// the method CONNECT, and the protocol as `hyper::ext::Protocol` in the extensions. Default: false.
+    http2_extended_connect: bool = false;
     /// Whether each request has its [`ConnectionInfo`](crate::ConnectionInfo) in its extensions. Without it, a request of
     /// a service that does not use it costs a few hundred processor instructions less. Default: true.
     connection_info: bool = true;

@@ -448,6 +448,12 @@ impl ConnectionState {
         self.is_upgraded.load(Relaxed)
     }
 
+    /// Keeps an HTTP/2 connection from being idle: one of its streams is a tunnel. Nothing tells when a tunnel ends, but the
+    /// client then closes the connection, at the latest after GOAWAY.
+    pub(crate) fn add_http2_tunnel(&self, now_ms: u64) {
+        self.begin_request(now_ms);
+    }
+
     pub(crate) fn set_started_by_upgrade(&self) {
         self.is_upgraded.store(true, Relaxed);
     }

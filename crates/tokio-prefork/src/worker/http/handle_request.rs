@@ -82,7 +82,7 @@ where
     let version = request.version();
     let tracked = TrackedRequest::begin(&service.tracker, &mut request);
     conn.set_accepts_interim_responses(version == Version::HTTP_11);
-    let is_connect = version < Version::HTTP_2 && *request.method() == Method::CONNECT;
+    let is_connect = *request.method() == Method::CONNECT;
     if conn.is_last_request() && conn.is_request_complete() {
         conn.set_peer_done();
     }
@@ -139,12 +139,14 @@ where
         #[cfg(feature = "axum")]
         let response = explain_missing_socket_addr(response, &tracked.tracker);
         let is_tunnel = *this.is_connect && response.status().is_success();
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS || is_tunnel {
+        if is_tunnel && *this.version >= Version::HTTP_2 {
+            tracked.tracker.conn.add_http2_tunnel(tracked.tracker.context.now_ms());
+        } else if response.status() == StatusCode::SWITCHING_PROTOCOLS || is_tunnel {
             tracked.tracker.conn.set_started_by_upgrade();
         }
         tracked.set_response_started();
         // Bytes after a rejected CONNECT may be meant for the tunnel, so the connection closes.
-        let is_rejected_connect = *this.is_connect && !is_tunnel;
+        let is_rejected_connect = *this.is_connect && !is_tunnel && *this.version < Version::HTTP_2;
         let response =
             set_connection_header(response, &tracked.tracker, *this.version, is_rejected_connect);
         let tracked = this.tracked.take();

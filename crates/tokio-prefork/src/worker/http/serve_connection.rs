@@ -5,8 +5,6 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-#[cfg(feature = "http2")]
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Incoming};
@@ -48,10 +46,6 @@ const MAX_LINGER_MS: u64 = 30_000;
 
 /// How long to read and discard what an HTTP/2 client sends after GOAWAY and the end of all streams.
 const MAX_HTTP2_LINGER_MS: u64 = 5_000;
-
-/// How long an HTTP/2 client may take to answer a ping.
-#[cfg(feature = "http2")]
-const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Serves an accepted connection until it closes or is handed over to another worker.
 pub(crate) async fn serve_connection<S, B>(
@@ -272,13 +266,7 @@ async fn serve_http2<S, B, H, W, X>(
     S::Future: 'static,
     B: Body<Data = Bytes, Error = BoxError> + 'static,
 {
-    let connection = http2::Builder::new(exec)
-        .timer(TokioTimer::new())
-        .keep_alive_interval(context.config().keep_alive_timeout)
-        .keep_alive_timeout(HTTP2_PING_TIMEOUT)
-        .max_header_list_size(u32::try_from(context.config().max_header_size).unwrap_or(u32::MAX))
-        .serve_connection(io, service);
-    let mut connection = pin!(connection);
+    let mut connection = pin!(http2_builder(exec, context.config()).serve_connection(io, service));
     let mut has_sent_goaway = false;
     let serving = poll_fn(|cx| {
         if !has_sent_goaway
@@ -290,6 +278,24 @@ async fn serve_http2<S, B, H, W, X>(
         connection.as_mut().poll(cx)
     });
     drive_until_closed(handle, serving).await;
+}
+
+#[cfg(feature = "http2")]
+fn http2_builder<X: Clone>(exec: X, config: &Config) -> http2::Builder<X> {
+    let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+    let mut builder = http2::Builder::new(exec);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(config.http2_max_concurrent_streams)
+        .initial_stream_window_size(size(config.http2_stream_window_size))
+        .initial_connection_window_size(size(config.http2_connection_window_size))
+        .keep_alive_interval(config.http2_ping_interval)
+        .keep_alive_timeout(config.http2_ping_timeout)
+        .max_header_list_size(size(config.max_header_size));
+    if config.http2_extended_connect {
+        builder.enable_connect_protocol();
+    }
+    builder
 }
 
 /// Polls a hyper connection until it ends or the worker wants it closed now.
