@@ -55,7 +55,7 @@ fn a_killed_worker_is_replaced_and_a_reload_replaces_all() {
     assert_eq!(new.slot, workers[0].slot);
     assert!(new.id > workers[1].id);
     cluster.reload();
-    assert!(cluster.workers().iter().all(|worker| worker.generation == 2));
+    assert!(cluster.workers().iter().all(|worker| worker.generation.0 == 2));
     let pid = get_pid(&cluster);
     assert!(cluster.workers().iter().any(|worker| worker.pid == Some(pid)));
     cluster.scale(3);
@@ -142,7 +142,7 @@ fn a_cluster_upgrades_to_the_same_program() {
     let before = get_pid(&cluster);
     cluster.control().upgrade().expect("upgrade");
     let status = cluster.wait_until("the old workers are gone", |status| {
-        status.workers.len() == 2 && status.workers.iter().all(|worker| worker.id > 2)
+        status.workers.len() == 2 && status.workers.iter().all(|worker| worker.id.0 > 2)
     });
     assert_eq!(status.primary.pid, cluster.pid());
     assert_ne!(get_pid(&cluster), before);

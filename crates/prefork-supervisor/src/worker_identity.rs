@@ -3,11 +3,13 @@
 use std::fmt;
 
 /// A worker's number. Ids only grow and are never used again, as in Node's cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
 pub struct WorkerId(pub u64);
 
 /// A stable position among the workers, `0..N`. A replacement takes over its predecessor's slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
 pub struct Slot(pub u32);
 
 /// The name of the kind of workers that serve connections. Every cluster has it.
@@ -25,7 +27,7 @@ impl Slot {
 
     /// Returns the slot `n` after this one, or `None` if that is beyond the slots of a kind.
     pub fn checked_add(self, n: u32) -> Option<Slot> {
-        (n < Slot::MAX_SLOTS_PER_KIND).then(|| Slot(self.0 + n))
+        if n < Slot::MAX_SLOTS_PER_KIND { self.0.checked_add(n).map(Slot) } else { None }
     }
 
     /// Returns whether the slot's workers serve connections.
@@ -35,7 +37,8 @@ impl Slot {
 }
 
 /// A generation of workers; the first is 1, and each reload or upgrade starts the next one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
 pub struct Generation(pub u64);
 
 /// Everything that identifies one worker.

@@ -60,7 +60,7 @@ pub(super) fn format_status(status: &ClusterStatus) -> String {
         let _ = writeln!(text, "{there} of {} of kind {name} serve", kind.workers_wanted);
     }
     if !primary.empty_slots.is_empty() {
-        let slots: Vec<String> = primary.empty_slots.iter().map(u32::to_string).collect();
+        let slots: Vec<String> = primary.empty_slots.iter().map(ToString::to_string).collect();
         let _ = writeln!(text, "empty until the next reload or scale: slot {}", slots.join(", "));
     }
     if primary.log_lines_dropped > 0 {

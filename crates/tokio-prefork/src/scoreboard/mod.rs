@@ -297,7 +297,7 @@ impl ScoreboardReader {
             version: env!("CARGO_PKG_VERSION").to_string(),
             uptime_ms: worker_page::unix_time_ms().saturating_sub(STARTED_AT_MS.load(page)),
             phase,
-            generation: GENERATION.load(page),
+            generation: Generation(GENERATION.load(page)),
             workers_wanted: small(WORKERS_WANTED.load(page)),
             kinds: Vec::new(),
             dispatch: config.dispatch.name().to_string(),
@@ -328,12 +328,12 @@ impl ScoreboardReader {
         workers
     }
 
-    fn kind_of_slot(&self, slot: u32) -> String {
-        let first = slot - slot % Slot::MAX_SLOTS_PER_KIND;
-        let kind = self.kinds.iter().find(|(_, slot)| slot.0 == first);
+    fn kind_of_slot(&self, slot: Slot) -> String {
+        let first = slot.first_slot_of_kind();
+        let kind = self.kinds.iter().find(|(_, slot)| *slot == first);
         match kind {
             Some((name, _)) => name.to_string(),
-            None if first == 0 => WEB_KIND.to_string(),
+            None if first.is_web() => WEB_KIND.to_string(),
             None => String::new(),
         }
     }

@@ -17,6 +17,7 @@ use crate::status::{
 };
 use prefork_os::shared_memory::SharedPage;
 use prefork_os::system::monotonic_ms;
+use prefork_supervisor::{Generation, Slot, WorkerId};
 
 /// The numbers of [`WorkerState`] on a page. Workers of older and newer versions write them, so they never change.
 const STATES_ON_PAGE: [(u64, WorkerState); 5] = [
@@ -88,10 +89,10 @@ fn read_page(page: &SharedPage) -> Option<WorkerStatus> {
     let small = |word: PageWord| u32::try_from(word.load(page)).unwrap_or(u32::MAX);
     let zero = TrafficCounters::default();
     Some(WorkerStatus {
-        id: load_json_integer(WORKER_ID, page),
-        slot: small(SLOT),
+        id: WorkerId(load_json_integer(WORKER_ID, page)),
+        slot: Slot(small(SLOT)),
         kind: String::new(),
-        generation: load_json_integer(GENERATION, page),
+        generation: Generation(load_json_integer(GENERATION, page)),
         pid: Some(small(PID)).filter(|pid| *pid != 0),
         state,
         uptime_ms: unix_time_ms().saturating_sub(STARTED_AT_MS.load(page)).min(MAX_JSON_INTEGER),

@@ -34,7 +34,7 @@ fn counters_of_dead_workers_stay_in_the_totals() {
     count_requests(&board, pages, 2);
     let status = cluster_status(&board);
     assert_eq!(status.totals.requests, 7);
-    assert_eq!(status.workers.iter().map(|worker| worker.id).collect::<Vec<_>>(), [2]);
+    assert_eq!(status.workers.iter().map(|worker| worker.id).collect::<Vec<_>>(), [WorkerId(2)]);
 }
 
 #[test]
@@ -63,10 +63,13 @@ fn a_reader_sees_each_worker_once_with_its_kind_and_threads() {
     board.allocate_pages(worker_tag_in_slot(3, Slot::MAX_SLOTS_PER_KIND), 1).expect("page");
     board.publish(Generation(7), 2, 9, true);
     let status = cluster_status(&board);
-    let seen = status.workers.iter().map(|w| (w.id, w.kind.as_str(), w.threads.len()));
+    let seen = status.workers.iter().map(|w| (w.id.0, w.kind.as_str(), w.threads.len()));
     assert_eq!(seen.collect::<Vec<_>>(), [(1, "web", 2), (2, "web", 2), (3, "consumer", 0)]);
     let primary = &status.primary;
-    assert_eq!((primary.generation, primary.workers_wanted, primary.restarts), (7, 2, 9));
+    assert_eq!(
+        (primary.generation, primary.workers_wanted, primary.restarts),
+        (Generation(7), 2, 9)
+    );
     assert_eq!((primary.phase, primary.pid), (PrimaryPhase::Stopping, std::process::id()));
 }
 

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::shared::SharedMetric;
 use crate::text::printable_json;
-use prefork_supervisor::{ClusterView, WEB_KIND, WorkerId};
+use prefork_supervisor::{ClusterView, Generation, Slot, WEB_KIND, WorkerId};
 
 pub use accept_queue::{AcceptQueueStatus, QueueWaitStatus};
 pub(crate) use pool_status::POOL_DURATION_BUCKETS;
@@ -75,7 +75,7 @@ pub struct PrimaryStatus {
     /// The state of the primary. A worker only knows `running` and `stopping`.
     pub phase: PrimaryPhase,
     /// The generation in force. A reload raises it when it has succeeded.
-    pub generation: u64,
+    pub generation: Generation,
     /// How many workers of the kind `web` there should be.
     pub workers_wanted: u32,
     /// How many workers of each other kind there should be; empty in a worker.
@@ -99,7 +99,7 @@ pub struct PrimaryStatus {
     pub log_lines_dropped: u64,
     /// Slots that stay empty until the next reload or scale, as their workers are not to be replaced; empty in a worker.
     #[serde(default, rename = "vacant")]
-    pub empty_slots: Vec<u32>,
+    pub empty_slots: Vec<Slot>,
 }
 
 /// The wanted number of workers of a kind other than `web`.
@@ -152,7 +152,7 @@ impl ClusterStatus {
             version: env!("CARGO_PKG_VERSION").to_string(),
             uptime_ms: millis_between(report.started, now),
             phase: PrimaryPhase::from_name(view.phase),
-            generation: view.generation.0,
+            generation: view.generation,
             workers_wanted: view.wanted_workers,
             kinds: kinds
                 .map(|(name, wanted)| WorkerKindStatus {
@@ -165,7 +165,7 @@ impl ClusterStatus {
             model: report.model.to_string(),
             restarts: view.restart_count,
             log_lines_dropped: report.log_lines_dropped.min(MAX_JSON_INTEGER),
-            empty_slots: view.empty_slots.iter().map(|slot| slot.0).collect(),
+            empty_slots: view.empty_slots.clone(),
         };
         let status =
             ClusterStatus::new(primary, report.totals_of_dead_workers, report.shared, workers);
@@ -254,10 +254,10 @@ pub(crate) mod tests {
         let request = InFlightRequest { request, age_ms, on_loop: true };
         let durations = [MAX_JSON_INTEGER; POOL_DURATION_BUCKETS];
         WorkerStatus {
-            id: MAX_JSON_INTEGER,
-            slot: u32::MAX,
+            id: WorkerId(MAX_JSON_INTEGER),
+            slot: Slot(u32::MAX),
             kind: "x".to_string(),
-            generation: MAX_JSON_INTEGER,
+            generation: Generation(MAX_JSON_INTEGER),
             pid: Some(1),
             state: WorkerState::Serving,
             uptime_ms: MAX_JSON_INTEGER,
@@ -278,7 +278,11 @@ pub(crate) mod tests {
     fn the_primary_knows_identities_itself_and_bounds_published_figures() {
         let status = status_of_booting_workers(2056, Some(&corrupted_worker_status()));
         let worker = &status.workers[1];
-        assert_eq!((worker.id, worker.slot, worker.generation, worker.pid), (1, 1, 1, None));
+        assert_eq!(
+            (worker.id, worker.slot, worker.generation),
+            (WorkerId(1), Slot(1), Generation(1))
+        );
+        assert_eq!(worker.pid, None);
         assert_eq!((worker.state, worker.kind.as_str()), (WorkerState::Booting, WEB_KIND));
         assert_eq!(worker.connections, MAX_JSON_INTEGER);
         assert_eq!(status.totals.requests, MAX_JSON_INTEGER);
@@ -316,5 +320,8 @@ pub(crate) mod tests {
         assert_eq!(status.primary.phase, PrimaryPhase::Unknown);
         assert_eq!(status.workers[0].state, WorkerState::Unknown);
         assert_eq!(status.workers[0].kind, WEB_KIND);
+        assert_eq!((status.workers[0].id, status.primary.generation), (WorkerId(1), Generation(1)));
+        let written = serde_json::to_value(&status).expect("JSON");
+        assert_eq!(written["workers"][0]["slot"], 0, "ids stay plain numbers");
     }
 }

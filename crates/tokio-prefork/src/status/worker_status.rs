@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{MAX_JSON_INTEGER, PoolStatus, TrafficCounters, WorkerState, millis_between};
 use crate::scoreboard::DURATION_BUCKETS;
-use prefork_supervisor::{WEB_KIND, WorkerView};
+use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerView};
 
 /// The status of one worker.
 ///
@@ -16,15 +16,15 @@ use prefork_supervisor::{WEB_KIND, WorkerView};
 #[non_exhaustive]
 pub struct WorkerStatus {
     /// The worker id, which is never reused.
-    pub id: u64,
+    pub id: WorkerId,
     /// Its slot, `0..N`; from [`Slot::MAX_SLOTS_PER_KIND`](crate::Slot::MAX_SLOTS_PER_KIND) for workers of other kinds
     /// than `web`.
-    pub slot: u32,
+    pub slot: Slot,
     /// The name of its worker kind.
     #[serde(default = "web_kind")]
     pub kind: String,
     /// The generation it belongs to.
-    pub generation: u64,
+    pub generation: Generation,
     /// Its process id; `None` before its fork.
     pub pid: Option<u32>,
     /// The state.
@@ -106,10 +106,10 @@ impl WorkerStatus {
             state => state,
         };
         WorkerStatus {
-            id: known.tag.id.0,
-            slot: known.tag.slot.0,
+            id: known.tag.id,
+            slot: known.tag.slot,
             kind: known.tag.kind.to_string(),
-            generation: known.tag.generation.0,
+            generation: known.tag.generation,
             pid: known.tag.pid,
             state,
             uptime_ms: millis_between(known.forked_at, now),

@@ -23,6 +23,7 @@ use crate::worker::http::into_service::IntoHttpService;
 use prefork_os::child::PidFd;
 use prefork_os::process_entry::require_no_captures;
 use prefork_os::signal::Signal;
+use prefork_supervisor::WorkerId;
 
 /// How often a wait looks again.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -172,13 +173,13 @@ impl TestCluster {
     /// Kills the worker with this [id](WorkerStatus::id) with SIGKILL. Returns before the primary has noticed: see
     /// [`TestCluster::wait_for_replacement`].
     #[track_caller]
-    pub fn kill(&self, worker: u64) {
+    pub fn kill(&self, worker: WorkerId) {
         self.signal(worker, Signal::SIGKILL as i32);
     }
 
     /// Sends a signal, by its number, to the worker with this [id](WorkerStatus::id).
     #[track_caller]
-    pub fn signal(&self, worker: u64, signal: i32) {
+    pub fn signal(&self, worker: WorkerId, signal: i32) {
         let signal =
             Signal::try_from(signal).unwrap_or_else(|_| panic!("there is no signal {signal}"));
         let find_pid = || self.status().workers.iter().find(|w| w.id == worker)?.pid;
@@ -261,7 +262,7 @@ impl TestCluster {
     /// Waits until the worker with this [id](WorkerStatus::id) is gone and all slots have a serving worker, and returns the
     /// new worker in its slot.
     #[track_caller]
-    pub fn wait_for_replacement(&self, worker: u64) -> WorkerStatus {
+    pub fn wait_for_replacement(&self, worker: WorkerId) -> WorkerStatus {
         let known = self.status().workers.into_iter().find(|known| known.id == worker);
         let slot = known.map(|known| known.slot);
         let status = self.wait_until(&format!("worker {worker} is replaced"), |status| {
@@ -313,7 +314,7 @@ fn wanted_workers(status: &ClusterStatus) -> usize {
 
 /// Returns whether there were more workers than are wanted: ids are never reused.
 fn has_replaced_worker(status: &ClusterStatus) -> bool {
-    status.workers.iter().any(|worker| worker.id > wanted_workers(status) as u64)
+    status.workers.iter().any(|worker| worker.id.0 > wanted_workers(status) as u64)
 }
 
 impl ClusterProcess {

@@ -65,7 +65,7 @@ fn log_unfinished_requests(state: &LocalWorkerState, closed: usize) {
     let requests: Vec<String> = serving
         .workers
         .iter()
-        .filter(|worker| worker.id == state.tag.id.0)
+        .filter(|worker| worker.id == state.tag.id)
         .flat_map(|worker| &worker.serving)
         .map(|r| format!("{} (for {:.1} s)", r.request, r.age_ms as f64 / 1000.0))
         .collect();
