@@ -44,6 +44,7 @@ mod dispatch_round_robin;
 mod dispatch_shared;
 mod documentation;
 mod dropped_privileges;
+mod empty_cluster;
 mod examples;
 mod file_conditional_requests;
 mod file_server;

@@ -177,15 +177,6 @@ fn serving_ids(server: &Server) -> Vec<u64> {
 }
 
 #[test]
-fn a_cluster_without_workers_can_stop() {
-    let server = start_events(1);
-    assert_eq!(server.get("/disconnect").text(), "true");
-    assert_eq!(event_names(&wait_event(&server, 1, "exit")), ALL_EVENTS[..5]);
-    assert!(server.worker_pids().is_empty());
-    server.stop();
-}
-
-#[test]
 fn simultaneous_deaths_are_each_reported_once() {
     let server = start_events(8);
     let pids = server.worker_pids();

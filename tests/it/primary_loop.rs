@@ -1,48 +1,18 @@
 //! The primary's event loop for the application: hooks at the start, timers and descriptors. `tests/programs/primary_loop.rs`
 //! is the application.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::admin::Admin;
 use crate::support::command::ProcessBuilder;
-use crate::support::{Server, process, wait};
+use crate::support::{process, wait};
 
 /// The number of workers besides the one that the hook `on_start` forks.
 const WORKERS: usize = 2;
 
 fn builder() -> ProcessBuilder {
     ProcessBuilder::program("primary-loop").workers(WORKERS).other_workers(1)
-}
-
-/// A connection to the admin socket that the application has in its primary.
-struct Admin(BufReader<UnixStream>);
-
-impl Admin {
-    fn connect(server: &Server) -> Admin {
-        Admin::connect_in(server.dir())
-    }
-
-    fn connect_in(dir: &Path) -> Admin {
-        let client = UnixStream::connect(dir.join("admin.sock")).expect("connected");
-        client.set_read_timeout(Some(wait::DEADLINE)).expect("a timeout");
-        Admin(BufReader::new(client))
-    }
-
-    /// Sends a command to the primary and returns its answer.
-    #[track_caller]
-    fn ask(&mut self, command: &str) -> String {
-        self.0.get_ref().write_all(command.as_bytes()).expect("sent");
-        let mut answer = String::new();
-        self.0.read_line(&mut answer).expect("an answer");
-        answer.trim_end().to_string()
-    }
-
-    /// Returns the notes of hooks and timers so far.
-    fn notes(&mut self) -> Vec<String> {
-        self.ask("notes").split(',').map(str::to_string).collect()
-    }
 }
 
 #[test]
@@ -130,7 +100,7 @@ fn a_hook_that_does_not_read_does_not_use_a_whole_processor() {
 fn a_panic_in_a_callback_ends_neither_the_primary_nor_the_callback() {
     let server = builder().start().allow_errors(&["panicked"]);
     let mut admin = Admin::connect(&server);
-    admin.0.get_ref().write_all(b"panic").expect("sent");
+    admin.send("panic");
     // The hook of this connection is called again for the next command.
     server.wait_log(&["ERROR", "the hook has had enough"]);
     assert_eq!(admin.ask("pid"), server.pid().to_string());

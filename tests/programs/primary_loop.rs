@@ -10,7 +10,9 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use tokio_prefork::{BoxError, Cluster, Error, PrimaryHandle, Result, Worker, WorkerId};
+use tokio_prefork::{
+    BoxError, Cluster, ClusterEvent, Error, PrimaryHandle, Result, Worker, WorkerId,
+};
 
 use super::ProgramArguments;
 
@@ -41,10 +43,18 @@ fn add_note(state: &SharedState, note: impl Into<String>) {
 /// `on_start` fails; with `panic-start` it panics.
 pub(super) fn primary_loop(arguments: ProgramArguments) -> Result<()> {
     let state = SharedState::default();
-    let of_start = state.clone();
+    let (of_start, of_events) = (state.clone(), state.clone());
     let (of_tick, mut ticks) = (state.clone(), 0);
     Cluster::new(arguments.config)
         .on_start(move |primary| start(primary, &of_start))
+        .on_event(move |primary, event| {
+            if matches!(event, ClusterEvent::Empty) {
+                add_note(&of_events, "empty");
+                if std::fs::remove_file("fork-at-empty").is_ok() {
+                    primary.scale(1);
+                }
+            }
+        })
         .every(Duration::from_millis(5), move |primary| {
             ticks += 1;
             add_note(&of_tick, format!("tick {ticks}"));
@@ -57,10 +67,9 @@ pub(super) fn primary_loop(arguments: ProgramArguments) -> Result<()> {
                 let text = format!("{} {}", worker.id(), std::env::var("ROLE").unwrap_or_default());
                 let blocks = request.uri().path() == "/block";
                 async move {
-                    if blocks {
-                        loop {
-                            std::hint::spin_loop();
-                        }
+                    // Not a future: the event loop stands still.
+                    while blocks && std::fs::metadata("unblock").is_err() {
+                        std::thread::yield_now();
                     }
                     Ok::<_, BoxError>(Response::new(Full::new(Bytes::from(text))))
                 }
@@ -135,6 +144,17 @@ fn run_command(
             primary.kill(WorkerId(id.parse()?), signal.parse()?)?;
             Ok("ok".to_string())
         }
+        ["disconnect-all"] => {
+            for worker in primary.workers() {
+                primary.disconnect(worker.worker.id);
+            }
+            Ok("ok".to_string())
+        }
+        ["scale", workers] => {
+            primary.scale(workers.parse()?);
+            Ok("ok".to_string())
+        }
+        ["fork"] => Ok(primary.fork_with([("ROLE", "late")])?.to_string()),
         ["stop-with", ..] => {
             primary.stop_with(words[1..].join(" "));
             primary.stop_with("a second error");

@@ -14,6 +14,14 @@ pub enum Action {
     Fork(WorkerTag),
     /// Close the primary's listening sockets. Workers empty the accept queue; then nothing listens any more.
     CloseListeners,
+    /// Drop new connections, as the last `web` workers drain and none will follow. These empty the accept queues.
+    HoldConnections,
+    /// Run the application's hooks. Answered by `Event::EmptyConfirmed`, after the commands that they have queued.
+    ConfirmEmpty,
+    /// Refuse connections, without giving up the addresses: no `web` worker is left or will be forked.
+    RefuseConnections,
+    /// Accept connections again, after `HoldConnections` or `RefuseConnections`.
+    ResumeListening,
     /// Open the missing sockets of the slots `0..slots`. Answered by `Event::SocketsOpened`.
     OpenSockets {
         /// How many slots need sockets.
@@ -162,6 +170,8 @@ pub enum LogEvent {
     Recovered { worker: WorkerTag, stalled_for: Duration },
     /// A worker's event loop has stalled for too long; the worker is aborted, then killed.
     StallTimedOut { worker: WorkerTag, stalled_for: Duration, current_request: Option<String> },
+    /// The last `web` worker has exited, and its slot stays empty like all others.
+    Empty,
     /// A stop was requested and begins after `delay` (drain-delay).
     StopDelayed { by: String, delay: Duration },
     /// A graceful stop begins; this many workers drain.

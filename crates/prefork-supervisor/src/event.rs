@@ -56,6 +56,11 @@ pub enum Event {
     ReleaseSlotFailed { worker: WorkerId, slot: Slot },
     /// The application decided whether the exited worker is replaced. Answers `Action::ConfirmRestart`.
     RestartDecided { worker: WorkerId, decision: RestartDecision },
+    /// The application's hooks have run, and the commands that were pending have been reported. Answers
+    /// `Action::ConfirmEmpty`.
+    EmptyConfirmed,
+    /// `Supervisor::is_idle` is true, and the application has no timers and descriptors in the primary.
+    ApplicationIdle,
     /// The new binary can take over. Answers `Action::StartUpgradeCheck`.
     UpgradeCheckPassed,
     /// The new binary failed its check, or could not be executed. Nothing has changed.

@@ -6,6 +6,7 @@
 mod added_workers;
 mod generations;
 mod health_samples;
+mod listening;
 mod log_order;
 mod slot_sockets;
 mod upgrade;
@@ -41,6 +42,7 @@ pub(crate) struct InvariantChecker {
     health_samples: health_samples::HealthSampleChecker,
     slot_sockets: slot_sockets::SlotSocketChecker,
     log_order: log_order::LogOrderChecker,
+    listening: listening::ListeningChecker,
 }
 
 /// The state before an event.
@@ -99,6 +101,7 @@ impl InvariantChecker {
         }
         self.health_samples.check_health_sample_invariants(now, supervisor, violation);
         self.log_order.check_log_order_invariants(event, actions, violation);
+        self.listening.check_listening_invariants(supervisor, actions, violation);
         self.slot_sockets.check_slot_socket_invariants(supervisor, event, actions, violation);
         self.added_workers.check_added_worker_invariants(event, actions, violation);
         self.generations.check_generation_invariants(supervisor, event, actions, violation);
@@ -137,6 +140,7 @@ impl InvariantChecker {
         self.added_workers.continue_after_upgrade(saved);
         self.slot_sockets.continue_after_upgrade(saved);
         self.health_samples = health_samples::HealthSampleChecker::default();
+        self.listening = listening::ListeningChecker::default();
         self.log_order.continue_after_upgrade(&alive);
         self.pending_forks.clear();
         // The new binary may repeat drains and kills of the old one.
@@ -215,6 +219,8 @@ impl InvariantChecker {
             Action::OpenSockets { .. } | Action::AdoptSlot { .. } => {}
             Action::ReleaseSlot { .. } | Action::SetDispatchTarget { .. } => {}
             Action::StartUpgradeCheck | Action::StopUpgradeCheck | Action::ExecNewBinary => {}
+            Action::HoldConnections | Action::ConfirmEmpty => {}
+            Action::RefuseConnections | Action::ResumeListening => {}
             Action::KeepGenerations(_) | Action::SampleHealth { .. } => {}
             Action::Exit(_) => {
                 assert!(self.pending_replies.is_empty(), "all replies were sent: {violation}");

@@ -51,6 +51,7 @@ mod cluster_view;
 mod command;
 mod config;
 mod crash_backoff;
+mod empty_cluster;
 mod event;
 mod health;
 mod orphan_sockets;

@@ -192,6 +192,7 @@ impl Supervisor {
             let reason = "an upgrade is under way, which replaces all workers";
             by.refuse_command_or_log(RefusedCommand::Reload, reason, &mut self.actions);
         } else if !self.reload.is_reloading() {
+            self.resume_listening();
             self.reload.begin_reload(vec![by], &mut self.actions);
         } else if by.reply_id.is_some() || self.reload.queued.is_empty() {
             // Requesters that expect no reply need not be queued twice.

@@ -38,7 +38,6 @@ struct ScaleCommand {
 }
 
 impl ScaleQueue {
-    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.commands.is_empty()
     }
@@ -116,6 +115,7 @@ impl Supervisor {
                 Ok(to) if command.kind == WEB_KIND && self.lacks_sockets(to) => {
                     self.scale_queue.commands.push_front(command);
                     self.scale_queue.awaits_sockets = true;
+                    self.resume_listening();
                     return self.actions.push(Action::OpenSockets { slots: to });
                 }
                 Ok(to) => self.scale_to(now, to, command),
@@ -160,8 +160,11 @@ impl Supervisor {
         let to = self.count_with_change(WEB_KIND, self.config.workers, change);
         if to > self.config.max_workers && self.config.max_workers == 1 {
             Err("this concurrency model has one worker process; for more threads change `workers` and reload".to_string())
-        } else if !(1..=MAX_WORKERS).contains(&to) {
-            Err(format!("cannot scale to {to} workers: ask for 1 to {MAX_WORKERS}"))
+        } else if to == 0 && *change != ScaleChange::To(0) {
+            Err("cannot scale down further: one worker is left, and 0 has to be asked for as such"
+                .to_string())
+        } else if to > MAX_WORKERS {
+            Err(format!("cannot scale to {to} workers: ask for 0 to {MAX_WORKERS}"))
         } else {
             Ok(to)
         }

@@ -71,6 +71,8 @@ pub(crate) struct Simulator {
     pub(crate) restart_veto_odds: u64,
     /// How long the application puts off the replacements that it does not veto; `None` replaces at once.
     pub(crate) restart_delay: Option<Duration>,
+    /// Whether the application has no timers and descriptors in the primary, so that nothing but workers keeps it.
+    pub(crate) is_application_idle: bool,
     /// The result of the configuration that is being read.
     pending_config: Option<Result<SupervisorConfig, String>>,
     /// Scheduled items, ordered by time and then by insertion.
@@ -105,6 +107,7 @@ impl Simulator {
             full_channel_odds: 0,
             restart_veto_odds: 0,
             restart_delay: None,
+            is_application_idle: false,
             pending_config: None,
             schedule: BTreeMap::new(),
             scheduled_count: 0,
@@ -134,6 +137,10 @@ impl Simulator {
         self.invariants.check_invariants(&before, self.now, &self.supervisor, &event, &actions);
         for action in actions {
             self.perform_action(action);
+        }
+        if self.is_application_idle && self.supervisor.is_idle() && event != Event::ApplicationIdle
+        {
+            self.schedule_item(ms(0), ScheduledItem::Report(Event::ApplicationIdle));
         }
     }
 

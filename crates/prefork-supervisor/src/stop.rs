@@ -88,7 +88,7 @@ impl Supervisor {
     }
 
     /// Drains the workers that serve. A worker that is booting has nothing to finish and is killed.
-    fn begin_stop(&mut self, now: Instant, by: Requester) {
+    pub(crate) fn begin_stop(&mut self, now: Instant, by: Requester) {
         self.phase = ClusterPhase::Stopping;
         self.stop = StopRequest { requested_at: Some(now), delayed: None };
         let workers = self.workers.len();

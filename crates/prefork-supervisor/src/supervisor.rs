@@ -13,6 +13,7 @@ use crate::action::{Action, DrainReason, ExitCause, LogEvent, ShutdownReason};
 use crate::command::{ClusterCommand, Requester, WorkerEnvironment};
 use crate::config::{SupervisorConfig, WorkerKindConfig};
 use crate::crash_backoff::{CrashBackoff, ForkAllowance};
+use crate::empty_cluster::ListenState;
 use crate::event::Event;
 use crate::health::HealthMonitor;
 use crate::orphan_sockets::OrphanSockets;
@@ -67,6 +68,7 @@ pub struct Supervisor {
     pub(crate) scale_queue: ScaleQueue,
     pub(crate) orphan_sockets: OrphanSockets,
     pub(crate) health: HealthMonitor,
+    pub(crate) listen_state: ListenState,
     /// Whether the application is asked before a worker is replaced.
     pub(crate) confirms_restarts: bool,
     /// Why the cluster gave up, if it did.
@@ -91,6 +93,7 @@ impl Supervisor {
             scale_queue: ScaleQueue::default(),
             orphan_sockets: OrphanSockets::default(),
             health: HealthMonitor::default(),
+            listen_state: ListenState::default(),
             confirms_restarts: false,
             boot_failure: None,
             actions: Vec::new(),
@@ -147,6 +150,8 @@ impl Supervisor {
             Event::RestartDecided { worker, decision } => {
                 self.on_restart_decided(now, worker, decision);
             }
+            Event::EmptyConfirmed => self.on_empty_confirmed(),
+            Event::ApplicationIdle => self.on_application_idle(now),
             Event::UpgradeCheckPassed => self.on_upgrade_check_passed(),
             Event::UpgradeFailed { reason } => self.on_upgrade_failed(&reason),
             Event::HealthSampled { samples } => self.on_health_sampled(now, samples),
@@ -167,6 +172,7 @@ impl Supervisor {
         self.reassign_orphan_sockets(now);
         self.log_all_ready();
         self.schedule_health_sample(now);
+        self.update_listen_state();
         self.exit_if_stopped();
     }
 
@@ -416,6 +422,9 @@ impl Supervisor {
         index: usize,
         generation: Generation,
     ) -> WorkerId {
+        if self.slots[index].slot.is_web() {
+            self.resume_listening();
+        }
         let entry = &mut self.slots[index];
         let id = entry.reserved_id.take().unwrap_or_else(|| self.workers.reserve_worker_id());
         let tag = WorkerTag { id, slot: entry.slot, generation, pid: None, kind: entry.kind };

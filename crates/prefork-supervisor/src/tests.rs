@@ -2,6 +2,7 @@
 
 mod crash_loop;
 mod disconnect;
+mod empty_cluster;
 mod event_pairs;
 mod failed_reload;
 mod forked_workers;

@@ -164,6 +164,7 @@ impl Supervisor {
     fn begin_upgrade(&mut self, now: Instant, requesters: Vec<UpgradeRequester>) {
         let Some(first) = requesters.first() else { return };
         self.log_event(LogEvent::UpgradeChecking { by: first.by.name.clone() });
+        self.resume_listening();
         self.actions.push(Action::StartUpgradeCheck);
         let deadline = Some(now + self.config.boot_timeout + NEW_BINARY_LOAD_TIMEOUT);
         self.upgrade.check = Some(UpgradeCheck { deadline, requesters });

@@ -1,5 +1,6 @@
 //! Support code of the integration tests: servers, clients, load, waiting, and `/proc`.
 
+pub mod admin;
 pub mod boot_barrier;
 pub mod command;
 pub mod control;

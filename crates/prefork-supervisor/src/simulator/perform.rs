@@ -56,6 +56,9 @@ impl Simulator {
                 let decision = if is_vetoed { RestartDecision::LeaveEmpty } else { restart };
                 self.schedule_report(Event::RestartDecided { worker: report.worker.id, decision });
             }
+            Action::ConfirmEmpty => self.schedule_report(Event::EmptyConfirmed),
+            Action::HoldConnections | Action::ResumeListening => {}
+            Action::RefuseConnections => {}
             Action::Exit(reason) => self.exit = Some(*reason),
         }
         self.log.push((self.now - self.started_at, action));

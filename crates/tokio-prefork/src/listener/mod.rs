@@ -15,6 +15,7 @@ mod inherited_sockets;
 mod keep_alive;
 mod listen_addr;
 mod orphan_sockets;
+mod refuse_connections;
 mod repair_sockets;
 mod resolve_bind_addrs;
 mod socket_holders;

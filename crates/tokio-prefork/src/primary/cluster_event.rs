@@ -103,6 +103,15 @@ pub enum ClusterEvent {
         /// The number from now on.
         to: u32,
     },
+    /// The last `web` worker has exited and none will follow: each was disconnected, left out by
+    /// [`Cluster::on_restart`](crate::Cluster::on_restart), or scaled away.
+    ///
+    /// A hook that forks or scales now keeps the cluster as it is. Otherwise clients are refused from here on, though the
+    /// addresses stay bound, until a worker is forked: from a timer or for a descriptor
+    /// ([`PrimaryHandle::after`](crate::PrimaryHandle::after)), by a reload, or by an operator. If the application has neither
+    /// timers nor descriptors in the primary and no worker of another kind runs, the cluster stops and `serve` returns
+    /// `Ok`.
+    Empty,
     /// The cluster has started to stop.
     Stopping,
 }
@@ -184,6 +193,7 @@ impl ClusterEvent {
             ClusterEvent::Reloaded { .. }
             | ClusterEvent::ReloadFailed { .. }
             | ClusterEvent::Scaled { .. }
+            | ClusterEvent::Empty
             | ClusterEvent::Stopping => None,
         }
     }
@@ -201,6 +211,7 @@ impl ClusterEvent {
             ClusterEvent::Reloaded { .. } => "reloaded",
             ClusterEvent::ReloadFailed { .. } => "reload failed",
             ClusterEvent::Scaled { .. } => "scaled",
+            ClusterEvent::Empty => "empty",
             ClusterEvent::Stopping => "stopping",
         }
     }

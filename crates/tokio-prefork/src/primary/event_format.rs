@@ -143,6 +143,9 @@ pub(super) fn format_event(event: &LogEvent) -> LogLine {
             "stopping now ({by}): killing {}",
             format_count(*workers as u64, "worker")
         )),
+        LogEvent::Empty => {
+            warn_line("the last web worker has left and none will follow".to_string())
+        }
         LogEvent::Stopped => info_line("stopped".to_string()),
     }
 }

@@ -220,6 +220,27 @@ impl EventLog {
         )));
     }
 
+    pub(super) fn log_refusing_connections(&mut self, locals: &[String]) {
+        if !locals.is_empty() {
+            self.write_line(warn_line(format!(
+                "refusing connections at {}: no worker is left to accept them",
+                locals.join(", ")
+            )));
+        }
+    }
+
+    pub(super) fn log_refuse_error(&mut self, local: &str, reason: &dyn Display) {
+        self.write_line(error_line(format!("cannot refuse connections at {local}: {reason}")));
+    }
+
+    pub(super) fn log_listening_again(&mut self, locals: &[String]) {
+        self.write_line(info_line(format!("listening on {} again", locals.join(", "))));
+    }
+
+    pub(super) fn log_listen_again_error(&mut self, reason: &dyn Display) {
+        self.write_line(error_line(format!("{reason}; reload to try again")));
+    }
+
     pub(super) fn log_start_hook_error(&mut self, error: &Error) {
         self.write_line(error_line(format!("{error}; the cluster runs on without it")));
     }

@@ -39,6 +39,11 @@ impl EventLoop {
         self.timers.next_due().into_iter().chain(self.watched_fds.next_deadline(now)).min()
     }
 
+    /// Returns whether the application waits for nothing in the primary.
+    pub(super) fn is_empty(&self) -> bool {
+        self.timers.is_empty() && self.watched_fds.is_empty()
+    }
+
     pub(super) fn watched_fds(&self) -> &WatchedFds {
         &self.watched_fds
     }

@@ -13,7 +13,7 @@ use super::event_log::{self, has_passed_power_of_two};
 use super::{Primary, WorkerProcess};
 use crate::channel::{UnreadBytes, WorkerCommand};
 use crate::scoreboard::WorkerLoad;
-use prefork_supervisor::Generation;
+use prefork_supervisor::{Generation, Supervisor};
 
 /// Maximum number of waiting connections. Each holds a descriptor of the primary.
 const MAX_PENDING_HANDOVERS: usize = 256;
@@ -130,7 +130,7 @@ impl Primary {
         let now_ms = prefork_os::system::monotonic_ms();
         let mut receivers: Vec<HandoverReceiver<'_>> = workers
             .values_mut()
-            .filter(|one| one.channel.is_some() && !one.released && one.serves_web(supervisor))
+            .filter(|one| one.channel.is_some() && can_receive(one, supervisor))
             .map(|process| HandoverReceiver {
                 load: scoreboard.worker_load(process.pages, now_ms),
                 process,
@@ -138,6 +138,12 @@ impl Primary {
             .collect();
         handover.deliver(&mut receivers, now);
     }
+}
+
+/// Returns whether the worker serves, or drains as one of the last, which keep what they have.
+fn can_receive(process: &WorkerProcess, supervisor: &Supervisor) -> bool {
+    let is_one_of_the_last = supervisor.is_emptying() && process.tag.slot.is_web();
+    is_one_of_the_last || (!process.released && process.serves_web(supervisor))
 }
 
 #[cfg(test)]

@@ -100,6 +100,7 @@ impl HookQueue {
             LogEvent::Scaled { kind, from, to, .. } => {
                 ClusterEvent::Scaled { kind, from: *from, to: *to }
             }
+            LogEvent::Empty => ClusterEvent::Empty,
             LogEvent::Stopping { .. }
             | LogEvent::StoppingNow { .. }
             | LogEvent::GivingUp { .. } => {

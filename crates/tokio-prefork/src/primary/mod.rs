@@ -6,6 +6,7 @@
 
 mod cluster_event;
 mod control_requests;
+mod empty_cluster;
 mod event_format;
 pub(crate) mod event_log;
 mod event_loop;

@@ -17,6 +17,10 @@ impl Primary {
             Action::ReleaseSlot { worker, slot } => self.release_slot(worker, slot),
             Action::SetDispatchTarget { slot, worker } => self.set_dispatch_target(slot, worker),
             Action::CloseListeners => self.close_listeners(),
+            Action::HoldConnections => self.hold_connections(),
+            Action::ConfirmEmpty => self.confirm_empty(),
+            Action::RefuseConnections => self.refuse_connections(),
+            Action::ResumeListening => self.resume_listening(),
             Action::Drain(worker) => self.drain_worker(worker),
             Action::Abort(worker) => self.signal_worker(worker, Signal::SIGABRT),
             Action::Kill(worker) => self.signal_worker(worker, Signal::SIGKILL),
@@ -74,6 +78,8 @@ impl Primary {
     fn drain_worker(&mut self, worker: WorkerId) {
         let Some(config) = self.current_config().cloned() else { return };
         let is_stopping = self.supervisor.is_stopping();
+        // Nobody accepts after the last worker.
+        let is_last = self.supervisor.is_emptying();
         if !is_stopping && self.has_other_queue_worker(worker) {
             self.reclaim_queue(worker);
         }
@@ -82,7 +88,7 @@ impl Primary {
         let order = WorkerCommand::Drain {
             grace: config.graceful_timeout,
             linger: config.linger_timeout,
-            closing: is_stopping || self.has_removed_listen_addr(process.tag.generation),
+            closing: is_stopping || is_last || self.has_removed_listen_addr(process.tag.generation),
             hand_over: match config.hand_over && !is_stopping {
                 false => HandoverMode::Never,
                 true if has_successor => HandoverMode::Immediately,

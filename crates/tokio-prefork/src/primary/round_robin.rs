@@ -29,15 +29,15 @@ pub(super) struct QueueWorkers<'a> {
 }
 
 impl ReceivingWorkers for QueueWorkers<'_> {
-    /// During a stop, draining workers take the connections that are left; what they do not take before they exit comes
-    /// back.
+    /// During a stop, and when the last workers leave, draining workers take the connections that are left; what they do
+    /// not take before they exit comes back.
     fn for_each(&self, visit: &mut dyn FnMut(WorkerId, &ConnectionQueue, bool)) {
         let now_ms = prefork_os::system::monotonic_ms();
-        let is_stopping = self.supervisor.is_stopping();
+        let are_last = self.supervisor.is_stopping() || self.supervisor.is_emptying();
         for (id, worker) in self.workers {
             let Some(queue) = &worker.queue else { continue };
             let load = self.scoreboard.worker_load(worker.pages, now_ms);
-            let has_capacity = match is_stopping {
+            let has_capacity = match are_last {
                 true => load.has_fresh_heartbeat,
                 false => load.can_accept && !worker.released && self.supervisor.is_serving(*id),
             };
@@ -63,14 +63,15 @@ impl Primary {
             return None;
         }
         let Primary { round_robin, workers, scoreboard, supervisor, listeners, .. } = self;
-        let listeners = acceptable_listeners(listeners, self.upgrade.is_exec_scheduled());
+        let are_accepting = !self.upgrade.is_exec_scheduled() && !supervisor.is_emptying();
+        let listeners = acceptable_listeners(listeners, are_accepting);
         let workers = QueueWorkers { workers, scoreboard, supervisor };
         round_robin.step(&AcceptorContext { workers: &workers, listeners }, now);
         for id in self.round_robin.take_broken_queues() {
             self.report_broken_queue(id);
         }
         self.settle_held_connections(now);
-        let listeners = acceptable_listeners(&self.listeners, self.upgrade.is_exec_scheduled());
+        let listeners = acceptable_listeners(&self.listeners, are_accepting);
         self.round_robin.prepare_poll(listeners, now)
     }
 
@@ -113,13 +114,12 @@ impl Primary {
     }
 }
 
-/// Returns the listening sockets to accept from: none right before the exec of an upgrade, as such connections would
-/// have to be held until after it.
-pub(super) fn acceptable_listeners(
-    listeners: &ListenerSet,
-    is_exec_scheduled: bool,
-) -> &[Listener] {
-    if is_exec_scheduled { &[] } else { &listeners.listeners }
+/// Returns the listening sockets to accept from.
+///
+/// None right before the exec of an upgrade, as such connections would have to be held until after it, and none while
+/// the last workers leave.
+pub(super) fn acceptable_listeners(listeners: &ListenerSet, are_accepting: bool) -> &[Listener] {
+    if are_accepting { &listeners.listeners } else { &[] }
 }
 
 /// The deadlines of [`poll_and_dispatch`].

@@ -82,7 +82,6 @@ impl<T> Timers<T> {
         true
     }
 
-    #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.timers.is_empty()
     }

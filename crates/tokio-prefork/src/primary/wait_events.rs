@@ -71,6 +71,10 @@ impl Primary {
                 self.exec_new_binary();
                 continue;
             }
+            self.report_application_idle();
+            if !self.pending_events.is_empty() {
+                continue;
+            }
             self.wait_for_events().map_err(|e| Error::system("wait for signals and workers", e))?;
         }
     }
@@ -157,9 +161,10 @@ impl Primary {
             scoreboard: &self.scoreboard,
             supervisor: &self.supervisor,
         };
+        let are_accepting = !self.upgrade.is_exec_scheduled() && !self.supervisor.is_emptying();
         let context = AcceptorContext {
             workers: &workers,
-            listeners: acceptable_listeners(&self.listeners, self.upgrade.is_exec_scheduled()),
+            listeners: acceptable_listeners(&self.listeners, are_accepting),
         };
         let busy_poll_until = self.messages.busy_poll.deadline();
         let set = PollSet::new(watched.into_iter());

@@ -99,7 +99,6 @@ impl WatchedFds {
         self.watches.remove(&id).is_some()
     }
 
-    #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.watches.is_empty()
     }
