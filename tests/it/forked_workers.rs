@@ -71,7 +71,7 @@ fn workers_forked_during_a_reload_are_forked_after_it() {
 #[test]
 fn each_refused_command_of_a_hook_is_an_event() {
     let server = start_events(1);
-    run_commands(&server, &["disconnect 99", "scale 0", "scale 2000"]);
+    run_commands(&server, &["disconnect 99", "scale 1025", "scale 2000"]);
     wait::wait_until("three refusals", || {
         let lines = read_events(&server);
         let refused = |start: &str| lines.iter().filter(|line| line.starts_with(start)).count();

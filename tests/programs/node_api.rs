@@ -90,6 +90,7 @@ fn record_event(primary: &mut PrimaryHandle<'_>, event: &ClusterEvent) {
                 primary.stop();
             }
         }
+        ClusterEvent::Empty => log::warn!("no worker is left"),
         other => log::info!("{other}"),
     }
 }

@@ -173,7 +173,8 @@ impl PrimaryHandle<'_> {
             .checked_add(n)
     }
 
-    /// Sets the number of `web` workers, from 1 to [`WorkerCount::MAX`](crate::WorkerCount::MAX). Fills the slots that
+    /// Sets the number of `web` workers, from 0 (see [`ClusterEvent::Empty`](crate::ClusterEvent::Empty)) to
+    /// [`WorkerCount::MAX`](crate::WorkerCount::MAX). Fills the slots that
     /// [`disconnect`](PrimaryHandle::disconnect) has left empty.
     pub fn scale(&mut self, workers: u32) {
         self.queue_command(ClusterCommand::Scale(ScaleChange::To(workers)), "scale");
