@@ -25,6 +25,7 @@
 mod support;
 
 mod accept_queue;
+mod app_name;
 mod bench;
 mod bind;
 mod boot;

@@ -64,6 +64,7 @@ fn main() -> ExitCode {
         "preload-fails" => boot::preload_fails(arguments),
         "preload-panics" => boot::preload_panics(arguments),
         "preload-leaves-a-thread" => boot::preload_leaves_a_thread(arguments),
+        "named" => serving::named_application(arguments),
         "not-send" => serving::handler_not_send(arguments),
         "axum" => serving::axum_router(arguments),
         "connection-info" => connection_info::http_connections(arguments),

@@ -38,6 +38,16 @@ pub(super) fn handler_not_send(arguments: ProgramArguments) -> Result<()> {
     })
 }
 
+/// Has a name and a version; answers with the status of the cluster.
+pub(super) fn named_application(arguments: ProgramArguments) -> Result<()> {
+    let config = arguments.config.into_builder().name("greeter").version("1.2.3").titles(true);
+    Cluster::new(config.build()?).serve(|worker: Worker| async move {
+        Ok(text_service(move || {
+            serde_json::to_string(&worker.cluster_status()).unwrap_or_default()
+        }))
+    })
+}
+
 /// Serves an axum router.
 pub(super) fn axum_router(arguments: ProgramArguments) -> Result<()> {
     use axum::routing::get;

@@ -1,15 +1,30 @@
-//! The name of the application, for the texts that people see.
+//! The name of the application, where no configuration is at hand.
 
-use std::sync::OnceLock;
+use std::path::Path;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-/// Returns the name of the application: the file name of its executable.
-pub(crate) fn app_name() -> &'static str {
-    static EXECUTABLE_NAME: OnceLock<String> = OnceLock::new();
-    EXECUTABLE_NAME.get_or_init(|| {
+/// The name in the configuration of the cluster that this process started last.
+static CONFIGURED_NAME: Mutex<Option<String>> = Mutex::new(None);
+
+/// Returns the name of the application: that of the configuration, or before `serve` that of the executable.
+pub(crate) fn app_name() -> String {
+    let name = CONFIGURED_NAME.lock().unwrap_or_else(PoisonError::into_inner);
+    name.clone().unwrap_or_else(|| executable_name().to_string())
+}
+
+/// Records the name in the configuration.
+pub(crate) fn set_app_name(name: &str) {
+    *CONFIGURED_NAME.lock().unwrap_or_else(PoisonError::into_inner) = Some(name.to_string());
+}
+
+/// Returns the file name of the executable.
+pub(crate) fn executable_name() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| {
         let path = std::env::current_exe().ok();
-        let name = path.as_deref().and_then(std::path::Path::file_name);
-        let name = name.map_or_else(|| "error".into(), |name| name.to_string_lossy().into_owned());
-        // The kernel's mark on a binary that was replaced while it runs.
-        name.strip_suffix(" (deleted)").map_or(name.clone(), str::to_string)
+        let name = path.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy());
+        let name = name.unwrap_or_else(|| "server".into());
+        // The kernel's mark on the path of a binary that was replaced while it runs.
+        name.strip_suffix(" (deleted)").unwrap_or(&name).to_string()
     })
 }

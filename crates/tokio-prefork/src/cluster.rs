@@ -15,6 +15,7 @@ use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::Service;
 
+use crate::app_name::set_app_name;
 use crate::config::Config;
 use crate::error::{BoxError, Error, Result, exit};
 use crate::fork_safety;
@@ -182,6 +183,7 @@ impl Cluster {
         threading: AppThreading,
         build_app: impl FnOnce() -> Result<WorkerApp>,
     ) -> Result<()> {
+        set_app_name(self.config.name());
         start_checks::check_can_fork_workers().inspect_err(upgrade::report_failed_start)?;
         log_output::init_log_output(None);
         prefork_os::signal::ignore_sigpipe_and_sigxfsz()

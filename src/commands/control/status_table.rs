@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio_prefork::control::Event;
 use tokio_prefork::status::{
-    ClusterStatus, PoolStatus, QueueWaitStatus, ThreadStatus, WorkerState, WorkerStatus,
+    ClusterStatus, PoolStatus, PrimaryStatus, QueueWaitStatus, ThreadStatus, WorkerState,
+    WorkerStatus,
 };
 use tokio_prefork::text::HumanDuration;
 use tokio_prefork::text::printable;
@@ -21,6 +22,13 @@ const HEAD: [&str; 12] = [
     "SERVING",
 ];
 
+/// Returns `NAME VERSION`, or the name alone if the application has no version.
+fn app_and_version(primary: &PrimaryStatus) -> String {
+    // Primaries of an old version send no name.
+    let name = if primary.name.is_empty() { "prefork" } else { &primary.name };
+    printable(format!("{name} {}", primary.version).trim_end()).into_owned()
+}
+
 /// Formats a header and a line for each worker.
 pub(super) fn format_status(status: &ClusterStatus) -> String {
     let primary = &status.primary;
@@ -29,9 +37,9 @@ pub(super) fn format_status(status: &ClusterStatus) -> String {
     // Writing to a string cannot fail.
     let _ = writeln!(
         text,
-        "prefork {}: primary pid={} {}, up {}, generation {}, {serving} of {} workers serve, \
+        "{}: primary pid={} {}, up {}, generation {}, {serving} of {} workers serve, \
          {} restarts, {} requests",
-        printable(&primary.version),
+        app_and_version(primary),
         primary.pid,
         primary.phase,
         span(primary.uptime_ms),

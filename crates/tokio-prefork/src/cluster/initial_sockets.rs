@@ -63,7 +63,9 @@ impl Cluster {
             FdStore::On => true,
             FdStore::Off => false,
         };
-        let mut manager = service.service_manager(stores, is_upgrade, self.config.boot_timeout)?;
+        let app = self.config.app_and_version();
+        let mut manager =
+            service.service_manager(stores, is_upgrade, self.config.boot_timeout, app)?;
         unwanted.iter().for_each(|name| manager.remove_socket(name));
         Some(manager)
     }

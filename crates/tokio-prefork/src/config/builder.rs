@@ -24,6 +24,27 @@ impl ConfigBuilder {
         self
     }
 
+    /// Sets the name of the application, shown in process titles, the log, the status and errors. Default: the file name of
+    /// the executable.
+    ///
+    /// ```
+    /// use tokio_prefork::Config;
+    ///
+    /// let config = Config::builder().name("greeter").version(env!("CARGO_PKG_VERSION")).build()?;
+    /// assert_eq!(config.name(), "greeter");
+    /// # Ok::<(), tokio_prefork::Error>(())
+    /// ```
+    pub fn name(mut self, name: impl Into<String>) -> ConfigBuilder {
+        self.config.app.name = name.into();
+        self
+    }
+
+    /// Sets the version of the application, shown in the log and in the status. Default: none.
+    pub fn version(mut self, version: impl Into<String>) -> ConfigBuilder {
+        self.config.app.version = Some(version.into());
+        self
+    }
+
     /// Adds an address to listen on. The first one replaces the default, `127.0.0.1:3000`.
     ///
     /// In text: `HOST:PORT`, `:PORT` (all addresses, IPv4 and IPv6), `unix:PATH`, `unix:@NAME` or `fd://N`. A host name
@@ -88,6 +109,7 @@ impl ConfigBuilder {
                 "http2 = true needs the feature http2 of tokio-prefork: add it in Cargo.toml, or give false",
             ));
         }
+        c.app.check()?;
         check_model_limits(&c)?;
         c.check_bounds()?;
         if let (Some(log), Some(pid)) = (&c.log_file, &c.pid_file)

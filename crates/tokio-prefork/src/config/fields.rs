@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::app_identity::AppIdentity;
 use super::app_settings::AppSettings;
 use super::{
     ConcurrencyModel, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClosePolicy, WorkerCount,
@@ -52,6 +53,7 @@ macro_rules! config_fields {
             $(pub(crate) $name: $type,)*
             /// Whether `bind` is the default, which the first [`ConfigBuilder::listen`] replaces.
             pub(super) is_default_bind: bool,
+            pub(super) app: AppIdentity,
             pub(super) app_settings: AppSettings,
             /// `user` and `group` as numbers.
             pub(super) credentials: Option<WorkerCredentials>,
@@ -62,6 +64,7 @@ macro_rules! config_fields {
                 Config {
                     $($name: $default,)*
                     is_default_bind: true,
+                    app: AppIdentity::default(),
                     app_settings: AppSettings::default(),
                     credentials: None,
                 }
@@ -254,7 +257,7 @@ config_fields! {
     /// File to which the log, and whatever else is printed to standard error, is appended; SIGUSR1 opens it again after a
     /// rename. Default: `None`, standard error.
     log_file: Option<PathBuf> as Option<&Path>, from PathBuf = None;
-    /// Whether `ps` shows `prefork: primary` and `prefork: worker 3 (gen 2)`. Default: false; the `prefork` command sets it.
+    /// Whether `ps` shows `NAME: primary` and `NAME: worker 3 (gen 2)`; see [`ConfigBuilder::name`]. Default: false; the `prefork` command sets it.
     titles: bool = false;
     /// Where the primary answers `prefork status` and the other verbs. Default: [`ControlSocket::Off`].
     control: ControlSocket as &ControlSocket = ControlSocket::Off;

@@ -2,6 +2,7 @@
 //!
 //! A new key is one row in `fields.rs`, and one in the table of flags, variables and TOML keys (`cli/server_keys.rs`).
 
+mod app_identity;
 mod app_settings;
 mod builder;
 mod concurrency_model;
@@ -33,6 +34,21 @@ impl Config {
     /// Starts from the defaults.
     pub fn builder() -> ConfigBuilder {
         ConfigBuilder { config: Config::default() }
+    }
+
+    /// Returns the name of the application, set by [`ConfigBuilder::name`].
+    pub fn name(&self) -> &str {
+        &self.app.name
+    }
+
+    /// Returns the version of the application, if [`ConfigBuilder::version`] has set it.
+    pub fn version(&self) -> Option<&str> {
+        self.app.version.as_deref()
+    }
+
+    /// Returns `NAME VERSION`, or the name alone without a version.
+    pub(crate) fn app_and_version(&self) -> String {
+        self.app.to_string()
     }
 
     /// Returns the settings that the application attached with [`ConfigBuilder::app_settings`], if it is of this type.

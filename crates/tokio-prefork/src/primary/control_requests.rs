@@ -227,6 +227,8 @@ impl Primary {
         let config = self.current_config();
         let queues = self.listeners.accept_queues();
         let report = PrimaryReport {
+            name: config.map_or_else(String::new, |config| config.name().to_string()),
+            version: config.and_then(|config| config.version()).unwrap_or_default().to_string(),
             started: self.started,
             dispatch: config.map_or("", |config| config.dispatch.name()),
             dispatch_backend: self.selector_backend_name(),

@@ -8,7 +8,7 @@ use log::Level;
 
 use super::FdWatchId;
 use super::event_format::{LogLine, error_line, format_count, format_event, info_line, warn_line};
-use crate::config::Dispatch;
+use crate::config::{Config, Dispatch};
 use crate::control::EventHistory;
 use crate::error::Error;
 use crate::log_output;
@@ -62,20 +62,23 @@ impl EventLog {
         &mut self,
         inherited_workers: Option<usize>,
         wanted_workers: u32,
-        dispatch: Dispatch,
+        config: &Config,
         locals: &[String],
     ) {
         let workers = match inherited_workers {
             None => format_count(wanted_workers.into(), "worker"),
             Some(workers) => format!("took over {}", format_count(workers as u64, "worker")),
         };
-        let dispatch = match dispatch == Dispatch::default() {
+        let dispatch = match config.dispatch == Dispatch::default() {
             true => String::new(),
-            false => format!(", dispatch={dispatch}"),
+            false => format!(", dispatch={}", config.dispatch),
         };
-        let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
+        let version = config.version().map(|version| format!(" version={version}"));
         self.write_line(info_line(format!(
-            "primary pid={pid} version={version}: {workers}{dispatch}"
+            "primary pid={} name={}{}: {workers}{dispatch}",
+            std::process::id(),
+            config.name(),
+            version.unwrap_or_default()
         )));
         self.write_line(info_line(format!("listening on {}", locals.join(", "))));
     }

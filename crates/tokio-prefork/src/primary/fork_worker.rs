@@ -145,7 +145,7 @@ impl Primary {
         }
         if config.titles {
             let kind = if tag.slot.is_web() { "worker" } else { tag.kind };
-            let title = format!("prefork: {kind} {} (gen {})", tag.id, tag.generation);
+            let title = format!("{}: {kind} {} (gen {})", config.name(), tag.id, tag.generation);
             prefork_os::process::set_process_title(&title)
                 .unwrap_or_else(|e| super::event_log::log_title_error(&e));
         }

@@ -137,7 +137,8 @@ impl Primary {
             application;
         let PrimaryResources { listeners, pid_file, service_manager } = resources;
         if config.titles {
-            let title = prefork_os::process::set_process_title("prefork: primary");
+            let title =
+                prefork_os::process::set_process_title(&format!("{}: primary", config.name()));
             title.unwrap_or_else(|e| event_log::log_title_error(&e));
         }
         let scoreboard = create_scoreboard(!kinds.is_empty())?;
@@ -155,7 +156,7 @@ impl Primary {
         let mut event_log = EventLog::continue_after(last_event);
         let inherited_workers = manifest.as_ref().map(|manifest| manifest.workers.len());
         let locals = listeners.bound_addr_texts();
-        event_log.log_primary_started(inherited_workers, wanted_workers, config.dispatch, &locals);
+        event_log.log_primary_started(inherited_workers, wanted_workers, &config, &locals);
         let control = match &mut manifest {
             None => ControlEndpoint::open_socket(&config.control, &mut event_log)?,
             Some(manifest) => ControlEndpoint::take_over_socket(

@@ -294,7 +294,9 @@ impl ScoreboardReader {
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         let primary = PrimaryStatus {
             pid: small(PID.load(page)),
-            version: env!("CARGO_PKG_VERSION").to_string(),
+            name: config.name().to_string(),
+            version: config.version().unwrap_or_default().to_string(),
+            library_version: env!("CARGO_PKG_VERSION").to_string(),
             uptime_ms: worker_page::unix_time_ms().saturating_sub(STARTED_AT_MS.load(page)),
             phase,
             generation: Generation(GENERATION.load(page)),

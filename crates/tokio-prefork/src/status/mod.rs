@@ -68,8 +68,14 @@ pub struct ClusterStatus {
 pub struct PrimaryStatus {
     /// Its process id.
     pub pid: u32,
-    /// The version of this crate in the process that made the status.
+    /// The name of the application, set by [`ConfigBuilder::name`](crate::ConfigBuilder::name). Empty from an old version.
+    #[serde(default)]
+    pub name: String,
+    /// The version of the application; empty if it has set none.
     pub version: String,
+    /// The version of this crate in the process that made the status. Empty from an old version.
+    #[serde(default)]
+    pub library_version: String,
     /// How long it has been running, in milliseconds. In the primary it counts from the last upgrade.
     pub uptime_ms: u64,
     /// The state of the primary. A worker only knows `running` and `stopping`.
@@ -114,6 +120,8 @@ pub struct WorkerKindStatus {
 
 /// What the primary knows besides the supervisor's view and the workers' pages.
 pub(crate) struct PrimaryReport {
+    pub(crate) name: String,
+    pub(crate) version: String,
     pub(crate) started: Instant,
     pub(crate) dispatch: &'static str,
     pub(crate) dispatch_backend: &'static str,
@@ -149,7 +157,9 @@ impl ClusterStatus {
         let kinds = view.wanted_by_kind.iter();
         let primary = PrimaryStatus {
             pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").to_string(),
+            name: report.name,
+            version: report.version,
+            library_version: env!("CARGO_PKG_VERSION").to_string(),
             uptime_ms: millis_between(report.started, now),
             phase: PrimaryPhase::from_name(view.phase),
             generation: view.generation,
@@ -234,6 +244,8 @@ pub(crate) mod tests {
             workers: views.collect(),
         };
         let report = PrimaryReport {
+            name: "greeter".into(),
+            version: "1.2.3".into(),
             started: Instant::now(),
             dispatch: "shared",
             dispatch_backend: "",

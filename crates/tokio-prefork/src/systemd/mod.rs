@@ -71,18 +71,21 @@ impl ServiceEnvironment {
     /// Returns the service manager, if it wants to be notified.
     ///
     /// `stores_sockets` says whether listening sockets are kept in its store, `is_upgraded` whether workers of the
-    /// previous image serve. A start may take as long as `boot_timeout`.
+    /// previous image serve. A start may take as long as `boot_timeout`. `app` is the name and version
+    /// of the application.
     pub(crate) fn service_manager(
         self,
         stores_sockets: bool,
         is_upgraded: bool,
         boot_timeout: Duration,
+        app: String,
     ) -> Option<ServiceManager> {
         let now = Instant::now();
-        let notify_state = match is_upgraded {
+        let mut notify_state = match is_upgraded {
             true => NotifyState::after_upgrade(self.watchdog_interval, now),
             false => NotifyState::new(self.watchdog_interval, now, boot_timeout),
         };
+        notify_state.set_app(app);
         Some(ServiceManager {
             notify_socket: self.notify_socket?,
             notify_state,

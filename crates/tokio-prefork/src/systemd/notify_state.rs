@@ -40,6 +40,8 @@ pub(crate) struct NotifyState {
     is_stopping: bool,
     /// The deadline of the current start, reload or stop.
     extend_until: Option<Instant>,
+    /// Name and version of the application, at the start of each status line.
+    app: String,
     /// The reason why the last reload or upgrade failed.
     remark: Option<String>,
     /// The status line that was sent last.
@@ -73,6 +75,7 @@ impl NotifyState {
             is_reloading: false,
             is_stopping: false,
             extend_until: Some(now + boot_timeout),
+            app: String::new(),
             remark: None,
             status: String::new(),
             next_status: now,
@@ -85,6 +88,11 @@ impl NotifyState {
     pub(crate) fn after_upgrade(watchdog_interval: Option<Duration>, now: Instant) -> NotifyState {
         let state = NotifyState::new(watchdog_interval, now, Duration::ZERO);
         NotifyState { is_ready: true, is_reloading: true, ..state }
+    }
+
+    /// Sets the name and version of the application.
+    pub(crate) fn set_app(&mut self, app: String) {
+        self.app = app;
     }
 
     /// Returns how old the heartbeat of a responsive worker may be.
@@ -216,8 +224,9 @@ impl NotifyState {
             (_, _, false) => "starting: ",
             (_, _, true) => "",
         };
+        let app = if self.app.is_empty() { String::new() } else { format!("{}: ", self.app) };
         let mut text = format!(
-            "{phase}{ready} of {wanted} workers ready, generation {generation}, {requests} requests"
+            "{app}{phase}{ready} of {wanted} workers ready, generation {generation}, {requests} requests"
         );
         if let Some(remark) = &self.remark {
             let _ = write!(text, "; {}", printable(remark));
