@@ -306,7 +306,8 @@ impl WorkerMessageEnd {
         Ok(())
     }
 
-    fn close(&self) {
+    /// Closes the end for the application: what is queued is dropped, and requests fail.
+    pub(crate) fn close(&self) {
         let mut send_queue = self.lock_send_queue();
         self.is_closed.store(true, Ordering::Release);
         *send_queue = SendQueue::new(self.limits);

@@ -1,5 +1,5 @@
-//! Clusters in tests: [`TestCluster`] runs a program as a real cluster, with a primary and forked workers. Needs the feature
-//! `testing`.
+//! Tests of programs: [`TestCluster`] runs a program as a real cluster, with a primary and forked workers, and [`TestWorker`] is a
+//! worker handle without a cluster. Needs the feature `testing`.
 //!
 //! ```toml
 //! [dev-dependencies]
@@ -57,8 +57,10 @@ mod start_error;
 mod test_cluster;
 mod test_cluster_builder;
 mod test_directory;
+mod test_worker;
 
 pub(crate) use cluster_process::{adapt_config, is_variable_of_cluster_process, prepare_to_serve};
 pub use start_error::StartError;
 pub use test_cluster::TestCluster;
 pub use test_cluster_builder::TestClusterBuilder;
+pub use test_worker::TestWorker;
