@@ -58,6 +58,7 @@ mod http_corpus;
 mod http_malformed;
 mod install_script;
 mod isolated_jobs;
+mod leaving;
 mod library_api;
 mod log_output;
 mod messages;

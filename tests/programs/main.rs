@@ -5,6 +5,7 @@
 mod boot;
 mod connection_info;
 mod isolated_jobs;
+mod leaving;
 mod messages;
 mod misbehaving_workers;
 mod node_api;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         "environment" => serving::worker_environment(arguments),
         "retiring" => serving::retiring_workers(arguments),
         "isolated-jobs" => isolated_jobs::isolated_jobs(arguments),
+        "leaving" => leaving::leaving(arguments),
         "worker-handle" => worker_handle::worker_handle(arguments),
         "worker-kinds" => worker_kinds::worker_kinds(arguments),
         "messages" => messages::messages(arguments),

@@ -23,7 +23,7 @@ pub(super) fn worker_handle(arguments: ProgramArguments) -> Result<()> {
         .isolated_pool(IsolatedPoolConfig::new("doubles", 1), |n: u32| Ok::<u32, String>(2 * n))
         .on_message("echo", |primary, _, message| {
             if let Some(to) = message.reply_to() {
-                let _ = primary.reply(&to, &message.decode::<String>().unwrap_or_default());
+                let _ = primary.reply(&to, message.decode::<String>().unwrap_or_default());
             }
         })
         .on_message("ask", |primary, from, _| {

@@ -113,7 +113,9 @@ pub use shared::{
 };
 pub use upgrade::report_failed_start;
 pub use worker::http::into_service::{IntoHttpService, ViaHyper, ViaTower};
-pub use worker::{AcceptedStream, IsolatedPool, RequestDeadline, Worker, is_worker};
+pub use worker::{
+    AcceptedStream, EndOnDrain, HoldGuard, IsolatedPool, RequestDeadline, Worker, is_worker,
+};
 
 /// Compiles the programs in README.md and in the book.
 #[cfg(doctest)]

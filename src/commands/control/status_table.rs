@@ -188,14 +188,26 @@ fn thread(thread: &ThreadStatus) -> [String; 12] {
     ]
 }
 
+/// Formats what the worker serves, and the holds that it waits for.
+fn serving(worker: &WorkerStatus) -> String {
+    let mut text = serving_request(worker);
+    if let Some(holds) = worker.serving.iter().find(|request| request.is_hold()) {
+        let _ = write!(text, ", {} ({})", printable(&holds.request), span(holds.age_ms));
+    }
+    text
+}
+
 /// Formats the request that blocks the event loop, else the oldest one, and the number of others; for other kinds, the
 /// kind.
-fn serving(worker: &WorkerStatus) -> String {
+fn serving_request(worker: &WorkerStatus) -> String {
     if worker.kind != WEB_KIND {
         return format!("kind={}", printable(&worker.kind));
     }
-    let on_loop = worker.serving.iter().find(|request| request.on_loop);
-    let Some(shown) = on_loop.or(worker.serving.first()) else { return "-".to_string() };
+    let mut requests = worker.serving.iter().filter(|request| !request.is_hold());
+    let oldest = requests.clone().next();
+    let Some(shown) = requests.find(|request| request.on_loop).or(oldest) else {
+        return "-".to_string();
+    };
     let mut text: String = printable(&shown.request).chars().take(REQUEST).collect();
     let _ = write!(text, " ({}", span(shown.age_ms));
     if shown.on_loop {
@@ -262,6 +274,19 @@ mod tests {
              3     0    2  4712  serving  3 min     2       2       100  50 ms  1/1 97% +3  \
              GET /spin (12 s, on the event loop) +1\n \
              4     1    2     -  forking   0 ms     0       0         0      -  -           -\n"
+        );
+    }
+
+    #[test]
+    fn holds_are_shown_beside_the_request() {
+        let mut status = status();
+        let mut hold = status.workers[0].serving[0].clone();
+        (hold.request, hold.age_ms, hold.on_loop) = ("hold: mail x2".to_string(), 3_000, false);
+        status.workers[0].serving.insert(0, hold);
+        let text = format_status(&status);
+        assert!(
+            text.contains("GET /spin (12 s, on the event loop) +1, hold: mail x2 (3 s)\n"),
+            "{text}"
         );
     }
 

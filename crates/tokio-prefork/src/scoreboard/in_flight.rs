@@ -7,11 +7,14 @@
 use std::sync::atomic::{Ordering, fence};
 
 use super::page_layout::{
-    IN_FLIGHT_ENTRIES, IN_FLIGHT_ENTRY_WORDS, IN_FLIGHT_START, MAX_REQUEST_BYTES, PageWord,
-    RUNNING_ENTRY,
+    HOLDS_ENTRY, IN_FLIGHT_ENTRIES, IN_FLIGHT_ENTRY_WORDS, IN_FLIGHT_START, MAX_REQUEST_BYTES,
+    PageWord, RUNNING_ENTRY,
 };
 use crate::text::printable_ascii;
 use prefork_os::shared_memory::SharedPage;
+
+/// Stands in place of the method where an entry lists holds. No method has a colon.
+pub(crate) const HOLD_METHOD: &str = "hold:";
 
 /// The entry of one request. Its owner frees it with `InFlightEntries::remove`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +27,7 @@ pub(super) struct InFlightEntries {
 
 impl InFlightEntries {
     pub(super) fn new() -> InFlightEntries {
-        InFlightEntries { free: (0..IN_FLIGHT_ENTRIES).rev().collect() }
+        InFlightEntries { free: (0..HOLDS_ENTRY).rev().collect() }
     }
 
     /// Writes a request into a free entry; `None` when all are taken.
@@ -36,15 +39,7 @@ impl InFlightEntries {
         now_ms: u64,
     ) -> Option<InFlightEntry> {
         let entry = self.free.pop()?;
-        let sequence = entry_word(entry, 0);
-        let odd = sequence.load(page) | 1;
-        sequence.store(page, odd);
-        fence(Ordering::Release);
-        entry_word(entry, 1).store(page, now_ms);
-        let length = write_text(page, entry, method.as_bytes(), path.as_bytes());
-        entry_word(entry, 2).store(page, length as u64);
-        page[IN_FLIGHT_START + entry * IN_FLIGHT_ENTRY_WORDS]
-            .store(odd.wrapping_add(1), Ordering::Release);
+        write_entry(page, entry, (method, path), now_ms);
         Some(InFlightEntry(entry))
     }
 
@@ -53,6 +48,26 @@ impl InFlightEntries {
         entry_word(entry.0, 2).store(page, 0);
         self.free.push(entry.0);
     }
+}
+
+/// Lists what holds a draining worker beside its requests: `hold: NAMES`, since `since_ms`. `None` for nothing.
+pub(super) fn set_holds(page: &SharedPage, holds: Option<(&str, u64)>) {
+    match holds {
+        Some((names, since_ms)) => write_entry(page, HOLDS_ENTRY, (HOLD_METHOD, names), since_ms),
+        None => entry_word(HOLDS_ENTRY, 2).store(page, 0),
+    }
+}
+
+fn write_entry(page: &SharedPage, entry: usize, (method, path): (&str, &str), now_ms: u64) {
+    let sequence = entry_word(entry, 0);
+    let odd = sequence.load(page) | 1;
+    sequence.store(page, odd);
+    fence(Ordering::Release);
+    entry_word(entry, 1).store(page, now_ms);
+    let length = write_text(page, entry, method.as_bytes(), path.as_bytes());
+    entry_word(entry, 2).store(page, length as u64);
+    page[IN_FLIGHT_START + entry * IN_FLIGHT_ENTRY_WORDS]
+        .store(odd.wrapping_add(1), Ordering::Release);
 }
 
 /// Marks the entry whose handler is on the event loop; `None` for none.
@@ -150,7 +165,18 @@ mod tests {
     fn requests_beyond_the_last_entry_are_not_listed() {
         let (page, mut entries) = (page(), InFlightEntries::new());
         let taken = (0..40).filter(|_| entries.add(page, "GET", "/", 0).is_some()).count();
-        assert_eq!(taken, IN_FLIGHT_ENTRIES);
+        assert_eq!(taken, HOLDS_ENTRY);
+    }
+
+    #[test]
+    fn holds_have_an_entry_of_their_own() {
+        let (page, mut entries) = (page(), InFlightEntries::new());
+        while entries.add(page, "GET", "/", 0).is_some() {}
+        set_holds(page, Some(("mail x2", 7)));
+        let last = read_entries(page).pop();
+        assert_eq!(last, Some((HOLDS_ENTRY, 7, "hold: mail x2".to_string())));
+        set_holds(page, None);
+        assert_eq!(read_entries(page).len(), HOLDS_ENTRY);
     }
 
     #[test]

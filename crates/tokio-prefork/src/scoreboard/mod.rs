@@ -36,7 +36,7 @@ use crate::status::{
 };
 
 pub(crate) use duration_histogram::{DURATION_BUCKETS, duration_quantile};
-pub(crate) use in_flight::InFlightEntry;
+pub(crate) use in_flight::{HOLD_METHOD, InFlightEntry};
 pub(crate) use page_reader::HeartbeatSample;
 pub(crate) use pool_counters::{JobOutcome, PoolCounters};
 pub(crate) use shared_worker_page::SharedWorkerPage;

@@ -74,9 +74,11 @@ pub(crate) const QUEUE_WAIT: PageWord = PageWord(POOL_START - DURATION_BUCKETS);
 pub(crate) const IN_FLIGHT_START: usize = 64;
 /// How many words an in-flight entry has: sequence, start, length, and 13 of text.
 pub(crate) const IN_FLIGHT_ENTRY_WORDS: usize = 16;
-/// How many requests of a page are listed; further ones are only counted.
+/// How many entries a page has. Requests without a free one are only counted.
 pub(crate) const IN_FLIGHT_ENTRIES: usize =
     (QUEUE_WAIT.0 - IN_FLIGHT_START) / IN_FLIGHT_ENTRY_WORDS;
+/// The last entry, which lists what holds a draining worker beside its requests.
+pub(crate) const HOLDS_ENTRY: usize = IN_FLIGHT_ENTRIES - 1;
 /// How many bytes of method and path are kept.
 pub(crate) const MAX_REQUEST_BYTES: usize = (IN_FLIGHT_ENTRY_WORDS - 3) * 8;
 

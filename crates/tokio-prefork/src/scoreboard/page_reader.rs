@@ -161,6 +161,7 @@ impl HeartbeatSample {
             return HeartbeatSample::default();
         };
         let mut requests = read_requests(slowest, monotonic_ms());
+        requests.retain(|request| !request.is_hold());
         let on_loop = requests.iter().position(|request| request.on_loop).unwrap_or(0);
         HeartbeatSample {
             heartbeat_ms: HEARTBEAT_MS.load(slowest),

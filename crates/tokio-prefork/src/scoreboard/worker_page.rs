@@ -109,6 +109,11 @@ impl WorkerPage {
         IS_FULL.store(self.page, u64::from(is_full));
     }
 
+    /// Lists what holds this draining worker beside its requests, and since when; `None` for nothing.
+    pub(crate) fn set_holds(&self, holds: Option<(&str, u64)>) {
+        in_flight::set_holds(self.page, holds);
+    }
+
     /// Counts an accepted connection.
     pub(crate) fn connection_accepted(&self) {
         ACCEPTED.add(self.page, 1);

@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::{MAX_JSON_INTEGER, PoolStatus, TrafficCounters, WorkerState, millis_between};
-use crate::scoreboard::DURATION_BUCKETS;
+use crate::scoreboard::{DURATION_BUCKETS, HOLD_METHOD};
 use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerView};
 
 /// The status of one worker.
@@ -54,7 +54,8 @@ pub struct WorkerStatus {
     /// Its CPU pool.
     #[serde(default)]
     pub pool: PoolStatus,
-    /// The requests in progress, oldest first; at most 23 of each thread.
+    /// The requests in progress, oldest first; at most 22 of each thread. While the worker drains, also the holds
+    /// ([`Worker::hold`](crate::Worker::hold)) that it waits for, as `hold: NAMES`.
     pub serving: Vec<InFlightRequest>,
     /// Its threads, if each has an event loop of its own (`thread-per-core`); otherwise empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -90,6 +91,13 @@ pub struct InFlightRequest {
     pub age_ms: u64,
     /// Whether its handler is on the event loop at this moment.
     pub on_loop: bool,
+}
+
+impl InFlightRequest {
+    /// Whether this is no request but the holds that a draining worker waits for.
+    pub fn is_hold(&self) -> bool {
+        self.request.split(' ').next() == Some(HOLD_METHOD)
+    }
 }
 
 impl WorkerStatus {

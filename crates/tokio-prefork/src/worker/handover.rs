@@ -67,7 +67,8 @@ pub(crate) async fn hand_over_connection(
 ///
 /// Existing clients bypass the limit on connections. A worker that drains meanwhile hands the connection on.
 pub(crate) fn take_over_connection(state: &Rc<LocalWorkerState>, fd: OwnedFd, unread: UnreadBytes) {
-    let Some(handle) = state.app.get().map(|app| &app.handle_connection) else {
+    let app = state.app.borrow().clone();
+    let Some(handle) = app.as_ref().map(|app| &app.handle_connection) else {
         return log::warn!("{} received a connection before it was ready", state.tag);
     };
     let is_unix = prefork_os::socket::is_unix_stream(&fd);

@@ -45,6 +45,9 @@ pub(crate) async fn run_heartbeat(
         let limits = ConnectionTimeouts::new(&state.config, state.drain.current_order(), now);
         let ClosedConnections { at_deadline, stalled } =
             state.connections.borrow().enforce_timeouts(now, &limits);
+        if state.drain.current_order().is_some() {
+            publish_holds(&state);
+        }
         if state.should_hand_over() {
             // A worker that can take idle connections may have started since the last heartbeat.
             state.connections.borrow().wake_all();
@@ -59,6 +62,13 @@ pub(crate) async fn run_heartbeat(
     }
 }
 
+/// Lists the holds that the draining worker waits for in its status.
+fn publish_holds(state: &LocalWorkerState) {
+    let holds = state.shared.holds.summary();
+    let listed = holds.as_ref().map(|holds| (holds.names.as_str(), holds.oldest_ms));
+    state.worker_page.set_holds(listed);
+}
+
 /// Logs how many connections were closed at the drain deadline, and the requests that were in progress.
 fn log_unfinished_requests(state: &LocalWorkerState, closed: usize) {
     let serving = state.scoreboard.cluster_status(&state.config);
@@ -67,6 +77,7 @@ fn log_unfinished_requests(state: &LocalWorkerState, closed: usize) {
         .iter()
         .filter(|worker| worker.id == state.tag.id)
         .flat_map(|worker| &worker.serving)
+        .filter(|request| !request.is_hold())
         .map(|r| format!("{} (for {:.1} s)", r.request, r.age_ms as f64 / 1000.0))
         .collect();
     let named =

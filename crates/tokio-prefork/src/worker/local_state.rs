@@ -1,6 +1,7 @@
 //! The state that all tasks on one event loop share. One thread, so plain `Rc` and `Cell`.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
@@ -49,8 +50,8 @@ pub(crate) struct LocalWorkerState {
     pub(crate) failing_acceptors: Cell<usize>,
     /// Acceptors on the sockets of other slots.
     pub(crate) adopted_sockets: RefCell<Vec<AdoptedSocket>>,
-    /// The application, once it has booted.
-    pub(crate) app: OnceCell<BootedApp>,
+    /// The application, from its boot to the end of the drain.
+    pub(crate) app: RefCell<Option<Rc<BootedApp>>>,
     /// Rejected connections that are not logged yet.
     pub(crate) queue_wait_rejections: RejectionLog,
     /// Whether the log says that the worker is at its connection limit.

@@ -10,6 +10,7 @@ pub(crate) mod connection_registry;
 pub(crate) mod cpu_pool;
 pub(crate) mod custom_kind;
 pub(crate) mod drain;
+pub(crate) mod end_on_drain;
 pub(crate) mod handover;
 pub(crate) mod heartbeat;
 pub(crate) mod http;
@@ -17,18 +18,21 @@ pub(crate) mod isolated_jobs;
 pub(crate) mod lazy_stream;
 pub(crate) mod local_state;
 pub(crate) mod messages;
+pub(crate) mod panic_report;
+pub(crate) mod pending_work;
 pub(crate) mod primary_channel;
+pub(crate) mod shutdown;
 pub(crate) mod socket_stream;
 pub(crate) mod worker_handle;
 pub(crate) mod worker_shared;
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -36,16 +40,19 @@ use crate::channel::{WorkerChannelEnd, WorkerReport};
 use crate::client::{ConnectionInfo, ListenerNames};
 use crate::dispatch::{self, AcceptedConnection, ConnectionStarter};
 use crate::error::{BoxError, Error, ErrorKind, Result, exit};
+use crate::listener::Listener;
 use crate::status::WorkerState;
 use crate::worker_init::{MessageEndInit, WorkerInit};
 pub use accepted_stream::AcceptedStream;
 pub(crate) use custom_kind::custom_kind_app;
+pub use end_on_drain::EndOnDrain;
 use http::into_service::IntoHttpService;
 use http::serve_connection;
 pub use http::timeouts::request_deadline::RequestDeadline;
 pub use isolated_jobs::IsolatedPool;
 pub(crate) use isolated_jobs::{isolated_job_fn, isolated_worker_app};
 use local_state::LocalWorkerState;
+pub use pending_work::HoldGuard;
 pub use worker_handle::Worker;
 use worker_shared::WorkerShared;
 pub use worker_shared::is_worker;
@@ -139,12 +146,6 @@ where
     })
 }
 
-/// How long a drained worker waits for the primary to confirm that it passes no more connections.
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How long an exiting worker waits for the primary to read its last messages.
-pub(crate) const MESSAGE_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// Runs a worker from its `WorkerInit` to its exit status.
 pub(crate) fn run_worker(init: WorkerInit, app: &WorkerApp) -> u8 {
     let tag = init.tag;
@@ -164,18 +165,23 @@ pub(crate) fn run_worker(init: WorkerInit, app: &WorkerApp) -> u8 {
     })
 }
 
-/// Boots the application, serves until the worker has drained, and returns the exit status.
-async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
+/// What a booted worker accepts connections from.
+struct AcceptSources {
+    listeners: Vec<Listener>,
+    queue: Option<OwnedFd>,
+}
+
+/// Creates the state of a worker in the current runtime. Returns it with what is needed to start.
+fn create_state(init: WorkerInit) -> Result<(Rc<LocalWorkerState>, AcceptSources)> {
     let WorkerInit {
         tag, listeners, channel, messages, queue, mut worker_pages, load_page, ..
     } = init;
-    let WorkerInit { board, config, terminate, kinds, .. } = init;
+    let WorkerInit { board, config, kinds, .. } = init;
     let worker_page = worker_pages
         .pop()
         .ok_or_else(|| Error::internal("the worker was forked without a scoreboard page"))?;
     let channel = WorkerChannelEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
-    let owns_messages = matches!(messages, MessageEndInit::Channel(..));
     let listener_names = Arc::new(ListenerNames::new(&listeners));
     let shared = Arc::new(WorkerShared {
         listener_names: Arc::clone(&listener_names),
@@ -188,6 +194,9 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
         pool: cpu_pool::create_cpu_pool(&config, &worker_page, tag),
         is_primary_connected: AtomicBool::new(true),
         drain: worker_shared::DrainSignal::default(),
+        holds: pending_work::Holds::default(),
+        stop_functions: pending_work::StopFunctions::default(),
+        runtime: tokio::runtime::Handle::current(),
     });
     let state = Rc::new(LocalWorkerState {
         shared,
@@ -206,10 +215,18 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
         active_acceptors: Cell::new(if queue.is_some() { 1 } else { listeners.len() }),
         failing_acceptors: Cell::new(0),
         adopted_sockets: RefCell::default(),
-        app: OnceCell::new(),
+        app: RefCell::default(),
         queue_wait_rejections: crate::dispatch::queue_wait::RejectionLog::default(),
         capacity_warning: capacity_warning::CapacityWarning::default(),
     });
+    Ok((state, AcceptSources { listeners, queue }))
+}
+
+/// Boots the application, serves until the worker has drained, and returns the exit status.
+async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
+    let owns_messages = matches!(init.messages, MessageEndInit::Channel(..));
+    let terminate = Arc::clone(&init.terminate);
+    let (state, AcceptSources { listeners, queue }) = create_state(init)?;
     worker_shared::set_current(&state);
     // If this fails, the task that reads the channel notices that the primary is gone.
     let _ = state.channel.send(&WorkerReport::Online);
@@ -226,25 +243,27 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
         // A drain before READY: there is nothing to finish.
         () = state.drain.wait_started() => return Ok(exit::OK),
     };
-    let app = state.app.get_or_init(|| booted);
-    dispatch::start_accepting(&state, app, listeners, queue)?;
+    let app = Rc::new(booted);
+    state.app.replace(Some(Rc::clone(&app)));
+    dispatch::start_accepting(&state, &app, listeners, queue)?;
     if owns_messages {
         state.shared.messages.finish_boot();
     }
     state.worker_page.set_state(WorkerState::Serving);
     let ready = state.channel.send(&WorkerReport::Ready);
-    ready.map_err(|e| Error::system(format!("report to the primary that {tag} is ready"), e))?;
-    let outcome = match app.main_loop.take() {
+    ready.map_err(|e| {
+        Error::system(format!("report to the primary that {} is ready", state.tag), e)
+    })?;
+    let main_loop = app.main_loop.take();
+    drop(app);
+    let outcome = match main_loop {
         Some(main_loop) => custom_kind::run_main_loop(&state, main_loop).await,
         None => {
-            wait_until_drained(&state).await;
+            shutdown::wait_until_drained(&state).await;
             Ok(())
         }
     };
-    if state.drain.current_order().is_some() {
-        cpu_pool::drain_cpu_pool(&state).await;
-    }
-    state.shared.messages.flush(MESSAGE_FLUSH_TIMEOUT).await;
+    shutdown::finish(&state).await;
     outcome.map(|()| exit::OK)
 }
 
@@ -253,21 +272,4 @@ fn report_boot_failure(state: &LocalWorkerState, error: &Error) -> u8 {
     // If sending fails, the primary learns it from the exit status.
     let _ = state.channel.send(&WorkerReport::BootFailed(error.to_string()));
     ErrorKind::WorkersCannotBoot.exit_status()
-}
-
-/// Waits until the worker drains, no connection is open, and the primary passes no more of them.
-async fn wait_until_drained(state: &LocalWorkerState) {
-    state.drain.wait_started().await;
-    loop {
-        let freed = state.capacity_freed.notified();
-        let is_empty = state.active_acceptors.get() == 0 && state.connections.borrow().is_empty();
-        if is_empty && state.drain.is_released() {
-            return;
-        }
-        let waited = tokio::time::timeout(RELEASE_TIMEOUT, freed).await;
-        if is_empty && waited.is_err() {
-            // The primary is stuck; waiting longer would not help.
-            return;
-        }
-    }
 }

@@ -11,6 +11,7 @@ use std::sync::{self, Arc, OnceLock, PoisonError, RwLock};
 use tokio::sync::Notify;
 
 use super::local_state::LocalWorkerState;
+use super::pending_work::{Holds, StopFunctions};
 use crate::channel::WorkerReport;
 use crate::client::ListenerNames;
 use crate::config::Config;
@@ -36,6 +37,12 @@ pub(crate) struct WorkerShared {
     /// Whether the channel to the primary is open.
     pub(crate) is_primary_connected: AtomicBool,
     pub(crate) drain: DrainSignal,
+    /// What a draining worker waits for beside its connections.
+    pub(crate) holds: Holds,
+    /// What runs when the worker has drained.
+    pub(crate) stop_functions: StopFunctions,
+    /// The runtime of the worker's event loop.
+    pub(crate) runtime: tokio::runtime::Handle,
 }
 
 /// Tells all threads that the worker drains, and tells its event loop that a thread wants it to.

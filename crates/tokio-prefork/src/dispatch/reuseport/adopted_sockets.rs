@@ -34,7 +34,7 @@ fn start_accept_loop(
     closing: bool,
 ) -> Result<()> {
     let listener = Listener::from_received_fd(fd, slot)?;
-    let app = state.app.get();
+    let app = state.app.borrow().clone();
     let app = app
         .ok_or_else(|| Error::internal("a socket is adopted before the application has booted"))?;
     let stop = Rc::new(Notify::new());

@@ -1,0 +1,107 @@
+//! The end of a worker: waits for connections, holds and pool jobs, runs the stop functions, and drops the service.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::cpu_pool;
+use super::local_state::LocalWorkerState;
+use super::panic_report::catch_panic;
+use super::pending_work::{HoldSummary, StopFunction};
+use crate::text::{HumanDuration, panic_text};
+
+/// How long a drained worker waits for the primary to confirm that it passes no more connections.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long an exiting worker waits for the primary to read its last messages.
+pub(crate) const MESSAGE_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Waits until the worker drains, no connection is open, no hold is left, and the primary passes no more connections. At the
+/// drain deadline, waits for the connections only, which the heartbeat closes.
+pub(super) async fn wait_until_drained(state: &LocalWorkerState) {
+    state.drain.wait_started().await;
+    loop {
+        let freed = state.capacity_freed.notified();
+        let released = state.shared.holds.released.notified();
+        let has_connections =
+            state.active_acceptors.get() > 0 || !state.connections.borrow().is_empty();
+        let is_empty = !has_connections && state.shared.holds.is_empty();
+        if is_empty && state.drain.is_released() {
+            return;
+        }
+        tokio::select! {
+            () = freed => {}
+            () = released => {}
+            // The primary is stuck; waiting longer would not help.
+            () = tokio::time::sleep(RELEASE_TIMEOUT), if is_empty => return,
+            () = state.drain.wait_for_deadline(), if !has_connections && !is_empty => return,
+        }
+    }
+}
+
+/// Ends all work beside the connections, drops the application, and sends the last messages. What is not done at the drain
+/// deadline is cut and logged.
+pub(super) async fn finish(state: &LocalWorkerState) {
+    let without_drain = Instant::now() + state.config.graceful_timeout;
+    tokio::select! {
+        biased;
+        () = state.shared.holds.wait_until_empty() => {}
+        () = wait_for_deadline(state, without_drain) => log_cut_holds(state),
+    }
+    if state.drain.current_order().is_some() {
+        cpu_pool::drain_cpu_pool(state).await;
+    }
+    run_stop_functions(state, without_drain).await;
+    drop_app(state);
+    state.shared.messages.flush(MESSAGE_FLUSH_TIMEOUT).await;
+}
+
+/// Waits for the drain deadline, or until `without_drain` if the main loop of a custom kind returned without a drain.
+async fn wait_for_deadline(state: &LocalWorkerState, without_drain: Instant) {
+    match state.drain.current_order() {
+        Some(_) => state.drain.wait_for_deadline().await,
+        None => tokio::time::sleep_until(without_drain).await,
+    }
+}
+
+fn log_cut_holds(state: &LocalWorkerState) {
+    let Some(HoldSummary { count, names, oldest_ms }) = state.shared.holds.summary() else {
+        return;
+    };
+    let age = Duration::from_millis(LocalWorkerState::monotonic_ms().saturating_sub(oldest_ms));
+    log::warn!(
+        "{} abandons background work at the graceful timeout; count={count} names={names:?} oldest={}",
+        state.tag,
+        HumanDuration(age)
+    );
+}
+
+/// Runs the stop functions, the latest one first, until the deadline.
+async fn run_stop_functions(state: &LocalWorkerState, without_drain: Instant) {
+    // Some of them may register more.
+    while let Some(StopFunction { future, location }) = state.shared.stop_functions.pop() {
+        tokio::select! {
+            // One that needs no time is run even after the deadline.
+            biased;
+            done = catch_panic(future) => if let Err(panic) = done {
+                let text = panic_text(&*panic);
+                log::error!("{} the stop function of {location} panicked: {text}", state.tag);
+            },
+            () = wait_for_deadline(state, without_drain) => log::warn!(
+                "{} abandons a stop function at the graceful timeout; registered_at={location}",
+                state.tag
+            ),
+        }
+    }
+}
+
+/// Drops the application's service, which may flush or close what it holds.
+///
+/// What the boot function captured is not dropped: it was created before the fork and belongs to the primary as well.
+pub(super) fn drop_app(state: &LocalWorkerState) {
+    let app = state.app.take();
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(app))) {
+        log::error!("{} dropping the service panicked: {}", state.tag, panic_text(&*panic));
+    }
+}
