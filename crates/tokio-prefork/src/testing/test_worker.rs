@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use crate::client::ListenerNames;
@@ -16,6 +17,7 @@ use crate::messages::{
 use crate::scoreboard::Scoreboard;
 use crate::worker::Worker;
 use crate::worker::cpu_pool::create_cpu_pool;
+use crate::worker::pending_work::{Holds, StopFunctions};
 use crate::worker::worker_shared::{DrainSignal, WorkerShared};
 use prefork_os::fd_passing::create_seqpacket_pair;
 use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
@@ -178,7 +180,7 @@ fn create_test_worker(config: Config) -> Result<TestWorker> {
     let page = scoreboard.keep_only_own_pages(pages).map_err(memory)?.pop();
     let page = page.ok_or_else(|| Error::internal("a new scoreboard has no page of its own"))?;
     let stopped = Arc::new(Notify::new());
-    let (messages, primary_end) = start_message_thread(tag, Arc::clone(&stopped))?;
+    let ((messages, primary_end), runtime) = start_message_thread(tag, Arc::clone(&stopped))?;
     let worker = Worker(Arc::new(WorkerShared {
         tag,
         kinds: Vec::new(),
@@ -189,19 +191,23 @@ fn create_test_worker(config: Config) -> Result<TestWorker> {
         pool: create_cpu_pool(&config, &page, tag),
         is_primary_connected: AtomicBool::new(true),
         drain: DrainSignal::default(),
+        holds: Holds::default(),
+        stop_functions: StopFunctions::default(),
+        runtime,
         config: Arc::new(config),
     }));
     Ok(TestWorker { worker, primary_end, stopped })
 }
 
-/// Starts a thread that reads and writes the messages of both ends, and returns the ends: the worker's and the primary's.
+/// Starts a thread that reads and writes the messages of both ends, and returns the ends (the worker's and the
+/// primary's) and its runtime.
 ///
 /// It has a runtime of its own, because the tasks of an end need a loop that lives as long as the worker, and a test may
 /// have none.
 fn start_message_thread(
     tag: WorkerTag,
     stopped: Arc<Notify>,
-) -> Result<(Arc<WorkerMessageEnd>, Arc<WorkerMessageEnd>)> {
+) -> Result<((Arc<WorkerMessageEnd>, Arc<WorkerMessageEnd>), Handle)> {
     let failed = |e| Error::system("start the message thread of a test worker", e);
     let (ours, theirs) = create_seqpacket_pair().map_err(failed)?;
     let (started, ends) = mpsc::channel();
@@ -221,7 +227,7 @@ fn start_message_thread(
             Err(e) => return drop(started.send(Err(e))),
         };
         // If this fails, the test that waits for it is gone.
-        let _ = started.send(Ok(ends.clone()));
+        let _ = started.send(Ok((ends.clone(), runtime.handle().clone())));
         runtime.block_on(stopped.notified());
         ends.0.close();
         ends.1.close();
