@@ -61,6 +61,7 @@ mod isolated_jobs;
 mod leaving;
 mod library_api;
 mod log_output;
+mod message_delivery;
 mod messages;
 mod misbehaving_workers;
 mod orphaned_workers;

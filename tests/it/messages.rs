@@ -110,7 +110,7 @@ fn a_worker_discards_late_replies() {
 #[test]
 fn a_full_message_queue_is_an_error_and_recovers() {
     let server = ProcessBuilder::program("messages").workers(1).start();
-    assert_eq!(get_text(&server, "/full"), "64, then Full");
+    assert_eq!(get_text(&server, "/full"), "Some(Full)");
     assert_eq!(get_text(&server, "/too-large"), "TooLarge { size: 2097152, most: 1048576 }");
     assert_eq!(get_text(&server, "/echo/5"), "same: true");
     server.stop();

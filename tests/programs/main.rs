@@ -6,6 +6,7 @@ mod boot;
 mod connection_info;
 mod isolated_jobs;
 mod leaving;
+mod message_delivery;
 mod messages;
 mod misbehaving_workers;
 mod node_api;
@@ -83,6 +84,7 @@ fn main() -> ExitCode {
         "worker-handle" => worker_handle::worker_handle(arguments),
         "worker-kinds" => worker_kinds::worker_kinds(arguments),
         "messages" => messages::messages(arguments),
+        "message-delivery" => message_delivery::message_delivery(arguments),
         "waiting" => serving::waiting_requests(arguments),
         "shared-counter" => shared_state::shared_counter(arguments),
         "shared-limiter" => shared_state::shared_limiter(arguments),

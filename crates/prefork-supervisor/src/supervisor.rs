@@ -259,6 +259,12 @@ impl Supervisor {
         self.workers.is_serving(worker)
     }
 
+    /// Returns whether a worker serves this slot, or one is to be forked for it.
+    pub fn is_worker_expected(&self, slot: Slot) -> bool {
+        let mut slots = self.slots.iter();
+        !self.is_stopping() && slots.any(|entry| entry.slot == slot && !entry.is_kept_empty())
+    }
+
     /// Returns whether a signal such as SIGSTOP has stopped the worker's process.
     pub fn is_stopped_by_signal(&self, worker: WorkerId) -> bool {
         self.workers.get(worker).is_some_and(|record| record.heartbeat.is_stopped)

@@ -74,6 +74,9 @@ pub(super) fn format_status(status: &ClusterStatus) -> String {
     if primary.log_lines_dropped > 0 {
         let _ = writeln!(text, "{} lines are missing in the log", primary.log_lines_dropped);
     }
+    if primary.messages_lost > 0 {
+        let _ = writeln!(text, "{} messages were lost", primary.messages_lost);
+    }
     text.push('\n');
     let rows: Vec<[String; 12]> = std::iter::once(HEAD.map(str::to_string))
         .chain(status.workers.iter().flat_map(rows))

@@ -72,6 +72,17 @@ impl Cluster {
         self
     }
 
+    /// Calls `handle` in the primary with each message of a kind without a function of its own: Node's event `message`.
+    ///
+    /// [`Message::kind`] tells the kinds apart. The last function counts; the rules of [`Cluster::on_message`] hold.
+    pub fn on_any_message(
+        mut self,
+        handle: impl FnMut(&mut PrimaryHandle<'_>, WorkerTag, Message) + 'static,
+    ) -> Cluster {
+        self.messages.on_any_message(Box::new(handle));
+        self
+    }
+
     /// Sets the limits for messages. Default: [`MessageLimits::default`].
     pub fn message_limits(mut self, limits: MessageLimits) -> Cluster {
         self.messages.set_limits(limits);

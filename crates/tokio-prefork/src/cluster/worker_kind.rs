@@ -117,6 +117,7 @@ impl Cluster {
     ///         let mut jobs = worker.open_inbox("job");
     ///         loop {
     ///             tokio::select! {
+    ///                 biased; // First the jobs that are here. What is left goes to the next worker.
     ///                 Some(job) = jobs.recv() => println!("{:?}", job.bytes()),
     ///                 () = worker.draining() => return Ok(()),
     ///             }

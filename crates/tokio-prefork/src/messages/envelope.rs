@@ -1,5 +1,7 @@
 //! A message with its address, and its encoding. Without I/O; no input makes it panic.
 
+use std::hash::Hasher;
+
 use bytes::{BufMut, Bytes};
 
 use super::{AttachedConnection, MessageError, Payload, PayloadEncoding};
@@ -9,8 +11,11 @@ use prefork_supervisor::{Slot, WorkerId};
 pub(super) const MAX_ENVELOPE_HEADER_BYTES: usize =
     FIXED_HEADER_BYTES + MessageKind::MAX_KIND_BYTES;
 
-/// Bytes of class, address, request id, encoding and kind length.
-const FIXED_HEADER_BYTES: usize = 1 + 1 + 8 + 8 + 1 + 1;
+/// Bytes of class, address, request id, delivery (route and code), encoding and kind length.
+const FIXED_HEADER_BYTES: usize = 1 + 1 + 8 + 8 + 1 + 8 + 1 + 1;
+
+/// The most bytes of a payload that are hashed. More would slow the primary down for large messages.
+const MAX_HASHED_PAYLOAD_BYTES: usize = 1024;
 
 /// The kind of a message, which selects its handler or inbox.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,6 +53,52 @@ pub(crate) enum MessageClass {
     Reply = 3,
     /// The rejection of a request. The payload is the reason.
     Refusal = 4,
+    /// A worker that is about to exit asks for the end of its messages.
+    EndRequest = 5,
+    /// No message for this worker follows.
+    EndOfMessages = 6,
+}
+
+/// How a message to a worker was addressed, which decides who gets it if the worker exits first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum MessageRoute {
+    /// Nobody else: a broadcast, of which others have a copy, a reply, or a message of the library.
+    #[default]
+    ThisWorkerOnly = 0,
+    /// To its slot, so to the next worker there.
+    ToSlot = 1,
+    /// To its id: the sender is told that the worker has exited.
+    ToWorker = 2,
+}
+
+/// What the primary records in a message that it delivers, and gets back if the worker returns the message unread.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct DeliveryRecord {
+    pub(crate) route: MessageRoute,
+    /// Whether the worker returns the message. The address is its sender, as at its delivery.
+    pub(crate) is_returned: bool,
+    /// Authenticates a returned message.
+    pub(crate) code: u64,
+}
+
+impl DeliveryRecord {
+    /// The bit of the route byte that marks a returned message.
+    const RETURNED_FLAG: u8 = 0x80;
+
+    fn route_byte(self) -> u8 {
+        self.route as u8 | if self.is_returned { DeliveryRecord::RETURNED_FLAG } else { 0 }
+    }
+
+    fn decode(byte: u8, code: u64) -> Option<DeliveryRecord> {
+        let route = match byte & !DeliveryRecord::RETURNED_FLAG {
+            0 => MessageRoute::ThisWorkerOnly,
+            1 => MessageRoute::ToSlot,
+            2 => MessageRoute::ToWorker,
+            _ => return None,
+        };
+        let is_returned = byte & DeliveryRecord::RETURNED_FLAG != 0;
+        Some(DeliveryRecord { route, is_returned, code })
+    }
 }
 
 /// The receiver, on the way to the primary; the sender, on the way to a worker.
@@ -61,6 +112,18 @@ pub(crate) enum MessageAddress {
     AllOthers,
 }
 
+impl MessageAddress {
+    /// Returns the type and the number of the address.
+    fn encode(self) -> (u8, u64) {
+        match self {
+            MessageAddress::Primary => (0, 0),
+            MessageAddress::Slot(Slot(slot)) => (1, u64::from(slot)),
+            MessageAddress::Worker(WorkerId(id)) => (2, id),
+            MessageAddress::AllOthers => (3, 0),
+        }
+    }
+}
+
 /// An envelope that was not accepted, and why.
 pub(crate) type RejectedEnvelope = Box<(MessageError, Envelope)>;
 
@@ -71,6 +134,7 @@ pub(crate) struct Envelope {
     pub(crate) address: MessageAddress,
     /// The request id, chosen by the requester; 0 for plain messages.
     pub(crate) id: u64,
+    pub(crate) delivery: DeliveryRecord,
     pub(crate) kind: MessageKind,
     pub(crate) payload: Payload,
     pub(crate) attached: AttachedConnection,
@@ -84,8 +148,22 @@ impl Envelope {
         payload: Payload,
         attached: AttachedConnection,
     ) -> Result<Envelope, MessageError> {
-        let kind = MessageKind::new(kind)?;
-        Ok(Envelope { class: MessageClass::Message, address, id: 0, kind, payload, attached })
+        let (kind, delivery) = (MessageKind::new(kind)?, DeliveryRecord::default());
+        let class = MessageClass::Message;
+        Ok(Envelope { class, address, id: 0, delivery, kind, payload, attached })
+    }
+
+    /// Creates an envelope without content that ends the messages of a worker, or asks for their end.
+    pub(super) fn new_end(class: MessageClass) -> Envelope {
+        Envelope {
+            class,
+            address: MessageAddress::Primary,
+            id: 0,
+            delivery: DeliveryRecord::default(),
+            kind: MessageKind(Bytes::from_static(b"end")),
+            payload: Bytes::new().into(),
+            attached: AttachedConnection::Absent,
+        }
     }
 
     /// Returns the error of a request that this envelope refuses.
@@ -95,17 +173,14 @@ impl Envelope {
 
     /// Encodes everything before the payload.
     pub(super) fn encode_header(&self) -> Vec<u8> {
-        let (address, number) = match self.address {
-            MessageAddress::Primary => (0, 0),
-            MessageAddress::Slot(Slot(slot)) => (1, u64::from(slot)),
-            MessageAddress::Worker(WorkerId(id)) => (2, id),
-            MessageAddress::AllOthers => (3, 0),
-        };
+        let (address, number) = self.address.encode();
         let mut head = Vec::with_capacity(FIXED_HEADER_BYTES + self.kind.0.len());
         head.put_u8(self.class as u8);
         head.put_u8(address);
         head.put_u64_le(number);
         head.put_u64_le(self.id);
+        head.put_u8(self.delivery.route_byte());
+        head.put_u64_le(self.delivery.code);
         head.put_u8(self.payload.encoding() as u8);
         head.put_u8(self.kind.0.len() as u8);
         head.put_slice(&self.kind.0);
@@ -127,6 +202,19 @@ impl Envelope {
         }
     }
 
+    /// Feeds a hash with all that the primary has delivered: everything but the code, and a large payload only in part.
+    pub(super) fn hash_delivery(&self, state: &mut impl Hasher) {
+        let (address, number) = self.address.encode();
+        let payload = self.payload.bytes();
+        state.write(&[self.class as u8, address, self.delivery.route as u8]);
+        state.write_u64(number);
+        state.write_u64(self.id);
+        state.write(&[self.payload.encoding() as u8, self.kind.0.len() as u8]);
+        state.write(&self.kind.0);
+        state.write_usize(payload.len());
+        state.write(&payload[..payload.len().min(MAX_HASHED_PAYLOAD_BYTES)]);
+    }
+
     /// Decodes an envelope. Returns `None` for invalid bytes.
     pub(super) fn decode(bytes: Bytes, attached: AttachedConnection) -> Option<Envelope> {
         let (fixed, rest) = bytes.split_first_chunk::<FIXED_HEADER_BYTES>()?;
@@ -138,6 +226,8 @@ impl Envelope {
             2 => MessageClass::Request,
             3 => MessageClass::Reply,
             4 => MessageClass::Refusal,
+            5 => MessageClass::EndRequest,
+            6 => MessageClass::EndOfMessages,
             _ => return None,
         };
         let address = match (fixed[1], number(2)) {
@@ -147,6 +237,7 @@ impl Envelope {
             (3, 0) => MessageAddress::AllOthers,
             _ => return None,
         };
+        let delivery = DeliveryRecord::decode(fixed[18], number(19))?;
         let length = usize::from(fixed[FIXED_HEADER_BYTES - 1]);
         let name = rest
             .get(..length)
@@ -155,7 +246,7 @@ impl Envelope {
         let encoding = PayloadEncoding::from_byte(fixed[FIXED_HEADER_BYTES - 2])?;
         let payload = Payload::new(encoding, bytes.slice(FIXED_HEADER_BYTES + length..));
         let kind = MessageKind(bytes.slice(FIXED_HEADER_BYTES..FIXED_HEADER_BYTES + length));
-        Some(Envelope { class, address, id: number(10), kind, payload, attached })
+        Some(Envelope { class, address, id: number(10), delivery, kind, payload, attached })
     }
 }
 
@@ -170,7 +261,8 @@ pub(super) mod tests {
         let payload = Bytes::from(payload).into();
         let kind = MessageKind::new(kind).expect("a kind");
         let (class, address) = (MessageClass::Message, MessageAddress::Primary);
-        Envelope { class, address, id: 0, kind, payload, attached: AttachedConnection::Absent }
+        let (delivery, attached) = (DeliveryRecord::default(), AttachedConnection::Absent);
+        Envelope { class, address, id: 0, delivery, kind, payload, attached }
     }
 
     pub(in crate::messages) fn encode_for_test(envelope: &Envelope) -> Bytes {
@@ -185,10 +277,10 @@ pub(super) mod tests {
     fn the_encoding_matches_the_module_documentation() {
         let hi = Envelope { payload: Bytes::from_static(b"hi").into(), ..test_envelope("a", 0) };
         let mut expected = vec![0x01];
-        expected.extend([0; 18]);
+        expected.extend([0; 27]);
         expected.extend([1, b'a', b'h', b'i']);
         assert_eq!(encode_for_test(&hi), expected);
-        assert_eq!(hi.encoded_size(), 0x17);
+        assert_eq!(hi.encoded_size(), 0x20);
     }
 
     #[test]
@@ -201,9 +293,10 @@ pub(super) mod tests {
     proptest! {
         #[test]
         fn encoded_envelopes_are_decoded(
-            class in 1u8..=4, address in 0u8..=3, n: u32, id: u64, encoding in 0u8..=2, kind in ".{1,16}", payload: Vec<u8>,
+            class in 1u8..=6, address in 0u8..=3, n: u32, id: u64, route in 0u8..=2, is_returned: bool, code: u64, encoding in 0u8..=2, kind in ".{1,16}", payload: Vec<u8>,
         ) {
-            let class = [MessageClass::Message, MessageClass::Request, MessageClass::Reply, MessageClass::Refusal]
+            let class = [MessageClass::Message, MessageClass::Request, MessageClass::Reply, MessageClass::Refusal,
+                MessageClass::EndRequest, MessageClass::EndOfMessages]
                 [usize::from(class) - 1];
             let address = match address {
                 0 => MessageAddress::Primary,
@@ -215,10 +308,11 @@ pub(super) mod tests {
             let attached = AttachedConnection::Absent;
             let encoding = PayloadEncoding::from_byte(encoding).expect("an encoding");
             let payload = Payload::new(encoding, payload.into());
-            let envelope = Envelope { class, address, id, kind, payload, attached };
+            let delivery = DeliveryRecord { is_returned, ..DeliveryRecord::decode(route, code).expect("a route") };
+            let envelope = Envelope { class, address, id, delivery, kind, payload, attached };
             let read = Envelope::decode(encode_for_test(&envelope), AttachedConnection::Absent).expect("a envelope");
             prop_assert!(is_same_envelope(&read, &envelope));
-            prop_assert_eq!((read.class, read.address, read.id), (class, address, id));
+            prop_assert_eq!((read.class, read.address, read.id, read.delivery), (class, address, id, delivery));
             prop_assert_eq!(envelope.encoded_size(), encode_for_test(&envelope).len());
         }
 

@@ -29,6 +29,12 @@ pub enum MessageError {
     /// The target worker does not exist.
     #[error("cannot send a message: no worker is {0}")]
     NoSuchWorker(String),
+    /// Messages were not written to the primary in time. They are still sent if the primary reads again before the worker exits.
+    #[error("{messages} messages were not written to the primary in time: it does not read")]
+    NotFlushed {
+        /// How many messages wait.
+        messages: usize,
+    },
     /// No reply arrived in time. The request may still be carried out; its reply will be dropped.
     #[error("a request of kind {0:?} was not answered in time")]
     TimedOut(String),

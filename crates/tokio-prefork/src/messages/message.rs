@@ -4,8 +4,8 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use super::{
-    AttachedConnection, Envelope, MessageAddress, MessageClass, MessageError, MessageKind,
-    PassedConnection, Payload,
+    AttachedConnection, DeliveryRecord, Envelope, MessageAddress, MessageClass, MessageError,
+    MessageKind, PassedConnection, Payload,
 };
 use prefork_supervisor::{Slot, WorkerId};
 
@@ -67,8 +67,9 @@ impl ReplyTo {
             MessageSender::Primary => MessageAddress::Primary,
             MessageSender::Worker(id) => MessageAddress::Worker(id),
         };
-        let (id, kind) = (self.id, self.kind.clone());
-        Envelope { class, address, id, kind, payload, attached: AttachedConnection::Absent }
+        let (id, kind, delivery) = (self.id, self.kind.clone(), DeliveryRecord::default());
+        let attached = AttachedConnection::Absent;
+        Envelope { class, address, id, delivery, kind, payload, attached }
     }
 }
 
@@ -82,6 +83,12 @@ pub struct Message {
 impl Message {
     pub(crate) fn new(from: MessageSender, envelope: Envelope) -> Message {
         Message { from, envelope }
+    }
+
+    /// Returns the envelope that gives the message back to the primary.
+    pub(crate) fn into_returned(self) -> Envelope {
+        let delivery = DeliveryRecord { is_returned: true, ..self.envelope.delivery };
+        Envelope { delivery, ..self.envelope }
     }
 
     /// Returns the kind of the message.
@@ -147,14 +154,7 @@ impl Message {
 
     /// Takes the connection that was sent with the message. A connection that is not taken is closed with the message.
     pub fn take_connection(&mut self) -> Option<PassedConnection> {
-        match std::mem::take(&mut self.envelope.attached) {
-            AttachedConnection::Present(fd) => Some(PassedConnection(fd)),
-            AttachedConnection::Absent => None,
-            AttachedConnection::Lost => {
-                self.envelope.attached = AttachedConnection::Lost;
-                None
-            }
-        }
+        self.envelope.attached.take_fd().map(PassedConnection)
     }
 
     /// Returns whether a connection was sent with the message but closed, because this process had no free descriptor.

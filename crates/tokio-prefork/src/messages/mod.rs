@@ -8,8 +8,8 @@
 //! file descriptor arrives with its packet (SCM_RIGHTS), and the frame that it belongs to has flag 01. `hi` of kind `a`:
 //!
 //! ```text
-//! 01 00  17 00 00 00  01  00 00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00  00        01 61  68 69
-//! type   length       class, address (type, number)   request id               encoding  kind   payload
+//! 01 00  20 00 00 00  01  00 00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00 00  00        01 61  68 69
+//! type   length       class, address (type, number)   request id               delivery (route, code)      encoding  kind   payload
 //! ```
 //!
 //! Receivers skip unknown frame types from 80 up. Any other unknown byte, a truncated frame, a NEXT without its FIRST, or an envelope
@@ -21,23 +21,32 @@
 
 mod assembler;
 mod busy_poll;
+mod channel_io;
+mod delivery_key;
 mod envelope;
 mod error;
+mod held_messages;
 mod inbox;
+mod lost_messages;
 mod message;
 mod packet_frame;
 mod passed_connection;
 mod payload;
 mod pending_requests;
 mod primary_end;
+mod redelivery;
 mod router;
 mod send_queue;
 mod worker_end;
 
 pub(crate) use busy_poll::BusyPoll;
-pub(crate) use envelope::{Envelope, MessageAddress, MessageClass, MessageKind, RejectedEnvelope};
+pub(crate) use envelope::{
+    DeliveryRecord, Envelope, MessageAddress, MessageClass, MessageKind, MessageRoute,
+    RejectedEnvelope,
+};
 pub use error::MessageError;
 pub use inbox::Inbox;
+pub(crate) use lost_messages::LossReport;
 pub use message::{Message, MessageSender, MessageTarget, ReplyTo};
 pub(crate) use passed_connection::AttachedConnection;
 pub use passed_connection::{PassedConnection, SendConnectionError};

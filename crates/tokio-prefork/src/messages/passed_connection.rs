@@ -110,4 +110,16 @@ impl AttachedConnection {
     pub(crate) fn is_present(&self) -> bool {
         matches!(self, AttachedConnection::Present(_))
     }
+
+    /// Takes the descriptor out. An envelope that has lost its connection stays marked.
+    pub(crate) fn take_fd(&mut self) -> Option<OwnedFd> {
+        match std::mem::take(self) {
+            AttachedConnection::Present(fd) => Some(fd),
+            AttachedConnection::Absent => None,
+            AttachedConnection::Lost => {
+                *self = AttachedConnection::Lost;
+                None
+            }
+        }
+    }
 }

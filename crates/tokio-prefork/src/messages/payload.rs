@@ -364,6 +364,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn json_values_are_decoded(value in json(4)) {
             assert_round_trip(&value);

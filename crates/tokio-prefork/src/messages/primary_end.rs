@@ -1,41 +1,33 @@
 //! The primary's end of all message channels, for its poll loop. Never blocks, and bounds the work per call.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::assembler::EnvelopeAssembler;
+use super::channel_io::{
+    FD_RETRY_INTERVAL, LARGE_PACKET_BYTES, ReadOutcome, WriteOutcome, read_packet, write_packets,
+};
 use super::packet_frame::{MAX_PACKET_BYTES, MessageProtocolError};
 use super::router::MessageRouter;
 pub(crate) use super::router::RouterStep;
 use super::{
-    AttachedConnection, Envelope, MessageAddress, MessageClass, MessageError, MessageLimits,
-    Payload, RejectedEnvelope, ReplyTo,
+    Envelope, LossReport, MessageAddress, MessageClass, MessageError, MessageLimits, Payload,
+    RejectedEnvelope, ReplyTo,
 };
 use prefork_os::fd::FdCloseBatch;
-use prefork_os::fd_passing::{
-    PassedFd, ReceivedMessage, discard_messages, receive_message, send_message,
-};
-use prefork_os::poll::{self, PollInterest, WatchedFd};
-use prefork_supervisor::{WorkerId, WorkerTag};
+use prefork_os::fd_passing::discard_messages;
+use prefork_os::poll::{PollInterest, WatchedFd};
+use prefork_supervisor::{Slot, WorkerId, WorkerTag};
 
 /// Packets read from one worker per call.
 const MAX_PACKETS_PER_READ: usize = 4;
-
-/// A packet of at least this size indicates that its sender has more to send.
-pub(super) const LARGE_PACKET_BYTES: usize = MAX_PACKET_BYTES / 4;
 
 /// The most packets read from a dead worker. Its socket buffer holds fewer.
 const MAX_REMAINING_PACKETS: usize = 4096;
 
 /// How long to wait before messages for a full receiver are tried again. A writable socket ends the wait earlier.
 const BLOCKED_RETRY_INTERVAL: Duration = Duration::from_millis(50);
-
-/// How long to wait before a packet with a refused descriptor is sent again.
-///
-/// The kernel limits descriptors in flight, so the socket may be writable all the while.
-const FD_RETRY_INTERVAL: Duration = Duration::from_millis(2);
 
 /// The channel to one worker.
 #[derive(Debug)]
@@ -111,7 +103,8 @@ impl PrimaryMessageEnd {
             return Some(Duration::ZERO);
         }
         let fd_was_refused = self.channels.values().any(|channel| channel.fd_was_refused);
-        let blocked = self.router.is_blocked().then_some(BLOCKED_RETRY_INTERVAL);
+        let is_waiting = self.router.is_blocked() || self.has_held_messages();
+        let blocked = is_waiting.then_some(BLOCKED_RETRY_INTERVAL);
         blocked.into_iter().chain(fd_was_refused.then_some(FD_RETRY_INTERVAL)).min()
     }
 
@@ -126,7 +119,7 @@ impl PrimaryMessageEnd {
                 if let Some(channel) = self.channels.remove(&token.id) {
                     discard_messages(&channel.fd);
                 }
-                self.router.remove_misbehaving(token.id);
+                self.router.remove_misbehaving(token.id, Instant::now());
                 broken.push((token.id, why));
             }
         }
@@ -140,17 +133,15 @@ impl PrimaryMessageEnd {
         let mut is_closed = false;
         for _ in 0..packets {
             let Some(channel) = self.channels.get_mut(&id) else { break };
-            let (length, attached) = match receive_message(&channel.fd, &mut self.buffer) {
-                Ok(ReceivedMessage::Message(length, passed)) => (length, attached(passed)),
-                Ok(ReceivedMessage::Truncated) => return Err(MessageProtocolError::PacketTooLarge),
-                Ok(ReceivedMessage::Closed) => {
+            let WorkerChannel { fd, assembler, .. } = channel;
+            let length = match read_packet(fd, &mut self.buffer, assembler, &mut envelopes)? {
+                ReadOutcome::Packet(length) => length,
+                ReadOutcome::Empty => break,
+                ReadOutcome::Closed => {
                     is_closed = true;
                     break;
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(e) => return Err(MessageProtocolError::ChannelFailed(e.to_string())),
             };
-            channel.assembler.accept_packet(&self.buffer[..length], attached, &mut envelopes)?;
             // More data is unlikely, and poll would report it. Another read costs a system call.
             if packets == MAX_PACKETS_PER_READ && length < LARGE_PACKET_BYTES {
                 break;
@@ -159,7 +150,7 @@ impl PrimaryMessageEnd {
         self.router.receive(id, envelopes);
         if is_closed {
             self.channels.remove(&id);
-            self.router.close_worker(id);
+            self.router.close_worker(id, Instant::now());
         }
         Ok(())
     }
@@ -174,41 +165,27 @@ impl PrimaryMessageEnd {
             else {
                 continue;
             };
-            let mut has_sent = false;
-            while let Some(packet) = send_queue.current_packet() {
-                match send_message(&channel.fd, &packet.bytes, packet.connection()) {
-                    Ok(()) => has_sent = true,
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                        channel.fd_was_refused =
-                            packet.connection().is_some() && is_writable(&channel.fd);
-                        break;
-                    }
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                    // The worker is dead. What it sent before is still read.
-                    Err(_) => {
-                        broken.push(id);
-                        break;
-                    }
-                }
-                send_queue.packet_sent();
+            let (outcome, has_sent) = write_packets(&channel.fd, send_queue);
+            channel.fd_was_refused = outcome == WriteOutcome::FdRefused;
+            if outcome == WriteOutcome::PeerGone {
+                broken.push(id);
             }
             if has_sent {
                 self.router.record_progress(id);
             }
         }
         for id in broken {
-            if let Some(send_queue) = self.router.send_queue(id) {
-                *send_queue = super::send_queue::SendQueue::new(self.limits);
-            }
+            self.router.stop_sending(id);
         }
     }
 
-    /// Removes a worker that has exited, after reading its last messages. Drops a partial message.
+    /// Removes a worker that has exited, after reading its last messages. Drops a partial message, and redelivers what the worker
+    /// was not sent.
     pub(crate) fn remove(&mut self, id: WorkerId) {
         // Protocol errors of a dead worker do not matter.
         let _ = self.read_packets(id, MAX_REMAINING_PACKETS);
         self.channels.remove(&id);
-        self.router.close_worker(id);
+        self.router.close_worker(id, Instant::now());
     }
 
     /// Moves the descriptors of all channels to `fds`, in a forked child.
@@ -248,7 +225,36 @@ impl PrimaryMessageEnd {
         envelope: Envelope,
         serves: &dyn Fn(WorkerId) -> bool,
     ) -> Result<WorkerId, RejectedEnvelope> {
-        self.router.send(to, envelope, serves)
+        self.router.send(to, envelope, serves, Instant::now())
+    }
+
+    /// Sends a message of the library to a worker, which drops it if it exits first.
+    pub(crate) fn send_internal(
+        &mut self,
+        to: WorkerId,
+        envelope: Envelope,
+    ) -> Result<(), RejectedEnvelope> {
+        self.router.send_internal(to, envelope)
+    }
+
+    /// Returns whether messages wait for the next worker of their slot.
+    pub(crate) fn has_held_messages(&self) -> bool {
+        !self.router.held.is_empty()
+    }
+
+    /// Delivers messages that waited for a worker at their slot. `is_expected` tells whether a slot has a worker or gets one.
+    pub(crate) fn deliver_held(
+        &mut self,
+        now: Instant,
+        serves: &dyn Fn(WorkerId) -> bool,
+        is_expected: &dyn Fn(Slot) -> bool,
+    ) {
+        self.router.deliver_held(now, serves, is_expected);
+    }
+
+    /// Returns the requests of the primary that another worker has got since the last call.
+    pub(crate) fn take_moved_requests(&mut self) -> Vec<(u64, WorkerId)> {
+        self.router.take_moved_requests()
     }
 
     pub(crate) fn reply(
@@ -268,23 +274,19 @@ impl PrimaryMessageEnd {
         self.router.broadcast(envelope)
     }
 
-    /// Returns the number of messages that were dropped for lack of a receiver, or because it did not read.
-    pub(crate) fn dropped_count(&self) -> u64 {
-        self.router.dropped_count()
+    /// Returns the number of messages that were lost for lack of a receiver, or because it did not read.
+    pub(crate) fn lost_count(&self) -> u64 {
+        self.router.lost_count()
     }
-}
 
-/// Returns whether the kernel refused a packet for another reason than a full buffer.
-fn is_writable(fd: &OwnedFd) -> bool {
-    let watched = [WatchedFd::new(fd.as_fd(), PollInterest::Writable)];
-    poll::poll_fds(&watched, Some(Duration::ZERO)).is_ok_and(|ready| ready[0])
-}
+    /// Returns whether messages were lost since the last call of `take_loss_reports`.
+    pub(crate) fn has_loss_report(&self) -> bool {
+        self.router.has_loss_report()
+    }
 
-pub(super) fn attached(passed: PassedFd) -> AttachedConnection {
-    match passed {
-        PassedFd::None => AttachedConnection::Absent,
-        PassedFd::One(fd) => AttachedConnection::Present(fd),
-        PassedFd::Lost => AttachedConnection::Lost,
+    /// Returns what was lost since the last call.
+    pub(crate) fn take_loss_reports(&mut self) -> Vec<LossReport> {
+        self.router.take_loss_reports()
     }
 }
 
@@ -293,6 +295,7 @@ mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 
+    use super::super::AttachedConnection;
     use super::super::envelope::tests::test_envelope;
     use super::super::send_queue::SendQueue;
     use super::*;

@@ -3,24 +3,33 @@
 //! Workers take turns, one message each. Messages between workers are forwarded here; the router sets the sender, not the worker. A
 //! message for a full queue stays first in its sender's queue, and the sender is not read meanwhile: so a flooding sender is slowed
 //! down to its receiver. If the receiver takes nothing for a second, the message is dropped.
+//!
+//! A worker that exits asks for the end of its messages and returns those that it has not read. Those to its slot go to the next
+//! worker there and wait until it serves, others are refused or counted. See `redelivery`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::delivery_key::DeliveryKey;
+use super::held_messages::HeldMessages;
+use super::lost_messages::{LossReport, LostMessages};
 use super::send_queue::SendQueue;
 use super::{
-    AttachedConnection, Envelope, MessageAddress, MessageClass, MessageError, MessageLimits,
-    MessageSender, Payload, RejectedEnvelope, ReplyTo,
+    AttachedConnection, DeliveryRecord, Envelope, MessageAddress, MessageClass, MessageError,
+    MessageLimits, MessageRoute, MessageSender, Payload, RejectedEnvelope, ReplyTo,
 };
-use prefork_supervisor::{WorkerId, WorkerTag};
+use prefork_supervisor::{Slot, WorkerId, WorkerTag};
 
 /// How long a message waits for a receiver that reads nothing.
 const FULL_QUEUE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The reason why a message to nobody is lost.
+const NO_SUCH_WORKER: &str = "there is no such worker";
+
 /// Tells whether a worker serves its slot.
-type IsServing<'a> = &'a dyn Fn(WorkerId) -> bool;
+pub(super) type IsServing<'a> = &'a dyn Fn(WorkerId) -> bool;
 
 /// The result of one routing step.
 #[derive(Debug)]
@@ -35,13 +44,17 @@ pub(crate) enum RouterStep {
 
 /// The messages to and from one worker.
 #[derive(Debug)]
-struct WorkerQueues {
-    tag: WorkerTag,
+pub(super) struct WorkerQueues {
+    pub(super) tag: WorkerTag,
     /// Received messages that are not routed yet. The worker is not read until this is empty.
     received: VecDeque<Envelope>,
-    send_queue: SendQueue,
+    pub(super) send_queue: SendQueue,
     /// Whether messages can still be sent to the worker.
     is_open: bool,
+    /// Whether the worker has asked for the end of its messages, or reads no more.
+    is_leaving: bool,
+    /// Messages that a leaving worker was not sent. They are redelivered after those that it returns, so when it is gone.
+    pub(super) unsent: Vec<Envelope>,
     /// Since when the send queue has been full and not read.
     full_since: Option<Instant>,
 }
@@ -50,42 +63,81 @@ struct WorkerQueues {
 #[derive(Debug)]
 pub(super) struct MessageRouter {
     limits: MessageLimits,
-    workers: BTreeMap<WorkerId, WorkerQueues>,
+    key: DeliveryKey,
+    pub(super) workers: BTreeMap<WorkerId, WorkerQueues>,
     /// The order in which workers are served. Holds each worker with received messages once.
     turn_order: VecDeque<WorkerId>,
     /// Whether all received messages wait for full queues.
     is_blocked: bool,
-    dropped_count: u64,
+    /// Messages that wait for the next worker of their slot.
+    pub(super) held: HeldMessages,
+    /// Requests of the primary that another worker has got, and which.
+    moved_requests: Vec<(u64, WorkerId)>,
+    lost: LostMessages,
 }
 
 impl MessageRouter {
     pub(super) fn new(limits: MessageLimits) -> MessageRouter {
-        let (workers, turn_order) = (BTreeMap::new(), VecDeque::new());
-        MessageRouter { limits, workers, turn_order, is_blocked: false, dropped_count: 0 }
+        MessageRouter {
+            limits,
+            key: DeliveryKey::new(),
+            workers: BTreeMap::new(),
+            turn_order: VecDeque::new(),
+            is_blocked: false,
+            held: HeldMessages::new(limits),
+            moved_requests: Vec::new(),
+            lost: LostMessages::default(),
+        }
+    }
+
+    pub(super) fn limits(&self) -> MessageLimits {
+        self.limits
     }
 
     pub(super) fn add_worker(&mut self, tag: WorkerTag) {
         let (send_queue, received) = (SendQueue::new(self.limits), VecDeque::new());
         self.workers.insert(
             tag.id,
-            WorkerQueues { tag, received, send_queue, is_open: true, full_since: None },
+            WorkerQueues {
+                tag,
+                received,
+                send_queue,
+                is_open: true,
+                is_leaving: false,
+                unsent: Vec::new(),
+                full_since: None,
+            },
         );
     }
 
-    /// Stops sending to a worker. Messages that it sent are still routed.
-    pub(super) fn close_worker(&mut self, id: WorkerId) {
-        if let Some(queues) = self.workers.get_mut(&id) {
-            queues.is_open = false;
-            queues.send_queue = SendQueue::new(self.limits);
-            if queues.received.is_empty() {
-                self.workers.remove(&id);
-            }
+    /// Stops sending to a worker that is gone, and redelivers what it was not sent. Messages that it sent are still routed.
+    pub(super) fn close_worker(&mut self, id: WorkerId, now: Instant) {
+        let Some(queues) = self.workers.get_mut(&id) else { return };
+        queues.is_open = false;
+        queues.stop_sending();
+        if queues.received.is_empty() {
+            self.remove_worker(id, now);
         }
     }
 
-    /// Removes a worker and drops its messages.
-    pub(super) fn remove_misbehaving(&mut self, id: WorkerId) {
-        self.workers.remove(&id);
+    /// Removes a worker whose messages are all routed, and redelivers what it was not sent.
+    fn remove_worker(&mut self, id: WorkerId, now: Instant) {
+        if let Some(queues) = self.workers.remove(&id) {
+            self.redeliver_all(queues.tag, queues.unsent, now);
+        }
+    }
+
+    /// Takes back what was not sent to a worker that reads no more, because it is dead. Messages that it sent are still read.
+    pub(super) fn stop_sending(&mut self, id: WorkerId) {
+        self.workers.get_mut(&id).into_iter().for_each(WorkerQueues::stop_sending);
+    }
+
+    /// Removes a worker and drops what it has sent. Messages for it are redelivered.
+    pub(super) fn remove_misbehaving(&mut self, id: WorkerId, now: Instant) {
+        if let Some(queues) = self.workers.get_mut(&id) {
+            queues.received.clear();
+        }
+        self.close_worker(id, now);
         self.turn_order.retain(|turn| *turn != id);
     }
 
@@ -98,16 +150,20 @@ impl MessageRouter {
             if !queues.send_queue.is_empty() {
                 queues.send_queue = SendQueue::new(self.limits);
             }
+            if !queues.unsent.is_empty() {
+                queues.unsent.clear();
+            }
         }
+        self.held.clear();
         std::mem::forget(self);
     }
 
     /// Returns whether messages of this worker may still arrive or are not routed yet.
     pub(super) fn has_pending(&self, id: WorkerId) -> bool {
-        self.workers.contains_key(&id)
+        self.workers.contains_key(&id) || self.held.has_request_of(id)
     }
 
-    /// Sends a message of the primary and returns its receiver. Returns the envelope on an error.
+    /// Returns the queue of messages to a worker.
     pub(super) fn send_queue(&mut self, id: WorkerId) -> Option<&mut SendQueue> {
         self.workers.get_mut(&id).map(|queues| &mut queues.send_queue)
     }
@@ -138,8 +194,23 @@ impl MessageRouter {
     }
 
     /// Returns the number of messages that were dropped for lack of a receiver, or because it did not read.
-    pub(super) fn dropped_count(&self) -> u64 {
-        self.dropped_count
+    pub(super) fn lost_count(&self) -> u64 {
+        self.lost.total()
+    }
+
+    /// Returns whether messages were lost since the last call of `take_loss_reports`.
+    pub(super) fn has_loss_report(&self) -> bool {
+        self.lost.has_report()
+    }
+
+    /// Returns what was lost since the last call.
+    pub(super) fn take_loss_reports(&mut self) -> Vec<LossReport> {
+        self.lost.take_reports()
+    }
+
+    /// Returns the requests of the primary that another worker has got since the last call.
+    pub(super) fn take_moved_requests(&mut self) -> Vec<(u64, WorkerId)> {
+        std::mem::take(&mut self.moved_requests)
     }
 
     /// Takes in messages that a worker sent.
@@ -159,15 +230,24 @@ impl MessageRouter {
             let Some(queues) = self.workers.get_mut(&id) else { continue };
             let Some(envelope) = queues.received.pop_front() else { continue };
             let tag = queues.tag;
+            if envelope.class == MessageClass::EndRequest || envelope.delivery.is_returned {
+                match envelope.class {
+                    MessageClass::EndRequest => self.end_messages(id),
+                    _ => self.accept_returned(tag, envelope, now),
+                }
+                self.end_turn(id, now);
+                return RouterStep::Forwarded;
+            }
+            let envelope = Envelope { delivery: DeliveryRecord::default(), ..envelope };
             let waits = match envelope.address {
                 MessageAddress::Primary => {
-                    self.end_turn(id);
+                    self.end_turn(id, now);
                     return RouterStep::ForPrimary(tag, envelope);
                 }
-                _ => self.route(id, envelope, now, is_serving).err(),
+                _ => self.route(id, envelope, now, is_serving),
             };
             let Some(envelope) = waits else {
-                self.end_turn(id);
+                self.end_turn(id, now);
                 return RouterStep::Forwarded;
             };
             if let Some(queues) = self.workers.get_mut(&id) {
@@ -179,11 +259,11 @@ impl MessageRouter {
         RouterStep::Idle
     }
 
-    fn end_turn(&mut self, id: WorkerId) {
+    fn end_turn(&mut self, id: WorkerId, now: Instant) {
         let Some(queues) = self.workers.get(&id) else { return };
         match (queues.received.is_empty(), queues.is_open) {
             (false, _) => self.turn_order.push_back(id),
-            (true, false) => drop(self.workers.remove(&id)),
+            (true, false) => self.remove_worker(id, now),
             (true, true) => {}
         }
     }
@@ -195,25 +275,53 @@ impl MessageRouter {
         mut envelope: Envelope,
         now: Instant,
         is_serving: IsServing<'_>,
-    ) -> Result<(), Envelope> {
+    ) -> Option<Envelope> {
         if envelope.address == MessageAddress::AllOthers {
             return self.route_to_all(from, envelope, now);
         }
-        let Some(to) = self.find_worker(envelope.address, is_serving) else {
-            self.drop_message(from, &envelope, "there is no such worker");
-            return Ok(());
+        let address = envelope.address;
+        envelope.delivery.route = address.route(envelope.class);
+        let Some(to) = self.find_worker(address, is_serving) else {
+            envelope.address = MessageAddress::Worker(from);
+            match address {
+                MessageAddress::Slot(slot) => self.keep_for_slot(slot, envelope, now),
+                _ => self.lose(&envelope, NO_SUCH_WORKER),
+            }
+            return None;
         };
-        let Some(queues) = self.workers.get_mut(&to) else { return Ok(()) };
+        let queues = self.workers.get_mut(&to)?;
         if let Err(e) = queues.send_queue.check_room(&envelope) {
             if e == MessageError::Full && queues.may_drain_soon(now) {
-                return Err(envelope);
+                return Some(envelope);
             }
-            self.drop_message(from, &envelope, "the receiver does not read");
-            return Ok(());
+            envelope.address = MessageAddress::Worker(from);
+            self.lose(&envelope, "its receiver does not read");
+            return None;
         }
         envelope.address = MessageAddress::Worker(from);
-        let _ = queues.send_queue.push(envelope);
-        Ok(())
+        let _ = self.push(to, envelope);
+        None
+    }
+
+    /// Queues a message for a worker. Its address is the sender.
+    pub(super) fn push(
+        &mut self,
+        to: WorkerId,
+        mut envelope: Envelope,
+    ) -> Result<(), RejectedEnvelope> {
+        envelope.delivery = DeliveryRecord { is_returned: false, code: 0, ..envelope.delivery };
+        if envelope.delivery.route != MessageRoute::ThisWorkerOnly {
+            envelope.delivery.code = self.key.code(to, &envelope);
+        }
+        match self.workers.get_mut(&to) {
+            Some(queues) => queues.send_queue.push(envelope),
+            None => Err(Box::new((MessageError::Closed, envelope))),
+        }
+    }
+
+    /// Returns whether a worker returns a message that it was sent.
+    pub(super) fn is_own_delivery(&self, worker: WorkerId, envelope: &Envelope) -> bool {
+        self.key.is_delivered(worker, envelope)
     }
 
     fn route_to_all(
@@ -221,15 +329,15 @@ impl MessageRouter {
         from: WorkerId,
         envelope: Envelope,
         now: Instant,
-    ) -> Result<(), Envelope> {
-        let others = |id: &WorkerId, queues: &WorkerQueues| *id != from && queues.is_open;
+    ) -> Option<Envelope> {
+        let others = |id: &WorkerId, queues: &WorkerQueues| *id != from && queues.can_receive();
         // Waits until all receivers have room, so that none gets the message twice.
         for (id, queues) in &mut self.workers {
             if others(id, queues)
                 && queues.send_queue.check_room(&envelope) == Err(MessageError::Full)
                 && queues.may_drain_soon(now)
             {
-                return Err(envelope);
+                return Some(envelope);
             }
         }
         for (id, queues) in &mut self.workers {
@@ -238,51 +346,82 @@ impl MessageRouter {
                 ..envelope.clone_without_connection()
             };
             if others(id, queues) && queues.send_queue.push(copy).is_err() {
-                self.dropped_count += 1;
+                self.lost.add(&envelope.kind, "its receiver does not read", 1);
             }
         }
-        Ok(())
+        None
     }
 
     /// Finds the newest worker at an address, preferring those that serve their slots.
     fn find_worker(&self, address: MessageAddress, is_serving: IsServing<'_>) -> Option<WorkerId> {
-        let open = self.workers.values().filter(|queues| queues.is_open);
-        let here = open.filter(|queues| match address {
-            MessageAddress::Slot(slot) => queues.tag.slot == slot,
-            MessageAddress::Worker(id) => queues.tag.id == id,
-            MessageAddress::Primary | MessageAddress::AllOthers => false,
-        });
+        let open = self.workers.values().filter(|queues| queues.can_receive());
+        let here = open.filter(|queues| queues.is_at(address));
         here.map(|queues| queues.tag.id).max_by_key(|id| (is_serving(*id), *id))
     }
 
-    /// Counts a dropped message. Refuses a request with `why`.
-    fn drop_message(&mut self, from: WorkerId, envelope: &Envelope, why: &'static str) {
-        self.dropped_count += 1;
+    /// Finds the worker at a slot that receives no more: the next one is not forked yet.
+    pub(super) fn find_leaving_worker(&mut self, slot: Slot) -> Option<&mut WorkerQueues> {
+        let mut workers = self.workers.values_mut().rev();
+        workers.find(|queues| !queues.can_receive() && queues.tag.slot == slot)
+    }
+
+    /// Counts a lost message, whose address is its sender. Refuses a request with `reason`.
+    pub(super) fn lose(&mut self, envelope: &Envelope, reason: &'static str) {
+        self.lost.add(&envelope.kind, reason, 1);
+        let MessageAddress::Worker(from) = envelope.address else { return };
         if envelope.class == MessageClass::Request {
             let (to, id, kind) = (MessageSender::Worker(from), envelope.id, envelope.kind.clone());
-            let why = Bytes::from_static(why.as_bytes()).into();
-            let _ = self.reply(&ReplyTo { to, id, kind }, MessageClass::Refusal, why);
+            let reason = Bytes::from_static(reason.as_bytes()).into();
+            let _ = self.reply(&ReplyTo { to, id, kind }, MessageClass::Refusal, reason);
         }
     }
 
-    /// Sends something of the primary's, and says to whom; on an error it comes rejected.
+    /// Counts a lost message.
+    pub(super) fn count_loss(&mut self, envelope: &Envelope, reason: &'static str) {
+        self.lost.add(&envelope.kind, reason, 1);
+    }
+
+    /// Records that the primary's request to a worker has gone to another one.
+    pub(super) fn record_moved_request(&mut self, id: u64, to: WorkerId) {
+        self.moved_requests.push((id, to));
+    }
+
+    /// Sends a message of the primary and returns its receiver. Returns the envelope on an error.
+    ///
+    /// A message to a slot between two workers waits; then the receiver is the last worker.
     pub(super) fn send(
         &mut self,
         to: MessageAddress,
-        envelope: Envelope,
+        mut envelope: Envelope,
         is_serving: IsServing<'_>,
+        now: Instant,
     ) -> Result<WorkerId, RejectedEnvelope> {
-        let no_such_worker = |envelope| {
-            let target = match to {
-                MessageAddress::Slot(slot) => format!("at slot {slot}"),
-                MessageAddress::Worker(id) => format!("number {id}"),
-                MessageAddress::Primary | MessageAddress::AllOthers => "the primary".to_string(),
-            };
-            Err(Box::new((MessageError::NoSuchWorker(target), envelope)))
+        envelope.delivery.route = to.route(envelope.class);
+        if let Some(id) = self.find_worker(to, is_serving) {
+            return self.push(id, envelope).map(|()| id);
+        }
+        if let MessageAddress::Slot(slot) = to
+            && let Some(leaving) = self.find_leaving_worker(slot)
+        {
+            let id = leaving.tag.id;
+            self.keep_for_slot(slot, envelope, now);
+            return Ok(id);
+        }
+        let target = match to {
+            MessageAddress::Slot(slot) => format!("at slot {slot}"),
+            MessageAddress::Worker(id) => format!("number {id}"),
+            MessageAddress::Primary | MessageAddress::AllOthers => "the primary".to_string(),
         };
-        let Some(id) = self.find_worker(to, is_serving) else { return no_such_worker(envelope) };
-        let Some(queues) = self.workers.get_mut(&id) else { return no_such_worker(envelope) };
-        queues.send_queue.push(envelope).map(|()| id)
+        Err(Box::new((MessageError::NoSuchWorker(target), envelope)))
+    }
+
+    /// Sends a message of the library to a worker, which drops it if it exits first.
+    pub(super) fn send_internal(
+        &mut self,
+        to: WorkerId,
+        envelope: Envelope,
+    ) -> Result<(), RejectedEnvelope> {
+        self.push(to, envelope)
     }
 
     pub(super) fn reply(
@@ -292,8 +431,15 @@ impl MessageRouter {
         payload: Payload,
     ) -> Result<(), MessageError> {
         let mut envelope = to.reply_envelope(class, payload);
-        let address = std::mem::replace(&mut envelope.address, MessageAddress::Primary);
-        self.send(address, envelope, &|_| true).map(drop).map_err(|rejected| rejected.0)
+        let MessageAddress::Worker(worker) =
+            std::mem::replace(&mut envelope.address, MessageAddress::Primary)
+        else {
+            return Err(MessageError::NoSuchWorker("the primary".to_string()));
+        };
+        match self.workers.get(&worker).is_some_and(|queues| queues.is_open) {
+            true => self.push(worker, envelope).map_err(|rejected| rejected.0),
+            false => Err(MessageError::NoSuchWorker(format!("number {worker}"))),
+        }
     }
 
     /// Sends a message to all workers. Returns how many it was queued for, and how many queues were full.
@@ -302,7 +448,7 @@ impl MessageRouter {
         envelope: &Envelope,
     ) -> Result<(usize, usize), MessageError> {
         let (mut sent, mut missed) = (0, 0);
-        for queues in self.workers.values_mut().filter(|queues| queues.is_open) {
+        for queues in self.workers.values_mut().filter(|queues| queues.can_receive()) {
             match queues.send_queue.push(Envelope {
                 attached: AttachedConnection::Absent,
                 ..envelope.clone_without_connection()
@@ -312,12 +458,41 @@ impl MessageRouter {
                 Err(rejected) => return Err(rejected.0),
             }
         }
-        self.dropped_count += missed as u64;
+        self.lost.add(&envelope.kind, "its receiver does not read", missed as u64);
         Ok((sent, missed))
     }
 }
 
 impl WorkerQueues {
+    /// Sends a worker nothing more than the end of its messages.
+    pub(super) fn end_messages(&mut self) {
+        self.is_leaving = true;
+        let unsent = self.send_queue.take_unsent();
+        self.unsent.extend(unsent);
+        // There is room. Without this answer the worker waits for its deadline.
+        let _ = self.send_queue.push(Envelope::new_end(MessageClass::EndOfMessages));
+    }
+
+    /// Takes back everything that the worker has not got completely.
+    fn stop_sending(&mut self) {
+        self.is_leaving = true;
+        let undelivered = self.send_queue.take_undelivered();
+        self.unsent.splice(..0, undelivered);
+    }
+
+    /// Returns whether new messages may be queued for the worker.
+    pub(super) fn can_receive(&self) -> bool {
+        self.is_open && !self.is_leaving
+    }
+
+    fn is_at(&self, address: MessageAddress) -> bool {
+        match address {
+            MessageAddress::Slot(slot) => self.tag.slot == slot,
+            MessageAddress::Worker(id) => self.tag.id == id,
+            MessageAddress::Primary | MessageAddress::AllOthers => false,
+        }
+    }
+
     /// Returns whether a full queue may still be read: its receiver has read something within the timeout.
     fn may_drain_soon(&mut self, now: Instant) -> bool {
         now < *self.full_since.get_or_insert(now) + FULL_QUEUE_TIMEOUT
@@ -325,219 +500,4 @@ impl WorkerQueues {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::messages::envelope::tests::test_envelope;
-    use prefork_supervisor::{Generation, Slot, WEB_KIND};
-
-    fn worker_tag(id: u64, slot: u32) -> WorkerTag {
-        let (id, slot, generation) = (WorkerId(id), Slot(slot), Generation(1));
-        WorkerTag { id, slot, generation, pid: None, kind: WEB_KIND }
-    }
-
-    /// Creates a router with workers 1 to `workers` at slots 0 up, and queues of `queue` messages.
-    fn create_router(workers: u64, queue: usize) -> MessageRouter {
-        let mut router = MessageRouter::new(MessageLimits::default().queue_bounds(1 << 20, queue));
-        (1..=workers).for_each(|id| router.add_worker(worker_tag(id, id as u32 - 1)));
-        router
-    }
-
-    fn always_serving(_: WorkerId) -> bool {
-        true
-    }
-
-    fn envelope_to(address: MessageAddress) -> Envelope {
-        Envelope { address, ..test_envelope("a", 3) }
-    }
-
-    fn request_to(address: MessageAddress) -> Envelope {
-        Envelope { class: MessageClass::Request, id: 7, ..envelope_to(address) }
-    }
-
-    fn drain_queue(router: &mut MessageRouter, id: u64) -> usize {
-        let mut packets = 0;
-        let send_queue = router.send_queue(WorkerId(id)).expect("open");
-        while send_queue.current_packet().is_some() {
-            send_queue.packet_sent();
-            packets += 1;
-        }
-        packets
-    }
-
-    /// Returns the senders of the messages to the primary, in routing order.
-    fn senders_to_primary(router: &mut MessageRouter) -> Vec<u64> {
-        let mut from = Vec::new();
-        loop {
-            match router.route_next(Instant::now(), &always_serving) {
-                RouterStep::ForPrimary(tag, _) => from.push(tag.id.0),
-                RouterStep::Forwarded => {}
-                RouterStep::Idle => return from,
-            }
-        }
-    }
-
-    #[test]
-    fn a_flooding_worker_does_not_starve_others() {
-        let mut router = create_router(3, 10);
-        router
-            .receive(WorkerId(1), (0..100).map(|_| envelope_to(MessageAddress::Primary)).collect());
-        router.receive(WorkerId(2), [envelope_to(MessageAddress::Primary)].into());
-        router.receive(
-            WorkerId(3),
-            [envelope_to(MessageAddress::Primary), envelope_to(MessageAddress::Primary)].into(),
-        );
-        assert!(!router.can_read(WorkerId(1)));
-        assert_eq!(senders_to_primary(&mut router)[..6], [1, 2, 3, 1, 3, 1]);
-        assert!(router.can_read(WorkerId(1)) && !router.has_work());
-    }
-
-    #[test]
-    fn messages_reach_the_worker_that_serves_the_slot() {
-        let mut router = create_router(2, 10);
-        // A successor at slot 0, not ready yet.
-        router.add_worker(worker_tag(3, 0));
-        let is_serving = |id: WorkerId| id != WorkerId(3);
-        router.receive(WorkerId(2), [envelope_to(MessageAddress::Slot(Slot(0)))].into());
-        assert!(matches!(router.route_next(Instant::now(), &is_serving), RouterStep::Forwarded));
-        assert!(router.has_outgoing(WorkerId(1)) && !router.has_outgoing(WorkerId(3)));
-        router.receive(
-            WorkerId(2),
-            [
-                envelope_to(MessageAddress::Slot(Slot(0))),
-                envelope_to(MessageAddress::Worker(WorkerId(1))),
-            ]
-            .into(),
-        );
-        drain_queue(&mut router, 1);
-        assert!(senders_to_primary(&mut router).is_empty());
-        assert_eq!((drain_queue(&mut router, 3), drain_queue(&mut router, 1)), (1, 1));
-        // Without another worker, one that does not serve yet gets the message.
-        router.close_worker(WorkerId(1));
-        let sent = router.send(MessageAddress::Slot(Slot(0)), test_envelope("a", 1), &is_serving);
-        assert!(sent.is_ok() && router.has_outgoing(WorkerId(3)));
-    }
-
-    #[test]
-    fn a_broadcast_reaches_all_workers_except_its_sender_once() {
-        let mut router = create_router(4, 2);
-        router.receive(WorkerId(2), [envelope_to(MessageAddress::AllOthers)].into());
-        assert!(senders_to_primary(&mut router).is_empty());
-        let has = [1, 2, 3, 4].map(|id| router.has_outgoing(WorkerId(id)));
-        assert_eq!(has, [true, false, true, true]);
-        assert_eq!(router.broadcast(&test_envelope("a", 1)), Ok((4, 0)));
-        // Three have two envelopes now, which is all they may have.
-        assert_eq!(router.broadcast(&test_envelope("a", 1)), Ok((1, 3)));
-        assert_eq!(router.dropped_count(), 3);
-    }
-
-    #[test]
-    fn a_sender_waits_at_most_a_second_for_a_full_receiver() {
-        let mut router = create_router(3, 1);
-        let now = Instant::now();
-        let twice = || {
-            [
-                request_to(MessageAddress::Worker(WorkerId(2))),
-                request_to(MessageAddress::Worker(WorkerId(2))),
-            ]
-        };
-        router.receive(WorkerId(1), twice().into());
-        router.receive(WorkerId(3), [envelope_to(MessageAddress::Primary)].into());
-        assert!(matches!(router.route_next(now, &always_serving), RouterStep::Forwarded));
-        // Other senders are not delayed.
-        assert!(
-            matches!(router.route_next(now, &always_serving), RouterStep::ForPrimary(from, _) if from.id == WorkerId(3))
-        );
-        assert!(matches!(router.route_next(now, &always_serving), RouterStep::Idle));
-        assert!(router.is_blocked() && !router.has_work() && !router.can_read(WorkerId(1)));
-        // The receiver takes something: the sender goes on.
-        assert_eq!(drain_queue(&mut router, 2), 1);
-        router.record_progress(WorkerId(2));
-        assert!(matches!(
-            router.route_next(now + FULL_QUEUE_TIMEOUT, &always_serving),
-            RouterStep::Forwarded
-        ));
-        assert_eq!(router.dropped_count(), 0);
-        // Now it reads nothing: requests are refused.
-        router.receive(WorkerId(1), twice().into());
-        assert!(matches!(router.route_next(now, &always_serving), RouterStep::Idle));
-        assert!(matches!(
-            router.route_next(now + FULL_QUEUE_TIMEOUT, &always_serving),
-            RouterStep::Forwarded
-        ));
-        assert!(matches!(
-            router.route_next(now + FULL_QUEUE_TIMEOUT, &always_serving),
-            RouterStep::Forwarded
-        ));
-        assert_eq!(router.dropped_count(), 2);
-        assert!(router.has_outgoing(WorkerId(1)) && router.can_read(WorkerId(1)));
-    }
-
-    #[test]
-    fn a_request_to_a_missing_worker_is_refused() {
-        let mut router = create_router(1, 4);
-        router.receive(
-            WorkerId(1),
-            [
-                request_to(MessageAddress::Slot(Slot(9))),
-                envelope_to(MessageAddress::Worker(WorkerId(9))),
-            ]
-            .into(),
-        );
-        assert!(senders_to_primary(&mut router).is_empty());
-        assert_eq!((router.dropped_count(), drain_queue(&mut router, 1)), (2, 1));
-        let sent = router.send(
-            MessageAddress::Worker(WorkerId(9)),
-            test_envelope("a", 1),
-            &always_serving,
-        );
-        assert!(sent.is_err_and(|rejected| matches!(rejected.0, MessageError::NoSuchWorker(_))));
-    }
-
-    #[test]
-    fn messages_of_dead_workers_are_routed_but_not_those_of_misbehaving_ones() {
-        let mut router = create_router(2, 4);
-        for id in [1, 2] {
-            router.receive(
-                WorkerId(id),
-                [envelope_to(MessageAddress::Primary), envelope_to(MessageAddress::Primary)].into(),
-            );
-        }
-        router.close_worker(WorkerId(1));
-        router.remove_misbehaving(WorkerId(2));
-        assert_eq!(senders_to_primary(&mut router), [1, 1]);
-        assert!(router.workers.is_empty() && router.turn_order.is_empty());
-    }
-
-    #[test]
-    fn queues_are_bounded_and_an_empty_queue_accepts_any_message() {
-        let mut router = MessageRouter::new(
-            MessageLimits::default().queue_bounds(1000, 3).max_message_bytes(5000),
-        );
-        router.add_worker(worker_tag(1, 0));
-        let mut send = |size| {
-            let sent = router.send(
-                MessageAddress::Worker(WorkerId(1)),
-                test_envelope("a", size),
-                &always_serving,
-            );
-            sent.map_err(|rejected| {
-                assert_eq!(rejected.1.payload.bytes().len(), size, "it comes rejected");
-                rejected.0
-            })
-        };
-        assert_eq!(send(5000), Ok(WorkerId(1)));
-        assert_eq!(send(0), Err(MessageError::Full));
-        assert_eq!(send(5064), Err(MessageError::TooLarge { size: 5064, most: 5000 }));
-        drain_queue(&mut router, 1);
-        let mut send = |size| {
-            router
-                .send(
-                    MessageAddress::Worker(WorkerId(1)),
-                    test_envelope("a", size),
-                    &always_serving,
-                )
-                .is_ok()
-        };
-        assert_eq!([1, 1, 1, 1].map(&mut send), [true, true, true, false]);
-    }
-}
+mod tests;

@@ -1,11 +1,13 @@
-//! The worker's end of its message channel, on tokio: a task that reads, a task that writes, and the calls of the application.
+//! The worker's end of its message channel, on tokio: the calls of the application, and tasks that read, write and return messages.
 //!
-//! Both tasks run on the loop that created the end; the calls of the application may come from any thread.
+//! The tasks run on the loop that created the end; the calls of the application may come from any thread. A message is written by the
+//! call that sends it if nothing waits before it: then it arrives even if the process ends in the next moment. The writing task is
+//! for what the socket does not take at once. The returning task sends back what nobody reads while the worker drains.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,27 +17,24 @@ use tokio::sync::Notify;
 
 use super::assembler::EnvelopeAssembler;
 use super::busy_poll::BusyPoll;
+use super::channel_io::{
+    FD_RETRY_INTERVAL, LARGE_PACKET_BYTES, ReadOutcome, WriteOutcome, read_packet, write_packets,
+};
 use super::inbox::{InboxRegistry, UndeliveredMessage};
 use super::packet_frame::MAX_PACKET_BYTES;
 use super::pending_requests::PendingRequests;
-use super::primary_end::{LARGE_PACKET_BYTES, attached};
 use super::send_queue::SendQueue;
 use super::{
-    Envelope, Inbox, Message, MessageClass, MessageError, MessageLimits, RejectedEnvelope,
+    Envelope, Inbox, Message, MessageClass, MessageError, MessageLimits, MessageRoute,
+    RejectedEnvelope,
 };
 use super::{MessageAddress, MessageSender, Payload, ReplyTo};
 use crate::yield_now::yield_to_ready_tasks;
 use prefork_os::async_fd::{register_readable_and_writable, wait_readable_busy_polling};
-use prefork_os::fd_passing::{ReceivedMessage, receive_message, send_message};
 use prefork_supervisor::WorkerTag;
 
 /// Packets read in a row before other tasks run.
 const MAX_PACKETS_PER_READ: usize = 16;
-
-/// How long to wait before a packet with a refused descriptor is sent again.
-///
-/// The kernel limits descriptors in flight, so the socket may be writable all the while.
-const FD_RETRY_INTERVAL: Duration = Duration::from_millis(2);
 
 /// The worker's end of its message channel. Created inside the worker's runtime.
 #[derive(Debug)]
@@ -53,6 +52,14 @@ pub(crate) struct WorkerMessageEnd {
     data_sent: Notify,
     /// Held by the first task that waits for room, so that waiting tasks are served in order.
     send_order: tokio::sync::Mutex<()>,
+    /// Held while unread messages are returned, so that they keep their order.
+    return_order: tokio::sync::Mutex<()>,
+    /// How many messages are being returned.
+    returning: AtomicUsize,
+    /// Whether the primary sends nothing more.
+    has_ended: AtomicBool,
+    /// Notified when `has_ended` is set, and when the channel is closed.
+    ended: Notify,
     inboxes: Arc<InboxRegistry>,
     requests: Arc<PendingRequests>,
 }
@@ -74,31 +81,37 @@ impl WorkerMessageEnd {
             data_queued: Notify::new(),
             data_sent: Notify::new(),
             send_order: tokio::sync::Mutex::const_new(()),
+            return_order: tokio::sync::Mutex::const_new(()),
+            returning: AtomicUsize::new(0),
+            has_ended: AtomicBool::new(false),
+            ended: Notify::new(),
             inboxes: Arc::new(InboxRegistry::new(limits)),
             requests: Arc::new(PendingRequests::new()),
         });
         if !end.is_connected() {
             end.inboxes.close();
         } else {
-            let (reads, writes) = (Arc::clone(&end), Arc::clone(&end));
+            let [reads, writes, returns] = [&end; 3].map(Arc::clone);
             tokio::task::spawn_local(async move { reads.read_loop().await });
             tokio::task::spawn_local(async move { writes.write_loop().await });
+            tokio::task::spawn_local(async move { returns.return_loop().await });
         }
         Ok(end)
     }
 
-    /// Drops early messages of kinds that the application has opened no inbox for.
+    /// Refuses early messages of kinds that the application has opened no inbox for.
     pub(crate) fn finish_boot(&self) {
-        for (kind, count) in self.inboxes.finish_boot() {
-            log::warn!(
-                "{} dropped messages without an inbox; kind={kind:?} count={count}",
-                self.tag
-            );
-        }
+        self.inboxes.finish_boot().into_iter().for_each(|undelivered| self.refuse(undelivered));
     }
 
-    pub(crate) fn open_inbox(&self, kind: &str) -> Inbox {
+    /// Opens an inbox of one kind, or of all kinds without one.
+    pub(crate) fn open_inbox(&self, kind: Option<&str>) -> Inbox {
         self.inboxes.open_inbox(kind)
+    }
+
+    /// Returns messages that nobody reads to the primary, from now on.
+    pub(crate) fn begin_drain(&self) {
+        self.inboxes.begin_drain();
     }
 
     pub(crate) fn is_connected(&self) -> bool {
@@ -113,13 +126,17 @@ impl WorkerMessageEnd {
         self.requests.late_replies()
     }
 
-    /// Sends without waiting. Returns the envelope on an error.
+    /// Sends without waiting: writes the message if no other one waits, else queues it. Returns the envelope on an error.
     pub(crate) fn try_send(&self, envelope: Envelope) -> Result<(), RejectedEnvelope> {
         let mut send_queue = self.lock_send_queue();
-        if !self.is_connected() {
+        let Some(channel) = self.channel.as_ref().filter(|_| self.is_connected()) else {
             return Err(Box::new((MessageError::Closed, envelope)));
-        }
+        };
+        let is_first = send_queue.is_empty();
         send_queue.push(envelope)?;
+        if is_first && write_packets(channel.get_ref(), &mut send_queue).0 == WriteOutcome::Done {
+            return Ok(());
+        }
         drop(send_queue);
         self.data_queued.notify_one();
         Ok(())
@@ -155,22 +172,71 @@ impl WorkerMessageEnd {
         tokio::time::timeout(timeout, answered).await.map_err(late)?
     }
 
-    /// Waits until everything is sent, the channel is closed, or `timeout` has passed.
-    pub(crate) async fn flush(&self, timeout: Duration) {
+    /// Waits until everything is written to the primary's socket, for up to `limit`.
+    pub(crate) async fn flush(&self, limit: Duration) -> Result<(), MessageError> {
         let flushed = async {
             loop {
                 let sent = self.data_sent.notified();
-                if !self.is_connected() || self.lock_send_queue().is_empty() {
-                    return;
+                match self.lock_send_queue().is_empty() {
+                    _ if !self.is_connected() => return Err(MessageError::Closed),
+                    true => return Ok(()),
+                    false => {}
                 }
                 sent.await;
             }
         };
-        if tokio::time::timeout(timeout, flushed).await.is_err() {
+        let late =
+            |_| MessageError::NotFlushed { messages: self.lock_send_queue().message_count() };
+        tokio::time::timeout(limit, flushed).await.map_err(late)?
+    }
+
+    /// Returns all unread messages to the primary, and writes everything, for up to `limit`. Called before the worker exits.
+    pub(crate) async fn leave(&self, limit: Duration) {
+        self.inboxes.begin_leaving();
+        let returned = async {
+            // On an error the channel is closed, and there is nobody to return them to.
+            let _ = self.send(Envelope::new_end(MessageClass::EndRequest)).await;
+            loop {
+                let ended = self.ended.notified();
+                if self.has_ended.load(Ordering::Acquire) || !self.is_connected() {
+                    break;
+                }
+                ended.await;
+            }
+            self.return_unread().await;
+            // A closed channel has nothing to write.
+            let _ = self.flush(limit).await;
+        };
+        if tokio::time::timeout(limit, returned).await.is_err() {
+            let unread = self.returning.load(Ordering::Relaxed) + self.inboxes.take_unread().len();
+            let unsent = self.lock_send_queue().message_count();
             log::warn!(
-                "{} exits with unsent messages, which the primary did not read in time",
+                "{} exits with messages that the primary did not take in time; unread={unread} unsent={unsent}",
                 self.tag
             );
+        }
+    }
+
+    /// Returns what nobody reads while the worker drains.
+    async fn return_loop(&self) {
+        while self.is_connected() {
+            self.inboxes.wait_unread().await;
+            self.return_unread().await;
+        }
+    }
+
+    async fn return_unread(&self) {
+        let _first = self.return_order.lock().await;
+        let unread = self.inboxes.take_unread();
+        self.returning.store(unread.len(), Ordering::Relaxed);
+        for message in unread {
+            let envelope = message.into_returned();
+            // The sender of other messages has sent them to other workers too, or expects no more of this one.
+            if envelope.delivery.route != MessageRoute::ThisWorkerOnly {
+                // On an error the channel is closed.
+                let _ = self.send(envelope).await;
+            }
+            self.returning.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -178,44 +244,49 @@ impl WorkerMessageEnd {
         let mut buffer = vec![0; MAX_PACKET_BYTES];
         let mut assembler = EnvelopeAssembler::new(self.limits.max_envelope_bytes());
         let mut envelopes = VecDeque::new();
-        let (mut packets, mut busy_poll) = (0, BusyPoll::default());
+        let (mut packets, mut busy_poll, mut has_end) = (0, BusyPoll::default(), false);
         while let Some(channel) = &self.channel {
             let Ok(mut ready) = wait_readable_busy_polling(channel, busy_poll.deadline()).await
             else {
                 break;
             };
-            let mut length = 0;
-            let got = match ready.try_io(|fd| receive_message(fd.get_ref(), &mut buffer)) {
-                Ok(Ok(ReceivedMessage::Message(bytes, passed))) => {
+            let read = ready.try_io(|fd| {
+                match read_packet(fd.get_ref(), &mut buffer, &mut assembler, &mut envelopes) {
+                    Ok(ReadOutcome::Empty) => Err(io::ErrorKind::WouldBlock.into()),
+                    other => Ok(other),
+                }
+            });
+            let length = match read {
+                Ok(Ok(Ok(ReadOutcome::Packet(length)))) => {
                     busy_poll.message_arrived(Instant::now());
-                    length = bytes;
-                    assembler.accept_packet(&buffer[..length], attached(passed), &mut envelopes)
+                    length
                 }
-                Ok(Ok(ReceivedMessage::Closed)) => break,
-                Ok(Ok(ReceivedMessage::Truncated)) => {
-                    Err(super::packet_frame::MessageProtocolError::PacketTooLarge)
+                Ok(Ok(Err(reason))) => {
+                    log::error!(
+                        "{} closes its message channel: the primary broke the protocol; error={reason}",
+                        self.tag
+                    );
+                    break;
                 }
-                Ok(Err(e)) => {
-                    Err(super::packet_frame::MessageProtocolError::ChannelFailed(e.to_string()))
-                }
+                Ok(_) => break,
                 Err(_would_block) => continue,
             };
-            if let Err(reason) = got {
-                log::error!(
-                    "{} closes its message channel: the primary broke the protocol; error={reason}",
-                    self.tag
-                );
-                break;
-            }
             for envelope in envelopes.drain(..) {
-                self.dispatch(envelope).await;
+                match envelope.class {
+                    MessageClass::EndOfMessages => has_end = true,
+                    _ => self.dispatch(envelope).await,
+                }
+            }
+            // A large message may still be on its way behind the mark.
+            if has_end && !assembler.has_partial_envelope() {
+                self.has_ended.store(true, Ordering::Release);
+                self.ended.notify_waiters();
             }
             packets += 1;
             if packets % MAX_PACKETS_PER_READ == 0 {
                 tokio::task::yield_now().await;
             } else if length < LARGE_PACKET_BYTES {
-                // More data is unlikely. Tasks that waited for this message run, and their replies are sent, before the next read.
-                yield_to_ready_tasks().await;
+                // More data is unlikely. Tasks that waited for this message run, and send their replies, before the next read.
                 yield_to_ready_tasks().await;
             }
         }
@@ -230,11 +301,14 @@ impl WorkerMessageEnd {
         if matches!(envelope.class, MessageClass::Reply | MessageClass::Refusal) {
             return self.requests.reply(from, envelope);
         }
-        let Err(UndeliveredMessage { message, reason, is_first_of_kind }) =
-            self.inboxes.deliver(Message::new(from, envelope)).await
-        else {
-            return;
-        };
+        if let Err(undelivered) = self.inboxes.deliver(Message::new(from, envelope)).await {
+            self.refuse(undelivered);
+        }
+    }
+
+    /// Logs the first message of a kind without a receiver, and refuses a request.
+    fn refuse(&self, undelivered: UndeliveredMessage) {
+        let UndeliveredMessage { message, reason, is_first_of_kind } = undelivered;
         if is_first_of_kind {
             let kind = message.kind();
             log::warn!("{} drops messages; kind={kind:?} reason={reason:?}", self.tag);
@@ -259,8 +333,7 @@ impl WorkerMessageEnd {
     }
 
     async fn write_loop(&self) {
-        // Whether the kernel refused the last packet, which has a descriptor.
-        let mut fd_was_refused = false;
+        let mut is_fd_refused = false;
         while let Some(channel) = &self.channel {
             if !self.is_connected() {
                 return;
@@ -269,50 +342,49 @@ impl WorkerMessageEnd {
                 self.data_queued.notified().await;
                 continue;
             }
-            let ready = match fd_was_refused {
-                true => tokio::time::timeout(FD_RETRY_INTERVAL, channel.writable()).await.ok(),
-                false => Some(channel.writable().await),
-            };
-            let sent = match ready {
-                Some(Ok(mut ready)) => match ready.try_io(|fd| self.send_packet(fd.get_ref())) {
-                    Ok(sent) => sent,
-                    Err(_would_block) => Err(io::ErrorKind::WouldBlock.into()),
-                },
-                Some(Err(_)) => return,
-                None => self.send_packet(channel.get_ref()),
-            };
-            fd_was_refused = false;
-            match sent {
-                Ok(()) => self.data_sent.notify_waiters(),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    let mut send_queue = self.lock_send_queue();
-                    fd_was_refused = send_queue
-                        .current_packet()
-                        .is_some_and(|packet| packet.connection().is_some());
+            let outcome = if is_fd_refused {
+                tokio::time::sleep(FD_RETRY_INTERVAL).await;
+                self.write_queued(channel.get_ref())
+            } else {
+                let Ok(mut ready) = channel.writable().await else { return };
+                let written = ready.try_io(|fd| match self.write_queued(fd.get_ref()) {
+                    WriteOutcome::SocketFull => Err(io::ErrorKind::WouldBlock.into()),
+                    outcome => Ok(outcome),
+                });
+                match written {
+                    Ok(Ok(outcome)) => outcome,
+                    Ok(Err(_)) | Err(_) => WriteOutcome::SocketFull,
                 }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                // The reader handles the error, after it has read what the primary sent last.
-                Err(_) => return,
+            };
+            is_fd_refused = outcome == WriteOutcome::FdRefused;
+            // The reader handles the error, after it has read what the primary sent last.
+            if outcome == WriteOutcome::PeerGone {
+                return;
             }
         }
     }
 
-    fn send_packet(&self, fd: &OwnedFd) -> io::Result<()> {
-        let mut send_queue = self.lock_send_queue();
-        if let Some(packet) = send_queue.current_packet() {
-            send_message(fd, &packet.bytes, packet.connection())?;
-            send_queue.packet_sent();
+    /// Writes what the socket accepts, and wakes those who wait for that.
+    fn write_queued(&self, fd: &OwnedFd) -> WriteOutcome {
+        let (outcome, has_written) = write_packets(fd, &mut self.lock_send_queue());
+        if has_written {
+            self.data_sent.notify_waiters();
         }
-        Ok(())
+        outcome
     }
 
     /// Closes the end for the application: what is queued is dropped, and requests fail.
     pub(crate) fn close(&self) {
         let mut send_queue = self.lock_send_queue();
         self.is_closed.store(true, Ordering::Release);
+        let unsent = send_queue.message_count();
         *send_queue = SendQueue::new(self.limits);
         drop(send_queue);
+        if unsent > 0 {
+            log::warn!("{} lost messages to the primary, which is gone; count={unsent}", self.tag);
+        }
         self.data_sent.notify_waiters();
+        self.ended.notify_waiters();
         self.data_queued.notify_one();
         self.inboxes.close();
         self.requests.close();

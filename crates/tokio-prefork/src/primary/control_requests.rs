@@ -240,6 +240,7 @@ impl Primary {
             totals_of_dead_workers: self.scoreboard.totals_of_dead_workers().0,
             shared: crate::shared::read_shared_metrics(),
             log_lines_dropped: log_output::dropped_line_count(),
+            messages_lost: self.messages.primary_end.lost_count(),
             cannot_accept: self.scoreboard.cannot_accept(),
         };
         ClusterStatus::from_primary(&self.supervisor.view(), report, now, |id| {

@@ -12,6 +12,7 @@ use crate::config::{Config, Dispatch};
 use crate::control::EventHistory;
 use crate::error::Error;
 use crate::log_output;
+use crate::messages::LossReport;
 use crate::text::HumanDuration;
 use crate::text::{Printable, printable};
 use prefork_os::signal::Signal;
@@ -268,9 +269,11 @@ impl EventLog {
         )));
     }
 
-    pub(super) fn log_lost_messages(&mut self, count: u64) {
+    pub(super) fn log_lost_messages(&mut self, loss: &LossReport, total: u64) {
+        let LossReport { kind, reason, count } = loss;
+        let kind = kind.as_str();
         self.write_line(warn_line(format!(
-            "lost {count} messages so far: their receiver has exited or does not read"
+            "messages were lost: {reason}; kind={kind:?} count={count} total={total}"
         )));
     }
 

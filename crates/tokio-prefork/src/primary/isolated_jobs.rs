@@ -180,9 +180,8 @@ impl Primary {
             AttachedConnection::Absent,
         );
         let envelope = envelope.map_err(|e| e.to_string())?;
-        let (supervisor, primary_end) = (&self.supervisor, &mut self.messages.primary_end);
-        let sent = primary_end
-            .send(MessageAddress::Worker(worker), envelope, &|id| supervisor.is_serving(id));
-        sent.map(drop).map_err(|rejected| rejected.0.to_string())
+        // A worker that drains does not return it: the scheduler gives the job to another one.
+        let sent = self.messages.primary_end.send_internal(worker, envelope);
+        sent.map_err(|rejected| rejected.0.to_string())
     }
 }

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::event_log::has_passed_power_of_two;
 use super::pending_requests::PendingRequests;
 use super::{Primary, PrimaryHandle};
 use crate::messages::{
@@ -18,6 +17,9 @@ use prefork_supervisor::{Event, WorkerId, WorkerTag};
 
 /// How long message handlers run in a row before the primary turns to its other events.
 const HANDLER_TIME_BUDGET: Duration = Duration::from_millis(10);
+
+/// How often lost messages are logged.
+const LOSS_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How many kinds without a handler are logged and counted; a worker that sends more makes them up.
 const MAX_UNKNOWN_KINDS: usize = 64;
@@ -35,18 +37,25 @@ pub(crate) struct AppMessages {
     pub(super) primary_end: PrimaryMessageEnd,
     pub(super) busy_poll: BusyPoll,
     handlers: BTreeMap<String, MessageHandler>,
+    /// Receives the messages of kinds without a handler of their own.
+    any_handler: Option<MessageHandler>,
     /// Kinds without a handler, and how many messages of each were dropped.
     unknown_kinds: BTreeMap<String, u64>,
     /// Requests of the primary itself.
     pub(super) requests: PendingRequests<ReplyCallback>,
-    /// Number of lost messages at the last check.
-    lost: u64,
+    /// When lost messages were last reported in the log.
+    last_loss_report: Option<Instant>,
 }
 
 impl AppMessages {
     /// Registers the handler for messages of `kind`, in place of an earlier one.
     pub(crate) fn on_message(&mut self, kind: &str, handler: MessageHandler) {
         self.handlers.insert(kind.to_string(), handler);
+    }
+
+    /// Registers the handler for messages of kinds without one of their own.
+    pub(crate) fn on_any_message(&mut self, handler: MessageHandler) {
+        self.any_handler = Some(handler);
     }
 
     pub(crate) fn set_limits(&mut self, limits: MessageLimits) {
@@ -76,6 +85,7 @@ impl Primary {
     pub(super) fn deliver_messages(&mut self) {
         let mut now = Instant::now();
         let deadline = now + HANDLER_TIME_BUDGET;
+        self.deliver_held_messages(now);
         while now < deadline {
             let supervisor = &self.supervisor;
             match self.messages.primary_end.route_next(now, &|id| supervisor.is_serving(id)) {
@@ -85,12 +95,44 @@ impl Primary {
             }
             now = Instant::now();
         }
+        // Messages that a worker has just returned.
+        self.deliver_held_messages(now);
         self.end_failed_requests(now, deadline);
-        let lost = self.messages.primary_end.dropped_count();
-        if has_passed_power_of_two(self.messages.lost, lost) {
-            self.event_log.log_lost_messages(lost);
+        self.report_lost_messages(now);
+    }
+
+    /// Delivers messages that waited for the next worker of their slot.
+    pub(super) fn deliver_held_messages(&mut self, now: Instant) {
+        let AppMessages { primary_end, requests, .. } = &mut self.messages;
+        if !primary_end.has_held_messages() {
+            return;
         }
-        self.messages.lost = lost;
+        let supervisor = &self.supervisor;
+        primary_end.deliver_held(now, &|id| supervisor.is_serving(id), &|slot| {
+            supervisor.is_worker_expected(slot)
+        });
+        for (id, worker) in primary_end.take_moved_requests() {
+            requests.move_to(id, worker);
+        }
+    }
+
+    /// Logs lost messages by kind and reason, at most once a second.
+    fn report_lost_messages(&mut self, now: Instant) {
+        let AppMessages { primary_end, last_loss_report, .. } = &mut self.messages;
+        let is_due = last_loss_report.is_none_or(|last| now >= last + LOSS_REPORT_INTERVAL);
+        if primary_end.has_loss_report() && is_due {
+            *last_loss_report = Some(now);
+            let total = primary_end.lost_count();
+            for loss in primary_end.take_loss_reports() {
+                self.event_log.log_lost_messages(&loss, total);
+            }
+        }
+    }
+
+    /// Logs what is not logged yet, before the primary ends.
+    pub(super) fn report_last_lost_messages(&mut self) {
+        self.messages.last_loss_report = None;
+        self.report_lost_messages(Instant::now());
     }
 
     fn handle_message(&mut self, from: WorkerTag, envelope: Envelope) {
@@ -99,12 +141,17 @@ impl Primary {
         }
         let message = Message::new(MessageSender::Worker(from.id), envelope);
         // The handler is removed while it runs, because it borrows the primary that owns it.
-        let Some((kind, mut handler)) = self.messages.handlers.remove_entry(message.kind()) else {
-            return self.drop_unknown_kind(from, &message);
-        };
-        let function = format_args!("the function for messages of kind {kind:?}");
-        self.call_application(&function, &from, |handle| handler(handle, from, message));
-        self.messages.handlers.insert(kind, handler);
+        if let Some((kind, mut handler)) = self.messages.handlers.remove_entry(message.kind()) {
+            let function = format_args!("the function for messages of kind {kind:?}");
+            self.call_application(&function, &from, |handle| handler(handle, from, message));
+            self.messages.handlers.insert(kind, handler);
+        } else if let Some(mut handler) = self.messages.any_handler.take() {
+            let function = format!("the function for all messages, at kind {:?}", message.kind());
+            self.call_application(&function, &from, |handle| handler(handle, from, message));
+            self.messages.any_handler = Some(handler);
+        } else {
+            self.drop_unknown_kind(from, &message);
+        }
     }
 
     /// Ends the request that a reply belongs to. A late or unsolicited reply is dropped.

@@ -76,6 +76,15 @@ impl<T> PendingRequests<T> {
         }
     }
 
+    /// Records that another worker has got the request, because the first one exited before it read it.
+    pub(super) fn move_to(&mut self, id: u64, worker: WorkerId) {
+        if let Some(request) = self.requests.get_mut(&id) {
+            let previous = std::mem::replace(&mut request.worker, worker);
+            self.by_worker.remove(&(previous, id));
+            self.by_worker.insert((worker, id));
+        }
+    }
+
     /// Removes one request that cannot be answered: its deadline has passed, or its worker is not `known` any more.
     pub(super) fn take_failed(
         &mut self,
@@ -174,6 +183,20 @@ mod tests {
         assert_eq!(pending.take_failed(now, |worker| worker != SECOND_WORKER), None);
         assert_eq!(pending.take_answered(FIRST_WORKER, 2), Some(1));
         assert_eq!(pending.take_answered(WorkerId(3), 4), Some(3));
+    }
+
+    #[test]
+    fn a_request_that_another_worker_has_got_is_answered_by_that_one() {
+        let (mut pending, now) = (PendingRequests::default(), Instant::now());
+        let later = now + Duration::from_secs(1);
+        let id = pending.next_id();
+        pending.insert(FIRST_WORKER, "a", later, "moved");
+        pending.move_to(id, SECOND_WORKER);
+        assert_eq!(pending.take_failed(now, |worker| worker != FIRST_WORKER), None);
+        assert_eq!(pending.take_answered(FIRST_WORKER, id), None);
+        assert_eq!(pending.take_answered(SECOND_WORKER, id), Some("moved"));
+        pending.move_to(id, FIRST_WORKER);
+        assert_eq!(pending.take_failed(later, |_| false), None);
     }
 
     #[test]

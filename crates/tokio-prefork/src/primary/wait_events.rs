@@ -94,6 +94,7 @@ impl Primary {
         if !self.pending_events.is_empty() {
             return Ok(());
         }
+        self.deliver_held_messages(now);
         self.messages.primary_end.flush();
         let until = self.next_wake_up(now, log_retry).into_iter().chain(notify_at);
         let until = until.chain(supervisor_deadline).min();

@@ -307,6 +307,7 @@ impl ScoreboardReader {
             model: config.model.name().to_string(),
             restarts: RESTARTS.load(page),
             log_lines_dropped: 0,
+            messages_lost: 0,
             empty_slots: Vec::new(),
         };
         let totals_of_dead_workers = page_reader::read_counters(page);

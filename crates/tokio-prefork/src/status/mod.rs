@@ -103,6 +103,10 @@ pub struct PrimaryStatus {
     /// not keep up or the file could not be written. 0 in a worker.
     #[serde(default)]
     pub log_lines_dropped: u64,
+    /// Messages of the application that were lost on their way to a worker: it did not read them, was killed, or exited without
+    /// another one to take them. 0 in a worker.
+    #[serde(default)]
+    pub messages_lost: u64,
     /// Slots that stay empty until the next reload or scale, as their workers are not to be replaced; empty in a worker.
     #[serde(default, rename = "vacant")]
     pub empty_slots: Vec<Slot>,
@@ -132,6 +136,7 @@ pub(crate) struct PrimaryReport {
     pub(crate) totals_of_dead_workers: TrafficCounters,
     pub(crate) shared: Vec<SharedMetric>,
     pub(crate) log_lines_dropped: u64,
+    pub(crate) messages_lost: u64,
     /// Whether the primary accepts for all workers, and none of its sockets gives it a connection.
     pub(crate) cannot_accept: bool,
 }
@@ -175,6 +180,7 @@ impl ClusterStatus {
             model: report.model.to_string(),
             restarts: view.restart_count,
             log_lines_dropped: report.log_lines_dropped.min(MAX_JSON_INTEGER),
+            messages_lost: report.messages_lost.min(MAX_JSON_INTEGER),
             empty_slots: view.empty_slots.clone(),
         };
         let status =
@@ -255,6 +261,7 @@ pub(crate) mod tests {
             totals_of_dead_workers: TrafficCounters::default(),
             shared: vec![],
             log_lines_dropped: 0,
+            messages_lost: 0,
             cannot_accept: false,
         };
         ClusterStatus::from_primary(&view, report, Instant::now(), |_| published.cloned())

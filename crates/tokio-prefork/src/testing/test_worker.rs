@@ -99,7 +99,7 @@ impl TestWorker {
 
     /// Opens the inbox for what the worker sends with this kind: to the primary, to other workers, or to all.
     pub fn open_inbox(&self, kind: &str) -> Inbox {
-        self.primary_end.open_inbox(kind)
+        self.primary_end.open_inbox(Some(kind))
     }
 
     /// Sends a message to the worker, as the primary.

@@ -98,6 +98,7 @@ impl LocalWorkerState {
     pub(crate) fn begin_drain(&self, order: DrainOrder) {
         if self.drain.begin(order) {
             self.shared.drain.set_draining();
+            self.shared.messages.begin_drain();
             self.worker_page.set_state(WorkerState::Draining);
             self.worker_page.set_accepting(false);
             self.load_page.stop_counting();

@@ -27,12 +27,22 @@ fn without_connection(
 
 /// Sending and receiving messages.
 ///
-/// Messages arrive whole, and those of one kind in the order in which they were sent. A message is lost if the receiver
-/// exits before it reads, or does not read for too long (see [`Inbox`]).
+/// Messages arrive whole, and those of one kind in the order in which they were sent. `Ok` of a function that sends means:
+///
+/// - If no earlier message waits, the message was written to the primary's socket. It arrives there even if this process exits or is
+///   killed in the next moment.
+/// - Otherwise it waits behind the others, and is lost if this process ends before the primary has read enough. [`Worker::flush`]
+///   waits for that; a worker that drains or whose main loop returns does so by itself.
+/// - It does not mean that the receiver has handled the message: use a request for that.
+///
+/// A message to a **slot** that its worker has not received before it drains or exits goes to the next worker of the slot, or to
+/// another one of its kind if the slot stays empty. Such messages keep their order, and may arrive after newer ones. A message to a
+/// worker **id** is refused or counted as lost, a broadcast is dropped. A worker that is killed loses what it had read from its
+/// channel. Lost messages are counted in the status (`messages_lost`) and logged with kind and reason.
 impl Worker {
     /// Sends a message to the primary, whose handler was set with `Cluster::on_message`.
     ///
-    /// Waits without limit while the queue is full.
+    /// Waits without limit while the queue is full. See above for what `Ok` means.
     ///
     /// # Errors
     /// [`MessageError::TooLarge`], [`MessageError::Closed`], [`MessageError::BadKind`] or [`MessageError::Encode`].
@@ -53,8 +63,8 @@ impl Worker {
 
     /// Sends a message to another worker, through the primary: to a slot, as `Slot(0)`, or to a worker id.
     ///
-    /// Waits while the queue is full. A message to a worker that does not exist is dropped without an error;
-    /// [`Worker::request_to`] reports it.
+    /// Waits while the queue is full. A message to a worker that does not exist is counted as lost; [`Worker::request_to`] reports
+    /// it as an error.
     ///
     /// # Errors
     /// As [`Worker::send`].
@@ -129,7 +139,24 @@ impl Worker {
     /// An inbox is bounded (see [`MessageLimits`](crate::MessageLimits)). While it is full, the worker reads nothing
     /// from the channel for one second, then drops messages of this kind until the inbox has room.
     pub fn open_inbox(&self, kind: &str) -> Inbox {
-        self.0.messages.open_inbox(kind)
+        self.0.messages.open_inbox(Some(kind))
+    }
+
+    /// Opens an inbox for messages of all kinds without an inbox of their own.
+    ///
+    /// [`Message::kind`] tells them apart. The same limits hold as for [`Worker::open_inbox`].
+    pub fn open_any_inbox(&self) -> Inbox {
+        self.0.messages.open_inbox(None)
+    }
+
+    /// Waits until all messages of this worker are written to the primary's socket, for up to `limit`.
+    ///
+    /// Call it before `std::process::exit` in a worker that sends much. A worker that drains does it by itself.
+    ///
+    /// # Errors
+    /// [`MessageError::NotFlushed`] if the primary does not read in time, [`MessageError::Closed`] if it is gone.
+    pub async fn flush(&self, limit: Duration) -> Result<(), MessageError> {
+        self.0.messages.flush(limit).await
     }
 
     /// Sends a connection to the primary, with a message.

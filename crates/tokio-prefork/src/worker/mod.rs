@@ -236,12 +236,18 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
         heartbeat::create_timer().map_err(|e| Error::system("create the heartbeat timer", e))?;
     tokio::task::spawn_local(heartbeat::run_heartbeat(timer, Rc::clone(&state), terminate));
     let booted = tokio::select! {
-        booted = boot_app::boot_app(app, Rc::clone(&state)) => match booted {
-            Ok(booted) => booted,
-            Err(e) => return Ok(report_boot_failure(&state, &e)),
-        },
+        booted = boot_app::boot_app(app, Rc::clone(&state)) => {
+            booted.map_err(|e| report_boot_failure(&state, &e))
+        }
         // A drain before READY: there is nothing to finish.
-        () = state.drain.wait_started() => return Ok(exit::OK),
+        () = state.drain.wait_started() => Err(exit::OK),
+    };
+    let booted = match booted {
+        Ok(booted) => booted,
+        Err(exit_status) => {
+            shutdown::finish_messages(&state, owns_messages).await;
+            return Ok(exit_status);
+        }
     };
     let app = Rc::new(booted);
     state.app.replace(Some(Rc::clone(&app)));
@@ -264,6 +270,7 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
         }
     };
     shutdown::finish(&state).await;
+    shutdown::finish_messages(&state, owns_messages).await;
     outcome.map(|()| exit::OK)
 }
 

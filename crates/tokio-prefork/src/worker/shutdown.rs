@@ -14,8 +14,8 @@ use crate::text::{HumanDuration, panic_text};
 /// How long a drained worker waits for the primary to confirm that it passes no more connections.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long an exiting worker waits for the primary to read its last messages.
-pub(crate) const MESSAGE_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long an exiting worker waits for the primary to read its last messages and those that it returns.
+pub(crate) const MESSAGE_LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Waits until the worker drains, no connection is open, no hold is left, and the primary passes no more connections. At the
 /// drain deadline, waits for the connections only, which the heartbeat closes.
@@ -40,8 +40,7 @@ pub(super) async fn wait_until_drained(state: &LocalWorkerState) {
     }
 }
 
-/// Ends all work beside the connections, drops the application, and sends the last messages. What is not done at the drain
-/// deadline is cut and logged.
+/// Ends all work beside the connections, and drops the application. What is not done at the drain deadline is cut and logged.
 pub(super) async fn finish(state: &LocalWorkerState) {
     let without_drain = Instant::now() + state.config.graceful_timeout;
     tokio::select! {
@@ -54,7 +53,13 @@ pub(super) async fn finish(state: &LocalWorkerState) {
     }
     run_stop_functions(state, without_drain).await;
     drop_app(state);
-    state.shared.messages.flush(MESSAGE_FLUSH_TIMEOUT).await;
+}
+
+/// Returns the messages that nobody has received, and sends what is queued. Threads that share their messages leave that to the relay.
+pub(super) async fn finish_messages(state: &LocalWorkerState, owns_messages: bool) {
+    if owns_messages {
+        state.shared.messages.leave(MESSAGE_LEAVE_TIMEOUT).await;
+    }
 }
 
 /// Waits for the drain deadline, or until `without_drain` if the main loop of a custom kind returned without a drain.

@@ -131,7 +131,7 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
             relay.begin_drain(&WorkerReport::Retiring);
         }
     }
-    relay.messages.flush(worker::shutdown::MESSAGE_FLUSH_TIMEOUT).await;
+    relay.messages.leave(worker::shutdown::MESSAGE_LEAVE_TIMEOUT).await;
     Ok(worst)
 }
 
