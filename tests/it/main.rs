@@ -91,4 +91,5 @@ mod timeouts;
 mod upgrade;
 mod worker_handle;
 mod worker_kinds;
+mod worker_output;
 mod worker_recycling;

@@ -19,6 +19,7 @@ mod shared_state;
 mod start_errors;
 mod worker_handle;
 mod worker_kinds;
+mod worker_output;
 
 use std::collections::BTreeMap;
 use std::process::{ExitCode, Termination};
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         "isolated-jobs" => isolated_jobs::isolated_jobs(arguments),
         "leaving" => leaving::leaving(arguments),
         "worker-handle" => worker_handle::worker_handle(arguments),
+        "worker-output" => worker_output::worker_output(arguments),
         "worker-kinds" => worker_kinds::worker_kinds(arguments),
         "messages" => messages::messages(arguments),
         "message-delivery" => message_delivery::message_delivery(arguments),

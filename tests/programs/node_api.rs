@@ -13,7 +13,7 @@ use tokio_prefork::{
     BoxError, Cluster, ClusterEvent, Config, ConfigBuilder, ConnectionInfo, ControlSocket, Dispatch,
 };
 use tokio_prefork::{Message, MessageError, PrimaryHandle, RestartDecision, Result, Slot, Worker};
-use tokio_prefork::{WorkerExit, WorkerExitReason, WorkerId, WorkerTag};
+use tokio_prefork::{OutputStream, WorkerExit, WorkerExitReason, WorkerId, WorkerStdio, WorkerTag};
 
 use super::ProgramArguments;
 
@@ -21,6 +21,10 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) fn node_api(arguments: ProgramArguments) -> Result<()> {
     Cluster::new(arguments.config)
+        .slot_env(0, [("ROLE", "mail")])?
+        .worker_stdio(WorkerStdio::Lines)
+        .worker_current_dir("/")
+        .on_output(|_, worker, stream, line| print_line(worker, stream, line))
         .reload_with(|| settings(Config::builder()))
         .on_start(set_timers)
         .on_event(record_event)
@@ -93,6 +97,10 @@ fn record_event(primary: &mut PrimaryHandle<'_>, event: &ClusterEvent) {
         ClusterEvent::Empty => log::warn!("no worker is left"),
         other => log::info!("{other}"),
     }
+}
+
+fn print_line(worker: WorkerTag, stream: OutputStream, line: &[u8]) {
+    log::info!("{worker} {stream}: {}", line.escape_ascii());
 }
 
 fn log_worker_event(worker: &WorkerTag, what: &str) {

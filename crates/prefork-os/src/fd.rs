@@ -167,9 +167,33 @@ pub fn unread_bytes(fd: impl AsFd) -> io::Result<usize> {
 }
 
 /// Redirects the standard error of this process to `file`.
-pub fn replace_stderr(file: &OwnedFd) -> io::Result<()> {
-    // SAFETY: dup2 replaces descriptor 2 atomically, and no `OwnedFd` owns that number.
-    syscall_result(unsafe { libc::dup2(file.as_raw_fd(), 2) })?;
+pub fn replace_stderr(file: impl AsFd) -> io::Result<()> {
+    replace_standard_stream(StandardStream::Stderr, file)
+}
+
+/// A standard stream of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StandardStream {
+    /// Descriptor 0.
+    Stdin = 0,
+    /// Descriptor 1.
+    Stdout = 1,
+    /// Descriptor 2.
+    Stderr = 2,
+}
+
+/// Redirects a standard stream of this process to `file`. Programs that it starts inherit it.
+pub fn replace_standard_stream(stream: StandardStream, file: impl AsFd) -> io::Result<()> {
+    // SAFETY: dup2 replaces the descriptor atomically, and no `OwnedFd` owns the numbers 0 to 2.
+    syscall_result(unsafe { libc::dup2(file.as_fd().as_raw_fd(), stream as RawFd) })?;
+    Ok(())
+}
+
+/// Makes `fd` refer to the file of `other`. It stays close-on-exec.
+pub fn replace_file(fd: &OwnedFd, other: impl AsFd) -> io::Result<()> {
+    let (from, to) = (other.as_fd().as_raw_fd(), fd.as_raw_fd());
+    // SAFETY: dup3 replaces the descriptor atomically; its owner keeps owning the number.
+    syscall_result(unsafe { libc::dup3(from, to, libc::O_CLOEXEC) })?;
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Ending a process whose parent has died, even if it is frozen or stopped.
 
 use std::io;
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
@@ -27,6 +28,8 @@ static KILL_TIMER: AtomicPtr<libc::c_void> = AtomicPtr::new(std::ptr::null_mut()
 static HAS_KILL_TIMER: AtomicBool = AtomicBool::new(false);
 /// Whether the primary has died and the grace time runs.
 static IS_ORPHAN: AtomicBool = AtomicBool::new(false);
+/// The descriptor that replaces standard output and error when the primary has died; -1 for none. It is never closed.
+static OUTPUT_AFTER_PARENT_DEATH: AtomicI32 = AtomicI32::new(-1);
 
 /// Makes the kernel kill this process `grace_seconds` (at least 1) after its parent `primary` has died.
 ///
@@ -64,6 +67,14 @@ pub fn kill_after_parent_death(primary: u32, grace_seconds: u32) -> io::Result<b
     nix::sys::prctl::set_pdeathsig(Some(PARENT_DEATH_SIGNAL))?;
     // If the parent died before prctl, the kernel sends no signal, but getppid has changed.
     Ok(getppid().as_raw() == primary as i32)
+}
+
+/// Redirects standard output and error to `file` as soon as the parent has died. Call it with
+/// [`kill_after_parent_death`].
+///
+/// For a process whose output the parent reads: a write that waits for the parent continues with `file`.
+pub fn redirect_output_on_parent_death(file: OwnedFd) {
+    OUTPUT_AFTER_PARENT_DEATH.store(file.into_raw_fd(), Ordering::Relaxed);
 }
 
 /// Returns whether this process is a worker, or a fork of one: [`kill_after_parent_death`] was called.
@@ -121,6 +132,13 @@ extern "C" fn handle_parent_death(_: libc::c_int) {
         parent != PRIMARY_PID.load(Ordering::Relaxed) && pid == WORKER_PID.load(Ordering::Relaxed);
     if !is_orphan || IS_ORPHAN.swap(true, Ordering::Relaxed) {
         return;
+    }
+    let output = OUTPUT_AFTER_PARENT_DEATH.load(Ordering::Relaxed);
+    if output >= 0 {
+        for stream in [1, 2] {
+            // SAFETY: dup2 is async-signal-safe, and no `OwnedFd` owns the numbers 1 and 2.
+            unsafe { libc::dup2(output, stream) };
+        }
     }
     let seconds = KILL_GRACE_SECONDS.load(Ordering::Relaxed);
     if HAS_KILL_TIMER.load(Ordering::Relaxed) {

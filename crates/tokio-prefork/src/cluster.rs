@@ -7,6 +7,7 @@ mod isolated_pool;
 mod preload;
 mod start_checks;
 mod worker_kind;
+mod worker_process;
 
 use std::future::Future;
 use std::os::fd::OwnedFd;
@@ -24,8 +25,10 @@ use crate::log_file::{LogFile, inherited_log_fd};
 use crate::log_output;
 use crate::pid_file::PidFile;
 use crate::primary::{
-    self, AppMessages, Application, Hooks, IsolatedPools, Primary, PrimaryResources, ReadConfig,
+    self, AppMessages, Application, Hooks, IsolatedPools, OutputHook, Primary, PrimaryResources,
+    ReadConfig,
 };
+use crate::process_settings::{ProcessOptions, SlotEnvironments};
 use crate::runtime::AppThreading;
 use crate::systemd::ServiceEnvironment;
 use crate::upgrade::{self, BinaryLauncher, UpgradeManifest, UpgradeRole, WaitingClients};
@@ -62,6 +65,10 @@ pub struct Cluster {
     messages: AppMessages,
     kinds: WorkerKinds,
     isolated_pools: IsolatedPools,
+    on_output: Option<OutputHook>,
+    /// The process settings of `web` workers.
+    web_process: ProcessOptions,
+    slot_environments: SlotEnvironments,
 }
 
 impl Cluster {
@@ -75,6 +82,9 @@ impl Cluster {
             messages: AppMessages::default(),
             kinds: WorkerKinds::default(),
             isolated_pools: IsolatedPools::default(),
+            on_output: None,
+            web_process: ProcessOptions::default(),
+            slot_environments: SlotEnvironments::new(),
         }
     }
 
@@ -193,6 +203,7 @@ impl Cluster {
         crate::testing::prepare_to_serve(&mut self.config)?;
         fork_safety::warn_of_unsafe_fds();
         self.kinds.check_configs()?;
+        self.process_settings()?;
         let read_config = self.read_config;
         self.read_config = Box::new(move || {
             threading
@@ -233,6 +244,7 @@ impl Cluster {
         build_app: impl FnOnce() -> Result<WorkerApp>,
     ) -> Result<Primary> {
         let kinds = self.kinds.check_configs()?;
+        let process_settings = self.process_settings()?;
         check_can_drop_privileges(&self.config)?;
         // The kernel ignores signals without a handler for process 1, the first process of a container.
         let signal_guard =
@@ -268,6 +280,9 @@ impl Cluster {
             kinds,
             messages: self.messages,
             isolated_pools: self.isolated_pools,
+            on_output: self.on_output,
+            process_settings,
+            slot_environments: self.slot_environments,
         };
         let primary = Primary::new(self.config, application, resources, launcher, manifest)?;
         drop(signal_guard);

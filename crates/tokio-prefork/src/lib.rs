@@ -71,6 +71,7 @@ mod pid_file;
 pub mod pool;
 mod primary;
 mod privilege;
+mod process_settings;
 mod runtime;
 mod scoreboard;
 pub mod shared;
@@ -84,6 +85,7 @@ pub mod text;
 mod upgrade;
 mod worker;
 mod worker_init;
+mod worker_stdio;
 mod yield_now;
 
 pub use client::{ConnectionInfo, PeerAddr, UnixPeer};
@@ -116,6 +118,7 @@ pub use worker::http::into_service::{IntoHttpService, ViaHyper, ViaTower};
 pub use worker::{
     AcceptedStream, EndOnDrain, HoldGuard, IsolatedPool, RequestDeadline, Worker, is_worker,
 };
+pub use worker_stdio::{OutputStream, WorkerStdio};
 
 /// Compiles the programs in README.md and in the book.
 #[cfg(doctest)]

@@ -9,7 +9,7 @@
 
 use std::borrow::Cow;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,6 +27,8 @@ pub(crate) const DROPPED_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 pub type WarningFormatter = fn(&str) -> Vec<u8>;
 
 static WARNING_FORMATTER: OnceLock<WarningFormatter> = OnceLock::new();
+/// A copy of the standard error that the process was forked with, where its streams were replaced later.
+static LOG_STREAM: OnceLock<OwnedFd> = OnceLock::new();
 static LOG_WRITER: Mutex<LogWriter> =
     Mutex::new(LogWriter { writer: None, has_partial_line: false });
 
@@ -136,10 +138,11 @@ pub fn init_log_output(format: Option<WarningFormatter>) {
 /// the line.
 pub fn write_line(line: &[u8]) {
     let stderr = io::stderr();
+    let stream = log_stream(&stderr);
     with_log_writer(|output| {
         let dropped = DroppedLineCounters::get_shared();
-        let reported = write_dropped_report(output, stderr.as_fd(), dropped);
-        if let Err(e) = reported.and_then(|()| output.write(stderr.as_fd(), line)) {
+        let reported = write_dropped_report(output, stream, dropped);
+        if let Err(e) = reported.and_then(|()| output.write(stream, line)) {
             dropped.record_drop(&e);
         }
     });
@@ -148,13 +151,14 @@ pub fn write_line(line: &[u8]) {
 /// Writes the final line of a process, as [`write_line`], but waits up to 500 ms for space.
 pub fn write_final_line(line: &[u8]) {
     let stderr = io::stderr();
+    let stream = log_stream(&stderr);
     let deadline = Instant::now() + FINAL_LINE_TIMEOUT;
     loop {
-        let outcome = with_log_writer(|output| output.write(stderr.as_fd(), line));
+        let outcome = with_log_writer(|output| output.write(stream, line));
         let left = deadline.saturating_duration_since(Instant::now());
         match outcome {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock && !left.is_zero() => {
-                if wait_until_writable(stderr.as_fd(), left).is_err() {
+                if wait_until_writable(stream, left).is_err() {
                     return;
                 }
             }
@@ -171,7 +175,8 @@ pub(crate) fn retry_dropped_report() -> Option<Duration> {
         return None;
     }
     let stderr = io::stderr();
-    let reported = with_log_writer(|output| write_dropped_report(output, stderr.as_fd(), dropped));
+    let stream = log_stream(&stderr);
+    let reported = with_log_writer(|output| write_dropped_report(output, stream, dropped));
     reported.is_err().then_some(DROPPED_REPORT_INTERVAL)
 }
 
@@ -207,6 +212,28 @@ fn write_dropped_report(
     output.write(fd, &line).inspect_err(|_| {
         dropped.unreported.fetch_add(count, Ordering::Relaxed);
     })
+}
+
+/// Returns the stream that log lines are written to.
+fn log_stream(stderr: &io::Stderr) -> BorrowedFd<'_> {
+    LOG_STREAM.get().map_or_else(|| stderr.as_fd(), OwnedFd::as_fd)
+}
+
+/// Keeps writing log lines to what is standard error now. Call it before standard error is replaced by a stream that is
+/// not the log.
+pub(crate) fn keep_log_stream() -> io::Result<()> {
+    let copy = io::stderr().as_fd().try_clone_to_owned()?;
+    // A second call has nothing to keep.
+    let _ = LOG_STREAM.set(copy);
+    Ok(())
+}
+
+/// Writes log lines to `file` from now on: after a rotation, or when a reload names another log file.
+pub(crate) fn replace_log_stream(file: &OwnedFd) -> io::Result<()> {
+    match LOG_STREAM.get() {
+        Some(stream) => prefork_os::fd::replace_file(stream, file),
+        None => prefork_os::fd::replace_stderr(file),
+    }
 }
 
 fn with_log_writer<T>(act: impl FnOnce(&mut LogWriter) -> T) -> T {

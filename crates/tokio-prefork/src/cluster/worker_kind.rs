@@ -1,15 +1,18 @@
 //! Kinds of workers other than `web`, in the same cluster.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Cluster;
 use crate::config::WorkerCount;
 use crate::error::{BoxError, Error, Result};
+use crate::process_settings::{ProcessOptions, collect_environment};
 use crate::runtime;
 use crate::worker::{self, Worker, WorkerApp};
 use crate::worker_init::WorkerEntry;
+use crate::worker_stdio::WorkerStdio;
 use prefork_supervisor::WEB_KIND;
 use prefork_supervisor::{RecycleLimits, WorkerKindConfig};
 
@@ -18,13 +21,19 @@ use prefork_supervisor::{RecycleLimits, WorkerKindConfig};
 #[derive(Debug, Clone)]
 pub struct WorkerKind {
     config: WorkerKindConfig,
+    process: ProcessOptions,
+    environments: BTreeMap<u32, Vec<(String, String)>>,
 }
 
 impl WorkerKind {
     /// Creates the kind `name` with `workers` workers, which may be 0. The name stands in the log, in `prefork status` and
     /// in titles: small letters, digits, `-` and `_`; `web` is taken.
     pub fn new(name: &'static str, workers: u32) -> WorkerKind {
-        WorkerKind { config: WorkerKindConfig { name, workers, limits: RecycleLimits::default() } }
+        WorkerKind {
+            config: WorkerKindConfig { name, workers, limits: RecycleLimits::default() },
+            process: ProcessOptions::default(),
+            environments: BTreeMap::new(),
+        }
     }
 
     /// Replaces a worker when it reaches this age, minus jitter. Default: never.
@@ -44,6 +53,50 @@ impl WorkerKind {
         self.config.limits.max_rss_hard = Some(bytes);
         self
     }
+
+    /// Sets the standard streams of the workers. Default: [`WorkerStdio::Inherit`], those of the primary.
+    pub fn stdio(mut self, stdio: WorkerStdio) -> WorkerKind {
+        self.process.stdio = stdio;
+        self
+    }
+
+    /// Runs the workers as this user: a name or a number. Default: the user of the configuration, or that of the primary.
+    ///
+    /// Privileges are dropped right after the fork, before any code of the application. `serve` returns an error, before
+    /// anything is bound, if the user is unknown or the primary may not become it.
+    pub fn user(mut self, user: impl Into<String>) -> WorkerKind {
+        self.process.user = Some(user.into());
+        self
+    }
+
+    /// Runs the workers with this group, a name or a number, besides [`user`](WorkerKind::user), which it requires. Default:
+    /// the main group of that user.
+    pub fn group(mut self, group: impl Into<String>) -> WorkerKind {
+        self.process.group = Some(group.into());
+        self
+    }
+
+    /// Sets the current directory of the workers. Default: that of the primary.
+    ///
+    /// `serve` returns an error if it is no directory. Each worker changes to it with the privileges of its user.
+    pub fn current_dir(mut self, dir: impl Into<PathBuf>) -> WorkerKind {
+        self.process.current_dir = Some(dir.into());
+        self
+    }
+
+    /// Sets environment variables of the `n`th worker of the kind, counted from 0; see
+    /// [`Cluster::slot_env`](crate::Cluster::slot_env).
+    ///
+    /// # Errors
+    /// A name is empty or contains `=` or NUL, or a value contains NUL.
+    pub fn slot_env<K: Into<String>, V: Into<String>>(
+        mut self,
+        n: u32,
+        environment: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<WorkerKind> {
+        self.environments.insert(n, collect_environment(environment)?);
+        Ok(self)
+    }
 }
 
 /// The kinds other than `web` that the program declared.
@@ -58,7 +111,7 @@ impl WorkerKinds {
     /// Returns the configuration of the kinds for the supervisor.
     pub(super) fn check_configs(&self) -> Result<Vec<WorkerKindConfig>> {
         let (mut names, mut workers) = (BTreeSet::from([WEB_KIND]), 0u32);
-        for (WorkerKind { config }, _) in &self.0 {
+        for (WorkerKind { config, .. }, _) in &self.0 {
             let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-_".contains(&c);
             let name = config.name;
             if name.is_empty() || !name.bytes().all(plain) {
@@ -78,6 +131,11 @@ impl WorkerKinds {
             )));
         }
         Ok(self.0.iter().map(|(kind, _)| kind.config.clone()).collect())
+    }
+
+    /// Returns the process settings of each kind, as the program gave them.
+    pub(super) fn process_options(&self) -> impl Iterator<Item = (&'static str, &ProcessOptions)> {
+        self.0.iter().map(|(kind, _)| (kind.config.name, &kind.process))
     }
 
     /// The entry function of a worker, by its kind: `web` is the application's that serves, under any concurrency model; a
@@ -141,6 +199,9 @@ impl Cluster {
         A: Fn(Worker) -> F + Send + Sync + 'static,
         F: Future<Output = Result<(), BoxError>> + 'static,
     {
+        let name = kind.config.name;
+        let environments = kind.environments.iter().map(|(n, own)| ((name, *n), own.clone()));
+        self.slot_environments.extend(environments);
         self.kinds.add(kind, worker::custom_kind_app(app));
         self
     }

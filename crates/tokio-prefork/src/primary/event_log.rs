@@ -15,6 +15,7 @@ use crate::log_output;
 use crate::messages::LossReport;
 use crate::text::HumanDuration;
 use crate::text::{Printable, printable};
+use crate::worker_stdio::OutputStream;
 use prefork_os::signal::Signal;
 use prefork_supervisor::LogEvent;
 use prefork_supervisor::{Slot, WorkerTag};
@@ -290,6 +291,11 @@ impl EventLog {
 /// Returns whether a count has passed a power of two: the first, second, fourth and so on is logged.
 pub(super) fn has_passed_power_of_two(before: u64, after: u64) -> bool {
     before.checked_ilog2() != after.checked_ilog2()
+}
+
+/// Logs a line that a worker has printed. Not an event: a worker that prints much would displace the others.
+pub(super) fn log_worker_output(worker: WorkerTag, stream: OutputStream, line: &[u8]) {
+    log::info!("{worker} {stream}: {}", Printable(String::from_utf8_lossy(line)));
 }
 
 pub(super) fn log_title_error(reason: &dyn Display) {

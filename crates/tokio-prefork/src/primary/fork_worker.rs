@@ -18,6 +18,7 @@ use crate::messages::PrimaryMessageEnd;
 use crate::scoreboard::WorkerPages;
 use crate::systemd::SERVICE_MANAGER_VARIABLES;
 use crate::worker_init::{MessageEndInit, WorkerInit};
+use crate::worker_stdio::{OutputPipes, WorkerStdio, set_worker_streams};
 use prefork_os::child::{ForkResult, exit_without_cleanup, fork_process};
 use prefork_os::fd::FdCloseBatch;
 use prefork_os::fd_passing::create_seqpacket_pair;
@@ -33,6 +34,8 @@ struct ForkedWorker {
     lease: Option<LoadPageLease>,
     channel: OwnedFd,
     messages: OwnedFd,
+    /// The pipes of its output, if the primary reads it.
+    output: Option<OutputPipes>,
     /// The reading end of the worker's connection queue, under `round-robin`.
     queue: Option<OwnedFd>,
     primary_pid: u32,
@@ -84,6 +87,8 @@ impl Primary {
             tag.slot.is_web() && self.configs.config_of_worker(tag)?.dispatch.accepts_in_primary();
         let queue = has_queue.then(ConnectionQueue::new).transpose();
         let queue = queue.map_err(|e| failed("a queue of connections", e))?;
+        let output =
+            self.create_output_pipes(tag).map_err(|e| failed("pipes for the output", e))?;
         let primary_pid = std::process::id();
         let blocked_signals =
             BlockedSignals::block_all().map_err(|e| Error::system("block signals", e))?;
@@ -93,6 +98,9 @@ impl Primary {
                 let channel = Some(PrimaryChannelEnd::new(channel.0));
                 let process = WorkerProcess::new(tag, pid, channel, pages);
                 self.workers.insert(WorkerProcess { lease, queue, ..process });
+                if let Some(pipes) = output {
+                    self.output.add_worker(tag, pipes.into_readers());
+                }
                 self.messages.primary_end.add(tag, messages.0);
                 Ok(pid)
             }
@@ -105,6 +113,7 @@ impl Primary {
                     lease,
                     channel: channel.1,
                     messages: messages.1,
+                    output,
                     queue: queue.map(ConnectionQueue::into_reader),
                     primary_pid,
                     blocked_signals,
@@ -112,6 +121,12 @@ impl Primary {
                 exit_without_cleanup(self.run_as_worker(forked))
             }
         }
+    }
+
+    fn create_output_pipes(&self, tag: WorkerTag) -> std::io::Result<Option<OutputPipes>> {
+        let settings = self.process_settings.get(tag.kind);
+        let is_read = settings.is_some_and(|one| one.stdio == WorkerStdio::Lines);
+        is_read.then(OutputPipes::create).transpose()
     }
 
     /// Runs the worker in the child and returns its exit status. A panic must not unwind into the primary's frames.
@@ -130,10 +145,16 @@ impl Primary {
 
     /// Turns the child into a worker. Returns `None` if the primary is dead already.
     fn become_worker(&mut self, forked: ForkedWorker) -> Result<Option<WorkerInit>> {
-        let ForkedWorker { tag, pages, lease, channel, messages, queue, .. } = forked;
+        let ForkedWorker { tag, pages, lease, channel, messages, output, queue, .. } = forked;
         let config = self.configs.config_of_worker(tag)?;
-        if let Some(credentials) = config.credentials() {
+        let settings = self.process_settings.get(tag.kind).cloned().unwrap_or_default();
+        set_worker_streams(settings.stdio, output)?;
+        if let Some(credentials) = settings.credentials.as_ref().or(config.credentials()) {
             credentials.drop_privileges()?;
+        }
+        if let Some(dir) = &settings.current_dir {
+            let operation = || format!("change to the directory {} in {tag}", dir.display());
+            std::env::set_current_dir(dir).map_err(|e| Error::system(operation(), e))?;
         }
         // Not before: the kernel clears the parent death signal when a process changes its user.
         let grace = config.graceful_timeout.as_millis().div_ceil(1000) as u32;
@@ -210,6 +231,7 @@ impl Primary {
         });
         let primary_end = PrimaryMessageEnd::new(self.messages.primary_end.limits());
         std::mem::replace(&mut self.messages.primary_end, primary_end).leave_to_parent(&mut fds);
+        self.output.leave_to_parent(&mut fds);
         fds.close_all();
     }
 }

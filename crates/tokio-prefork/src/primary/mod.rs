@@ -31,6 +31,7 @@ mod upgrade;
 mod upgrade_check;
 mod wait_events;
 mod watched_fds;
+mod worker_output;
 mod workers;
 
 use std::collections::VecDeque;
@@ -42,11 +43,13 @@ use crate::dispatch::round_robin::RoundRobinAcceptor;
 use crate::error::{Error, Result};
 use crate::listener::ListenerSet;
 use crate::pid_file::{ConfiguredPidFile, PidFile};
+use crate::process_settings::{ProcessSettingsByKind, SlotEnvironments};
 use crate::scoreboard::Scoreboard;
 use crate::systemd::ServiceManager;
 use crate::upgrade::{BinaryLauncher, UpgradeManifest};
 use crate::worker_init::WorkerEntry;
 use prefork_supervisor::{Event, ShutdownReason, Supervisor, SupervisorConfig, WorkerKindConfig};
+use prefork_supervisor::{Slot, WEB_KIND};
 
 pub use cluster_event::{ClusterEvent, WorkerExit, WorkerExitReason};
 use control_requests::ControlEndpoint;
@@ -67,6 +70,8 @@ pub use timers::TimerId;
 use upgrade::UpgradeState;
 pub(crate) use upgrade_check::check_worker_boots;
 pub use watched_fds::FdWatchId;
+pub(crate) use worker_output::OutputHook;
+use worker_output::WorkerOutput;
 use workers::KilledChildren;
 pub(crate) use workers::{WorkerProcess, WorkerTable};
 
@@ -87,6 +92,11 @@ pub(crate) struct Application {
     pub(crate) kinds: Vec<WorkerKindConfig>,
     pub(crate) messages: AppMessages,
     pub(crate) isolated_pools: IsolatedPools,
+    pub(crate) on_output: Option<OutputHook>,
+    /// The process settings of each kind that has some, `web` among them.
+    pub(crate) process_settings: ProcessSettingsByKind,
+    /// The variables of slots, by kind and number.
+    pub(crate) slot_environments: SlotEnvironments,
 }
 
 /// The primary process: the supervisor, which decides, and the parts that perform its actions.
@@ -108,6 +118,8 @@ pub(crate) struct Primary {
     handover: HandoverRelay,
     messages: AppMessages,
     isolated_pools: IsolatedPools,
+    output: WorkerOutput,
+    process_settings: ProcessSettingsByKind,
     hooks: HookQueue,
     /// The application's timers and descriptors.
     event_loop: EventLoop,
@@ -133,8 +145,7 @@ impl Primary {
         launcher: BinaryLauncher,
         mut manifest: Option<UpgradeManifest>,
     ) -> Result<Primary> {
-        let Application { worker_entry, read_config, hooks, kinds, messages, isolated_pools } =
-            application;
+        let Application { worker_entry, read_config, hooks, kinds, .. } = application;
         let PrimaryResources { listeners, pid_file, service_manager } = resources;
         if config.titles {
             let title =
@@ -150,6 +161,7 @@ impl Primary {
             listeners.slots(),
             supervisor_config,
             kinds,
+            application.slot_environments,
             &hooks,
         )?;
         let last_event = manifest.as_ref().map_or(0, |manifest| manifest.last_event);
@@ -180,8 +192,10 @@ impl Primary {
             round_robin: RoundRobinAcceptor::default(),
             kernel_selector: None,
             handover: HandoverRelay::default(),
-            messages,
-            isolated_pools,
+            messages: application.messages,
+            isolated_pools: application.isolated_pools,
+            output: WorkerOutput::new(application.on_output),
+            process_settings: application.process_settings,
             hooks: HookQueue::new(hooks),
             event_loop: EventLoop::default(),
             stop_error: None,
@@ -265,15 +279,31 @@ fn create_supervisor(
     socket_slots: u32,
     config: SupervisorConfig,
     kinds: Vec<WorkerKindConfig>,
+    slot_environments: SlotEnvironments,
     hooks: &Hooks,
 ) -> Result<Supervisor> {
     let seed =
         prefork_os::system::random_u64().map_err(|e| Error::system("read random bytes", e))?;
-    let mut supervisor = match manifest {
+    let supervisor = match manifest {
         None => Supervisor::new(config, seed).with_kinds(kinds),
         Some(manifest) => upgrade::restore_supervisor(manifest, socket_slots, config, kinds, seed),
     };
+    let mut supervisor = declare_slot_environments(supervisor, slot_environments);
     supervisor.add_inherited_sockets(socket_slots);
     supervisor.set_confirm_restarts(hooks.on_restart.is_some());
     Ok(supervisor)
+}
+
+/// Sets the variables of slots. Those of a kind that the supervisor does not know are dropped.
+fn declare_slot_environments(supervisor: Supervisor, declared: SlotEnvironments) -> Supervisor {
+    let kinds = supervisor.kind_first_slots();
+    let first_slot = |kind: &str| match kinds.iter().find(|one| one.0 == kind) {
+        Some((_, first)) => Some(*first),
+        None => (kind == WEB_KIND).then_some(Slot(0)),
+    };
+    let slots = declared.into_iter().filter_map(|((kind, number), environment)| {
+        Some((first_slot(kind)?.checked_add(number)?, environment))
+    });
+    let slots = slots.collect();
+    supervisor.with_slot_environments(slots)
 }

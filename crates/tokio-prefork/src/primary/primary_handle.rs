@@ -11,6 +11,7 @@ use crate::messages::{
     AttachedConnection, Envelope, IntoPayload, Message, MessageAddress, MessageClass, MessageError,
     MessageTarget, PassedConnection, RejectedEnvelope, ReplyTo, SendConnectionError,
 };
+use crate::process_settings::collect_environment;
 use prefork_os::signal::Signal;
 use prefork_supervisor::{ClusterCommand, Event, Requester, ScaleChange};
 use prefork_supervisor::{Slot, WEB_KIND, WorkerId, WorkerTag};
@@ -113,14 +114,8 @@ impl PrimaryHandle<'_> {
         K: Into<String>,
         V: Into<String>,
     {
-        let pairs = environment.into_iter().map(|(name, value)| (name.into(), value.into()));
-        let pairs: Vec<(String, String)> = pairs.collect();
-        for (name, value) in &pairs {
-            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-                let reason = format!("{name:?} is not a valid environment variable");
-                return Err(Error::config(format!("fork_with: {reason}")));
-            }
-        }
+        let pairs = collect_environment(environment)
+            .map_err(|e| Error::config(format!("fork_with: {e}")))?;
         if self.primary.supervisor.is_stop_requested() {
             return Err(Error::refused("fork_with: the cluster is stopping"));
         }

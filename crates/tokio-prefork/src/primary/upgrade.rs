@@ -29,6 +29,9 @@ const CONTROL_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often to check whether the clients have read their replies.
 const CONTROL_FLUSH_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
+/// How many bytes of output that was read and not delivered an exec passes on. The manifest has a limit.
+const MAX_PASSED_OUTPUT_BYTES: usize = 2 << 20;
+
 /// The current upgrade, and the number of earlier ones of this process.
 pub(super) struct UpgradeState {
     launcher: BinaryLauncher,
@@ -158,6 +161,8 @@ impl Primary {
     fn try_exec_new_binary(&mut self) -> Result<Option<Error>> {
         let _blocked = BlockedSignals::block_all()
             .map_err(|e| Error::system("block signals for the upgrade", e))?;
+        // Before the last look at the events: the hook may cause some.
+        self.flush_output();
         self.read_signals().map_err(|e| Error::system("read the last signals", e))?;
         if !self.pending_events.is_empty() {
             return Ok(None);
@@ -216,9 +221,11 @@ impl Primary {
         let (totals, started_ms) = self.scoreboard.totals_of_dead_workers();
         let boards = self.workers.inherited_scoreboards();
         let older_boards = boards.iter().filter_map(|one| self.scoreboard.inherited_memory(*one));
+        let mut room_for_output = MAX_PASSED_OUTPUT_BYTES;
         let workers = self.workers.values().map(|process| {
             let saved = state.workers.iter().find(|saved| saved.tag.id == process.tag.id);
-            passed_worker(process, saved, &boards)
+            let outputs = self.output.passed_pipes(process.tag.id, &mut room_for_output);
+            PassedWorker { outputs, ..passed_worker(process, saved, &boards) }
         });
         let listeners = self.listeners.listeners.iter().map(|listener| PassedListener {
             addr: listener.addr.to_string(),
@@ -266,6 +273,7 @@ impl Primary {
         listeners
             .chain(channels.map(AsFd::as_fd))
             .chain(queues.flat_map(ConnectionQueue::ends))
+            .chain(self.output.passed_fds())
             .chain(self.scoreboard.memory().into_iter().chain(older_boards).map(AsFd::as_fd))
             .collect()
     }
@@ -291,6 +299,9 @@ impl Primary {
             let channel = fd.map(PrimaryChannelEnd::new);
             let process = WorkerProcess::new(tag, worker.pid, channel, worker_pages);
             self.workers.insert(WorkerProcess { queue, ..process });
+            self.output
+                .restore_pipes(tag, &worker.outputs)
+                .map_err(|e| Error::system(format!("take over the output of {tag}"), e))?;
         }
         for held in &manifest.held {
             let fd = take_inherited_fd(held.fd)
@@ -332,6 +343,7 @@ fn passed_worker(
         serving: saved.is_some_and(|saved| saved.is_serving),
         own_socket: saved.is_some_and(|saved| saved.has_own_socket),
         adopts: saved.map_or(Vec::new(), |one| one.adopted_slots.iter().map(|s| s.0).collect()),
+        outputs: Vec::new(),
     }
 }
 

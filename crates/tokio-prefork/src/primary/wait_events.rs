@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::FdWatchId;
 use super::Primary;
 use super::round_robin::{PollDeadlines, QueueWorkers, acceptable_listeners, poll_and_dispatch};
+use super::worker_output::OutputPipeId;
 use crate::channel::PrimaryChannelEnd;
 use crate::control::ControlPollToken;
 use crate::dispatch::round_robin::AcceptorContext;
@@ -25,6 +26,7 @@ enum PollToken {
     Messages(MessagePollToken),
     Control(ControlPollToken),
     Application(FdWatchId),
+    Output(OutputPipeId),
 }
 
 /// The tokens whose descriptors are ready, by what reads them.
@@ -36,6 +38,7 @@ struct ReadySources {
     messages: Vec<MessagePollToken>,
     control: Vec<ControlPollToken>,
     application: Vec<FdWatchId>,
+    output: Vec<OutputPipeId>,
 }
 
 impl FromIterator<PollToken> for ReadySources {
@@ -51,6 +54,7 @@ impl FromIterator<PollToken> for ReadySources {
                 PollToken::Messages(source) => ready.messages.push(source),
                 PollToken::Control(source) => ready.control.push(source),
                 PollToken::Application(watch) => ready.application.push(watch),
+                PollToken::Output(pipe) => ready.output.push(pipe),
             }
         }
         ready
@@ -101,6 +105,7 @@ impl Primary {
         let ready = self.poll_sources(now, until, next_step)?;
         self.read_ready_sources(ready)?;
         self.deliver_messages();
+        self.deliver_output();
         self.run_due_timers();
         self.expire_isolated_jobs();
         self.finish_lookup();
@@ -123,6 +128,7 @@ impl Primary {
             self.handover.retry_after(),
             self.messages.primary_end.poll_timeout(),
             self.upgrade.exec_retry_after(&self.control),
+            self.output.delivery_delay(),
             log_retry,
         ];
         let delayed = delays.into_iter().flatten().map(|delay| now + delay);
@@ -154,9 +160,11 @@ impl Primary {
         let control = control.map(|(token, watched)| (PollToken::Control(token), watched));
         let application = self.event_loop.watched_fds().poll_sources(now);
         let application = application.map(|(id, watched)| (PollToken::Application(id), watched));
+        let output = self.output.poll_sources();
+        let output = output.map(|(id, watched)| (PollToken::Output(id), watched));
         let sources = signals.into_iter().chain(channels).chain(check).chain(lookup);
-        let (tokens, watched): (Vec<_>, Vec<_>) =
-            sources.chain(messages).chain(control).chain(application).unzip();
+        let sources = sources.chain(messages).chain(control).chain(application).chain(output);
+        let (tokens, watched): (Vec<_>, Vec<_>) = sources.unzip();
         let workers = QueueWorkers {
             workers: &self.workers,
             scoreboard: &self.scoreboard,
@@ -184,6 +192,8 @@ impl Primary {
             self.upgrade.read_check_output();
         }
         self.pending_events.extend(self.messages.read_ready(&ready.messages));
+        // Before the signals: the lines of a worker come before its exit.
+        self.output.read_ready(&ready.output);
         // After the channels: SIGCHLD reports the exit of a worker or of the upgrade check.
         if ready.has_signals {
             self.read_signals()?;

@@ -300,6 +300,7 @@ impl Primary {
     fn forget_worker(&mut self, worker: WorkerId, status: std::process::ExitStatus) {
         let Some(mut process) = self.workers.0.remove(&worker) else { return };
         self.pending_events.extend(process.read_reports(MAX_LAST_REPORTS, &mut self.handover));
+        self.finish_output(worker);
         self.messages.primary_end.remove(worker);
         self.round_robin.remove_worker(worker, process.queue.take());
         self.remove_dispatch_target(worker, process.lease);

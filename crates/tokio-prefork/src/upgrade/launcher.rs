@@ -97,7 +97,7 @@ impl BinaryLauncher {
                     prefork_os::child::exit_without_cleanup(exit::OS);
                 }
                 // If this fails, the output goes to the primary's own log.
-                let _ = prefork_os::fd::replace_stderr(&OwnedFd::from(stderr_writer));
+                let _ = prefork_os::fd::replace_stderr(OwnedFd::from(stderr_writer));
                 let value = format!("{},{}", sealed.as_raw_fd(), answer_writer.as_raw_fd());
                 let inherited = [sealed.as_fd(), answer_writer.as_fd()];
                 let error = self.exec_binary(

@@ -186,6 +186,19 @@ pub(crate) struct PassedWorker {
     /// Further slots whose sockets it accepts from.
     #[serde(default)]
     pub adopts: Vec<u32>,
+    /// The reading ends of the pipes that its output goes to. Empty if it has the primary's streams.
+    #[serde(default)]
+    pub outputs: Vec<PassedOutput>,
+}
+
+/// The reading end of a pipe that the output of a worker goes to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PassedOutput {
+    /// Whether it is standard error, not standard output.
+    pub is_stderr: bool,
+    pub fd: i32,
+    /// What was read and not delivered, one character for each byte.
+    pub unread: String,
 }
 
 /// The kind of workers in a manifest without kinds.
@@ -275,6 +288,7 @@ mod tests {
                 serving: true,
                 own_socket: true,
                 adopts: vec![0],
+                outputs: vec![PassedOutput { is_stderr: true, fd: 14, unread: "half".to_string() }],
             }],
             held: vec![PassedConnection { fd: 10, unix: true }],
             board_fd: 5,
@@ -310,7 +324,9 @@ mod tests {
         ] {
             fields.remove(field).expect(field);
         }
-        value["workers"][0].as_object_mut().expect("object").remove("board");
+        for field in ["board", "outputs"] {
+            value["workers"][0].as_object_mut().expect("object").remove(field).expect(field);
+        }
         let read = UpgradeManifest::decode(value.to_string().as_bytes()).expect("decode");
         assert_eq!((read.revision, read.control, read.workers[0].board), (0, None, 0));
     }

@@ -31,5 +31,6 @@ pub(crate) use launcher::{
 };
 pub(crate) use manifest::{
     MANIFEST_REVISION, MANIFEST_VERSION, PassedClient, PassedClientState, PassedConnection,
-    PassedControl, PassedFile, PassedKind, PassedListener, PassedWorker, UpgradeManifest,
+    PassedControl, PassedFile, PassedKind, PassedListener, PassedOutput, PassedWorker,
+    UpgradeManifest,
 };

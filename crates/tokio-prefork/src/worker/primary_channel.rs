@@ -29,7 +29,7 @@ pub(crate) async fn follow_primary(state: Rc<LocalWorkerState>) {
                 handover::take_over_connection(&state, fd, unread)
             }
             ReceivedCommand::ReopenLog(file) => {
-                if let Err(e) = prefork_os::fd::replace_stderr(&file) {
+                if let Err(e) = crate::log_output::replace_log_stream(&file) {
                     log::error!("{} cannot switch stderr to the reopened log: {e}", state.tag);
                 }
             }

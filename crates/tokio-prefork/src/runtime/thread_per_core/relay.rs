@@ -60,7 +60,7 @@ pub(super) async fn forward_commands(relay: Rc<ThreadRelay>) {
             ReceivedCommand::TakeOverConnection(fd, unread) => relay.assign_connection(&fd, unread),
             ReceivedCommand::ReopenLog(file) => {
                 // All threads share standard error.
-                if let Err(e) = prefork_os::fd::replace_stderr(&file) {
+                if let Err(e) = crate::log_output::replace_log_stream(&file) {
                     log::error!("{} cannot write to the reopened log: {e}", relay.tag);
                 }
             }
