@@ -14,6 +14,7 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::settings::{FlagValues, PROGRAM};
+use prefork_os::unix_path::with_unix_addr;
 use tokio_prefork::cli::parse_duration;
 use tokio_prefork::text::HumanDuration;
 use tokio_prefork::text::printable;
@@ -131,12 +132,15 @@ fn request_status_line(address: &ListenAddr, path: &str, deadline: Instant) -> i
 fn connect_unix(unix: &UnixAddr, deadline: Instant) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_write_timeout(Some(time_remaining(deadline)?))?;
-    let addr = match unix.abstract_name() {
+    let connected = match unix.abstract_name() {
         // A leading NUL byte marks an abstract name.
-        Some(name) => SockAddr::unix(OsStr::from_bytes(&[b"\0", name].concat()))?,
-        None => SockAddr::unix(&unix.path)?,
+        Some(name) => {
+            let addr = SockAddr::unix(OsStr::from_bytes(&[b"\0", name].concat()))?;
+            socket.connect(&addr)
+        }
+        None => with_unix_addr(&unix.path, |addr| socket.connect(addr)),
     };
-    match socket.connect(&addr) {
+    match connected {
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(io::ErrorKind::TimedOut.into()),
         outcome => outcome.map(|()| socket),
     }

@@ -60,6 +60,7 @@ mod install_script;
 mod isolated_jobs;
 mod leaving;
 mod library_api;
+mod listen_addresses;
 mod log_output;
 mod message_delivery;
 mod messages;

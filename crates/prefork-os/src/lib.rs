@@ -26,6 +26,7 @@ pub mod socket;
 pub mod socket_name;
 pub mod system;
 pub mod thread;
+pub mod unix_path;
 pub mod unshareable_fds;
 
 use std::{fmt, io};

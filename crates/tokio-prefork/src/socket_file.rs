@@ -15,7 +15,8 @@ use crate::text::printable_process;
 use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag};
 use nix::sys::stat::{Mode, fchmod, umask};
 use nix::unistd::{Gid, Uid, fchownat};
-use socket2::{Domain, SockAddr, Socket, Type};
+use prefork_os::unix_path::with_unix_addr;
+use socket2::{Domain, Socket, Type};
 
 /// How long to wait for the lock of the directory. Any process may hold that lock forever, which must not prevent a start.
 const DIRECTORY_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -249,7 +250,6 @@ impl Drop for UnixSocketFile {
 /// the umask.
 fn bind_with_mode(path: &Path, mode: Option<u32>) -> io::Result<(Socket, UnixSocketFile)> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    let addr = SockAddr::unix(path)?;
     let before = match mode {
         Some(mode) => {
             fchmod(&socket, Mode::from_bits_truncate(mode))?;
@@ -257,7 +257,7 @@ fn bind_with_mode(path: &Path, mode: Option<u32>) -> io::Result<(Socket, UnixSoc
         }
         None => None,
     };
-    let bound = socket.bind(&addr);
+    let bound = with_unix_addr(path, |addr| socket.bind(addr));
     before.map(umask);
     bound?;
     let path = std::path::absolute(path)?;
@@ -317,7 +317,7 @@ pub(crate) fn remove_stale_socket(path: &Path) -> Result<(), SocketFileError> {
 /// Connects without waiting, because a stalled process whose queue is full would block the caller.
 fn connect_nonblocking(path: &Path) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-    socket.connect(&SockAddr::unix(path)?)?;
+    with_unix_addr(path, |addr| socket.connect(addr))?;
     Ok(socket)
 }
 

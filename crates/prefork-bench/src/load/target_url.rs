@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use prefork_os::unix_path::UnixPathAddr;
 use tokio_prefork::ListenAddr;
 use tokio_prefork::{Error, Result};
 
@@ -89,14 +90,15 @@ impl TargetUrl {
         let unreachable = |cause: io::Error| Error::target(self, cause);
         match &self.endpoint {
             TargetEndpoint::Unix(path) => {
-                let addr = SockAddr::unix(path).map_err(&unreachable)?;
+                let addr = UnixPathAddr::new(path).map_err(&unreachable)?;
                 let socket = Socket::new(Domain::UNIX, Type::STREAM, None);
                 let socket = socket.map_err(|e| Error::system("create a Unix socket", e))?;
                 // The write timeout also bounds connect, which waits while the accept queue is full.
                 let set = socket.set_write_timeout(Some(CONNECT_TIMEOUT));
-                set.and_then(|()| socket.connect(&addr)).map_err(&unreachable)?;
+                set.and_then(|()| socket.connect(addr.addr())).map_err(&unreachable)?;
                 Ok(ServerAddress {
-                    addr,
+                    addr: addr.addr().clone(),
+                    _unix: Some(addr),
                     domain: Domain::UNIX,
                     listen_addr: ListenAddr::Unix(path.as_path().into()),
                 })
@@ -136,6 +138,8 @@ impl fmt::Display for TargetUrl {
 #[derive(Debug, Clone)]
 pub(crate) struct ServerAddress {
     addr: SockAddr,
+    /// Keeps `addr` valid, if that is a Unix socket at a long path.
+    _unix: Option<UnixPathAddr>,
     domain: Domain,
     /// The address as the server names it.
     pub(crate) listen_addr: ListenAddr,
@@ -145,6 +149,7 @@ impl ServerAddress {
     fn from_tcp_addr(addr: SocketAddr) -> ServerAddress {
         ServerAddress {
             addr: addr.into(),
+            _unix: None,
             domain: Domain::for_address(addr),
             listen_addr: ListenAddr::Tcp(addr),
         }

@@ -100,7 +100,9 @@ impl ConfigBuilder {
         if c.bind.is_empty() {
             return Err(Error::config("no address to listen on: give at least one bind"));
         }
-        if let Some(twice) = c.bind.iter().enumerate().find(|(i, a)| c.bind[..*i].contains(a)) {
+        let is_repeated =
+            |(i, addr): &(usize, &ListenAddr)| c.bind[..*i].contains(addr) && !addr.is_free_port();
+        if let Some(twice) = c.bind.iter().enumerate().find(is_repeated) {
             return Err(Error::config(format!("bind = {} is given twice", twice.1)));
         }
         c.apply_unix_socket_defaults()?;

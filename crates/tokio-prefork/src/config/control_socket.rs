@@ -1,8 +1,10 @@
 //! The address of the control socket.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+use prefork_os::unix_path::check_path_length;
 
 use super::parse_error::ParseValueError;
 
@@ -31,12 +33,11 @@ impl FromStr for ControlSocket {
             "" => error("is empty: give a path, auto or off"),
             "off" => Ok(ControlSocket::Off),
             "auto" => Ok(ControlSocket::Auto),
-            // The size of `sun_path` without the final NUL.
-            path if path.len() > 107 => {
-                error("is too long: the path of a socket has at most 107 bytes")
-            }
             path if path.contains('\0') => error("is not a path: give one without a zero"),
-            path => Ok(ControlSocket::Path(PathBuf::from(path))),
+            path => match check_path_length(Path::new(path)) {
+                Ok(()) => Ok(ControlSocket::Path(PathBuf::from(path))),
+                Err(why) => error(&format!("is too long: {why}")),
+            },
         }
     }
 }

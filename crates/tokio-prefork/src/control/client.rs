@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 use super::frame::{self, FrameReader, MAX_REPLY_BYTES};
 use super::liveness_probe::{LivenessProbe, ProbeInterval};
@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::status::ClusterStatus;
 use crate::text::HumanDuration;
 use prefork_os::poll::{self, WatchedFd};
+use prefork_os::unix_path::with_unix_addr;
 
 /// How long to wait for replies that the primary sends at once: 5 s.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -69,7 +70,7 @@ impl ControlClient {
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
             // The send timeout also bounds `connect`, which blocks while the accept queue is full.
             socket.set_write_timeout(Some(limit))?;
-            socket.connect(&SockAddr::unix(path)?)?;
+            with_unix_addr(path, |addr| socket.connect(addr))?;
             socket.set_write_timeout(Some(REPLY_TIMEOUT))?;
             Ok(UnixStream::from(std::os::fd::OwnedFd::from(socket)))
         };

@@ -13,6 +13,7 @@ use super::{BoundAddr, ListenAddr, Listener, SocketKeeper, UnixAddr, listen_addr
 use crate::error::{Error, Result};
 use crate::socket_file::{SocketFileError, UnixSocketFile};
 use crate::text::printable_process;
+use prefork_os::unix_path::is_longer_than_address;
 use prefork_supervisor::Slot;
 
 /// A socket that was created or inherited and is not in the [`ListenerSet`](super::ListenerSet) yet.
@@ -146,7 +147,11 @@ fn new_listener(addr: &ListenAddr, slot: Slot, socket: Socket) -> Result<Listene
         socket.local_addr().map_err(|e| Error::system(format!("read the name of {addr}"), e))?;
     let local = match (local.as_socket(), local.as_pathname()) {
         (Some(tcp), _) => BoundAddr::Http(tcp),
-        (None, Some(path)) => BoundAddr::Unix(path.to_path_buf()),
+        (None, Some(path)) => BoundAddr::Unix(match addr {
+            // The kernel has a short form that is of no use to others.
+            ListenAddr::Unix(unix) if is_longer_than_address(&unix.path) => unix.path.clone(),
+            _ => path.to_path_buf(),
+        }),
         (None, None) => BoundAddr::Unnamed(addr.clone()),
     };
     Ok(Listener {

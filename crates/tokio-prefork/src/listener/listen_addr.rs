@@ -35,6 +35,11 @@ pub struct HostAddr {
 }
 
 impl ListenAddr {
+    /// Whether it is an IP address with port 0: each time it is named, another free port.
+    pub(crate) fn is_free_port(&self) -> bool {
+        matches!(self, ListenAddr::Tcp(addr) if addr.port() == 0)
+    }
+
     /// Returns the pids of all processes that hold the socket that listens on this address, as far as `/proc` shows
     /// them.
     pub fn holders(&self) -> Vec<u32> {

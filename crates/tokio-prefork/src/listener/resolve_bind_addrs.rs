@@ -27,7 +27,11 @@ impl ListenerSet {
     /// reset connections.
     pub(crate) fn resolve_bind_addrs(&mut self, bind: &mut Vec<ListenAddr>, names: &ResolvedHosts) {
         let mut fitted: Vec<ListenAddr> = Vec::new();
-        for addr in bind.iter() {
+        for (index, addr) in bind.iter().enumerate() {
+            if addr.is_free_port() && bind[..index].contains(addr) {
+                fitted.extend(self.another_port(addr, bind, &fitted));
+                continue;
+            }
             let mut expanded = host_lookup::expand_host(addr, names);
             if matches!(addr, ListenAddr::Host(_)) {
                 self.drop_unavailable_addrs(addr, &mut expanded);
@@ -54,6 +58,28 @@ impl ListenerSet {
             }
         }
         *bind = fitted;
+    }
+
+    /// Returns an address for the second and later times that `bind` names the same IP address with port 0: an open socket
+    /// that nothing else in `bind` stands for, or a port that is free now.
+    ///
+    /// `None` if the machine does not have the address, which opening the first one reports.
+    fn another_port(
+        &self,
+        addr: &ListenAddr,
+        bind: &[ListenAddr],
+        fitted: &[ListenAddr],
+    ) -> Option<ListenAddr> {
+        let ListenAddr::Tcp(wanted) = addr else { return None };
+        let is_left = |open: &ListenAddr| {
+            matches!(open, ListenAddr::Tcp(tcp) if tcp.ip() == wanted.ip() && tcp.port() != 0)
+                && !bind.contains(open)
+                && !fitted.contains(open)
+        };
+        let open = self.listeners.iter().map(|listener| &listener.addr).find(|open| is_left(open));
+        // Another program may take the port before the socket is opened; then the start or the reload fails.
+        let free = || std::net::TcpListener::bind(wanted).ok()?.local_addr().ok();
+        open.cloned().or_else(|| free().map(ListenAddr::Tcp))
     }
 
     /// Removes addresses that this machine does not have, such as `::1` without IPv6. Keeps them if there are no
@@ -200,6 +226,29 @@ mod tests {
         let ports: Vec<_> =
             set.listeners.iter().filter_map(Listener::tcp).map(|l| l.port()).collect();
         assert_eq!(ports, [port(&set); 3]);
+    }
+
+    #[test]
+    fn port_0_named_again_is_another_port_that_stays_over_reloads() {
+        let mut set = open(&["127.0.0.1:0"]);
+        let names = ResolvedHosts::default();
+        let mut seen = Vec::new();
+        for _ in 0..2 {
+            let mut bind = addrs(&["127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"]);
+            set.resolve_bind_addrs(&mut bind, &names);
+            set.open_missing_sockets(&bind, 16, 1).expect("bind");
+            let mut ports: Vec<u16> =
+                set.listeners.iter().filter_map(Listener::tcp).map(|addr| addr.port()).collect();
+            ports.sort_unstable();
+            ports.dedup();
+            assert_eq!((bind.len(), ports.len()), (3, 3), "{bind:?}");
+            seen.push(ports);
+        }
+        assert_eq!(seen[0], seen[1]);
+        // Named once: the others close.
+        let mut bind = addrs(&["127.0.0.1:0"]);
+        set.resolve_bind_addrs(&mut bind, &names);
+        assert_eq!(set.remove_sockets_not_in(&bind.iter().collect::<Vec<_>>()).len(), 2);
     }
 
     #[test]

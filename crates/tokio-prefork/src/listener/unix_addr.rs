@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{Group, User};
 
 use crate::socket_file::SocketPermissions;
-
-/// Longest path of a Unix socket in bytes: the size of `sun_path` minus the final NUL.
-const MAX_UNIX_PATH_BYTES: usize = 107;
+use prefork_os::unix_path;
 
 /// The address of a Unix stream socket: a path, or an abstract name that begins with `@`.
 ///
@@ -46,14 +44,18 @@ impl UnixAddr {
         if path.is_empty() || path == "@" || path.contains('\0') {
             return Err("unix: needs a path, or @ and a name".to_string());
         }
-        if path.len() > MAX_UNIX_PATH_BYTES {
-            return Err(format!(
-                "the path has {} bytes and a Unix socket has room for {MAX_UNIX_PATH_BYTES}: give a shorter one, perhaps a \
-                 relative one",
-                path.len()
-            ));
-        }
         let mut addr = UnixAddr::new(path);
+        match addr.abstract_name() {
+            Some(_) if path.len() > unix_path::MAX_ADDRESS_BYTES => {
+                let most = unix_path::MAX_ADDRESS_BYTES;
+                return Err(format!(
+                    "the name has {} bytes with its @ and may have {most}",
+                    path.len()
+                ));
+            }
+            Some(_) => {}
+            None => unix_path::check_path_length(&addr.path)?,
+        }
         for option in options.into_iter().flat_map(|options| options.split('&')) {
             addr.set(option)?;
         }
@@ -199,10 +201,12 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_is_too_long_is_refused_with_its_limit() {
+    fn a_name_that_is_too_long_is_refused_with_its_limit() {
         assert!(UnixAddr::parse(&"x".repeat(107)).is_ok());
+        assert!(UnixAddr::parse(&format!("/{}/app.sock", "x".repeat(200))).is_ok());
         let why = UnixAddr::parse(&"x".repeat(108)).expect_err("too long");
-        assert!(why.contains("108 bytes") && why.contains("107"), "{why}");
+        assert!(why.contains("108 bytes") && why.contains("82"), "{why}");
+        assert!(UnixAddr::parse(&format!("@{}", "x".repeat(107))).is_err());
     }
 
     #[test]

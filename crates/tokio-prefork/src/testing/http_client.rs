@@ -1,5 +1,8 @@
 //! A blocking HTTP/1.1 client for tests, on hyper's.
 
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,11 +11,13 @@ use hyper::client::conn::http1;
 use hyper::header::{HOST, HeaderValue};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::error::BoxError;
-use crate::listener::ListenAddr;
+use crate::listener::{ListenAddr, UnixAddr};
+use prefork_os::unix_path::with_unix_addr;
 
 /// Sends `request` on a new connection to `addr`, and returns the response with its body.
 ///
@@ -43,13 +48,24 @@ async fn connect_and_send(
         ListenAddr::Tcp(addr) => {
             exchange(TcpStream::connect(addr).await?, request, &addr.to_string()).await
         }
-        ListenAddr::Unix(unix) => {
-            exchange(UnixStream::connect(&unix.path).await?, request, "localhost").await
-        }
+        ListenAddr::Unix(unix) => exchange(connect_unix(unix)?, request, "localhost").await,
         ListenAddr::Host(_) | ListenAddr::Fd(_) => {
             Err(format!("{addr} cannot be connected to").into())
         }
     }
+}
+
+/// Connects at once, or fails if the accept queue of the cluster is full.
+fn connect_unix(unix: &UnixAddr) -> std::io::Result<UnixStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    match unix.abstract_name() {
+        Some(name) => {
+            let path = [b"\0", name].concat();
+            socket.connect(&SockAddr::unix(OsStr::from_bytes(&path))?)?;
+        }
+        None => with_unix_addr(&unix.path, |addr| socket.connect(addr))?,
+    }
+    UnixStream::from_std(OwnedFd::from(socket).into())
 }
 
 async fn exchange(
