@@ -66,6 +66,7 @@ mod message_delivery;
 mod messages;
 mod misbehaving_workers;
 mod orphaned_workers;
+mod own_flags;
 mod pid_file;
 mod pid_namespace;
 mod primary_events;

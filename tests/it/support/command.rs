@@ -75,6 +75,15 @@ impl ProcessBuilder {
         builder
     }
 
+    /// Builds an example that takes the flags of `prefork serve`.
+    pub fn example_with_flags(name: &str) -> ProcessBuilder {
+        let mut builder = ProcessBuilder::example(name);
+        builder.verb.clear();
+        builder.binds = vec!["127.0.0.1:0".to_string()];
+        (builder.workers, builder.passes_workers, builder.has_control) = (2, true, true);
+        builder
+    }
+
     /// Builds `prefork VERB`, for verbs that end by themselves.
     pub fn verb(verb: &str) -> ProcessBuilder {
         let mut builder = ProcessBuilder::new(PathBuf::from(env!("CARGO_BIN_EXE_prefork")), verb);
@@ -218,6 +227,10 @@ impl ProcessBuilder {
         self.dir.path()
     }
 
+    fn is_serve(&self) -> bool {
+        self.verb.first().is_some_and(|verb| verb == "serve")
+    }
+
     fn command(&mut self) -> Command {
         let mut command = match self.script {
             Some(script) => {
@@ -236,7 +249,8 @@ impl ProcessBuilder {
         clear_variables(&mut command);
         // Without this, the socket would be in the runtime directory of the machine.
         match self.has_control {
-            true if self.verb[0] == "serve" => command.env("PREFORK_CONTROL", &self.control),
+            true if self.is_serve() => command.env("PREFORK_CONTROL", &self.control),
+            true if self.verb.is_empty() => command.arg("--control").arg(&self.control),
             true => command.arg(format!("control={}", self.control.display())),
             false => command.env("PREFORK_CONTROL", "off"),
         };
@@ -263,7 +277,7 @@ impl ProcessBuilder {
     /// Starts the process without waiting for anything.
     #[track_caller]
     pub fn spawn(mut self) -> Server {
-        let can_override = self.verb[0] == "serve" && self.passes_workers;
+        let can_override = self.is_serve() && self.passes_workers;
         if let Some(model) = overrides::model_override().filter(|_| can_override) {
             let count = self.workers;
             self = self.model(&model, count);
