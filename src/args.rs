@@ -14,7 +14,7 @@ use crate::commands::health::{self, HealthCall};
 use crate::commands::man_pages::{self, GenerateCall};
 use crate::commands::reference_pages::{self, ReferenceCall};
 use crate::settings::{AppSettings, FlagValues, PROGRAM};
-use tokio_prefork::cli::{CheckFormat, Program, SIGNALS_HELP};
+use tokio_prefork::cli::{CheckFormat, SIGNALS_HELP};
 
 /// A verb of the command with its arguments.
 #[derive(Debug)]
@@ -119,7 +119,7 @@ fn with_config_flags(command: Command) -> Command {
 
 /// Returns the help about values, variables and the file, followed by these paragraphs.
 fn config_help<const N: usize>(paragraphs: [&str; N]) -> String {
-    let values = Program::new(PROGRAM).values_help::<AppSettings>();
+    let values = PROGRAM.values_help::<AppSettings>();
     format!("{values}\n\n{}", paragraphs.join("\n\n"))
 }
 

@@ -34,6 +34,8 @@ overrides the file. An unknown flag or key is an error, an unknown `PREFORK_` va
 - `prefork check` takes the same flags and prints every value with its source (`--json` for programs). Its exit status is 78 if
   the configuration is invalid.
 - `systemd/prefork.toml` has every key with its default.
+- A program of your own has the same keys, with its own name in place of `PREFORK_`:
+  [Flags, variables and file for your program](own-flags.md).
 - Keys that a reload does not change: [Reload](reload.md#what-a-reload-does-not-change).
 ";
 

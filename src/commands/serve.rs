@@ -66,9 +66,8 @@ fn build_config(settings: Settings) -> Result<Config> {
         files: app.root.as_deref().map(|root| file_server_config(root, app)).transpose()?,
     };
     // The built-in application does not look at client addresses.
-    let config = settings.config().clone().into_builder();
-    let config = config.name("prefork").version(env!("CARGO_PKG_VERSION")).titles(true);
-    config.connection_info(false).app_settings(options).build()
+    let config = settings.config().clone().into_builder().connection_info(false);
+    config.app_settings(options).build()
 }
 
 fn file_server_config(root: &Path, app: &AppSettings) -> Result<FileServerConfig> {

@@ -5,6 +5,7 @@ mod app_settings;
 mod log_filter;
 
 pub(crate) use app_settings::AppSettings;
+use tokio_prefork::cli::Program;
 
 /// Configuration flags of the command line, unparsed.
 pub(crate) type FlagValues = tokio_prefork::cli::ServerArgs<AppSettings>;
@@ -12,8 +13,8 @@ pub(crate) type FlagValues = tokio_prefork::cli::ServerArgs<AppSettings>;
 /// The complete, validated configuration.
 pub(crate) type Settings = tokio_prefork::cli::Settings<AppSettings>;
 
-/// Name of the command, from which the names of its environment variables follow.
-pub(crate) const PROGRAM: &str = "prefork";
+/// Name and version of the command. The names of its environment variables follow from the name.
+pub(crate) const PROGRAM: Program = Program::new("prefork").version(env!("CARGO_PKG_VERSION"));
 
 #[cfg(test)]
 mod tests;

@@ -90,11 +90,48 @@ fn a_reload_reads_the_file_again_and_keeps_flags_of_the_program() {
 }
 
 #[test]
+fn the_control_verbs_find_a_program_by_its_name() {
+    use std::os::unix::fs::PermissionsExt;
+    let runtime = tempfile::tempdir().expect("directory");
+    fs::set_permissions(runtime.path(), fs::Permissions::from_mode(0o700)).expect("chmod");
+    let runtime = runtime.path().to_str().expect("UTF-8");
+    let start = |name: &str| {
+        let builder = ProcessBuilder::example_with_flags(name).env("RUNTIME_DIRECTORY", runtime);
+        builder.control_at("auto".into()).spawn()
+    };
+    let servers = [start("own_flags"), start("one_call")];
+    let verb = |args: &[&str]| {
+        let builder = ProcessBuilder::verb("status").env("RUNTIME_DIRECTORY", runtime);
+        // The support sets it for servers; it names no socket.
+        builder.env("PREFORK_CONTROL", "auto").args(args).run()
+    };
+    for name in ["own_flags", "one-call"] {
+        wait::wait_until(name, || {
+            let ended = verb(&["--name", name]);
+            ended.stdout.starts_with(name) && ended.stdout.contains("2 of 2 workers serve")
+        });
+    }
+    let ended = verb(&["--name", "no-such-application"]);
+    assert_eq!(ended.status, Some(69), "{}", ended.stderr);
+    assert!(ended.stderr.contains("no-such-application"), "{}", ended.stderr);
+    let ended = verb(&[]);
+    assert_eq!(ended.status, Some(1), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("--name") && ended.stderr.contains("one-call"),
+        "{}",
+        ended.stderr
+    );
+    for server in servers {
+        server.stop();
+    }
+}
+
+#[test]
 fn every_control_verb_works_on_the_program() {
     let server = ProcessBuilder::example_with_flags("one_call").start();
     assert!(server.get("/").text().starts_with("hello from pid "));
     let status = server.run_verb(&["status"]);
-    assert!(status.contains("serving"), "{status}");
+    assert!(status.starts_with("one-call 1.2.3: primary "), "{status}");
     server.run_verb(&["scale", "3"]);
     server.wait_serving(3);
     server.run_verb(&["reload"]);

@@ -147,4 +147,7 @@ mod documentation {
     pages! {
         Testing: "docs/src/testing.md",
     }
+
+    #[cfg(feature = "cli")]
+    pages! { OwnFlags: "docs/src/own-flags.md" }
 }

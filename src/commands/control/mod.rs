@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use crate::output::{print_result, print_stdout};
@@ -18,10 +19,11 @@ use tokio_prefork::{Error, Result, exit};
 /// Refresh interval of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A control request with its socket (`None`: find the only running primary) and timeout.
+/// A control request with its socket (`None`: find the only running primary, or the one of this name) and timeout.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ControlCall {
     control: Option<PathBuf>,
+    name: Option<String>,
     timeout: Option<Duration>,
     verb: ControlVerb,
 }
@@ -64,7 +66,7 @@ pub(crate) fn control_commands() -> Vec<Command> {
             .arg(switch("follow", "Keep printing new events").short('f'))
             .arg(switch("json", "Print one JSON object per line")),
     ]
-    .map(|command| command.arg(control_arg()).arg(timeout_arg()))
+    .map(|command| command.arg(control_arg()).arg(name_arg()).arg(timeout_arg()))
     .into()
 }
 
@@ -79,6 +81,13 @@ fn control_arg() -> Arg {
         .env("PREFORK_CONTROL")
         .value_parser(value_parser!(PathBuf))
         .help("Path of the control socket [default: the only one in the runtime directory]")
+}
+
+fn name_arg() -> Arg {
+    Arg::new("name")
+        .long("name")
+        .value_name("NAME")
+        .help("Name of the application: find its control socket in the runtime directory")
 }
 
 fn timeout_arg() -> Arg {
@@ -121,7 +130,12 @@ pub(crate) fn parse_control(name: &str, matches: &ArgMatches) -> Option<ControlC
         _ => return None,
     };
     let timeout = matches.get_one::<Duration>("timeout").copied();
-    Some(ControlCall { control: matches.get_one::<PathBuf>("control").cloned(), timeout, verb })
+    let name = matches.get_one::<String>("name").cloned();
+    let control = matches.get_one::<PathBuf>("control").cloned();
+    // The variable is for the service's own socket; a name on the command line asks for another one.
+    let is_flag = matches.value_source("control") == Some(ValueSource::CommandLine);
+    let control = control.filter(|_| is_flag || name.is_none());
+    Some(ControlCall { control, name, timeout, verb })
 }
 
 /// Sends the request to the primary and prints the response.
@@ -129,7 +143,7 @@ pub(crate) fn run_control(call: ControlCall) -> Result<ExitCode> {
     if let ControlVerb::Status { watch: true, .. } = call.verb {
         return watch_status(&call);
     }
-    let mut client = connect_with_timeout(call.control, call.timeout)?;
+    let mut client = connect_with_timeout(call.control, call.name.as_deref(), call.timeout)?;
     let summary = match call.verb {
         ControlVerb::Status { json, .. } => {
             let status = client.status()?;
@@ -152,7 +166,9 @@ pub(crate) fn run_control(call: ControlCall) -> Result<ExitCode> {
 /// Prints the status every second until the output is closed. Reconnects each time, to survive restarts of the server.
 fn watch_status(call: &ControlCall) -> Result<ExitCode> {
     loop {
-        let status = connect_with_timeout(call.control.clone(), call.timeout)?.status()?;
+        let status =
+            connect_with_timeout(call.control.clone(), call.name.as_deref(), call.timeout)?
+                .status()?;
         // Moves the cursor home and clears only the rest of each line and of the screen, to avoid flicker.
         let table = status_table::format_status(&status).replace('\n', "\x1b[K\n");
         if !print_stdout(&format!("\x1b[H{table}\x1b[J"))? {
@@ -187,16 +203,21 @@ fn printable_line(text: &str) -> String {
     format!("{}\n", printable(text))
 }
 
-fn connect_with_timeout(path: Option<PathBuf>, timeout: Option<Duration>) -> Result<ControlClient> {
-    let client = connect_to_primary(path)?;
+fn connect_with_timeout(
+    path: Option<PathBuf>,
+    name: Option<&str>,
+    timeout: Option<Duration>,
+) -> Result<ControlClient> {
+    let client = connect_to_primary(path, name)?;
     Ok(match timeout {
         Some(timeout) => client.timeout(timeout),
         None => client,
     })
 }
 
-/// Connects to the control socket at `path`, else to the only live one in the runtime directory.
-fn connect_to_primary(path: Option<PathBuf>) -> Result<ControlClient> {
+/// Connects to the control socket at `path`, else to the only live one in the runtime directory, or the only one whose
+/// application has this name.
+fn connect_to_primary(path: Option<PathBuf>, name: Option<&str>) -> Result<ControlClient> {
     // `PREFORK_CONTROL` is shared with `serve`, which also accepts `auto` and `off`.
     let path = path.filter(|path| path != "auto" && path != "off");
     if let Some(path) = path {
@@ -206,28 +227,42 @@ fn connect_to_primary(path: Option<PathBuf>) -> Result<ControlClient> {
     let mut last_error = None;
     let mut connected = Vec::new();
     for (path, pid) in candidates {
-        match ControlClient::connect(&path) {
-            Ok(client) => connected.push((client, path, pid)),
+        match ControlClient::connect(&path).and_then(|client| filter_by_name(client, name)) {
+            Ok(Some(client)) => connected.push((client, path, pid)),
+            Ok(None) => {}
             Err(e) => last_error = Some(e),
         }
     }
     match connected.len() {
         0 => Err(last_error.unwrap_or_else(|| {
             let directory = control::runtime_directory();
-            Error::unreachable(&directory.join("prefork-*.sock"), "there is no such socket")
+            let reason = match name {
+                Some(name) => format!("no running application is named {name}"),
+                None => "there is no such socket".to_string(),
+            };
+            Error::unreachable(&directory.join("prefork-*.sock"), reason)
         })),
         1 => Ok(connected.remove(0).0),
         _ => {
             let list = connected.into_iter().map(|(mut client, path, pid)| {
-                let addrs = client.status().map_or(String::new(), |s| s.listeners.join(" "));
-                format!("{} (pid {pid}, {addrs})", path.display())
+                let status = client.status();
+                let about = status.map_or(String::new(), |status| {
+                    format!(", {}, {}", status.primary.name, status.listeners.join(" "))
+                });
+                format!("{} (pid {pid}{about})", path.display())
             });
             let list = list.collect::<Vec<_>>().join(", ");
             Err(Error::refused(format!(
-                "several primaries are running; choose one with --control: {list}"
+                "several primaries are running; choose one with --control or --name: {list}"
             )))
         }
     }
+}
+
+/// Returns the client if its primary runs the application `name`, or if no name is given.
+fn filter_by_name(mut client: ControlClient, name: Option<&str>) -> Result<Option<ControlClient>> {
+    let Some(name) = name else { return Ok(Some(client)) };
+    Ok((client.status()?.primary.name == name).then_some(client))
 }
 
 #[cfg(test)]

@@ -40,9 +40,9 @@ pub trait AppKeys: Default + Clone + Send + Sync + 'static {
     const READS_OTHER_NAMES: bool = true;
 
     /// Returns the defaults of the server. By default those of [`Config::builder`], with a control socket in the runtime
-    /// directory, so that `prefork status` and the other verbs find the program.
+    /// directory, so that `prefork status` and the other verbs find the program, and with process titles.
     fn server_defaults() -> ConfigBuilder {
-        Config::builder().control(ControlSocket::Auto)
+        Config::builder().control(ControlSocket::Auto).titles(true)
     }
 
     /// Checks the values of the application, after each was parsed. Default: no check.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use super::app_keys::AppKeys;
 use super::environment::{Environment, env_prefix};
 use super::file;
+use super::program::Program;
 use super::settings::{Settings, resolve_settings};
 use crate::config::Config;
 use crate::error::Result;
@@ -33,7 +34,7 @@ use crate::error::Result;
 /// ```
 #[derive(Debug, Clone)]
 pub struct ConfigSources<A: AppKeys = ()> {
-    pub(super) program: String,
+    pub(super) program: Program,
     pub(super) flags: BTreeMap<&'static str, Vec<String>>,
     pub(super) config_file: Option<PathBuf>,
     pub(super) env: Vec<(String, String)>,
@@ -57,13 +58,13 @@ impl<A: AppKeys> ConfigSources<A> {
     /// A value, a name or the file is invalid. The error names the flag, the variable or the line of the file; its exit
     /// status is 78.
     pub fn resolve(&self) -> Result<Settings<A>> {
-        let env = Environment::new(env_prefix(&self.program), self.env.iter().cloned());
+        let env = Environment::new(env_prefix(self.program.name), self.env.iter().cloned());
         let path = self.config_file.clone().or_else(|| env.config_file().map(PathBuf::from));
         let file = match path {
             Some(path) => Some((path.clone(), file::read_config_file(&path)?)),
             None => None,
         };
-        resolve_settings(&self.flags, &env, file)
+        resolve_settings(&self.program, &self.flags, &env, file)
     }
 
     /// Resolves all values again and logs the warnings, for [`Cluster::reload_with`](crate::Cluster::reload_with).

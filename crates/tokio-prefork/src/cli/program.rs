@@ -27,12 +27,12 @@ Signals:
   USR1        reopen the log file
   USR2        upgrade in place to the binary now installed at the same path";
 
-/// The name and version of a program. A `&'static str` converts into one without a version;
+/// The name and version of a program, as the log, the status and errors show them. A `&'static str` converts into one without a version;
 /// [`program!`](crate::program) takes both from Cargo.
 #[derive(Debug, Clone)]
 pub struct Program {
-    name: &'static str,
-    version: Option<&'static str>,
+    pub(super) name: &'static str,
+    pub(super) version: Option<&'static str>,
     about: Option<&'static str>,
 }
 
@@ -48,7 +48,7 @@ impl Program {
         Program { name, version: None, about: None }
     }
 
-    /// Sets what `--version` prints. Without it there is no such flag.
+    /// Sets the version, which `--version` prints. Without it there is no such flag.
     pub const fn version(mut self, version: &'static str) -> Program {
         self.version = Some(version);
         self
@@ -138,7 +138,7 @@ impl Program {
 /// A value, a name or the file is invalid; the exit status is 78.
 pub fn config(program: impl Into<Program>) -> Result<Config> {
     let program = program.into();
-    program.parse::<()>().into_config(program.name)
+    program.parse::<()>().into_config(program)
 }
 
 /// Creates a cluster with the configuration of [`config`], which each reload (SIGHUP) reads again.
@@ -172,7 +172,7 @@ pub fn cluster(program: impl Into<Program>) -> Result<Cluster> {
 /// As [`config`].
 pub fn cluster_with_keys<A: AppKeys>(program: impl Into<Program>) -> Result<Cluster> {
     let program = program.into();
-    program.parse::<A>().into_cluster(program.name)
+    program.parse::<A>().into_cluster(program)
 }
 
 /// Runs a program whose command line consists of the flags of the server: [`cluster`] and

@@ -10,6 +10,8 @@ use super::app_keys::AppKeys;
 use super::check::CheckFormat;
 use super::config_sources::ConfigSources;
 use super::key::{GENERAL_HEADING, KeyInfo, all_keys};
+use super::program::Program;
+use crate::app_name::set_app_name;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::error::{Result, exit};
@@ -76,13 +78,16 @@ impl<A: AppKeys> ServerArgs<A> {
 
     /// Combines the flags with the environment of this process and the configuration file.
     ///
-    /// The variables of `program` begin with its name in capitals: `MY_APP_WORKERS` for `my-app`. The file is that of
-    /// `--config`, else of the variable `MY_APP_CONFIG`.
-    pub fn sources(self, program: &str) -> ConfigSources<A> {
+    /// `program` is a name, or [`program!()`](crate::program) for a name with a version: those of the application in the
+    /// log, the status and errors. The program's variables begin with the name in capitals: `MY_APP_WORKERS` for `my-app`.
+    /// The file is that of `--config`, else of the variable `MY_APP_CONFIG`.
+    pub fn sources(self, program: impl Into<Program>) -> ConfigSources<A> {
+        let program = program.into();
+        set_app_name(program.name);
         // A value that is not UTF-8 is never valid; the replacement characters make its check fail.
         let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
         ConfigSources {
-            program: program.to_string(),
+            program,
             flags: self.values,
             config_file: self.config_file,
             env: std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect(),
@@ -97,7 +102,7 @@ impl<A: AppKeys> ServerArgs<A> {
     /// # Errors
     ///
     /// As [`ConfigSources::resolve`].
-    pub fn into_config(self, program: &str) -> Result<Config> {
+    pub fn into_config(self, program: impl Into<Program>) -> Result<Config> {
         let check = self.check;
         self.sources(program).config_or_check(check)
     }
@@ -108,7 +113,7 @@ impl<A: AppKeys> ServerArgs<A> {
     /// # Errors
     ///
     /// As [`ConfigSources::resolve`].
-    pub fn into_cluster(self, program: &str) -> Result<Cluster> {
+    pub fn into_cluster(self, program: impl Into<Program>) -> Result<Cluster> {
         let check = self.check;
         let sources = self.sources(program);
         let config = sources.config_or_check(check)?;

@@ -10,6 +10,7 @@ use super::configured_value::{ConfiguredValue, ValueSource};
 use super::environment::Environment;
 use super::file::{self, APP_TABLE};
 use super::key::{self, KeyInfo};
+use super::program::Program;
 use super::server_keys::SERVER_KEYS;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -101,6 +102,7 @@ impl<A: AppKeys> Settings<A> {
 ///
 /// Only the winning value of a key is parsed: overridden values may be invalid.
 pub(super) fn resolve_settings<A: AppKeys>(
+    program: &Program,
     flags: &BTreeMap<&'static str, Vec<String>>,
     env: &Environment,
     file: Option<(PathBuf, String)>,
@@ -122,8 +124,12 @@ pub(super) fn resolve_settings<A: AppKeys>(
         config.set_bind_given();
     }
     let effective_values = effective_values(&keys, &values, &mut config, &mut app);
-    let config =
-        config.into_builder().build().map_err(|error| with_source_named(error, &values))?;
+    let config = config.into_builder().name(program.name);
+    let config = match program.version {
+        Some(version) => config.version(version),
+        None => config,
+    };
+    let config = config.build().map_err(|error| with_source_named(error, &values))?;
     app.check(&config).map_err(|error| with_source_named(error, &values))?;
     let warnings = env.unknown_variable_warnings(&keys, A::READS_OTHER_NAMES);
     Ok(Settings { config, app, effective_values, warnings, file })

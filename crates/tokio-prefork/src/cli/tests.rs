@@ -53,7 +53,7 @@ impl AppKeys for OwnKeys {
 }
 
 fn resolve_with<A: AppKeys>(
-    program: &str,
+    program: &'static str,
     flag_values: &[(&'static str, &str)],
     env: &[(&str, &str)],
     toml: Option<&str>,
@@ -64,7 +64,7 @@ fn resolve_with<A: AppKeys>(
     }
     let env = env.iter().map(|(name, value)| (name.to_string(), value.to_string()));
     let file = toml.map(|text| ("prefork.toml".into(), text.to_string()));
-    resolve_settings(&flags, &Environment::new(env_prefix(program), env), file)
+    resolve_settings(&program.into(), &flags, &Environment::new(env_prefix(program), env), file)
 }
 
 fn resolve(
@@ -320,6 +320,7 @@ fn programs_have_variables_of_their_own() {
     let env = [("MY_APP_WORKERS", "3"), ("PREFORK_WORKERS", "9"), ("WEB_CONCURRENCY", "8")];
     let settings = resolve_with::<()>("my-app", &[], &env, None).expect("resolves");
     assert_eq!(settings.config().workers, WorkerCount::Count(3));
+    assert_eq!((settings.config().name(), settings.config().version()), ("my-app", None));
     let env = [("MY_APP_WORKER", "3"), ("MY_APP_DATABASE_URL", "x")];
     let settings = resolve_with::<()>("my-app", &[], &env, None).expect("resolves");
     // The second may be one that the program reads itself.
