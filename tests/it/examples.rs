@@ -33,14 +33,6 @@ fn custom_primary_prints_events_and_replaces_a_killed_worker() {
 }
 
 #[test]
-fn the_axum_example_routes_requests() {
-    let server = ProcessBuilder::example("axum").start();
-    assert_eq!(server.get("/").status, 200);
-    assert_eq!(server.get("/no/such/path").status, 404);
-    server.stop();
-}
-
-#[test]
 fn messages_are_collected_and_broadcast_back() {
     let server = ProcessBuilder::example("messages").start();
     for _ in 0..6 {

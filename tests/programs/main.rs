@@ -17,6 +17,7 @@ mod request_summary;
 mod serving;
 mod shared_state;
 mod start_errors;
+mod websocket_passing;
 mod worker_handle;
 mod worker_kinds;
 mod worker_output;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         "raw-connection-info" => connection_info::raw_connections(arguments),
         "connect-info" => connection_info::axum_extractors(arguments),
         "extended-connect" => serving::extended_connect(arguments),
+        "pass-websockets" => websocket_passing::pass_websockets(arguments),
         "connections" => serving::line_protocol(arguments),
         "request-summary" => request_summary::request_summary(arguments),
         "primary-loop" => primary_loop::primary_loop(arguments),

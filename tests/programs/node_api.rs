@@ -12,8 +12,10 @@ use hyper::{Request, Response};
 use tokio_prefork::{
     BoxError, Cluster, ClusterEvent, Config, ConfigBuilder, ConnectionInfo, ControlSocket, Dispatch,
 };
-use tokio_prefork::{Message, MessageError, PrimaryHandle, RestartDecision, Result, Slot, Worker};
-use tokio_prefork::{OutputStream, WorkerExit, WorkerExitReason, WorkerId, WorkerStdio, WorkerTag};
+use tokio_prefork::{
+    Message, MessageError, OutputStream, PassedConnection, PrimaryHandle, RestartDecision, Result,
+    Slot, WhenFull, Worker, WorkerExit, WorkerExitReason, WorkerId, WorkerStdio, WorkerTag,
+};
 
 use super::ProgramArguments;
 
@@ -53,6 +55,7 @@ fn settings(config: ConfigBuilder) -> Result<Config> {
     let config = config.dispatch(Dispatch::Reuseport);
     let config = config.backlog(4096);
     let config = config.worker_connections(1000);
+    let config = config.when_full(WhenFull::Close);
     let config = config.graceful_timeout(TIMEOUT);
     let config = config.hand_over(true);
     let config = config.user("www-data");
@@ -134,12 +137,15 @@ fn call_primary_api(primary: &mut PrimaryHandle<'_>, id: WorkerId, message: &Mes
 }
 
 #[rustfmt::skip]
-async fn handle_request(worker: Worker, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, BoxError> {
+async fn handle_request(worker: Worker, mut request: Request<Incoming>) -> Result<Response<Full<Bytes>>, BoxError> {
     if let Some(connection) = request.extensions().get::<ConnectionInfo>() {
         log::info!("{connection:?}");
     }
     if worker.slot() == Slot(u32::MAX) {
         call_worker_api(&worker).await?;
+        let request = &mut request;
+        let socket = PassedConnection::try_from(hyper::upgrade::on(request).await?)?;
+        worker.send_connection("kind", &worker.cluster_status().totals.over_limit, socket).await?;
     }
     Ok(Response::new(Full::default()))
 }

@@ -92,7 +92,7 @@ pub use client::{ConnectionInfo, PeerAddr, UnixPeer};
 pub use cluster::{Cluster, PreloadedCluster, WorkerKind};
 pub use config::{
     ConcurrencyModel, Config, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClosePolicy,
-    ParseValueError, WorkerCount,
+    ParseValueError, WhenFull, WorkerCount,
 };
 pub use dispatch::KernelProgram;
 pub use error::{BoxError, Error, ErrorKind, Result, exit};

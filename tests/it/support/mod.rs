@@ -5,6 +5,7 @@ pub mod boot_barrier;
 pub mod command;
 pub mod control;
 pub mod fault_load;
+pub mod grpc;
 pub mod http;
 pub mod http2;
 pub mod kept_connections;
@@ -16,6 +17,7 @@ pub mod server;
 pub mod service_manager;
 pub mod source_code;
 pub mod wait;
+pub mod websocket;
 
 pub use command::prefork;
 pub use http::{Address, Client, Failure};

@@ -113,6 +113,12 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
         "Open connections per worker; at this limit a worker stops accepting",
     ),
     Key::new(
+        "when-full",
+        heading::WORKERS,
+        choice!("POLICY", when_full),
+        "While all workers are at worker-connections: let new connections wait, or close them (HTTP: 503)",
+    ),
+    Key::new(
         "boot-timeout",
         heading::WORKERS,
         Field::Duration(|c| &mut c.boot_timeout),

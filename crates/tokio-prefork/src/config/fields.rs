@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::app_identity::AppIdentity;
 use super::app_settings::AppSettings;
 use super::{
-    ConcurrencyModel, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClosePolicy, WorkerCount,
+    ConcurrencyModel, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClosePolicy, WhenFull,
+    WorkerCount,
 };
 use crate::error::{Error, Result};
 use crate::listener::ListenAddr;
@@ -211,6 +212,8 @@ config_fields! {
     /// Open connections that a worker accepts before it leaves new ones to the others; per thread if `workers` counts
     /// threads. Default: 10 000.
     worker_connections: u32 = 10_000, in 1..=1_000_000;
+    /// What happens to new connections while all workers have `worker_connections`. Default: [`WhenFull::Wait`].
+    when_full: WhenFull = WhenFull::Wait;
     /// Threads of each worker's CPU pool. `None` is the cores that this process may use, divided by the workers, at least one.
     /// Default: `None`.
     pool_threads: Option<u32>, from Option<u32> = None, in 1..=1_024;

@@ -11,6 +11,7 @@ mod fd_store;
 mod fields;
 mod half_close;
 mod parse_error;
+mod when_full;
 mod worker_count;
 
 use std::any::Any;
@@ -28,6 +29,7 @@ pub use half_close::HalfClosePolicy;
 pub use parse_error::ParseValueError;
 pub(crate) use parse_error::parse_choice;
 use prefork_supervisor::SupervisorConfig;
+pub use when_full::WhenFull;
 pub use worker_count::WorkerCount;
 
 impl Config {

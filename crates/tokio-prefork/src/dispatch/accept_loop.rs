@@ -16,6 +16,7 @@
 //! not count as serving until accept succeeds or a reload opens the socket again.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ use tokio::sync::Notify;
 use crate::client::ListenerName;
 use crate::dispatch::accept_budget::AcceptBudget;
 use crate::dispatch::first_byte::ConnectionStarter;
+use crate::dispatch::full_worker;
 use crate::dispatch::queue_wait::QueueWaitSampler;
 use crate::dispatch::shared::accept_queue::AcceptQueue;
 use crate::listener::Listener;
@@ -66,6 +68,8 @@ pub(crate) struct AcceptLoop {
     is_exhausted: bool,
     /// Errors in a row that do not concern a single connection.
     failures: u32,
+    /// Whether the next connections have waited in the queue because the worker was full.
+    has_held_up_queue: bool,
 }
 
 impl AcceptLoop {
@@ -84,7 +88,7 @@ impl AcceptLoop {
         let queue = AcceptQueue::new(state, listener.socket.into(), is_shared)?;
         let (state, name) = (Rc::clone(state), listener.local.to_string());
         let waits = QueueWaitSampler::default();
-        let (is_exhausted, failures) = (false, 0);
+        let (is_exhausted, failures, has_held_up_queue) = (false, 0, false);
         Ok(AcceptLoop {
             state,
             queue,
@@ -97,6 +101,7 @@ impl AcceptLoop {
             stop,
             is_exhausted,
             failures,
+            has_held_up_queue,
         })
     }
 
@@ -149,6 +154,9 @@ impl AcceptLoop {
             match outcome {
                 Ok(Some(accepted)) => {
                     (self.is_exhausted, took) = (false, true);
+                    if self.has_held_up_queue {
+                        self.state.worker_page.connection_over_limit();
+                    }
                     self.clear_failures();
                     let now = Instant::now();
                     let waited = self.waits.measure(&accepted.0, self.is_unix, now);
@@ -163,6 +171,7 @@ impl AcceptLoop {
                 }
                 Err(e) => self.handle_accept_error(&e).await,
                 Ok(None) => {
+                    self.has_held_up_queue = false;
                     budget.reset();
                     self.clear_failures();
                     if std::mem::take(&mut took) {
@@ -181,20 +190,27 @@ impl AcceptLoop {
         }
     }
 
-    async fn wait_for_capacity(&self) {
-        let state = &self.state;
+    async fn wait_for_capacity(&mut self) {
+        let state = Rc::clone(&self.state);
         let limit = u64::from(state.config.worker_connections);
+        let mut was_full = false;
         loop {
             let freed = state.capacity_freed.notified();
             let is_full = state.worker_page.open_connections() >= limit;
             state.worker_page.set_accepting(!is_full && !state.cannot_accept());
-            if is_full {
-                self.queue.stop_waking();
-                freed.await;
-            } else {
-                self.queue.resume_waking();
-                return;
+            if !is_full {
+                if was_full {
+                    self.has_held_up_queue = full_worker::has_queued([self.queue.socket().as_fd()]);
+                }
+                return self.queue.resume_waking();
             }
+            was_full = true;
+            self.queue.stop_waking();
+            let refuse = || {
+                let (queue, is_http) = (&self.queue, self.starter.client_speaks_first());
+                full_worker::refuse_queued(&state, queue.socket(), queue.is_shared(), is_http);
+            };
+            full_worker::wait_until_freed(&state, freed, refuse).await;
         }
     }
 

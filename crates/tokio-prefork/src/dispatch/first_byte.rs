@@ -71,6 +71,11 @@ impl ConnectionStarter {
         ConnectionStarter { state, client_speaks_first, handle, backoff, pending: None }
     }
 
+    /// Whether the protocol lets the client send first, as HTTP does.
+    pub(crate) fn client_speaks_first(&self) -> bool {
+        self.client_speaks_first
+    }
+
     /// Describes a connection that was accepted from `listener`, if the application uses that.
     pub(crate) fn describe_accepted(
         &self,

@@ -27,6 +27,7 @@ mod accept_budget;
 mod accept_loop;
 mod bpf;
 pub(crate) mod first_byte;
+mod full_worker;
 mod ip_hash;
 mod kernel_programs;
 mod kernel_selector;

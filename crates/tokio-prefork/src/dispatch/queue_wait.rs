@@ -23,7 +23,7 @@ use crate::worker::lazy_stream::LazyStream;
 use crate::worker::local_state::LocalWorkerState;
 
 /// The response to a rejected connection. Has no body, as the request may be a HEAD.
-const QUEUE_WAIT_REJECTION_RESPONSE: &[u8] =
+pub(super) const REJECTION_RESPONSE: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n\
     Content-Length: 0\r\n\r\n";
 
@@ -130,7 +130,7 @@ fn reject(state: &Rc<LocalWorkerState>, fd: OwnedFd) {
     state.worker_page.connection_accepted();
     let guard = ConnectionGuard::new(state, &entry);
     // The send buffer of a new socket is empty: an error means that the client is gone.
-    let Ok(sent) = prefork_os::socket::write_nonblocking(&fd, QUEUE_WAIT_REJECTION_RESPONSE) else {
+    let Ok(sent) = prefork_os::socket::write_nonblocking(&fd, REJECTION_RESPONSE) else {
         return;
     };
     state.worker_page.byte_meter().add_bytes_out(sent);

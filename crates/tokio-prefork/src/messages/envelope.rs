@@ -2,7 +2,7 @@
 
 use std::hash::Hasher;
 
-use bytes::{BufMut, Bytes};
+use bytes::{Buf, BufMut, Bytes};
 
 use super::{AttachedConnection, MessageError, Payload, PayloadEncoding};
 use prefork_supervisor::{Slot, WorkerId};
@@ -16,6 +16,10 @@ const FIXED_HEADER_BYTES: usize = 1 + 1 + 8 + 8 + 1 + 8 + 1 + 1;
 
 /// The most bytes of a payload that are hashed. More would slow the primary down for large messages.
 const MAX_HASHED_PAYLOAD_BYTES: usize = 1024;
+
+/// The bit of the encoding that says that bytes read from the attached connection precede the payload: their number, then
+/// themselves.
+const HAS_UNREAD_BYTES: u8 = 0x80;
 
 /// The kind of a message, which selects its handler or inbox.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -181,15 +185,25 @@ impl Envelope {
         head.put_u64_le(self.id);
         head.put_u8(self.delivery.route_byte());
         head.put_u64_le(self.delivery.code);
-        head.put_u8(self.payload.encoding() as u8);
+        let unread = self.payload.unread_bytes();
+        let flag = if unread.is_empty() { 0 } else { HAS_UNREAD_BYTES };
+        head.put_u8(self.payload.encoding() as u8 | flag);
         head.put_u8(self.kind.0.len() as u8);
         head.put_slice(&self.kind.0);
+        if !unread.is_empty() {
+            head.put_u32_le(u32::try_from(unread.len()).unwrap_or(u32::MAX));
+            head.put_slice(unread);
+        }
         head
     }
 
     /// Returns the encoded size in bytes, without frames.
     pub(super) fn encoded_size(&self) -> usize {
-        FIXED_HEADER_BYTES + self.kind.0.len() + self.payload.bytes().len()
+        let unread = match self.payload.unread_bytes().len() {
+            0 => 0,
+            length => size_of::<u32>() + length,
+        };
+        FIXED_HEADER_BYTES + self.kind.0.len() + unread + self.payload.bytes().len()
     }
 
     /// Clones the envelope without its connection, which cannot be cloned.
@@ -211,6 +225,7 @@ impl Envelope {
         state.write_u64(self.id);
         state.write(&[self.payload.encoding() as u8, self.kind.0.len() as u8]);
         state.write(&self.kind.0);
+        state.write_usize(self.payload.unread_bytes().len());
         state.write_usize(payload.len());
         state.write(&payload[..payload.len().min(MAX_HASHED_PAYLOAD_BYTES)]);
     }
@@ -243,8 +258,19 @@ impl Envelope {
             .get(..length)
             .filter(|name| (1..=MessageKind::MAX_KIND_BYTES).contains(&name.len()))?;
         std::str::from_utf8(name).ok()?;
-        let encoding = PayloadEncoding::from_byte(fixed[FIXED_HEADER_BYTES - 2])?;
-        let payload = Payload::new(encoding, bytes.slice(FIXED_HEADER_BYTES + length..));
+        let encoding = fixed[FIXED_HEADER_BYTES - 2];
+        let mut content = bytes.slice(FIXED_HEADER_BYTES + length..);
+        let mut unread = Bytes::new();
+        if encoding & HAS_UNREAD_BYTES != 0 {
+            let count = u32::from_le_bytes(*content.first_chunk()?) as usize;
+            content.advance(size_of::<u32>());
+            if count == 0 || count > content.len() {
+                return None;
+            }
+            unread = content.split_to(count);
+        }
+        let encoding = PayloadEncoding::from_byte(encoding & !HAS_UNREAD_BYTES)?;
+        let payload = Payload::new(encoding, content).with_unread_bytes(unread);
         let kind = MessageKind(bytes.slice(FIXED_HEADER_BYTES..FIXED_HEADER_BYTES + length));
         Some(Envelope { class, address, id: number(10), delivery, kind, payload, attached })
     }
@@ -293,7 +319,7 @@ pub(super) mod tests {
     proptest! {
         #[test]
         fn encoded_envelopes_are_decoded(
-            class in 1u8..=6, address in 0u8..=3, n: u32, id: u64, route in 0u8..=2, is_returned: bool, code: u64, encoding in 0u8..=2, kind in ".{1,16}", payload: Vec<u8>,
+            class in 1u8..=6, address in 0u8..=3, n: u32, id: u64, route in 0u8..=2, is_returned: bool, code: u64, encoding in 0u8..=2, kind in ".{1,16}", unread: Vec<u8>, payload: Vec<u8>,
         ) {
             let class = [MessageClass::Message, MessageClass::Request, MessageClass::Reply, MessageClass::Refusal,
                 MessageClass::EndRequest, MessageClass::EndOfMessages]
@@ -307,10 +333,11 @@ pub(super) mod tests {
             let kind = MessageKind::new(&kind).expect("short enough");
             let attached = AttachedConnection::Absent;
             let encoding = PayloadEncoding::from_byte(encoding).expect("an encoding");
-            let payload = Payload::new(encoding, payload.into());
+            let payload = Payload::new(encoding, payload.into()).with_unread_bytes(unread.into());
             let delivery = DeliveryRecord { is_returned, ..DeliveryRecord::decode(route, code).expect("a route") };
             let envelope = Envelope { class, address, id, delivery, kind, payload, attached };
             let read = Envelope::decode(encode_for_test(&envelope), AttachedConnection::Absent).expect("a envelope");
+            prop_assert_eq!(&read.payload, &envelope.payload);
             prop_assert!(is_same_envelope(&read, &envelope));
             prop_assert_eq!((read.class, read.address, read.id, read.delivery), (class, address, id, delivery));
             prop_assert_eq!(envelope.encoded_size(), encode_for_test(&envelope).len());

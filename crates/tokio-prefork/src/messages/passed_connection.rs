@@ -5,18 +5,53 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use bytes::Bytes;
+
 use super::{Envelope, MessageError};
 
 /// An open connection (or another descriptor) that is sent or received with a message.
 ///
 /// Closed when dropped. The sender's descriptor is closed once the kernel has taken the message.
+///
+/// Made from a `TcpStream` or `UnixStream` of std, an [`AcceptedStream`](crate::AcceptedStream), any descriptor, or an HTTP
+/// connection after its upgrade ([`hyper::upgrade::Upgraded`]), such as a WebSocket. Bytes that were read from it already
+/// travel with it. A worker that receives it converts it into an [`AcceptedStream`](crate::AcceptedStream).
+///
+/// ```no_run
+/// use hyper::{Request, body::Incoming};
+/// use tokio_prefork::{AcceptedStream, BoxError, Inbox, PassedConnection, Slot, Worker};
+///
+/// /// Sends a WebSocket to the worker that has its chat room. The response with status 101 is sent by then.
+/// async fn send_to_room(worker: Worker, request: &mut Request<Incoming>) -> Result<(), BoxError> {
+///     let upgraded = hyper::upgrade::on(request).await?;
+///     let socket = PassedConnection::try_from(upgraded)?;
+///     worker.send_connection_to(Slot(0), "room", "lobby", socket).await?;
+///     Ok(())
+/// }
+///
+/// /// Receives it: `stream` is what tokio-tungstenite's `WebSocketStream::from_raw_socket` takes.
+/// async fn receive(inbox: &mut Inbox) -> Result<Option<AcceptedStream>, BoxError> {
+///     let Some(mut message) = inbox.recv().await else { return Ok(None) };
+///     let stream = message.take_connection().map(AcceptedStream::try_from).transpose()?;
+///     Ok(stream)
+/// }
+/// ```
 #[derive(Debug)]
-pub struct PassedConnection(pub(crate) OwnedFd);
+pub struct PassedConnection {
+    pub(crate) fd: OwnedFd,
+    pub(crate) unread: Bytes,
+}
 
 impl PassedConnection {
-    /// Returns the descriptor.
+    /// Returns the descriptor, without [`PassedConnection::unread_bytes`].
     pub fn into_fd(self) -> OwnedFd {
-        self.0
+        self.fd
+    }
+
+    /// Returns the bytes that were read from the connection before it was sent, and that come before what the descriptor
+    /// has. Most connections have none.
+    pub fn unread_bytes(&self) -> &Bytes {
+        &self.unread
     }
 
     /// Duplicates the descriptor, to send the connection to two workers or to keep it.
@@ -24,37 +59,38 @@ impl PassedConnection {
     /// # Errors
     /// No descriptor is left.
     pub fn try_clone(&self) -> std::io::Result<PassedConnection> {
-        self.0.try_clone().map(PassedConnection)
+        let unread = self.unread.clone();
+        self.fd.try_clone().map(|fd| PassedConnection { fd, unread })
     }
 }
 
 impl AsFd for PassedConnection {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
 impl From<OwnedFd> for PassedConnection {
     fn from(fd: OwnedFd) -> PassedConnection {
-        PassedConnection(fd)
+        PassedConnection { fd, unread: Bytes::new() }
     }
 }
 
 impl From<TcpStream> for PassedConnection {
     fn from(stream: TcpStream) -> PassedConnection {
-        PassedConnection(stream.into())
+        OwnedFd::from(stream).into()
     }
 }
 
 impl From<UnixStream> for PassedConnection {
     fn from(stream: UnixStream) -> PassedConnection {
-        PassedConnection(stream.into())
+        OwnedFd::from(stream).into()
     }
 }
 
 impl From<PassedConnection> for OwnedFd {
     fn from(connection: PassedConnection) -> OwnedFd {
-        connection.0
+        connection.fd
     }
 }
 
@@ -77,9 +113,11 @@ impl SendConnectionError {
         SendConnectionError { error, connection: Some(connection) }
     }
 
-    pub(crate) fn new((error, envelope): (MessageError, Envelope)) -> SendConnectionError {
+    pub(crate) fn new((error, mut envelope): (MessageError, Envelope)) -> SendConnectionError {
         let connection = match envelope.attached {
-            AttachedConnection::Present(fd) => Some(PassedConnection(fd)),
+            AttachedConnection::Present(fd) => {
+                Some(PassedConnection { fd, unread: envelope.payload.take_unread_bytes() })
+            }
             AttachedConnection::Absent | AttachedConnection::Lost => None,
         };
         SendConnectionError { error, connection }

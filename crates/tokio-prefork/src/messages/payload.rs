@@ -55,11 +55,30 @@ impl fmt::Display for PayloadEncoding {
 pub struct Payload {
     encoding: PayloadEncoding,
     bytes: Bytes,
+    /// What was read from the connection that is sent along. Not part of the content.
+    /// Boxed, as few messages have any.
+    unread: Option<Box<Bytes>>,
 }
 
 impl Payload {
     pub(super) fn new(encoding: PayloadEncoding, bytes: Bytes) -> Payload {
-        Payload { encoding, bytes }
+        Payload { encoding, bytes, unread: None }
+    }
+
+    /// Adds the bytes that were read from the connection that is sent along.
+    pub(crate) fn with_unread_bytes(self, unread: Bytes) -> Payload {
+        let unread = (!unread.is_empty()).then(|| Box::new(unread));
+        Payload { unread, ..self }
+    }
+
+    /// Returns the bytes that were read from the connection that is sent along.
+    pub(super) fn unread_bytes(&self) -> &[u8] {
+        self.unread.as_ref().map_or(&[], |unread| unread)
+    }
+
+    /// Takes the bytes that were read from the connection that was sent along.
+    pub(super) fn take_unread_bytes(&mut self) -> Bytes {
+        self.unread.take().map_or_else(Bytes::new, |unread| *unread)
     }
 
     /// Returns how the bytes are encoded.
@@ -81,7 +100,7 @@ impl Payload {
     /// Decodes what `append_to` has encoded. Returns `None` for invalid bytes.
     pub(crate) fn from_appended(bytes: &Bytes) -> Option<Payload> {
         let encoding = PayloadEncoding::from_byte(*bytes.first()?)?;
-        Some(Payload { encoding, bytes: bytes.slice(1..) })
+        Some(Payload::new(encoding, bytes.slice(1..)))
     }
 
     /// Decodes the payload as a value, whatever its encoding. Returns the reason on an error.
@@ -104,7 +123,7 @@ impl Payload {
 /// Bytes of the application, as they are.
 impl From<Bytes> for Payload {
     fn from(bytes: Bytes) -> Payload {
-        Payload { encoding: PayloadEncoding::Raw, bytes }
+        Payload::new(PayloadEncoding::Raw, bytes)
     }
 }
 
@@ -163,14 +182,14 @@ impl<T: Serialize + ?Sized> IntoPayload for &T {
         let mut encoder =
             rmp_serde::Serializer::new(&mut bytes).with_struct_map().with_human_readable();
         self.serialize(&mut encoder).map_err(|e| encode_error::<T>(&e))?;
-        Ok(Payload { encoding: PayloadEncoding::MessagePack, bytes: bytes.into() })
+        Ok(Payload::new(PayloadEncoding::MessagePack, bytes.into()))
     }
 }
 
 impl<T: Serialize + ?Sized> IntoPayload for Compact<'_, T> {
     fn into_payload(self) -> Result<Payload, MessageError> {
         let bytes = postcard::to_stdvec(self.0).map_err(|e| encode_error::<T>(&e))?;
-        Ok(Payload { encoding: PayloadEncoding::Postcard, bytes: bytes.into() })
+        Ok(Payload::new(PayloadEncoding::Postcard, bytes.into()))
     }
 }
 

@@ -346,14 +346,18 @@ impl PrimaryHandle<'_> {
         payload: impl IntoPayload,
         connection: impl Into<PassedConnection>,
     ) -> Result<(), SendConnectionError> {
-        let connection = connection.into();
+        let PassedConnection { fd, unread } = connection.into();
         let envelope = match payload.into_payload().and_then(|payload| {
+            let payload = payload.with_unread_bytes(unread.clone());
             Envelope::new(MessageAddress::Primary, kind, payload, AttachedConnection::Absent)
         }) {
             Ok(envelope) => envelope,
-            Err(error) => return Err(SendConnectionError::not_sent(error, connection)),
+            Err(error) => {
+                let connection = PassedConnection { fd, unread };
+                return Err(SendConnectionError::not_sent(error, connection));
+            }
         };
-        let envelope = Envelope { attached: AttachedConnection::Present(connection.0), ..envelope };
+        let envelope = Envelope { attached: AttachedConnection::Present(fd), ..envelope };
         self.send_envelope_to_worker(to.into(), envelope)
             .map(drop)
             .map_err(|rejected| SendConnectionError::new(*rejected))

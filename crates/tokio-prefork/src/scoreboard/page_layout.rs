@@ -55,6 +55,8 @@ pub(crate) const TAKEN_OVER: PageWord = PageWord(28);
 pub(crate) const SHED_CONNECTIONS: PageWord = PageWord(29);
 /// Requests ended by `request-timeout`.
 pub(crate) const TIMED_OUT_REQUESTS: PageWord = PageWord(30);
+/// Connections that waited or were refused because the worker was full.
+pub(crate) const OVER_LIMIT_CONNECTIONS: PageWord = PageWord(31);
 
 /// On the primary's page: how many workers of the kind `web` there should be.
 pub(crate) const WORKERS_WANTED: PageWord = PageWord(32);
@@ -87,8 +89,8 @@ pub(crate) const POOL_START: usize = WORDS_PER_PAGE - POOL_WORDS;
 pub(crate) const POOL_WORDS: usize = 64;
 
 const _: () = assert!(
-    FIRST_COUNTER.0 + TRAFFIC_COUNTERS == TIMED_OUT_REQUESTS.0 + 1
-        && TIMED_OUT_REQUESTS.0 < WORKERS_WANTED.0
+    FIRST_COUNTER.0 + TRAFFIC_COUNTERS == OVER_LIMIT_CONNECTIONS.0 + 1
+        && OVER_LIMIT_CONNECTIONS.0 < WORKERS_WANTED.0
         && CANNOT_ACCEPT.0 < LOOP_LAG.0
         && LOOP_LAG.0 + DURATION_BUCKETS <= IN_FLIGHT_START
         && IN_FLIGHT_ENTRIES == 23

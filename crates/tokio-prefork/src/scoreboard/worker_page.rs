@@ -7,8 +7,9 @@ use super::duration_histogram::duration_bucket;
 use super::in_flight::{self, InFlightEntries, InFlightEntry};
 use super::page_layout::{
     ACCEPTED, ACTIVE_REQUESTS, BYTES_IN, BYTES_OUT, CUT_CONNECTIONS, HANDED_OVER, HEARTBEAT_MS,
-    IS_ACCEPTING, IS_FULL, LOOP_LAG, OPEN_CONNECTIONS, PANICS, PID, PageWord, QUEUE_WAIT, REQUESTS,
-    RESPONSES, SHED_CONNECTIONS, SLOT, STARTED_AT_MS, TAKEN_OVER, TIMED_OUT_REQUESTS,
+    IS_ACCEPTING, IS_FULL, LOOP_LAG, OPEN_CONNECTIONS, OVER_LIMIT_CONNECTIONS, PANICS, PID,
+    PageWord, QUEUE_WAIT, REQUESTS, RESPONSES, SHED_CONNECTIONS, SLOT, STARTED_AT_MS, TAKEN_OVER,
+    TIMED_OUT_REQUESTS,
 };
 use super::page_reader::{load_state, store_state};
 use super::pool_counters::PoolCounters;
@@ -128,6 +129,11 @@ impl WorkerPage {
     /// Counts a connection that was refused because it had waited for too long.
     pub(crate) fn connection_shed(&self) {
         SHED_CONNECTIONS.add(self.page, 1);
+    }
+
+    /// Counts a connection that waited or was refused because the worker was full.
+    pub(crate) fn connection_over_limit(&self) {
+        OVER_LIMIT_CONNECTIONS.add(self.page, 1);
     }
 
     /// Counts a connection that was taken over from another worker.

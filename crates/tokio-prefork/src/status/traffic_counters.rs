@@ -31,10 +31,13 @@ pub struct TrafficCounters {
     pub shed: u64,
     /// Requests ended by `request-timeout`, with 503 or in the middle of their response.
     pub timed_out: u64,
+    /// Connections that came while all workers had as many as `worker-connections` allows: they waited in the queue until one
+    /// closed, or were refused (`when-full`).
+    pub over_limit: u64,
 }
 
 /// How many numbers [`TrafficCounters`] has.
-pub(crate) const TRAFFIC_COUNTERS: usize = 15;
+pub(crate) const TRAFFIC_COUNTERS: usize = 16;
 
 impl TrafficCounters {
     /// Builds the counters from their numbers, in the order of the fields.
@@ -55,6 +58,7 @@ impl TrafficCounters {
             taken_over,
             shed,
             timed_out,
+            over_limit,
         ] = numbers;
         TrafficCounters {
             accepted,
@@ -68,6 +72,7 @@ impl TrafficCounters {
             taken_over,
             shed,
             timed_out,
+            over_limit,
         }
     }
 
@@ -90,6 +95,7 @@ impl TrafficCounters {
             self.taken_over,
             self.shed,
             self.timed_out,
+            self.over_limit,
         ]
     }
 

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 
 use super::Worker;
 use super::accepted_stream::AcceptedStream;
+use super::http::hyper_io::HyperIo;
 use super::socket_stream::SocketStream;
 use crate::client::ConnectionInfo;
 use crate::messages::{
@@ -216,17 +218,21 @@ impl Worker {
         payload: impl IntoPayload,
         connection: PassedConnection,
     ) -> Result<(), SendConnectionError> {
-        match without_connection(address, kind, payload) {
+        let PassedConnection { fd, unread } = connection;
+        let payload =
+            payload.into_payload().map(|payload| payload.with_unread_bytes(unread.clone()));
+        match payload.and_then(|payload| without_connection(address, kind, payload)) {
             Ok(envelope) => {
-                let envelope =
-                    Envelope { attached: AttachedConnection::Present(connection.0), ..envelope };
+                let envelope = Envelope { attached: AttachedConnection::Present(fd), ..envelope };
                 self.0
                     .messages
                     .send(envelope)
                     .await
                     .map_err(|rejected| SendConnectionError::new(*rejected))
             }
-            Err(error) => Err(SendConnectionError::not_sent(error, connection)),
+            Err(error) => {
+                Err(SendConnectionError::not_sent(error, PassedConnection { fd, unread }))
+            }
         }
     }
 }
@@ -236,7 +242,7 @@ impl TryFrom<AcceptedStream> for PassedConnection {
 
     /// Removes the connection from this worker's event loop.
     fn try_from(stream: AcceptedStream) -> std::io::Result<PassedConnection> {
-        stream.into_parts().map(|(fd, _)| PassedConnection(fd))
+        stream.into_parts().map(|(fd, unread)| PassedConnection { fd, unread })
     }
 }
 
@@ -249,7 +255,30 @@ impl TryFrom<PassedConnection> for AcceptedStream {
         prefork_os::fd::set_nonblocking(&connection)?;
         let names = Worker::current().map(|worker| Arc::clone(&worker.0.listener_names));
         let info = ConnectionInfo::of_socket(&connection, &names.unwrap_or_default());
-        let socket = SocketStream::new(connection.0, unix)?;
-        Ok(AcceptedStream::new(socket, Bytes::new(), info))
+        let PassedConnection { fd, unread } = connection;
+        Ok(AcceptedStream::new(SocketStream::new(fd, unix)?, unread, info))
+    }
+}
+
+impl TryFrom<Upgraded> for PassedConnection {
+    type Error = std::io::Error;
+
+    /// Takes an HTTP/1 connection out of the server after its upgrade. From then on this worker no longer counts it.
+    ///
+    /// Fails for a tunnel of HTTP/2, which shares its socket with other requests, and for a connection of another server;
+    /// either is closed. If the client reads so slowly that the response to the upgrade is not sent yet, fails as well.
+    fn try_from(upgraded: Upgraded) -> std::io::Result<PassedConnection> {
+        let parts = upgraded.downcast::<TokioIo<HyperIo>>().map_err(|_| {
+            std::io::Error::new(
+                std::io::ErrorKind::Unsupported,
+                "only an upgraded HTTP/1 connection of this worker has a socket of its own",
+            )
+        })?;
+        let (stream, received) = parts.io.into_inner().into_upgraded_parts()?;
+        let unread = match parts.read_buf.is_empty() {
+            true => received,
+            false => [parts.read_buf, received].concat().into(),
+        };
+        Ok(PassedConnection { fd: stream.into_fd()?, unread })
     }
 }

@@ -4,7 +4,7 @@
 //! as well, and accepts from them only at the end, when the primary no longer does.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use super::connection_queue::{QueueRead, QueuedConnection, read_queue};
 use crate::client::ListenerName;
 use crate::dispatch::accept_budget::AcceptBudget;
 use crate::dispatch::first_byte::ConnectionStarter;
+use crate::dispatch::full_worker;
 use crate::dispatch::queue_wait::measure_queue_wait;
 use crate::listener::Listener;
 use crate::worker::local_state::LocalWorkerState;
@@ -38,6 +39,8 @@ pub(crate) struct ConnectionReceiver {
     is_near_limit: bool,
     /// Whether exhaustion of descriptors was logged and has not ended since.
     is_exhausted: bool,
+    /// Whether the next connection has waited because the worker was full.
+    has_held_up_queue: bool,
 }
 
 impl ConnectionReceiver {
@@ -50,7 +53,8 @@ impl ConnectionReceiver {
         let queue = prefork_os::async_fd::register_readable(queue)?;
         let limit = prefork_os::process::open_file_limit()?.saturating_sub(DESCRIPTOR_RESERVE);
         let reserve_start = i32::try_from(limit).unwrap_or(i32::MAX);
-        let (state, is_near_limit, is_exhausted) = (Rc::clone(state), false, false);
+        let (is_near_limit, is_exhausted, has_held_up_queue) = (false, false, false);
+        let state = Rc::clone(state);
         Ok(ConnectionReceiver {
             state,
             queue,
@@ -59,6 +63,7 @@ impl ConnectionReceiver {
             reserve_start,
             is_near_limit,
             is_exhausted,
+            has_held_up_queue,
         })
     }
 
@@ -96,6 +101,9 @@ impl ConnectionReceiver {
             self.wait_for_capacity().await;
             match self.read_next().await {
                 QueueRead::Connection(connection) => {
+                    if std::mem::take(&mut self.has_held_up_queue) {
+                        self.state.worker_page.connection_over_limit();
+                    }
                     self.is_near_limit = connection.fd.as_raw_fd() >= self.reserve_start;
                     // The connections come from several accept queues, so the kernel is asked about each.
                     let waited = measure_queue_wait(&connection.fd, connection.is_unix);
@@ -143,6 +151,7 @@ impl ConnectionReceiver {
     async fn wait_for_capacity(&mut self) {
         let state = Rc::clone(&self.state);
         let limit = u64::from(state.config.worker_connections);
+        let mut was_full = false;
         loop {
             let freed = state.capacity_freed.notified();
             let is_full = state.worker_page.open_connections() >= limit;
@@ -152,11 +161,23 @@ impl ConnectionReceiver {
                 self.log_exhausted();
                 let _ = tokio::time::timeout(EXHAUSTED_RETRY_INTERVAL, freed).await;
             } else if is_full {
-                freed.await;
+                was_full = true;
+                full_worker::wait_until_freed(&state, freed, || self.refuse_queued()).await;
             } else {
                 self.is_exhausted = false;
+                // The primary leaves connections in the queues of its sockets while all workers are full.
+                let queues = self.listeners.iter().map(AsFd::as_fd);
+                self.has_held_up_queue |= was_full && full_worker::has_queued(queues);
                 return;
             }
+        }
+    }
+
+    /// Refuses the connections that the primary does not accept, as all workers are full.
+    fn refuse_queued(&self) {
+        let is_http = self.starter.client_speaks_first();
+        for listener in &self.listeners {
+            full_worker::refuse_queued(&self.state, listener, true, is_http);
         }
     }
 

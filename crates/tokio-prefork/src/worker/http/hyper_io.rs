@@ -144,6 +144,21 @@ impl HyperIo {
         Some((self.stream.take()?, std::mem::take(&mut self.received).freeze()))
     }
 
+    /// Returns the socket of an upgraded connection, and the bytes that the application has not read.
+    pub(crate) fn into_upgraded_parts(mut self) -> io::Result<(LazyStream, Bytes)> {
+        let gone = || io::Error::from(io::ErrorKind::NotConnected);
+        if !self.unsent.is_empty() {
+            let stream = self.stream.as_ref().ok_or_else(gone)?;
+            let sent = prefork_os::socket::write_nonblocking(stream.socket_fd()?, &self.unsent)?;
+            self.meter.add_bytes_out(sent);
+            self.unsent.advance(sent);
+        }
+        match self.unsent.is_empty() {
+            true => self.into_parts().ok_or_else(gone),
+            false => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
     fn record_received(&self, length: usize) {
         self.meter.add_bytes_in(length);
         let now_ms = self.meter.coarse_now_ms();
