@@ -80,6 +80,7 @@ mod resource_limits;
 mod respawn;
 mod scale;
 mod scoreboard;
+mod serve_http;
 mod shared_state;
 mod signals;
 mod socket_activation;

@@ -14,6 +14,7 @@ mod primary_events;
 mod primary_loop;
 mod primary_requests;
 mod request_summary;
+mod serve_http;
 mod serving;
 mod shared_state;
 mod start_errors;
@@ -83,6 +84,7 @@ fn main() -> ExitCode {
         "environment" => serving::worker_environment(arguments),
         "retiring" => serving::retiring_workers(arguments),
         "isolated-jobs" => isolated_jobs::isolated_jobs(arguments),
+        "serve-http" => serve_http::serve_http(arguments),
         "leaving" => leaving::leaving(arguments),
         "worker-handle" => worker_handle::worker_handle(arguments),
         "worker-output" => worker_output::worker_output(arguments),
@@ -121,6 +123,7 @@ fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArgumen
                 let (key, value) = other.split_once('=').ok_or_else(|| bad(other))?;
                 let number = || value.parse::<u32>().map_err(|_| bad(other));
                 match key {
+                    "max-requests" => builder = builder.max_requests(number()?),
                     "boot-attempts" => builder = builder.boot_attempts(number()?),
                     "boot-timeout-ms" => {
                         let limit = Duration::from_millis(number()?.into());

@@ -104,6 +104,7 @@ async fn serve_lines(pid: u32, stream: AcceptedStream) {
         return;
     }
     while let Ok(1..) = stream.read_line(&mut line).await {
+        assert!(line != "panic\n", "a line asked for it");
         if line == "bye\n" || stream.get_mut().write_all(line.as_bytes()).await.is_err() {
             return;
         }

@@ -9,7 +9,6 @@
 //! heartbeat comes from the accepting thread.
 
 use std::future::{Future, poll_fn};
-use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,8 +41,14 @@ use prefork_supervisor::WorkerTag;
 /// The multi-thread runtime. Dropping it does not wait for its threads: they end with the process.
 struct ServingRuntime(Option<Runtime>);
 
+/// The threads that serve in this model.
+pub(crate) struct ServingThreads {
+    pub(crate) runtime: Handle,
+    pub(crate) context: Arc<ThreadsServeContext>,
+}
+
 /// What serving on the threads needs from the worker.
-struct ThreadsServeContext {
+pub(crate) struct ThreadsServeContext {
     worker: Arc<WorkerShared>,
     page: SharedWorkerPage,
 }
@@ -107,6 +112,10 @@ where
             let runtime = ServingRuntime::start(&state)?;
             let runtime_handle = runtime.handle()?;
             let worker = Worker(Arc::clone(&state.shared));
+            let threads =
+                ServingThreads { runtime: runtime_handle.clone(), context: Arc::clone(&shared) };
+            // Booted once, so it was not set before.
+            let _ = state.serving_threads.set(threads);
             // On the threads of the runtime, so that tasks spawned by the application run there.
             let booted = runtime_handle
                 .spawn(async move { app(worker).await.map(S::into_http_service) })
@@ -133,7 +142,7 @@ where
 }
 
 /// Serves a connection on the multi-thread runtime, and keeps it in the registry of the accepting thread until it ends.
-async fn supervise_connection<S, B>(
+pub(crate) async fn supervise_connection<S, B>(
     runtime: Handle,
     shared: Arc<ThreadsServeContext>,
     app: Arc<S>,
@@ -147,15 +156,14 @@ async fn supervise_connection<S, B>(
 {
     let AcceptedConnection { stream, first, info, entry, guard } = accepted;
     entry.conn.pin_to_worker();
-    let unix = stream.is_unix();
     // Moves the socket from the epoll instance of this thread to that of the runtime.
-    let fd = match stream.into_fd() {
-        Ok(fd) => fd,
+    let stream = match stream.detach() {
+        Ok(stream) => stream,
         Err(e) => return log::warn!("{} cannot pass a connection on: {e}", shared.tag()),
     };
     let handle =
         Arc::new(ThreadConnectionHandle { conn: Arc::clone(&entry.conn), waker: Mutex::default() });
-    let serving = serve_on_runtime(shared, app, Arc::clone(&handle), (fd, unix, first), info);
+    let serving = serve_on_runtime(shared, app, Arc::clone(&handle), (stream, first), info);
     let mut task = pin!(runtime.spawn(serving));
     // The panic hook has reported a panic; it ends this connection only.
     let _ = poll_fn(|cx| {
@@ -172,7 +180,7 @@ async fn serve_on_runtime<S, B>(
     shared: Arc<ThreadsServeContext>,
     app: Arc<S>,
     handle: Arc<ThreadConnectionHandle>,
-    (fd, unix, mut first): (OwnedFd, bool, Bytes),
+    (mut stream, mut first): (LazyStream, Bytes),
     info: Option<ConnectionInfo>,
 ) where
     S: Service<Request<Incoming>, Response = Response<B>> + Send + Sync + 'static,
@@ -181,7 +189,6 @@ async fn serve_on_runtime<S, B>(
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let mut stream = LazyStream::new(fd, unix);
     if serve_connection::is_http2_enabled(shared.config()) {
         first = serve_connection::detect_protocol(&*shared, &*handle, &mut stream, first).await;
     }

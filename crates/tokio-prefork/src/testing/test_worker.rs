@@ -193,6 +193,8 @@ fn create_test_worker(config: Config) -> Result<TestWorker> {
         drain: DrainSignal::default(),
         holds: Holds::default(),
         stop_functions: StopFunctions::default(),
+        // No event loop reads them.
+        loop_jobs: tokio::sync::mpsc::unbounded_channel().0,
         runtime,
         config: Arc::new(config),
     }));

@@ -85,6 +85,11 @@ impl AcceptedStream {
         &self.unread
     }
 
+    /// Returns the registered socket, the unread bytes, and where the connection comes from.
+    pub(crate) fn into_socket(self) -> (SocketStream, Bytes, ConnectionInfo) {
+        (self.socket, self.unread, self.info)
+    }
+
     /// Removes the socket from the runtime, and returns it with the unread bytes.
     pub(crate) fn into_parts(self) -> io::Result<(OwnedFd, Bytes)> {
         Ok((self.socket.into_fd()?, self.unread))

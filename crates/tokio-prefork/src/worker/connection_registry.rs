@@ -113,6 +113,8 @@ pub(crate) struct ClosedConnections {
 pub(crate) struct ConnectionGuard {
     state: Rc<LocalWorkerState>,
     entry: Rc<ConnectionEntry>,
+    /// Whether it counts as an open connection: not if it is served inside of one that does.
+    is_counted: bool,
 }
 
 impl ConnectionGuard {
@@ -121,17 +123,35 @@ impl ConnectionGuard {
         state: &Rc<LocalWorkerState>,
         entry: &Rc<ConnectionEntry>,
     ) -> ConnectionGuard {
-        state.connections.borrow_mut().add(entry);
         state.load_page.count_opened();
-        ConnectionGuard { state: Rc::clone(state), entry: Rc::clone(entry) }
+        ConnectionGuard::register(state, entry, true)
+    }
+
+    /// Registers a connection inside of a raw connection, which is counted already.
+    pub(crate) fn nested(
+        state: &Rc<LocalWorkerState>,
+        entry: &Rc<ConnectionEntry>,
+    ) -> ConnectionGuard {
+        ConnectionGuard::register(state, entry, false)
+    }
+
+    fn register(
+        state: &Rc<LocalWorkerState>,
+        entry: &Rc<ConnectionEntry>,
+        is_counted: bool,
+    ) -> ConnectionGuard {
+        state.connections.borrow_mut().add(entry);
+        ConnectionGuard { state: Rc::clone(state), entry: Rc::clone(entry), is_counted }
     }
 }
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.state.connections.borrow_mut().remove(&self.entry);
-        self.state.worker_page.connection_closed();
-        self.state.load_page.count_closed();
+        if self.is_counted {
+            self.state.worker_page.connection_closed();
+            self.state.load_page.count_closed();
+        }
         self.state.wake_acceptors_if_least_loaded();
         self.state.capacity_freed.notify_waiters();
     }

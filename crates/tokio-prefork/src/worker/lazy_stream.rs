@@ -26,11 +26,45 @@ pub(crate) struct LazyStream {
 enum SocketState {
     Plain(OwnedFd),
     Registered(SocketStream),
+    /// No socket of ours but a stream of the application, such as TLS over one.
+    Other(Box<dyn ApplicationStream>),
 }
+
+/// A stream of the application that HTTP is served on.
+pub(crate) trait ApplicationStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ApplicationStream for T {}
 
 impl LazyStream {
     pub(crate) fn new(fd: OwnedFd, is_unix: bool) -> LazyStream {
         LazyStream { is_unix, socket: Some(SocketState::Plain(fd)) }
+    }
+
+    /// Wraps a socket that is registered with the runtime already.
+    pub(crate) fn from_socket(socket: SocketStream) -> LazyStream {
+        let is_unix = matches!(socket, SocketStream::Unix(_));
+        LazyStream { is_unix, socket: Some(SocketState::Registered(socket)) }
+    }
+
+    /// Wraps a stream of the application.
+    pub(crate) fn from_stream(stream: impl ApplicationStream + 'static) -> LazyStream {
+        LazyStream { is_unix: false, socket: Some(SocketState::Other(Box::new(stream))) }
+    }
+
+    /// Returns a stream without a socket, whose calls fail.
+    pub(crate) fn closed() -> LazyStream {
+        LazyStream { is_unix: false, socket: None }
+    }
+
+    /// Removes the socket from this runtime, so that another one may use it. A stream of the application stays where it is.
+    pub(crate) fn detach(self) -> io::Result<LazyStream> {
+        match self.socket {
+            Some(SocketState::Other(_)) => Ok(self),
+            _ => {
+                let is_unix = self.is_unix;
+                Ok(LazyStream::new(self.into_fd()?, is_unix))
+            }
+        }
     }
 
     pub(crate) fn is_unix(&self) -> bool {
@@ -47,7 +81,7 @@ impl LazyStream {
         match &self.socket {
             Some(SocketState::Plain(fd)) => Ok(fd.as_fd()),
             Some(SocketState::Registered(stream)) => Ok(stream.as_fd()),
-            None => Err(not_connected()),
+            Some(SocketState::Other(_)) | None => Err(not_connected()),
         }
     }
 
@@ -56,6 +90,7 @@ impl LazyStream {
         match self.socket.ok_or_else(not_connected)? {
             SocketState::Plain(fd) => Ok(fd),
             SocketState::Registered(stream) => stream.into_fd(),
+            SocketState::Other(_) => Err(not_connected()),
         }
     }
 
@@ -64,6 +99,7 @@ impl LazyStream {
         match self.socket.ok_or_else(not_connected)? {
             SocketState::Plain(fd) => SocketStream::new(fd, self.is_unix),
             SocketState::Registered(stream) => Ok(stream),
+            SocketState::Other(_) => Err(not_connected()),
         }
     }
 
@@ -79,6 +115,13 @@ impl LazyStream {
         match &mut self.socket {
             Some(SocketState::Registered(stream)) => Ok(stream),
             _ => Err(not_connected()),
+        }
+    }
+
+    fn other(&mut self) -> Option<Pin<&mut dyn ApplicationStream>> {
+        match &mut self.socket {
+            Some(SocketState::Other(stream)) => Some(Pin::new(&mut **stream)),
+            _ => None,
         }
     }
 
@@ -115,9 +158,13 @@ impl AsyncRead for LazyStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Some(stream) = this.other() {
+            return stream.poll_read(cx, buf);
+        }
         // A RefCell, because both closures need the buffer; only one runs at a time.
         let buf = RefCell::new(buf);
-        self.get_mut().poll(
+        this.poll(
             cx,
             |fd| prefork_os::async_fd::read_into_buf(fd, &mut buf.borrow_mut()),
             |stream, cx| stream.poll_read(cx, &mut buf.borrow_mut()),
@@ -131,7 +178,11 @@ impl AsyncWrite for LazyStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().poll(
+        let this = self.get_mut();
+        if let Some(stream) = this.other() {
+            return stream.poll_write(cx, buf);
+        }
+        this.poll(
             cx,
             |fd| prefork_os::socket::write_nonblocking(fd, buf),
             |stream, cx| stream.poll_write(cx, buf),
@@ -143,7 +194,11 @@ impl AsyncWrite for LazyStream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().poll(
+        let this = self.get_mut();
+        if let Some(stream) = this.other() {
+            return stream.poll_write_vectored(cx, bufs);
+        }
+        this.poll(
             cx,
             |fd| prefork_os::socket::write_vectored_nonblocking(fd, bufs),
             |stream, cx| stream.poll_write_vectored(cx, bufs),
@@ -154,14 +209,18 @@ impl AsyncWrite for LazyStream {
         true
     }
 
-    /// A socket has nothing to flush.
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    /// A socket has nothing to flush, a stream of the application may have.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().other().map_or(Poll::Ready(Ok(())), |stream| stream.poll_flush(cx))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Some(stream) = this.other() {
+            return stream.poll_shutdown(cx);
+        }
         // Never blocks, so it needs no registration.
-        Poll::Ready(self.socket_fd().and_then(prefork_os::socket::shutdown_write))
+        Poll::Ready(this.socket_fd().and_then(prefork_os::socket::shutdown_write))
     }
 }
 

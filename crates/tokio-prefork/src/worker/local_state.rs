@@ -1,6 +1,6 @@
 //! The state that all tasks on one event loop share. One thread, so plain `Rc` and `Cell`.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::dispatch::LoadPage;
 use crate::dispatch::queue_wait::RejectionLog;
 use crate::dispatch::reuseport::adopted_sockets::AdoptedSocket;
+use crate::runtime::threads::ServingThreads;
 use crate::scoreboard::{OtherWorkerLoad, RequestRecorder, ScoreboardReader, WorkerPage};
 use crate::status::WorkerState;
 use prefork_supervisor::WorkerTag;
@@ -50,6 +51,8 @@ pub(crate) struct LocalWorkerState {
     pub(crate) failing_acceptors: Cell<usize>,
     /// Acceptors on the sockets of other slots.
     pub(crate) adopted_sockets: RefCell<Vec<AdoptedSocket>>,
+    /// The threads that serve under the model `threads`, once the application boots.
+    pub(crate) serving_threads: OnceCell<ServingThreads>,
     /// The application, from its boot to the end of the drain.
     pub(crate) app: RefCell<Option<Rc<BootedApp>>>,
     /// Rejected connections that are not logged yet.

@@ -21,12 +21,13 @@ pub(crate) mod messages;
 pub(crate) mod panic_report;
 pub(crate) mod pending_work;
 pub(crate) mod primary_channel;
+pub(crate) mod raw_connection;
 pub(crate) mod shutdown;
 pub(crate) mod socket_stream;
 pub(crate) mod worker_handle;
 pub(crate) mod worker_shared;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
@@ -34,10 +35,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use crate::channel::{WorkerChannelEnd, WorkerReport};
-use crate::client::{ConnectionInfo, ListenerNames};
+use crate::client::ListenerNames;
 use crate::dispatch::{self, AcceptedConnection, ConnectionStarter};
 use crate::error::{BoxError, Error, ErrorKind, Result, exit};
 use crate::listener::Listener;
@@ -54,9 +55,9 @@ pub(crate) use isolated_jobs::{isolated_job_fn, isolated_worker_app};
 use local_state::LocalWorkerState;
 pub use pending_work::HoldGuard;
 pub use worker_handle::Worker;
-use worker_shared::WorkerShared;
 pub use worker_shared::is_worker;
 pub(crate) use worker_shared::set_worker_process;
+use worker_shared::{LoopJob, WorkerShared};
 
 type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 
@@ -124,22 +125,9 @@ where
     Arc::new(move |state: Rc<LocalWorkerState>| {
         let booting = app(Worker(Arc::clone(&state.shared)));
         Box::pin(async move {
-            let handler = booting.await.map_err(Error::from_app)?;
+            let handler = Rc::new(booting.await.map_err(Error::from_app)?);
             let handle = move |accepted: AcceptedConnection| {
-                let AcceptedConnection { stream, first, info, entry, guard } = accepted;
-                let stream = match stream.into_stream() {
-                    Ok(stream) => {
-                        let names = &state.listener_names;
-                        let info =
-                            info.unwrap_or_else(|| ConnectionInfo::of_socket(&stream, names));
-                        AcceptedStream::new(stream, first, info)
-                    }
-                    Err(e) => return log::warn!("{} cannot serve a connection: {e}", state.tag),
-                };
-                // Only the application knows when such a connection is idle, so only the drain deadline closes it.
-                entry.conn.begin_request(state.now_ms());
-                let task = tokio::task::spawn_local(handler(stream));
-                tokio::task::spawn_local(serve_connection::wait_or_abort_task(entry, guard, task));
+                raw_connection::serve_raw_connection(&state, &handler, accepted);
             };
             Ok(BootedApp::new(handle, false))
         })
@@ -171,8 +159,10 @@ struct AcceptSources {
     queue: Option<OwnedFd>,
 }
 
+type LoopJobs = mpsc::UnboundedReceiver<LoopJob>;
+
 /// Creates the state of a worker in the current runtime. Returns it with what is needed to start.
-fn create_state(init: WorkerInit) -> Result<(Rc<LocalWorkerState>, AcceptSources)> {
+fn create_state(init: WorkerInit) -> Result<(Rc<LocalWorkerState>, AcceptSources, LoopJobs)> {
     let WorkerInit {
         tag, listeners, channel, messages, queue, mut worker_pages, load_page, ..
     } = init;
@@ -183,6 +173,7 @@ fn create_state(init: WorkerInit) -> Result<(Rc<LocalWorkerState>, AcceptSources
     let channel = WorkerChannelEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
     let listener_names = Arc::new(ListenerNames::new(&listeners));
+    let (loop_jobs, job_receiver) = mpsc::unbounded_channel();
     let shared = Arc::new(WorkerShared {
         listener_names: Arc::clone(&listener_names),
         tag,
@@ -196,6 +187,7 @@ fn create_state(init: WorkerInit) -> Result<(Rc<LocalWorkerState>, AcceptSources
         drain: worker_shared::DrainSignal::default(),
         holds: pending_work::Holds::default(),
         stop_functions: pending_work::StopFunctions::default(),
+        loop_jobs,
         runtime: tokio::runtime::Handle::current(),
     });
     let state = Rc::new(LocalWorkerState {
@@ -215,19 +207,21 @@ fn create_state(init: WorkerInit) -> Result<(Rc<LocalWorkerState>, AcceptSources
         active_acceptors: Cell::new(if queue.is_some() { 1 } else { listeners.len() }),
         failing_acceptors: Cell::new(0),
         adopted_sockets: RefCell::default(),
+        serving_threads: OnceCell::new(),
         app: RefCell::default(),
         queue_wait_rejections: crate::dispatch::queue_wait::RejectionLog::default(),
         capacity_warning: capacity_warning::CapacityWarning::default(),
     });
-    Ok((state, AcceptSources { listeners, queue }))
+    Ok((state, AcceptSources { listeners, queue }, job_receiver))
 }
 
 /// Boots the application, serves until the worker has drained, and returns the exit status.
 async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     let owns_messages = matches!(init.messages, MessageEndInit::Channel(..));
     let terminate = Arc::clone(&init.terminate);
-    let (state, AcceptSources { listeners, queue }) = create_state(init)?;
+    let (state, AcceptSources { listeners, queue }, loop_jobs) = create_state(init)?;
     worker_shared::set_current(&state);
+    tokio::task::spawn_local(worker_shared::run_loop_jobs(Rc::clone(&state), loop_jobs));
     // If this fails, the task that reads the channel notices that the primary is gone.
     let _ = state.channel.send(&WorkerReport::Online);
     tokio::task::spawn_local(primary_channel::follow_primary(Rc::clone(&state)));

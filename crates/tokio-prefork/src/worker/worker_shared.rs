@@ -8,7 +8,7 @@ use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{self, Arc, OnceLock, PoisonError, RwLock};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use super::local_state::LocalWorkerState;
 use super::pending_work::{Holds, StopFunctions};
@@ -41,9 +41,14 @@ pub(crate) struct WorkerShared {
     pub(crate) holds: Holds,
     /// What runs when the worker has drained.
     pub(crate) stop_functions: StopFunctions,
+    /// Runs functions on the worker's event loop.
+    pub(crate) loop_jobs: mpsc::UnboundedSender<LoopJob>,
     /// The runtime of the worker's event loop.
     pub(crate) runtime: tokio::runtime::Handle,
 }
+
+/// A function that another thread runs on the worker's event loop.
+pub(crate) type LoopJob = Box<dyn FnOnce(&Rc<LocalWorkerState>) + Send>;
 
 /// Tells all threads that the worker drains, and tells its event loop that a thread wants it to.
 #[derive(Default)]
@@ -117,6 +122,16 @@ pub(crate) async fn follow_drain_requests(state: Rc<LocalWorkerState>) {
             return state.begin_own_drain(report);
         }
         signal.request_made.notified().await;
+    }
+}
+
+/// Runs the functions that other threads send to the worker's event loop.
+pub(crate) async fn run_loop_jobs(
+    state: Rc<LocalWorkerState>,
+    mut jobs: mpsc::UnboundedReceiver<LoopJob>,
+) {
+    while let Some(job) = jobs.recv().await {
+        job(&state);
     }
 }
 

@@ -10,4 +10,5 @@ mod request_boundary;
 pub(crate) mod request_tracking;
 pub(crate) mod serve_connection;
 pub(crate) mod serve_context;
+mod serve_http;
 pub(crate) mod timeouts;
