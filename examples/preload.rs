@@ -26,8 +26,10 @@ fn run() -> tokio_prefork::Result<()> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_string());
     let config = Config::builder().listen(&address)?.build()?;
+    let mut cluster = Cluster::new(config);
     let load = || Ok((0..TABLE_ENTRIES).map(|n| n.wrapping_mul(n)).collect::<Vec<u64>>());
-    Cluster::new(config).preload(load).serve(|worker, table: &'static Vec<u64>| async move {
+    let table = cluster.preload(load);
+    cluster.serve(move |worker| async move {
         Ok(service_fn(move |request: Request<Incoming>| {
             let text = match request.uri().path()[1..].parse::<usize>() {
                 Ok(n) => table.get(n).map_or("not in the table\n".into(), |v| format!("{v}\n")),

@@ -49,7 +49,9 @@ fn a_connection_that_preload_leaves_open_is_named() {
     let addr = database.local_addr().expect("address");
     let cluster = TestCluster::builder().spawn_program_with(addr, |config, addr: SocketAddr| {
         let load = move || Ok(TcpStream::connect(addr)?);
-        Cluster::new(config.build()?).preload(load).serve(|_, _stream| async {
+        let mut cluster = Cluster::new(config.build()?);
+        cluster.preload(load);
+        cluster.serve(|_| async {
             Ok(service_fn(|_: Request<Incoming>| async {
                 Ok::<_, Infallible>(Response::new("ok".to_string()))
             }))

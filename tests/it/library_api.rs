@@ -44,6 +44,60 @@ fn preloaded_memory_is_not_copied_when_it_is_read() {
 }
 
 #[test]
+fn preloaded_data_reaches_workers_of_every_kind_and_door() {
+    // Under `serve`, the worker that answers asks one of another kind.
+    let server = ProcessBuilder::program("preload-everywhere").workers(1).other_workers(1);
+    let server = server.args(["door=serve"]).start();
+    assert_eq!(server.get("/").text(), "hello world");
+    server.stop();
+    let server = ProcessBuilder::program("preload-everywhere").workers(1).other_workers(1);
+    let server = server.args(["door=threads", "model=threads"]).start();
+    assert_eq!(server.get("/").text(), "hello world");
+    server.stop();
+    let server = ProcessBuilder::program("preload-everywhere").workers(1).other_workers(1);
+    let server = server.args(["door=connections"]).start();
+    assert_eq!(server.connect().read_to_end().expect("greeting"), b"hello world");
+    server.stop();
+}
+
+#[test]
+fn before_fork_runs_once_in_a_process_that_may_use_a_runtime() {
+    let server = ProcessBuilder::program("migrates-before-fork").workers(2).start();
+    let migrations =
+        || std::fs::read_to_string(server.dir().join("migrated")).expect("a migration");
+    let pid: u32 = migrations().trim().parse().expect("one migration");
+    assert!(pid != server.pid() && process::has_ended(pid), "{pid} is a child that has ended");
+    server.signal(Signal::SIGHUP);
+    server.wait_generation(2);
+    assert_eq!(migrations().lines().count(), 1, "a reload does not run it");
+    server.stop();
+}
+
+#[test]
+fn an_upgrade_runs_before_fork_in_its_check_and_fails_with_it() {
+    let server = ProcessBuilder::program("migrates-before-fork").workers(1).start();
+    let server = server.allow_errors(&["upgrade", "schema"]);
+    let migrations =
+        || std::fs::read_to_string(server.dir().join("migrated")).expect("a migration");
+    server.run_verb(&["upgrade"]);
+    assert_eq!(migrations().lines().count(), 2, "not again when the new binary takes over");
+    std::fs::write(server.dir().join("broken"), "").expect("write");
+    let why = server.assert_verb_fails(&["upgrade"], 1);
+    assert!(why.contains("before_fork failed: the schema is newer"), "{why}");
+    assert_eq!(server.get("/").status, 200);
+    server.stop();
+}
+
+#[test]
+fn a_failed_before_fork_ends_the_start_before_any_fork_of_a_worker() {
+    let ended = ProcessBuilder::program("before-fork-panics").run();
+    assert_eq!(ended.status, Some(70), "{}", ended.stderr);
+    let last = ended.stderr.lines().last().unwrap_or_default();
+    assert!(last.contains("before_fork failed: it panicked: no schema"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("worker="), "{}", ended.stderr);
+}
+
+#[test]
 fn a_failed_preload_ends_the_start_before_any_fork() {
     for (program, why) in
         [("preload-fails", "load: the disk is gone"), ("preload-panics", "preload panics")]

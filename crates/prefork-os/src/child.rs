@@ -1,7 +1,7 @@
 //! Child processes: fork, exit, signals and state changes; and pidfds.
 
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
@@ -124,6 +124,13 @@ fn validate_pid(pid: u32) -> io::Result<i32> {
 /// A descriptor of one process, which never refers to a later process with the same pid.
 #[derive(Debug)]
 pub struct PidFd(OwnedFd);
+
+/// Readable once the process has exited.
+impl AsFd for PidFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl PidFd {
     /// Opens the process that has `pid` now. It need not be a child.

@@ -1,5 +1,6 @@
 //! The public entry point: a configuration and an application in, a supervised cluster out.
 
+mod before_fork;
 mod event_loop;
 mod hooks;
 mod initial_sockets;
@@ -34,7 +35,9 @@ use crate::systemd::ServiceEnvironment;
 use crate::upgrade::{self, BinaryLauncher, UpgradeManifest, UpgradeRole, WaitingClients};
 use crate::worker::http::into_service::IntoHttpService;
 use crate::worker::{self, AcceptedStream, Worker, WorkerApp};
-pub use preload::PreloadedCluster;
+use before_fork::BeforeFork;
+use preload::Load;
+pub use preload::Preloaded;
 pub use worker_kind::WorkerKind;
 use worker_kind::WorkerKinds;
 
@@ -69,6 +72,8 @@ pub struct Cluster {
     /// The process settings of `web` workers.
     web_process: ProcessOptions,
     slot_environments: SlotEnvironments,
+    before_fork: Vec<BeforeFork>,
+    preloads: Vec<Load>,
 }
 
 impl Cluster {
@@ -85,6 +90,8 @@ impl Cluster {
             on_output: None,
             web_process: ProcessOptions::default(),
             slot_environments: SlotEnvironments::new(),
+            before_fork: Vec::new(),
+            preloads: Vec::new(),
         }
     }
 
@@ -93,20 +100,6 @@ impl Cluster {
     pub fn reload_with(mut self, read: impl Fn() -> Result<Config> + 'static) -> Cluster {
         self.read_config = Box::new(read);
         self
-    }
-
-    /// Loads data once, in the primary, after the sockets are bound and before the first fork: every worker,
-    /// the respawned ones too, shares its memory until a process writes to it (copy-on-write).
-    ///
-    /// `load` runs in a thread of its own, which ends before the first fork. So what it leaves in
-    /// thread-local state, above all the keys of std's hash maps, is not the same in every worker. It must
-    /// not use tokio: a worker could not use tokio any more (see "Unix fork" in tokio's documentation).
-    pub fn preload<T, L>(self, load: L) -> PreloadedCluster<L>
-    where
-        L: FnOnce() -> Result<T, BoxError> + Send + 'static,
-        T: Send + 'static,
-    {
-        PreloadedCluster::new(self, load)
     }
 
     /// Forks the workers and supervises them until the cluster is told to stop. Returns in the primary only.
@@ -128,7 +121,7 @@ impl Cluster {
         F: Future<Output = Result<S, BoxError>> + 'static,
         S: IntoHttpService<M>,
     {
-        self.run(AppThreading::SingleThread, || Ok(worker::http_app(app)))
+        self.run(AppThreading::SingleThread, worker::http_app(app))
     }
 
     /// Serves like [`Cluster::serve`], for [`ConcurrencyModel::Threads`](crate::ConcurrencyModel::Threads): one service,
@@ -147,7 +140,7 @@ impl Cluster {
         S: IntoHttpService<M, Service: Send + Sync, Body: Send>,
         <S::Service as Service<Request<Incoming>>>::Future: Send,
     {
-        self.run(AppThreading::MultiThread, || Ok(crate::runtime::threads::multi_thread_app(app)))
+        self.run(AppThreading::MultiThread, crate::runtime::threads::multi_thread_app(app))
     }
 
     /// Serves any protocol, at the level of connections.
@@ -182,17 +175,13 @@ impl Cluster {
         H: Fn(AcceptedStream) -> C + 'static,
         C: Future<Output = ()> + 'static,
     {
-        self.run(AppThreading::SingleThread, || Ok(worker::raw_connection_app(app)))
+        self.run(AppThreading::SingleThread, worker::raw_connection_app(app))
     }
 }
 
 impl Cluster {
     /// Runs the primary: binds or takes over sockets, loads the application, forks and supervises workers.
-    fn run(
-        mut self,
-        threading: AppThreading,
-        build_app: impl FnOnce() -> Result<WorkerApp>,
-    ) -> Result<()> {
+    fn run(mut self, threading: AppThreading, app: WorkerApp) -> Result<()> {
         set_app_name(self.config.name());
         start_checks::check_can_fork_workers().inspect_err(upgrade::report_failed_start)?;
         log_output::init_log_output(None);
@@ -215,14 +204,14 @@ impl Cluster {
         let service = ServiceEnvironment::take()?;
         let manifest = match UpgradeRole::take()? {
             Some(UpgradeRole::Check { manifest, answer }) => {
-                self.run_upgrade_check(&manifest, &answer, build_app);
+                self.run_upgrade_check(&manifest, &answer, app);
             }
             Some(UpgradeRole::NewImage(manifest)) => Some(manifest),
             None => None,
         };
         let waiting = manifest.as_ref();
         let waiting = waiting.map_or_else(WaitingClients::default, WaitingClients::from_manifest);
-        match self.create_primary(launcher, service, manifest, build_app) {
+        match self.create_primary(launcher, service, manifest, app) {
             Ok(primary) => {
                 // From here on the control server answers them.
                 drop(waiting);
@@ -241,7 +230,7 @@ impl Cluster {
         launcher: BinaryLauncher,
         service: ServiceEnvironment,
         manifest: Option<UpgradeManifest>,
-        build_app: impl FnOnce() -> Result<WorkerApp>,
+        app: WorkerApp,
     ) -> Result<Primary> {
         let kinds = self.kinds.check_configs()?;
         let process_settings = self.process_settings()?;
@@ -270,9 +259,10 @@ impl Cluster {
         listeners.open_missing_sockets(&self.config.bind, self.config.backlog, slots)?;
         let service_manager = self.connect_service_manager(service, manifest.is_some(), &unwanted);
         let resources = PrimaryResources { listeners, pid_file, service_manager };
-        let app = fork_safety::warn_of_fds_left_open_by(build_app)?;
-        // Preloading may have started some.
-        start_checks::check_single_thread()?;
+        if manifest.is_none() {
+            before_fork::run_all(std::mem::take(&mut self.before_fork))?;
+        }
+        self.preload_data()?;
         let application = Application {
             worker_entry: self.kinds.into_worker_entry(app),
             read_config: self.read_config,
@@ -287,6 +277,13 @@ impl Cluster {
         let primary = Primary::new(self.config, application, resources, launcher, manifest)?;
         drop(signal_guard);
         Ok(primary)
+    }
+
+    /// Loads the data to preload, and checks that it has left nothing with which no worker can be forked.
+    fn preload_data(&mut self) -> Result<()> {
+        let loads = std::mem::take(&mut self.preloads);
+        fork_safety::warn_of_fds_left_open_by(|| preload::load_all(loads))?;
+        start_checks::check_single_thread()
     }
 
     /// Takes over the pid file of the previous image, if the configuration names the same, or creates one.
@@ -320,7 +317,7 @@ impl Cluster {
         mut self,
         manifest: &UpgradeManifest,
         answer: &OwnedFd,
-        build_app: impl FnOnce() -> Result<WorkerApp>,
+        app: WorkerApp,
     ) -> ! {
         let unblocked = prefork_os::signal::unblock_all_signals()
             .map_err(|e| Error::system("unblock signals", e));
@@ -333,10 +330,9 @@ impl Cluster {
                 let slots = self.sockets_per_addr(Some(manifest));
                 listeners.check_can_bind(&self.config.bind, self.config.backlog, slots)?;
                 drop(listeners);
-                primary::check_worker_boots(
-                    self.config,
-                    &self.kinds.into_worker_entry(build_app()?),
-                )
+                before_fork::run_all(std::mem::take(&mut self.before_fork))?;
+                self.preload_data()?;
+                primary::check_worker_boots(self.config, &self.kinds.into_worker_entry(app))
             });
         upgrade::report_check_result(answer, manifest, &outcome);
         std::process::exit(outcome.map_or_else(|e| e.exit_status(), |()| exit::OK).into())

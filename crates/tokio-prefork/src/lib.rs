@@ -89,7 +89,7 @@ mod worker_stdio;
 mod yield_now;
 
 pub use client::{ConnectionInfo, PeerAddr, UnixPeer};
-pub use cluster::{Cluster, PreloadedCluster, WorkerKind};
+pub use cluster::{Cluster, Preloaded, WorkerKind};
 pub use config::{
     ConcurrencyModel, Config, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClosePolicy,
     ParseValueError, WhenFull, WorkerCount,
