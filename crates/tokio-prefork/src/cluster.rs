@@ -254,6 +254,7 @@ impl Cluster {
         let passed = if manifest.is_none() { &service.activation_fds[..] } else { &[] };
         let unwanted = listeners.take_stored_sockets(passed, &self.config.bind);
         let resolved = resolve_hosts(&self.config.bind)?;
+        listeners.set_ipv6_only(self.config.ipv6_only);
         listeners.resolve_bind_addrs(&mut self.config.bind, &resolved);
         let slots = self.sockets_per_addr(manifest.as_ref());
         listeners.open_missing_sockets(&self.config.bind, self.config.backlog, slots)?;
@@ -326,6 +327,7 @@ impl Cluster {
             .and_then(|mut listeners| {
                 check_can_drop_privileges(&self.config)?;
                 let resolved = resolve_hosts(&self.config.bind)?;
+                listeners.set_ipv6_only(self.config.ipv6_only);
                 listeners.resolve_bind_addrs(&mut self.config.bind, &resolved);
                 let slots = self.sockets_per_addr(Some(manifest));
                 listeners.check_can_bind(&self.config.bind, self.config.backlog, slots)?;

@@ -51,6 +51,12 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
     .short('b')
     .env_aliases(&[EnvAlias { var: "PORT", convert: value_syntax::port_to_bind }]),
     Key::new(
+        "ipv6-only",
+        heading::LISTENING,
+        Field::Switch(|c| &mut c.ipv6_only),
+        "Accept only IPv6 connections on [::], and leave IPv4 on that port to others",
+    ),
+    Key::new(
         "unix-mode",
         heading::LISTENING,
         Field::FileMode(|c| &mut c.unix_mode),

@@ -123,6 +123,9 @@ macro_rules! config_fields {
 config_fields! {
     /// Addresses to listen on, at least one. Default: `127.0.0.1:3000`.
     bind: Vec<ListenAddr> as &[ListenAddr] = vec![ListenAddr::default()];
+    /// Whether `[::]` accepts IPv6 connections only, so that IPv4 on the same port is free for another program. Sockets that are
+    /// open keep their setting until a restart. Default: false, both.
+    ipv6_only: bool = false;
     /// Permissions of the files of Unix sockets that name none themselves ([`UnixAddr::mode`](crate::UnixAddr::mode)).
     /// Default: what the umask leaves of 0777.
     unix_mode: Option<u32>, from Option<u32> = None;

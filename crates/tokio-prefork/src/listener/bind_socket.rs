@@ -37,6 +37,8 @@ pub(super) struct BindContext<'a> {
     pub(super) may_take_inherited: bool,
     /// Whether opening may take a few seconds, because no worker serves yet.
     pub(super) may_wait: bool,
+    /// Whether `[::]` accepts IPv6 only.
+    pub(super) ipv6_only: bool,
 }
 
 /// Creates the listening socket of `addr`, or takes it over.
@@ -108,7 +110,9 @@ pub(super) fn bind_slot_socket(first: &Listener, slot: Slot) -> Result<Listener>
     let local = first.socket.local_addr().map(|local| local.as_socket());
     let local = local.map_err(|e| Error::system(format!("read the name of {}", first.addr), e))?;
     let bind = |addr: SocketAddr| -> io::Result<Socket> {
-        let socket = new_tcp_socket(addr)?;
+        // All sockets of a group have the same setting.
+        let ipv6_only = addr.is_ipv6() && first.socket.only_v6()?;
+        let socket = new_tcp_socket(addr, ipv6_only)?;
         socket.set_reuse_port(true)?;
         socket.bind(&addr.into())?;
         Ok(socket)
@@ -166,7 +170,7 @@ fn new_listener(addr: &ListenAddr, slot: Slot, socket: Socket) -> Result<Listene
 
 /// Binds a TCP address. Returns the socket and whether it listens already (see [`OpenedSocket`]).
 fn bind_tcp(addr: SocketAddr, backlog: i32, binding: &BindContext<'_>) -> Result<(Socket, bool)> {
-    let mut error = match bind_exclusively(addr, backlog) {
+    let mut error = match bind_exclusively(addr, backlog, binding.ipv6_only) {
         Ok(socket) => return Ok((socket, true)),
         Err(e) => e,
     };
@@ -183,7 +187,7 @@ fn bind_tcp(addr: SocketAddr, backlog: i32, binding: &BindContext<'_>) -> Result
                 return Err(Error::bind(addr, draining_workers::held_by_worker_error(pid))
                     .with_source(error));
             }
-            CloseOutcome::Closed => match bind_exclusively(addr, backlog) {
+            CloseOutcome::Closed => match bind_exclusively(addr, backlog, binding.ipv6_only) {
                 Ok(socket) => return Ok((socket, true)),
                 Err(e) => error = e,
             },
@@ -191,7 +195,7 @@ fn bind_tcp(addr: SocketAddr, backlog: i32, binding: &BindContext<'_>) -> Result
         }
     }
     if error.kind() == io::ErrorKind::AddrInUse {
-        if let Some(socket) = bind_beside_own_sockets(addr, binding.ours, &error)? {
+        if let Some(socket) = bind_beside_own_sockets(addr, binding, &error)? {
             return Ok((socket, false));
         }
         match orphan_sockets::release_from_orphans(&ListenAddr::Tcp(addr), binding.may_wait) {
@@ -201,7 +205,8 @@ fn bind_tcp(addr: SocketAddr, backlog: i32, binding: &BindContext<'_>) -> Result
                     .map_err(|e| Error::bind(addr, &e).with_source(e));
             }
             OrphanRelease::AddressFree => {
-                let again = bind_exclusively(addr, backlog).map(|socket| (socket, true));
+                let again =
+                    bind_exclusively(addr, backlog, binding.ipv6_only).map(|socket| (socket, true));
                 return again
                     .map_err(|e| Error::bind(addr, bind_error_text(&e, addr, &[])).with_source(e));
             }
@@ -215,8 +220,8 @@ fn bind_tcp(addr: SocketAddr, backlog: i32, binding: &BindContext<'_>) -> Result
 ///
 /// With the option set before, the kernel would let a second start of the same user share the port and take half of its
 /// traffic. A check before the bind would leave a race; this way the bind itself is the check.
-fn bind_exclusively(addr: SocketAddr, backlog: i32) -> io::Result<Socket> {
-    let socket = new_tcp_socket(addr)?;
+fn bind_exclusively(addr: SocketAddr, backlog: i32, ipv6_only: bool) -> io::Result<Socket> {
+    let socket = new_tcp_socket(addr, ipv6_only)?;
     socket.bind(&addr.into())?;
     socket.listen(backlog)?;
     socket.set_reuse_port(true)?;
@@ -227,9 +232,10 @@ fn bind_exclusively(addr: SocketAddr, backlog: i32) -> io::Result<Socket> {
 /// Returns `None` if no socket of this service overlaps.
 fn bind_beside_own_sockets(
     addr: SocketAddr,
-    ours: &[&Listener],
+    binding: &BindContext<'_>,
     error: &io::Error,
 ) -> Result<Option<Socket>> {
+    let ours = binding.ours;
     let in_the_way: Vec<&&Listener> = ours
         .iter()
         .filter(|one| one.tcp().is_some_and(|local| listen_addr::bind_addrs_overlap(local, addr)))
@@ -244,7 +250,7 @@ fn bind_beside_own_sockets(
     // Sockets of this service have the option; a passed socket may lack it.
     in_the_way.iter().for_each(|one| drop(one.socket.set_reuse_port(true)));
     let bind = || -> io::Result<Socket> {
-        let socket = new_tcp_socket(addr)?;
+        let socket = new_tcp_socket(addr, binding.ipv6_only)?;
         socket.set_reuse_port(true)?;
         socket.bind(&addr.into())?;
         Ok(socket)
@@ -366,12 +372,12 @@ fn socket_inode(socket: &Socket) -> Option<u64> {
     file.metadata().ok().map(|meta| meta.ino())
 }
 
-fn new_tcp_socket(addr: SocketAddr) -> io::Result<Socket> {
+fn new_tcp_socket(addr: SocketAddr, ipv6_only: bool) -> io::Result<Socket> {
     let domain = Domain::for_address(addr);
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
-        // [::] is dual stack, whatever net.ipv6.bindv6only says; any other address is IPv6 only.
-        socket.set_only_v6(!addr.ip().is_unspecified())?;
+        // [::] is dual stack unless configured, whatever net.ipv6.bindv6only says; any other address is IPv6 only.
+        socket.set_only_v6(ipv6_only || !addr.ip().is_unspecified())?;
     }
     // Allows the bind while connections of a former run are in TIME_WAIT, never beside another listener.
     socket.set_reuse_address(true)?;
@@ -452,6 +458,7 @@ mod tests {
             port: None,
             may_take_inherited: true,
             may_wait: false,
+            ipv6_only: false,
         };
         super::open_socket(addr, &binding).map(|acquired| (acquired.listener, acquired.file))
     }

@@ -68,6 +68,8 @@ pub(crate) struct ListenerSet {
     is_started_by_upgrade: bool,
     /// Whether workers serve: then nothing may wait any more.
     has_started_serving: bool,
+    /// Whether `[::]` accepts IPv6 only.
+    ipv6_only: bool,
 }
 
 /// The result of opening sockets.
@@ -249,7 +251,14 @@ impl ListenerSet {
             (!self.is_started_by_upgrade, !self.is_started_by_upgrade && !self.has_started_serving);
         bind_socket::open_socket(
             addr,
-            &BindContext { backlog, ours: &ours, port, may_take_inherited, may_wait },
+            &BindContext {
+                backlog,
+                ours: &ours,
+                port,
+                may_take_inherited,
+                may_wait,
+                ipv6_only: self.ipv6_only,
+            },
         )
     }
 

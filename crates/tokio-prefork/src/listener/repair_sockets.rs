@@ -81,6 +81,7 @@ impl ListenerSet {
                 port,
                 may_take_inherited: false,
                 may_wait: false,
+                ipv6_only: self.ipv6_only,
             };
             let new = bind_socket::open_socket(&addr, &binding)?;
             let file = new.file.map(|file| (addr.clone(), file));

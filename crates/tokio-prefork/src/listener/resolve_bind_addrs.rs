@@ -22,6 +22,11 @@ impl ListenerSet {
         self.has_started_serving = true;
     }
 
+    /// Sets whether sockets of `[::]` that are opened from now on accept IPv6 only.
+    pub(crate) fn set_ipv6_only(&mut self, ipv6_only: bool) {
+        self.ipv6_only = ipv6_only;
+    }
+
     /// Replaces host names by their addresses, and addresses of open sockets by the form under which they were opened.
     /// Adds the open sockets that an address of `bind` covers: `127.0.0.1:80` stays open for `:80`, as closing it would
     /// reset connections.
@@ -51,7 +56,10 @@ impl ListenerSet {
             fitted.iter().filter_map(|a| self.socket_addr_of(a)).collect();
         for listener in self.listeners.iter().filter(|listener| listener.slot == Slot(0)) {
             let covered = listener.tcp().is_some_and(|local| {
-                wanted.iter().any(|wide| super::listen_addr::wildcard_covers(*wide, local))
+                wanted.iter().any(|wide| {
+                    let is_other_family = self.ipv6_only && wide.is_ipv6() && local.is_ipv4();
+                    !is_other_family && super::listen_addr::wildcard_covers(*wide, local)
+                })
             });
             if covered && !fitted.contains(&listener.addr) {
                 fitted.push(listener.addr.clone());
@@ -277,6 +285,25 @@ mod tests {
             assert_eq!(bind, addrs(&["127.0.0.1:0"]));
             assert_eq!(set.remove_sockets_not_in(&bind.iter().collect::<Vec<_>>()).len(), 1);
         }
+    }
+
+    #[test]
+    fn an_ipv6_only_wildcard_leaves_ipv4_to_others() {
+        let mut set = ListenerSet::default();
+        set.set_ipv6_only(true);
+        set.open_missing_sockets(&addrs(&["[::]:0"]), 16, 3).expect("bind");
+        let other = std::net::TcpListener::bind(("0.0.0.0", port(&set)));
+        drop(other.expect("IPv4 is free"));
+        for listener in &set.listeners {
+            assert!(listener.socket.only_v6().expect("option"), "slot {}", listener.slot);
+        }
+        // A socket for IPv4 is not covered, so it closes when it is not named any more.
+        let mut set = open(&["127.0.0.1:0"]);
+        set.set_ipv6_only(true);
+        let mut bind = addrs(&[&format!("[::]:{}", port(&set))]);
+        let named = bind.clone();
+        set.resolve_bind_addrs(&mut bind, &ResolvedHosts::default());
+        assert_eq!(bind, named);
     }
 
     #[test]

@@ -180,6 +180,7 @@ impl Primary {
             self.event_log.log_restart_needed("log-file");
         }
         self.warn_about_fixed_keys(&config);
+        self.listeners.set_ipv6_only(config.ipv6_only);
         self.listeners.resolve_bind_addrs(&mut config.bind, names);
         // During the reload the old number of workers may be larger than the new one.
         let configured = config.supervisor_config().workers;
@@ -208,6 +209,7 @@ impl Primary {
         let Some(current) = self.current_config().cloned() else { return };
         for (key, is_same) in [
             ("control", config.control == current.control),
+            ("ipv6-only", config.ipv6_only == current.ipv6_only),
             ("pid-file", config.pid_file == current.pid_file),
             ("fd-store", config.fd_store == current.fd_store),
         ] {

@@ -201,15 +201,15 @@ fn create_test_worker(config: Config) -> Result<TestWorker> {
     Ok(TestWorker { worker, primary_end, stopped })
 }
 
+/// Both ends of a message channel: the worker's and the primary's.
+type MessageEnds = (Arc<WorkerMessageEnd>, Arc<WorkerMessageEnd>);
+
 /// Starts a thread that reads and writes the messages of both ends, and returns the ends (the worker's and the
 /// primary's) and its runtime.
 ///
 /// It has a runtime of its own, because the tasks of an end need a loop that lives as long as the worker, and a test may
 /// have none.
-fn start_message_thread(
-    tag: WorkerTag,
-    stopped: Arc<Notify>,
-) -> Result<((Arc<WorkerMessageEnd>, Arc<WorkerMessageEnd>), Handle)> {
+fn start_message_thread(tag: WorkerTag, stopped: Arc<Notify>) -> Result<(MessageEnds, Handle)> {
     let failed = |e| Error::system("start the message thread of a test worker", e);
     let (ours, theirs) = create_seqpacket_pair().map_err(failed)?;
     let (started, ends) = mpsc::channel();
