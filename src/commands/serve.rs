@@ -42,10 +42,14 @@ pub(crate) fn run_serve(flags: FlagValues) -> Result<ExitCode> {
         }
     };
     warn_if_demo_exposed(&settings);
+    let log_filter = settings.app().log.clone();
     app::serve_app(build_config(settings)?, move || {
         let settings = sources.resolve()?;
         settings.log_warnings();
         warn_if_demo_exposed(&settings);
+        if settings.app().log != log_filter {
+            log::warn!("log has changed in the configuration: restart or upgrade to apply it");
+        }
         build_config(settings)
     })?;
     Ok(ExitCode::from(exit::OK))

@@ -67,6 +67,7 @@ mod log_output;
 mod message_delivery;
 mod messages;
 mod misbehaving_workers;
+mod node_behaviour;
 mod orphaned_workers;
 mod own_flags;
 mod pid_file;

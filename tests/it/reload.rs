@@ -278,3 +278,15 @@ fn reload_keeps_the_old_workers_if_new_ones_never_become_ready() {
     server.run_verb(&["reload"]);
     server.stop();
 }
+
+#[test]
+fn a_reload_warns_about_a_changed_log_filter() {
+    let text = |level| format!("bind = ['127.0.0.1:0']\nworkers = 1\nlog = '{level}'\n");
+    let server = Server::builder().config(1, &text("info")).start();
+    server.run_verb(&["reload"]);
+    std::fs::write(server.dir().join("prefork.toml"), text("warn")).expect("write");
+    server.run_verb(&["reload"]);
+    server.wait_log(&["WARN", "log has changed"]);
+    let log = server.stop();
+    assert_eq!(log::lines_with(&log, &["WARN", "has changed"]).count(), 1, "{log}");
+}

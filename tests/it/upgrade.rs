@@ -379,7 +379,7 @@ fn an_upgrade_to_a_binary_that_exits_early_changes_nothing() {
     for (script, status) in [
         ("printf '#!/bin/sh\\nexit 1\\n' > new; chmod 755 new", "exit status: 1"),
         ("printf '#!/bin/sh\\nexit 0\\n' > new; chmod 755 new", "exit status: 0"),
-        ("printf '#!/bin/sh\\nkill -SEGV $$\\n' > new; chmod 755 new", ""),
+        ("printf '#!/bin/sh\\nkill -SEGV $$\\n' > new; chmod 755 new", "SIGSEGV"),
         ("cp /bin/false new", "exit status: 1"),
         ("cp /bin/true new", "exit status: 0"),
     ] {
@@ -424,7 +424,7 @@ fn an_upgrade_with_a_broken_config_changes_nothing() {
     {
         std::fs::write(&file, wrong).expect("write");
         let error = assert_upgrade_fails(&server);
-        assert!(error.contains("exit status: 78") && error.contains(why), "{wrong}: {error}");
+        assert!(error.contains(why), "{wrong}: {error}");
         let events = server.run_verb(&["events"]);
         assert!(log::lines_with(&events, &["upgrade", why]).count() > 0, "{events}");
     }

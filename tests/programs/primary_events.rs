@@ -25,6 +25,14 @@ pub(super) fn primary_events(arguments: ProgramArguments) -> Result<()> {
         let line = format_event(event);
         // Unbuffered, as a test reads the file while it grows.
         let _ = log.write_all(format!("{line}\n").as_bytes());
+        if let ClusterEvent::Disconnect { worker, .. } = event {
+            let is_known = primary.workers().iter().any(|one| one.worker.id == worker.id);
+            let _ = log.write_all(format!("known {} {is_known}\n", worker.id).as_bytes());
+        }
+        if let ClusterEvent::Exit(exit) = event {
+            let is_known = primary.workers().iter().any(|one| one.worker.id == exit.worker.id);
+            let _ = log.write_all(format!("known gone {} {is_known}\n", exit.worker.id).as_bytes());
+        }
         if let ClusterEvent::Scaled { .. } = event
             && let Ok(commands) = fs::read_to_string("commands")
         {
@@ -107,6 +115,11 @@ fn run_command(primary: &mut PrimaryHandle<'_>, command: &str) -> Result<String>
         "scale" => primary.scale(number(1)?),
         "reload" => primary.reload(),
         "stop" => primary.stop(),
+        "exit" => std::process::exit(number(1)? as i32),
+        "command" => {
+            let ended = std::process::Command::new("sh").args(["-c", "exit 7"]).status();
+            return Ok(format!("{:?}", ended.map_err(|e| Error::application("sh", e))?.code()));
+        }
         "config" => return Ok(primary.config().dispatch().to_string()),
         "workers" => {
             let workers = primary.workers();
@@ -141,6 +154,11 @@ async fn handle_request(
         }
         ["env", name] => {
             format!("{} {}", worker.slot(), std::env::var(name).unwrap_or_default())
+        }
+        ["child"] => {
+            let script = "readlink /proc/self/fd/*; grep -E 'SigBlk|SigIgn' /proc/self/status; env | cut -d = -f 1";
+            let output = std::process::Command::new("sh").args(["-c", script]).output()?;
+            String::from_utf8_lossy(&output.stdout).into_owned()
         }
         ["poll"] => {
             fs::write("waiting", "")?;

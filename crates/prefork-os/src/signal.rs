@@ -168,6 +168,28 @@ impl Drop for BlockedSignals {
     }
 }
 
+/// Resets all signals that this process handles to their default actions, and unblocks all. For a forked child that is
+/// about to execute another program, which would inherit the mask and could not be ended by the blocked signals.
+///
+/// A signal that was blocked until now has its default action, not the handler of the parent. Ignored signals stay
+/// ignored.
+pub fn reset_handlers_and_unblock() -> io::Result<()> {
+    for signal in Signal::iterator() {
+        // SAFETY: an all-zero sigaction is valid; the kernel writes the current action to it.
+        let mut current: libc::sigaction = unsafe { std::mem::zeroed() };
+        // SAFETY: both pointers are valid or null. SIGKILL and SIGSTOP are readable too.
+        let read =
+            unsafe { libc::sigaction(signal as libc::c_int, std::ptr::null(), &raw mut current) };
+        let is_handled = ![libc::SIG_DFL, libc::SIG_IGN].contains(&current.sa_sigaction);
+        if read == 0 && is_handled {
+            let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+            // SAFETY: the default action runs no code of this process.
+            unsafe { sigaction(signal, &default) }?;
+        }
+    }
+    unblock_all_signals()
+}
+
 /// Unblocks all signals: a program inherits the signal mask across exec.
 pub fn unblock_all_signals() -> io::Result<()> {
     Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)

@@ -83,7 +83,7 @@ impl BinaryLauncher {
     ) -> Result<UpgradeCheck> {
         let failed = |what: &str, e| Error::system(format!("{what} {}", self.path.display()), e);
         let sealed = create_manifest_fd(manifest)?;
-        // Until its exec the child has the primary's handlers. The new binary unblocks signals itself.
+        // Until the child has reset them, it has the primary's handlers, which write to the primary's pipe.
         let _blocked = BlockedSignals::block_all().map_err(|e| failed("block signals for", e))?;
         let pipe = || -> Result<(ChildOutput, io::PipeWriter)> {
             ChildOutput::create_pipe().map_err(|e| failed("make a pipe to", e))
@@ -98,6 +98,8 @@ impl BinaryLauncher {
                 }
                 // If this fails, the output goes to the primary's own log.
                 let _ = prefork_os::fd::replace_stderr(OwnedFd::from(stderr_writer));
+                // Otherwise a program that does not unblock them, such as a shell script, could not be ended by a signal.
+                let _ = prefork_os::signal::reset_handlers_and_unblock();
                 let value = format!("{},{}", sealed.as_raw_fd(), answer_writer.as_raw_fd());
                 let inherited = [sealed.as_fd(), answer_writer.as_fd()];
                 let error = self.exec_binary(
