@@ -58,6 +58,7 @@ mod http;
 mod http2_settings;
 mod http_corpus;
 mod http_malformed;
+mod inherited_sockets;
 mod install_script;
 mod isolated_jobs;
 mod leaving;

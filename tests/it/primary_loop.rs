@@ -131,3 +131,29 @@ fn a_hook_can_end_the_cluster_with_an_error() {
         assert!(log.contains(text) && !log.contains("a second error"), "{log}");
     }
 }
+
+#[test]
+fn sigterm_ends_a_worker_whose_event_loop_is_blocked() {
+    let server = ProcessBuilder::program("primary-loop")
+        .workers(1)
+        .other_workers(1)
+        .args(["graceful-timeout-ms=300"])
+        .start();
+    let mut admin = Admin::connect(&server);
+    let old = server.worker_pids();
+    // More than there are workers, so each event loop stands still in one.
+    let clients: Vec<_> = (0..8).map(|_| server.send_get("/block")).collect();
+    for id in [1, 2] {
+        let file = server.dir().join(format!("blocked-{id}"));
+        wait::wait_until("a blocked event loop", || file.exists());
+    }
+    for id in [1, 2] {
+        assert_eq!(admin.ask(&format!("kill {id} 15")), "ok");
+    }
+    // Before `stall-timeout`, 30 s, which is later than this waits.
+    process::wait_ended(&old);
+    drop(clients);
+    std::fs::write(server.dir().join("unblock"), "").expect("written");
+    wait::wait_until("their replacements", || server.worker_pids().len() == 2);
+    server.stop();
+}

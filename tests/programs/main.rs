@@ -4,6 +4,7 @@
 
 mod boot;
 mod connection_info;
+mod inherited_sockets;
 mod isolated_jobs;
 mod leaving;
 mod message_delivery;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         "pass-websockets" => websocket_passing::pass_websockets(arguments),
         "connections" => serving::line_protocol(arguments),
         "request-summary" => request_summary::request_summary(arguments),
+        "inherited-sockets" => inherited_sockets::inherited_sockets(arguments),
         "primary-loop" => primary_loop::primary_loop(arguments),
         "primary-events" => primary_events::primary_events(arguments),
         "environment" => serving::worker_environment(arguments),

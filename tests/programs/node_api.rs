@@ -2,6 +2,7 @@
 //! `tests/it/documentation.rs` searches for each of them here. The cluster can be run, but most of it waits for a
 //! message that is never sent.
 
+use std::net::{TcpListener, UdpSocket};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use tokio_prefork::{
-    BoxError, Cluster, ClusterEvent, Config, ConfigBuilder, ConnectionInfo, ControlSocket, Dispatch,
+    BoxError, Cluster, ClusterEvent, Config, ConfigBuilder, ConnectionInfo, ControlSocket,
+    Dispatch, inherit_socket,
 };
 use tokio_prefork::{
     Message, MessageError, OutputStream, PassedConnection, PrimaryHandle, RestartDecision, Result,
@@ -22,6 +24,8 @@ use super::ProgramArguments;
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) fn node_api(arguments: ProgramArguments) -> Result<()> {
+    let dns = inherit_socket("dns", || UdpSocket::bind("127.0.0.1:0"))?;
+    log::info!("{:?}", dns.local_addr());
     Cluster::new(arguments.config)
         .slot_env(0, [("ROLE", "mail")])?
         .worker_stdio(WorkerStdio::Lines)
@@ -50,6 +54,8 @@ fn settings(config: ConfigBuilder) -> Result<Config> {
     let config = config.listen("127.0.0.1:0")?;
     let config = config.listen("unix:/run/app.sock")?;
     let config = config.listen("fd://3")?;
+    let web = inherit_socket("web", || TcpListener::bind("127.0.0.1:0"))?;
+    let config = config.listener(web)?;
     let config = config.dispatch(Dispatch::Shared);
     let config = config.dispatch(Dispatch::RoundRobin);
     let config = config.dispatch(Dispatch::Reuseport);

@@ -65,8 +65,11 @@ pub(super) fn primary_loop(arguments: ProgramArguments) -> Result<()> {
         .serve(|worker: Worker| async move {
             Ok(service_fn(move |request: Request<Incoming>| {
                 let text = format!("{} {}", worker.id(), std::env::var("ROLE").unwrap_or_default());
-                let blocks = request.uri().path() == "/block";
+                let (id, blocks) = (worker.id(), request.uri().path() == "/block");
                 async move {
+                    if blocks {
+                        std::fs::write(format!("blocked-{id}"), "")?;
+                    }
                     // Not a future: the event loop stands still.
                     while blocks && std::fs::metadata("unblock").is_err() {
                         std::thread::yield_now();

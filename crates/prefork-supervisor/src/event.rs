@@ -27,6 +27,8 @@ pub enum Event {
     BootFailed { worker: WorkerId, reason: String },
     /// The worker drains by its own decision and wants a replacement.
     Retiring { worker: WorkerId },
+    /// The application has sent SIGTERM to the worker, which should drain by its own decision.
+    TerminationSent { worker: WorkerId },
     /// The worker drains by its own decision and wants no replacement.
     Disconnecting { worker: WorkerId },
     /// The worker closed its channel; its exit should follow.

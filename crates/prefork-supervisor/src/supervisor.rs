@@ -130,6 +130,7 @@ impl Supervisor {
             Event::RiskyJobStarted { worker } => self.on_risky_job_started(worker),
             Event::BootFailed { worker, reason } => self.on_boot_failed(worker, reason),
             Event::Retiring { worker } => self.on_retiring(now, worker),
+            Event::TerminationSent { worker } => self.on_termination_sent(now, worker),
             Event::Disconnecting { worker } => self.on_disconnecting(now, worker),
             Event::ChannelClosed { worker } => self.on_channel_closed(now, worker),
             Event::ProtocolError { worker, reason } => self.on_protocol_error(worker, reason),

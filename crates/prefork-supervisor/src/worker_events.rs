@@ -144,6 +144,14 @@ impl Supervisor {
         }
     }
 
+    /// Counts the signal as the worker's own decision. If its event loop is blocked, it cannot report that, and only the
+    /// deadline ends it.
+    pub(crate) fn on_termination_sent(&mut self, now: Instant, worker: WorkerId) {
+        if self.workers.is_serving(worker) {
+            self.on_retiring(now, worker);
+        }
+    }
+
     /// Drains a worker by a command; its slot stays empty.
     pub(crate) fn on_disconnect(&mut self, now: Instant, worker: WorkerId, by: Requester) {
         let command = RefusedCommand::Disconnect(worker);

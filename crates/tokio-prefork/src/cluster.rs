@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 
 use crate::app_name::set_app_name;
+use crate::application_sockets;
 use crate::config::Config;
 use crate::error::{BoxError, Error, Result, exit};
 use crate::fork_safety;
@@ -201,12 +202,16 @@ impl Cluster {
                 .and_then(|c| check_can_drop_privileges(&c).map(|()| c))
         });
         let launcher = BinaryLauncher::of_this_process()?;
-        let service = ServiceEnvironment::take()?;
+        let mut service = ServiceEnvironment::take()?;
+        application_sockets::remove_taken(&mut service.activation_fds);
         let manifest = match UpgradeRole::take()? {
             Some(UpgradeRole::Check { manifest, answer }) => {
                 self.run_upgrade_check(&manifest, &answer, app);
             }
-            Some(UpgradeRole::NewImage(manifest)) => Some(manifest),
+            Some(UpgradeRole::NewImage(manifest)) => {
+                application_sockets::record_passed(&manifest.sockets);
+                Some(manifest)
+            }
             None => None,
         };
         let waiting = manifest.as_ref();

@@ -50,6 +50,7 @@
 //! - Every wait for another process has a deadline, and every queue has a limit.
 
 mod app_name;
+mod application_sockets;
 mod channel;
 #[cfg(feature = "cli")]
 pub mod cli;
@@ -88,6 +89,7 @@ mod worker_init;
 mod worker_stdio;
 mod yield_now;
 
+pub use application_sockets::inherit_socket;
 pub use client::{ConnectionInfo, PeerAddr, UnixPeer};
 pub use cluster::{Cluster, Preloaded, WorkerKind};
 pub use config::{

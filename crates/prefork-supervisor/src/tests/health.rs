@@ -284,3 +284,27 @@ fn workers_over_the_hard_memory_limit_from_the_start_back_off() {
         sim.fork_times().len()
     );
 }
+
+#[test]
+fn a_worker_that_does_not_react_to_sigterm_is_replaced_at_once_and_killed_in_time() {
+    let mut sim = start_serving_cluster(2);
+    sim.perform_step_now(1, WorkerStep::Freeze);
+    sim.report_event(Event::TerminationSent { worker: WorkerId(1) });
+    sim.run_for(ms(100));
+    assert_eq!(sim.serving_workers(), [2, 3]);
+    sim.run_until_idle();
+    // After the graceful timeout of 5 s and the margin.
+    assert_eq!(kill_times(&sim, 1), [ms(11_000)]);
+    assert_eq!(exit_causes(&sim), [(1, ExitCause::GracefulTimeout)]);
+}
+
+#[test]
+fn a_worker_that_reacts_to_sigterm_retires_once() {
+    let mut sim = start_serving_cluster(1);
+    sim.report_event(Event::TerminationSent { worker: WorkerId(1) });
+    sim.perform_step_now(1, WorkerStep::Retire);
+    sim.run_until_idle();
+    let retired = sim.logged(|event| matches!(event, LogEvent::Retiring { .. }).then_some(()));
+    assert_eq!((retired.len(), sim.serving_workers()), (1, vec![2]));
+    assert_eq!(exit_causes(&sim), [(1, ExitCause::Drained)]);
+}

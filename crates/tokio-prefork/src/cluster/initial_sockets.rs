@@ -22,6 +22,7 @@ impl Cluster {
         if manifest.is_none() {
             set.take_passed_sockets(passed, &self.config.bind)?;
         }
+        set.take_own_listeners(&mut self.config)?;
         let passed_addrs = set.passed_socket_addrs();
         add_passed_sockets(&mut self.config.bind, &passed_addrs);
         let read_config = std::mem::replace(

@@ -1,11 +1,12 @@
 //! The builder of the configuration, with its checks.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::app_settings::AppSettings;
 use super::{ConcurrencyModel, Config, Dispatch, WorkerCount};
 use crate::error::{Error, Result};
-use crate::listener::ListenAddr;
+use crate::listener::{ListenAddr, OwnListener};
 use crate::log_file::is_same_file;
 use crate::privilege::WorkerCredentials;
 
@@ -73,6 +74,32 @@ impl ConfigBuilder {
         }
         self.config.bind.push(addr);
         Ok(self)
+    }
+
+    /// Adds a listening socket that the program has made: Node's `listen(handle)`. Its address counts as one of
+    /// [`listen`](ConfigBuilder::listen).
+    ///
+    /// The primary owns it from here on and passes it to the workers. An upgrade in place runs the program again, which
+    /// cannot bind the address a second time; so make the socket by [`inherit_socket`](crate::inherit_socket):
+    ///
+    /// ```no_run
+    /// use std::net::TcpListener;
+    /// use tokio_prefork::{Config, inherit_socket};
+    ///
+    /// # fn config() -> tokio_prefork::Result<Config> {
+    /// let web = inherit_socket("web", || TcpListener::bind("127.0.0.1:3000"))?;
+    /// Config::builder().listener(web)?.build()
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// It is not a listening TCP socket, or Unix stream socket with a path.
+    pub fn listener(mut self, listener: impl Into<OwnedFd>) -> Result<ConfigBuilder> {
+        let own = OwnListener::new(listener.into())?;
+        let addr = own.addr().clone();
+        self.config.own_listeners.push(own);
+        self.listen(addr)
     }
 
     /// Replaces all addresses to listen on. [`ConfigBuilder::listen`] adds one.

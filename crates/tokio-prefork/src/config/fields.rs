@@ -11,7 +11,7 @@ use super::{
     WorkerCount,
 };
 use crate::error::{Error, Result};
-use crate::listener::ListenAddr;
+use crate::listener::{ListenAddr, OwnListener};
 use crate::privilege::WorkerCredentials;
 
 /// The longest configurable duration: no deadline arithmetic overflows with it.
@@ -55,6 +55,8 @@ macro_rules! config_fields {
             /// Whether `bind` is the default, which the first [`ConfigBuilder::listen`] replaces.
             pub(super) is_default_bind: bool,
             pub(super) app: AppIdentity,
+            /// Listening sockets that the program made itself.
+            pub(super) own_listeners: Vec<OwnListener>,
             pub(super) app_settings: AppSettings,
             /// `user` and `group` as numbers.
             pub(super) credentials: Option<WorkerCredentials>,
@@ -66,6 +68,7 @@ macro_rules! config_fields {
                     $($name: $default,)*
                     is_default_bind: true,
                     app: AppIdentity::default(),
+                    own_listeners: Vec::new(),
                     app_settings: AppSettings::default(),
                     credentials: None,
                 }

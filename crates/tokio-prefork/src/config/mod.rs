@@ -17,6 +17,7 @@ mod worker_count;
 use std::any::Any;
 use std::time::Duration;
 
+use crate::listener::OwnListener;
 use crate::privilege::WorkerCredentials;
 
 pub use crate::dispatch::Dispatch;
@@ -68,6 +69,11 @@ impl Config {
     #[cfg(feature = "cli")]
     pub(crate) fn set_bind_given(&mut self) {
         self.is_default_bind = false;
+    }
+
+    /// Takes the listening sockets that the program made itself.
+    pub(crate) fn take_own_listeners(&mut self) -> Vec<OwnListener> {
+        std::mem::take(&mut self.own_listeners)
     }
 
     /// Returns the user and groups that workers change to, if any.

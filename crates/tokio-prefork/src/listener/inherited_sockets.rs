@@ -5,11 +5,13 @@
 //! default, and an address that both name is not bound again. Stored sockets are taken back if `bind` names their
 //! address.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use socket2::{Domain, Socket};
 
 use super::{ListenAddr, Listener, ListenerSet, bind_socket};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::systemd::{ActivationFd, StoredSocketName, is_stored_socket_name};
 use prefork_supervisor::Slot;
@@ -106,6 +108,21 @@ impl ListenerSet {
         Ok(())
     }
 
+    /// Takes the listening sockets that the program made itself. Those that the previous image has passed stay.
+    pub(crate) fn take_own_listeners(&mut self, config: &mut Config) -> Result<()> {
+        for OwnListener { addr, socket } in config.take_own_listeners() {
+            let own = std::process::id();
+            match socket.take() {
+                Some(fd) if !self.has(&addr, Slot(0)) => {
+                    self.inherit(addr, Slot(0), fd, own, SocketKeeper::Primary)?;
+                }
+                // A duplicate, or taken before.
+                Some(_) | None => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Takes the sockets that `bind` names from the descriptor store. Returns the names of the others, for removal from
     /// the store.
     pub(crate) fn take_stored_sockets(
@@ -195,6 +212,43 @@ fn bind_addr_of(socket: &Socket, number: i32) -> ListenAddr {
         (None, Some(path)) => ListenAddr::Unix(path.into()),
         // An abstract or unnamed Unix socket.
         (None, None) => ListenAddr::Fd(number),
+    }
+}
+
+/// A listening socket that the program made itself.
+#[derive(Debug, Clone)]
+pub(crate) struct OwnListener {
+    addr: ListenAddr,
+    socket: SharedOwnFd,
+}
+
+/// A descriptor that one of several clones of a configuration takes: none keeps it open in the workers.
+#[derive(Debug, Clone)]
+struct SharedOwnFd(Arc<Mutex<Option<OwnedFd>>>);
+
+impl SharedOwnFd {
+    fn take(&self) -> Option<OwnedFd> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl OwnListener {
+    /// # Errors
+    /// The descriptor is not a listening stream socket with an address.
+    pub(crate) fn new(fd: OwnedFd) -> Result<OwnListener> {
+        let number = fd.as_raw_fd();
+        let socket = Socket::from(fd);
+        let addr = bind_addr_of(&socket, number);
+        if !bind_socket::is_stream_listener(&socket) || addr == ListenAddr::Fd(number) {
+            return Err(Error::config(format!(
+                "descriptor {number} is no listener: give a listening TCP socket, or a Unix socket with a path"
+            )));
+        }
+        Ok(OwnListener { addr, socket: SharedOwnFd(Arc::new(Mutex::new(Some(socket.into())))) })
+    }
+
+    pub(crate) fn addr(&self) -> &ListenAddr {
+        &self.addr
     }
 }
 

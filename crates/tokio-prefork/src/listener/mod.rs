@@ -31,7 +31,7 @@ use crate::error::Result;
 use crate::socket_file::UnixSocketFile;
 use bind_socket::{BindContext, OpenedSocket};
 pub(crate) use host_lookup::{HostLookup, ResolvedHosts, resolve_hosts};
-pub(crate) use inherited_sockets::{SocketKeeper, add_passed_sockets};
+pub(crate) use inherited_sockets::{OwnListener, SocketKeeper, add_passed_sockets};
 use listen_addr::BoundAddr;
 pub use listen_addr::{HostAddr, ListenAddr};
 use prefork_os::socket::AcceptQueue;

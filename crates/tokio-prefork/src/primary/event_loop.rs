@@ -175,7 +175,8 @@ impl PrimaryHandle<'_> {
     ///
     /// The rules of [`Cluster::on_event`](crate::Cluster::on_event) hold for `hook`. Each worker drops its copy of
     /// `source` at its fork, and so does an upgrade in place: the new image watches its own in
-    /// [`Cluster::on_start`](crate::Cluster::on_start).
+    /// [`Cluster::on_start`](crate::Cluster::on_start), which can be the same one by
+    /// [`inherit_socket`](crate::inherit_socket).
     ///
     /// ```no_run
     /// # use std::io::Write;

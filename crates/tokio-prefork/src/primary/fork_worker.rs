@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::handover_relay::HandoverRelay;
 use super::{Primary, WorkerProcess};
+use crate::application_sockets;
 use crate::channel::PrimaryChannelEnd;
 use crate::dispatch::round_robin::{ConnectionQueue, RoundRobinAcceptor};
 use crate::dispatch::{LoadPage, LoadPageLease};
@@ -218,6 +219,8 @@ impl Primary {
         self.close_channels_of_other_workers();
         self.signals.close_in_worker();
         self.event_loop.close_in_worker();
+        self.application_sockets.clear();
+        application_sockets::close_in_worker();
     }
 
     /// Closes the channels of the other workers and drops the messages queued for them.

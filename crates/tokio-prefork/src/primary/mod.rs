@@ -38,6 +38,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::application_sockets::{self, ApplicationSocket};
 use crate::config::{Config, WorkerCount};
 use crate::dispatch::round_robin::RoundRobinAcceptor;
 use crate::error::{Error, Result};
@@ -126,6 +127,8 @@ pub(crate) struct Primary {
     /// The error that a hook has stopped the cluster with.
     stop_error: Option<Error>,
     upgrade: UpgradeState,
+    /// The sockets of the application that the next image gets, as of the last manifest.
+    application_sockets: Vec<ApplicationSocket>,
     control: ControlEndpoint,
     pid_file: ConfiguredPidFile,
     service_manager: Option<ServiceManager>,
@@ -200,6 +203,7 @@ impl Primary {
             event_loop: EventLoop::default(),
             stop_error: None,
             upgrade: UpgradeState::new(launcher),
+            application_sockets: Vec::new(),
             control,
             service_manager,
             started: Instant::now(),
@@ -219,6 +223,7 @@ impl Primary {
         self.update_kernel_selector();
         self.store_sockets();
         self.run_start_hooks(manifest.is_some())?;
+        application_sockets::close_unclaimed();
         prefork_os::signal::unblock_all_signals().map_err(|e| Error::system("unblock signals", e))
     }
 

@@ -195,6 +195,10 @@ impl PrimaryHandle<'_> {
 
     /// Sends a signal to a worker at once: 9 kills it, 15 makes it drain and be replaced.
     ///
+    /// After 15, another worker takes the slot at once, and the worker has `graceful-timeout` to finish. If its event loop
+    /// is blocked, so that it does not notice the signal, it is killed one second after that, whatever `stall-timeout`
+    /// says. (Node's `worker.kill()` ends a worker at once, with its requests: that is 9 here.)
+    ///
     /// # Errors
     /// The worker does not exist (any more), the signal does not exist, or the system refuses. This is the only answer: no
     /// event follows a refused signal.
@@ -205,8 +209,13 @@ impl PrimaryHandle<'_> {
         // A worker in the table is not reaped yet, so the pid is its own.
         let process = self.primary.workers.get(&worker);
         let process = process.ok_or_else(|| failed(format!("there is no worker={worker}")))?;
-        prefork_os::child::signal_child(process.pid, signal)
-            .map_err(|e| Error::system(format!("send {} to {}", signal.as_str(), process.tag), e))
+        prefork_os::child::signal_child(process.pid, signal).map_err(|e| {
+            Error::system(format!("send {} to {}", signal.as_str(), process.tag), e)
+        })?;
+        if signal == Signal::SIGTERM {
+            self.primary.pending_events.push_back(Event::TerminationSent { worker });
+        }
+        Ok(())
     }
 
     /// Queues a command, or reports that there is no room for it.

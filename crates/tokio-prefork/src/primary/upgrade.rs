@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::control_requests::ControlEndpoint;
 use super::{Primary, WorkerProcess};
+use crate::application_sockets::{self, ApplicationSocket};
 use crate::channel::PrimaryChannelEnd;
 use crate::control::Reply;
 use crate::dispatch::round_robin::{ConnectionQueue, QueuedConnection};
@@ -13,7 +14,8 @@ use crate::error::{Error, Result};
 use crate::scoreboard::{PageRange, WorkerPages};
 use crate::upgrade::{
     BinaryLauncher, MANIFEST_REVISION, MANIFEST_VERSION, PassedClientState, PassedConnection,
-    PassedControl, PassedKind, PassedListener, PassedWorker, UpgradeCheck, UpgradeManifest,
+    PassedControl, PassedKind, PassedListener, PassedSocket, PassedWorker, UpgradeCheck,
+    UpgradeManifest,
 };
 use prefork_os::child::reap_child;
 use prefork_os::fd::take_inherited_fd;
@@ -101,6 +103,7 @@ impl UpgradeState {
 impl Primary {
     /// Starts the new binary as a child that checks whether it can take over.
     pub(super) fn start_upgrade_check(&mut self) {
+        self.application_sockets = application_sockets::registered();
         let check = self.write_manifest().and_then(|manifest| {
             self.upgrade.launcher.start_check(&manifest, &self.inheritable_fds())
         });
@@ -169,6 +172,7 @@ impl Primary {
         }
         // Clients that follow the events get the last ones of this image from it.
         self.control.send_new_events(&self.event_log);
+        self.application_sockets = application_sockets::registered();
         let mut manifest = self.write_manifest()?;
         match self.upgrade.checked_revision {
             0 => self.prepare_exec_of_older_binary(&manifest)?,
@@ -260,6 +264,7 @@ impl Primary {
             control: None,
             pid_file: None,
             last_event: self.event_log.history.last_number(),
+            sockets: self.application_sockets.iter().map(passed_socket).collect(),
         })
     }
 
@@ -274,6 +279,7 @@ impl Primary {
             .chain(channels.map(AsFd::as_fd))
             .chain(queues.flat_map(ConnectionQueue::ends))
             .chain(self.output.passed_fds())
+            .chain(self.application_sockets.iter().map(|one| one.fd.as_fd()))
             .chain(self.scoreboard.memory().into_iter().chain(older_boards).map(AsFd::as_fd))
             .collect()
     }
@@ -313,6 +319,10 @@ impl Primary {
         unused.for_each(|board| self.scoreboard.release_inherited(board));
         Ok(())
     }
+}
+
+fn passed_socket(socket: &ApplicationSocket) -> PassedSocket {
+    PassedSocket { name: socket.name.clone(), fd: socket.fd.as_raw_fd() }
 }
 
 fn passed_worker(

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 pub(crate) use fd_store::{StoredSocketName, is_stored_socket_name};
 use notify_socket::NotifySocket;
 pub(crate) use notify_state::{ClusterSummary, NotifyState};
-pub(crate) use socket_activation::{ActivationFd, activation_fd_numbers};
+pub(crate) use socket_activation::{ActivationFd, activation_fd_numbers, parse_own_activation_fds};
 
 use crate::error::Result;
 

@@ -48,8 +48,12 @@ pub(super) fn parse_activation_fds(
 /// # Errors
 /// `LISTEN_FDS` is no number from 0 to 4096.
 pub(crate) fn activation_fd_numbers() -> Result<Vec<i32>> {
-    let passed = parse_activation_fds(|name| std::env::var(name).ok(), std::process::id())?;
-    Ok(passed.into_iter().map(|one| one.fd).collect())
+    Ok(parse_own_activation_fds()?.into_iter().map(|one| one.fd).collect())
+}
+
+/// Returns the descriptors that the service manager passed to this process, as long as its variables are there.
+pub(crate) fn parse_own_activation_fds() -> Result<Vec<ActivationFd>> {
+    parse_activation_fds(|name| std::env::var(name).ok(), std::process::id())
 }
 
 #[cfg(test)]

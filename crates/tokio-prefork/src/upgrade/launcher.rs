@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::manifest::{MANIFEST_REVISION, MAX_MANIFEST_BYTES};
-use super::{PassedClientState, UpgradeManifest};
+use super::{PassedClientState, PassedSocket, UpgradeManifest};
 use crate::control;
 use crate::error::{Error, Result, exit};
 use crate::text::printable;
@@ -318,6 +318,22 @@ pub fn report_failed_start(error: &Error) {
     }
 }
 
+/// Reads the sockets of the application from the manifest, which stays for [`UpgradeRole::take`].
+pub(crate) fn read_passed_sockets() -> Result<Vec<PassedSocket>> {
+    let check = std::env::var(UPGRADE_CHECK_VARIABLE).ok();
+    let (variable, number) = match (check, std::env::var(MANIFEST_VARIABLE)) {
+        (Some(fds), _) => {
+            let manifest = fds.split(',').next().unwrap_or_default().to_string();
+            (UPGRADE_CHECK_VARIABLE, manifest)
+        }
+        (None, Ok(number)) => (MANIFEST_VARIABLE, number),
+        (None, Err(_)) => return Ok(Vec::new()),
+    };
+    let number = number.parse().map_err(|_| malformed_variable(variable))?;
+    let copy = prefork_os::fd::duplicate_fd(number).map_err(|_| malformed_variable(variable))?;
+    decode_manifest(&copy).map(|manifest| manifest.sockets)
+}
+
 /// Returns whether an upgrade has started this process and passed it open descriptors.
 pub(crate) fn is_started_by_upgrade() -> bool {
     [UPGRADE_CHECK_VARIABLE, MANIFEST_VARIABLE]
@@ -379,8 +395,11 @@ fn write_answer(to: &OwnedFd, text: &str) {
 }
 
 fn read_manifest(variable: &str, number: &str) -> Result<UpgradeManifest> {
-    let file = take_fd(variable, number)?;
-    let bytes = prefork_os::exec::read_memfd(&file, MAX_MANIFEST_BYTES)
+    decode_manifest(&take_fd(variable, number)?)
+}
+
+fn decode_manifest(file: &OwnedFd) -> Result<UpgradeManifest> {
+    let bytes = prefork_os::exec::read_memfd(file, MAX_MANIFEST_BYTES)
         .map_err(|e| Error::system("read the upgrade manifest", e))?;
     UpgradeManifest::decode(&bytes)
 }

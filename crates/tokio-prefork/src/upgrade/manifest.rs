@@ -74,6 +74,9 @@ pub(crate) struct UpgradeManifest {
     /// The number of the last event; the new image continues from it.
     #[serde(default)]
     pub last_event: u64,
+    /// The sockets of the application (`inherit_socket`).
+    #[serde(default)]
+    pub sockets: Vec<PassedSocket>,
 }
 
 /// The control socket and its clients.
@@ -145,6 +148,13 @@ pub(crate) struct PassedListener {
     /// The other process that keeps the socket open, by name.
     #[serde(default)]
     pub keeper: String,
+    pub fd: i32,
+}
+
+/// A socket of the application, and the name by which the application asks for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PassedSocket {
+    pub name: String,
     pub fd: i32,
 }
 
@@ -305,6 +315,7 @@ mod tests {
             }),
             pid_file: None,
             last_event: 17,
+            sockets: vec![PassedSocket { name: "dns".to_string(), fd: 14 }],
         }
     }
 
@@ -321,6 +332,7 @@ mod tests {
             "workers_configured",
             "kinds",
             "reserved_ids",
+            "sockets",
         ] {
             fields.remove(field).expect(field);
         }

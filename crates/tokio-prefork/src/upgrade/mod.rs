@@ -27,10 +27,10 @@ mod manifest;
 pub use launcher::report_failed_start;
 pub(crate) use launcher::{
     BinaryLauncher, UpgradeCheck, UpgradeRole, WaitingClients, is_started_by_upgrade,
-    report_check_result,
+    read_passed_sockets, report_check_result,
 };
 pub(crate) use manifest::{
     MANIFEST_REVISION, MANIFEST_VERSION, PassedClient, PassedClientState, PassedConnection,
-    PassedControl, PassedFile, PassedKind, PassedListener, PassedOutput, PassedWorker,
-    UpgradeManifest,
+    PassedControl, PassedFile, PassedKind, PassedListener, PassedOutput, PassedSocket,
+    PassedWorker, UpgradeManifest,
 };
