@@ -291,7 +291,7 @@ fn a_worker_that_does_not_react_to_sigterm_is_replaced_at_once_and_killed_in_tim
     sim.perform_step_now(1, WorkerStep::Freeze);
     sim.report_event(Event::TerminationSent { worker: WorkerId(1) });
     sim.run_for(ms(100));
-    assert_eq!(sim.serving_workers(), [2, 3]);
+    assert_eq!(sim.serving_workers(), [3, 2]);
     sim.run_until_idle();
     // After the graceful timeout of 5 s and the margin.
     assert_eq!(kill_times(&sim, 1), [ms(11_000)]);
