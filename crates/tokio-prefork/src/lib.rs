@@ -1,43 +1,72 @@
-//! A prefork server for tokio and hyper: worker processes that share a listening socket, supervised by a primary.
+//! A prefork server for tokio, hyper, axum and tonic: worker processes that share a listening socket, supervised by a primary.
 //!
-//! The *primary* process binds the listening sockets, forks *workers* that each run a single-threaded tokio runtime, and
-//! respawns those that die. It is what Node's cluster module does, in Rust. Linux only.
+//! The *primary* process binds the addresses, forks *workers* that each run a single-threaded tokio runtime, replaces those
+//! that die, and reloads, scales and upgrades without losing a request. It is what Node's cluster module does, in Rust. Linux only.
 //!
 //! ```no_run
-//! use http_body_util::Full;
-//! use hyper::body::{Bytes, Incoming};
-//! use hyper::{Request, Response, service::service_fn};
-//! use tokio_prefork::{Cluster, Config, Worker};
+//! use axum::{Router, extract::State, routing::get};
+//! use tokio_prefork::{BoxError, Cluster, Config, Main, Worker};
 //!
-//! fn main() -> tokio_prefork::Result<()> {
-//!     let config = Config::builder().listen("127.0.0.1:3000")?.build()?;
+//! fn main() -> Main {
+//!     run().into()
+//! }
+//!
+//! fn run() -> Result<(), BoxError> {
+//!     let config = Config::builder().listen("127.0.0.1:3000")?.workers(4).build()?;
 //!     Cluster::new(config).serve(|worker: Worker| async move {
-//!         let pid = worker.pid();
-//!         Ok(service_fn(move |_: Request<Incoming>| async move {
-//!             let body = Full::new(Bytes::from(format!("Handled by PID {pid}\n")));
-//!             Ok::<_, std::convert::Infallible>(Response::new(body))
-//!         }))
-//!     })
+//!         // Runs once in each worker, after the fork: connect to the database here.
+//!         let motd = std::fs::read_to_string("/etc/motd")?;
+//!         Ok(Router::new().route("/", get(hello)).with_state((worker, motd)))
+//!     })?;
+//!     Ok(())
+//! }
+//!
+//! async fn hello(State((worker, motd)): State<(Worker, String)>) -> String {
+//!     format!("{motd}Handled by worker {} with PID {}\n", worker.id(), worker.pid())
 //! }
 //! ```
 //!
-//! # Main items
+//! # Three doors
 //!
-//! - [`Cluster`] runs an application under a [`Config`]; [`Cluster::on_event`] and its siblings add hooks in the primary.
-//! - [`Worker`] is the application's handle in a worker: messages, CPU pool, isolated jobs, status.
-//! - [`shared`] has counters, gauges, histograms, flags, caches, rate limits and leadership across all workers.
-//! - [`pool`] runs CPU-bound jobs on threads; [`IsolatedPoolConfig`] configures processes for jobs that may crash.
-//! - [`control`] asks a running primary for its status, a reload, an upgrade or a stop.
-//! - [`Error`] has a kind to match on and an exit status.
+//! | method | the function you give it returns | for |
+//! |---|---|---|
+//! | [`Cluster::serve`] | an axum `Router`, a tower service or a service of hyper ([`IntoHttpService`]) | HTTP; nothing needs to be `Send` |
+//! | [`Cluster::serve_threads`] | the same, `Send + Sync` | HTTP in one process with several threads |
+//! | [`Cluster::serve_connections`] | a function for each [`AcceptedStream`] | any other protocol |
+//!
+//! Each takes an `async` function that runs once in each worker and may fail with any error: `?` takes those of std, `anyhow` and
+//! this crate. At the start such an error ends the cluster, and `serve` returns it; [`Main`] prints it and maps it to an exit
+//! status. [`Cluster::kind`] adds workers that serve no connections, [`Cluster::isolated_pool`] processes for jobs that may crash.
+//!
+//! # Where to look
+//!
+//! - [`Cluster`]: hooks in the primary ([`Cluster::on_event`]), preloaded data, migrations, kinds of workers.
+//! - [`Config`] and [`config`]: addresses, limits and timeouts.
+//! - [`Worker`]: the handle in a worker, `Send + Sync + Clone`: messages, CPU pool, draining, status.
+//! - [`client`]: peer and local address of a connection.
+//! - [`messages`]: between workers and with the primary. [`events`]: what happens to workers, and the primary's handle.
+//! - [`shared`]: counters, gauges, histograms, flags, caches, rate limits and leadership across all workers.
+//! - [`pool`]: CPU-bound jobs on threads. [`isolated`]: jobs in processes of their own.
+//! - [`control`]: asks a running primary for its status, a reload, an upgrade or a stop. [`status`]: the answer.
+//! - [`Error`]: has a kind to match on, a cause and an exit status.
 //!
 //! # Features
 //!
-//! - `cli` (off by default): the module `cli`, with the flags, environment variables and TOML file of `prefork serve` for
-//!   your own program.
-//! - `http2` (off by default): HTTP/2 without TLS, by prior knowledge.
-//! - `axum` (off by default): axum's extractor `ConnectInfo<SocketAddr>`, or `ConnectInfo<PeerAddr>` for Unix sockets too,
-//!   works without another line, and [`ConnectionInfo`] is an extractor.
-//! - `testing` (off by default): module `testing`, for the tests of your program.
+//! | feature | adds |
+//! |---|---|
+//! | `axum` | axum's extractors `ConnectInfo<SocketAddr>` and `ConnectInfo<PeerAddr>`; [`ConnectionInfo`] is an extractor |
+//! | `cli` | module `cli`: the flags, environment variables and TOML file of `prefork serve` for your own program |
+//! | `http2` | HTTP/2 without TLS, by prior knowledge; tonic needs it |
+//! | `testing` | module `testing`: clusters in the tests of your program |
+//!
+//! None is on by default. Services of tower and axum need no feature.
+//!
+//! # Fork safety
+//!
+//! A process with threads, a runtime or open connections cannot be forked safely. So call `serve` from a plain `fn main`, not from
+//! `#[tokio::main]`, and start no thread before it; it returns an error otherwise. Database pools, HTTP clients and exporters
+//! belong into the function that runs in each worker, migrations into [`Cluster::before_fork`], large tables into
+//! [`Cluster::preload`]. [`fork_safety`] names descriptors that should not be shared.
 //!
 //! # Invariants
 //!
@@ -54,20 +83,20 @@ mod application_sockets;
 mod channel;
 #[cfg(feature = "cli")]
 pub mod cli;
-mod client;
+pub mod client;
 mod cluster;
-mod config;
+pub mod config;
 pub mod control;
 mod dispatch;
 mod error;
 pub mod fork_safety;
 mod inherited_fds;
-mod isolated;
+pub mod isolated;
 mod listener;
 pub mod log_file;
 pub mod log_output;
 mod main_result;
-mod messages;
+pub mod messages;
 mod pid_file;
 pub mod pool;
 mod primary;
@@ -90,37 +119,62 @@ mod worker_stdio;
 mod yield_now;
 
 pub use application_sockets::inherit_socket;
-pub use client::{ConnectionInfo, PeerAddr, UnixPeer};
 pub use cluster::{Cluster, Preloaded, WorkerKind};
-pub use config::{
-    ConcurrencyModel, Config, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClosePolicy,
-    ParseValueError, WhenFull, WorkerCount,
-};
-pub use dispatch::KernelProgram;
+#[doc(inline)]
+pub use config::{Config, ConfigBuilder};
 pub use error::{BoxError, Error, ErrorKind, Result, exit};
+#[doc(inline)]
+pub use http::IntoHttpService;
 pub use inherited_fds::close_inherited_fds;
-pub use isolated::{IsolatedJobError, IsolatedPoolConfig};
-pub use listener::{HostAddr, ListenAddr, UnixAddr};
 pub use main_result::Main;
+pub use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
+pub use upgrade::report_failed_start;
+pub use worker::{AcceptedStream, EndOnDrain, HoldGuard, Worker, is_worker};
+pub use worker_stdio::{OutputStream, WorkerStdio};
+
+// Shorter paths to what the modules document.
+#[doc(hidden)]
+pub use client::{ConnectionInfo, PeerAddr, UnixPeer};
+#[doc(hidden)]
+pub use config::{
+    ConcurrencyModel, ControlSocket, Dispatch, FdStore, HalfClosePolicy, HostAddr, KernelProgram,
+    ListenAddr, ParseValueError, UnixAddr, WhenFull, WorkerCount,
+};
+#[doc(hidden)]
+pub use events::{
+    ClusterEvent, FdWatchId, PrimaryHandle, RecycleReason, RefusedCommand, RestartDecision,
+    TimerId, WorkerExit, WorkerExitReason, WorkerInfo,
+};
+#[doc(hidden)]
+pub use http::{RequestDeadline, ViaHyper, ViaTower};
+#[doc(hidden)]
+pub use isolated::{IsolatedJobError, IsolatedPool, IsolatedPoolConfig};
+#[doc(hidden)]
 pub use messages::{
     Compact, Inbox, IntoPayload, Message, MessageError, MessageLimits, MessageSender,
     MessageTarget, PassedConnection, Payload, PayloadEncoding, ReplyTo, SendConnectionError,
 };
-pub use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
-pub use prefork_supervisor::{RecycleReason, RefusedCommand, RestartDecision};
-pub use primary::{
-    ClusterEvent, FdWatchId, PrimaryHandle, TimerId, WorkerExit, WorkerExitReason, WorkerInfo,
-};
+#[doc(hidden)]
 pub use shared::{
     KeyedRateLimiter, Leadership, RateLimiter, SharedCache, SharedCounter, SharedFlag, SharedGauge,
     SharedHistogram,
 };
-pub use upgrade::report_failed_start;
-pub use worker::http::into_service::{IntoHttpService, ViaHyper, ViaTower};
-pub use worker::{
-    AcceptedStream, EndOnDrain, HoldGuard, IsolatedPool, RequestDeadline, Worker, is_worker,
-};
-pub use worker_stdio::{OutputStream, WorkerStdio};
+
+/// What happens to the workers, as hooks in the primary see it, and the handle with which hooks act.
+///
+/// [`Cluster::on_event`] and its siblings add hooks. They run in the primary's only thread, between two events.
+pub mod events {
+    pub use crate::primary::{
+        ClusterEvent, FdWatchId, PrimaryHandle, TimerId, WorkerExit, WorkerExitReason, WorkerInfo,
+    };
+    pub use prefork_supervisor::{RecycleReason, RefusedCommand, RestartDecision};
+}
+
+/// HTTP services, and what a handler can set for its request.
+pub mod http {
+    pub use crate::worker::RequestDeadline;
+    pub use crate::worker::http::into_service::{IntoHttpService, ViaHyper, ViaTower};
+}
 
 /// Compiles the programs in README.md and in the book.
 #[cfg(doctest)]

@@ -1,6 +1,6 @@
-//! The configuration of a cluster: resolved, checked, and immutable from then on.
-//!
-//! A new key is one row in `fields.rs`, and one in the table of flags, variables and TOML keys (`cli/server_keys.rs`).
+//! The configuration of a cluster: addresses, workers, limits and timeouts. Resolved, checked, and immutable from then on.
+
+// A new key is one row in `fields.rs`, and one in the table of flags, variables and TOML keys (`cli/server_keys.rs`).
 
 mod app_identity;
 mod app_settings;
@@ -20,7 +20,8 @@ use std::time::Duration;
 use crate::listener::OwnListener;
 use crate::privilege::WorkerCredentials;
 
-pub use crate::dispatch::Dispatch;
+pub use crate::dispatch::{Dispatch, KernelProgram};
+pub use crate::listener::{HostAddr, ListenAddr, UnixAddr};
 pub use builder::ConfigBuilder;
 pub use concurrency_model::ConcurrencyModel;
 pub use control_socket::ControlSocket;

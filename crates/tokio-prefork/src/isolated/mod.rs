@@ -1,16 +1,18 @@
 //! Isolated jobs: dangerous work, each job in a worker process that it may crash, without harm to others.
 //!
-//! Isolated workers are a kind of worker that runs one job at a time. A job that crashes, leaks or never ends costs that process only,
-//! which threads cannot offer. A worker sends a job to the primary as a request. The primary has a scheduler per pool (see
-//! `job_scheduler`), which gives the job to an idle isolated worker or queues it. The primary passes on the reply, and replies itself
-//! when the process dies or the time is up; then it kills the process.
-//!
-//! ```text
-//! caller   -> primary   isolated/NAME        IsolatedJobRequest and the input     a request; the reply is IsolatedJobOutcome and the output
-//! caller   -> primary   isolated-gone/NAME   its token              cancels the job if it is still queued
-//! primary  -> isolated  isolated-job         job id and the input
-//! isolated -> primary   isolated-done/NAME   job id, IsolatedJobOutcome and the output
-//! ```
+//! [`Cluster::isolated_pool`](crate::Cluster::isolated_pool) adds a pool; [`IsolatedPool`] gives it jobs.
+
+// Isolated workers are a kind of worker that runs one job at a time. A job that crashes, leaks or never ends costs that process only,
+// which threads cannot offer. A worker sends a job to the primary as a request. The primary has a scheduler per pool (see
+// `job_scheduler`), which gives the job to an idle isolated worker or queues it. The primary passes on the reply, and replies itself
+// when the process dies or the time is up; then it kills the process.
+//
+// ```text
+// caller   -> primary   isolated/NAME        IsolatedJobRequest and the input     a request; the reply is IsolatedJobOutcome and the output
+// caller   -> primary   isolated-gone/NAME   its token              cancels the job if it is still queued
+// primary  -> isolated  isolated-job         job id and the input
+// isolated -> primary   isolated-done/NAME   job id, IsolatedJobOutcome and the output
+// ```
 
 mod job_protocol;
 mod job_scheduler;
@@ -19,6 +21,7 @@ use std::time::Duration;
 
 use crate::text::Printable;
 
+pub use crate::worker::IsolatedPool;
 pub(crate) use job_protocol::{
     IsolatedJobId, IsolatedJobOutcome, IsolatedJobRequest, RUN_JOB_KIND, decode_job_result,
     decode_with_rest, encode_with_payload, encode_with_rest, job_cancel_kind, job_request_kind,

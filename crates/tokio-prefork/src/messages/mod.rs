@@ -1,23 +1,26 @@
 //! Messages and open connections of the application, between the primary and its workers.
 //!
-//! Each worker has a SOCK_SEQPACKET pair for messages, created before the fork and separate from its [`crate::channel`], so that
-//! messages never delay a READY or a DRAIN. A datagram is a *packet* of at most 32 KiB that holds whole *frames*: a type byte, a flag
-//! byte, the length of the body (four bytes, little-endian), and the body. An *envelope* (a message with its address) that fits into
-//! a packet is one WHOLE frame. A larger one is a FIRST frame, whose body begins with the length of the envelope in four bytes, and as
-//! many NEXT frames as needed. Each direction has one large envelope in progress at a time; short ones of other kinds overtake it. A
-//! file descriptor arrives with its packet (SCM_RIGHTS), and the frame that it belongs to has flag 01. `hi` of kind `a`:
-//!
-//! ```text
-//! 01 00  20 00 00 00  01  00 00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00 00  00        01 61  68 69
-//! type   length       class, address (type, number)   request id               delivery (route, code)      encoding  kind   payload
-//! ```
-//!
-//! Receivers skip unknown frame types from 80 up. Any other unknown byte, a truncated frame, a NEXT without its FIRST, or an envelope
-//! above the limit closes the channel. Neither end trusts the other.
-//!
-//! `envelope` and `packet_frame` are the codec, `send_queue` decides what is sent next, `assembler` joins received frames, `router`
-//! queues and forwards messages per worker, `busy_poll` decides whether to sleep: all without I/O. `primary_end` is the primary's end,
-//! for its poll loop. `worker_end` is the worker's end on tokio, with `inbox` and `pending_requests` behind it.
+//! [`Worker::send`](crate::Worker::send) and its siblings send, [`Inbox`] receives in a worker, and
+//! [`Cluster::on_message`](crate::Cluster::on_message) in the primary. A message has a kind, which is a name, and any serde value.
+
+// Each worker has a SOCK_SEQPACKET pair for messages, created before the fork and separate from its [`crate::channel`], so that
+// messages never delay a READY or a DRAIN. A datagram is a *packet* of at most 32 KiB that holds whole *frames*: a type byte, a flag
+// byte, the length of the body (four bytes, little-endian), and the body. An *envelope* (a message with its address) that fits into
+// a packet is one WHOLE frame. A larger one is a FIRST frame, whose body begins with the length of the envelope in four bytes, and as
+// many NEXT frames as needed. Each direction has one large envelope in progress at a time; short ones of other kinds overtake it. A
+// file descriptor arrives with its packet (SCM_RIGHTS), and the frame that it belongs to has flag 01. `hi` of kind `a`:
+//
+// ```text
+// 01 00  20 00 00 00  01  00 00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00 00  00        01 61  68 69
+// type   length       class, address (type, number)   request id               delivery (route, code)      encoding  kind   payload
+// ```
+//
+// Receivers skip unknown frame types from 80 up. Any other unknown byte, a truncated frame, a NEXT without its FIRST, or an envelope
+// above the limit closes the channel. Neither end trusts the other.
+//
+// `envelope` and `packet_frame` are the codec, `send_queue` decides what is sent next, `assembler` joins received frames, `router`
+// queues and forwards messages per worker, `busy_poll` decides whether to sleep: all without I/O. `primary_end` is the primary's end,
+// for its poll loop. `worker_end` is the worker's end on tokio, with `inbox` and `pending_requests` behind it.
 
 mod assembler;
 mod busy_poll;
