@@ -132,3 +132,23 @@ fn hooks_can_read_the_configuration() {
     assert_eq!(command_result(&server, "config").as_deref(), Some("reuseport"));
     server.stop();
 }
+
+#[test]
+fn a_program_with_no_workers_of_its_own_forks_the_first_with_variables() {
+    let builder = ProcessBuilder::program("roles-at-start").workers(0).other_workers(2);
+    let server = builder.start().allow_errors(&["worker="]);
+    let wait_roles = || {
+        wait::wait_until("both roles, and no other", || {
+            let answers = (0..20).filter_map(|_| server.try_get("/").ok());
+            let mut roles: Vec<String> = answers.map(|one| one.text().trim().to_string()).collect();
+            roles.sort_unstable();
+            roles.dedup();
+            roles == ["cron", "mail"]
+        });
+    };
+    wait_roles();
+    process::send_signal(server.worker_pid(1), Signal::SIGKILL);
+    server.wait_worker_id(3);
+    wait_roles();
+    server.stop();
+}

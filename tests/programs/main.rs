@@ -84,6 +84,7 @@ fn main() -> ExitCode {
         "connections" => serving::line_protocol(arguments),
         "request-summary" => request_summary::request_summary(arguments),
         "inherited-sockets" => inherited_sockets::inherited_sockets(arguments),
+        "roles-at-start" => serving::roles_forked_at_start(arguments),
         "primary-loop" => primary_loop::primary_loop(arguments),
         "primary-events" => primary_events::primary_events(arguments),
         "environment" => serving::worker_environment(arguments),

@@ -172,3 +172,18 @@ pub(super) fn waiting_requests(arguments: ProgramArguments) -> Result<()> {
         }))
     })
 }
+
+/// Has no worker of its own accord: forks one for each role at the start, which answers with its role.
+pub(super) fn roles_forked_at_start(arguments: ProgramArguments) -> Result<()> {
+    let config = arguments.config.into_builder().workers(0).build()?;
+    let cluster = Cluster::new(config).on_start(|primary| {
+        for role in ["mail", "cron"] {
+            primary.fork_with([("ROLE", role)])?;
+        }
+        Ok(())
+    });
+    cluster.serve(|_: Worker| async {
+        let role = std::env::var("ROLE").unwrap_or_else(|_| "none".to_string());
+        Ok(text_service(move || role.clone()))
+    })
+}
