@@ -164,19 +164,6 @@ fn a_draining_worker_can_still_send_and_receive_messages() {
     server.stop();
 }
 
-#[test]
-fn an_upgrade_closes_the_message_channels_of_old_workers() {
-    let server = ProcessBuilder::program("messages").workers(1).with_copied_program().start();
-    let mut client = server.connect();
-    client.send("GET /until-closed HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
-    server.signal(Signal::SIGUSR2);
-    assert_eq!(client.read().expect("answer").text(), "Closed");
-    server.wait_generation(2);
-    drop(client);
-    wait::wait_until("messages of the new worker", || get_text(&server, "/echo/5") == "same: true");
-    server.stop();
-}
-
 fn start_primary_requests(workers: usize) -> Server {
     ProcessBuilder::program("primary-requests")
         .workers(workers)

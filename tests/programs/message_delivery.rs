@@ -2,6 +2,8 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -33,20 +35,25 @@ enum Job {
     Hold,
 }
 
-/// `consumers=N` consumers. The numbers of done jobs are in `/done`, kinds without a function in `/others`.
+/// `consumers=N` consumers. The numbers of done jobs are in the file `done`, kinds without a function in `/others`.
 pub(super) fn message_delivery(arguments: ProgramArguments) -> Result<()> {
     let consumers = arguments.value("consumers")?.parse().unwrap_or(1);
-    let (done, others) = (Rc::new(RefCell::new(Vec::new())), Rc::new(RefCell::new(Vec::new())));
-    let (done_list, other_list) = (Rc::clone(&done), Rc::clone(&others));
+    let others = Rc::new(RefCell::new(Vec::<String>::new()));
+    let other_list = Rc::clone(&others);
     Cluster::new(arguments.config)
         .kind(WorkerKind::new("consumer", consumers), consume)
-        .on_message("done", move |_, _, message| {
-            done.borrow_mut().push(message.decode::<u32>().unwrap_or(u32::MAX));
+        .on_message("done", |_, _, message| {
+            let number = message.decode::<u32>().unwrap_or(u32::MAX);
+            // In a file, which outlives the memory of the primary over an upgrade.
+            let file = OpenOptions::new().create(true).append(true).open("done");
+            if let Err(e) = file.and_then(|mut file| writeln!(file, "{number}")) {
+                log::error!("cannot write: {e}");
+            }
         })
+        .on_message("never", |_, _, _| log::info!("a request is not answered"))
         .on_message("list", move |primary, _, message| {
             if let Some(to) = message.reply_to() {
-                let lists = (&*done_list.borrow(), &*other_list.borrow());
-                log_error(primary.reply(&to, &lists));
+                log_error(primary.reply(&to, &*other_list.borrow()));
             }
         })
         .on_message("requests-from-primary", |primary, _, message| {
@@ -118,6 +125,11 @@ async fn run_job(worker: &Worker, message: &Message) -> std::result::Result<(), 
     Ok(())
 }
 
+async fn list(worker: &Worker) -> std::result::Result<String, MessageError> {
+    let reply = worker.request("list", &(), REQUEST_TIMEOUT).await?;
+    Ok(reply.decode::<Vec<String>>()?.join(" "))
+}
+
 async fn run_path(worker: &Worker, path: &str) -> std::result::Result<String, MessageError> {
     let words: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     let number = |at: usize| words.get(at).and_then(|word| word.parse::<u32>().ok()).unwrap_or(0);
@@ -146,7 +158,7 @@ async fn run_path(worker: &Worker, path: &str) -> std::result::Result<String, Me
         "request-from-primary" => {
             worker.send("requests-from-primary", &(consumer.0, number(1))).await?;
         }
-        "to-web" => worker.send_to(Slot(number(1)), words[2], &"hello").await?,
+        "to-web" => worker.send_to(Slot(number(1)), words[1], &"hello").await?,
         "bye" => {
             for n in 0..number(1) {
                 worker.send("done", &n).await?;
@@ -162,13 +174,11 @@ async fn run_path(worker: &Worker, path: &str) -> std::result::Result<String, Me
             worker.flush(REQUEST_TIMEOUT).await?;
             std::process::exit(0);
         }
-        "done" | "others" => {
-            let reply = worker.request("list", &(), REQUEST_TIMEOUT).await?;
-            let (done, others): (Vec<u32>, Vec<String>) = reply.decode()?;
-            return Ok(match words[0] {
-                "done" => done.iter().map(u32::to_string).collect::<Vec<_>>().join(" "),
-                _ => others.join(" "),
-            });
+        "never" => worker.request("never", &(), REQUEST_TIMEOUT).await.map(drop)?,
+        "others" => return list(worker).await,
+        "others-after-drain" => {
+            worker.draining().await;
+            return list(worker).await;
         }
         _ => return Ok(format!("worker {}", worker.id())),
     }

@@ -283,13 +283,6 @@ async fn run_connection_path(
             worker.request("echo", &(), REQUEST_TIMEOUT).await?;
             worker.send("say", "bye").await?;
         }
-        ["until-closed"] => {
-            worker.request("echo", &(), REQUEST_TIMEOUT).await?;
-            // No such message is ever sent, so the end of the channel ends the wait.
-            let mut nothing = worker.open_inbox("nothing");
-            while nothing.recv().await.is_some() {}
-            worker.send("sink", &()).await?;
-        }
         ["tell", kind] => worker.send(kind, &()).await?,
         _ => return Ok(format!("unknown path {words:?}")),
     }

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::packet_frame::{self, MessageProtocolError, PacketFrame};
+use super::saved_messages::{MessageSaver, SavedEnvelope};
 use super::{AttachedConnection, Envelope};
 
 /// The most memory to allocate for a large envelope before its bytes have arrived: 256 KiB.
@@ -34,6 +35,21 @@ impl EnvelopeAssembler {
     /// Returns whether parts of an envelope have arrived, possibly with a connection.
     pub(super) fn has_partial_envelope(&self) -> bool {
         self.partial.is_some()
+    }
+
+    /// Saves the parts of an envelope that have arrived, for the new image of the primary.
+    pub(super) fn save_partial<'a>(
+        &'a self,
+        saver: &mut MessageSaver<'a>,
+    ) -> Option<(usize, SavedEnvelope)> {
+        let partial = self.partial.as_ref()?;
+        Some((partial.total, saver.save_part(&partial.bytes, &partial.attached)))
+    }
+
+    /// Continues with the parts that the previous image has received.
+    pub(super) fn restore_partial(&mut self, total: usize, saved: SavedEnvelope) {
+        let attached = saved.take_attached();
+        self.partial = Some(PartialEnvelope { total, bytes: saved.bytes, attached });
     }
 
     /// Appends the envelopes that `packet` completes to `envelopes`. Closes a connection that no frame claims.

@@ -117,6 +117,14 @@ pub(crate) enum MessageAddress {
 }
 
 impl MessageAddress {
+    /// Returns the id of the worker at this address.
+    pub(super) fn worker(self) -> Option<WorkerId> {
+        match self {
+            MessageAddress::Worker(id) => Some(id),
+            MessageAddress::Primary | MessageAddress::Slot(_) | MessageAddress::AllOthers => None,
+        }
+    }
+
     /// Returns the type and the number of the address.
     fn encode(self) -> (u8, u64) {
         match self {

@@ -23,7 +23,7 @@ pub enum MessageError {
     /// The kind is not a text of 1 to 64 bytes.
     #[error("cannot send a message of kind {0:?}: a kind has 1 to 64 bytes")]
     BadKind(String),
-    /// The other process has exited, or was replaced by an upgrade, which does not keep the messages of old workers.
+    /// The other process has exited, or was replaced by an upgrade to a program that does not keep the messages of old workers.
     #[error("cannot send a message: the other process has exited")]
     Closed,
     /// The target worker does not exist.

@@ -74,17 +74,25 @@ impl HeldMessages {
         })
     }
 
-    /// Adds a message behind those of the same slot. Returns it if there is no room.
-    pub(super) fn push(&mut self, held: HeldMessage) -> Result<(), Box<Envelope>> {
-        let (size, slot) = (held.size(), held.slot);
+    /// Returns whether messages wait for this slot and there is room for one more: it has to wait too, to keep the order.
+    pub(super) fn should_follow(&self, slot: Slot, envelope: &Envelope) -> bool {
+        self.slots.contains_key(&slot) && self.has_room(slot, envelope.encoded_size())
+    }
+
+    fn has_room(&self, slot: Slot, size: usize) -> bool {
         let entry = self.slots.get(&slot);
         let (count, bytes) = entry.map_or((0, 0), |entry| (entry.messages.len(), entry.bytes));
         let MessageLimits { queue_bytes, queue_messages, .. } = self.limits;
-        let has_room = self.total_bytes == 0
+        self.total_bytes == 0
             || count < SLOT_FACTOR * queue_messages
                 && bytes + size <= SLOT_FACTOR * queue_bytes
-                && self.total_bytes + size <= TOTAL_FACTOR * queue_bytes;
-        if !has_room {
+                && self.total_bytes + size <= TOTAL_FACTOR * queue_bytes
+    }
+
+    /// Adds a message behind those of the same slot. Returns it if there is no room.
+    pub(super) fn push(&mut self, held: HeldMessage) -> Result<(), Box<Envelope>> {
+        let (size, slot) = (held.size(), held.slot);
+        if !self.has_room(slot, size) {
             return Err(Box::new(held.envelope));
         }
         let entry = self.slots.entry(slot).or_default();
@@ -109,6 +117,11 @@ impl HeldMessages {
             self.slots.remove(&slot);
         }
         Some(held)
+    }
+
+    /// Returns all messages in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &HeldMessage> {
+        self.slots.values().flat_map(|slot| &slot.messages)
     }
 
     /// Drops all messages, in a forked child. Leaves other memory untouched.

@@ -37,6 +37,11 @@ impl LostMessages {
         self.total
     }
 
+    /// Continues the count of the previous image.
+    pub(super) fn restore_total(&mut self, total: u64) {
+        self.total += total;
+    }
+
     pub(super) fn has_report(&self) -> bool {
         !self.unreported.is_empty()
     }

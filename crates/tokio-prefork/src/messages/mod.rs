@@ -39,6 +39,7 @@ mod pending_requests;
 mod primary_end;
 mod redelivery;
 mod router;
+mod saved_messages;
 mod send_queue;
 mod worker_end;
 
@@ -55,6 +56,7 @@ pub(crate) use passed_connection::AttachedConnection;
 pub use passed_connection::{PassedConnection, SendConnectionError};
 pub use payload::{Compact, IntoPayload, Payload, PayloadEncoding};
 pub(crate) use primary_end::{MessagePollToken, PrimaryMessageEnd, RouterStep};
+pub(crate) use saved_messages::{MAX_SAVED_STATE_BYTES, MESSAGE_FORMAT, SavedMessages};
 pub(crate) use worker_end::WorkerMessageEnd;
 
 /// Limits for messages, per worker and direction.

@@ -1,7 +1,7 @@
 //! The primary's end of all message channels, for its poll loop. Never blocks, and bounds the work per call.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::assembler::EnvelopeAssembler;
@@ -11,14 +11,17 @@ use super::channel_io::{
 use super::packet_frame::{MAX_PACKET_BYTES, MessageProtocolError};
 use super::router::MessageRouter;
 pub(crate) use super::router::RouterStep;
+use super::saved_messages::{
+    MessageSaver, SavedHeldMessage, SavedMessages, SavedRequest, refusal_text,
+};
 use super::{
-    Envelope, LossReport, MessageAddress, MessageClass, MessageError, MessageLimits, Payload,
-    RejectedEnvelope, ReplyTo,
+    Envelope, LossReport, MessageAddress, MessageClass, MessageError, MessageKind, MessageLimits,
+    MessageSender, Payload, RejectedEnvelope, ReplyTo,
 };
 use prefork_os::fd::FdCloseBatch;
 use prefork_os::fd_passing::discard_messages;
 use prefork_os::poll::{PollInterest, WatchedFd};
-use prefork_supervisor::{Slot, WorkerId, WorkerTag};
+use prefork_supervisor::{Generation, Slot, WorkerId, WorkerTag};
 
 /// Packets read from one worker per call.
 const MAX_PACKETS_PER_READ: usize = 4;
@@ -28,6 +31,9 @@ const MAX_REMAINING_PACKETS: usize = 4096;
 
 /// How long to wait before messages for a full receiver are tried again. A writable socket ends the wait earlier.
 const BLOCKED_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The most requests of workers that are remembered until they are answered.
+const MAX_UNANSWERED_REQUESTS: usize = 1 << 16;
 
 /// The channel to one worker.
 #[derive(Debug)]
@@ -59,6 +65,8 @@ pub(crate) struct PrimaryMessageEnd {
     channels: BTreeMap<WorkerId, WorkerChannel>,
     router: MessageRouter,
     buffer: Vec<u8>,
+    /// Requests of workers that were handed to the application and are not answered: worker and id.
+    unanswered: BTreeMap<(WorkerId, u64), MessageKind>,
 }
 
 impl Default for PrimaryMessageEnd {
@@ -70,7 +78,13 @@ impl Default for PrimaryMessageEnd {
 impl PrimaryMessageEnd {
     pub(crate) fn new(limits: MessageLimits) -> PrimaryMessageEnd {
         let (channels, router) = (BTreeMap::new(), MessageRouter::new(limits));
-        PrimaryMessageEnd { limits, channels, router, buffer: Vec::new() }
+        PrimaryMessageEnd {
+            limits,
+            channels,
+            router,
+            buffer: Vec::new(),
+            unanswered: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn limits(&self) -> MessageLimits {
@@ -182,6 +196,9 @@ impl PrimaryMessageEnd {
     /// Removes a worker that has exited, after reading its last messages. Drops a partial message, and redelivers what the worker
     /// was not sent.
     pub(crate) fn remove(&mut self, id: WorkerId) {
+        let own = (id, 0)..=(id, u64::MAX);
+        let answered_by_exit: Vec<_> = self.unanswered.range(own).map(|(key, _)| *key).collect();
+        answered_by_exit.iter().for_each(|key| drop(self.unanswered.remove(key)));
         // Protocol errors of a dead worker do not matter.
         let _ = self.read_packets(id, MAX_REMAINING_PACKETS);
         self.channels.remove(&id);
@@ -210,7 +227,14 @@ impl PrimaryMessageEnd {
         now: Instant,
         serves: &dyn Fn(WorkerId) -> bool,
     ) -> RouterStep {
-        self.router.route_next(now, serves)
+        let step = self.router.route_next(now, serves);
+        if let RouterStep::ForPrimary(from, envelope) = &step
+            && envelope.class == MessageClass::Request
+            && self.unanswered.len() < MAX_UNANSWERED_REQUESTS
+        {
+            self.unanswered.insert((from.id, envelope.id), envelope.kind.clone());
+        }
+        step
     }
 
     /// Returns whether messages of this worker may still arrive or are not handled yet.
@@ -235,6 +259,11 @@ impl PrimaryMessageEnd {
         envelope: Envelope,
     ) -> Result<(), RejectedEnvelope> {
         self.router.send_internal(to, envelope)
+    }
+
+    /// Returns whether received messages can be routed at once.
+    pub(crate) fn has_work(&self) -> bool {
+        self.router.has_work()
     }
 
     /// Returns whether messages wait for the next worker of their slot.
@@ -263,7 +292,72 @@ impl PrimaryMessageEnd {
         class: MessageClass,
         payload: Payload,
     ) -> Result<(), MessageError> {
+        if let MessageSender::Worker(worker) = to.to {
+            self.unanswered.remove(&(worker, to.id));
+        }
         self.router.reply(to, class, payload)
+    }
+
+    /// Prepares `save`: returns to the queues what is in packets.
+    pub(crate) fn prepare_save(&mut self) {
+        self.router.undo_packets();
+    }
+
+    /// Saves the messages for the new image, and returns the descriptors that have to stay open with them.
+    pub(crate) fn save(&self, last_request_id: u64) -> (SavedMessages, Vec<BorrowedFd<'_>>) {
+        let mut saver = MessageSaver::new();
+        let mut saved = self.router.save(&mut saver);
+        for worker in &mut saved.workers {
+            let channel = self.channels.get(&WorkerId(worker.id));
+            worker.partial = channel.and_then(|channel| channel.assembler.save_partial(&mut saver));
+        }
+        let MessageSaver { mut fds, lost, mut unanswered, .. } = saver;
+        fds.extend(self.channels.values().map(|channel| channel.fd.as_fd()));
+        unanswered.extend(self.unanswered.iter().map(|((worker, id), kind)| SavedRequest {
+            worker: worker.0,
+            id: *id,
+            kind: kind.as_str().to_string(),
+        }));
+        saved.lost += lost;
+        (SavedMessages { last_request_id, unanswered, ..saved }, fds)
+    }
+
+    /// Returns the channels of all workers.
+    pub(crate) fn channel_fds(&self) -> impl Iterator<Item = (WorkerId, BorrowedFd<'_>)> {
+        self.channels.iter().map(|(id, channel)| (*id, channel.fd.as_fd()))
+    }
+
+    /// Continues with the messages of the previous image, after `add` for each worker. Refuses the requests that it did not answer.
+    pub(crate) fn restore(&mut self, saved: SavedMessages, kinds: &[&'static str], now: Instant) {
+        self.router.restore(saved.key, saved.lost);
+        for mut worker in saved.workers {
+            if let Some(channel) = self.channels.get_mut(&WorkerId(worker.id))
+                && let Some((total, partial)) = worker.partial.take()
+            {
+                channel.assembler.restore_partial(total, partial);
+            }
+            self.router.restore_worker(worker);
+        }
+        for SavedHeldMessage { slot, kind, envelope } in saved.held {
+            let kind = kinds.iter().copied().find(|known| Some(*known) == kind.as_deref());
+            let slot = Slot(slot);
+            let last_worker = kind.map(|kind| WorkerTag {
+                id: WorkerId(0),
+                slot,
+                generation: Generation(0),
+                pid: None,
+                kind,
+            });
+            if let Some(envelope) = envelope.restore() {
+                self.router.hold(slot, last_worker, envelope, now);
+            }
+        }
+        for SavedRequest { worker, id, kind } in saved.unanswered {
+            let Ok(kind) = MessageKind::new(&kind) else { continue };
+            let to = ReplyTo { to: MessageSender::Worker(WorkerId(worker)), id, kind };
+            // A worker without room for the refusal runs into its timeout.
+            let _ = self.router.reply(&to, MessageClass::Refusal, refusal_text().into());
+        }
     }
 
     /// Sends a message to all workers. Returns how many it was queued for, and how many queues were full.

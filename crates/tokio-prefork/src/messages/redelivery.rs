@@ -90,7 +90,7 @@ impl MessageRouter {
     }
 
     /// Keeps a message until the next worker serves the slot.
-    fn hold(
+    pub(super) fn hold(
         &mut self,
         slot: Slot,
         last_worker: Option<WorkerTag>,
@@ -301,10 +301,13 @@ mod tests {
         // A worker that only boots might never serve.
         simulation.router.add_worker(Simulation::tag(3, 0));
         simulation.deliver_held();
+        // A newer message does not overtake them.
+        let job = Envelope { address: slot, ..test_envelope("job", 3) };
+        simulation.receive(2, vec![job]);
         assert!(simulation.read(3).is_empty());
         simulation.serving.push(3);
         simulation.deliver_held();
-        assert_eq!(simulation.read_numbers(3), [0, 1, 2]);
+        assert_eq!(simulation.read_numbers(3), [0, 1, 2, 3]);
         assert!(simulation.router.held.is_empty());
     }
 

@@ -15,6 +15,9 @@ use bytes::Bytes;
 use super::delivery_key::DeliveryKey;
 use super::held_messages::HeldMessages;
 use super::lost_messages::{LossReport, LostMessages};
+use super::saved_messages::{
+    MessageSaver, SavedEnvelope, SavedHeldMessage, SavedMessages, SavedWorker,
+};
 use super::send_queue::SendQueue;
 use super::{
     AttachedConnection, DeliveryRecord, Envelope, MessageAddress, MessageClass, MessageError,
@@ -158,6 +161,60 @@ impl MessageRouter {
         std::mem::forget(self);
     }
 
+    /// Saves the state for the new image, except for the parts of large messages that are arriving.
+    pub(super) fn save<'a>(&'a self, saver: &mut MessageSaver<'a>) -> SavedMessages {
+        let workers = self.workers.iter().map(|(id, queues)| SavedWorker {
+            id: id.0,
+            is_leaving: queues.is_leaving,
+            received: queues.received.iter().filter_map(|one| saver.save(one)).collect(),
+            outgoing: queues
+                .send_queue
+                .iter()
+                .filter_map(|(envelope, sent)| match sent {
+                    0 => saver.save(envelope).map(|saved| (saved, 0)),
+                    _ => Some((saver.save_always(envelope), sent)),
+                })
+                .collect(),
+            unsent: queues.unsent.iter().filter_map(|one| saver.save(one)).collect(),
+            partial: None,
+        });
+        let workers = workers.collect();
+        let held = self.held.iter().filter_map(|held| {
+            let envelope = saver.save(&held.envelope)?;
+            let kind = held.last_worker.map(|last| last.kind.to_string());
+            Some(SavedHeldMessage { slot: held.slot.0, kind, envelope })
+        });
+        let held = held.collect();
+        let (key, unanswered) = (self.key, Vec::new());
+        let lost = self.lost.total();
+        SavedMessages { key, lost, last_request_id: 0, workers, held, unanswered }
+    }
+
+    /// Continues with the messages of the previous image.
+    pub(super) fn restore(&mut self, key: DeliveryKey, lost: u64) {
+        self.key = key;
+        self.lost.restore_total(lost);
+    }
+
+    /// Continues with the queues of a worker of the previous image. It was added before.
+    pub(super) fn restore_worker(&mut self, saved: SavedWorker) {
+        let id = WorkerId(saved.id);
+        let Some(queues) = self.workers.get_mut(&id) else { return };
+        queues.is_leaving = saved.is_leaving;
+        for (envelope, sent) in saved.outgoing {
+            if let Some(envelope) = envelope.restore() {
+                queues.send_queue.restore(envelope, sent);
+            }
+        }
+        queues.unsent = saved.unsent.into_iter().filter_map(SavedEnvelope::restore).collect();
+        self.receive(id, saved.received.into_iter().filter_map(SavedEnvelope::restore).collect());
+    }
+
+    /// Puts the packets that were built and not sent back into the queues, so that `save` finds everything there.
+    pub(super) fn undo_packets(&mut self) {
+        self.workers.values_mut().for_each(|queues| queues.send_queue.undo_packet());
+    }
+
     /// Returns whether messages of this worker may still arrive or are not routed yet.
     pub(super) fn has_pending(&self, id: WorkerId) -> bool {
         self.workers.contains_key(&id) || self.held.has_request_of(id)
@@ -281,7 +338,10 @@ impl MessageRouter {
         }
         let address = envelope.address;
         envelope.delivery.route = address.route(envelope.class);
-        let Some(to) = self.find_worker(address, is_serving) else {
+        let follows_held = matches!(address, MessageAddress::Slot(slot)
+            if self.held.should_follow(slot, &envelope));
+        let to = self.find_worker(address, is_serving).filter(|_| !follows_held);
+        let Some(to) = to else {
             envelope.address = MessageAddress::Worker(from);
             match address {
                 MessageAddress::Slot(slot) => self.keep_for_slot(slot, envelope, now),

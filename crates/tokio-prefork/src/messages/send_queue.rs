@@ -170,6 +170,23 @@ impl SendQueue {
         self.queued_connections -= usize::from(outgoing.has_connection());
     }
 
+    /// Returns the queued messages, in order for each kind, and how much of each was sent. There must be no current packet.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Envelope, usize)> {
+        let queues = self.kind_order.iter().filter_map(|kind| self.queues_by_kind.get(kind));
+        queues.flatten().map(|outgoing| (&outgoing.envelope, outgoing.sent))
+    }
+
+    /// Queues a message of which the previous image has sent `sent` bytes.
+    pub(super) fn restore(&mut self, envelope: Envelope, sent: usize) {
+        let outgoing = OutgoingMessage { sent, ..OutgoingMessage::new(envelope) };
+        let kind = outgoing.envelope.kind.clone();
+        if sent > 0 {
+            self.partial_kind = Some(kind.clone());
+        }
+        self.count_in(&outgoing);
+        self.queue_of(kind).push_back(outgoing);
+    }
+
     /// Takes the messages of which no part was sent, in order for each kind. A current packet stays.
     pub(super) fn take_unsent(&mut self) -> Vec<Envelope> {
         let mut unsent = Vec::new();

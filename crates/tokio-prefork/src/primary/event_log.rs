@@ -270,6 +270,12 @@ impl EventLog {
         )));
     }
 
+    pub(super) fn log_closed_message_channels(&mut self, reason: &str) {
+        self.write_line(error_line(format!(
+            "closed the message channels of the previous image's workers; error={reason:?}"
+        )));
+    }
+
     pub(super) fn log_lost_messages(&mut self, loss: &LossReport, total: u64) {
         let LossReport { kind, reason, count } = loss;
         let kind = kind.as_str();

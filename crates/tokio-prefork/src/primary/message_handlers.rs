@@ -18,6 +18,9 @@ use prefork_supervisor::{Event, WorkerId, WorkerTag};
 /// How long message handlers run in a row before the primary turns to its other events.
 const HANDLER_TIME_BUDGET: Duration = Duration::from_millis(10);
 
+/// How long the last messages are handled before the primary ends.
+const LAST_MESSAGES_TIME_BUDGET: Duration = Duration::from_secs(1);
+
 /// How often lost messages are logged.
 const LOSS_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -129,10 +132,16 @@ impl Primary {
         }
     }
 
-    /// Logs what is not logged yet, before the primary ends.
-    pub(super) fn report_last_lost_messages(&mut self) {
+    /// Handles the last messages of exited workers before the primary ends, and reports those without a receiver.
+    pub(super) fn finish_messages(&mut self) {
+        let deadline = Instant::now() + LAST_MESSAGES_TIME_BUDGET;
+        while self.messages.primary_end.has_work() && Instant::now() < deadline {
+            self.deliver_messages();
+        }
+        let now = Instant::now();
+        self.deliver_held_messages(now);
         self.messages.last_loss_report = None;
-        self.report_lost_messages(Instant::now());
+        self.report_lost_messages(now);
     }
 
     fn handle_message(&mut self, from: WorkerTag, envelope: Envelope) {

@@ -53,6 +53,11 @@ impl<T> PendingRequests<T> {
         self.last_id + 1
     }
 
+    /// Continues after the ids of the previous image, whose late replies must not answer new requests.
+    pub(super) fn continue_after(&mut self, last_id: u64) {
+        self.last_id = self.last_id.max(last_id);
+    }
+
     /// Adds a request that was sent to `worker` with the id `next_id`.
     pub(super) fn insert(&mut self, worker: WorkerId, kind: &str, deadline: Instant, callback: T) {
         self.last_id += 1;

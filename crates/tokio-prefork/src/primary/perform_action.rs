@@ -69,7 +69,7 @@ impl Primary {
 
     /// Sends the last replies and notifications before the primary ends.
     fn shut_down(&mut self, reason: ShutdownReason) -> ShutdownReason {
-        self.report_last_lost_messages();
+        self.finish_messages();
         self.control.send_new_events(&self.event_log);
         self.notify_service_manager_if_due(Instant::now());
         reason

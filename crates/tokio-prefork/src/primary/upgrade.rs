@@ -1,6 +1,6 @@
 //! Upgrade in place, in the primary: the check of the new binary, the exec, and the state that crosses it.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,12 @@ use crate::channel::PrimaryChannelEnd;
 use crate::control::Reply;
 use crate::dispatch::round_robin::{ConnectionQueue, QueuedConnection};
 use crate::error::{Error, Result};
+use crate::messages::{MAX_SAVED_STATE_BYTES, MESSAGE_FORMAT, SavedMessages};
 use crate::scoreboard::{PageRange, WorkerPages};
 use crate::upgrade::{
-    BinaryLauncher, MANIFEST_REVISION, MANIFEST_VERSION, PassedClientState, PassedConnection,
-    PassedControl, PassedKind, PassedListener, PassedSocket, PassedWorker, UpgradeCheck,
-    UpgradeManifest,
+    BinaryLauncher, MANIFEST_REVISION, MANIFEST_VERSION, MESSAGES_REVISION, PassedClientState,
+    PassedConnection, PassedControl, PassedKind, PassedListener, PassedMessages, PassedSocket,
+    PassedWorker, UpgradeCheck, UpgradeManifest,
 };
 use prefork_os::child::reap_child;
 use prefork_os::fd::take_inherited_fd;
@@ -179,6 +180,7 @@ impl Primary {
             _ => self.pass_control_and_pid_file(&mut manifest),
         }
         self.stop_kernel_selector();
+        self.messages.primary_end.prepare_save();
         let mut fds = self.inheritable_fds();
         fds.extend(self.control.passed_fds());
         fds.extend(self.pid_file.lock_fd());
@@ -188,6 +190,18 @@ impl Primary {
                 PassedConnection { fd: connection.fd.as_raw_fd(), unix: connection.is_unix };
             manifest.held.push(passed);
             fds.push(connection.fd.as_fd());
+        }
+        let state_fd;
+        if self.upgrade.checked_revision >= MESSAGES_REVISION {
+            let last_request_id = self.messages.requests.next_id() - 1;
+            let (saved, message_fds) = self.messages.primary_end.save(last_request_id);
+            state_fd = create_message_state(&saved)?;
+            let channels = self.messages.primary_end.channel_fds();
+            let channels = channels.map(|(id, fd)| (id.0, fd.as_raw_fd())).collect();
+            let (format, number) = (MESSAGE_FORMAT, state_fd.as_raw_fd());
+            manifest.messages = Some(PassedMessages { format, state_fd: number, channels });
+            fds.extend(message_fds);
+            fds.push(state_fd.as_fd());
         }
         Ok(Some(self.upgrade.launcher.exec_new_image(&manifest, &fds)))
     }
@@ -265,6 +279,7 @@ impl Primary {
             pid_file: None,
             last_event: self.event_log.history.last_number(),
             sockets: self.application_sockets.iter().map(passed_socket).collect(),
+            messages: None,
         })
     }
 
@@ -282,6 +297,25 @@ impl Primary {
             .chain(self.application_sockets.iter().map(|one| one.fd.as_fd()))
             .chain(self.scoreboard.memory().into_iter().chain(older_boards).map(AsFd::as_fd))
             .collect()
+    }
+
+    /// Takes over the message channels of the workers. On an error they are closed, which tells the workers.
+    fn restore_messages(&mut self, messages: &PassedMessages, kinds: &[&'static str]) {
+        let channels = messages.channels.iter().map(|(id, fd)| (WorkerId(*id), *fd));
+        let channels: Vec<_> =
+            channels.filter_map(|(id, fd)| Some((id, take_inherited_fd(fd).ok()?))).collect();
+        let saved = match read_message_state(messages) {
+            Ok(saved) => saved,
+            Err(reason) => return self.event_log.log_closed_message_channels(&reason),
+        };
+        for (id, fd) in channels {
+            if let Some(process) = self.workers.get(&id) {
+                self.messages.primary_end.add(process.tag, fd);
+            }
+        }
+        self.messages.requests.continue_after(saved.last_request_id);
+        let kinds: Vec<_> = kinds.iter().copied().chain([WEB_KIND]).collect();
+        self.messages.primary_end.restore(saved, &kinds, Instant::now());
     }
 
     /// Takes over the workers, channels and counters of the previous image.
@@ -309,6 +343,9 @@ impl Primary {
                 .restore_pipes(tag, &worker.outputs)
                 .map_err(|e| Error::system(format!("take over the output of {tag}"), e))?;
         }
+        if let Some(messages) = &manifest.messages {
+            self.restore_messages(messages, &kinds);
+        }
         for held in &manifest.held {
             let fd = take_inherited_fd(held.fd)
                 .map_err(|e| Error::system("take over an accepted connection", e))?;
@@ -323,6 +360,24 @@ impl Primary {
 
 fn passed_socket(socket: &ApplicationSocket) -> PassedSocket {
     PassedSocket { name: socket.name.clone(), fd: socket.fd.as_raw_fd() }
+}
+
+/// Writes the queues of messages to a memfd.
+fn create_message_state(saved: &SavedMessages) -> Result<OwnedFd> {
+    let failed = |e| Error::system("save the application's messages", e);
+    let bytes = saved.encode().map_err(|why| failed(std::io::Error::other(why)))?;
+    prefork_os::exec::create_sealed_memfd("prefork-messages", &bytes).map_err(failed)
+}
+
+/// Reads the queues of messages that the previous image has saved.
+fn read_message_state(messages: &PassedMessages) -> Result<SavedMessages, String> {
+    if messages.format != MESSAGE_FORMAT {
+        let theirs = messages.format;
+        return Err(format!("format {theirs} of messages, this binary reads {MESSAGE_FORMAT}"));
+    }
+    let state = take_inherited_fd(messages.state_fd)
+        .and_then(|fd| prefork_os::exec::read_memfd(&fd, MAX_SAVED_STATE_BYTES));
+    SavedMessages::decode(&state.map_err(|e| e.to_string())?)
 }
 
 fn passed_worker(

@@ -70,7 +70,7 @@ impl Primary {
             }
             // The exec would close connections on their way between workers, so these are delivered first.
             if self.handover.is_empty() && self.upgrade.is_exec_due(&self.control) {
-                // Messages that do not fit now are lost with this image.
+                // Messages that do not fit now go to the new image.
                 self.messages.primary_end.flush();
                 self.exec_new_binary();
                 continue;

@@ -18,8 +18,11 @@ pub(crate) const MANIFEST_VERSION: u32 = 1;
 /// The newest set of optional fields that this program writes and reads. The upgrade check reports the new binary's own
 /// number, and an older one is not passed what it would ignore.
 ///
-/// 1: `control`, `pid_file`, `older_boards`, `last_event`.
-pub(crate) const MANIFEST_REVISION: u32 = 1;
+/// 1: `control`, `pid_file`, `older_boards`, `last_event`. 2: `messages`.
+pub(crate) const MANIFEST_REVISION: u32 = 2;
+
+/// The first revision whose programs take over the message channels of workers.
+pub(crate) const MESSAGES_REVISION: u32 = 2;
 
 /// The largest manifest in bytes: 1024 workers, and as many of each of ten previous images, need less.
 pub(super) const MAX_MANIFEST_BYTES: usize = 8 << 20;
@@ -77,6 +80,20 @@ pub(crate) struct UpgradeManifest {
     /// The sockets of the application (`inherit_socket`).
     #[serde(default)]
     pub sockets: Vec<PassedSocket>,
+    /// The application's messages; `None` in an upgrade check.
+    #[serde(default)]
+    pub messages: Option<PassedMessages>,
+}
+
+/// The channels for messages to the workers, and what is in their queues.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PassedMessages {
+    /// `MESSAGE_FORMAT` of the old image. A new image with another one closes the channels.
+    pub format: u32,
+    /// The saved queues, in a memfd.
+    pub state_fd: i32,
+    /// The ids of workers and the descriptors of their channels.
+    pub channels: Vec<(u64, i32)>,
 }
 
 /// The control socket and its clients.
@@ -316,6 +333,7 @@ mod tests {
             pid_file: None,
             last_event: 17,
             sockets: vec![PassedSocket { name: "dns".to_string(), fd: 14 }],
+            messages: Some(PassedMessages { format: 1, state_fd: 14, channels: vec![(4, 15)] }),
         }
     }
 
@@ -329,6 +347,7 @@ mod tests {
             "control",
             "pid_file",
             "last_event",
+            "messages",
             "workers_configured",
             "kinds",
             "reserved_ids",

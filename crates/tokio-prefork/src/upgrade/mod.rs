@@ -30,7 +30,7 @@ pub(crate) use launcher::{
     read_passed_sockets, report_check_result,
 };
 pub(crate) use manifest::{
-    MANIFEST_REVISION, MANIFEST_VERSION, PassedClient, PassedClientState, PassedConnection,
-    PassedControl, PassedFile, PassedKind, PassedListener, PassedOutput, PassedSocket,
-    PassedWorker, UpgradeManifest,
+    MANIFEST_REVISION, MANIFEST_VERSION, MESSAGES_REVISION, PassedClient, PassedClientState,
+    PassedConnection, PassedControl, PassedFile, PassedKind, PassedListener, PassedMessages,
+    PassedOutput, PassedSocket, PassedWorker, UpgradeManifest,
 };

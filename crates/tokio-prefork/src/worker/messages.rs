@@ -192,7 +192,7 @@ impl Worker {
 
     /// Whether the channel for messages is open.
     ///
-    /// It is not while an upgrade is checked, nor after the primary has exited or upgraded.
+    /// It is not while an upgrade is checked, nor after the primary has exited. An upgrade keeps it open.
     pub fn has_message_channel(&self) -> bool {
         self.0.messages.is_connected()
     }
