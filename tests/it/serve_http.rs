@@ -135,6 +135,9 @@ fn raw_connections_are_named_in_the_status() {
     let server = ProcessBuilder::program("connections").workers(1).start();
     let client = server.connect();
     server.wait_request_in_status("connection 127.0.0.1:");
+    let status = server.status();
+    let listener = status["listeners"][0].as_str().expect("an address");
+    assert!(listener.starts_with("tcp://127.0.0.1:"), "{listener}");
     drop(client);
     server.stop();
 }

@@ -42,7 +42,7 @@ pub(super) fn serve_http(arguments: ProgramArguments) -> Result<()> {
             tokio::task::spawn_local(async move {
                 while let Some(greeting) = greetings.recv().await {
                     if let Some(to) = greeting.reply_to() {
-                        let _ = replying.reply(&to, &format!("slot {}", replying.slot()));
+                        let _ = replying.reply(&to, format!("slot {}", replying.slot()));
                     }
                 }
             });

@@ -75,6 +75,8 @@ pub struct Cluster {
     slot_environments: SlotEnvironments,
     before_fork: Vec<BeforeFork>,
     preloads: Vec<Load>,
+    /// Whether the application speaks a protocol of its own, not HTTP.
+    serves_raw_connections: bool,
 }
 
 impl Cluster {
@@ -93,6 +95,7 @@ impl Cluster {
             slot_environments: SlotEnvironments::new(),
             before_fork: Vec::new(),
             preloads: Vec::new(),
+            serves_raw_connections: false,
         }
     }
 
@@ -148,6 +151,8 @@ impl Cluster {
     ///
     /// `app` runs once in each worker, before its first connection, and returns the function that serves a connection. The
     /// future of that function is the connection's life; a draining worker waits for it up to the graceful timeout.
+    /// Each connection counts as a request for `max-requests`, and a panic of the function is logged and ends its connection
+    /// only. To speak HTTP on it after all, call [`Worker::serve_http`].
     ///
     /// ```no_run
     /// use tokio::io::AsyncWriteExt;
@@ -169,13 +174,14 @@ impl Cluster {
     ///
     /// # Errors
     /// As [`Cluster::serve`].
-    pub fn serve_connections<A, F, H, C>(self, app: A) -> Result<()>
+    pub fn serve_connections<A, F, H, C>(mut self, app: A) -> Result<()>
     where
         A: Fn(Worker) -> F + Send + Sync + 'static,
         F: Future<Output = Result<H, BoxError>> + 'static,
         H: Fn(AcceptedStream) -> C + 'static,
         C: Future<Output = ()> + 'static,
     {
+        self.serves_raw_connections = true;
         self.run(AppThreading::SingleThread, worker::raw_connection_app(app))
     }
 }
@@ -256,6 +262,7 @@ impl Cluster {
             pid_file.or_else(|e| log_error_after_upgrade(e, manifest.is_some()).map(|()| None))?;
         let mut listeners =
             self.take_inherited_sockets(manifest.as_ref(), &service.activation_fds)?;
+        listeners.set_serves_raw_connections(self.serves_raw_connections);
         let passed = if manifest.is_none() { &service.activation_fds[..] } else { &[] };
         let unwanted = listeners.take_stored_sockets(passed, &self.config.bind);
         let resolved = resolve_hosts(&self.config.bind)?;

@@ -70,6 +70,8 @@ pub(crate) struct ListenerSet {
     has_started_serving: bool,
     /// Whether `[::]` accepts IPv6 only.
     ipv6_only: bool,
+    /// Whether the application speaks a protocol of its own, not HTTP: addresses are shown as `tcp://`.
+    serves_raw_connections: bool,
 }
 
 /// The result of opening sockets.
@@ -199,7 +201,7 @@ impl ListenerSet {
         }
         let mut outcome = OpenSummary::default();
         for one in &opened {
-            outcome.locals.push(one.listener.local.to_string());
+            outcome.locals.push(self.local_text(&one.listener));
             if !one.listens && self.takes_over_addr_of_own_socket(&one.listener) {
                 outcome.took_over_traffic.push(one.listener.addr.clone());
             }
@@ -362,10 +364,23 @@ impl ListenerSet {
         slots.len() as u32
     }
 
+    /// Sets whether the application speaks a protocol of its own, not HTTP.
+    pub(crate) fn set_serves_raw_connections(&mut self, serves_raw_connections: bool) {
+        self.serves_raw_connections = serves_raw_connections;
+    }
+
+    /// Returns the address of a listener as the kernel has it, with the scheme of what is served there.
+    pub(crate) fn local_text(&self, listener: &Listener) -> String {
+        match &listener.local {
+            BoundAddr::Http(addr) if self.serves_raw_connections => format!("tcp://{addr}"),
+            local => local.to_string(),
+        }
+    }
+
     /// Returns the addresses as the kernel has them, for display.
     pub(crate) fn bound_addr_texts(&self) -> Vec<String> {
         let firsts = self.listeners.iter().filter(|listener| listener.slot == Slot(0));
-        firsts.map(|listener| listener.local.to_string()).collect()
+        firsts.map(|listener| self.local_text(listener)).collect()
     }
 
     /// Returns those of the addresses in `named` that have sockets, as the kernel has them.
@@ -378,7 +393,7 @@ impl ListenerSet {
     /// sockets.
     pub(crate) fn accept_queues(&self) -> impl Iterator<Item = (String, AcceptQueue)> + '_ {
         let told = |l: &Listener| {
-            Some((l.local.to_string(), prefork_os::socket::accept_queue(&l.socket).ok()?))
+            Some((self.local_text(l), prefork_os::socket::accept_queue(&l.socket).ok()?))
         };
         self.listeners.iter().filter_map(told)
     }

@@ -226,7 +226,7 @@ impl Primary {
         let named: Vec<_> = configs.values().flat_map(|config| &config.bind).collect();
         let closed = self.listeners.remove_sockets_not_in(&named);
         for listener in closed.iter().filter(|listener| listener.slot == Slot(0)) {
-            self.event_log.log_listener_closed(&listener.local.to_string());
+            self.event_log.log_listener_closed(&self.listeners.local_text(listener));
         }
         self.remove_stored_sockets(&closed);
         self.drain_closed_sockets(&closed);
