@@ -227,11 +227,11 @@ fn reload_scale_and_retire_under_round_robin_lose_nothing() {
         server.wait_generation(generation);
     }
     load.wait_answered(50);
-    // Wait for the two workers of the configuration: SIGTERM to a draining worker would change nothing.
-    wait::wait_until("the old ones are gone", || server.worker_pids().len() == 2);
+    // A reload keeps the number of workers. Wait for those three: SIGTERM to a draining worker would change nothing.
+    wait::wait_until("the old ones are gone", || server.worker_pids().len() == 3);
     let retiring = server.worker_pids()[0];
     process::send_signal(retiring, Signal::SIGTERM);
-    server.wait_new_workers(2, &[retiring]);
+    server.wait_new_workers(3, &[retiring]);
     load.wait_answered(50);
     let tally = load.stop();
     assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
