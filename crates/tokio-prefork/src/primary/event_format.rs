@@ -144,7 +144,7 @@ pub(super) fn format_event(event: &LogEvent) -> LogLine {
             format_count(*workers as u64, "worker")
         )),
         LogEvent::Empty => {
-            warn_line("the last web worker has left and none will follow".to_string())
+            warn_line("no web worker is left, and none will be forked".to_string())
         }
         LogEvent::Stopped => info_line("stopped".to_string()),
     }
