@@ -21,6 +21,10 @@ pub(crate) struct AdoptedSocket {
 
 /// Accepts from a socket of `slot` until [`release_slot_sockets`]; with `closing`, only the connections that are queued.
 pub(crate) fn adopt_socket(state: &Rc<LocalWorkerState>, slot: Slot, fd: OwnedFd, closing: bool) {
+    if state.drain.current_order().is_some() && state.app.borrow().is_none() {
+        // Nothing is left to serve with: this worker has drained and is about to exit.
+        return report_not_adopted(state, slot);
+    }
     if let Err(e) = start_accept_loop(state, slot, fd, closing) {
         log::error!("{} cannot accept for slot {slot}: {e}", state.tag);
         report_not_adopted(state, slot);
