@@ -11,8 +11,8 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use tokio_prefork::{
-    BoxError, Cluster, ClusterEvent, Config, ConfigBuilder, ConnectionInfo, ControlSocket,
-    Dispatch, inherit_socket,
+    AcceptedStream, BoxError, Cluster, ClusterEvent, Config, ConfigBuilder, ConnectionInfo,
+    ControlSocket, Dispatch, inherit_socket,
 };
 use tokio_prefork::{
     Message, MessageError, OutputStream, PassedConnection, PrimaryHandle, RestartDecision, Result,
@@ -152,6 +152,10 @@ async fn handle_request(worker: Worker, mut request: Request<Incoming>) -> Resul
         let request = &mut request;
         let socket = PassedConnection::try_from(hyper::upgrade::on(request).await?)?;
         worker.send_connection("kind", &worker.cluster_status().totals.over_limit, socket).await?;
+        let (socket, _) = UnixStream::pair()?;
+        let socket = PassedConnection::from(socket);
+        let service = service_fn(|_: Request<Incoming>| async { Ok::<_, BoxError>(Response::new(String::new())) });
+        worker.serve_http(AcceptedStream::try_from(socket)?, service).await;
     }
     Ok(Response::new(Full::default()))
 }
@@ -173,10 +177,19 @@ async fn call_worker_api(worker: &Worker) -> std::result::Result<(), BoxError> {
     let answer = worker.request("kind", &(), TIMEOUT).await?;
     let (socket, _) = UnixStream::pair()?;
     worker.send_connection("kind", answer.bytes().clone(), socket).await?;
+    let busy = worker.hold("mail");
+    worker.spawn("mail", save_state());
+    worker.on_stop(save_state());
+    worker.flush(TIMEOUT).await?;
     if worker.is_connected() {
         worker.retire();
     }
+    drop(busy);
     worker.disconnect();
     worker.draining().await;
     Ok(())
+}
+
+async fn save_state() {
+    log::info!("saved");
 }

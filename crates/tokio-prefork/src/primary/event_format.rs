@@ -143,9 +143,7 @@ pub(super) fn format_event(event: &LogEvent) -> LogLine {
             "stopping now ({by}): killing {}",
             format_count(*workers as u64, "worker")
         )),
-        LogEvent::Empty => {
-            warn_line("no web worker is left, and none will be forked".to_string())
-        }
+        LogEvent::Empty => warn_line("no web worker is left, and none will be forked".to_string()),
         LogEvent::Stopped => info_line("stopped".to_string()),
     }
 }
