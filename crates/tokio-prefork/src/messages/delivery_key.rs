@@ -1,10 +1,11 @@
 //! Authenticates the messages that a worker returns unread, so that it cannot make up messages of other senders.
 
-use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
+use std::hash::{DefaultHasher, Hasher};
 
 use serde::{Deserialize, Serialize};
 
 use super::Envelope;
+use prefork_os::system::monotonic_ns;
 use prefork_supervisor::WorkerId;
 
 /// The primary's secret. It survives an upgrade, because workers may still return messages of the old image.
@@ -12,9 +13,11 @@ use prefork_supervisor::WorkerId;
 pub(super) struct DeliveryKey([u64; 2]);
 
 impl DeliveryKey {
+    /// Draws a key from the kernel. Not by `RandomState`, whose keys all later workers would inherit.
     pub(super) fn new() -> DeliveryKey {
-        // Seeded by the system's random numbers.
-        DeliveryKey([0, 1].map(|n: u8| RandomState::new().hash_one(n)))
+        // The kernel refuses only where a filter of system calls forbids the call.
+        let random = || prefork_os::system::random_u64().unwrap_or_else(|_| monotonic_ns());
+        DeliveryKey([random(), random()])
     }
 
     /// Returns the code of a message that is delivered to `worker`.

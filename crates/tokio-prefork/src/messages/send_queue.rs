@@ -3,7 +3,7 @@
 //! Messages of one kind keep their order. The kinds take turns, one frame each. An envelope that does not fit into a packet is sent in
 //! parts, one such envelope at a time, so that the receiver needs one buffer.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bytes::Bytes;
@@ -86,7 +86,8 @@ impl Packet {
 #[derive(Debug)]
 pub(super) struct SendQueue {
     limits: MessageLimits,
-    queues_by_kind: HashMap<MessageKind, VecDeque<OutgoingMessage>>,
+    /// Not a `HashMap`: in the primary it would draw the random keys that all later workers inherit.
+    queues_by_kind: BTreeMap<MessageKind, VecDeque<OutgoingMessage>>,
     /// The order in which kinds are served. Holds each kind with queued messages once.
     kind_order: VecDeque<MessageKind>,
     /// The kind whose first envelope is sent in part.
@@ -101,7 +102,7 @@ impl SendQueue {
     pub(super) fn new(limits: MessageLimits) -> SendQueue {
         SendQueue {
             limits,
-            queues_by_kind: HashMap::new(),
+            queues_by_kind: BTreeMap::new(),
             kind_order: VecDeque::new(),
             partial_kind: None,
             queued_messages: 0,

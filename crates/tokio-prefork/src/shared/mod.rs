@@ -49,6 +49,7 @@ mod histogram;
 mod leadership;
 mod leadership_lock;
 mod live_processes;
+mod random_hasher;
 mod rate_limiter;
 mod registry;
 mod striped_counters;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::gcra::TokenRate;
+use super::random_hasher::create_random_hasher;
 use super::{SharedCounter, registry};
 use crate::error::{Error, Result};
 
@@ -144,7 +145,7 @@ impl TokenBuckets {
         })?;
         let buckets = TokenBuckets {
             token_rate,
-            hasher: RandomState::new(),
+            hasher: create_random_hasher()?,
             words,
             admitted: SharedCounter::new(&format!("{name}_admitted"))?,
             refused: SharedCounter::new(&format!("{name}_refused"))?,

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use super::live_processes::ProcessTable;
+use super::random_hasher::create_random_hasher;
 use super::{SharedCounter, registry};
 use crate::error::{Error, Result};
 use cache_entry::NewEntry;
@@ -101,7 +102,7 @@ impl SharedCache {
             words,
             sets,
             bytes,
-            hasher: RandomState::new(),
+            hasher: create_random_hasher()?,
             hits: counter("hits")?,
             misses: counter("misses")?,
             evictions: counter("evictions")?,
