@@ -2,6 +2,7 @@
 //!
 //! Every text names the operation and the object in lower case, why it failed and, if possible, what to do next.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::{fmt, io};
 
@@ -34,6 +35,11 @@ struct Inner {
     kind: ErrorKind,
     message: String,
     source: Option<BoxError>,
+}
+
+thread_local! {
+    /// The text and kind of the error that this thread created last, for [`Error::exit_status_of_chain`].
+    static LATEST_ERROR: RefCell<Option<(String, ErrorKind)>> = const { RefCell::new(None) };
 }
 
 /// The kind of failure of an [`Error`], from which the exit status follows ([`ErrorKind::exit_status`]).
@@ -102,7 +108,9 @@ impl ErrorKind {
 
 impl Error {
     fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
-        Error(Box::new(Inner { kind, message: message.into(), source: None }))
+        let message = message.into();
+        LATEST_ERROR.set(Some((message.clone(), kind)));
+        Error(Box::new(Inner { kind, message, source: None }))
     }
 
     /// Sets the cause that [`std::error::Error::source`] returns. The text of the error has to contain that of the cause.
@@ -194,6 +202,20 @@ impl Error {
         error: &'a (dyn std::error::Error + 'static),
     ) -> Option<&'a Error> {
         error_chain(error).find_map(|error| error.downcast_ref::<Error>())
+    }
+
+    /// Returns the exit status for a process that ends because of `error`: that of the first [`Error`] in its chain of causes, or
+    /// [`exit::FAILURE`].
+    pub(crate) fn exit_status_of_chain(error: &(dyn std::error::Error + 'static)) -> u8 {
+        let kind = match Error::find_in_chain(error) {
+            Some(found) => Some(found.kind()),
+            // `anyhow` hides the type of the outermost error when it is boxed, but not its text.
+            None => LATEST_ERROR.with_borrow(|latest| {
+                let (message, kind) = latest.as_ref()?;
+                (error.to_string() == Printable(message).to_string()).then_some(*kind)
+            }),
+        };
+        kind.map_or(exit::FAILURE, ErrorKind::exit_status)
     }
 
     /// Creates an [`ErrorKind::Internal`] error for an invariant that does not hold.

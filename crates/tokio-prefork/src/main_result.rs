@@ -44,7 +44,7 @@ impl Main {
     /// Returns the exit status: 0, or that of the error.
     pub fn exit_status(&self) -> u8 {
         let Err(error) = &self.0 else { return exit::OK };
-        Error::find_in_chain(&**error).map_or(exit::FAILURE, Error::exit_status)
+        Error::exit_status_of_chain(&**error)
     }
 }
 
@@ -99,5 +99,20 @@ mod tests {
         let wrapped = std::io::Error::other(config());
         assert_eq!(Main::from(Err::<(), _>(wrapped)).exit_status(), exit::CONFIG);
         assert_eq!(Main::from(Err::<(), _>("no database")).exit_status(), exit::FAILURE);
+    }
+
+    #[test]
+    fn exit_status_survives_the_conversion_of_anyhow() {
+        let unbindable = || Error::bind("127.0.0.1:7", "address in use");
+        assert_eq!(
+            Main::from(Err::<(), _>(anyhow::Error::from(unbindable()))).exit_status(),
+            exit::UNAVAILABLE
+        );
+        let with_context = anyhow::Error::from(unbindable()).context("start the server");
+        assert_eq!(Main::from(Err::<(), _>(with_context)).exit_status(), exit::UNAVAILABLE);
+        assert_eq!(
+            Main::from(Err::<(), _>(anyhow::anyhow!("no database"))).exit_status(),
+            exit::FAILURE
+        );
     }
 }

@@ -202,12 +202,18 @@ impl TestCluster {
         self.process.signal(signal);
     }
 
-    /// Replaces all workers, as SIGHUP does, and returns when the new ones serve.
+    /// Replaces all workers, as SIGHUP does, and returns when the new ones serve and the old ones have exited, so that the next
+    /// response is a new worker's.
+    ///
+    /// Old workers wait for their open requests: a test that holds one open reloads with [`TestCluster::control`].
     #[track_caller]
     pub fn reload(&self) {
         let timeout = self.process.timeout;
         let reloaded = self.control().timeout(timeout).reload();
         reloaded.unwrap_or_else(|e| self.process.fail(&format!("the reload failed: {e}")));
+        self.wait_until("the workers of before the reload have exited", |status| {
+            status.workers.iter().all(|worker| worker.generation == status.primary.generation)
+        });
     }
 
     /// Changes the number of workers that serve connections, and returns when as many serve.
