@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Termination;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use log::{LevelFilter, Log, Metadata, Record};
 use serde::de::DeserializeOwned;
@@ -13,6 +14,7 @@ use crate::error::{BoxError, Error, Result, exit};
 use crate::listener::ListenAddr;
 use crate::log_output::write_line;
 use crate::main_result::Main;
+use crate::testing::spawner::SPAWNER_THREAD_NAME;
 
 /// The variable that names the directory of the test cluster to its process.
 pub(super) const DIRECTORY_VARIABLE: &str = "PREFORK_TEST_DIRECTORY";
@@ -53,6 +55,15 @@ impl StartSettings {
     }
 }
 
+/// How long the last threads of a killed test process may take to exit.
+const TEST_EXIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often to check whether they have.
+const TEST_EXIT_CHECK_INTERVAL: Duration = Duration::from_millis(5);
+
+/// The flag of a thread that is exiting (Linux, `include/linux/sched.h`).
+const PF_EXITING: u32 = 4;
+
 /// Returns whether a variable makes a process run a test cluster.
 pub(crate) fn is_variable_of_cluster_process(name: &str) -> bool {
     name == DIRECTORY_VARIABLE || prefork_os::process_entry::is_entry_variable(name)
@@ -84,11 +95,41 @@ where
     let status = main.exit_status();
     // Its exit code is the status.
     let _ = main.report();
+    if let Some(test_pid) = test_pid.filter(|_| is_primary) {
+        wait_while_test_exits(test_pid);
+    }
     if is_primary && parent_pid() != test_pid {
         // The test was killed, so that it removes nothing. If this fails, files are left in the temporary directory.
         let _ = std::fs::remove_dir_all(directory);
     }
     status
+}
+
+/// Waits until the test process is gone, if it is exiting: its death signal comes when the thread that started this process
+/// exits, before the other threads have.
+fn wait_while_test_exits(test_pid: u32) {
+    let deadline = Instant::now() + TEST_EXIT_TIMEOUT;
+    while parent_pid() == Some(test_pid) && is_exiting(test_pid) && Instant::now() < deadline {
+        std::thread::sleep(TEST_EXIT_CHECK_INTERVAL);
+    }
+}
+
+/// Returns whether the thread that starts clusters is exiting or gone. It lives as long as the test process.
+fn is_exiting(test_pid: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{test_pid}/task")) else { return true };
+    let stats =
+        threads.flatten().filter_map(|thread| std::fs::read(thread.path().join("stat")).ok());
+    !stats.into_iter().any(|stat| is_live_spawner(&String::from_utf8_lossy(&stat)))
+}
+
+/// Returns whether a `/proc/PID/task/TID/stat` (proc(5)) is that of the thread that starts clusters, and it is not exiting.
+fn is_live_spawner(stat: &str) -> bool {
+    let Some((name, fields)) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')'))
+    else {
+        return false;
+    };
+    let flags = fields.split_whitespace().nth(6).and_then(|flags| flags.parse::<u32>().ok());
+    SPAWNER_THREAD_NAME.starts_with(name) && flags.is_some_and(|flags| flags & PF_EXITING == 0)
 }
 
 fn parent_pid() -> Option<u32> {
@@ -158,5 +199,19 @@ fn install_logger() {
     let level = std::env::var("RUST_LOG").ok().and_then(|level| level.parse().ok());
     if log::set_logger(&StderrLogger).is_ok() {
         log::set_max_level(level.unwrap_or(LevelFilter::Info));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_live_spawner_thread_counts() {
+        assert!(is_live_spawner("7 (test-cluster-sp) S 1 7 7 0 -1 4194560 0 0"));
+        assert!(!is_live_spawner("7 (test-cluster-sp) R 1 7 7 0 -1 4194564 0 0"));
+        assert!(!is_live_spawner("7 (my test (1)) S 1 7 7 0 -1 4194560 0 0"));
+        assert!(!is_live_spawner("7"));
+        assert!(is_exiting(u32::MAX));
     }
 }

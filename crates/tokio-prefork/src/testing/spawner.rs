@@ -16,6 +16,9 @@ use crate::error::{Error, Result};
 /// The signal that the primary gets when the test process dies: stop now.
 const PARENT_DEATH_SIGNAL: Signal = Signal::SIGQUIT;
 
+/// The name of the thread; the kernel keeps its first 15 bytes.
+pub(super) const SPAWNER_THREAD_NAME: &str = "test-cluster-spawner";
+
 struct StartRequest {
     command: Command,
     reply: mpsc::Sender<io::Result<Child>>,
@@ -44,6 +47,6 @@ fn start_thread() -> Option<mpsc::Sender<StartRequest>> {
             let _ = reply.send(command.spawn());
         }
     };
-    std::thread::Builder::new().name("test-cluster-spawner".to_string()).spawn(run).ok()?;
+    std::thread::Builder::new().name(SPAWNER_THREAD_NAME.to_string()).spawn(run).ok()?;
     Some(sender)
 }
