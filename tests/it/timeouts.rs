@@ -51,7 +51,8 @@ fn a_missing_body_is_408_at_the_body_timeout() {
         .send("GET /sleep/1000 HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
         .expect("send");
     assert_eq!(client.read().expect("answer").status, 200);
-    assert_eq!(server.connect().post("/hash?rounds=50000", b"x").expect("answer").status, 200);
+    // Few rounds: the threads of the CPU pool are niced, so that a busy machine leaves them hardly any time.
+    assert_eq!(server.connect().post("/hash?rounds=1000", b"x").expect("answer").status, 200);
     server.stop();
 }
 
