@@ -113,11 +113,15 @@ fn a_websocket_chat_ends_its_connections_cleanly_in_a_reload() {
 fn texts_that_cross_the_close_frame_of_a_reload_reach_the_chat() {
     let server = ProcessBuilder::example("websocket_chat").start();
     let (mut speaker, _) = join_chat(&server);
+    let old = server.worker_pids();
     server.signal(Signal::SIGHUP);
     let close = websocket::read(&mut speaker).expect("a close frame");
     assert_eq!(close.close_code(), Some(1012));
-    // At a worker of the new generation.
-    let (mut listener, _) = join_chat(&server);
+    // An old worker, which may still accept while its slot has no successor, would close the connection of the listener.
+    let mut listener = wait::wait_until_some("a new worker", || {
+        let (client, pid) = join_chat(&server);
+        (!old.contains(&pid)).then_some(client)
+    });
     speaker.send(websocket::frame(TEXT, b"late")).expect("send");
     speaker.send(websocket::frame(close.opcode, &close.payload)).expect("send");
     let heard = websocket::read(&mut listener).expect("a text");
