@@ -1,9 +1,6 @@
 //! Whether the service manager keeps the listening sockets.
 
-use std::fmt;
-use std::str::FromStr;
-
-use super::parse_error::{ParseValueError, parse_choice};
+use super::choice::impl_choice;
 
 /// Whether to store the listening sockets in the service manager, which passes them to the next primary after a kill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -18,38 +15,4 @@ pub enum FdStore {
     Off,
 }
 
-impl FdStore {
-    const NAMES: [(&str, FdStore); 3] =
-        [("auto", FdStore::Auto), ("on", FdStore::On), ("off", FdStore::Off)];
-}
-
-impl fmt::Display for FdStore {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = FdStore::NAMES.iter().find(|(_, one)| one == self);
-        f.pad(name.map_or("auto", |(name, _)| name))
-    }
-}
-
-impl FromStr for FdStore {
-    type Err = ParseValueError;
-
-    /// # Errors
-    ///
-    /// Another word than `auto`, `on` and `off`.
-    fn from_str(text: &str) -> Result<FdStore, ParseValueError> {
-        parse_choice(text, "a setting of the file descriptor store", &FdStore::NAMES)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_word_is_read_back_and_others_are_refused() {
-        for store in [FdStore::Auto, FdStore::On, FdStore::Off] {
-            assert_eq!(store.to_string().parse(), Ok(store));
-        }
-        assert!("yes".parse::<FdStore>().is_err());
-    }
-}
+impl_choice!(FdStore, "a setting of the file descriptor store", { "auto" => Auto, "on" => On, "off" => Off });

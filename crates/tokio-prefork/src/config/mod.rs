@@ -5,6 +5,7 @@
 mod app_identity;
 mod app_settings;
 mod builder;
+mod choice;
 mod concurrency_model;
 mod control_socket;
 mod fd_store;

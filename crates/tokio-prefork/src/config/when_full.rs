@@ -1,9 +1,6 @@
 //! What to do with connections that come while all workers are full.
 
-use std::fmt;
-use std::str::FromStr;
-
-use super::parse_error::{ParseValueError, parse_choice};
+use super::choice::impl_choice;
 
 /// What happens to new connections while every worker that could take them has
 /// [`worker_connections`](crate::ConfigBuilder::worker_connections).
@@ -17,35 +14,4 @@ pub enum WhenFull {
     Close,
 }
 
-const NAMES: [(&str, WhenFull); 2] = [("wait", WhenFull::Wait), ("close", WhenFull::Close)];
-
-impl fmt::Display for WhenFull {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = NAMES.iter().find(|(_, value)| value == self).map_or("", |(name, _)| name);
-        f.write_str(name)
-    }
-}
-
-impl FromStr for WhenFull {
-    type Err = ParseValueError;
-
-    /// # Errors
-    ///
-    /// Another word than `wait` and `close`.
-    fn from_str(text: &str) -> Result<WhenFull, ParseValueError> {
-        parse_choice(text, "a policy for full workers", &NAMES)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_value_is_read_as_it_is_printed() {
-        for (name, value) in NAMES {
-            assert_eq!((name.parse(), value.to_string()), (Ok(value), name.to_string()));
-        }
-        assert!("drop".parse::<WhenFull>().is_err());
-    }
-}
+impl_choice!(WhenFull, "a policy for full workers", { "wait" => Wait, "close" => Close });

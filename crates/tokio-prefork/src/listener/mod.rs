@@ -19,6 +19,8 @@ mod refuse_connections;
 mod repair_sockets;
 mod resolve_bind_addrs;
 mod socket_holders;
+#[cfg(test)]
+mod test_support;
 mod unix_addr;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -140,14 +140,8 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
 
+    use super::super::test_support::open;
     use super::*;
-
-    fn open(texts: &[&str], slots: u32) -> (ListenerSet, Vec<ListenAddr>) {
-        let addrs: Vec<ListenAddr> = texts.iter().map(|t| t.parse().expect("address")).collect();
-        let mut set = ListenerSet::default();
-        set.open_missing_sockets(&addrs, 16, slots).expect("bind");
-        (set, addrs)
-    }
 
     fn refuse(set: &ListenerSet) -> Vec<String> {
         set.refuse_connections(|listener, e| panic!("{listener:?}: {e}"))

@@ -128,14 +128,8 @@ impl ListenerSet {
 
 #[cfg(test)]
 mod tests {
+    use super::super::test_support::open;
     use super::*;
-
-    fn open(texts: &[&str], slots: u32) -> (ListenerSet, Vec<ListenAddr>) {
-        let addrs: Vec<ListenAddr> = texts.iter().map(|t| t.parse().expect("address")).collect();
-        let mut set = ListenerSet::default();
-        set.open_missing_sockets(&addrs, 16, slots).expect("bind");
-        (set, addrs)
-    }
 
     #[test]
     fn reachable_sockets_are_not_replaced() {
