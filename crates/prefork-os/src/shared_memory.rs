@@ -4,7 +4,7 @@
 
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,6 +42,9 @@ pub struct WritablePages {
 
 /// Prefix of the memory's name, before the pid and the start time of the process that created it.
 const MEMFD_NAME_PREFIX: &str = "prefork-scoreboard";
+
+/// Name of the memory of [`create_shared_words_file`] in `/proc/PID/maps`.
+const SHARED_WORDS_MEMFD_NAME: &str = "prefork-shared-state";
 
 /// Returns a name that identifies this process as the primary in the `/proc/PID/maps` of every process with the mapping.
 fn primary_memfd_name() -> String {
@@ -211,6 +214,46 @@ pub fn create_shared_words(count: usize) -> io::Result<&'static [AtomicU64]> {
     map_words(count, MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE)
 }
 
+/// Creates a file in memory with `count` zeroed words, and maps it. Forks of this process share the words, and a program
+/// that inherits the descriptor can map them with [`map_shared_words_file`].
+///
+/// No process can change the size of the file. The mapping lives until the process ends. Untouched words use no memory.
+///
+/// # Errors
+/// `count` is 0 or too large, or the kernel has no memory or descriptors left.
+pub fn create_shared_words_file(count: usize) -> io::Result<(OwnedFd, &'static [AtomicU64])> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let memory = memfd_create(SHARED_WORDS_MEMFD_NAME, flags)?;
+    let length = count.checked_mul(8).and_then(|length| i64::try_from(length).ok());
+    nix::unistd::ftruncate(&memory, length.ok_or(io::ErrorKind::InvalidInput)?)?;
+    // Otherwise a worker could shrink the memory, and access beyond its end raises SIGBUS in the other processes.
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(&memory, FcntlArg::F_ADD_SEALS(seals))?;
+    let words = map_shared_words_file(&memory)?;
+    Ok((memory, words))
+}
+
+/// Maps all words of a file that [`create_shared_words_file`] has created, here or in the previous program of this process.
+///
+/// The mapping lives until the process ends.
+///
+/// # Errors
+/// `InvalidData` if `memory` is empty, not made of whole words or not sealed against shrinking.
+pub fn map_shared_words_file(memory: impl AsFd) -> io::Result<&'static [AtomicU64]> {
+    let bytes = usize::try_from(nix::sys::stat::fstat(memory.as_fd())?.st_size).unwrap_or(0);
+    let seals = fcntl(memory.as_fd(), FcntlArg::F_GET_SEALS)?;
+    if bytes == 0 || bytes % 8 != 0 || seals & SealFlag::F_SEAL_SHRINK.bits() == 0 {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let length = NonZeroUsize::new(bytes).ok_or(io::ErrorKind::InvalidInput)?;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new shared mapping at an address that the kernel chooses, so it overlaps nothing.
+    let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, memory, 0) }?;
+    // SAFETY: the file has `bytes` bytes and cannot shrink (checked). The mapping is page-aligned and never unmapped. All
+    // words are atomics, for which any bit pattern that other processes write is valid.
+    Ok(unsafe { std::slice::from_raw_parts(base.cast::<AtomicU64>().as_ptr(), bytes / 8) })
+}
+
 /// Returns a word that the kernel resets to zero in every forked child (`MADV_WIPEONFORK`).
 ///
 /// A cheap way to tell whether a cached value belongs to this process or was inherited. All calls return the same word.
@@ -281,6 +324,24 @@ mod tests {
         words[2].store(7, Relaxed);
         assert_eq!(words[2].load(Relaxed), 7);
         assert!(create_shared_words(0).is_err() && create_shared_words(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn a_file_of_words_can_be_mapped_again_and_not_resized() {
+        let (file, words) = create_shared_words_file(1000).expect("words");
+        assert!(words.len() == 1000 && words.iter().all(|w| w.load(Relaxed) == 0));
+        words[999].store(7, Relaxed);
+        let again = map_shared_words_file(&file).expect("mapped again");
+        assert_eq!((again.len(), again[999].load(Relaxed)), (1000, 7));
+        assert!(nix::unistd::ftruncate(&file, 0).is_err());
+        assert!(nix::unistd::ftruncate(&file, 1 << 20).is_err());
+        assert!(
+            create_shared_words_file(0).is_err() && create_shared_words_file(usize::MAX).is_err()
+        );
+        let unsealed = memfd_create("test", MFdFlags::MFD_CLOEXEC).expect("memory");
+        nix::unistd::ftruncate(&unsealed, 4096).expect("resized");
+        let error = map_shared_words_file(&unsealed).expect_err("it could shrink");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]

@@ -221,6 +221,7 @@ impl Primary {
         self.event_loop.close_in_worker();
         self.application_sockets.clear();
         application_sockets::close_in_worker();
+        crate::shared::memory::close_in_worker();
     }
 
     /// Closes the channels of the other workers and drops the messages queued for them.

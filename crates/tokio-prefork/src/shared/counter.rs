@@ -4,7 +4,10 @@ use std::fmt;
 
 use super::registry::{self, DeclaredState};
 use super::striped_counters::StripedSums;
-use crate::error::{Error, Result};
+use crate::error::Result;
+
+/// The revision of the layout in memory.
+const LAYOUT: &str = "1";
 
 /// A count over all workers, including dead ones. The handle is `Copy`.
 ///
@@ -30,10 +33,7 @@ impl SharedCounter {
     /// The name is taken or not a valid metric name, this is a worker process, or memory is short.
     pub fn new(name: &str) -> Result<SharedCounter> {
         let name = registry::validate_name(name)?;
-        let stripes = StripedSums::new(1).map_err(|e| {
-            Error::system(format!("allocate shared memory for the counter {name:?}"), e)
-        })?;
-        let counter = SharedCounter(stripes);
+        let counter = SharedCounter(StripedSums::new(name, "counter", LAYOUT, 1)?);
         registry::register(name, DeclaredState::Counter(counter))?;
         Ok(counter)
     }

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::memory::{self, PieceLayout};
 use super::registry::{self, DeclaredState};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A boolean that every worker sees at once: maintenance mode, a feature switch, "warm-up done". Initially clear.
 ///
@@ -26,10 +27,8 @@ impl SharedFlag {
     /// The name is taken or not a valid metric name, this is a worker process, or memory is short.
     pub fn new(name: &str) -> Result<SharedFlag> {
         let name = registry::validate_name(name)?;
-        let words = prefork_os::shared_memory::create_shared_words(1).map_err(|e| {
-            Error::system(format!("allocate shared memory for the flag {name:?}"), e)
-        })?;
-        let flag = SharedFlag(&words[0]);
+        let layout = PieceLayout { kind: "flag", layout: "1", words: 1 };
+        let flag = SharedFlag(&memory::allocate(name, layout)?.words[0]);
         registry::register(name, DeclaredState::Flag(flag))?;
         Ok(flag)
     }

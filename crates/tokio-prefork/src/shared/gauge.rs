@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::live_processes::{MAX_PROCESSES, ProcessIdentity, ProcessTable};
+use super::memory::{self, PieceLayout};
 use super::registry::{self, DeclaredState};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Words per process: its identity, its value, and padding to a cache line.
 const WORDS_PER_PROCESS: usize = 8;
@@ -54,12 +55,10 @@ impl SharedGauge {
     /// The name is taken or not a valid metric name, this is a worker process, or memory is short.
     pub fn new(name: &str) -> Result<SharedGauge> {
         let name = registry::validate_name(name)?;
-        let words =
-            prefork_os::shared_memory::create_shared_words(MAX_PROCESSES * WORDS_PER_PROCESS)
-                .map_err(|e| {
-                    Error::system(format!("allocate shared memory for the gauge {name:?}"), e)
-                })?;
-        let gauge = SharedGauge { processes: ProcessTable::get_or_create()?, words };
+        let processes = ProcessTable::get_or_create()?;
+        let words = MAX_PROCESSES * WORDS_PER_PROCESS;
+        let piece = memory::allocate(name, PieceLayout { kind: "gauge", layout: "1", words })?;
+        let gauge = SharedGauge { processes, words: piece.words };
         registry::register(name, DeclaredState::Gauge(gauge))?;
         Ok(gauge)
     }

@@ -8,6 +8,8 @@ use super::registry::{self, DeclaredState};
 use super::striped_counters::StripedSums;
 use crate::error::{Error, Result};
 
+/// The revision of the layout in memory.
+const LAYOUT_REVISION: u32 = 1;
 /// The most bounds of one histogram.
 const MAX_BOUNDS: usize = 256;
 
@@ -61,9 +63,8 @@ impl SharedHistogram {
                 "cannot declare the histogram {name:?} with the bounds {bounds:?}: use 1 to {MAX_BOUNDS} bounds in ascending order"
             )));
         }
-        let stripes = StripedSums::new(bounds.len() + 2).map_err(|e| {
-            Error::system(format!("allocate shared memory for the histogram {name:?}"), e)
-        })?;
+        let layout = format!("{LAYOUT_REVISION} bounds={:016x}", fingerprint(bounds));
+        let stripes = StripedSums::new(name, "histogram", &layout, bounds.len() + 2)?;
         let bounds = Box::leak(bounds.to_vec().into_boxed_slice());
         let histogram = SharedHistogram { bounds, stripes };
         registry::register(name, DeclaredState::Histogram(histogram))?;
@@ -84,6 +85,14 @@ impl SharedHistogram {
             sum: self.stripes.sum(self.bounds.len() + 1),
         }
     }
+}
+
+/// Returns a number that differs for other bounds (FNV-1a), as counts by other bounds mean something else.
+fn fingerprint(bounds: &[u64]) -> u64 {
+    let bytes = bounds.iter().flat_map(|bound| bound.to_le_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 impl HistogramSnapshot {

@@ -4,10 +4,10 @@
 //! of death, whatever the cause. So no notification is needed, reused pids are no problem, and a stopped process is not taken for
 //! dead. A row that is claimed again gets a new epoch: row and epoch together are a [`ProcessIdentity`], which is never reused.
 
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use super::memory::{self, PieceLayout};
 use crate::error::{Error, Result};
 use prefork_os::byte_range_lock::ByteRangeLocks;
 
@@ -40,17 +40,19 @@ impl ProcessTable {
         match PROCESS_TABLE.get() {
             Some(table) => Ok(table),
             None => {
-                let table = ProcessTable::create()
-                    .map_err(|e| Error::system("create the process table for shared state", e))?;
+                let table = ProcessTable::create()?;
                 Ok(PROCESS_TABLE.get_or_init(|| table))
             }
         }
     }
 
-    fn create() -> io::Result<ProcessTable> {
-        let locks = ByteRangeLocks::create_in_memory()?;
-        let words = prefork_os::shared_memory::create_shared_words(1 + MAX_PROCESSES)?;
-        Ok(ProcessTable { locks, words, current: prefork_os::shared_memory::word_wiped_on_fork()? })
+    fn create() -> Result<ProcessTable> {
+        let failed = |e| Error::system("create the process table for shared state", e);
+        let locks = ByteRangeLocks::create_in_memory().map_err(failed)?;
+        let layout = PieceLayout { kind: "process table", layout: "1", words: 1 + MAX_PROCESSES };
+        let words = memory::allocate("processes", layout)?.words;
+        let current = prefork_os::shared_memory::word_wiped_on_fork().map_err(failed)?;
+        Ok(ProcessTable { locks, words, current })
     }
 
     /// Returns the lock file, and the byte in it for the leadership of this name.

@@ -49,9 +49,10 @@ mod histogram;
 mod leadership;
 mod leadership_lock;
 mod live_processes;
-mod random_hasher;
+pub(crate) mod memory;
 mod rate_limiter;
 mod registry;
+mod shared_hasher;
 mod striped_counters;
 
 pub use cache::{CacheWriteError, SharedCache};

@@ -1,12 +1,13 @@
 //! Rate limits for the whole cluster.
 
 use std::fmt;
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{BuildHasher, Hash};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::gcra::TokenRate;
-use super::random_hasher::create_random_hasher;
+use super::memory::{self, PieceLayout};
+use super::shared_hasher::{HASH_KEY_WORDS, SharedHasher};
 use super::{SharedCounter, registry};
 use crate::error::{Error, Result};
 
@@ -57,7 +58,7 @@ pub struct RateLimited {
 /// The buckets of one limiter.
 struct TokenBuckets {
     token_rate: TokenRate,
-    hasher: RandomState,
+    hasher: SharedHasher,
     /// The theoretical arrival time of each bucket, in monotonic nanoseconds.
     words: &'static [AtomicU64],
     admitted: SharedCounter,
@@ -140,13 +141,14 @@ impl TokenBuckets {
                 1 << 27
             )));
         }
-        let words = prefork_os::shared_memory::create_shared_words(buckets).map_err(|e| {
-            Error::system(format!("allocate shared memory for the rate limiter {name:?}"), e)
-        })?;
+        // Another rate is no other layout: under any rate, the state says when the bucket is full again.
+        let words = HASH_KEY_WORDS + buckets;
+        let piece =
+            memory::allocate(name, PieceLayout { kind: "rate limiter", layout: "1", words })?;
         let buckets = TokenBuckets {
             token_rate,
-            hasher: create_random_hasher()?,
-            words,
+            hasher: SharedHasher::new(piece)?,
+            words: &piece.words[HASH_KEY_WORDS..],
             admitted: SharedCounter::new(&format!("{name}_admitted"))?,
             refused: SharedCounter::new(&format!("{name}_refused"))?,
         };

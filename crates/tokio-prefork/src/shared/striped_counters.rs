@@ -7,8 +7,10 @@
 //!
 //! All accesses are relaxed: every word is an independent sum, and no other memory is read because of it.
 
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::memory::{self, PieceLayout};
+use crate::error::Result;
 
 const STRIPE_COUNT: usize = 32;
 /// Words per pair of cache lines: CPUs fetch lines of 64 bytes in pairs.
@@ -23,13 +25,17 @@ pub(super) struct StripedSums {
 }
 
 impl StripedSums {
-    /// Allocates `sums` sums, all zero.
-    pub(super) fn new(sums: usize) -> io::Result<StripedSums> {
+    /// Allocates `sums` sums for the declaration `name`, all zero unless they are inherited.
+    pub(super) fn new(
+        name: &str,
+        kind: &'static str,
+        layout: &str,
+        sums: usize,
+    ) -> Result<StripedSums> {
         let stride = sums.next_multiple_of(WORDS_PER_LINE_PAIR);
-        Ok(StripedSums {
-            words: prefork_os::shared_memory::create_shared_words(STRIPE_COUNT * stride)?,
-            stride,
-        })
+        let piece =
+            memory::allocate(name, PieceLayout { kind, layout, words: STRIPE_COUNT * stride })?;
+        Ok(StripedSums { words: piece.words, stride })
     }
 
     /// Adds to some of the sums, all on the stripe of the current CPU.
@@ -53,7 +59,7 @@ mod tests {
 
     #[test]
     fn concurrent_additions_are_not_lost_and_stay_in_their_sum() {
-        let stripes = StripedSums::new(17).expect("stripes");
+        let stripes = StripedSums::new("stripes", "counter", "17", 17).expect("stripes");
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| (0..10_000).for_each(|_| stripes.add([(0, 1), (16, 2)])));

@@ -6,17 +6,20 @@ mod cache_set;
 mod tests;
 
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use super::live_processes::ProcessTable;
-use super::random_hasher::create_random_hasher;
+use super::memory::{self, PieceLayout};
+use super::shared_hasher::{HASH_KEY_WORDS, SharedHasher};
 use super::{SharedCounter, registry};
 use crate::error::{Error, Result};
 use cache_entry::NewEntry;
 use cache_set::{CacheSet, ENTRIES_PER_SET};
 
+/// The revision of the layout in memory.
+const LAYOUT_REVISION: u32 = 1;
 /// The most bytes of a key and its value together: 16 MiB.
 const MAX_ENTRY_BYTES: usize = 16 << 20;
 
@@ -70,7 +73,7 @@ struct CacheMemory {
     /// Bytes of key and value together.
     bytes: usize,
     /// Random, so that clients cannot choose keys of one set; created before the fork, so the same in all workers.
-    hasher: RandomState,
+    hasher: SharedHasher,
     hits: SharedCounter,
     misses: SharedCounter,
     evictions: SharedCounter,
@@ -87,22 +90,23 @@ impl SharedCache {
         let name = registry::validate_name(name)?;
         let sets = entries.div_ceil(ENTRIES_PER_SET);
         let words = sets.checked_mul(cache_set::set_words(bytes.min(MAX_ENTRY_BYTES)));
+        let words = words.and_then(|words| words.checked_add(HASH_KEY_WORDS));
         let words = words.filter(|_| sets > 0 && (1..=MAX_ENTRY_BYTES).contains(&bytes)).ok_or_else(|| {
             Error::config(format!(
                 "cannot declare the cache {name:?} of {entries} entries of {bytes} bytes: no number may be 0, and an entry has at \
                  most {MAX_ENTRY_BYTES} bytes"
             ))
         })?;
-        let words = prefork_os::shared_memory::create_shared_words(words).map_err(|e| {
-            Error::system(format!("allocate shared memory for the cache {name:?}"), e)
-        })?;
+        let processes = ProcessTable::get_or_create()?;
+        let layout = format!("{LAYOUT_REVISION} sets={sets} bytes={bytes}");
+        let piece = memory::allocate(name, PieceLayout { kind: "cache", layout: &layout, words })?;
         let counter = |what: &str| SharedCounter::new(&format!("{name}_{what}"));
         let memory = CacheMemory {
-            processes: ProcessTable::get_or_create()?,
-            words,
+            processes,
+            words: &piece.words[HASH_KEY_WORDS..],
             sets,
             bytes,
-            hasher: create_random_hasher()?,
+            hasher: SharedHasher::new(piece)?,
             hits: counter("hits")?,
             misses: counter("misses")?,
             evictions: counter("evictions")?,
