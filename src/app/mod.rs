@@ -25,7 +25,7 @@ pub(crate) use compute::fib;
 use routes::AppRoutes;
 use static_files::FileBody;
 pub(crate) use static_files::{FileServerConfig, RootDir};
-use tokio_prefork::{Cluster, ConcurrencyModel, Config, IsolatedPoolConfig, Result};
+use tokio_prefork::{Cluster, ConcurrencyModel, Config, Result};
 
 /// Options of the built-in application, attached to the configuration.
 #[derive(Debug, Clone, Default)]
@@ -59,20 +59,24 @@ pub(crate) fn serve_app(
         }),
         // A separate service, so that other servers do not pay for the isolated pool.
         _ if faults => {
-            let pool = IsolatedPoolConfig::new(isolated::ISOLATED_POOL, 0);
-            cluster.isolated_pool(pool, isolated::run_isolated_job).serve(|worker| async move {
-                let routes = Rc::new(AppRoutes::new(worker.clone()));
-                Ok(service_fn(move |request: Request<Incoming>| {
-                    let (worker, routes) = (worker.clone(), Rc::clone(&routes));
-                    async move {
-                        match isolated::isolated_job_name(request.uri().path()) {
-                            Some(job) => Ok(isolated::respond_with_isolated_job(&worker, &job)
-                                .await
-                                .map(Either::Left)),
-                            None => respond(&routes, request).await,
+            let pool = isolated::declare_pool();
+            cluster.isolated_pool(&pool).serve(move |worker| {
+                let pool = pool.clone();
+                async move {
+                    let routes = Rc::new(AppRoutes::new(worker));
+                    Ok(service_fn(move |request: Request<Incoming>| {
+                        let (pool, routes) = (pool.clone(), Rc::clone(&routes));
+                        async move {
+                            match isolated::isolated_job_name(request.uri().path()) {
+                                Some(job) => {
+                                    let response = isolated::respond_with_isolated_job(&pool, job);
+                                    Ok(response.await.map(Either::Left))
+                                }
+                                None => respond(&routes, request).await,
+                            }
                         }
-                    }
-                }))
+                    }))
+                }
             })
         }
         _ => cluster.serve(|worker| async move {

@@ -66,7 +66,7 @@ fn an_isolated_job_runs_in_another_process() {
     assert_ne!(run_job(&server, ""), worker.to_string());
     assert_eq!(isolated_worker_pid(&server), worker);
     assert_eq!(run_job(&server, "error"), "Failed(\"no\")");
-    assert_eq!(run_job(&server, "unknown"), "Unknown(\"unknown\")");
+    assert_eq!(run_job(&server, "unknown"), "NotRegistered { pool: \"unregistered\" }");
     server.stop();
 }
 
@@ -90,7 +90,12 @@ fn a_panicking_isolated_job_keeps_its_process() {
     let server = isolated_cluster(1).start().allow_errors(&["panicked at"]);
     let worker = isolated_worker_pid(&server);
     let body = run_job(&server, "panic");
-    assert!(body.starts_with("Failed(") && body.contains("the job has had enough"), "{body}");
+    assert!(
+        body.starts_with("Panicked")
+            && body.contains("the job has had enough")
+            && body.contains("isolated_jobs.rs:"),
+        "{body}"
+    );
     assert_eq!(isolated_worker_pid(&server), worker);
     server.stop();
 }
@@ -101,10 +106,10 @@ fn a_segfaulting_isolated_job_fails_at_once_and_alone() {
     let web = run_job(&server, "").len();
     // The deadline of a job is longer than this test. Repeated crashes by jobs are not a crash loop.
     for _ in 0..5 {
-        assert_eq!(run_job(&server, "segv/600000"), "Died { signal: Some(11) }");
+        assert_eq!(run_job(&server, "segv/600000"), "Died { code: None, signal: Some(11) }");
         assert!(run_job(&server, "hello").starts_with("hello by "));
     }
-    assert_eq!(run_job(&server, "exit/600000"), "Died { signal: None }");
+    assert_eq!(run_job(&server, "exit/600000"), "Died { code: Some(37), signal: None }");
     assert!(web > 0 && run_job(&server, "hello").starts_with("hello by "));
     let text = server.stop();
     // A crash loop would be warned about.
@@ -119,7 +124,7 @@ fn crashed_isolated_processes_leak_no_descriptor() {
     let descriptors = || process::descriptors(server.pid()).len();
     let before = descriptors();
     for _ in 0..env_count("PREFORK_ISOLATED_CRASHES", 20) {
-        assert_eq!(run_job(&server, "segv/15000"), "Died { signal: Some(11) }");
+        assert_eq!(run_job(&server, "segv/15000"), "Died { code: None, signal: Some(11) }");
     }
     assert!(run_job(&server, "hello").starts_with("hello by "));
     wait::wait_until("as many descriptors as before", || descriptors() <= before);
@@ -132,7 +137,7 @@ fn crashed_isolated_processes_leak_no_descriptor() {
 fn an_endless_isolated_job_is_killed_at_its_deadline() {
     let server = isolated_cluster(1).start().allow_errors(&["SIGKILL"]);
     let worker = isolated_worker_pid(&server);
-    assert_eq!(run_job(&server, "hang/300"), "TimedOut");
+    assert_eq!(run_job(&server, "hang/300"), "TimedOut { has_begun: true }");
     assert_ne!(isolated_worker_pid(&server), worker);
     let text = server.stop();
     let pid = format!("pid={worker}");
@@ -142,7 +147,7 @@ fn an_endless_isolated_job_is_killed_at_its_deadline() {
 #[test]
 fn the_deadline_of_the_isolated_pool_limits_every_job() {
     let server = isolated_cluster(1).args(["deadline-ms=300"]).start().allow_errors(&["SIGKILL"]);
-    assert_eq!(run_job(&server, "hang/20000"), "TimedOut");
+    assert_eq!(run_job(&server, "hang/20000"), "TimedOut { has_begun: true }");
     server.stop();
 }
 
@@ -150,7 +155,7 @@ fn the_deadline_of_the_isolated_pool_limits_every_job() {
 fn an_isolated_job_over_max_rss_is_killed() {
     let server =
         isolated_cluster(1).args(["max-rss-mib=128"]).start().allow_errors(&["kind=danger"]);
-    assert_eq!(run_job(&server, "leak/20000"), "Died { signal: Some(9) }");
+    assert_eq!(run_job(&server, "leak/20000"), "Died { code: None, signal: Some(9) }");
     assert!(run_job(&server, "hello").starts_with("hello by "));
     let text = server.stop();
     assert_eq!(log::lines_with(&text, &["kind=danger", "max-rss-hard"]).count(), 1, "{text}");
@@ -177,7 +182,7 @@ fn an_isolated_job_that_times_out_in_the_queue_is_not_started() {
     let server = isolated_cluster(1).start();
     let first = start_job(&server, "barrier");
     server.wait_log(&["waits for the barrier"]);
-    assert_eq!(run_job(&server, "segv/200"), "TimedOut");
+    assert_eq!(run_job(&server, "segv/200"), "TimedOut { has_begun: false }");
     std::fs::write(server.dir().join("barrier"), "").expect("write");
     assert_eq!(first.join().expect("thread").as_deref(), Some("through the barrier"));
     // The job would have crashed this process.
@@ -204,7 +209,10 @@ fn an_isolated_job_of_a_disconnected_client_is_not_started() {
 
 #[test]
 fn queued_isolated_jobs_of_a_killed_worker_are_not_started() {
-    let server = isolated_cluster(1).args(["waiting=4"]).start().allow_errors(&["SIGKILL"]);
+    let server = isolated_cluster(1)
+        .args(["waiting=4", "on-abandon=finish"])
+        .start()
+        .allow_errors(&["SIGKILL"]);
     let isolated = isolated_worker_pid(&server);
     let first = start_job(&server, "barrier");
     server.wait_log(&["waits for the barrier"]);

@@ -50,7 +50,7 @@ fn messages_are_sent_and_received_on_other_threads() {
 fn isolated_jobs_and_the_status_are_available_on_other_threads() {
     for model in MODELS {
         let server = start(model);
-        assert_eq!(server.get("/isolated").text(), "42", "{model}");
+        assert_eq!(server.get("/isolated").text(), "42 42 42", "{model}");
         assert_eq!(server.get("/cluster-status").text(), "2", "{model}");
         server.stop();
     }

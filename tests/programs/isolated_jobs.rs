@@ -8,11 +8,12 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use nix::sys::signal::{Signal, raise};
-use tokio_prefork::{Cluster, IsolatedJobError, IsolatedPoolConfig, Result, Worker};
+use tokio_prefork::isolated::OnAbandon;
+use tokio_prefork::{Cluster, IsolatedJobError, IsolatedPool, IsolatedPoolConfig, Result, Worker};
 
 use super::ProgramArguments;
 
-/// `processes=N` isolated processes, `waiting=N` queued jobs, `max-rss-mib=N` memory for each process, and a `deadline-ms=N`.
+/// `processes=N` isolated processes, `waiting=N` queued jobs, `max-rss-mib=N` memory for each process, a `deadline-ms=N`, and `on-abandon=finish`.
 pub(super) fn isolated_jobs(arguments: ProgramArguments) -> Result<()> {
     let number = |key: &str| arguments.value(key).ok().and_then(|text| text.parse::<u64>().ok());
     let processes = number("processes").unwrap_or(1) as u32;
@@ -21,38 +22,58 @@ pub(super) fn isolated_jobs(arguments: ProgramArguments) -> Result<()> {
     if let Some(mib) = number("max-rss-mib") {
         pool = pool.max_rss(mib << 20);
     }
+    if arguments.value("on-abandon").is_ok_and(|text| text == "finish") {
+        pool = pool.on_abandon(OnAbandon::Finish);
+    }
     if let Some(ms) = number("deadline-ms") {
         pool = pool.deadline(Duration::from_millis(ms));
     }
-    Cluster::new(arguments.config).isolated_pool(pool, perform_job).serve(
-        |worker: Worker| async move {
+    let pools = TestPools {
+        danger: IsolatedPool::new(pool, || Ok(()), |(), job: String| perform_job(&job)),
+        unregistered: IsolatedPool::new(
+            IsolatedPoolConfig::new("unregistered", 1),
+            || Ok(()),
+            |(), job| Ok(job),
+        ),
+    };
+    let cluster = Cluster::new(arguments.config).isolated_pool(&pools.danger);
+    cluster.serve(move |_: Worker| {
+        let pools = pools.clone();
+        async move {
             Ok(service_fn(move |request: Request<Incoming>| {
-                let worker = worker.clone();
+                let pools = pools.clone();
                 async move {
-                    let answer = run_job(&worker, request.uri().path()).await;
+                    let answer = run_job(&pools, request.uri().path()).await;
                     let text = answer.unwrap_or_else(|e| format!("{e:?}"));
                     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
                 }
             }))
-        },
-    )
+        }
+    })
+}
+
+#[derive(Clone)]
+struct TestPools {
+    danger: IsolatedPool<String, String>,
+    /// Not given to the cluster.
+    unregistered: IsolatedPool<String, String>,
 }
 
 /// Runs the job of the path `/JOB/MILLISECONDS`.
-async fn run_job(worker: &Worker, path: &str) -> std::result::Result<String, IsolatedJobError> {
+async fn run_job(pools: &TestPools, path: &str) -> std::result::Result<String, IsolatedJobError> {
     let mut words = path.trim_start_matches('/').split('/');
     let job = words.next().unwrap_or_default();
     if job.is_empty() {
         return Ok(std::process::id().to_string());
     }
     let limit = words.next().and_then(|ms| ms.parse().ok()).unwrap_or(20_000);
-    let name = if job == "unknown" { "unknown" } else { "danger" };
-    worker.isolated_pool(name)?.run(job, Duration::from_millis(limit)).await
+    let pool = if job == "unknown" { &pools.unregistered } else { &pools.danger };
+    pool.job(job.to_string()).timeout(Duration::from_millis(limit)).await
 }
 
 #[expect(clippy::panic, reason = "a panic is what this is about")]
-fn perform_job(job: String) -> std::result::Result<String, String> {
-    match job.as_str() {
+fn perform_job(job: &str) -> std::result::Result<String, String> {
+    match job {
         "segv" => {
             // Twice: the stack overflow handler of std ignores the first signal and removes itself.
             for _ in 0..2 {

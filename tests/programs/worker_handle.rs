@@ -9,7 +9,8 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use tokio_prefork::{
-    BoxError, Cluster, ConcurrencyModel, IsolatedPoolConfig, Result, Worker, is_worker,
+    BoxError, Cluster, ConcurrencyModel, IsolatedPool, IsolatedPoolConfig, Result, Worker,
+    is_worker,
 };
 
 use super::ProgramArguments;
@@ -19,8 +20,10 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// Serves under the model of the configuration.
 pub(super) fn worker_handle(arguments: ProgramArguments) -> Result<()> {
     let is_threads = arguments.config.model() == ConcurrencyModel::Threads;
+    let doubles =
+        IsolatedPool::new(IsolatedPoolConfig::new("doubles", 1), || Ok(()), |(), n: u32| Ok(2 * n));
     let cluster = Cluster::new(arguments.config)
-        .isolated_pool(IsolatedPoolConfig::new("doubles", 1), |n: u32| Ok::<u32, String>(2 * n))
+        .isolated_pool(&doubles)
         .on_message("echo", |primary, _, message| {
             if let Some(to) = message.reply_to() {
                 let _ = primary.reply(&to, message.decode::<String>().unwrap_or_default());
@@ -29,14 +32,19 @@ pub(super) fn worker_handle(arguments: ProgramArguments) -> Result<()> {
         .on_message("ask", |primary, from, _| {
             let _ = primary.send(from.id, "answer", "the answer");
         });
-    let boot = |worker: Worker| async move { Ok(service(worker)) };
+    let boot = move |worker: Worker| {
+        let doubles = doubles.clone();
+        async move { Ok(service(worker, doubles)) }
+    };
     if is_threads { cluster.serve_threads(boot) } else { cluster.serve(boot) }
 }
 
 type Text = Response<Full<Bytes>>;
+type Doubles = IsolatedPool<u32, u32>;
 
 fn service(
     worker: Worker,
+    doubles: Doubles,
 ) -> impl Service<
     Request<Incoming>,
     Response = Text,
@@ -45,9 +53,9 @@ fn service(
 > + Send
 + Sync {
     service_fn(move |request: Request<Incoming>| {
-        let worker = worker.clone();
+        let (worker, doubles) = (worker.clone(), doubles.clone());
         async move {
-            let answer = run_path(worker, request.uri().path()).await;
+            let answer = run_path(worker, doubles, request.uri().path()).await;
             let text = answer.unwrap_or_else(|e| e.to_string());
             Ok(Response::new(Full::new(Bytes::from(text))))
         }
@@ -75,7 +83,11 @@ fn current() -> String {
     format!("{} {id:?}", is_worker())
 }
 
-async fn run_path(worker: Worker, path: &str) -> std::result::Result<String, BoxError> {
+async fn run_path(
+    worker: Worker,
+    doubles: Doubles,
+    path: &str,
+) -> std::result::Result<String, BoxError> {
     match path {
         "/current" => {
             let in_handler = current();
@@ -112,9 +124,11 @@ async fn run_path(worker: Worker, path: &str) -> std::result::Result<String, Box
             Ok(received.await?)
         }
         "/isolated" => {
-            let pool = worker.isolated_pool("doubles")?;
-            let job = async move { pool.run::<u32>(&21, TIMEOUT).await };
-            Ok(on_another_thread(job).await?.to_string())
+            let (here, threads) = (doubles.clone(), doubles.clone());
+            let in_handler = here.run(21).await?;
+            let in_pool = worker.pool().run(move || doubles.job(21).wait()).await??;
+            let on_thread = on_another_thread(async move { threads.run(21).await }).await?;
+            Ok(format!("{in_handler} {in_pool} {on_thread}"))
         }
         "/draining" => {
             on_another_thread(async move { worker.draining().await }).await;

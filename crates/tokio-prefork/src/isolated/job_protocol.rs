@@ -1,105 +1,205 @@
-//! The encoding of isolated jobs: a small header, followed by the input or output as a payload of messages.
+//! The messages of isolated jobs: a small header, followed by the encoded value, if any.
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::messages::Payload;
+use super::{JobPayload, JobValue, Priority};
+use crate::messages::{Envelope, Message, MessageAddress, MessageError};
 
-/// The message kind that brings a job to an isolated worker.
-pub(crate) const RUN_JOB_KIND: &str = "isolated-job";
+/// The message kind that brings a job to an isolated process.
+pub(crate) const START_JOB_KIND: &str = "isolated-job";
 
-/// Identifies a job in its scheduler.
+/// The message kind of replies to callers.
+pub(crate) const JOB_REPLY_KIND: &str = "isolated-reply";
+
+/// Identifies a job in its scheduler. Never 0.
 pub(crate) type IsolatedJobId = u64;
 
-/// The header of a job, as its caller sends it.
+/// What a caller sends to the primary. The input follows `Submit`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct IsolatedJobRequest {
-    /// Identifies the job in a cancellation by its caller.
+pub(crate) enum CallerMessage {
+    Submit(JobSubmission),
+    /// Nobody waits for the job any more.
+    Abandon {
+        token: u64,
+    },
+    /// Nobody waits for the job, and it runs all the same.
+    Detach {
+        token: u64,
+    },
+}
+
+/// The header of a new job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct JobSubmission {
+    /// Identifies the job among those of its caller.
     pub(crate) token: u64,
-    /// How long the caller waits, in milliseconds.
+    /// How long the caller waits, in milliseconds. `None`: as long as the pool's deadline.
+    pub(crate) limit_ms: Option<u64>,
+    pub(crate) priority: Priority,
+    /// Whether nobody waits for the result.
+    pub(crate) is_detached: bool,
+}
+
+/// The header of a job that a process has to run. The input follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct JobStart {
+    pub(crate) job: IsolatedJobId,
+    /// When the job is killed, in milliseconds from now.
     pub(crate) limit_ms: u64,
 }
 
-/// The result of a job. The output follows `Done`.
+/// What an isolated process reports about its job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum IsolatedJobOutcome {
-    Done,
-    Failed(String),
-    Full,
-    TimedOut,
-    Died { signal: Option<i32> },
-    Closed,
+pub(crate) enum ProcessReport {
+    /// The value follows.
+    Progress { job: IsolatedJobId },
+    /// The output or the error follows, if there is one.
+    Ended { job: IsolatedJobId, outcome: JobOutcome },
 }
 
-/// Returns the message kind of requests for jobs.
-pub(crate) fn job_request_kind(pool: &str) -> String {
+/// What the primary sends to a caller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CallerReply {
+    pub(crate) token: u64,
+    pub(crate) event: JobEvent,
+}
+
+/// What happens to a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum JobEvent {
+    /// The value follows.
+    Progress,
+    /// The output or the error follows, if there is one.
+    Ended(JobOutcome),
+}
+
+/// How a job has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum JobOutcome {
+    /// With an output, which follows.
+    Done,
+    /// With an error of the application, which follows.
+    Failed,
+    Panicked {
+        message: String,
+        location: Option<String>,
+    },
+    Full,
+    Closed,
+    TimedOut {
+        has_begun: bool,
+    },
+    Cut,
+    Died {
+        code: Option<i32>,
+        signal: Option<i32>,
+    },
+    PrimaryGone,
+    TooLarge {
+        value: JobValue,
+        size: usize,
+        most: usize,
+    },
+    Transfer {
+        value: JobValue,
+        reason: String,
+    },
+}
+
+impl JobOutcome {
+    /// Returns the outcome of a job one of whose values could not be sent.
+    pub(crate) fn of_send_error(error: &MessageError, value: JobValue) -> JobOutcome {
+        match error {
+            MessageError::TooLarge { size, most } => {
+                JobOutcome::TooLarge { value, size: *size, most: *most }
+            }
+            MessageError::Closed if value == JobValue::Input => JobOutcome::Closed,
+            other => JobOutcome::Transfer { value, reason: other.to_string() },
+        }
+    }
+}
+
+/// Returns the message kind of what callers send about a pool.
+pub(crate) fn caller_message_kind(pool: &str) -> String {
     format!("isolated/{pool}")
 }
 
-/// Returns the message kind of cancellations.
-pub(crate) fn job_cancel_kind(pool: &str) -> String {
-    format!("isolated-gone/{pool}")
-}
-
-/// Returns the message kind of results from isolated workers.
-pub(crate) fn job_result_kind(pool: &str) -> String {
+/// Returns the message kind of reports from isolated processes.
+pub(crate) fn process_report_kind(pool: &str) -> String {
     format!("isolated-done/{pool}")
 }
 
-/// Encodes a header, followed by other bytes.
-pub(crate) fn encode_with_rest(head: &impl Serialize, rest: &[u8]) -> Bytes {
-    let mut bytes = encode_header(head);
-    bytes.extend_from_slice(rest);
-    bytes.into()
-}
-
-/// Encodes a header, followed by a payload with its encoding.
-pub(crate) fn encode_with_payload(head: &impl Serialize, payload: &Payload) -> Bytes {
-    let mut bytes = encode_header(head);
-    payload.append_to(&mut bytes);
-    bytes.into()
-}
-
-fn encode_header(head: &impl Serialize) -> Vec<u8> {
+/// Creates a message from a header and a value.
+///
+/// # Errors
+/// The kind is too long, or no descriptor is left to send the value's own.
+pub(crate) fn job_envelope(
+    kind: &str,
+    head: &impl Serialize,
+    value: &JobPayload,
+) -> Result<Envelope, MessageError> {
     // Encoding numbers and texts cannot fail.
-    postcard::to_stdvec(head).unwrap_or_default()
+    let mut bytes = postcard::to_stdvec(head).unwrap_or_default();
+    bytes.extend_from_slice(&value.bytes);
+    let attached = value
+        .attachment()
+        .map_err(|e| MessageError::Encode { type_name: "descriptor", reason: e.to_string() })?;
+    Envelope::new(MessageAddress::Primary, kind, Bytes::from(bytes).into(), attached)
 }
 
-/// Decodes a header and returns it with the rest. Returns `None` for invalid bytes.
-pub(crate) fn decode_with_rest<T: DeserializeOwned>(bytes: &Bytes) -> Option<(T, Bytes)> {
+/// Decodes the header of a message, and returns it with the value behind it. Returns `None` for invalid bytes.
+pub(crate) fn decode_job_message<T: DeserializeOwned>(
+    message: &mut Message,
+) -> Option<(T, JobPayload)> {
+    let bytes = message.bytes().clone();
+    let (head, rest) = decode_head(&bytes)?;
+    Some((head, JobPayload::from_message(message, rest)))
+}
+
+fn decode_head<T: DeserializeOwned>(bytes: &Bytes) -> Option<(T, Bytes)> {
     let (head, rest) = postcard::take_from_bytes::<T>(bytes).ok()?;
     Some((head, bytes.slice_ref(rest)))
-}
-
-/// Decodes the job id, and returns it with the encoded outcome and output.
-pub(crate) fn decode_job_result(bytes: &Bytes) -> Option<(IsolatedJobId, Bytes)> {
-    decode_with_rest(bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::messages::MessageSender;
     use proptest::prelude::*;
 
+    fn receive(envelope: Envelope) -> Message {
+        Message::new(MessageSender::Primary, envelope)
+    }
+
     #[test]
-    fn encoded_headers_are_decoded() {
-        let job = IsolatedJobRequest { token: 7, limit_ms: 300 };
-        let bytes = encode_with_rest(&job, b"input");
-        assert_eq!(
-            decode_with_rest::<IsolatedJobRequest>(&bytes),
-            Some((job, Bytes::from_static(b"input")))
-        );
-        let verdict = encode_with_rest(&IsolatedJobOutcome::Died { signal: Some(11) }, b"");
-        let done = encode_with_rest(&9u64, &verdict);
-        assert_eq!(decode_job_result(&done), Some((9, verdict)));
+    fn encoded_messages_are_decoded() {
+        let submission = JobSubmission {
+            token: 7,
+            limit_ms: Some(300),
+            priority: Priority::Low,
+            is_detached: false,
+        };
+        let input = JobPayload::encode(&"input").expect("encodes");
+        let head = CallerMessage::Submit(submission);
+        let envelope = job_envelope("a", &head, &input).expect("an envelope");
+        let (read, value) =
+            decode_job_message::<CallerMessage>(&mut receive(envelope)).expect("valid");
+        assert_eq!((read, value.decode::<String>()), (head, Ok("input".to_string())));
+        let outcome = JobOutcome::Died { code: None, signal: Some(11) };
+        let head = ProcessReport::Ended { job: 9, outcome };
+        let envelope = job_envelope("a", &head, &JobPayload::default()).expect("an envelope");
+        let read = decode_job_message::<ProcessReport>(&mut receive(envelope));
+        assert_eq!(read, Some((head, JobPayload::default())));
     }
 
     proptest! {
         #[test]
         fn arbitrary_bytes_do_not_panic(bytes: Vec<u8>) {
             let bytes = Bytes::from(bytes);
-            let _ = (decode_with_rest::<IsolatedJobRequest>(&bytes), decode_with_rest::<IsolatedJobOutcome>(&bytes), decode_job_result(&bytes));
+            let _ = (decode_head::<CallerMessage>(&bytes), decode_head::<ProcessReport>(&bytes), decode_head::<CallerReply>(&bytes));
+            let _ = JobPayload { bytes, attached: None }.decode::<String>();
         }
     }
 }

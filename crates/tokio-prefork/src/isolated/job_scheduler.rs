@@ -1,68 +1,88 @@
-//! Schedules the jobs of one pool of isolated workers. Without I/O or clock: the time is an argument, and actions are returned.
+//! Schedules the jobs of one pool of isolated processes. Without I/O or clock: the time is an argument, and actions are returned.
+//!
+//! Laws: a job begins at most once, and each job that is not abandoned gets exactly one outcome. A process records the id of the
+//! job that it begins in its scoreboard page. When it has ended, that word tells whether its job had begun; only a job that had not
+//! is given to another process.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
-use super::{IsolatedJobId, IsolatedJobOutcome, IsolatedPoolConfig, encode_with_rest};
-use crate::messages::ReplyTo;
+use super::pool_counts::{IsolatedJobCounts, IsolatedPoolSnapshot};
+use super::waiting_jobs::{JobKey, WaitingJob, WaitingJobs};
+use super::{
+    IsolatedJobId, IsolatedPoolConfig, JobEvent, JobOutcome, JobPayload, JobSubmission, JobValue,
+    OnAbandon,
+};
 use prefork_supervisor::WorkerId;
+
+/// How often a job is given to a process that ends before the job begins.
+const MAX_FAILED_STARTS: u32 = 3;
 
 /// An action for the primary to perform.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SchedulerAction {
-    /// Send the job to this isolated worker.
-    StartJob { worker: WorkerId, job: IsolatedJobId, input: Bytes },
-    /// Send the outcome and the output to the caller.
-    SendReply { to: ReplyTo, answer: Bytes },
-    /// Kill the worker with SIGKILL, because its job has exceeded its time.
-    KillWorker(WorkerId),
+    /// Send the job to this process.
+    StartJob { worker: WorkerId, job: IsolatedJobId, limit: Duration, input: JobPayload },
+    /// Tell the caller what happened to its job.
+    SendReply { to: JobKey, event: JobEvent, value: JobPayload },
+    /// Kill the process with SIGKILL.
+    KillWorker { worker: WorkerId, reason: KillReason },
 }
 
-/// How an isolated worker exited.
+/// Why a process is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum IsolatedWorkerExit {
-    /// It exited as requested. A job that was on its way to it has not started.
-    Drained,
-    Died {
-        signal: Option<i32>,
-    },
+pub(crate) enum KillReason {
+    /// Its job has exceeded its time.
+    TimedOut,
+    /// Nobody waits for its job any more.
+    Abandoned,
 }
 
-/// A job that waits for a worker.
-#[derive(Debug, Clone)]
-struct QueuedJob {
-    caller: WorkerId,
-    token: u64,
-    to: ReplyTo,
-    deadline: Instant,
-    input: Bytes,
+/// How an isolated process has ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct IsolatedWorkerExit {
+    /// The job that it had begun last; 0 for none.
+    pub(crate) begun_job: IsolatedJobId,
+    /// Whether the primary ended it for a reason that is not its job: a stop, a reload, an upgrade.
+    pub(crate) is_drain_kill: bool,
+    pub(crate) code: Option<i32>,
+    pub(crate) signal: Option<i32>,
 }
 
-/// A job that was sent to a worker.
+/// A job that was sent to a process.
 #[derive(Debug)]
 struct RunningJob {
     id: IsolatedJobId,
-    job: QueuedJob,
+    job: WaitingJob,
+    started: Instant,
     deadline: Instant,
+    end: PlannedEnd,
 }
 
-/// The jobs and workers of one pool.
+/// What ends a running job, if that is certain already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PlannedEnd {
+    /// It ends by itself.
+    None,
+    /// Its process is being killed, and its outcome is `TimedOut`, once it is known whether it had begun.
+    TimedOut,
+    /// Its process is being killed, and the job is counted already.
+    Settled,
+}
+
+/// The jobs and processes of one pool.
 #[derive(Debug)]
 pub(crate) struct IsolatedJobScheduler {
     limit: Duration,
     max_queued: usize,
-    /// In order of arrival.
-    waiting: VecDeque<QueuedJob>,
+    max_queued_bytes: usize,
+    on_abandon: OnAbandon,
+    waiting: WaitingJobs,
     running: BTreeMap<WorkerId, RunningJob>,
     idle: BTreeSet<WorkerId>,
-    next: IsolatedJobId,
-    closed: bool,
-}
-
-fn reply_with_outcome(to: ReplyTo, verdict: &IsolatedJobOutcome) -> SchedulerAction {
-    SchedulerAction::SendReply { to, answer: encode_with_rest(verdict, b"") }
+    last_id: IsolatedJobId,
+    is_closed: bool,
+    counts: IsolatedJobCounts,
 }
 
 impl IsolatedJobScheduler {
@@ -70,39 +90,59 @@ impl IsolatedJobScheduler {
         IsolatedJobScheduler {
             limit: config.deadline,
             max_queued: config.queue,
-            waiting: VecDeque::new(),
+            max_queued_bytes: config.queue_bytes,
+            on_abandon: config.on_abandon,
+            waiting: WaitingJobs::default(),
             running: BTreeMap::new(),
             idle: BTreeSet::new(),
-            next: 1,
-            closed: false,
+            last_id: 0,
+            is_closed: false,
+            counts: IsolatedJobCounts::default(),
         }
     }
 
-    /// Adds a worker of the pool that is ready.
+    /// Adds a process of the pool that is ready.
     pub(crate) fn add_idle_worker(&mut self, worker: WorkerId) {
         self.idle.insert(worker);
     }
 
-    /// Queues a job whose caller waits until `deadline`. Returns a reply if it is rejected.
+    /// Queues a job. Returns a reply if it is refused.
     pub(crate) fn submit(
         &mut self,
-        (caller, token): (WorkerId, u64),
-        to: ReplyTo,
-        deadline: Instant,
-        input: Bytes,
+        caller: WorkerId,
+        submission: JobSubmission,
+        input: JobPayload,
+        now: Instant,
     ) -> Option<SchedulerAction> {
-        if self.closed {
-            return Some(reply_with_outcome(to, &IsolatedJobOutcome::Closed));
+        let key = JobKey { caller, token: submission.token };
+        self.counts.submitted += 1;
+        if self.is_closed {
+            return Some(self.refuse(key, JobOutcome::Closed));
         }
-        // Each idle worker takes a job at once, so that many more fit.
-        if self.waiting.len() >= self.max_queued + self.idle.len() {
-            return Some(reply_with_outcome(to, &IsolatedJobOutcome::Full));
+        if !self.has_room(input.size()) {
+            return Some(self.refuse(key, JobOutcome::Full));
         }
-        self.waiting.push_back(QueuedJob { caller, token, to, deadline, input });
+        let limit = submission.limit_ms.map_or(self.limit, Duration::from_millis);
+        self.waiting.push_back(WaitingJob {
+            key,
+            priority: submission.priority,
+            is_detached: submission.is_detached,
+            submitted: now,
+            deadline: add_limit(now, limit),
+            failed_starts: 0,
+            input,
+        });
         None
     }
 
-    /// Gives queued jobs to idle workers. `is_serving` tells whether a worker is not about to exit.
+    /// Returns whether an input of this size may wait. Each idle process takes a job at once, so that many more fit.
+    fn has_room(&self, size: usize) -> bool {
+        let has_bytes = self.waiting.is_empty()
+            || self.waiting.bytes().saturating_add(size) <= self.max_queued_bytes;
+        self.waiting.len() < self.max_queued.saturating_add(self.idle.len()) && has_bytes
+    }
+
+    /// Gives queued jobs to idle processes. `is_serving` tells whether a process is not about to exit.
     pub(crate) fn start_queued_jobs(
         &mut self,
         now: Instant,
@@ -111,272 +151,254 @@ impl IsolatedJobScheduler {
         self.idle.retain(|worker| is_serving(*worker));
         let mut actions = Vec::new();
         while let Some(worker) = self.idle.first().copied()
-            && let Some(job) = self.waiting.pop_front()
+            && let Some(job) = self.waiting.pop(&|_| true)
         {
             self.idle.remove(&worker);
-            let (id, input) = (self.next, job.input.clone());
-            self.next += 1;
-            let deadline = job.deadline.min(now + self.limit);
-            self.running.insert(worker, RunningJob { id, job, deadline });
-            actions.push(SchedulerAction::StartJob { worker, job: id, input });
+            actions.push(self.start(worker, job, now));
         }
         actions
     }
 
-    /// Handles the result of a worker. A result of any job but its current one is dropped.
+    fn start(&mut self, worker: WorkerId, job: WaitingJob, now: Instant) -> SchedulerAction {
+        self.last_id += 1;
+        let (id, input) = (self.last_id, job.input.clone());
+        let deadline = job.deadline.min(add_limit(now, self.limit));
+        self.counts.record_wait(job.submitted, now);
+        let running = RunningJob { id, job, started: now, deadline, end: PlannedEnd::None };
+        self.running.insert(worker, running);
+        let limit = deadline.saturating_duration_since(now);
+        SchedulerAction::StartJob { worker, job: id, limit, input }
+    }
+
+    /// Passes on what a job reports. A report of any job but the current one of the process is dropped.
+    pub(crate) fn report_progress(
+        &mut self,
+        worker: WorkerId,
+        id: IsolatedJobId,
+        value: JobPayload,
+    ) -> Option<SchedulerAction> {
+        let running = self.running.get(&worker)?;
+        let is_wanted =
+            running.id == id && running.end == PlannedEnd::None && !running.job.is_detached;
+        let to = running.job.key;
+        is_wanted.then_some(SchedulerAction::SendReply { to, event: JobEvent::Progress, value })
+    }
+
+    /// Handles the end of a job in its process. A report of any job but its current one is dropped.
     pub(crate) fn complete_job(
         &mut self,
         worker: WorkerId,
         id: IsolatedJobId,
-        answer: Bytes,
+        outcome: JobOutcome,
+        value: JobPayload,
+        now: Instant,
     ) -> Option<SchedulerAction> {
         if self.running.get(&worker).is_none_or(|running| running.id != id) {
             return None;
         }
+        let RunningJob { job, started, end, .. } = self.running.remove(&worker)?;
+        if end == PlannedEnd::None {
+            self.idle.insert(worker);
+        }
+        if end == PlannedEnd::Settled {
+            return None;
+        }
+        self.counts.record_run(started, now);
+        self.end_job(&job, outcome, value)
+    }
+
+    /// Ends a job that could not be sent to its process.
+    pub(crate) fn fail_start(
+        &mut self,
+        worker: WorkerId,
+        outcome: JobOutcome,
+    ) -> Option<SchedulerAction> {
         let RunningJob { job, .. } = self.running.remove(&worker)?;
         self.idle.insert(worker);
-        Some(SchedulerAction::SendReply { to: job.to, answer })
+        self.end_job(&job, outcome, JobPayload::default())
     }
 
-    /// Fails a job that could not be sent to its worker.
-    pub(crate) fn fail_start(&mut self, worker: WorkerId, why: String) -> Option<SchedulerAction> {
-        let RunningJob { job, .. } = self.running.remove(&worker)?;
-        self.idle.insert(worker);
-        Some(reply_with_outcome(job.to, &IsolatedJobOutcome::Failed(why)))
+    /// Handles that nobody waits for a job any more: a queued one is removed.
+    pub(crate) fn abandon(&mut self, key: JobKey) -> Option<SchedulerAction> {
+        if self.waiting.remove(key).is_some() {
+            self.counts.abandoned += 1;
+            return None;
+        }
+        let worker = self.running.iter().find(|(_, running)| running.job.key == key);
+        let worker = worker.map(|(worker, _)| *worker)?;
+        self.abandon_running(worker)
     }
 
-    /// Removes a queued job whose caller no longer waits. A running one continues.
-    pub(crate) fn cancel_queued_job(&mut self, caller: WorkerId, token: u64) {
-        self.waiting.retain(|job| (job.caller, job.token) != (caller, token));
+    /// Lets a job run although nobody waits for it.
+    pub(crate) fn detach(&mut self, key: JobKey) {
+        let running = self.running.values_mut().map(|running| &mut running.job);
+        if let Some(job) = running.into_iter().find(|job| job.key == key) {
+            job.is_detached = true;
+        } else if let Some(job) = self.waiting.get_mut(key) {
+            job.is_detached = true;
+        }
     }
 
-    /// Handles the exit of any worker: one of the pool, or a caller.
+    fn abandon_running(&mut self, worker: WorkerId) -> Option<SchedulerAction> {
+        let running = self.running.get_mut(&worker)?;
+        if running.end == PlannedEnd::Settled {
+            return None;
+        }
+        let is_killed = running.end != PlannedEnd::None;
+        match self.on_abandon {
+            OnAbandon::Finish if !is_killed => {
+                running.job.is_detached = true;
+                None
+            }
+            _ => {
+                running.end = PlannedEnd::Settled;
+                self.counts.abandoned += 1;
+                let reason = KillReason::Abandoned;
+                (!is_killed).then_some(SchedulerAction::KillWorker { worker, reason })
+            }
+        }
+    }
+
+    /// Handles the exit of any worker: a process of the pool, or a caller.
     pub(crate) fn handle_worker_exit(
         &mut self,
         worker: WorkerId,
-        how: IsolatedWorkerExit,
-    ) -> Option<SchedulerAction> {
-        self.waiting.retain(|job| job.caller != worker);
+        exit: IsolatedWorkerExit,
+        now: Instant,
+    ) -> Vec<SchedulerAction> {
+        self.counts.abandoned += self.waiting.remove_caller(worker);
+        let is_abandoned =
+            |running: &RunningJob| running.job.key.caller == worker && !running.job.is_detached;
+        let abandoned = self.running.iter().filter(|(_, running)| is_abandoned(running));
+        let abandoned: Vec<WorkerId> = abandoned.map(|(worker, _)| *worker).collect();
+        let mut actions: Vec<_> =
+            abandoned.into_iter().filter_map(|worker| self.abandon_running(worker)).collect();
         self.idle.remove(&worker);
-        let RunningJob { job, .. } = self.running.remove(&worker)?;
-        match how {
-            IsolatedWorkerExit::Died { signal } => {
-                Some(reply_with_outcome(job.to, &IsolatedJobOutcome::Died { signal }))
-            }
-            IsolatedWorkerExit::Drained if self.closed => {
-                Some(reply_with_outcome(job.to, &IsolatedJobOutcome::Closed))
-            }
-            IsolatedWorkerExit::Drained => {
-                self.waiting.push_front(job);
-                None
-            }
+        if let Some(running) = self.running.remove(&worker) {
+            actions.extend(self.end_running(running, exit, now));
         }
+        actions
+    }
+
+    /// Handles the end of a job's process.
+    fn end_running(
+        &mut self,
+        running: RunningJob,
+        exit: IsolatedWorkerExit,
+        now: Instant,
+    ) -> Option<SchedulerAction> {
+        let RunningJob { id, mut job, started, end, .. } = running;
+        let has_begun = exit.begun_job == id;
+        let outcome = match end {
+            PlannedEnd::Settled => return None,
+            PlannedEnd::TimedOut => JobOutcome::TimedOut { has_begun },
+            PlannedEnd::None if has_begun && exit.is_drain_kill => JobOutcome::Cut,
+            PlannedEnd::None if has_begun => {
+                JobOutcome::Died { code: exit.code, signal: exit.signal }
+            }
+            PlannedEnd::None if self.is_closed => JobOutcome::Closed,
+            PlannedEnd::None => {
+                job.failed_starts += 1;
+                if job.failed_starts < MAX_FAILED_STARTS {
+                    self.waiting.push_front(job);
+                    return None;
+                }
+                let reason = "the processes that it was given to ended before it began".to_string();
+                JobOutcome::Transfer { value: JobValue::Input, reason }
+            }
+        };
+        if has_begun {
+            self.counts.record_run(started, now);
+        }
+        self.end_job(&job, outcome, JobPayload::default())
     }
 
     /// Returns when `expire_jobs` has to be called next.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        let waiting = self.waiting.iter().map(|job| job.deadline);
-        waiting.chain(self.running.values().map(|running| running.deadline)).min()
+        let running = self.running.values().filter(|running| running.end == PlannedEnd::None);
+        running.map(|running| running.deadline).chain(self.waiting.next_deadline()).min()
     }
 
-    /// Fails the jobs past their deadline, and kills the workers that run them.
-    pub(crate) fn expire_jobs(&mut self, now: Instant) -> Vec<SchedulerAction> {
+    /// Ends the jobs past their deadline, and kills the processes that run them. `begun_job` returns the job that a process has
+    /// begun last.
+    pub(crate) fn expire_jobs(
+        &mut self,
+        now: Instant,
+        begun_job: &dyn Fn(WorkerId) -> IsolatedJobId,
+    ) -> Vec<SchedulerAction> {
         let mut actions = Vec::new();
-        self.waiting.retain(|job| {
-            let late = job.deadline <= now;
-            actions.extend(
-                late.then(|| reply_with_outcome(job.to.clone(), &IsolatedJobOutcome::TimedOut)),
-            );
-            !late
-        });
-        self.running.retain(|worker, RunningJob { job, deadline, .. }| {
-            let late = *deadline <= now;
-            if late {
-                actions.push(reply_with_outcome(job.to.clone(), &IsolatedJobOutcome::TimedOut));
-                actions.push(SchedulerAction::KillWorker(*worker));
+        for job in self.waiting.take_expired(now) {
+            let outcome = JobOutcome::TimedOut { has_begun: false };
+            actions.extend(self.end_job(&job, outcome, JobPayload::default()));
+        }
+        let mut begun = Vec::new();
+        for (worker, running) in &mut self.running {
+            if running.deadline > now || running.end != PlannedEnd::None {
+                continue;
             }
-            !late
-        });
+            running.end = PlannedEnd::TimedOut;
+            let reason = KillReason::TimedOut;
+            actions.push(SchedulerAction::KillWorker { worker: *worker, reason });
+            // It is certain that it has begun. Else its process may begin it before the signal arrives.
+            if begun_job(*worker) == running.id {
+                running.end = PlannedEnd::Settled;
+                begun.push((running.job.clone(), running.started));
+            }
+        }
+        for (job, started) in begun {
+            self.counts.record_run(started, now);
+            let outcome = JobOutcome::TimedOut { has_begun: true };
+            actions.extend(self.end_job(&job, outcome, JobPayload::default()));
+        }
         actions
     }
 
-    /// Rejects queued and new jobs, because the cluster stops.
+    /// Refuses queued and new jobs, because the cluster stops.
     pub(crate) fn close(&mut self) -> Vec<SchedulerAction> {
-        self.closed = true;
-        self.waiting
-            .drain(..)
-            .map(|job| reply_with_outcome(job.to, &IsolatedJobOutcome::Closed))
-            .collect()
+        self.is_closed = true;
+        let waiting = self.waiting.take_all();
+        let ended = waiting
+            .iter()
+            .filter_map(|job| self.end_job(job, JobOutcome::Closed, JobPayload::default()));
+        ended.collect()
+    }
+
+    /// Returns the figures of the pool.
+    #[allow(dead_code, reason = "the status does not show them yet")]
+    pub(crate) fn snapshot(&self, now: Instant) -> IsolatedPoolSnapshot {
+        let oldest = self.running.values().map(|running| running.started).min();
+        IsolatedPoolSnapshot {
+            processes: self.idle.len() + self.running.len(),
+            busy: self.running.len(),
+            queued: self.waiting.len(),
+            queue_limit: self.max_queued,
+            queued_bytes: self.waiting.bytes(),
+            oldest_run: oldest.map(|started| now.saturating_duration_since(started)),
+            counts: self.counts.clone(),
+        }
+    }
+
+    /// Counts the end of a job. Returns the reply, if anybody waits for it.
+    fn end_job(
+        &mut self,
+        job: &WaitingJob,
+        outcome: JobOutcome,
+        value: JobPayload,
+    ) -> Option<SchedulerAction> {
+        self.counts.count_outcome(&outcome);
+        let event = JobEvent::Ended(outcome);
+        (!job.is_detached).then_some(SchedulerAction::SendReply { to: job.key, event, value })
+    }
+
+    fn refuse(&mut self, to: JobKey, outcome: JobOutcome) -> SchedulerAction {
+        self.counts.count_outcome(&outcome);
+        let (event, value) = (JobEvent::Ended(outcome), JobPayload::default());
+        SchedulerAction::SendReply { to, event, value }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::messages::{MessageSender, ReplyTo};
-
-    const CALLER: WorkerId = WorkerId(1);
-    const FIRST_WORKER: WorkerId = WorkerId(8);
-    const SECOND_WORKER: WorkerId = WorkerId(9);
-
-    fn create_scheduler(queue: usize) -> IsolatedJobScheduler {
-        IsolatedJobScheduler::new(
-            &IsolatedPoolConfig::new("thumbnails", 2)
-                .queue(queue)
-                .deadline(Duration::from_secs(10)),
-        )
-    }
-
-    fn reply_to(id: u64) -> ReplyTo {
-        ReplyTo::to_test(MessageSender::Worker(CALLER), id)
-    }
-
-    fn reply_action(id: u64, verdict: IsolatedJobOutcome) -> SchedulerAction {
-        reply_with_outcome(reply_to(id), &verdict)
-    }
-
-    /// Submits job `n` with a deadline in one second. Returns the actions.
-    fn submit_job(
-        scheduler: &mut IsolatedJobScheduler,
-        n: u64,
-        now: Instant,
-    ) -> Vec<SchedulerAction> {
-        let deadline = now + Duration::from_secs(1);
-        let refused =
-            scheduler.submit((CALLER, n), reply_to(n), deadline, Bytes::from(n.to_string()));
-        refused.into_iter().chain(scheduler.start_queued_jobs(now, &|_| true)).collect()
-    }
-
-    fn start_action(worker: WorkerId, job: IsolatedJobId, n: u64) -> SchedulerAction {
-        SchedulerAction::StartJob { worker, job, input: Bytes::from(n.to_string()) }
-    }
-
-    #[test]
-    fn a_worker_runs_one_job_at_a_time_and_others_are_queued_in_order() {
-        let (mut scheduler, now) = (create_scheduler(2), Instant::now());
-        scheduler.add_idle_worker(FIRST_WORKER);
-        assert_eq!(submit_job(&mut scheduler, 1, now), [start_action(FIRST_WORKER, 1, 1)]);
-        assert!(
-            submit_job(&mut scheduler, 2, now).is_empty()
-                && submit_job(&mut scheduler, 3, now).is_empty()
-        );
-        assert_eq!(submit_job(&mut scheduler, 4, now), [reply_action(4, IsolatedJobOutcome::Full)]);
-        let answer = encode_with_rest(&IsolatedJobOutcome::Done, b"!");
-        assert_eq!(
-            scheduler.complete_job(SECOND_WORKER, 1, answer.clone()),
-            None,
-            "another worker"
-        );
-        assert_eq!(scheduler.complete_job(FIRST_WORKER, 7, answer.clone()), None, "another job");
-        let done = scheduler.complete_job(FIRST_WORKER, 1, answer.clone());
-        assert_eq!(done, Some(SchedulerAction::SendReply { to: reply_to(1), answer }));
-        assert_eq!(scheduler.start_queued_jobs(now, &|_| true), [start_action(FIRST_WORKER, 2, 2)]);
-    }
-
-    #[test]
-    fn a_worker_about_to_exit_gets_no_job() {
-        let (mut scheduler, now) = (create_scheduler(2), Instant::now());
-        scheduler.add_idle_worker(FIRST_WORKER);
-        scheduler.submit((CALLER, 1), reply_to(1), now, Bytes::new());
-        assert!(scheduler.start_queued_jobs(now, &|_| false).is_empty());
-        scheduler.add_idle_worker(SECOND_WORKER);
-        assert!(matches!(
-            scheduler.start_queued_jobs(now, &|_| true)[..],
-            [SchedulerAction::StartJob { worker: SECOND_WORKER, .. }]
-        ));
-    }
-
-    #[test]
-    fn only_the_caller_of_the_job_is_notified_when_its_process_dies() {
-        let (mut scheduler, now) = (create_scheduler(2), Instant::now());
-        scheduler.add_idle_worker(FIRST_WORKER);
-        submit_job(&mut scheduler, 1, now);
-        submit_job(&mut scheduler, 2, now);
-        let died = IsolatedWorkerExit::Died { signal: Some(11) };
-        assert_eq!(
-            scheduler.handle_worker_exit(FIRST_WORKER, died),
-            Some(reply_action(1, IsolatedJobOutcome::Died { signal: Some(11) }))
-        );
-        assert_eq!(scheduler.handle_worker_exit(FIRST_WORKER, died), None);
-        scheduler.add_idle_worker(SECOND_WORKER);
-        assert_eq!(
-            scheduler.start_queued_jobs(now, &|_| true),
-            [start_action(SECOND_WORKER, 2, 2)]
-        );
-    }
-
-    #[test]
-    fn a_job_that_did_not_start_before_its_worker_drained_is_given_to_another() {
-        let (mut scheduler, now) = (create_scheduler(2), Instant::now());
-        scheduler.add_idle_worker(FIRST_WORKER);
-        submit_job(&mut scheduler, 1, now);
-        submit_job(&mut scheduler, 2, now);
-        assert_eq!(scheduler.handle_worker_exit(FIRST_WORKER, IsolatedWorkerExit::Drained), None);
-        scheduler.add_idle_worker(SECOND_WORKER);
-        assert_eq!(
-            scheduler.start_queued_jobs(now, &|_| true),
-            [start_action(SECOND_WORKER, 2, 1)]
-        );
-    }
-
-    #[test]
-    fn jobs_past_their_deadline_fail_and_their_process_is_killed() {
-        let (mut scheduler, now) = (create_scheduler(2), Instant::now());
-        scheduler.add_idle_worker(FIRST_WORKER);
-        submit_job(&mut scheduler, 1, now);
-        submit_job(&mut scheduler, 2, now);
-        let late = now + Duration::from_secs(1);
-        assert_eq!((scheduler.next_deadline(), scheduler.expire_jobs(now).len()), (Some(late), 0));
-        let actions = scheduler.expire_jobs(late);
-        let [two, one] = [2, 1].map(|n| reply_action(n, IsolatedJobOutcome::TimedOut));
-        assert_eq!(actions, [two, one, SchedulerAction::KillWorker(FIRST_WORKER)]);
-        assert_eq!(
-            (
-                scheduler.next_deadline(),
-                scheduler
-                    .handle_worker_exit(FIRST_WORKER, IsolatedWorkerExit::Died { signal: Some(9) })
-            ),
-            (None, None)
-        );
-    }
-
-    #[test]
-    fn the_deadline_of_the_pool_limits_the_timeout_of_the_caller() {
-        let (mut scheduler, now) = (create_scheduler(2), Instant::now());
-        scheduler.add_idle_worker(FIRST_WORKER);
-        let deadline = now + Duration::from_secs(3600);
-        scheduler.submit((CALLER, 1), reply_to(1), deadline, Bytes::new());
-        scheduler.start_queued_jobs(now, &|_| true);
-        assert_eq!(scheduler.next_deadline(), Some(now + Duration::from_secs(10)));
-    }
-
-    #[test]
-    fn jobs_of_callers_that_are_gone_do_not_start() {
-        let (mut scheduler, now) = (create_scheduler(4), Instant::now());
-        for n in 1..=3 {
-            submit_job(&mut scheduler, n, now);
-        }
-        scheduler.cancel_queued_job(SECOND_WORKER, 2);
-        scheduler.cancel_queued_job(CALLER, 2);
-        scheduler.add_idle_worker(FIRST_WORKER);
-        assert_eq!(scheduler.start_queued_jobs(now, &|_| true), [start_action(FIRST_WORKER, 1, 1)]);
-        scheduler.handle_worker_exit(CALLER, IsolatedWorkerExit::Died { signal: Some(9) });
-        scheduler.add_idle_worker(SECOND_WORKER);
-        assert!(scheduler.start_queued_jobs(now, &|_| true).is_empty());
-    }
-
-    #[test]
-    fn a_stop_rejects_queued_jobs_and_lets_running_ones_finish() {
-        let (mut scheduler, now) = (create_scheduler(2), Instant::now());
-        scheduler.add_idle_worker(FIRST_WORKER);
-        submit_job(&mut scheduler, 1, now);
-        submit_job(&mut scheduler, 2, now);
-        assert_eq!(scheduler.close(), [reply_action(2, IsolatedJobOutcome::Closed)]);
-        assert_eq!(
-            submit_job(&mut scheduler, 3, now),
-            [reply_action(3, IsolatedJobOutcome::Closed)]
-        );
-        let answer = encode_with_rest(&IsolatedJobOutcome::Done, b"");
-        assert!(scheduler.complete_job(FIRST_WORKER, 1, answer).is_some());
-    }
+/// Returns the time `limit` from now. A limit that is too long for the clock counts as thirty days.
+fn add_limit(now: Instant, limit: Duration) -> Instant {
+    const MAX_LIMIT: Duration = Duration::from_secs(30 * 24 * 3600);
+    now + limit.min(MAX_LIMIT)
 }

@@ -57,11 +57,6 @@ pub struct ReplyTo {
 }
 
 impl ReplyTo {
-    #[cfg(test)]
-    pub(crate) fn to_test(to: MessageSender, id: u64) -> ReplyTo {
-        ReplyTo { to, id, kind: MessageKind::new("test").expect("a kind") }
-    }
-
     pub(crate) fn reply_envelope(&self, class: MessageClass, payload: Payload) -> Envelope {
         let address = match self.to {
             MessageSender::Primary => MessageAddress::Primary,

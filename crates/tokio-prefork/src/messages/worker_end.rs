@@ -29,6 +29,7 @@ use super::{
     RejectedEnvelope,
 };
 use super::{MessageAddress, MessageSender, Payload, ReplyTo};
+use crate::isolated::{JOB_REPLY_KIND, PendingIsolatedJobs};
 use crate::yield_now::yield_to_ready_tasks;
 use prefork_os::async_fd::{register_readable_and_writable, wait_readable_busy_polling};
 use prefork_supervisor::WorkerTag;
@@ -62,6 +63,7 @@ pub(crate) struct WorkerMessageEnd {
     ended: Notify,
     inboxes: Arc<InboxRegistry>,
     requests: Arc<PendingRequests>,
+    isolated_jobs: PendingIsolatedJobs,
 }
 
 impl WorkerMessageEnd {
@@ -87,9 +89,11 @@ impl WorkerMessageEnd {
             ended: Notify::new(),
             inboxes: Arc::new(InboxRegistry::new(limits)),
             requests: Arc::new(PendingRequests::new()),
+            isolated_jobs: PendingIsolatedJobs::default(),
         });
         if !end.is_connected() {
             end.inboxes.close();
+            end.isolated_jobs.close();
         } else {
             let [reads, writes, returns] = [&end; 3].map(Arc::clone);
             tokio::task::spawn_local(async move { reads.read_loop().await });
@@ -116,6 +120,11 @@ impl WorkerMessageEnd {
 
     pub(crate) fn is_connected(&self) -> bool {
         !self.is_closed.load(Ordering::Acquire)
+    }
+
+    /// Returns the isolated jobs of this process that have no outcome yet.
+    pub(crate) fn isolated_jobs(&self) -> &PendingIsolatedJobs {
+        &self.isolated_jobs
     }
 
     pub(crate) fn dropped_counts(&self) -> BTreeMap<String, u64> {
@@ -301,7 +310,11 @@ impl WorkerMessageEnd {
         if matches!(envelope.class, MessageClass::Reply | MessageClass::Refusal) {
             return self.requests.reply(from, envelope);
         }
-        if let Err(undelivered) = self.inboxes.deliver(Message::new(from, envelope)).await {
+        let message = Message::new(from, envelope);
+        if from == MessageSender::Primary && message.kind() == JOB_REPLY_KIND {
+            return self.isolated_jobs.handle_reply(message);
+        }
+        if let Err(undelivered) = self.inboxes.deliver(message).await {
             self.refuse(undelivered);
         }
     }
@@ -388,6 +401,7 @@ impl WorkerMessageEnd {
         self.data_queued.notify_one();
         self.inboxes.close();
         self.requests.close();
+        self.isolated_jobs.close();
     }
 
     fn lock_send_queue(&self) -> MutexGuard<'_, SendQueue> {

@@ -219,6 +219,8 @@ impl Primary {
         self.close_channels_of_other_workers();
         self.signals.close_in_worker();
         self.event_loop.close_in_worker();
+        // Waiting inputs may hold descriptors.
+        self.isolated_pools = super::IsolatedPools::default();
         self.application_sockets.clear();
         application_sockets::close_in_worker();
         crate::shared::memory::close_in_worker();

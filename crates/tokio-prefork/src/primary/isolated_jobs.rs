@@ -1,170 +1,213 @@
 //! The primary's side of isolated jobs: passes requests and worker exits to each pool's scheduler, and performs its
-//! orders.
+//! actions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
 use super::{Primary, PrimaryHandle};
 use crate::isolated::{
-    IsolatedJobRequest, IsolatedJobScheduler, IsolatedWorkerExit, RUN_JOB_KIND, SchedulerAction,
-    decode_job_result, decode_with_rest, encode_with_rest,
+    CallerMessage, CallerReply, IsolatedJobId, IsolatedJobScheduler, IsolatedWorkerExit,
+    JOB_REPLY_KIND, JobEvent, JobKey, JobOutcome, JobPayload, JobStart, JobValue, KillReason,
+    ProcessReport, START_JOB_KIND, SchedulerAction, decode_job_message, job_envelope,
 };
-use crate::messages::{AttachedConnection, Envelope, Message, MessageAddress, MessageClass};
+use crate::messages::{Envelope, Message, MessageError};
+use crate::scoreboard::WorkerPages;
 use prefork_os::signal::Signal;
-use prefork_supervisor::{Event, ExitCause, LogEvent};
+use prefork_supervisor::{Event, ExitCause, ExitReport, LogEvent};
 use prefork_supervisor::{WorkerId, WorkerTag};
 
-/// Maximum time that a caller can wait for its job.
-const MAX_JOB_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long to wait before replies are sent again to callers whose message queue is full.
+const REPLY_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The job schedulers of all pools of isolated workers, by the pool's name.
+/// The job schedulers of all pools of isolated processes, by the pool's name.
 #[derive(Default)]
-pub(crate) struct IsolatedPools(BTreeMap<&'static str, IsolatedJobScheduler>);
+pub(crate) struct IsolatedPools {
+    schedulers: BTreeMap<&'static str, IsolatedJobScheduler>,
+    /// The last job that each process of a pool had begun when it ended, until its exit is handled.
+    begun_at_exit: BTreeMap<WorkerId, IsolatedJobId>,
+    /// Exits of workers that have sent messages which are not handled yet.
+    exits: VecDeque<(WorkerId, IsolatedWorkerExit)>,
+    /// Replies for callers whose message queue is full, in order.
+    unsent_replies: VecDeque<(WorkerId, Envelope)>,
+}
 
 impl IsolatedPools {
     pub(crate) fn insert(&mut self, pool: &'static str, scheduler: IsolatedJobScheduler) {
-        self.0.insert(pool, scheduler);
+        self.schedulers.insert(pool, scheduler);
     }
 
-    /// Passes a log event to every scheduler that it concerns. Returns the orders of each pool.
-    fn handle_log_event(&mut self, event: &LogEvent) -> Vec<(&'static str, Vec<SchedulerAction>)> {
-        let orders = self.0.iter_mut().filter_map(|(pool, scheduler)| {
-            let orders = match event {
-                LogEvent::Ready { worker, .. } if worker.kind == *pool => {
-                    scheduler.add_idle_worker(worker.id);
-                    Vec::new()
-                }
-                LogEvent::Exited(exit) => {
-                    let is_drained = exit.cause == ExitCause::Drained && exit.status.success();
-                    let signal = exit.status.signal();
-                    let how = if is_drained {
-                        IsolatedWorkerExit::Drained
-                    } else {
-                        IsolatedWorkerExit::Died { signal }
-                    };
-                    scheduler.handle_worker_exit(exit.worker.id, how).into_iter().collect()
-                }
-                LogEvent::Stopping { .. } | LogEvent::StoppingNow { .. } => scheduler.close(),
-                _ => return None,
-            };
-            Some((*pool, orders))
-        });
-        orders.collect()
+    /// Returns when the primary has to look after the pools next.
+    pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let jobs = self.schedulers.values().filter_map(IsolatedJobScheduler::next_deadline);
+        let retry = (!self.unsent_replies.is_empty()).then_some(now + REPLY_RETRY_INTERVAL);
+        jobs.chain(retry).min()
     }
 
-    /// Expires jobs past their deadline, and returns the resulting actions by pool.
-    fn expire_jobs(&mut self, now: Instant) -> Vec<(&'static str, Vec<SchedulerAction>)> {
-        let is_due = |scheduler: &IsolatedJobScheduler| {
-            scheduler.next_deadline().is_some_and(|at| at <= now)
-        };
-        let due = self.0.iter_mut().filter(|(_, scheduler)| is_due(scheduler));
-        due.map(|(pool, scheduler)| (*pool, scheduler.expire_jobs(now))).collect()
-    }
-
-    /// Returns when the next job is past its deadline.
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.0.values().filter_map(IsolatedJobScheduler::next_deadline).min()
+    fn names(&self) -> Vec<&'static str> {
+        self.schedulers.keys().copied().collect()
     }
 }
 
 impl PrimaryHandle<'_> {
-    /// Handles a worker's request to run a job in the pool.
-    pub(crate) fn submit_isolated_job(
+    /// Handles what a worker says about a job that it wants to be run.
+    pub(crate) fn handle_job_caller(
         &mut self,
         pool: &'static str,
         from: WorkerTag,
-        message: &Message,
+        mut message: Message,
     ) {
-        let Some(to) = message.reply_to() else { return };
-        let Some((job, input)) = decode_with_rest::<IsolatedJobRequest>(message.bytes()) else {
-            return;
+        let Some((request, input)) = decode_job_message(&mut message) else { return };
+        let is_alive = self.primary.workers.contains_key(&from.id);
+        let Some(scheduler) = self.primary.isolated_pools.schedulers.get_mut(pool) else { return };
+        let action = match request {
+            CallerMessage::Submit(job) if is_alive || job.is_detached => {
+                scheduler.submit(from.id, job, input, Instant::now())
+            }
+            // Nobody waits for it.
+            CallerMessage::Submit(_) => None,
+            CallerMessage::Abandon { token } => {
+                scheduler.abandon(JobKey { caller: from.id, token })
+            }
+            CallerMessage::Detach { token } => {
+                scheduler.detach(JobKey { caller: from.id, token });
+                None
+            }
         };
-        let deadline = Instant::now() + Duration::from_millis(job.limit_ms).min(MAX_JOB_TIMEOUT);
-        let Some(scheduler) = self.primary.isolated_pools.0.get_mut(pool) else { return };
-        let order = scheduler.submit((from.id, job.token), to, deadline, input);
-        self.primary.run_job_orders(pool, order);
+        self.primary.run_job_actions(pool, action);
     }
 
-    /// Handles a worker's report that it no longer waits for its job.
-    pub(crate) fn cancel_isolated_job(
+    /// Handles what an isolated process reports about its job.
+    pub(crate) fn handle_job_report(
         &mut self,
         pool: &'static str,
         from: WorkerTag,
-        message: &Message,
+        mut message: Message,
     ) {
-        let scheduler = self.primary.isolated_pools.0.get_mut(pool);
-        if let Some((scheduler, token)) = scheduler.zip(message.decode().ok()) {
-            scheduler.cancel_queued_job(from.id, token);
-        }
-    }
-
-    /// Handles an isolated worker's report that its job has ended.
-    pub(crate) fn finish_isolated_job(
-        &mut self,
-        pool: &'static str,
-        from: WorkerTag,
-        message: &Message,
-    ) {
-        let Some((job, answer)) = decode_job_result(message.bytes()) else { return };
-        let Some(scheduler) = self.primary.isolated_pools.0.get_mut(pool) else { return };
-        let order = scheduler.complete_job(from.id, job, answer);
-        self.primary.run_job_orders(pool, order);
+        let Some((report, value)) = decode_job_message(&mut message) else { return };
+        let Some(scheduler) = self.primary.isolated_pools.schedulers.get_mut(pool) else { return };
+        let action = match report {
+            ProcessReport::Progress { job } => scheduler.report_progress(from.id, job, value),
+            ProcessReport::Ended { job, outcome } => {
+                scheduler.complete_job(from.id, job, outcome, value, Instant::now())
+            }
+        };
+        self.primary.run_job_actions(pool, action);
     }
 }
 
 impl Primary {
-    /// Passes a log event to the schedulers, and performs what they order.
+    /// Passes a log event to the schedulers that it concerns, and performs what they order.
     pub(super) fn update_job_schedulers(&mut self, event: &LogEvent) {
-        for (pool, orders) in self.isolated_pools.handle_log_event(event) {
-            self.run_job_orders(pool, orders);
+        match event {
+            LogEvent::Ready { worker, .. } => {
+                let pools = &mut self.isolated_pools.schedulers;
+                let Some(scheduler) = pools.get_mut(worker.kind) else { return };
+                scheduler.add_idle_worker(worker.id);
+                self.run_job_actions(worker.kind, None);
+            }
+            LogEvent::Exited(exit) if !self.isolated_pools.schedulers.is_empty() => {
+                let worker = exit.worker.id;
+                let begun_job = self.isolated_pools.begun_at_exit.remove(&worker).unwrap_or(0);
+                let exit = isolated_worker_exit(exit, begun_job);
+                self.isolated_pools.exits.push_back((worker, exit));
+                self.handle_isolated_exits();
+            }
+            LogEvent::Stopping { .. } | LogEvent::StoppingNow { .. } => {
+                for pool in self.isolated_pools.names() {
+                    let scheduler = self.isolated_pools.schedulers.get_mut(pool);
+                    let actions = scheduler.map_or_else(Vec::new, IsolatedJobScheduler::close);
+                    self.run_job_actions(pool, actions);
+                }
+            }
+            _ => {}
         }
     }
 
-    /// Ends jobs that are past their deadline.
-    pub(super) fn expire_isolated_jobs(&mut self) {
-        for (pool, orders) in self.isolated_pools.expire_jobs(Instant::now()) {
-            self.run_job_orders(pool, orders);
+    /// Records which job a process had begun last. Call it when it has ended, before its scoreboard pages are released.
+    pub(super) fn record_begun_job(&mut self, worker: WorkerId, pages: WorkerPages) {
+        if !self.isolated_pools.schedulers.is_empty() {
+            let job = self.scoreboard.begun_job(pages);
+            self.isolated_pools.begun_at_exit.insert(worker, job);
         }
     }
 
-    /// Performs a scheduler's orders, then gives waiting jobs to idle workers.
-    fn run_job_orders(
+    /// Handles the exits of workers whose last messages have been handled: one of them may be the result of a job.
+    fn handle_isolated_exits(&mut self) {
+        for _ in 0..self.isolated_pools.exits.len() {
+            let Some((worker, exit)) = self.isolated_pools.exits.pop_front() else { return };
+            if self.messages.primary_end.has_pending(worker) {
+                self.isolated_pools.exits.push_back((worker, exit));
+                continue;
+            }
+            for pool in self.isolated_pools.names() {
+                let scheduler = self.isolated_pools.schedulers.get_mut(pool);
+                let actions = scheduler.map_or_else(Vec::new, |one| {
+                    one.handle_worker_exit(worker, exit, Instant::now())
+                });
+                self.run_job_actions(pool, actions);
+            }
+        }
+    }
+
+    /// Ends jobs that are past their deadline, and does what had to wait.
+    pub(super) fn attend_isolated_jobs(&mut self) {
+        self.handle_isolated_exits();
+        self.send_unsent_replies();
+        let now = Instant::now();
+        for pool in self.isolated_pools.names() {
+            let Primary { isolated_pools, workers, scoreboard, .. } = self;
+            let Some(scheduler) = isolated_pools.schedulers.get_mut(pool) else { continue };
+            if scheduler.next_deadline().is_none_or(|at| at > now) {
+                continue;
+            }
+            let begun_job = |worker: WorkerId| {
+                workers.get(&worker).map_or(0, |process| scoreboard.begun_job(process.pages))
+            };
+            let actions = scheduler.expire_jobs(now, &begun_job);
+            self.run_job_actions(pool, actions);
+        }
+    }
+
+    /// Performs a scheduler's actions, then gives waiting jobs to idle processes.
+    fn run_job_actions(
         &mut self,
         pool: &'static str,
-        orders: impl IntoIterator<Item = SchedulerAction>,
+        actions: impl IntoIterator<Item = SchedulerAction>,
     ) {
-        for order in orders {
-            self.run_job_order(pool, order);
+        for action in actions {
+            self.run_job_action(pool, action);
         }
-        let Some(scheduler) = self.isolated_pools.0.get_mut(pool) else { return };
+        let Some(scheduler) = self.isolated_pools.schedulers.get_mut(pool) else { return };
         let supervisor = &self.supervisor;
-        for order in scheduler.start_queued_jobs(Instant::now(), &|id| supervisor.is_serving(id)) {
-            self.run_job_order(pool, order);
+        for action in scheduler.start_queued_jobs(Instant::now(), &|id| supervisor.is_serving(id)) {
+            self.run_job_action(pool, action);
         }
     }
 
-    fn run_job_order(&mut self, pool: &'static str, order: SchedulerAction) {
-        match order {
-            SchedulerAction::StartJob { worker, job, input } => {
+    fn run_job_action(&mut self, pool: &'static str, action: SchedulerAction) {
+        match action {
+            SchedulerAction::StartJob { worker, job, limit, input } => {
                 // From now on the worker's exit says nothing about whether such workers can boot.
                 self.pending_events.push_back(Event::RiskyJobStarted { worker });
-                if let Err(reason) = self.send_job(worker, encode_with_rest(&job, &input)) {
-                    let scheduler = self.isolated_pools.0.get_mut(pool);
-                    let order = scheduler.and_then(|one| one.fail_start(worker, reason));
-                    if let Some(order) = order {
-                        self.run_job_order(pool, order);
+                let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+                let start = JobStart { job, limit_ms };
+                if let Err(error) = self.send_job(worker, &start, &input) {
+                    let outcome = JobOutcome::of_send_error(&error, JobValue::Input);
+                    let scheduler = self.isolated_pools.schedulers.get_mut(pool);
+                    let action = scheduler.and_then(|one| one.fail_start(worker, outcome));
+                    if let Some(action) = action {
+                        self.run_job_action(pool, action);
                     }
                 }
             }
-            // A caller whose channel is full does not get the answer and times out.
-            SchedulerAction::SendReply { to, answer } => {
-                drop(self.messages.primary_end.reply(&to, MessageClass::Reply, answer.into()));
+            SchedulerAction::SendReply { to, event, value } => {
+                self.send_job_reply(to, event, &value);
             }
-            SchedulerAction::KillWorker(worker) => {
-                if let Some(process) = self.workers.get(&worker) {
+            SchedulerAction::KillWorker { worker, reason } => {
+                if let Some(process) = self.workers.get(&worker)
+                    && reason == KillReason::TimedOut
+                {
                     self.event_log.log_job_timeout(process.tag);
                 }
                 self.workers.signal(worker, Signal::SIGKILL, &mut self.event_log);
@@ -172,16 +215,76 @@ impl Primary {
         }
     }
 
-    fn send_job(&mut self, worker: WorkerId, payload: Bytes) -> Result<(), String> {
-        let envelope = Envelope::new(
-            MessageAddress::Primary,
-            RUN_JOB_KIND,
-            payload.into(),
-            AttachedConnection::Absent,
-        );
-        let envelope = envelope.map_err(|e| e.to_string())?;
+    fn send_job(
+        &mut self,
+        worker: WorkerId,
+        start: &JobStart,
+        input: &JobPayload,
+    ) -> Result<(), MessageError> {
+        let envelope = job_envelope(START_JOB_KIND, start, input)?;
         // A worker that drains does not return it: the scheduler gives the job to another one.
         let sent = self.messages.primary_end.send_internal(worker, envelope);
-        sent.map_err(|rejected| rejected.0.to_string())
+        sent.map_err(|rejected| rejected.0)
     }
+
+    /// Sends a caller what happened to its job. A progress report is dropped if there is no room for it.
+    fn send_job_reply(&mut self, to: JobKey, event: JobEvent, value: &JobPayload) {
+        let is_progress = event == JobEvent::Progress;
+        let reply = CallerReply { token: to.token, event };
+        let envelope = job_envelope(JOB_REPLY_KIND, &reply, value);
+        let error = match envelope {
+            Ok(envelope) => {
+                let waiting = &mut self.isolated_pools.unsent_replies;
+                let waits = waiting.iter().any(|(caller, _)| *caller == to.caller);
+                let sent = match waits {
+                    true => Err(Box::new((MessageError::Full, envelope))),
+                    false => self.messages.primary_end.send_internal(to.caller, envelope),
+                };
+                match sent.map_err(|rejected| *rejected) {
+                    // The caller is gone.
+                    Ok(()) | Err((MessageError::Closed, _)) => return,
+                    Err((MessageError::Full, envelope)) => {
+                        if !is_progress {
+                            waiting.push_back((to.caller, envelope));
+                        }
+                        return;
+                    }
+                    Err((error, _)) => error,
+                }
+            }
+            Err(error) => error,
+        };
+        if !is_progress && *value != JobPayload::default() {
+            let outcome = JobOutcome::of_send_error(&error, JobValue::Output);
+            self.send_job_reply(to, JobEvent::Ended(outcome), &JobPayload::default());
+        }
+    }
+
+    /// Sends the replies that found a full queue.
+    fn send_unsent_replies(&mut self) {
+        let mut blocked: Vec<WorkerId> = Vec::new();
+        for _ in 0..self.isolated_pools.unsent_replies.len() {
+            let Some((caller, envelope)) = self.isolated_pools.unsent_replies.pop_front() else {
+                return;
+            };
+            let sent = match blocked.contains(&caller) {
+                true => Err(Box::new((MessageError::Full, envelope))),
+                false => self.messages.primary_end.send_internal(caller, envelope),
+            };
+            if let Err((MessageError::Full, envelope)) = sent.map_err(|rejected| *rejected) {
+                blocked.push(caller);
+                self.isolated_pools.unsent_replies.push_back((caller, envelope));
+            }
+        }
+    }
+}
+
+/// Returns how a worker has ended, as far as its job is concerned.
+fn isolated_worker_exit(exit: &ExitReport, begun_job: IsolatedJobId) -> IsolatedWorkerExit {
+    let is_drain_kill = matches!(
+        exit.cause,
+        ExitCause::KilledByStop | ExitCause::GracefulTimeout | ExitCause::Superseded
+    );
+    let (code, signal) = (exit.status.code(), exit.status.signal());
+    IsolatedWorkerExit { begun_job, is_drain_kill, code, signal }
 }

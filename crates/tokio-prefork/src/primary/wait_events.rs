@@ -107,7 +107,7 @@ impl Primary {
         self.deliver_messages();
         self.deliver_output();
         self.run_due_timers();
-        self.expire_isolated_jobs();
+        self.attend_isolated_jobs();
         self.finish_lookup();
         if supervisor_deadline.is_some_and(|at| at <= Instant::now()) {
             self.pending_events.push_back(Event::DeadlineReached);
@@ -120,7 +120,7 @@ impl Primary {
         let deadlines = [
             self.control.next_deadline(),
             self.messages.requests.next_deadline(),
-            self.isolated_pools.next_deadline(),
+            self.isolated_pools.next_deadline(now),
             self.configs.lookup_deadline(),
             self.event_loop.next_deadline(now),
         ];

@@ -4,7 +4,7 @@
 pub(crate) const DURATION_BUCKETS: usize = 16;
 
 /// Returns the bucket of a duration. A duration between two powers of two belongs to the larger.
-pub(super) fn duration_bucket(millis: u64) -> usize {
+pub(crate) fn duration_bucket(millis: u64) -> usize {
     let up = millis.clamp(1, 1 << DURATION_BUCKETS).next_power_of_two();
     (up.trailing_zeros() as usize).min(DURATION_BUCKETS - 1)
 }

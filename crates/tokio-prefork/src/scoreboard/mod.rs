@@ -24,8 +24,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use page_layout::{
-    ACCEPTED, CANNOT_ACCEPT, GENERATION, OPEN_CONNECTIONS, PAGES_USED, PID, RESTARTS, SLOT,
-    STARTED_AT_MS, STATE, TAKEN_OVER, THREAD, WORKER_ID, WORKERS_WANTED,
+    ACCEPTED, BEGUN_JOB, CANNOT_ACCEPT, GENERATION, OPEN_CONNECTIONS, PAGES_USED, PID, RESTARTS,
+    SLOT, STARTED_AT_MS, STATE, TAKEN_OVER, THREAD, WORKER_ID, WORKERS_WANTED,
 };
 use prefork_os::shared_memory::{self, ReadOnlyPages, SharedPage, WritablePages};
 use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerTag};
@@ -35,7 +35,7 @@ use crate::status::{
     ClusterStatus, PrimaryPhase, PrimaryStatus, TrafficCounters, WorkerState, WorkerStatus,
 };
 
-pub(crate) use duration_histogram::{DURATION_BUCKETS, duration_quantile};
+pub(crate) use duration_histogram::{DURATION_BUCKETS, duration_bucket, duration_quantile};
 pub(crate) use in_flight::{HOLD_METHOD, InFlightEntry};
 pub(crate) use page_reader::HeartbeatSample;
 pub(crate) use pool_counters::{JobOutcome, PoolCounters};
@@ -249,6 +249,11 @@ impl Scoreboard {
             load.taken_over = load.taken_over.wrapping_add(TAKEN_OVER.load(page));
         }
         load
+    }
+
+    /// Returns the isolated job that a process has begun last; 0 for none.
+    pub(crate) fn begun_job(&self, pages: WorkerPages) -> u64 {
+        self.pages(pages).next().map_or(0, |page| BEGUN_JOB.load(page))
     }
 
     /// Reads the status that a worker publishes. `None` if its pages are not in use.

@@ -35,6 +35,8 @@ pub(crate) const IS_ACCEPTING: PageWord = PageWord(10);
 pub(crate) const THREAD: PageWord = PageWord(11);
 /// 1 while the worker has as many connections as it may have.
 pub(crate) const IS_FULL: PageWord = PageWord(12);
+/// The id of the isolated job that the process has begun last; 0 before the first.
+pub(crate) const BEGUN_JOB: PageWord = PageWord(13);
 
 /// The traffic counters, in the order of the fields of `TrafficCounters`. They are kept when a worker dies.
 pub(crate) const FIRST_COUNTER: PageWord = ACCEPTED;

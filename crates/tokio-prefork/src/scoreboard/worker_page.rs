@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::duration_histogram::duration_bucket;
 use super::in_flight::{self, InFlightEntries, InFlightEntry};
 use super::page_layout::{
-    ACCEPTED, ACTIVE_REQUESTS, BYTES_IN, BYTES_OUT, CUT_CONNECTIONS, HANDED_OVER, HEARTBEAT_MS,
-    IS_ACCEPTING, IS_FULL, LOOP_LAG, OPEN_CONNECTIONS, OVER_LIMIT_CONNECTIONS, PANICS, PID,
-    PageWord, QUEUE_WAIT, REQUESTS, RESPONSES, SHED_CONNECTIONS, SLOT, STARTED_AT_MS, TAKEN_OVER,
-    TIMED_OUT_REQUESTS,
+    ACCEPTED, ACTIVE_REQUESTS, BEGUN_JOB, BYTES_IN, BYTES_OUT, CUT_CONNECTIONS, HANDED_OVER,
+    HEARTBEAT_MS, IS_ACCEPTING, IS_FULL, LOOP_LAG, OPEN_CONNECTIONS, OVER_LIMIT_CONNECTIONS,
+    PANICS, PID, PageWord, QUEUE_WAIT, REQUESTS, RESPONSES, SHED_CONNECTIONS, SLOT, STARTED_AT_MS,
+    TAKEN_OVER, TIMED_OUT_REQUESTS,
 };
 use super::page_reader::{load_state, store_state};
 use super::pool_counters::PoolCounters;
@@ -260,6 +260,11 @@ impl ThreadPageView {
     /// Returns whether the worker has recorded that none of its listening sockets gives it connections.
     pub(crate) fn cannot_accept(&self) -> bool {
         load_state(self.0) == Some(WorkerState::CannotAccept)
+    }
+
+    /// Records, before an isolated job runs, that it begins. The primary reads it when the process has ended.
+    pub(crate) fn record_begun_job(&self, job: u64) {
+        BEGUN_JOB.store(self.0, job);
     }
 
     /// Records the end of a thread from another thread.

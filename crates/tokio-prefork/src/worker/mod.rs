@@ -50,14 +50,13 @@ pub use end_on_drain::EndOnDrain;
 use http::into_service::IntoHttpService;
 use http::serve_connection;
 pub use http::timeouts::request_deadline::RequestDeadline;
-pub use isolated_jobs::IsolatedPool;
-pub(crate) use isolated_jobs::{isolated_job_fn, isolated_worker_app};
+pub(crate) use isolated_jobs::isolated_process_app;
 use local_state::LocalWorkerState;
 pub use pending_work::HoldGuard;
 pub use worker_handle::Worker;
 pub use worker_shared::is_worker;
-pub(crate) use worker_shared::set_worker_process;
 use worker_shared::{LoopJob, WorkerShared};
+pub(crate) use worker_shared::{is_on_event_loop, set_worker_process};
 
 type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 

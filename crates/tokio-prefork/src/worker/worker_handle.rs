@@ -180,21 +180,23 @@ mod tests {
         check_send::<Worker>();
         check_sync::<Worker>();
         check_send::<Inbox>();
-        check_send::<IsolatedPool>();
-        check_sync::<IsolatedPool>();
+        check_send::<IsolatedPool<Vec<u32>, String>>();
+        check_sync::<IsolatedPool<Vec<u32>, String>>();
     }
 
     #[test]
     fn futures_of_the_handle_are_send() {
         fn check_send(_: impl Send) {}
-        let _ = |worker: Worker, mut inbox: Inbox, pool: IsolatedPool| {
+        let _ = |worker: Worker, mut inbox: Inbox, pool: IsolatedPool<u32, u32>| {
             let limit = std::time::Duration::ZERO;
             check_send(worker.draining());
             check_send(worker.send("kind", &1));
             check_send(worker.request("kind", &1, limit));
             check_send(worker.broadcast("kind", &1));
             check_send(inbox.recv());
-            check_send(pool.run::<u32>(&1, limit));
+            check_send(pool.run(1));
+            check_send(pool.job(1).into_future());
+            check_send(pool.job(1).start());
         };
     }
 }

@@ -176,6 +176,11 @@ pub(crate) fn current() -> Option<Arc<WorkerShared>> {
     PROCESS_WORKER.read().unwrap_or_else(PoisonError::into_inner).upgrade()
 }
 
+/// Returns whether this thread is the event loop of a worker, which must not be blocked.
+pub(crate) fn is_on_event_loop() -> bool {
+    current_local_state().is_some()
+}
+
 /// Returns the worker whose event loop is this thread. `None` also while the thread ends.
 fn current_local_state() -> Option<Rc<LocalWorkerState>> {
     LOOP_WORKER.try_with(|worker| worker.borrow().upgrade()).ok().flatten()

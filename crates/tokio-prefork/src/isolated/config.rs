@@ -1,0 +1,123 @@
+//! The configuration of a pool of isolated processes.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// The configuration of an [`IsolatedPool`](crate::IsolatedPool).
+#[derive(Debug, Clone)]
+pub struct IsolatedPoolConfig {
+    pub(crate) name: &'static str,
+    pub(crate) processes: ProcessCount,
+    pub(crate) deadline: Duration,
+    pub(crate) queue: usize,
+    pub(crate) queue_bytes: usize,
+    pub(crate) on_abandon: OnAbandon,
+    pub(crate) max_rss: Option<u64>,
+}
+
+/// How many processes a pool has: a number, or a range such as `1..=4`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessCount {
+    pub(crate) min: u32,
+    pub(crate) max: u32,
+}
+
+impl From<u32> for ProcessCount {
+    fn from(count: u32) -> ProcessCount {
+        ProcessCount { min: count, max: count }
+    }
+}
+
+impl From<RangeInclusive<u32>> for ProcessCount {
+    fn from(range: RangeInclusive<u32>) -> ProcessCount {
+        ProcessCount { min: *range.start(), max: (*range.end()).max(*range.start()) }
+    }
+}
+
+/// What happens to a running job that nobody waits for any more.
+///
+/// A job is abandoned when its future is dropped, for example because its client has disconnected, or when the process of its
+/// caller ends. A queued job that is abandoned is removed and never begins. Detached jobs are never abandoned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnAbandon {
+    /// Kill the process of the job at once, so that a new process can take the next job. The default.
+    #[default]
+    Kill,
+    /// Let the job run until it ends or reaches its deadline, and drop its result.
+    Finish,
+}
+
+/// The order of queued jobs: all of a higher priority begin before those of a lower one.
+///
+/// Within a priority the workers that submit jobs take turns.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+pub enum Priority {
+    /// Begins before all others.
+    High,
+    /// The default.
+    #[default]
+    Normal,
+    /// Begins when no other job is queued.
+    Low,
+}
+
+impl IsolatedPoolConfig {
+    /// Creates a pool `name` of a fixed number of processes, such as `2`, or of a range, such as `1..=4`.
+    ///
+    /// The name is valid like that of a worker kind: up to 40 small letters, digits, `-` and `_`.
+    pub fn new(name: &'static str, processes: impl Into<ProcessCount>) -> IsolatedPoolConfig {
+        IsolatedPoolConfig {
+            name,
+            processes: processes.into(),
+            deadline: Duration::from_secs(30),
+            queue: 64,
+            queue_bytes: 64 << 20,
+            on_abandon: OnAbandon::Kill,
+            max_rss: None,
+        }
+    }
+
+    /// Sets how long a job may run, whatever timeout its caller sets; then its process is killed. A job without a timeout of its own
+    /// has this long in all, the time in the queue included. Default: 30 s.
+    pub fn deadline(mut self, limit: Duration) -> IsolatedPoolConfig {
+        self.deadline = limit;
+        self
+    }
+
+    /// Sets how many jobs may wait while all processes are busy; more are refused as
+    /// [`Full`](crate::IsolatedJobError::Full). Default: 64.
+    pub fn queue(mut self, jobs: usize) -> IsolatedPoolConfig {
+        self.queue = jobs;
+        self
+    }
+
+    /// Sets how many bytes the inputs of waiting jobs may have together; jobs above that are refused as
+    /// [`Full`](crate::IsolatedJobError::Full). An empty queue takes a job of any size. Default: 64 MiB.
+    pub fn queue_bytes(mut self, bytes: usize) -> IsolatedPoolConfig {
+        self.queue_bytes = bytes;
+        self
+    }
+
+    /// Sets what happens to a running job that nobody waits for any more. Default: [`OnAbandon::Kill`].
+    pub fn on_abandon(mut self, action: OnAbandon) -> IsolatedPoolConfig {
+        self.on_abandon = action;
+        self
+    }
+
+    /// Sets the memory in bytes above which a process is killed with its job. Checked twice a second. Default: no limit.
+    pub fn max_rss(mut self, bytes: u64) -> IsolatedPoolConfig {
+        self.max_rss = Some(bytes);
+        self
+    }
+}

@@ -1,0 +1,266 @@
+//! A submitted job, in the process that waits for it.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::marker::PhantomData;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker, ready};
+use std::thread::Thread;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use tokio::time::Sleep;
+
+use super::pending_jobs::PendingJob;
+use super::{CallerMessage, IsolatedJobError, JobOutcome, JobPayload, JobValue, job_envelope};
+use crate::messages::{Envelope, MessageError, WorkerMessageEnd};
+use crate::worker::Worker;
+
+/// How long after a job's deadline the caller still waits for the primary's reply, in case the primary is stuck.
+const REPLY_GRACE: Duration = Duration::from_secs(1);
+
+/// The connection of this process to the primary.
+#[derive(Clone)]
+pub(super) struct JobClient {
+    pub(super) messages: Arc<WorkerMessageEnd>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl JobClient {
+    /// Returns the connection of this process; `None` if it is no worker.
+    pub(super) fn current() -> Option<JobClient> {
+        let worker = Worker::current()?;
+        let (messages, runtime) = (Arc::clone(&worker.0.messages), worker.0.runtime.clone());
+        Some(JobClient { messages, runtime })
+    }
+
+    /// Sends a message, at once or when there is room for it.
+    pub(super) fn send_in_background(&self, envelope: Envelope) -> Result<(), MessageError> {
+        match self.messages.try_send(envelope).map_err(|rejected| *rejected) {
+            Err((MessageError::Full, envelope)) => {
+                let messages = Arc::clone(&self.messages);
+                // Fails if the primary is gone.
+                self.runtime.spawn(async move { drop(messages.send(envelope).await) });
+                Ok(())
+            }
+            sent => sent.map_err(|(error, _)| error),
+        }
+    }
+}
+
+/// A submitted job of an [`IsolatedPool`](super::IsolatedPool). It is the future of the result.
+///
+/// Dropping it abandons the job: see [`OnAbandon`](super::OnAbandon).
+#[must_use = "dropping the handle abandons the job; call detach to let it run"]
+pub struct JobHandle<O, E = String, P = ()> {
+    state: HandleState<E>,
+    _types: PhantomData<fn() -> (O, P)>,
+}
+
+enum HandleState<E> {
+    /// The job could not be submitted.
+    Failed(IsolatedJobError<E>),
+    Submitted(SubmittedJob),
+    /// The result was returned.
+    Finished,
+}
+
+struct SubmittedJob {
+    pending: Arc<PendingJob>,
+    client: JobClient,
+    /// The message kind of what callers send about the pool.
+    kind: String,
+    token: u64,
+    limit: Duration,
+    /// Started with the first poll.
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Whether the primary has to be told if nobody waits for the job any more.
+    abandons_on_drop: bool,
+}
+
+impl Drop for SubmittedJob {
+    fn drop(&mut self) {
+        self.client.messages.isolated_jobs().remove(self.token);
+        if self.abandons_on_drop {
+            self.tell_primary(&CallerMessage::Abandon { token: self.token });
+        }
+    }
+}
+
+impl SubmittedJob {
+    fn tell_primary(&self, message: &CallerMessage) {
+        if let Ok(envelope) = job_envelope(&self.kind, message, &JobPayload::default()) {
+            // Fails if the primary is gone.
+            let _ = self.client.send_in_background(envelope);
+        }
+    }
+
+    fn poll_outcome(&mut self, cx: &mut Context<'_>) -> Poll<(JobOutcome, JobPayload)> {
+        if let Poll::Ready(outcome) = self.pending.poll_outcome(cx) {
+            self.abandons_on_drop = false;
+            return Poll::Ready(outcome);
+        }
+        let (limit, runtime) = (self.limit, &self.client.runtime);
+        let timer = self.timer.get_or_insert_with(|| {
+            // The thread that polls may have no runtime.
+            let _guard = runtime.enter();
+            Box::pin(tokio::time::sleep(limit.saturating_add(REPLY_GRACE)))
+        });
+        ready!(timer.as_mut().poll(cx));
+        // The primary is stuck, and nobody knows whether the job has begun.
+        Poll::Ready((JobOutcome::TimedOut { has_begun: true }, JobPayload::default()))
+    }
+}
+
+impl<O, E, P> JobHandle<O, E, P> {
+    /// Registers a job for its replies. Returns `None` if the primary is gone.
+    pub(super) fn register(
+        client: JobClient,
+        kind: String,
+        token: u64,
+        limit: Duration,
+    ) -> Option<JobHandle<O, E, P>> {
+        let pending = client.messages.isolated_jobs().add(token)?;
+        let (timer, abandons_on_drop) = (None, false);
+        let job = SubmittedJob { pending, client, kind, token, limit, timer, abandons_on_drop };
+        Some(JobHandle { state: HandleState::Submitted(job), _types: PhantomData })
+    }
+
+    /// Creates the handle of a job that could not be submitted.
+    pub(super) fn failed(error: IsolatedJobError<E>) -> JobHandle<O, E, P> {
+        JobHandle { state: HandleState::Failed(error), _types: PhantomData }
+    }
+
+    /// Ends a job that could not be submitted.
+    pub(super) fn fail(&mut self, error: IsolatedJobError<E>) {
+        self.state = HandleState::Failed(error);
+    }
+
+    /// Lets the job run although nobody waits for it. It outlives its caller's process.
+    pub fn detach(mut self) {
+        if let HandleState::Submitted(job) = &mut self.state
+            && std::mem::take(&mut job.abandons_on_drop)
+        {
+            job.tell_primary(&CallerMessage::Detach { token: job.token });
+        }
+    }
+
+    /// Records that the primary gets the job.
+    pub(super) fn set_sent(&mut self) {
+        if let HandleState::Submitted(job) = &mut self.state {
+            job.abandons_on_drop = true;
+        }
+    }
+}
+
+impl<O: DeserializeOwned, E: DeserializeOwned, P> JobHandle<O, E, P> {
+    /// Blocks the thread until the result is there: see [`JobRequest::wait`](super::JobRequest::wait).
+    ///
+    /// # Errors
+    /// As [`IsolatedPool::run`](super::IsolatedPool::run), and [`IsolatedJobError::WouldDeadlock`] on the worker's event loop; then the
+    /// job is abandoned.
+    pub fn wait(self) -> Result<O, IsolatedJobError<E>> {
+        match crate::worker::is_on_event_loop() {
+            true => Err(IsolatedJobError::WouldDeadlock),
+            false => block_on(self),
+        }
+    }
+}
+
+impl<O, E, P: DeserializeOwned> JobHandle<O, E, P> {
+    /// Waits for the next progress report of the job. Returns `None` once the job has ended and all its reports are read.
+    ///
+    /// Then await the handle for the result. If more than 256 reports wait, the oldest are dropped. A report that cannot be decoded
+    /// is skipped.
+    pub async fn next_progress(&mut self) -> Option<P> {
+        let HandleState::Submitted(job) = &mut self.state else { return None };
+        loop {
+            let report = poll_fn(|cx| job.pending.poll_report(cx)).await?;
+            if let Ok(report) = report.decode() {
+                return Some(report);
+            }
+        }
+    }
+}
+
+impl<O: DeserializeOwned, E: DeserializeOwned, P> Future for JobHandle<O, E, P> {
+    type Output = Result<O, IsolatedJobError<E>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        if let HandleState::Submitted(job) = &mut this.state {
+            let (outcome, value) = ready!(job.poll_outcome(cx));
+            this.state = HandleState::Finished;
+            return Poll::Ready(decode_outcome(outcome, &value));
+        }
+        match std::mem::replace(&mut this.state, HandleState::Finished) {
+            HandleState::Failed(error) => Poll::Ready(Err(error)),
+            // Polled after its end, which is a mistake of the caller.
+            _ => Poll::Ready(Err(IsolatedJobError::Closed)),
+        }
+    }
+}
+
+// The fields are never pinned.
+impl<O, E, P> Unpin for JobHandle<O, E, P> {}
+
+impl<O, E, P> fmt::Debug for JobHandle<O, E, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let token = match &self.state {
+            HandleState::Submitted(job) => Some(job.token),
+            HandleState::Failed(_) | HandleState::Finished => None,
+        };
+        f.debug_struct("JobHandle").field("token", &token).finish_non_exhaustive()
+    }
+}
+
+fn decode_outcome<O, E>(outcome: JobOutcome, value: &JobPayload) -> Result<O, IsolatedJobError<E>>
+where
+    O: DeserializeOwned,
+    E: DeserializeOwned,
+{
+    let transfer = |reason| IsolatedJobError::Transfer { value: JobValue::Output, reason };
+    Err(match outcome {
+        JobOutcome::Done => return value.decode().map_err(transfer),
+        JobOutcome::Failed => match value.decode() {
+            Ok(error) => IsolatedJobError::Failed(error),
+            Err(reason) => transfer(reason),
+        },
+        JobOutcome::Panicked { message, location } => {
+            IsolatedJobError::Panicked { message, location }
+        }
+        JobOutcome::Full => IsolatedJobError::Full,
+        JobOutcome::Closed => IsolatedJobError::Closed,
+        JobOutcome::TimedOut { has_begun } => IsolatedJobError::TimedOut { has_begun },
+        JobOutcome::Cut => IsolatedJobError::Cut,
+        JobOutcome::Died { code, signal } => IsolatedJobError::Died { code, signal },
+        JobOutcome::PrimaryGone => IsolatedJobError::PrimaryGone,
+        JobOutcome::TooLarge { value, size, most } => {
+            IsolatedJobError::TooLarge { value, size, most }
+        }
+        JobOutcome::Transfer { value, reason } => IsolatedJobError::Transfer { value, reason },
+    })
+}
+
+/// Unparks a thread.
+struct ThreadWaker(Thread);
+
+impl Wake for ThreadWaker {
+    fn wake(self: Arc<ThreadWaker>) {
+        self.0.unpark();
+    }
+}
+
+/// Runs a future on this thread, without a runtime. Timers in it need one of their own.
+pub(super) fn block_on<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    let waker = Waker::from(Arc::new(ThreadWaker(std::thread::current())));
+    let mut cx = Context::from_waker(&waker);
+    loop {
+        match future.as_mut().poll(&mut cx) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}

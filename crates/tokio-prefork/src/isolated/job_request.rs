@@ -1,0 +1,168 @@
+//! A job before it is submitted.
+
+use std::fmt;
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::job_handle::{JobClient, block_on};
+use super::{
+    CallerMessage, IsolatedJobError, IsolatedPool, JobHandle, JobPayload, JobSubmission, JobValue,
+    Priority, caller_message_kind, job_envelope,
+};
+use crate::messages::{Envelope, MessageError};
+
+/// Identifies the next job that this process submits.
+static NEXT_TOKEN: AtomicU64 = AtomicU64::new(1);
+
+/// A job of an [`IsolatedPool`] that is not submitted yet. Await it, or call [`start`](JobRequest::start),
+/// [`wait`](JobRequest::wait) or [`detach`](JobRequest::detach).
+#[must_use = "a job runs only if it is awaited or started"]
+pub struct JobRequest<I, O, E = String, P = ()> {
+    pool: IsolatedPool<I, O, E, P>,
+    input: I,
+    timeout: Option<Duration>,
+    priority: Priority,
+}
+
+/// An encoded job that is registered for its replies.
+struct PreparedJob<O, E, P> {
+    handle: JobHandle<O, E, P>,
+    client: JobClient,
+    envelope: Envelope,
+}
+
+impl<I, O, E, P> JobRequest<I, O, E, P> {
+    pub(super) fn new(pool: IsolatedPool<I, O, E, P>, input: I) -> JobRequest<I, O, E, P> {
+        JobRequest { pool, input, timeout: None, priority: Priority::Normal }
+    }
+
+    /// Sets how long to wait for the result, from the submission on. At the limit a queued job is removed, and the process of a
+    /// running job is killed. Default: the pool's [`deadline`](super::IsolatedPoolConfig::deadline).
+    pub fn timeout(mut self, limit: Duration) -> JobRequest<I, O, E, P> {
+        self.timeout = Some(limit);
+        self
+    }
+
+    /// Sets the priority among the queued jobs. Default: [`Priority::Normal`].
+    pub fn priority(mut self, priority: Priority) -> JobRequest<I, O, E, P> {
+        self.priority = priority;
+        self
+    }
+}
+
+impl<I, O, E, P> JobRequest<I, O, E, P>
+where
+    I: Serialize + DeserializeOwned + Send + 'static,
+    O: Serialize + DeserializeOwned + Send + 'static,
+    E: Serialize + DeserializeOwned + Send + 'static,
+    P: Serialize + DeserializeOwned + 'static,
+{
+    /// Submits the job at once. The handle is the future of the result, and receives the job's progress reports.
+    ///
+    /// What prevents the submission is returned by the handle. A queue of messages to the primary that is full counts as
+    /// [`Full`](IsolatedJobError::Full); awaiting the request instead waits for it.
+    pub fn start(self) -> JobHandle<O, E, P> {
+        let PreparedJob { mut handle, client, envelope } = match self.prepare(false) {
+            Ok(prepared) => prepared,
+            Err(error) => return JobHandle::failed(error),
+        };
+        match client.messages.try_send(envelope) {
+            Ok(()) => handle.set_sent(),
+            Err(rejected) => handle.fail(submit_error(&rejected.0)),
+        }
+        handle
+    }
+
+    /// Submits the job at once and lets it run although nobody waits for it. Its end is counted, and nothing else is known of it.
+    ///
+    /// It outlives its caller's process. The pool's deadline holds for it, or its own timeout.
+    ///
+    /// # Errors
+    /// It cannot be submitted. That it is refused later, because the queue is full or the cluster stops, is not reported.
+    pub fn detach(self) -> Result<(), IsolatedJobError<E>> {
+        let PreparedJob { client, envelope, .. } = self.prepare(true)?;
+        client.send_in_background(envelope).map_err(|e| submit_error(&e))
+    }
+
+    /// Runs the job, and blocks the thread until its result is there. For threads outside of async code: pool jobs,
+    /// `spawn_blocking`, plain threads.
+    ///
+    /// # Errors
+    /// As [`IsolatedPool::run`], and [`IsolatedJobError::WouldDeadlock`] on the worker's event loop.
+    pub fn wait(self) -> Result<O, IsolatedJobError<E>> {
+        match crate::worker::is_on_event_loop() {
+            true => Err(IsolatedJobError::WouldDeadlock),
+            false => block_on(self.into_future()),
+        }
+    }
+
+    /// Encodes the job, and registers it for its replies.
+    fn prepare(self, is_detached: bool) -> Result<PreparedJob<O, E, P>, IsolatedJobError<E>> {
+        let declaration = self.pool.declaration();
+        let client = JobClient::current().filter(|_| declaration.is_registered());
+        let pool = declaration.config.name;
+        let client = client.ok_or(IsolatedJobError::NotRegistered { pool })?;
+        let input = JobPayload::encode(&self.input)
+            .map_err(|reason| IsolatedJobError::Transfer { value: JobValue::Input, reason })?;
+        let token = NEXT_TOKEN.fetch_add(1, Ordering::Relaxed);
+        let limit_ms =
+            self.timeout.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+        let head = JobSubmission { token, limit_ms, priority: self.priority, is_detached };
+        let kind = caller_message_kind(pool);
+        let envelope = job_envelope(&kind, &CallerMessage::Submit(head), &input);
+        let envelope = envelope.map_err(|e| submit_error(&e))?;
+        let limit = self.timeout.unwrap_or(declaration.config.deadline);
+        let handle = JobHandle::register(client.clone(), kind, token, limit);
+        let handle = handle.ok_or(IsolatedJobError::Closed)?;
+        Ok(PreparedJob { handle, client, envelope })
+    }
+
+    async fn submit_and_wait(self) -> Result<O, IsolatedJobError<E>> {
+        let PreparedJob { mut handle, client, envelope } = self.prepare(false)?;
+        client.messages.send(envelope).await.map_err(|rejected| submit_error(&rejected.0))?;
+        handle.set_sent();
+        handle.await
+    }
+}
+
+/// Converts the error of sending a job to the primary.
+fn submit_error<E>(error: &MessageError) -> IsolatedJobError<E> {
+    match error {
+        MessageError::Full => IsolatedJobError::Full,
+        MessageError::Closed => IsolatedJobError::Closed,
+        MessageError::TooLarge { size, most } => {
+            IsolatedJobError::TooLarge { value: JobValue::Input, size: *size, most: *most }
+        }
+        other => IsolatedJobError::Transfer { value: JobValue::Input, reason: other.to_string() },
+    }
+}
+
+impl<I, O, E, P> IntoFuture for JobRequest<I, O, E, P>
+where
+    I: Serialize + DeserializeOwned + Send + 'static,
+    O: Serialize + DeserializeOwned + Send + 'static,
+    E: Serialize + DeserializeOwned + Send + 'static,
+    P: Serialize + DeserializeOwned + 'static,
+{
+    type Output = Result<O, IsolatedJobError<E>>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.submit_and_wait())
+    }
+}
+
+impl<I, O, E, P> fmt::Debug for JobRequest<I, O, E, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobRequest")
+            .field("pool", &self.pool.name())
+            .field("timeout", &self.timeout)
+            .field("priority", &self.priority)
+            .finish_non_exhaustive()
+    }
+}
