@@ -84,6 +84,7 @@ mod scale;
 mod scoreboard;
 mod serve_http;
 mod shared_state;
+mod shared_upgrade;
 mod signals;
 mod socket_activation;
 mod stalled_workers;

@@ -18,6 +18,7 @@ mod request_summary;
 mod serve_http;
 mod serving;
 mod shared_state;
+mod shared_upgrade;
 mod start_errors;
 mod websocket_passing;
 mod worker_handle;
@@ -103,6 +104,7 @@ fn main() -> ExitCode {
         "shared-cache" => shared_state::shared_cache(arguments),
         "leadership" => shared_state::leadership(arguments),
         "leadership-cycle" => shared_state::leadership_cycle(arguments),
+        "shared-upgrade" => shared_upgrade::shared_upgrade(arguments),
         "shared-too-late" => shared_state::shared_state_declared_in_worker(arguments),
         _ => Err(Error::application("no such program", name)),
     });

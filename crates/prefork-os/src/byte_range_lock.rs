@@ -7,7 +7,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -19,6 +19,12 @@ use super::libc;
 
 /// A file that serves for its byte locks only. It stays open until the process ends.
 pub struct ByteRangeLocks(OwnedFd);
+
+impl AsFd for ByteRangeLocks {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 /// The result of waiting for a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +40,11 @@ impl ByteRangeLocks {
     pub fn create_in_memory() -> io::Result<&'static ByteRangeLocks> {
         let file = memfd_create("prefork-locks", MFdFlags::MFD_CLOEXEC)?;
         Ok(Box::leak(Box::new(ByteRangeLocks(file))))
+    }
+
+    /// Takes over a file that the previous program of this process has created. Locks of this process stay.
+    pub fn from_inherited(file: OwnedFd) -> &'static ByteRangeLocks {
+        Box::leak(Box::new(ByteRangeLocks(file)))
     }
 
     /// Opens the file at `path`, shared with all processes that open it. Creates it with mode 0600 if it does not exist.
@@ -67,6 +78,14 @@ impl ByteRangeLocks {
     /// Releases the lock of `byte`, if this process holds it.
     pub fn unlock(&self, byte: u64) -> io::Result<()> {
         fcntl(&self.0, FcntlArg::F_SETLK(&new_flock(byte, libc::F_UNLCK)))?;
+        Ok(())
+    }
+
+    /// Releases all locks that this process holds.
+    pub fn unlock_all(&self) -> io::Result<()> {
+        // A length of 0 reaches to the largest offset.
+        let all = libc::flock { l_len: 0, ..new_flock(0, libc::F_UNLCK) };
+        fcntl(&self.0, FcntlArg::F_SETLK(&all))?;
         Ok(())
     }
 

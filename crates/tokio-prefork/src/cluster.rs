@@ -32,6 +32,7 @@ use crate::primary::{
 };
 use crate::process_settings::{ProcessOptions, SlotEnvironments};
 use crate::runtime::AppThreading;
+use crate::shared;
 use crate::systemd::ServiceEnvironment;
 use crate::upgrade::{self, BinaryLauncher, UpgradeManifest, UpgradeRole, WaitingClients};
 use crate::worker::http::into_service::IntoHttpService;
@@ -212,10 +213,12 @@ impl Cluster {
         application_sockets::remove_taken(&mut service.activation_fds);
         let manifest = match UpgradeRole::take()? {
             Some(UpgradeRole::Check { manifest, answer }) => {
+                shared::passed_state::record_passed(&manifest);
                 self.run_upgrade_check(&manifest, &answer, app);
             }
             Some(UpgradeRole::NewImage(manifest)) => {
                 application_sockets::record_passed(&manifest.sockets);
+                shared::passed_state::record_passed(&manifest);
                 Some(manifest)
             }
             None => None,

@@ -223,7 +223,7 @@ impl Primary {
         self.isolated_pools = super::IsolatedPools::default();
         self.application_sockets.clear();
         application_sockets::close_in_worker();
-        crate::shared::memory::close_in_worker();
+        crate::shared::passed_state::close_in_worker();
     }
 
     /// Closes the channels of the other workers and drops the messages queued for them.

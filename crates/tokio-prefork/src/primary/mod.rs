@@ -46,6 +46,7 @@ use crate::listener::ListenerSet;
 use crate::pid_file::{ConfiguredPidFile, PidFile};
 use crate::process_settings::{ProcessSettingsByKind, SlotEnvironments};
 use crate::scoreboard::Scoreboard;
+use crate::shared;
 use crate::systemd::ServiceManager;
 use crate::upgrade::{BinaryLauncher, UpgradeManifest};
 use crate::worker_init::WorkerEntry;
@@ -224,6 +225,7 @@ impl Primary {
         self.store_sockets();
         self.run_start_hooks(manifest.is_some())?;
         application_sockets::close_unclaimed();
+        shared::passed_state::close_unclaimed();
         prefork_os::signal::unblock_all_signals().map_err(|e| Error::system("unblock signals", e))
     }
 

@@ -13,10 +13,11 @@ use crate::dispatch::round_robin::{ConnectionQueue, QueuedConnection};
 use crate::error::{Error, Result};
 use crate::messages::{MAX_SAVED_STATE_BYTES, MESSAGE_FORMAT, SavedMessages};
 use crate::scoreboard::{PageRange, WorkerPages};
+use crate::shared::passed_state::PassedFds;
 use crate::upgrade::{
     BinaryLauncher, MANIFEST_REVISION, MANIFEST_VERSION, MESSAGES_REVISION, PassedClientState,
     PassedConnection, PassedControl, PassedKind, PassedListener, PassedMessages, PassedSocket,
-    PassedWorker, UpgradeCheck, UpgradeManifest,
+    PassedWorker, SHARED_STATE_REVISION, UpgradeCheck, UpgradeManifest,
 };
 use prefork_os::child::reap_child;
 use prefork_os::fd::take_inherited_fd;
@@ -105,8 +106,12 @@ impl Primary {
     /// Starts the new binary as a child that checks whether it can take over.
     pub(super) fn start_upgrade_check(&mut self) {
         self.application_sockets = application_sockets::registered();
-        let check = self.write_manifest().and_then(|manifest| {
-            self.upgrade.launcher.start_check(&manifest, &self.inheritable_fds())
+        let shared = PassedFds::for_check();
+        let check = self.write_manifest().and_then(|mut manifest| {
+            manifest.shared = Some(shared.state.clone());
+            let mut fds = self.inheritable_fds();
+            fds.extend(shared.fds());
+            self.upgrade.launcher.start_check(&manifest, &fds)
         });
         match check {
             Ok(check) => self.upgrade.check = Some(check),
@@ -190,6 +195,11 @@ impl Primary {
                 PassedConnection { fd: connection.fd.as_raw_fd(), unix: connection.is_unix };
             manifest.held.push(passed);
             fds.push(connection.fd.as_fd());
+        }
+        let shared = PassedFds::for_new_image();
+        if self.upgrade.checked_revision >= SHARED_STATE_REVISION {
+            manifest.shared = Some(shared.state.clone());
+            fds.extend(shared.fds());
         }
         let state_fd;
         if self.upgrade.checked_revision >= MESSAGES_REVISION {
@@ -280,6 +290,7 @@ impl Primary {
             last_event: self.event_log.history.last_number(),
             sockets: self.application_sockets.iter().map(passed_socket).collect(),
             messages: None,
+            shared: None,
         })
     }
 

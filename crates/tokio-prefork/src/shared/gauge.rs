@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::live_processes::{MAX_PROCESSES, ProcessIdentity, ProcessTable};
+use super::live_processes::{MAX_PROCESSES, PROCESS_TABLE_LAYOUT, ProcessIdentity, ProcessTable};
 use super::memory::{self, PieceLayout};
 use super::registry::{self, DeclaredState};
 use crate::error::Result;
@@ -57,7 +57,10 @@ impl SharedGauge {
         let name = registry::validate_name(name)?;
         let processes = ProcessTable::get_or_create()?;
         let words = MAX_PROCESSES * WORDS_PER_PROCESS;
-        let piece = memory::allocate(name, PieceLayout { kind: "gauge", layout: "1", words })?;
+        let piece = memory::allocate(
+            name,
+            PieceLayout { kind: "gauge", layout: PROCESS_TABLE_LAYOUT, words },
+        )?;
         let gauge = SharedGauge { processes, words: piece.words };
         registry::register(name, DeclaredState::Gauge(gauge))?;
         Ok(gauge)

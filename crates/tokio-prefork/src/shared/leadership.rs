@@ -6,7 +6,8 @@ use std::path::Path;
 use std::task::{Context, Poll};
 
 use super::leadership_lock::{LeadershipLock, LeadershipStage, LocalLeadership};
-use super::live_processes::{self, ProcessTable};
+use super::live_processes;
+use super::lock_files::{self, LEADERSHIP_LOCK_FILE};
 use super::registry::{self, DeclaredState};
 use crate::error::{Error, Result};
 use prefork_os::byte_range_lock::ByteRangeLocks;
@@ -52,18 +53,18 @@ pub struct LeadershipGuard {
 impl Leadership {
     /// Declares a leadership among the workers of this cluster. Call it before the cluster serves.
     ///
-    /// An upgrade to a new binary starts anew: the worker of the upgrade check and the new workers do not know the old leader, so two
-    /// processes may lead for a while. Use [`with_lock_file`](Leadership::with_lock_file) to prevent that.
+    /// The leader keeps leading during an upgrade in place. The workers of the new binary, and the worker of its check, wait for the
+    /// same leadership.
     ///
     /// # Errors
     /// The name is taken or not a valid metric name, this is a worker process, or memory is short.
     pub fn new(name: &str) -> Result<Leadership> {
         let name = registry::validate_name(name)?;
-        let (locks, byte) = ProcessTable::get_or_create()?.leadership_lock(name);
-        Leadership::register(name, locks, byte)
+        let locks = lock_files::get_or_create(LEADERSHIP_LOCK_FILE)?;
+        Leadership::register(name, locks, live_processes::leadership_byte(name))
     }
 
-    /// Declares a leadership among all processes of this machine that use the same name and file, also across upgrades.
+    /// Declares a leadership among all processes of this machine that use the same name and file: several clusters, or a cluster that is restarted.
     ///
     /// The file is created with mode 0600 if it does not exist, and stays empty. It must be on a local file system. Nothing else in this
     /// process may open it, because closing it would release the leadership.

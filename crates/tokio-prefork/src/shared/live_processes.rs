@@ -7,12 +7,15 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use super::lock_files::{self, PROCESS_LOCK_FILE};
 use super::memory::{self, PieceLayout};
 use crate::error::{Error, Result};
 use prefork_os::byte_range_lock::ByteRangeLocks;
 
 /// The number of processes that can have a row at the same time.
 pub(super) const MAX_PROCESSES: usize = 1024;
+/// The revision of the layout of the table, and so of the identities that other pieces of shared memory contain.
+pub(super) const PROCESS_TABLE_LAYOUT: &str = "1";
 /// The first byte of the lock file that stands for a leadership. Smaller ones stand for rows.
 const FIRST_LEADERSHIP_BYTE: u64 = 1 << 62;
 
@@ -48,16 +51,15 @@ impl ProcessTable {
 
     fn create() -> Result<ProcessTable> {
         let failed = |e| Error::system("create the process table for shared state", e);
-        let locks = ByteRangeLocks::create_in_memory().map_err(failed)?;
-        let layout = PieceLayout { kind: "process table", layout: "1", words: 1 + MAX_PROCESSES };
+        let locks = lock_files::get_or_create(PROCESS_LOCK_FILE)?;
+        let layout = PieceLayout {
+            kind: "process table",
+            layout: PROCESS_TABLE_LAYOUT,
+            words: 1 + MAX_PROCESSES,
+        };
         let words = memory::allocate("processes", layout)?.words;
         let current = prefork_os::shared_memory::word_wiped_on_fork().map_err(failed)?;
         Ok(ProcessTable { locks, words, current })
-    }
-
-    /// Returns the lock file, and the byte in it for the leadership of this name.
-    pub(super) fn leadership_lock(&self, name: &str) -> (&'static ByteRangeLocks, u64) {
-        (self.locks, leadership_byte(name))
     }
 
     /// Returns the identity of this process. The first call claims a row; `None` if none is free.

@@ -34,9 +34,10 @@
 //! with wild pointers can corrupt these values, but not crash other processes: no value is used as a length, an index or a pid
 //! without a check.
 //!
-//! **Upgrades start anew.** A new binary that is executed in place gets fresh memory: counters at zero, an empty cache, full buckets.
-//! Keep what must survive in an external store. A leadership that must stay unique across an upgrade can use a file:
-//! [`Leadership::with_lock_file`].
+//! **Upgrades in place.** A new binary continues with the same memory where it declares the same name, type and size, in any order. The
+//! workers of the old binary use it too until they have drained, so limits stay exact and leaderships exclusive. A piece whose size or
+//! layout has changed begins anew, which the log says; a piece that is no longer declared is closed. The check of a new binary has
+//! memory of its own and changes no value, but its worker waits for leaderships like any other. After a restart all begins anew.
 //!
 //! [`read_shared_metrics`] reads all declared state, by name.
 
@@ -49,7 +50,9 @@ mod histogram;
 mod leadership;
 mod leadership_lock;
 mod live_processes;
-pub(crate) mod memory;
+mod lock_files;
+mod memory;
+pub(crate) mod passed_state;
 mod rate_limiter;
 mod registry;
 mod shared_hasher;

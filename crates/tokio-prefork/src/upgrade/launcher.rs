@@ -320,6 +320,11 @@ pub fn report_failed_start(error: &Error) {
 
 /// Reads the sockets of the application from the manifest, which stays for [`UpgradeRole::take`].
 pub(crate) fn read_passed_sockets() -> Result<Vec<PassedSocket>> {
+    read_passed_manifest().map(|manifest| manifest.map_or(Vec::new(), |manifest| manifest.sockets))
+}
+
+/// Reads the manifest that was passed to this process, which stays for [`UpgradeRole::take`].
+pub(crate) fn read_passed_manifest() -> Result<Option<UpgradeManifest>> {
     let check = std::env::var(UPGRADE_CHECK_VARIABLE).ok();
     let (variable, number) = match (check, std::env::var(MANIFEST_VARIABLE)) {
         (Some(fds), _) => {
@@ -327,11 +332,11 @@ pub(crate) fn read_passed_sockets() -> Result<Vec<PassedSocket>> {
             (UPGRADE_CHECK_VARIABLE, manifest)
         }
         (None, Ok(number)) => (MANIFEST_VARIABLE, number),
-        (None, Err(_)) => return Ok(Vec::new()),
+        (None, Err(_)) => return Ok(None),
     };
     let number = number.parse().map_err(|_| malformed_variable(variable))?;
     let copy = prefork_os::fd::duplicate_fd(number).map_err(|_| malformed_variable(variable))?;
-    decode_manifest(&copy).map(|manifest| manifest.sockets)
+    decode_manifest(&copy).map(Some)
 }
 
 /// Returns whether an upgrade has started this process and passed it open descriptors.

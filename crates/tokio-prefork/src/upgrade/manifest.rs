@@ -18,11 +18,14 @@ pub(crate) const MANIFEST_VERSION: u32 = 1;
 /// The newest set of optional fields that this program writes and reads. The upgrade check reports the new binary's own
 /// number, and an older one is not passed what it would ignore.
 ///
-/// 1: `control`, `pid_file`, `older_boards`, `last_event`. 2: `messages`.
-pub(crate) const MANIFEST_REVISION: u32 = 2;
+/// 1: `control`, `pid_file`, `older_boards`, `last_event`. 2: `messages`. 3: `shared`.
+pub(crate) const MANIFEST_REVISION: u32 = 3;
 
 /// The first revision whose programs take over the message channels of workers.
 pub(crate) const MESSAGES_REVISION: u32 = 2;
+
+/// The first revision whose programs take over shared state.
+pub(crate) const SHARED_STATE_REVISION: u32 = 3;
 
 /// The largest manifest in bytes: 1024 workers, and as many of each of ten previous images, need less.
 pub(super) const MAX_MANIFEST_BYTES: usize = 8 << 20;
@@ -83,6 +86,43 @@ pub(crate) struct UpgradeManifest {
     /// The application's messages; `None` in an upgrade check.
     #[serde(default)]
     pub messages: Option<PassedMessages>,
+    /// The shared state.
+    #[serde(default)]
+    pub shared: Option<PassedSharedState>,
+}
+
+/// The memory of shared state, and its lock files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PassedSharedState {
+    /// Empty in an upgrade check.
+    pub memory: Vec<PassedMemory>,
+    pub lock_files: Vec<PassedLockFile>,
+}
+
+/// A file in memory with pieces of shared state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PassedMemory {
+    pub fd: i32,
+    /// Words that are or were part of a piece. Those after them are zero.
+    pub used_words: usize,
+    pub pieces: Vec<PassedPiece>,
+}
+
+/// A piece of shared state in a file. The new image gets its memory if all but `first_word` is the same there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PassedPiece {
+    pub name: String,
+    pub kind: String,
+    pub layout: String,
+    pub first_word: usize,
+    pub words: usize,
+}
+
+/// A file whose bytes are locked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PassedLockFile {
+    pub name: String,
+    pub fd: i32,
 }
 
 /// The channels for messages to the workers, and what is in their queues.
@@ -334,6 +374,20 @@ mod tests {
             last_event: 17,
             sockets: vec![PassedSocket { name: "dns".to_string(), fd: 14 }],
             messages: Some(PassedMessages { format: 1, state_fd: 14, channels: vec![(4, 15)] }),
+            shared: Some(PassedSharedState {
+                memory: vec![PassedMemory {
+                    fd: 16,
+                    used_words: 512,
+                    pieces: vec![PassedPiece {
+                        name: "orders".to_string(),
+                        kind: "counter".to_string(),
+                        layout: "1".to_string(),
+                        first_word: 0,
+                        words: 512,
+                    }],
+                }],
+                lock_files: vec![PassedLockFile { name: "processes".to_string(), fd: 17 }],
+            }),
         }
     }
 
@@ -352,6 +406,7 @@ mod tests {
             "kinds",
             "reserved_ids",
             "sockets",
+            "shared",
         ] {
             fields.remove(field).expect(field);
         }

@@ -27,10 +27,11 @@ mod manifest;
 pub use launcher::report_failed_start;
 pub(crate) use launcher::{
     BinaryLauncher, UpgradeCheck, UpgradeRole, WaitingClients, is_started_by_upgrade,
-    read_passed_sockets, report_check_result,
+    read_passed_manifest, read_passed_sockets, report_check_result,
 };
 pub(crate) use manifest::{
     MANIFEST_REVISION, MANIFEST_VERSION, MESSAGES_REVISION, PassedClient, PassedClientState,
-    PassedConnection, PassedControl, PassedFile, PassedKind, PassedListener, PassedMessages,
-    PassedOutput, PassedSocket, PassedWorker, UpgradeManifest,
+    PassedConnection, PassedControl, PassedFile, PassedKind, PassedListener, PassedLockFile,
+    PassedMemory, PassedMessages, PassedOutput, PassedPiece, PassedSharedState, PassedSocket,
+    PassedWorker, SHARED_STATE_REVISION, UpgradeManifest,
 };

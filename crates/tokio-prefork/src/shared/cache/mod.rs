@@ -10,7 +10,7 @@ use std::hash::BuildHasher;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use super::live_processes::ProcessTable;
+use super::live_processes::{PROCESS_TABLE_LAYOUT, ProcessTable};
 use super::memory::{self, PieceLayout};
 use super::shared_hasher::{HASH_KEY_WORDS, SharedHasher};
 use super::{SharedCounter, registry};
@@ -98,7 +98,8 @@ impl SharedCache {
             ))
         })?;
         let processes = ProcessTable::get_or_create()?;
-        let layout = format!("{LAYOUT_REVISION} sets={sets} bytes={bytes}");
+        let layout =
+            format!("{LAYOUT_REVISION} processes={PROCESS_TABLE_LAYOUT} sets={sets} bytes={bytes}");
         let piece = memory::allocate(name, PieceLayout { kind: "cache", layout: &layout, words })?;
         let counter = |what: &str| SharedCounter::new(&format!("{name}_{what}"));
         let memory = CacheMemory {
