@@ -75,6 +75,7 @@ mod pid_file;
 mod pid_namespace;
 mod primary_events;
 mod primary_loop;
+mod process_limits;
 mod process_titles;
 mod reload;
 mod reload_listeners;

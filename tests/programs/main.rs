@@ -14,6 +14,7 @@ mod node_api;
 mod primary_events;
 mod primary_loop;
 mod primary_requests;
+mod process_limits;
 mod request_summary;
 mod serve_http;
 mod serving;
@@ -95,6 +96,7 @@ fn main() -> ExitCode {
         "leaving" => leaving::leaving(arguments),
         "worker-handle" => worker_handle::worker_handle(arguments),
         "worker-output" => worker_output::worker_output(arguments),
+        "process-limits" => process_limits::process_limits(arguments),
         "worker-kinds" => worker_kinds::worker_kinds(arguments),
         "messages" => messages::messages(arguments),
         "message-delivery" => message_delivery::message_delivery(arguments),

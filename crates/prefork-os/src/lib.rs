@@ -8,6 +8,7 @@ pub mod async_fd;
 pub mod bpf;
 pub mod byte_range_lock;
 pub mod child;
+pub mod cpu_time;
 pub mod credentials;
 pub mod exec;
 pub mod fd;
@@ -19,6 +20,8 @@ pub mod poll;
 pub mod process;
 #[cfg(feature = "process-entry")]
 pub mod process_entry;
+pub mod process_group;
+pub mod resource_limits;
 pub mod shared_listener;
 pub mod shared_memory;
 pub mod signal;

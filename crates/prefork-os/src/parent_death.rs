@@ -28,6 +28,8 @@ static KILL_TIMER: AtomicPtr<libc::c_void> = AtomicPtr::new(std::ptr::null_mut()
 static HAS_KILL_TIMER: AtomicBool = AtomicBool::new(false);
 /// Whether the primary has died and the grace time runs.
 static IS_ORPHAN: AtomicBool = AtomicBool::new(false);
+/// Whether the process group of this process dies with it.
+static KILLS_GROUP: AtomicBool = AtomicBool::new(false);
 /// The descriptor that replaces standard output and error when the primary has died; -1 for none. It is never closed.
 static OUTPUT_AFTER_PARENT_DEATH: AtomicI32 = AtomicI32::new(-1);
 
@@ -75,6 +77,14 @@ pub fn kill_after_parent_death(primary: u32, grace_seconds: u32) -> io::Result<b
 /// For a process whose output the parent reads: a write that waits for the parent continues with `file`.
 pub fn redirect_output_on_parent_death(file: OwnedFd) {
     OUTPUT_AFTER_PARENT_DEATH.store(file.into_raw_fd(), Ordering::Relaxed);
+}
+
+/// Makes the whole process group of this process, which it leads, die at the end of the grace time. Call it after
+/// [`kill_after_parent_death`].
+///
+/// If the process is stopped at that moment, only the process itself dies, one second later.
+pub fn kill_group_after_parent_death() {
+    KILLS_GROUP.store(true, Ordering::Relaxed);
 }
 
 /// Returns whether this process is a worker, or a fork of one: [`kill_after_parent_death`] was called.
@@ -140,7 +150,13 @@ extern "C" fn handle_parent_death(_: libc::c_int) {
             unsafe { libc::dup2(output, stream) };
         }
     }
-    let seconds = KILL_GRACE_SECONDS.load(Ordering::Relaxed);
+    let mut seconds = KILL_GRACE_SECONDS.load(Ordering::Relaxed);
+    if KILLS_GROUP.load(Ordering::Relaxed) {
+        // A timer of the kernel can kill this process only; the handler of SIGALRM kills the group.
+        // SAFETY: alarm is async-signal-safe and cannot fail.
+        unsafe { libc::alarm(seconds) };
+        seconds = seconds.saturating_add(1);
+    }
     if HAS_KILL_TIMER.load(Ordering::Relaxed) {
         // SAFETY: an all-zero itimerspec is valid.
         let mut when: libc::itimerspec = unsafe { std::mem::zeroed() };
@@ -152,12 +168,21 @@ extern "C" fn handle_parent_death(_: libc::c_int) {
         }
         HAS_KILL_TIMER.store(false, Ordering::Relaxed);
     }
-    // SAFETY: alarm is async-signal-safe and cannot fail.
-    unsafe { libc::alarm(seconds) };
+    if !KILLS_GROUP.load(Ordering::Relaxed) {
+        // SAFETY: alarm is async-signal-safe and cannot fail.
+        unsafe { libc::alarm(seconds) };
+    }
 }
 
-/// Handles SIGALRM: kills the process if its grace time ran without a timer, and otherwise does nothing.
+/// Handles SIGALRM: kills the process, or its group, if its grace time ran without a timer. Otherwise does nothing.
 extern "C" fn handle_grace_alarm(_: libc::c_int) {
+    // SAFETY: getpid and getpgrp are async-signal-safe and cannot fail.
+    let (pid, group) = unsafe { (libc::getpid(), libc::getpgrp()) };
+    let is_leader = KILLS_GROUP.load(Ordering::Relaxed) && pid == group && pid > 1;
+    if IS_ORPHAN.load(Ordering::Relaxed) && is_leader && pid == WORKER_PID.load(Ordering::Relaxed) {
+        // SAFETY: kill is async-signal-safe. The group is this process and what it has started.
+        unsafe { libc::kill(-pid, libc::SIGKILL) };
+    }
     if IS_ORPHAN.load(Ordering::Relaxed) && !HAS_KILL_TIMER.load(Ordering::Relaxed) {
         // SAFETY: kill and getpid are async-signal-safe.
         unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };

@@ -52,6 +52,8 @@ pub enum Action {
     },
     /// Tell a worker to stop accepting, finish its open connections and exit.
     Drain(WorkerId),
+    /// Give jobs to this idle worker again: it is not ended. Answers `Event::WorkerIdle`.
+    KeepIdleWorker(WorkerId),
     /// Send SIGABRT, so that the core dump shows where the worker hangs.
     Abort(WorkerId),
     /// Send SIGKILL.
@@ -191,6 +193,8 @@ pub enum RecycleReason {
     Memory(u64),
     /// `max-lifetime`: its age.
     Lifetime(Duration),
+    /// The number of jobs that it has run, as the program limits it.
+    Jobs(u64),
 }
 
 /// How a worker ended, and why.

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use crate::config::WorkerRange;
 use crate::supervisor::{ClusterPhase, Supervisor};
 use crate::worker_identity::{Generation, Slot, WorkerTag};
 use crate::worker_table::WorkerState;
@@ -17,6 +18,8 @@ pub struct ClusterView {
     pub wanted_workers: u32,
     /// How many workers of each other kind should run.
     pub wanted_by_kind: Vec<(&'static str, u32)>,
+    /// The bounds of the kinds whose number of workers follows the demand.
+    pub demand_ranges: Vec<(&'static str, WorkerRange)>,
     /// Number of workers forked to replace workers that exited unexpectedly.
     pub restart_count: u64,
     /// The slots that stay empty until a reload or a scale command.
@@ -56,6 +59,11 @@ impl Supervisor {
             generation: self.reload.generation(),
             wanted_workers: self.wanted_workers(),
             wanted_by_kind: self.wanted_by_kind(),
+            demand_ranges: self
+                .kinds
+                .iter()
+                .filter_map(|kind| Some((kind.config.name, kind.config.demand_range?)))
+                .collect(),
             restart_count: self.restart_count(),
             empty_slots: self.slots.slots_left_empty(),
             workers: workers.collect(),

@@ -48,10 +48,21 @@ pub struct SupervisorConfig {
 pub struct WorkerKindConfig {
     /// The kind's name.
     pub name: &'static str,
-    /// How many workers of the kind should run.
+    /// How many workers of the kind should run. With a `demand_range`: how many run at first.
     pub workers: u32,
+    /// The bounds within which the number of workers follows the demand. `None`: only commands change it.
+    pub demand_range: Option<WorkerRange>,
     /// The limits at which its workers are replaced or killed.
     pub limits: RecycleLimits,
+}
+
+/// The smallest and the largest number of workers of a kind whose number follows the demand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerRange {
+    /// The number that runs without any demand; may be 0.
+    pub min: u32,
+    /// The largest number, at least `min`.
+    pub max: u32,
 }
 
 /// The limits at which workers of one kind are recycled or killed. `None`: never.
@@ -81,6 +92,17 @@ impl SupervisorConfig {
     /// Returns whether stalled workers are reported or killed.
     pub(crate) fn has_stall_limit(&self) -> bool {
         self.stall_warn.is_some() || self.stall_timeout.is_some()
+    }
+}
+
+impl WorkerRange {
+    /// Returns the number of workers in the range that is nearest to `workers`.
+    pub(crate) fn nearest(self, workers: u32) -> u32 {
+        workers.min(self.max).max(self.min)
+    }
+
+    pub(crate) fn contains(self, workers: u32) -> bool {
+        (self.min..=self.max).contains(&workers)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use crate::action::RecycleReason;
 use crate::command::{ClusterCommand, Requester};
 use crate::config::SupervisorConfig;
 use crate::worker_identity::{Slot, WorkerId};
@@ -23,6 +24,14 @@ pub enum Event {
     Ready { worker: WorkerId },
     /// The worker began a job that may kill it, so its exit does not count towards a crash loop.
     RiskyJobStarted { worker: WorkerId },
+    /// Jobs wait for workers of this kind, and this many workers would have something to do. Starts workers of a kind
+    /// with a `demand_range`; changes nothing for others.
+    WorkersNeeded { kind: &'static str, workers: u32 },
+    /// The worker has had nothing to do for the idle timeout of its kind, and gets no job until this event is answered:
+    /// by `Action::Drain`, or by `Action::KeepIdleWorker`.
+    WorkerIdle { worker: WorkerId },
+    /// The worker has reached a limit between two jobs, so that it gets no more. It drains and is replaced at once.
+    WorkerUsedUp { worker: WorkerId, reason: RecycleReason },
     /// The worker cannot boot; its exit follows.
     BootFailed { worker: WorkerId, reason: String },
     /// The worker drains by its own decision and wants a replacement.

@@ -4,6 +4,7 @@
 //! remembers.
 
 mod added_workers;
+mod demand;
 mod generations;
 mod health_samples;
 mod listening;
@@ -106,6 +107,7 @@ impl InvariantChecker {
         self.added_workers.check_added_worker_invariants(event, actions, violation);
         self.generations.check_generation_invariants(supervisor, event, actions, violation);
         self.upgrade.check_upgrade_invariants(now, supervisor, event, actions, violation);
+        demand::check_demand_invariants(supervisor, event, actions, violation);
         self.check_worker_table(supervisor, violation);
         check_slot_holders(supervisor, violation);
         check_phase_order(before, supervisor, violation);
@@ -216,6 +218,7 @@ impl InvariantChecker {
                 assert!(is_pending, "each command has one reply: {violation}");
             }
             Action::Log(_) | Action::ReadConfig(_) | Action::ConfirmRestart(_) => {}
+            Action::KeepIdleWorker(_) => {}
             Action::OpenSockets { .. } | Action::AdoptSlot { .. } => {}
             Action::ReleaseSlot { .. } | Action::SetDispatchTarget { .. } => {}
             Action::StartUpgradeCheck | Action::StopUpgradeCheck | Action::ExecNewBinary => {}
@@ -333,6 +336,10 @@ fn check_backoff(
     let is_holder = |tag: &WorkerTag| supervisor.slots.index_of_holder(tag.id).is_some();
     let is_fork = |action: &&Action| matches!(action, Action::Fork(tag) if is_holder(tag));
     let forks = actions.iter().filter(is_fork).count();
+    // A worker that was used up has proved that such workers boot.
+    if matches!(event, Event::WorkerUsedUp { .. }) {
+        return assert!(forks <= 1, "one worker is replaced: {violation}");
+    }
     if before.allowance == ForkAllowance::None {
         let is_delayed = before.backoff_deadline.is_some_and(|until| now < until);
         assert!(!is_delayed || forks == 0, "a delay is kept: {violation}");

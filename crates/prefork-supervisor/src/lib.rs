@@ -51,6 +51,7 @@ mod cluster_view;
 mod command;
 mod config;
 mod crash_backoff;
+mod demand;
 mod empty_cluster;
 mod event;
 mod health;
@@ -81,7 +82,7 @@ pub use action::{
 };
 pub use cluster_view::{ClusterView, WorkerView};
 pub use command::{ClusterCommand, RefusedCommand, Requester, ScaleChange, WorkerEnvironment};
-pub use config::{RecycleLimits, SupervisorConfig, WorkerKindConfig};
+pub use config::{RecycleLimits, SupervisorConfig, WorkerKindConfig, WorkerRange};
 pub use event::{Event, HealthSample, RestartDecision};
 pub use saved_state::{SavedForkedSlot, SavedKind, SavedState, SavedWorker};
 pub use slot_plan::workers_after_upgrade;

@@ -389,6 +389,7 @@ impl Supervisor {
                 self.configured_workers = plan.configured_workers;
                 self.finish_reload(target, is_upgrade, requesters);
                 for (kind, size) in plan.sizes {
+                    let size = self.size_by_demand(kind).unwrap_or(size);
                     self.resize_kind(now, kind, size, "the new configuration");
                 }
                 self.reload.begin_queued_reload(&mut self.actions);

@@ -9,6 +9,7 @@ use std::time::Instant;
 use crate::MAX_WORKERS;
 use crate::action::{Action, DrainReason, ExitCause, LogEvent};
 use crate::command::{Requester, ScaleChange, WorkerEnvironment};
+use crate::config::WorkerRange;
 use crate::slot_table::{RestartPolicy, SlotEntry};
 use crate::supervisor::Supervisor;
 use crate::worker_identity::{Slot, WEB_KIND, WorkerId};
@@ -148,6 +149,12 @@ impl Supervisor {
         let Some(other) = self.kinds.get(kind) else { return self.scaled_web_workers(change) };
         let from = other.config.workers;
         let to = self.count_with_change(kind, from, change);
+        if let Some(range) = other.config.demand_range.filter(|range| !range.contains(to)) {
+            let WorkerRange { min, max } = range;
+            return Err(format!(
+                "cannot scale to {to} workers of kind {kind}: ask for {min} to {max}, which the program declares"
+            ));
+        }
         let of_other_kinds = self.kinds.worker_count() - from;
         if to.saturating_add(of_other_kinds) > MAX_WORKERS {
             let max = MAX_WORKERS - of_other_kinds.min(MAX_WORKERS);

@@ -104,7 +104,10 @@ impl Supervisor {
             let (name, now) = (kind.config.name, kind.declared_workers);
             let before = saved.iter().find(|one| one.name == name);
             let before = before.map_or(now, |one| one.declared_workers);
-            let size = workers_after_rollout(kind.config.workers, (before, now), forked(name));
+            let size = match kind.config.demand_range {
+                Some(range) => range.nearest(kind.config.workers),
+                None => workers_after_rollout(kind.config.workers, (before, now), forked(name)),
+            };
             (name, kind.first_slot, size)
         }));
         SlotPlan::new(configured, &sizes, &self.slots)

@@ -128,6 +128,9 @@ impl Supervisor {
             Event::Online { worker } => self.on_online(worker),
             Event::Ready { worker } => self.on_ready(now, worker),
             Event::RiskyJobStarted { worker } => self.on_risky_job_started(worker),
+            Event::WorkersNeeded { kind, workers } => self.on_workers_needed(now, kind, workers),
+            Event::WorkerIdle { worker } => self.on_worker_idle(now, worker),
+            Event::WorkerUsedUp { worker, reason } => self.on_worker_used_up(now, worker, reason),
             Event::BootFailed { worker, reason } => self.on_boot_failed(worker, reason),
             Event::Retiring { worker } => self.on_retiring(now, worker),
             Event::TerminationSent { worker } => self.on_termination_sent(now, worker),
@@ -304,6 +307,11 @@ impl Supervisor {
     /// Returns the name and the wanted number of workers of each kind besides `web`.
     pub fn wanted_by_kind(&self) -> Vec<(&'static str, u32)> {
         self.kinds.iter().map(|kind| (kind.config.name, kind.config.workers)).collect()
+    }
+
+    /// Returns how many workers of a kind besides `web` should run.
+    pub fn wanted_of_kind(&self, kind: &str) -> Option<u32> {
+        self.kinds.get(kind).map(|kind| kind.config.workers)
     }
 
     /// Returns which worker has adopted the orphan sockets of which slot.

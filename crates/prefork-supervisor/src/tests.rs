@@ -1,6 +1,7 @@
 //! Tests of the supervisor in a simulated cluster, as an operator sees it. Larger subjects have files of their own.
 
 mod crash_loop;
+mod demand;
 mod disconnect;
 mod empty_cluster;
 mod event_pairs;

@@ -27,10 +27,12 @@ pub(crate) struct WorkerKind {
 impl WorkerKind {
     /// Returns what an upgrade keeps of the kind.
     pub(crate) fn saved(&self) -> SavedKind {
+        // A new binary that declares a fixed number gets that number, not what the demand was.
+        let is_ranged = self.config.demand_range.is_some();
         SavedKind {
             name: self.config.name.to_string(),
             wanted_workers: self.config.workers,
-            declared_workers: self.declared_workers,
+            declared_workers: if is_ranged { self.config.workers } else { self.declared_workers },
         }
     }
 }
@@ -105,7 +107,12 @@ mod tests {
     use crate::worker_identity::{Generation, WorkerId};
 
     fn declare_kinds(names: &[&'static str]) -> Vec<WorkerKindConfig> {
-        let config = |name| WorkerKindConfig { name, workers: 1, limits: RecycleLimits::default() };
+        let config = |name| WorkerKindConfig {
+            name,
+            workers: 1,
+            demand_range: None,
+            limits: RecycleLimits::default(),
+        };
         names.iter().copied().map(config).collect()
     }
 

@@ -101,6 +101,7 @@ mod pid_file;
 pub mod pool;
 mod primary;
 mod privilege;
+mod process_limits;
 mod process_settings;
 mod runtime;
 mod scoreboard;

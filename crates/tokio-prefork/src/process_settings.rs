@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::privilege::WorkerCredentials;
+use crate::process_limits::ProcessLimits;
 use crate::worker_stdio::WorkerStdio;
 
 /// The settings of each kind that has some.
@@ -20,6 +21,7 @@ pub(crate) struct ProcessOptions {
     pub(crate) user: Option<String>,
     pub(crate) group: Option<String>,
     pub(crate) current_dir: Option<PathBuf>,
+    pub(crate) limits: ProcessLimits,
 }
 
 /// The settings of the worker processes of one kind, checked before the first fork.
@@ -29,6 +31,7 @@ pub(crate) struct ProcessSettings {
     /// Instead of the user of the configuration.
     pub(crate) credentials: Option<WorkerCredentials>,
     pub(crate) current_dir: Option<PathBuf>,
+    pub(crate) limits: ProcessLimits,
 }
 
 impl ProcessOptions {
@@ -53,7 +56,8 @@ impl ProcessOptions {
             })?;
         }
         let (stdio, current_dir) = (self.stdio, self.current_dir.clone());
-        Ok(ProcessSettings { stdio, credentials, current_dir })
+        let limits = self.limits.clone();
+        Ok(ProcessSettings { stdio, credentials, current_dir, limits })
     }
 }
 

@@ -65,7 +65,10 @@ pub(super) fn format_status(status: &ClusterStatus) -> String {
     }
     for kind in &primary.kinds {
         let (name, there) = (printable(&kind.name), serving_of(status, &kind.name));
-        let _ = writeln!(text, "{there} of {} of kind {name} serve", kind.workers_wanted);
+        let range = kind.min_workers.zip(kind.max_workers);
+        let range =
+            range.map_or(String::new(), |(min, max)| format!(" ({min} to {max} on demand)"));
+        let _ = writeln!(text, "{there} of {} of kind {name} serve{range}", kind.workers_wanted);
     }
     if !primary.empty_slots.is_empty() {
         let slots: Vec<String> = primary.empty_slots.iter().map(ToString::to_string).collect();

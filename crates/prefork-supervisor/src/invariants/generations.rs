@@ -97,8 +97,12 @@ impl GenerationChecker {
                 check_drain(*worker, supervisor, violation);
             }
             Action::Log(LogEvent::Recycling { .. }) => {
+                let is_used_up = matches!(violation.event, Event::WorkerUsedUp { .. });
                 let is_calm = supervisor.backoff.fork_allowance() == ForkAllowance::All;
-                assert!(is_calm, "no worker is recycled in a crash loop: {violation}");
+                assert!(
+                    is_calm || is_used_up,
+                    "no worker is recycled in a crash loop: {violation}"
+                );
             }
             Action::Log(LogEvent::Reloaded { generation, .. }) => {
                 let in_force = supervisor.reload.generation();
@@ -113,14 +117,15 @@ impl GenerationChecker {
     }
 }
 
-/// Returns whether drained workers must be replaced first. A stop, a disconnect and scaling reduce service on purpose,
-/// and the workers that a new binary drains at its start held no slot.
+/// Returns whether drained workers must be replaced first. A stop, a disconnect and scaling reduce service on purpose, a
+/// used up worker serves no more, and the workers that a new binary drains at its start held no slot.
 fn must_replace_before_drain(violation: &InvariantViolation<'_>, supervisor: &Supervisor) -> bool {
     let event = violation.event;
     let is_disconnect =
         matches!(event, Event::CommandReceived { command: ClusterCommand::Disconnect(_), .. });
     let is_scaled = |action: &Action| matches!(action, Action::Log(LogEvent::Scaled { .. }));
-    let is_reduced = is_disconnect || violation.actions.iter().any(is_scaled);
+    let is_used_up = matches!(event, Event::WorkerUsedUp { .. });
+    let is_reduced = is_disconnect || is_used_up || violation.actions.iter().any(is_scaled);
     !supervisor.is_stopping() && *event != Event::Started && !is_reduced
 }
 

@@ -47,6 +47,7 @@ impl Simulator {
                 self.schedule_report(Event::ReleaseSlotFailed { worker: *worker, slot: *slot });
             }
             Action::AdoptSlot { .. } | Action::ReleaseSlot { .. } => {}
+            Action::KeepIdleWorker(_) => {}
             Action::SetDispatchTarget { .. } => {}
             Action::ConfirmRestart(report) => {
                 let odds = self.restart_veto_odds;

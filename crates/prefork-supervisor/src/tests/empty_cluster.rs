@@ -114,7 +114,12 @@ fn a_crash_loop_is_not_an_empty_cluster() {
 
 #[test]
 fn workers_of_other_kinds_keep_the_primary() {
-    let kind = WorkerKindConfig { name: "consumer", workers: 1, limits: RecycleLimits::default() };
+    let kind = WorkerKindConfig {
+        name: "consumer",
+        workers: 1,
+        demand_range: None,
+        limits: RecycleLimits::default(),
+    };
     let mut sim = Simulator::new(test_config(1), 1, |_, _| WorkerScript::ready_after_10_ms())
         .with_kinds(vec![kind])
         .start();

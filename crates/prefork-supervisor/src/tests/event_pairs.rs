@@ -155,6 +155,8 @@ fn all_events_for_worker(worker: WorkerId, reply_id: u64) -> Vec<Event> {
         command_event(ClusterCommand::Disconnect(worker)),
         Event::BootFailed { worker, reason: String::new() },
         Event::Retiring { worker },
+        Event::WorkerIdle { worker },
+        Event::WorkerUsedUp { worker, reason: RecycleReason::Jobs(1) },
         Event::ChannelClosed { worker },
         Event::ProtocolError { worker, reason: String::new() },
         command_event(ClusterCommand::Stop),

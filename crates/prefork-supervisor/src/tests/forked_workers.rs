@@ -129,7 +129,12 @@ fn workers_added_by_the_program_survive_an_upgrade() {
 
 #[test]
 fn added_workers_of_another_kind_survive_an_upgrade() {
-    let kind = WorkerKindConfig { name: "consumer", workers: 1, limits: RecycleLimits::default() };
+    let kind = WorkerKindConfig {
+        name: "consumer",
+        workers: 1,
+        demand_range: None,
+        limits: RecycleLimits::default(),
+    };
     let mut sim = Simulator::new(test_config(1), 1, |_, _| WorkerScript::ready_after_10_ms())
         .with_kinds(vec![kind.clone()])
         .start();

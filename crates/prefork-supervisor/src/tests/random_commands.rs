@@ -20,6 +20,12 @@ pub(super) enum RandomCommand {
     /// Adds a worker of the kind `consumer`, which may not exist.
     AddConsumer,
     Upgrade,
+    /// Jobs wait, so that this many workers of the kind `cron` would be busy.
+    NeedCrons(u32),
+    /// The worker of the kind `cron` in this slot has nothing to do.
+    IdleCron(u32),
+    /// The worker in the slot with this index has reached a limit between two jobs.
+    UseUp(usize),
     /// Stops the primary for this many milliseconds.
     StopPrimary(u64),
     /// Stops the primary and its workers for this many milliseconds.
@@ -36,6 +42,9 @@ pub(super) fn random_commands() -> impl Strategy<Value = Vec<(u64, RandomCommand
         1 => Just(RandomCommand::AddWorker),
         1 => Just(RandomCommand::AddConsumer),
         1 => Just(RandomCommand::Upgrade),
+        2 => (0..9u32).prop_map(RandomCommand::NeedCrons),
+        2 => (0..6u32).prop_map(RandomCommand::IdleCron),
+        1 => (0..12usize).prop_map(RandomCommand::UseUp),
         1 => (0..20_000u64).prop_map(RandomCommand::StopPrimary),
         1 => (0..20_000u64).prop_map(RandomCommand::SuspendAll),
     ];
@@ -70,6 +79,23 @@ pub(super) fn run_command(sim: &mut Simulator, number: u64, command: RandomComma
             return sim.send_command(command);
         }
         RandomCommand::Upgrade => ClusterCommand::Upgrade { wait: true },
+        RandomCommand::NeedCrons(workers) => {
+            return sim.report_event(Event::WorkersNeeded { kind: "cron", workers });
+        }
+        RandomCommand::IdleCron(n) => {
+            let mut slots = sim.supervisor.slots.iter().filter(|entry| entry.kind == "cron");
+            let worker = slots.nth(n as usize).and_then(|entry| entry.holder);
+            return worker
+                .into_iter()
+                .for_each(|worker| sim.report_event(Event::WorkerIdle { worker }));
+        }
+        RandomCommand::UseUp(index) => {
+            let holder = sim.supervisor.slots.iter().nth(index).and_then(|entry| entry.holder);
+            let reason = RecycleReason::Jobs(1);
+            return holder.into_iter().for_each(|worker| {
+                sim.report_event(Event::WorkerUsedUp { worker, reason });
+            });
+        }
         RandomCommand::StopPrimary(time) => return sim.stop_primary_for(ms(time)),
         RandomCommand::SuspendAll(time) => return sim.suspend_all_for(ms(time)),
     };

@@ -5,39 +5,41 @@ use proptest::prelude::*;
 use super::upgrade::run_until_upgraded;
 use super::*;
 use crate::worker_identity::Slot;
-use crate::{RecycleLimits, WorkerKindConfig};
+use crate::{RecycleLimits, WorkerKindConfig, WorkerRange};
 
-fn kind_config(name: &'static str, workers: u32) -> WorkerKindConfig {
-    WorkerKindConfig { name, workers, limits: RecycleLimits::default() }
+pub(super) fn kind_config(name: &'static str, workers: u32) -> WorkerKindConfig {
+    WorkerKindConfig { name, workers, demand_range: None, limits: RecycleLimits::default() }
 }
 
 /// Returns kinds for random clusters, often none.
 pub(super) fn random_kinds() -> impl Strategy<Value = Vec<WorkerKindConfig>> {
     let limits = proptest::option::of(500..20_000u64);
-    let rules = (0..3u32, 0..3u32, limits).prop_map(|(consumers, crons, age)| {
+    let more_crons = proptest::option::of(0..5u32);
+    let rules = (0..3u32, 0..3u32, more_crons, limits).prop_map(|(consumers, crons, more, age)| {
         let limits = RecycleLimits { max_lifetime: age.map(ms), ..RecycleLimits::default() };
+        let demand_range = more.map(|more| WorkerRange { min: crons, max: crons + more });
         vec![
             WorkerKindConfig { limits, ..kind_config("consumer", consumers) },
-            kind_config("cron", crons),
+            WorkerKindConfig { demand_range, ..kind_config("cron", crons) },
         ]
     });
     prop_oneof![1 => Just(Vec::new()), 1 => rules]
 }
 
 /// Starts a cluster with two `web` workers and these kinds.
-fn cluster_with_kinds(others: &[WorkerKindConfig]) -> Simulator {
+pub(super) fn cluster_with_kinds(others: &[WorkerKindConfig]) -> Simulator {
     let sim = Simulator::new(test_config(2), 1, |_, _| WorkerScript::ready_after_10_ms());
     sim.with_kinds(others.to_vec()).start()
 }
 
 /// Returns slot and kind of the workers that serve.
-fn serving_slots(sim: &Simulator) -> Vec<(u32, &'static str)> {
+pub(super) fn serving_slots(sim: &Simulator) -> Vec<(u32, &'static str)> {
     let workers = sim.serving_workers().into_iter();
     let tags = workers.filter_map(|id| Some(sim.supervisor.workers.get(WorkerId(id))?.tag));
     tags.map(|tag| (tag.slot.0, tag.kind)).collect()
 }
 
-fn scale_kind_command(kind: &str, workers: u32) -> ClusterCommand {
+pub(super) fn scale_kind_command(kind: &str, workers: u32) -> ClusterCommand {
     ClusterCommand::ScaleKind(kind.to_string(), ScaleChange::To(workers))
 }
 

@@ -30,7 +30,12 @@ impl WorkerKind {
     /// in titles: small letters, digits, `-` and `_`; `web` is taken.
     pub fn new(name: &'static str, workers: u32) -> WorkerKind {
         WorkerKind {
-            config: WorkerKindConfig { name, workers, limits: RecycleLimits::default() },
+            config: WorkerKindConfig {
+                name,
+                workers,
+                demand_range: None,
+                limits: RecycleLimits::default(),
+            },
             process: ProcessOptions::default(),
             environments: BTreeMap::new(),
         }
@@ -81,6 +86,43 @@ impl WorkerKind {
     /// `serve` returns an error if it is no directory. Each worker changes to it with the privileges of its user.
     pub fn current_dir(mut self, dir: impl Into<PathBuf>) -> WorkerKind {
         self.process.current_dir = Some(dir.into());
+        self
+    }
+
+    /// Makes each worker the leader of a process group of its own. When the worker ends, in whatever way, the programs that
+    /// it has started and that still run are killed with it. Default: off, they run on.
+    ///
+    /// A program that changes its process group or its session, such as a daemon, is not killed. Ctrl-C in a terminal does
+    /// not reach the group; the primary, which it reaches, stops all workers. Reading from the terminal fails with EIO.
+    pub fn own_process_group(mut self) -> WorkerKind {
+        self.process.limits.has_own_group = true;
+        self
+    }
+
+    /// Limits the private writable memory of a worker in bytes (RLIMIT_DATA), used or only reserved: an allocation beyond
+    /// it fails. Default: the limit of the primary.
+    pub fn max_data_bytes(mut self, bytes: u64) -> WorkerKind {
+        self.process.limits.max_data = Some(bytes);
+        self
+    }
+
+    /// Limits all memory that a worker maps, in bytes (RLIMIT_AS): private and shared memory, files, and addresses that are
+    /// only reserved, of which a Rust program has far more than it uses. Default: the limit of the primary.
+    pub fn max_address_space_bytes(mut self, bytes: u64) -> WorkerKind {
+        self.process.limits.max_address_space = Some(bytes);
+        self
+    }
+
+    /// Limits the number of open files and sockets of a worker (RLIMIT_NOFILE). The library needs about 20 of them.
+    /// Default: the limit of the primary.
+    pub fn open_files(mut self, files: u64) -> WorkerKind {
+        self.process.limits.open_files = Some(files);
+        self
+    }
+
+    /// Sets whether a crash of a worker may leave a core dump, as far as the system allows it. Default: `true`.
+    pub fn core_dumps(mut self, may_dump: bool) -> WorkerKind {
+        self.process.limits.has_no_core_dumps = !may_dump;
         self
     }
 

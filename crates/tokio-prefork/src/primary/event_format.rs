@@ -188,6 +188,7 @@ fn format_recycle_reason(reason: RecycleReason) -> String {
     match reason {
         RecycleReason::Requests(n) => format!("it has answered {n} requests (max-requests)"),
         RecycleReason::Memory(bytes) => format!("it uses {} (max-rss)", HumanBytes(bytes)),
+        RecycleReason::Jobs(n) => format!("it has run {} (max_jobs)", format_count(n, "job")),
         RecycleReason::Lifetime(age) => format!("it is {} old (max-lifetime)", HumanDuration(age)),
     }
 }

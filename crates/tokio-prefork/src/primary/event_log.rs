@@ -93,6 +93,11 @@ impl EventLog {
         self.write_line(error_line(format!("{worker} cannot be waited for: {reason}")));
     }
 
+    pub(super) fn log_group_error(&mut self, worker: WorkerTag, reason: &dyn Display) {
+        let line = format!("{worker} cannot be killed with its process group: {reason}");
+        self.write_line(error_line(line));
+    }
+
     pub(super) fn log_signal_error(
         &mut self,
         worker: WorkerTag,

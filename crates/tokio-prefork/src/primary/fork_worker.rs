@@ -16,6 +16,7 @@ use crate::dispatch::round_robin::{ConnectionQueue, RoundRobinAcceptor};
 use crate::dispatch::{LoadPage, LoadPageLease};
 use crate::error::{Error, Result, exit};
 use crate::messages::PrimaryMessageEnd;
+use crate::process_limits::ProcessLimits;
 use crate::scoreboard::WorkerPages;
 use crate::systemd::SERVICE_MANAGER_VARIABLES;
 use crate::worker_init::{MessageEndInit, WorkerInit};
@@ -23,6 +24,7 @@ use crate::worker_stdio::{OutputPipes, WorkerStdio, set_worker_streams};
 use prefork_os::child::{ForkResult, exit_without_cleanup, fork_process};
 use prefork_os::fd::FdCloseBatch;
 use prefork_os::fd_passing::create_seqpacket_pair;
+use prefork_os::process_group::kill_rest_of_own_group;
 use prefork_os::signal::{BlockedSignals, Signal};
 use prefork_supervisor::{Event, WorkerTag};
 
@@ -41,6 +43,7 @@ struct ForkedWorker {
     queue: Option<OwnedFd>,
     primary_pid: u32,
     blocked_signals: BlockedSignals,
+    limits: ProcessLimits,
 }
 
 impl Primary {
@@ -90,6 +93,8 @@ impl Primary {
         let queue = queue.map_err(|e| failed("a queue of connections", e))?;
         let output =
             self.create_output_pipes(tag).map_err(|e| failed("pipes for the output", e))?;
+        let limits = self.process_settings.get(tag.kind).map(|one| one.limits.clone());
+        let limits = limits.unwrap_or_default();
         let primary_pid = std::process::id();
         let blocked_signals =
             BlockedSignals::block_all().map_err(|e| Error::system("block signals", e))?;
@@ -97,7 +102,10 @@ impl Primary {
             ForkResult::Parent(pid) => {
                 let tag = WorkerTag { pid: Some(pid), ..tag };
                 let channel = Some(PrimaryChannelEnd::new(channel.0));
-                let process = WorkerProcess::new(tag, pid, channel, pages);
+                let mut process = WorkerProcess::new(tag, pid, channel, pages);
+                if limits.has_own_group {
+                    process.lead_own_group(&mut self.event_log);
+                }
                 self.workers.insert(WorkerProcess { lease, queue, ..process });
                 if let Some(pipes) = output {
                     self.output.add_worker(tag, pipes.into_readers());
@@ -106,6 +114,7 @@ impl Primary {
                 Ok(pid)
             }
             ForkResult::Child => {
+                let entered = limits.enter_process_group(tag);
                 crate::worker::set_worker_process();
                 drop((channel.0, messages.0));
                 let forked = ForkedWorker {
@@ -118,8 +127,15 @@ impl Primary {
                     queue: queue.map(ConnectionQueue::into_reader),
                     primary_pid,
                     blocked_signals,
+                    limits,
                 };
-                exit_without_cleanup(self.run_as_worker(forked))
+                let has_own_group = forked.limits.has_own_group;
+                let status = self.run_as_worker(forked, entered);
+                if has_own_group {
+                    // The primary does it too, but it may be dead.
+                    kill_rest_of_own_group();
+                }
+                exit_without_cleanup(status)
             }
         }
     }
@@ -131,9 +147,9 @@ impl Primary {
     }
 
     /// Runs the worker in the child and returns its exit status. A panic must not unwind into the primary's frames.
-    fn run_as_worker(&mut self, forked: ForkedWorker) -> u8 {
+    fn run_as_worker(&mut self, forked: ForkedWorker, entered_group: Result<()>) -> u8 {
         let tag = forked.tag;
-        let run = || match self.become_worker(forked) {
+        let run = || match entered_group.and_then(|()| self.become_worker(forked)) {
             Ok(Some(init)) => (self.worker_entry)(init),
             Ok(None) => exit::OK,
             Err(e) => {
@@ -165,6 +181,9 @@ impl Primary {
         if !is_alive {
             return Ok(None);
         }
+        if forked.limits.has_own_group {
+            prefork_os::parent_death::kill_group_after_parent_death();
+        }
         if config.titles {
             let kind = if tag.slot.is_web() { "worker" } else { tag.kind };
             let title = format!("{}: {kind} {} (gen {})", config.name(), tag.id, tag.generation);
@@ -191,6 +210,7 @@ impl Primary {
         let bind = if tag.slot.is_web() { config.bind.as_slice() } else { &[] };
         let per_slot = config.dispatch.has_socket_per_slot();
         let listeners = self.listeners.take_for_worker(bind, tag.slot, per_slot);
+        forked.limits.apply(forked.primary_pid)?;
         drop(forked.blocked_signals);
         Ok(Some(WorkerInit {
             tag,

@@ -349,7 +349,7 @@ impl Primary {
             let queue = worker.queue_fds.map(|fds| inherit_queue(tag, fds)).transpose()?;
             let channel = fd.map(PrimaryChannelEnd::new);
             let process = WorkerProcess::new(tag, worker.pid, channel, worker_pages);
-            self.workers.insert(WorkerProcess { queue, ..process });
+            self.workers.insert(WorkerProcess { queue, ..process.with_inherited_group() });
             self.output
                 .restore_pipes(tag, &worker.outputs)
                 .map_err(|e| Error::system(format!("take over the output of {tag}"), e))?;

@@ -13,6 +13,10 @@ use crate::dispatch::LoadPageLease;
 use crate::dispatch::round_robin::ConnectionQueue;
 use crate::scoreboard::{Scoreboard, WorkerPages};
 use prefork_os::child::{ChildStateChange, find_exited_child, poll_child_state, reap_child};
+use prefork_os::process_group::{
+    is_group_leader, kill_group_if_child_exited, kill_group_of_child, set_group_of_child,
+};
+use prefork_os::resource_limits::resident_bytes;
 use prefork_os::signal::Signal;
 use prefork_supervisor::{Event, HealthSample, Supervisor, WorkerId, WorkerTag};
 
@@ -44,6 +48,8 @@ pub(crate) struct WorkerProcess {
     pub(crate) lease: Option<LoadPageLease>,
     /// Whether the worker has handed over connections. Its channel is not read while the relay is full.
     pub(crate) hands_over: bool,
+    /// Whether the worker leads a process group of its own, which is killed with it.
+    pub(super) leads_group: bool,
 }
 
 impl WorkerProcess {
@@ -63,7 +69,22 @@ impl WorkerProcess {
             released: false,
             lease: None,
             hands_over: false,
+            leads_group: false,
         }
+    }
+
+    /// Makes the freshly forked worker the leader of a process group of its own.
+    pub(super) fn lead_own_group(&mut self, event_log: &mut EventLog) {
+        self.leads_group = true;
+        if let Err(e) = set_group_of_child(self.pid) {
+            event_log.log_group_error(self.tag, &e);
+        }
+    }
+
+    /// Finds out whether a worker from before an upgrade leads a process group of its own.
+    pub(super) fn with_inherited_group(self) -> WorkerProcess {
+        let leads_group = !self.tag.slot.is_web() && is_group_leader(self.pid);
+        WorkerProcess { leads_group, ..self }
     }
 
     /// Returns whether this is a `web` worker that serves its slot.
@@ -118,6 +139,13 @@ impl WorkerProcess {
             events.push(event);
         }
         events
+    }
+
+    /// Kills the process group of the worker with `kill`.
+    fn kill_group(&self, kill: fn(u32) -> std::io::Result<()>, event_log: &mut EventLog) {
+        if let Err(e) = kill(self.pid) {
+            event_log.log_group_error(self.tag, &e);
+        }
     }
 
     /// Confirms to a worker that drains by itself that it gets no more connections.
@@ -181,6 +209,9 @@ impl WorkerTable {
         if let Err(e) = prefork_os::child::signal_child(process.pid, signal) {
             event_log.log_signal_error(process.tag, signal, &e);
         }
+        if signal == Signal::SIGKILL && process.leads_group {
+            process.kill_group(kill_group_of_child, event_log);
+        }
     }
 
     /// Reads the reports of one worker whose channel is readable.
@@ -197,11 +228,17 @@ impl WorkerTable {
     ///
     /// SIGCHLD coalesces, so every worker is asked. Other children of the process are not touched.
     fn poll_state_changes(&self, event_log: &mut EventLog) -> Vec<(WorkerId, ChildStateChange)> {
-        let changes = self.iter().filter_map(|(id, process)| match poll_child_state(process.pid) {
-            Ok(change) => change.map(|change| (*id, change)),
-            Err(e) => {
-                event_log.log_reap_error(process.tag, &e);
-                None
+        let changes = self.iter().filter_map(|(id, process)| {
+            // Before the worker is reaped: until then its pid, and so the number of its group, is not used again.
+            if process.leads_group {
+                process.kill_group(kill_group_if_child_exited, event_log);
+            }
+            match poll_child_state(process.pid) {
+                Ok(change) => change.map(|change| (*id, change)),
+                Err(e) => {
+                    event_log.log_reap_error(process.tag, &e);
+                    None
+                }
             }
         });
         changes.collect()
@@ -240,13 +277,6 @@ impl WorkerTable {
         });
         samples.collect()
     }
-}
-
-/// Returns the resident memory of a process: the second field of `/proc/PID/statm`, in pages.
-fn resident_bytes(pid: u32) -> Option<u64> {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    Some(pages * prefork_os::system::page_size())
 }
 
 /// Children other than workers that were killed or are about to exit, until they are reaped.

@@ -118,8 +118,14 @@ pub struct PrimaryStatus {
 pub struct WorkerKindStatus {
     /// The name of the worker kind.
     pub name: String,
-    /// How many workers of it there should be.
+    /// How many workers of it there should be, now.
     pub workers_wanted: u32,
+    /// The smallest number of workers, if the number follows the demand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_workers: Option<u32>,
+    /// The largest number of workers, if the number follows the demand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_workers: Option<u32>,
 }
 
 /// What the primary knows besides the supervisor's view and the workers' pages.
@@ -160,6 +166,7 @@ impl ClusterStatus {
         };
         let workers = view.workers.iter().map(worker_of).collect();
         let kinds = view.wanted_by_kind.iter();
+        let range_of = |name: &str| view.demand_ranges.iter().find(|range| range.0 == name);
         let primary = PrimaryStatus {
             pid: std::process::id(),
             name: report.name,
@@ -173,6 +180,8 @@ impl ClusterStatus {
                 .map(|(name, wanted)| WorkerKindStatus {
                     name: name.to_string(),
                     workers_wanted: *wanted,
+                    min_workers: range_of(name).map(|(_, range)| range.min),
+                    max_workers: range_of(name).map(|(_, range)| range.max),
                 })
                 .collect(),
             dispatch: report.dispatch.to_string(),
@@ -228,7 +237,7 @@ fn millis_between(since: Instant, now: Instant) -> u64 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use prefork_supervisor::{Generation, Slot, WorkerTag, WorkerView};
+    use prefork_supervisor::{Generation, Slot, WorkerRange, WorkerTag, WorkerView};
 
     /// Returns the status of a cluster with `workers` booting workers that publish the same figures.
     pub(crate) fn status_of_booting_workers(
@@ -245,6 +254,7 @@ pub(crate) mod tests {
             generation: Generation(1),
             wanted_workers: workers,
             wanted_by_kind: vec![("consumer", 2)],
+            demand_ranges: vec![("consumer", WorkerRange { min: 1, max: 4 })],
             restart_count: 0,
             empty_slots: Vec::new(),
             workers: views.collect(),
