@@ -21,10 +21,13 @@ fn start_pool_with(queue: &str, threads: &str, grace: &str, args: &[&str]) -> Se
     Server::builder().workers(1).args(pool).args(args.iter().copied()).start()
 }
 
-/// Returns a figure of the pool of the first worker.
+/// Returns a figure of the pool of the first worker; 0 before the first job.
 fn pool_figure(server: &Server, name: &str) -> u64 {
     let status = server.status();
-    status["workers"][0]["pool"][name].as_u64().unwrap_or_else(|| panic!("{name} in {status}"))
+    match &status["workers"][0]["pools"] {
+        Value::Null => 0,
+        pools => pools[0][name].as_u64().unwrap_or_else(|| panic!("{name} in {status}")),
+    }
 }
 
 #[track_caller]
@@ -174,24 +177,29 @@ fn pool_threads_run_at_pool_nice() {
 #[test]
 fn status_shows_the_pool() {
     let server = start_pool("8", &[]);
-    assert!(!server.run_verb(&["status"]).contains("1/1"), "nothing to show yet");
+    let text = server.run_verb(&["status"]);
+    assert!(
+        !text.contains("pool default") && !text.contains("POOL"),
+        "nothing to show yet: {text}"
+    );
     server.get("/fib/1");
     let clients: Vec<Client> = (0..3).map(|_| server.send_get(ENDLESS_PATH)).collect();
     wait_pool_figure(&server, "depth", 2);
     wait_pool_figure(&server, "utilisation", 100);
     let text = server.run_verb(&["status"]);
     assert_eq!(log::lines_with(&text, &["1/1 100% +2", "GET /fib/50"]).count(), 1, "{text}");
-    let pool = server.status()["workers"][0]["pool"].clone();
-    let sum = |name: &str| {
-        let counts = pool[name].as_array().cloned().unwrap_or_default();
-        counts.iter().filter_map(Value::as_u64).sum::<u64>()
-    };
+    let line = ["pool default: 1/1 busy (100%), 2 of 8 queued, 1 done, waited p50 ", ", ran p50 "];
+    assert_eq!(log::lines_with(&text, &line).count(), 1, "{text}");
+    let pool = server.status()["workers"][0]["pools"][0].clone();
     assert_eq!(
         (&pool["threads"], &pool["capacity"], &pool["done"]),
         (&1.into(), &8.into(), &1.into())
     );
-    assert_eq!((sum("wait"), sum("run")), (2, 1), "{pool}");
-    assert_eq!(server.cluster()["workers"][0]["pool"]["depth"], 2);
+    let jobs = ["wait", "run"].map(|name| pool[name]["count"].as_u64().expect(name));
+    assert_eq!(jobs, [2, 1], "{pool}");
+    assert!(pool["run"]["p50_us"].is_u64() && pool["wait"]["p99_us"].is_u64(), "{pool}");
+    assert_eq!(server.cluster()["workers"][0]["pools"][0]["depth"], 2);
+    assert_eq!(server.cluster()["pools"][0]["name"], "default");
     drop(clients);
     server.stop();
 }
@@ -237,9 +245,7 @@ fn every_model_runs_and_counts_pool_jobs() {
         assert_eq!(client.get("/fault/job-panic").expect("answer").status, 500);
         assert_eq!(client.get("/fib/10").expect("answer").text(), "fib(10) = 55\n");
         let status = server.status();
-        let pools = status["workers"].as_array().expect("workers").iter().map(|w| &w["pool"]);
-        let counted =
-            |name: &str| pools.clone().filter_map(|pool| pool[name].as_u64()).sum::<u64>();
+        let counted = |name: &str| status["pools"][0][name].as_u64().expect(name);
         assert_eq!((counted("done"), counted("panicked")), (3, 1));
         drop(client);
         server.stop();

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
@@ -173,33 +174,36 @@ impl WritablePages {
     /// # Panics
     /// `index` is out of bounds.
     pub fn keep_only_page(&mut self, index: usize) -> io::Result<&'static SharedPage> {
-        let pages = self.keep_only_pages(index, 1)?;
+        let only = index..index.saturating_add(1);
+        let pages = self.keep_only_pages(std::slice::from_ref(&only))?;
         pages.into_iter().next().ok_or(io::ErrorKind::InvalidInput.into())
     }
 
-    /// Returns `len` pages from page `index` on and unmaps all others, in a worker. `self` is empty afterwards.
+    /// Returns the pages of `kept`, in order, and unmaps all others, in a worker. `self` is empty afterwards.
     ///
     /// # Panics
-    /// A page is out of bounds.
+    /// A page is out of bounds, or the ranges are not in ascending order.
     pub fn keep_only_pages(
         &mut self,
-        index: usize,
-        len: usize,
+        kept: &[Range<usize>],
     ) -> io::Result<Vec<&'static SharedPage>> {
-        let is_in_bounds = index.checked_add(len).is_some_and(|end| end <= self.count);
-        assert!(is_in_bounds, "{len} pages from {index} of {}", self.count);
-        let after = self.count - index - len;
+        let mut unmapped = Vec::new();
+        let mut next = 0;
+        for range in kept {
+            let is_ascending = next <= range.start && range.start <= range.end;
+            assert!(is_ascending && range.end <= self.count, "{kept:?} of {} pages", self.count);
+            unmapped.push(next..range.start);
+            next = range.end;
+        }
+        unmapped.push(next..self.count);
         self.count = 0;
-        // SAFETY: both ranges lie inside the mapping that `map_pages` returned. No reference into them exists, as those
-        // that `page` returns borrow `self`, and with a count of 0 none can be created.
+        // SAFETY: all ranges lie inside the mapping that `map_pages` returned (checked), and none overlaps a kept one. No
+        // reference into them exists, as those that `page` returns borrow `self`, and with a count of 0 none can be created.
         unsafe {
-            if index > 0 {
-                munmap(self.base.cast(), index * SHARED_PAGE_BYTES)?;
+            for range in unmapped.into_iter().filter(|range| !range.is_empty()) {
+                munmap(self.base.add(range.start).cast(), range.len() * SHARED_PAGE_BYTES)?;
             }
-            if after > 0 {
-                munmap(self.base.add(index + len).cast(), after * SHARED_PAGE_BYTES)?;
-            }
-            Ok((index..index + len).map(|at| self.base.add(at).as_ref()).collect())
+            Ok(kept.iter().cloned().flatten().map(|at| self.base.add(at).as_ref()).collect())
         }
     }
 }
@@ -315,6 +319,24 @@ mod tests {
         let inherited = map_inherited_pages(&memory).expect("inherit");
         assert_eq!(inherited.count(), 3);
         assert_eq!(inherited.page(1)[8].load(Ordering::Relaxed), 43);
+    }
+
+    #[test]
+    fn several_ranges_of_pages_are_kept() {
+        let (mut writable, readable, _memory) = create_shared_pages(6).expect("create");
+        let kept = writable.keep_only_pages(&[1..3, 4..5]).expect("keep");
+        for (page, value) in kept.iter().zip(1..) {
+            page[0].store(value, Relaxed);
+        }
+        let seen = [0, 1, 2, 3, 4, 5].map(|index| readable.page(index)[0].load(Relaxed));
+        assert_eq!(seen, [0, 1, 2, 0, 3, 0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "of 3 pages")]
+    fn a_kept_page_out_of_bounds_panics() {
+        let (mut writable, _readable, _memory) = create_shared_pages(3).expect("create");
+        let _ = writable.keep_only_pages(&[1..2, 2..4]);
     }
 
     #[test]

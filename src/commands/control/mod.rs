@@ -1,5 +1,6 @@
 //! `prefork status`, `reload`, `scale`, `stop`, `upgrade` and `events`: requests to a running primary.
 
+mod pool_lines;
 mod shared_metrics_table;
 pub(crate) mod status_table;
 

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use tokio_prefork::control::Event;
 use tokio_prefork::status::{
-    ClusterStatus, PoolStatus, PrimaryStatus, QueueWaitStatus, ThreadStatus, WorkerState,
-    WorkerStatus,
+    ClusterStatus, PrimaryStatus, QueueWaitStatus, ThreadStatus, WorkerState, WorkerStatus,
 };
 use tokio_prefork::text::HumanDuration;
 use tokio_prefork::text::printable;
@@ -80,15 +79,22 @@ pub(super) fn format_status(status: &ClusterStatus) -> String {
     if primary.messages_lost > 0 {
         let _ = writeln!(text, "{} messages were lost", primary.messages_lost);
     }
+    text.push_str(&super::pool_lines::format_pools(status));
     text.push('\n');
     let rows: Vec<[String; 12]> = std::iter::once(HEAD.map(str::to_string))
         .chain(status.workers.iter().flat_map(rows))
         .collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..HEAD.len()).map(|column| width(column).unwrap_or(0)).collect();
+    // A column in which no worker has anything is left out.
+    let is_empty = |column: usize| rows[1..].iter().all(|row| matches!(&*row[column], "-" | ""));
+    let shows_pools = !HEAD.iter().position(|name| *name == "POOL").is_some_and(is_empty);
     for row in &rows {
         let mut line = String::new();
         for ((cell, width), name) in row.iter().zip(&widths).zip(HEAD) {
+            if name == "POOL" && !shows_pools {
+                continue;
+            }
             // Text is left-aligned, numbers are right-aligned.
             let _ = match name {
                 "STATE" | "POOL" | "SERVING" => write!(line, "{cell:<width$}  "),
@@ -154,19 +160,24 @@ fn row(worker: &WorkerStatus) -> [String; 12] {
         worker.active.to_string(),
         worker.counters.requests.to_string(),
         worker.heartbeat_age_ms.map_or("-".to_string(), span),
-        pool(&worker.pool),
+        busy_threads(worker),
         serving(worker),
     ]
 }
 
-/// Formats busy threads, all threads, utilisation and queued jobs: `2/2 100% +15`.
-fn pool(pool: &PoolStatus) -> String {
-    if pool.threads == 0 {
+/// Formats busy threads, all threads, utilisation and queued jobs of the pools of a worker: `2/2 100% +15`.
+fn busy_threads(worker: &WorkerStatus) -> String {
+    let pools = || worker.pools.iter();
+    let threads: u64 = pools().map(|pool| pool.threads).sum();
+    let running: u64 = pools().map(|pool| pool.running).sum();
+    let depth: u64 = pools().map(|pool| pool.depth).sum();
+    let busy = pools().map(|pool| pool.threads.saturating_mul(pool.utilisation));
+    let Some(utilisation) = busy.fold(0, u64::saturating_add).checked_div(threads) else {
         return "-".to_string();
-    }
-    let mut text = format!("{}/{} {}%", pool.running, pool.threads, pool.utilisation);
-    if pool.depth > 0 {
-        let _ = write!(text, " +{}", pool.depth);
+    };
+    let mut text = format!("{running}/{threads} {utilisation}%");
+    if depth > 0 {
+        let _ = write!(text, " +{depth}");
     }
     text
 }
@@ -275,6 +286,7 @@ mod tests {
             "prefork 0.1.0: primary pid=4711 running, up 3 min, generation 2, 1 of 2 workers serve, \
              5 restarts, 105 requests\n\
              listening on http://127.0.0.1:3000, dispatch reuseport\n\
+             pool default: 1/1 busy (97%), 3 of 8 queued, 0 done\n\
              \n\
              ID  SLOT  GEN   PID  STATE       UP  CONN  ACTIVE  REQUESTS   BEAT  POOL        SERVING\n \
              3     0    2  4712  serving  3 min     2       2       100  50 ms  1/1 97% +3  \
@@ -314,17 +326,25 @@ mod tests {
         let wait = r#"{"connections":9,"p50_ms":1,"p99_ms":4096,"max_ms":32768}"#;
         status.queue_wait = serde_json::from_str(wait).expect("waits");
         let text = format_status(&status);
-        let lines: Vec<&str> = text.lines().skip(1).take(3).collect();
+        let lines: Vec<&str> = text.lines().skip(1).take(2).collect();
         assert_eq!(
             lines,
             [
                 "listening on http://127.0.0.1:3000 (3 of 4096 queued), unix:/run/a, dispatch reuseport",
-                "waited to be accepted: p50 1 ms, p99 4.1 s, longest over 16.4 s (9 connections), 5 shed",
-                ""
+                "waited to be accepted: p50 1 ms, p99 4.1 s, longest over 16.4 s (9 connections), 5 shed"
             ]
         );
         status.queue_wait = QueueWaitStatus::default();
         assert!(format_status(&status).contains("p50 -, p99 -, longest - (0 connections), 5 shed"));
+    }
+
+    #[test]
+    fn the_pool_column_is_shown_only_if_a_pool_is_used() {
+        let mut status = status();
+        assert!(format_status(&status).contains("  POOL        SERVING\n"));
+        status.workers[0].pools.clear();
+        let text = format_status(&status);
+        assert!(text.contains("   BEAT  SERVING\n") && !text.contains("POOL"), "{text}");
     }
 
     #[test]

@@ -20,10 +20,10 @@ mod tests;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::scoreboard::PoolCounters;
-use crate::status::PoolStatus;
+use crate::status::{DEFAULT_POOL_NAME, PoolStatus};
 use job_state::JobState;
 use pool_threads::PoolState;
 
@@ -71,7 +71,7 @@ impl Pool {
     /// In a worker use [`Worker::pool`](crate::Worker::pool), whose figures `prefork status` shows.
     pub fn new(config: PoolConfig) -> Pool {
         let owner = format!("pid={}", std::process::id());
-        Pool::with_counters(config, owner, PoolCounters::standalone())
+        Pool::with_counters(config, owner, PoolCounters::standalone(DEFAULT_POOL_NAME))
     }
 
     /// Creates the pool of a worker: `owner` starts its log lines, `counters` counts its jobs.
@@ -139,12 +139,6 @@ impl Pool {
     /// Cancels all jobs. Returns how many still run.
     pub(crate) fn abort(&self) -> usize {
         self.0.0.abort()
-    }
-
-    /// Updates the utilisation of the last second. Call it regularly.
-    pub(crate) fn update_utilisation(&self) {
-        let shared = &self.0.0;
-        shared.counters.update_utilisation(shared.micros_since_start(Instant::now()));
     }
 
     fn submit<T: PoolJob>(&self, job: T, deadline: Option<JobDeadline>) -> JobFuture<T> {

@@ -238,6 +238,7 @@ impl Primary {
                 .map(|(name, queue)| AcceptQueueStatus::new(name, queue.depth, queue.limit))
                 .collect(),
             totals_of_dead_workers: self.scoreboard.totals_of_dead_workers().0,
+            pools_of_dead_workers: self.scoreboard.pools_of_dead_workers(),
             shared: crate::shared::read_shared_metrics(),
             log_lines_dropped: log_output::dropped_line_count(),
             messages_lost: self.messages.primary_end.lost_count(),

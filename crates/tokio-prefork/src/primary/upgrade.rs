@@ -273,6 +273,7 @@ impl Primary {
             workers_configured: state.configured_workers,
             kinds: state.kinds.into_iter().map(passed_kind).collect(),
             totals,
+            pools: self.scoreboard.pools_of_dead_workers(),
             listeners: listeners.collect(),
             workers: workers.collect(),
             held: Vec::new(),
@@ -336,7 +337,7 @@ impl Primary {
                 .and_then(|memory| self.scoreboard.inherit(memory))
                 .map_err(|e| Error::system("map the scoreboard of the previous image", e))?;
         }
-        self.scoreboard.restore_totals(&manifest.totals, manifest.started_ms);
+        self.scoreboard.restore_totals(&manifest.totals, &manifest.pools, manifest.started_ms);
         self.upgrade.upgrade_count = manifest.upgrades + 1;
         let kinds = self.supervisor.kind_first_slots();
         let kinds: Vec<&'static str> = kinds.iter().map(|kind| kind.0).collect();

@@ -9,13 +9,17 @@
 //! instructions. If several threads have to write to one page, they do so through a [`SharedWorkerPage`].
 //!
 //! A page belongs to one worker from its fork until its exit is reaped. Then its counters are added to the primary's
-//! page, where they stay in the totals, and the page is cleared for the next worker.
+//! page, where they stay in the totals, and the page is cleared for the next worker. The CPU pools of a worker have pages
+//! of their own, which only its process can write: see `pool_pages`.
 
 mod duration_histogram;
 mod in_flight;
 mod page_layout;
 mod page_reader;
 mod pool_counters;
+mod pool_pages;
+mod pool_record;
+mod pool_utilisation;
 mod shared_worker_page;
 mod worker_page;
 
@@ -24,21 +28,27 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use page_layout::{
-    ACCEPTED, BEGUN_JOB, CANNOT_ACCEPT, GENERATION, OPEN_CONNECTIONS, PAGES_USED, PID, RESTARTS,
-    SLOT, STARTED_AT_MS, STATE, TAKEN_OVER, THREAD, WORKER_ID, WORKERS_WANTED,
+    ACCEPTED, BEGUN_JOB, CANNOT_ACCEPT, GENERATION, OPEN_CONNECTIONS, PAGES_USED, PID,
+    POOL_PAGES_START, RESTARTS, SLOT, STARTED_AT_MS, STATE, TAKEN_OVER, THREAD, WORKER_ID,
+    WORKERS_WANTED,
 };
 use prefork_os::shared_memory::{self, ReadOnlyPages, SharedPage, WritablePages};
 use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerTag};
 
 use crate::config::Config;
 use crate::status::{
-    ClusterStatus, PrimaryPhase, PrimaryStatus, TrafficCounters, WorkerState, WorkerStatus,
+    ClusterStatus, PoolStatus, PrimaryPhase, PrimaryStatus, TrafficCounters, WorkerState,
+    WorkerStatus,
 };
 
 pub(crate) use duration_histogram::{DURATION_BUCKETS, duration_bucket, duration_quantile};
 pub(crate) use in_flight::{HOLD_METHOD, InFlightEntry};
 pub(crate) use page_reader::HeartbeatSample;
-pub(crate) use pool_counters::{JobOutcome, PoolCounters};
+pub(crate) use pool_counters::PoolCounters;
+pub(crate) use pool_pages::PoolRecords;
+pub(crate) use pool_record::JobOutcome;
+#[allow(unused_imports, reason = "pools with names are being added")]
+pub(crate) use pool_record::MAX_POOL_NAME_BYTES;
 pub(crate) use shared_worker_page::SharedWorkerPage;
 pub(crate) use worker_page::{ByteMeter, RequestRecorder, ThreadPageView, WorkerPage};
 
@@ -115,8 +125,10 @@ pub(crate) struct ScoreboardReader {
 impl Scoreboard {
     /// Creates shared memory for up to `pages` pages of workers. Untouched pages cost nothing.
     pub(crate) fn create(pages: usize) -> io::Result<Scoreboard> {
-        let (writable, readable, memory) = shared_memory::create_shared_pages(pages + 1)?;
+        let count = pages + 1 + pool_pages::pool_page_count(pages);
+        let (writable, readable, memory) = shared_memory::create_shared_pages(count)?;
         let page = writable.page(PRIMARY_PAGE);
+        POOL_PAGES_START.store(page, pages as u64 + 1);
         PID.store(page, std::process::id().into());
         STARTED_AT_MS.store(page, worker_page::unix_time_ms());
         let (memory, inherited) = (Some(memory), Vec::new());
@@ -148,6 +160,7 @@ impl Scoreboard {
         let counters = self.pages(pages).map(page_reader::read_counters);
         let last = counters.fold(zero, TrafficCounters::sum_with);
         page_reader::add_counters(self.writable.page(PRIMARY_PAGE), &last);
+        self.add_pool_totals(&self.read_pools(pages));
         if let WorkerPages::Own(pages) = pages {
             for index in pages.page_numbers() {
                 self.writable.zero_page(index);
@@ -157,11 +170,33 @@ impl Scoreboard {
         last
     }
 
+    /// Adds pools of dead workers to the totals.
+    fn add_pool_totals(&self, pools: &[PoolStatus]) {
+        let primary = self.writable.page(PRIMARY_PAGE);
+        let pages = pool_pages::pool_pages_of_primary(primary);
+        let pages: Vec<&SharedPage> = pages.map(|index| self.writable.page(index)).collect();
+        for pool in pools {
+            pool_pages::add_to_totals(primary, &pages, pool);
+        }
+    }
+
+    /// Reads the pools of a worker.
+    fn read_pools(&self, pages: WorkerPages) -> Vec<PoolStatus> {
+        let Some((board, range)) = self.board_of(pages) else { return Vec::new() };
+        read_pools_of_worker(board, range.first)
+    }
+
     /// Continues the totals and the start time of the previous image.
-    pub(crate) fn restore_totals(&mut self, totals: &TrafficCounters, started_ms: u64) {
+    pub(crate) fn restore_totals(
+        &mut self,
+        totals: &TrafficCounters,
+        pools: &[PoolStatus],
+        started_ms: u64,
+    ) {
         let page = self.writable.page(PRIMARY_PAGE);
         page_reader::add_counters(page, totals);
         STARTED_AT_MS.store(page, started_ms);
+        self.add_pool_totals(pools);
     }
 
     /// Takes over the scoreboard of an earlier image. `WorkerPages::Inherited` counts them in the order of these calls.
@@ -194,14 +229,23 @@ impl Scoreboard {
         (page_reader::read_counters(page), STARTED_AT_MS.load(page))
     }
 
-    fn pages(&self, pages: WorkerPages) -> impl Iterator<Item = &'static SharedPage> + Clone {
-        let (board, range) = match pages {
-            WorkerPages::Own(range) => (Some(self.readable), range),
+    /// Returns the pools of dead workers, added up by name.
+    pub(crate) fn pools_of_dead_workers(&self) -> Vec<PoolStatus> {
+        read_pools_of_dead_workers(self.readable)
+    }
+
+    /// Returns the scoreboard with these pages.
+    fn board_of(&self, pages: WorkerPages) -> Option<(ReadOnlyPages, PageRange)> {
+        match pages {
+            WorkerPages::Own(range) => Some((self.readable, range)),
             WorkerPages::Inherited { board, pages } => {
-                (self.inherited.get(board).map(|inherited| inherited.pages), pages)
+                self.inherited.get(board).map(|inherited| (inherited.pages, pages))
             }
-        };
-        board.into_iter().flat_map(move |board| {
+        }
+    }
+
+    fn pages(&self, pages: WorkerPages) -> impl Iterator<Item = &'static SharedPage> + Clone {
+        self.board_of(pages).into_iter().flat_map(move |(board, range)| {
             let existing = range.page_numbers().take_while(move |index| *index < board.count());
             existing.map(move |index| board.page(index))
         })
@@ -258,7 +302,8 @@ impl Scoreboard {
 
     /// Reads the status that a worker publishes. `None` if its pages are not in use.
     pub(crate) fn worker_status(&self, pages: WorkerPages) -> Option<WorkerStatus> {
-        page_reader::read_worker(self.pages(pages))
+        let worker = page_reader::read_worker(self.pages(pages))?;
+        Some(WorkerStatus { pools: self.read_pools(pages), ..worker })
     }
 
     /// Returns the reading side, with the kinds besides `web` and their first slots.
@@ -275,9 +320,16 @@ impl Scoreboard {
         self.inherited.clear();
         match pages {
             WorkerPages::Own(range) => {
-                let pages = self.writable.keep_only_pages(range.first, range.count)?;
+                let primary = self.writable.page(PRIMARY_PAGE);
+                let pool_pages = pool_pages::pool_pages_of_worker(primary, range.first);
+                let kept = [range.page_numbers(), pool_pages];
+                let mut pages = self.writable.keep_only_pages(&kept)?;
+                let pool_pages = pages.split_off(range.count);
+                let first = pages.first().ok_or(io::ErrorKind::InvalidInput)?;
+                let pool_records = PoolRecords::new(first, pool_pages);
                 let own = pages.into_iter().zip(range.page_numbers());
-                Ok(own.map(|(page, index)| WorkerPage::new(page, index - 1)).collect())
+                let page = |(page, index)| WorkerPage::new(page, index - 1, pool_records.clone());
+                Ok(own.map(page).collect())
             }
             // A worker that this image forks has pages of this image.
             WorkerPages::Inherited { .. } => Err(io::ErrorKind::InvalidInput.into()),
@@ -319,6 +371,7 @@ impl ScoreboardReader {
         ClusterStatus::new(
             primary,
             totals_of_dead_workers,
+            read_pools_of_dead_workers(self.pages),
             crate::shared::read_shared_metrics(),
             self.workers(),
         )
@@ -326,9 +379,13 @@ impl ScoreboardReader {
 
     /// Reads all workers, oldest first. The pages of a worker's threads are adjacent and begin with thread 0.
     fn workers(&self) -> Vec<WorkerStatus> {
-        let pages: Vec<&'static SharedPage> = self.worker_pages().collect();
-        let of_workers = pages.chunk_by(|_, next| THREAD.load(next) != 0);
-        let read = of_workers.filter_map(|pages| page_reader::read_worker(pages.iter().copied()));
+        let pages: Vec<(usize, &'static SharedPage)> =
+            (PRIMARY_PAGE + 1..).zip(self.worker_pages()).collect();
+        let of_workers = pages.chunk_by(|_, (_, next)| THREAD.load(next) != 0);
+        let read = of_workers.filter_map(|pages| {
+            let worker = page_reader::read_worker(pages.iter().map(|(_, page)| *page))?;
+            Some(WorkerStatus { pools: read_pools_of_worker(self.pages, pages[0].0), ..worker })
+        });
         let mut workers: Vec<WorkerStatus> = read
             .map(|worker| WorkerStatus { kind: self.kind_of_slot(worker.slot), ..worker })
             .collect();
@@ -394,6 +451,20 @@ impl ScoreboardReader {
     fn worker_pages(&self) -> impl Iterator<Item = &'static SharedPage> + '_ {
         (PRIMARY_PAGE + 1..=self.pages_used()).map(|index| self.pages.page(index))
     }
+}
+
+/// Reads the pools of the worker whose first page is `first`.
+fn read_pools_of_worker(board: ReadOnlyPages, first: usize) -> Vec<PoolStatus> {
+    let pages = pool_pages::pool_pages_of_worker(board.page(PRIMARY_PAGE), first);
+    if first >= board.count() {
+        return Vec::new();
+    }
+    pool_pages::read_pools(board, board.page(first), pages)
+}
+
+fn read_pools_of_dead_workers(board: ReadOnlyPages) -> Vec<PoolStatus> {
+    let primary = board.page(PRIMARY_PAGE);
+    pool_pages::read_pools(board, primary, pool_pages::pool_pages_of_primary(primary))
 }
 
 #[cfg(test)]

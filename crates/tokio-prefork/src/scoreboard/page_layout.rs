@@ -71,8 +71,12 @@ pub(crate) const CANNOT_ACCEPT: PageWord = PageWord(35);
 
 /// How late the heartbeats of the event loop were: a histogram.
 pub(crate) const LOOP_LAG: PageWord = PageWord(40);
-/// How long connections waited in the kernel's queue: a histogram before the block of the CPU pool.
-pub(crate) const QUEUE_WAIT: PageWord = PageWord(POOL_START - DURATION_BUCKETS);
+/// On the primary's page: the first page with records of CPU pools; 0 on a scoreboard of a version without such pages.
+pub(crate) const POOL_PAGES_START: PageWord = PageWord(36);
+/// How long connections waited in the kernel's queue: a histogram.
+pub(crate) const QUEUE_WAIT: PageWord = PageWord(432);
+/// A bit for each record in use on the pool pages of the worker, or of the primary. The words behind it are free.
+pub(crate) const POOL_RECORDS_IN_USE: PageWord = PageWord(QUEUE_WAIT.0 + DURATION_BUCKETS);
 
 /// The first word of the in-flight entries, which fill the page up to `QUEUE_WAIT`.
 pub(crate) const IN_FLIGHT_START: usize = 64;
@@ -86,16 +90,13 @@ pub(crate) const HOLDS_ENTRY: usize = IN_FLIGHT_ENTRIES - 1;
 /// How many bytes of method and path are kept.
 pub(crate) const MAX_REQUEST_BYTES: usize = (IN_FLIGHT_ENTRY_WORDS - 3) * 8;
 
-/// The first word of the CPU pool's figures, at the end of the page; see `pool_counters.rs`.
-pub(crate) const POOL_START: usize = WORDS_PER_PAGE - POOL_WORDS;
-pub(crate) const POOL_WORDS: usize = 64;
-
 const _: () = assert!(
     FIRST_COUNTER.0 + TRAFFIC_COUNTERS == OVER_LIMIT_CONNECTIONS.0 + 1
         && OVER_LIMIT_CONNECTIONS.0 < WORKERS_WANTED.0
-        && CANNOT_ACCEPT.0 < LOOP_LAG.0
+        && POOL_PAGES_START.0 < LOOP_LAG.0
         && LOOP_LAG.0 + DURATION_BUCKETS <= IN_FLIGHT_START
         && IN_FLIGHT_ENTRIES == 23
+        && POOL_RECORDS_IN_USE.0 < WORDS_PER_PAGE
 );
 
 impl PageWord {
@@ -113,6 +114,20 @@ impl PageWord {
 
     pub(crate) fn store(self, page: &SharedPage, value: u64) {
         page[self.0].store(value, Ordering::Relaxed);
+    }
+
+    /// Reads a word, and sees what its writer has written before it.
+    pub(crate) fn load_acquire(self, page: &SharedPage) -> u64 {
+        page[self.0].load(Ordering::Acquire)
+    }
+
+    /// Sets a bit, below 64, of a word that several threads write. Publishes what was written before.
+    pub(crate) fn set_bit(self, page: &SharedPage, bit: usize) {
+        page[self.0].fetch_or(1 << bit, Ordering::Release);
+    }
+
+    pub(crate) fn has_bit(self, page: &SharedPage, bit: usize) -> bool {
+        self.load_acquire(page) >> bit & 1 == 1
     }
 
     /// Adds to a word that several threads write. Wraps around.

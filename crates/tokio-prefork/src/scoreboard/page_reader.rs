@@ -9,7 +9,6 @@ use super::page_layout::{
     PID, PageWord, QUEUE_WAIT, REQUESTS, RUNNING_ENTRY, SLOT, STARTED_AT_MS, STATE, THREAD,
     WORKER_ID,
 };
-use super::pool_counters::read_pool_status;
 use super::worker_page::unix_time_ms;
 use crate::status::{
     InFlightRequest, MAX_JSON_INTEGER, TRAFFIC_COUNTERS, ThreadStatus, TrafficCounters,
@@ -105,7 +104,7 @@ fn read_page(page: &SharedPage) -> Option<WorkerStatus> {
         full: IS_FULL.load(page) == 1,
         active: load_json_integer(ACTIVE_REQUESTS, page),
         counters: zero.sum_with(read_counters(page)),
-        pool: read_pool_status(page),
+        pools: Vec::new(),
         serving: read_requests(page, now_ms),
         threads: Vec::new(),
     })

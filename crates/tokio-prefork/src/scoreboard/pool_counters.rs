@@ -1,85 +1,75 @@
-//! The counters of a worker's CPU pool, in a block of words at the end of the worker page.
-//!
-//! Unlike the rest of a page, several threads write these words, so they are added to with locked instructions.
+//! Counts the jobs of a CPU pool, in a record of shared memory or in the memory of its process.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use super::page_layout::{POOL_START, POOL_WORDS};
-use crate::status::{MAX_JSON_INTEGER, POOL_DURATION_BUCKETS, PoolStatus};
+use super::page_layout::POOL_RECORDS_IN_USE;
+use super::pool_record::{
+    BUSY_US, CAPACITY, CREATED_AT_US, DEPTH, DurationWords, JOB_OUTCOMES, JobOutcome,
+    POOL_RECORD_WORDS, PoolRecord, RUN, RUNNING, THREADS, WAIT, read_record, write_name,
+};
+use super::pool_utilisation::before_change;
+use crate::status::{PoolStatus, duration_bucket, duration_us};
 use prefork_os::shared_memory::SharedPage;
+use prefork_os::system::monotonic_ns;
 
-/// The upper bound of the first bucket, in microseconds, as a power of two: 16 µs.
-const FIRST_BUCKET_POWER: u32 = 4;
-
-const THREADS: usize = 0;
-const CAPACITY: usize = 1;
-const DEPTH: usize = 2;
-const RUNNING: usize = 3;
-/// Thread-microseconds of work so far, minus the start times of the running jobs: see `PoolCounters::job_started`.
-const BUSY_US: usize = 4;
-const UTILISATION: usize = 5;
-/// When `UTILISATION` was last computed, and the work done by then.
-const SAMPLED_AT_US: usize = 6;
-const SAMPLED_BUSY_US: usize = 7;
-/// One word for each `JobOutcome`.
-const JOB_OUTCOMES: usize = 8;
-/// Two histograms: how long jobs waited, and how long they ran.
-const WAIT: usize = 16;
-const RUN: usize = WAIT + POOL_DURATION_BUCKETS;
-
-const _: () =
-    assert!(RUN + POOL_DURATION_BUCKETS == POOL_WORDS && JOB_OUTCOMES + JobOutcome::COUNT <= WAIT);
-
-/// The shortest time over which the utilisation is computed, in microseconds.
-const UTILISATION_INTERVAL_US: u64 = 1_000_000;
-
-/// How a job ended. Every job has exactly one outcome.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum JobOutcome {
-    Done,
-    Rejected,
-    TimedOut,
-    Cancelled,
-    Panicked,
-    Closed,
-}
-
-impl JobOutcome {
-    const COUNT: usize = 6;
-}
-
-/// Counts the jobs of a CPU pool. Its threads and its callers write to it.
+/// Counts the jobs of one pool. Its threads and its callers write to it.
 #[derive(Clone)]
-pub(crate) struct PoolCounters(PoolWords);
+pub(crate) struct PoolCounters(Arc<CounterWords>);
 
-#[derive(Clone)]
-enum PoolWords {
-    /// On the page of this worker.
-    Page(&'static [AtomicU64; POOL_WORDS]),
+enum CounterWords {
+    /// In the pool pages of this worker.
+    Shared(SharedRecord),
     /// In a pool outside of any worker.
-    Own(Arc<[AtomicU64; POOL_WORDS]>),
+    Own(Box<PoolRecord>),
+}
+
+/// The record of a pool in the pages of its worker. It is prepared with its first use: most workers never use their pool, and
+/// untouched pages cost no memory.
+pub(super) struct SharedRecord {
+    pub(super) record: &'static PoolRecord,
+    /// The number of the record among those of the worker.
+    pub(super) number: usize,
+    /// The page that tells which records are in use.
+    pub(super) worker_page: &'static SharedPage,
+    pub(super) name: String,
+    pub(super) created_at_us: u64,
+    pub(super) prepared: Once,
+    /// Lives as long as the pool.
+    pub(super) _claim: Arc<()>,
 }
 
 impl PoolCounters {
-    /// Returns the counters on a worker's page.
-    pub(super) fn on_page(page: &'static SharedPage) -> PoolCounters {
-        page[POOL_START..]
-            .first_chunk()
-            .map_or_else(PoolCounters::standalone, |words| PoolCounters(PoolWords::Page(words)))
+    pub(super) fn on_record(record: SharedRecord) -> PoolCounters {
+        PoolCounters(Arc::new(CounterWords::Shared(record)))
     }
 
     /// Returns counters for a pool that belongs to no worker.
-    pub(crate) fn standalone() -> PoolCounters {
-        PoolCounters(PoolWords::Own(Arc::new([const { AtomicU64::new(0) }; POOL_WORDS])))
+    pub(crate) fn standalone(name: &str) -> PoolCounters {
+        let record = Box::new([const { AtomicU64::new(0) }; POOL_RECORD_WORDS]);
+        write_name(&record, name);
+        record[CREATED_AT_US].store(monotonic_us(), Relaxed);
+        PoolCounters(Arc::new(CounterWords::Own(record)))
+    }
+
+    fn record(&self) -> &PoolRecord {
+        match &*self.0 {
+            CounterWords::Shared(shared) => {
+                shared.prepared.call_once(|| shared.prepare());
+                shared.record
+            }
+            CounterWords::Own(record) => record,
+        }
     }
 
     fn word(&self, index: usize) -> &AtomicU64 {
-        match &self.0 {
-            PoolWords::Page(words) => &words[index],
-            PoolWords::Own(words) => &words[index],
-        }
+        &self.record()[index]
+    }
+
+    /// Lists the pool in the status even before its first job.
+    pub(super) fn publish(&self) {
+        let _ = self.record();
     }
 
     /// Records the number of threads and of jobs that may wait.
@@ -93,18 +83,22 @@ impl PoolCounters {
         self.word(DEPTH).store(jobs as u64, Relaxed);
     }
 
-    /// Records a job that starts at `now_us`, and how long it waited.
+    /// Records a job that starts at `now_us`, counted from the creation of the pool, and how long it waited.
     pub(crate) fn job_started(&self, now_us: u64, waited: Duration) {
-        self.word(RUNNING).fetch_add(1, Relaxed);
-        self.word(BUSY_US).fetch_sub(now_us, Relaxed);
-        self.word(WAIT + pool_duration_bucket(waited)).fetch_add(1, Relaxed);
+        let record = self.record();
+        before_change(record, now_us);
+        record[RUNNING].fetch_add(1, Relaxed);
+        record[BUSY_US].fetch_sub(now_us, Relaxed);
+        record_duration(record, WAIT, waited);
     }
 
     /// Records a job that has left its thread, and how long it ran.
     pub(crate) fn job_left_thread(&self, now_us: u64, ran: Duration) {
-        self.word(BUSY_US).fetch_add(now_us, Relaxed);
-        self.word(RUNNING).fetch_sub(1, Relaxed);
-        self.word(RUN + pool_duration_bucket(ran)).fetch_add(1, Relaxed);
+        let record = self.record();
+        before_change(record, now_us);
+        record[BUSY_US].fetch_add(now_us, Relaxed);
+        record[RUNNING].fetch_sub(1, Relaxed);
+        record_duration(record, RUN, ran);
     }
 
     /// Counts a job that has ended.
@@ -112,59 +106,44 @@ impl PoolCounters {
         self.word(JOB_OUTCOMES + ending as usize).fetch_add(1, Relaxed);
     }
 
-    /// Updates the utilisation once the interval has passed. Only one thread calls it.
-    pub(crate) fn update_utilisation(&self, now_us: u64) {
-        let threads = self.word(THREADS).load(Relaxed);
-        let span = now_us.saturating_sub(self.word(SAMPLED_AT_US).load(Relaxed));
-        if threads == 0 || span < UTILISATION_INTERVAL_US {
-            return;
-        }
-        let running = self.word(RUNNING).load(Relaxed);
-        let busy = self.word(BUSY_US).load(Relaxed).wrapping_add(running.wrapping_mul(now_us));
-        // A job that starts or ends between the two loads can make this slightly wrong, even negative.
-        let done = busy.wrapping_sub(self.word(SAMPLED_BUSY_US).load(Relaxed)) as i64;
-        let percent = 100 * u64::try_from(done).unwrap_or(0) / (span * threads);
-        self.word(UTILISATION).store(percent.min(100), Relaxed);
-        self.word(SAMPLED_AT_US).store(now_us, Relaxed);
-        self.word(SAMPLED_BUSY_US).store(busy, Relaxed);
-    }
-
     /// Returns all figures.
     pub(crate) fn status(&self) -> PoolStatus {
-        pool_status(|index| self.word(index).load(Relaxed))
+        match &*self.0 {
+            CounterWords::Shared(shared) if !shared.prepared.is_completed() => {
+                PoolStatus { name: shared.name.clone(), ..PoolStatus::default() }
+            }
+            _ => read_record(self.record(), monotonic_us()),
+        }
     }
 }
 
-/// Returns the bucket of a duration. A duration between two powers of two belongs to the larger.
-fn pool_duration_bucket(duration: Duration) -> usize {
-    let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX).clamp(1, 1 << 62);
-    let power = us.next_power_of_two().trailing_zeros();
-    (power.saturating_sub(FIRST_BUCKET_POWER) as usize).min(POOL_DURATION_BUCKETS - 1)
-}
-
-/// Reads the figures of the CPU pool from a page.
-pub(super) fn read_pool_status(page: &SharedPage) -> PoolStatus {
-    pool_status(|index| page[POOL_START + index].load(Relaxed))
-}
-
-fn pool_status(word: impl Fn(usize) -> u64) -> PoolStatus {
-    let word = |index| word(index).min(MAX_JSON_INTEGER);
-    let jobs = |outcome: JobOutcome| word(JOB_OUTCOMES + outcome as usize);
-    PoolStatus {
-        threads: word(THREADS),
-        capacity: word(CAPACITY),
-        depth: word(DEPTH),
-        running: word(RUNNING),
-        utilisation: word(UTILISATION).min(100),
-        done: jobs(JobOutcome::Done),
-        rejected: jobs(JobOutcome::Rejected),
-        timed_out: jobs(JobOutcome::TimedOut),
-        cancelled: jobs(JobOutcome::Cancelled),
-        panicked: jobs(JobOutcome::Panicked),
-        closed: jobs(JobOutcome::Closed),
-        wait: std::array::from_fn(|i| word(WAIT + i)),
-        run: std::array::from_fn(|i| word(RUN + i)),
+impl SharedRecord {
+    /// Clears the record, which an earlier worker may have used, and lists it in the status. The counts of an earlier pool of
+    /// this worker stay.
+    fn prepare(&self) {
+        let is_continued = POOL_RECORDS_IN_USE.has_bit(self.worker_page, self.number);
+        let keeps = |index: usize| is_continued && index >= JOB_OUTCOMES;
+        for (index, word) in self.record.iter().enumerate().filter(|(index, _)| !keeps(*index)) {
+            let value = if index == CREATED_AT_US { self.created_at_us } else { 0 };
+            word.store(value, Relaxed);
+        }
+        write_name(self.record, &self.name);
+        POOL_RECORDS_IN_USE.set_bit(self.worker_page, self.number);
     }
+}
+
+fn record_duration(record: &PoolRecord, at: DurationWords, duration: Duration) {
+    let us = duration_us(duration);
+    record[at.counts + duration_bucket(us)].fetch_add(1, Relaxed);
+    record[at.sum].fetch_add(us, Relaxed);
+    if us > record[at.max].load(Relaxed) {
+        record[at.max].fetch_max(us, Relaxed);
+    }
+}
+
+/// Returns the monotonic clock in microseconds.
+pub(super) fn monotonic_us() -> u64 {
+    monotonic_ns() / 1000
 }
 
 #[cfg(test)]
@@ -172,48 +151,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_fall_into_buckets_by_powers_of_two() {
-        let us = |n| pool_duration_bucket(Duration::from_micros(n));
-        assert_eq!([us(0), us(1), us(16), us(17), us(32), us(33)], [0, 0, 0, 1, 1, 2]);
-        assert_eq!(us(67_108_864), POOL_DURATION_BUCKETS - 2);
-        assert_eq!(us(67_108_865), POOL_DURATION_BUCKETS - 1);
-        assert_eq!(pool_duration_bucket(Duration::MAX), POOL_DURATION_BUCKETS - 1);
-    }
-
-    #[test]
-    fn counters_on_a_page_are_read_back() {
-        let page = prefork_os::shared_memory::create_shared_pages(1)
-            .expect("page")
-            .0
-            .keep_only_page(0)
-            .expect("own");
-        let counters = PoolCounters::on_page(page);
+    fn figures_are_read_back() {
+        let counters = PoolCounters::standalone("images");
         counters.threads_started(2, 7);
         counters.set_depth(3);
         counters.job_started(0, Duration::from_micros(20));
+        counters.job_started(0, Duration::from_micros(30));
+        counters.job_left_thread(100, Duration::from_micros(100));
         counters.job_ended(JobOutcome::Closed);
-        let status = read_pool_status(page);
-        assert_eq!(status, counters.status());
+        let status = counters.status();
+        assert_eq!((status.name.as_str(), status.closed), ("images", 1));
         assert_eq!((status.threads, status.capacity, status.depth, status.running), (2, 7, 3, 1));
-        assert_eq!((status.closed, status.wait[1], status.run), (1, 1, [0; POOL_DURATION_BUCKETS]));
+        assert_eq!((status.wait.count(), status.run.count()), (2, 1));
+        assert_eq!(status.wait.mean(), Some(Duration::from_micros(25)));
+        assert_eq!(status.run_quantile(0.99), Some(Duration::from_micros(100)));
     }
 
     #[test]
-    fn utilisation_includes_jobs_that_still_run() {
-        let counters = PoolCounters::standalone();
-        counters.threads_started(2, 7);
-        // One of two threads for the whole second, the other for half of it.
+    fn the_utilisation_of_a_pool_is_worked_out_when_it_is_read() {
+        let counters = PoolCounters::standalone("images");
+        counters.threads_started(1, 7);
+        let created = std::time::Instant::now();
         counters.job_started(0, Duration::ZERO);
-        counters.job_started(0, Duration::ZERO);
-        counters.job_left_thread(500_000, Duration::from_millis(500));
-        counters.update_utilisation(999_999);
-        assert_eq!(counters.status().utilisation, 0, "not yet a second");
-        counters.update_utilisation(1_000_000);
-        assert_eq!(counters.status().utilisation, 75);
-        counters.job_left_thread(2_000_000, Duration::from_secs(2));
-        counters.update_utilisation(3_000_000);
-        assert_eq!(counters.status().utilisation, 25);
-        counters.update_utilisation(4_000_000);
-        assert_eq!(counters.status().utilisation, 0);
+        // The first microsecond has no utilisation yet.
+        while created.elapsed() < Duration::from_micros(10) {}
+        assert_eq!(counters.status().utilisation, 100);
     }
 }

@@ -1,4 +1,4 @@
-use super::page_layout::REQUESTS;
+use super::page_layout::{POOL_RECORDS_IN_USE, REQUESTS};
 use super::*;
 use prefork_supervisor::WorkerId;
 
@@ -35,6 +35,88 @@ fn counters_of_dead_workers_stay_in_the_totals() {
     let status = cluster_status(&board);
     assert_eq!(status.totals.requests, 7);
     assert_eq!(status.workers.iter().map(|worker| worker.id).collect::<Vec<_>>(), [WorkerId(2)]);
+}
+
+/// Returns name and `done` of each pool in the sums of the cluster.
+fn pools_done(board: &Scoreboard) -> Vec<(String, u64)> {
+    let pools = cluster_status(board).pools;
+    pools.into_iter().map(|pool| (pool.name, pool.done)).collect()
+}
+
+/// Writes a pool with this many finished jobs and one running job into a record of the worker with `pages`.
+fn write_pool(board: &Scoreboard, pages: WorkerPages, number: usize, (name, done): (&str, u64)) {
+    let WorkerPages::Own(range) = pages else { return };
+    let primary = board.writable.page(PRIMARY_PAGE);
+    let pool_pages = pool_pages::pool_pages_of_worker(primary, range.first);
+    let pool_pages: Vec<&SharedPage> = pool_pages.map(|at| board.writable.page(at)).collect();
+    let record = pool_pages::record_at(&pool_pages, number).expect("record");
+    // A worker clears what an earlier one has left there.
+    record.iter().for_each(|word| word.store(0, std::sync::atomic::Ordering::Relaxed));
+    pool_record::write_name(record, name);
+    let mut pool = PoolStatus { done, ..PoolStatus::default() };
+    pool.run.record(std::time::Duration::from_millis(5));
+    pool_record::add_to_record(record, &pool);
+    record[pool_record::RUNNING].store(1, std::sync::atomic::Ordering::Relaxed);
+    POOL_RECORDS_IN_USE.set_bit(board.writable.page(range.first), number);
+}
+
+#[test]
+fn pools_of_dead_workers_stay_in_the_sums() {
+    let mut board = Scoreboard::create(6).expect("board");
+    let first = board.allocate_pages(worker_tag(1), 1).expect("page");
+    let threads = board.allocate_pages(worker_tag(2), 3).expect("pages");
+    write_pool(&board, first, 0, ("default", 5));
+    write_pool(&board, first, 3, ("images", 7));
+    write_pool(&board, threads, 0, ("default", 20));
+    write_pool(&board, threads, 15, ("default", 100));
+    let sums = || [("default".to_string(), 125), ("images".to_string(), 7)];
+    assert_eq!(pools_done(&board), sums());
+    assert_eq!(cluster_status(&board).pools[0].running, 3);
+    let worker = board.worker_status(threads).expect("status");
+    assert_eq!((worker.pools.len(), worker.pools[0].done), (1, 120), "one entry for each name");
+    for pages in [threads, first] {
+        board.release_pages(pages);
+        assert_eq!(pools_done(&board), sums());
+    }
+    let pools = cluster_status(&board).pools;
+    assert_eq!((pools[0].running, pools[0].run.count()), (0, 3), "the dead run nothing");
+    let next = board.allocate_pages(worker_tag(3), 1).expect("page");
+    assert!(board.worker_status(next).expect("status").pools.is_empty());
+    write_pool(&board, next, 0, ("default", 1));
+    assert_eq!(pools_done(&board)[0].1, 126);
+}
+
+#[test]
+fn pool_sums_continue_in_the_next_image() {
+    let mut board = Scoreboard::create(2).expect("board");
+    let pages = board.allocate_pages(worker_tag(1), 1).expect("page");
+    write_pool(&board, pages, 0, ("images", 7));
+    let WorkerPages::Own(range) = pages else { panic!("{pages:?}") };
+    let memory = board.memory().expect("memory").try_clone().expect("descriptor");
+    let mut next = Scoreboard::create(2).expect("board");
+    next.restore_totals(&TrafficCounters::default(), &board.pools_of_dead_workers(), 1);
+    next.inherit(memory).expect("inherit");
+    let inherited = WorkerPages::Inherited { board: 0, pages: range };
+    assert_eq!(next.worker_status(inherited).expect("status").pools[0].done, 7);
+    assert!(next.pools_of_dead_workers().is_empty());
+    next.release_pages(inherited);
+    let mut third = Scoreboard::create(1).expect("board");
+    third.restore_totals(&TrafficCounters::default(), &next.pools_of_dead_workers(), 1);
+    assert_eq!(pools_done(&third), [("images".to_string(), 7)]);
+}
+
+#[test]
+fn sums_of_more_pools_than_there_are_names_for_are_kept_under_one_name() {
+    let mut board = Scoreboard::create(1).expect("board");
+    for n in 0..100 {
+        let pages = board.allocate_pages(worker_tag(n), 1).expect("page");
+        write_pool(&board, pages, 0, (&format!("pool {n}"), 0));
+        board.release_pages(pages);
+    }
+    let pools = board.pools_of_dead_workers();
+    assert_eq!((pools.len(), pools[63].name.as_str()), (64, "(other)"));
+    let jobs: u64 = pools.iter().map(|pool| pool.run.count()).sum();
+    assert_eq!(jobs, 100);
 }
 
 #[test]
@@ -100,16 +182,18 @@ fn pages_are_limited_and_reused() {
 fn corrupted_page_values_are_limited_to_json_integers() {
     let mut board = Scoreboard::create(1).expect("board");
     let pages = board.allocate_pages(worker_tag(1), 1).expect("page");
-    for word in board.writable.page(1) {
+    let pool_pages = pool_pages::pool_pages_of_worker(board.writable.page(PRIMARY_PAGE), 1);
+    for word in std::iter::once(1).chain(pool_pages).flat_map(|index| board.writable.page(index)) {
         word.store(u64::MAX, std::sync::atomic::Ordering::Relaxed);
     }
     let worker = board.worker_status(pages).expect("status");
     let most = crate::status::MAX_JSON_INTEGER;
     assert_eq!((worker.state, worker.connections), (WorkerState::Unknown, most));
     assert_eq!(
-        (worker.counters.requests, worker.pool.done, worker.loop_lag[3]),
+        (worker.counters.requests, worker.pools[0].done, worker.loop_lag[3]),
         (most, most, most)
     );
-    assert_eq!(worker.pool.utilisation, 100);
+    assert_eq!((worker.pools.len(), worker.pools[0].name.len()), (1, MAX_POOL_NAME_BYTES));
+    assert!(worker.pools[0].utilisation <= 100);
     assert!(worker.serving.iter().all(|request| request.age_ms <= most));
 }

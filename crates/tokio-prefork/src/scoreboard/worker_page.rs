@@ -13,6 +13,7 @@ use super::page_layout::{
 };
 use super::page_reader::{load_state, store_state};
 use super::pool_counters::PoolCounters;
+use super::pool_pages::PoolRecords;
 use super::shared_worker_page::SharedWorkerPage;
 use crate::status::WorkerState;
 use prefork_os::shared_memory::SharedPage;
@@ -47,18 +48,23 @@ pub(crate) struct WorkerPage {
     page: &'static SharedPage,
     number: usize,
     entries: RefCell<InFlightEntries>,
+    pool_records: PoolRecords,
     /// Whether other threads count on this page, too; see `SharedWorkerPage`.
     is_shared: bool,
 }
 
 impl WorkerPage {
-    pub(super) fn new(page: &'static SharedPage, number: usize) -> WorkerPage {
+    pub(super) fn new(
+        page: &'static SharedPage,
+        number: usize,
+        pool_records: PoolRecords,
+    ) -> WorkerPage {
         PID.store(page, std::process::id().into());
         STARTED_AT_MS.store(page, unix_time_ms());
         HEARTBEAT_MS.store(page, monotonic_ms());
         store_state(page, WorkerState::Booting);
         let entries = RefCell::new(InFlightEntries::new());
-        WorkerPage { page, number, entries, is_shared: false }
+        WorkerPage { page, number, entries, pool_records, is_shared: false }
     }
 
     /// Shares the page with other threads of the process.
@@ -161,9 +167,15 @@ impl WorkerPage {
         OPEN_CONNECTIONS.load(self.page)
     }
 
-    /// Returns the counters of the worker's CPU pool.
+    /// Returns new counters for the worker's default CPU pool.
     pub(crate) fn pool_counters(&self) -> PoolCounters {
-        PoolCounters::on_page(self.page)
+        self.pool_records.default_pool_counters()
+    }
+
+    /// Returns the table of the worker's pools, for all its threads.
+    #[allow(dead_code, reason = "pools with names are being added")]
+    pub(crate) fn pool_records(&self) -> PoolRecords {
+        self.pool_records.clone()
     }
 }
 

@@ -9,6 +9,7 @@
 //! The figures are to show, not to rely on: a worker can publish anything.
 
 mod accept_queue;
+mod job_durations;
 mod pool_status;
 mod shared_metrics;
 mod states;
@@ -24,8 +25,10 @@ use crate::text::printable_json;
 use prefork_supervisor::{ClusterView, Generation, Slot, WEB_KIND, WorkerId};
 
 pub use accept_queue::{AcceptQueueStatus, QueueWaitStatus};
-pub(crate) use pool_status::POOL_DURATION_BUCKETS;
+pub use job_durations::JobDurations;
+pub(crate) use job_durations::{JOB_DURATION_BUCKETS, duration_bucket, duration_us};
 pub use pool_status::PoolStatus;
+pub(crate) use pool_status::{DEFAULT_POOL_NAME, add_pools};
 pub use states::{PrimaryPhase, WorkerState};
 pub(crate) use traffic_counters::TRAFFIC_COUNTERS;
 pub use traffic_counters::TrafficCounters;
@@ -33,6 +36,12 @@ pub use worker_status::{InFlightRequest, ThreadStatus, WorkerStatus};
 
 /// How many requests in progress are listed over all workers. It bounds the reply; beyond it, they are only counted.
 const MAX_LISTED_REQUESTS: usize = 2048;
+
+/// How many pools of workers are listed. Beyond it, they are only part of the sums.
+const MAX_LISTED_POOLS: usize = 1024;
+
+/// How many pools with different names are listed.
+const MAX_POOL_NAMES: usize = 128;
 
 /// The largest whole number that every JSON reader keeps exactly. Larger figures are garbage and are cut to it.
 pub(crate) const MAX_JSON_INTEGER: u64 = (1 << 53) - 1;
@@ -53,6 +62,10 @@ pub struct ClusterStatus {
     pub queue_wait: QueueWaitStatus,
     /// Sums over all workers, living and dead.
     pub totals: TrafficCounters,
+    /// The CPU pools by name, each added up over all workers: its gauges over the living ones, its counts and durations over
+    /// living and dead ones. A pool is listed from its first job on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<PoolStatus>,
     /// What the application declared in [`shared`](crate::shared), in the order of the declarations; the first 16384
     /// numbers of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -140,6 +153,7 @@ pub(crate) struct PrimaryReport {
     pub(crate) queues: Vec<AcceptQueueStatus>,
     /// Sums over the dead workers.
     pub(crate) totals_of_dead_workers: TrafficCounters,
+    pub(crate) pools_of_dead_workers: Vec<PoolStatus>,
     pub(crate) shared: Vec<SharedMetric>,
     pub(crate) log_lines_dropped: u64,
     pub(crate) messages_lost: u64,
@@ -192,8 +206,13 @@ impl ClusterStatus {
             messages_lost: report.messages_lost.min(MAX_JSON_INTEGER),
             empty_slots: view.empty_slots.clone(),
         };
-        let status =
-            ClusterStatus::new(primary, report.totals_of_dead_workers, report.shared, workers);
+        let status = ClusterStatus::new(
+            primary,
+            report.totals_of_dead_workers,
+            report.pools_of_dead_workers,
+            report.shared,
+            workers,
+        );
         ClusterStatus { listeners: report.listeners, queues: report.queues, ..status }
     }
 
@@ -201,14 +220,21 @@ impl ClusterStatus {
     pub(crate) fn new(
         primary: PrimaryStatus,
         totals_of_dead_workers: TrafficCounters,
+        pools_of_dead_workers: Vec<PoolStatus>,
         shared: Vec<SharedMetric>,
         mut workers: Vec<WorkerStatus>,
     ) -> ClusterStatus {
-        let mut room = MAX_LISTED_REQUESTS;
+        let mut pools = pools_of_dead_workers;
+        let (mut room, mut room_for_pools) = (MAX_LISTED_REQUESTS, MAX_LISTED_POOLS);
         for worker in &mut workers {
             worker.serving.truncate(room);
             room -= worker.serving.len();
+            add_pools(&mut pools, worker.pools.iter().cloned());
+            worker.pools.truncate(room_for_pools);
+            room_for_pools -= worker.pools.len();
         }
+        pools.sort_by_key(|pool| (pool.name != DEFAULT_POOL_NAME, pool.name.clone()));
+        pools.truncate(MAX_POOL_NAMES);
         ClusterStatus {
             primary,
             listeners: Vec::new(),
@@ -217,6 +243,7 @@ impl ClusterStatus {
             totals: workers
                 .iter()
                 .fold(totals_of_dead_workers, |sum, worker| sum.sum_with(worker.counters)),
+            pools,
             shared: shared_metrics::limit_shared_metrics(shared),
             workers,
         }
@@ -269,6 +296,7 @@ pub(crate) mod tests {
             listeners: vec![],
             queues: vec![],
             totals_of_dead_workers: TrafficCounters::default(),
+            pools_of_dead_workers: vec![],
             shared: vec![],
             log_lines_dropped: 0,
             messages_lost: 0,
@@ -281,7 +309,14 @@ pub(crate) mod tests {
     fn corrupted_worker_status() -> WorkerStatus {
         let (request, age_ms) = ("x".repeat(416), MAX_JSON_INTEGER);
         let request = InFlightRequest { request, age_ms, on_loop: true };
-        let durations = [MAX_JSON_INTEGER; POOL_DURATION_BUCKETS];
+        let counts = [MAX_JSON_INTEGER; JOB_DURATION_BUCKETS];
+        let durations = JobDurations::from_parts(counts, MAX_JSON_INTEGER, MAX_JSON_INTEGER);
+        let pool = |n| PoolStatus {
+            name: format!("{n:032}"),
+            wait: durations.clone(),
+            run: durations.clone(),
+            ..PoolStatus::default()
+        };
         WorkerStatus {
             id: WorkerId(MAX_JSON_INTEGER),
             slot: Slot(u32::MAX),
@@ -297,7 +332,7 @@ pub(crate) mod tests {
             full: true,
             active: MAX_JSON_INTEGER,
             counters: TrafficCounters::from_array([MAX_JSON_INTEGER; TRAFFIC_COUNTERS]),
-            pool: PoolStatus { wait: durations, run: durations, ..PoolStatus::default() },
+            pools: (0..16).map(pool).collect(),
             serving: vec![request; 23],
             threads: Vec::new(),
         }
@@ -318,6 +353,8 @@ pub(crate) mod tests {
         assert_eq!(status.queue_wait.connections, MAX_JSON_INTEGER);
         let listed: usize = status.workers.iter().map(|worker| worker.serving.len()).sum();
         assert_eq!(listed, MAX_LISTED_REQUESTS);
+        let listed: usize = status.workers.iter().map(|worker| worker.pools.len()).sum();
+        assert_eq!((listed, status.pools.len()), (MAX_LISTED_POOLS, 16));
         let bytes = crate::control::Reply::Status(Box::new(status)).encode().len();
         assert!(bytes < crate::control::frame::MAX_REPLY_BYTES / 2, "{bytes}");
     }

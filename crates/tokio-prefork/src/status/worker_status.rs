@@ -51,9 +51,9 @@ pub struct WorkerStatus {
     pub active: u64,
     /// Its counters since it started.
     pub counters: TrafficCounters,
-    /// Its CPU pool.
-    #[serde(default)]
-    pub pool: PoolStatus,
+    /// Its CPU pools, from the first job of each on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<PoolStatus>,
     /// The requests in progress, oldest first; at most 22 of each thread. While the worker drains, also the holds
     /// ([`Worker::hold`](crate::Worker::hold)) that it waits for, as `hold: NAMES`.
     pub serving: Vec<InFlightRequest>,
@@ -148,7 +148,6 @@ impl WorkerStatus {
         self.connections = sum(self.connections, other.connections);
         self.active = sum(self.active, other.active);
         self.counters = self.counters.sum_with(other.counters);
-        self.pool = self.pool.sum_with(other.pool);
         self.serving.extend(other.serving);
         self.serving.sort_by_key(|request| std::cmp::Reverse(request.age_ms));
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::status::TrafficCounters;
+use crate::status::{PoolStatus, TrafficCounters};
 use prefork_supervisor::WEB_KIND;
 
 /// The version of the format; changes when a field changes its meaning. A new binary refuses a version it does not
@@ -52,6 +52,9 @@ pub(crate) struct UpgradeManifest {
     pub kinds: Vec<PassedKind>,
     /// The counters of exited workers.
     pub totals: TrafficCounters,
+    /// The CPU pools of exited workers, added up by name.
+    #[serde(default)]
+    pub pools: Vec<PoolStatus>,
     pub listeners: Vec<PassedListener>,
     pub workers: Vec<PassedWorker>,
     /// Connections that were accepted and are in no worker's queue.
@@ -324,6 +327,7 @@ mod tests {
             workers_configured: Some(1),
             kinds: vec![PassedKind { name: "consumer".to_string(), wanted: 2, declared: 1 }],
             totals: TrafficCounters::default(),
+            pools: Vec::new(),
             reserved_ids: vec![(1, 6)],
             environments: vec![(1, vec![("ROLE".to_string(), "mail".to_string())])],
             listeners: vec![

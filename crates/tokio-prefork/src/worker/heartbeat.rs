@@ -35,7 +35,6 @@ pub(crate) async fn run_heartbeat(
         let now = LocalWorkerState::monotonic_ms();
         state.worker_page.record_heartbeat(now);
         state.accept_recheck.notify_waiters();
-        state.shared.pool.update_utilisation();
         if terminate.swap(false, Ordering::Relaxed) {
             log::info!("{} received SIGTERM directly, and drains", state.tag);
             state.begin_own_drain(&WorkerReport::Retiring);
