@@ -13,6 +13,7 @@ pub mod credentials;
 pub mod exec;
 pub mod fd;
 pub mod fd_passing;
+pub mod futex;
 pub mod interval_timer;
 pub mod nonblocking_writer;
 pub mod parent_death;
