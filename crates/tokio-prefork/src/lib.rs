@@ -157,8 +157,8 @@ pub use messages::{
 };
 #[doc(hidden)]
 pub use shared::{
-    KeyedRateLimiter, Leadership, RateLimiter, SharedCache, SharedCounter, SharedFlag, SharedGauge,
-    SharedHistogram,
+    KeyedRateLimiter, Leadership, LockError, RateLimiter, SharedBytes, SharedCache, SharedCounter,
+    SharedFlag, SharedGauge, SharedHistogram, SharedNumber,
 };
 
 /// What happens to the workers, as hooks in the primary see it, and the handle with which hooks act.

@@ -22,7 +22,9 @@ pub(super) fn format_shared_metrics(metrics: &[SharedMetric]) -> String {
 
 fn format_metric_value(value: &SharedMetricValue) -> String {
     match value {
-        SharedMetricValue::Counter { value } => value.to_string(),
+        SharedMetricValue::Counter { value } | SharedMetricValue::Number { value } => {
+            value.to_string()
+        }
         SharedMetricValue::Gauge { value } => value.to_string(),
         SharedMetricValue::Histogram(histogram) => {
             let [p50, p99] = [0.5, 0.99].map(|q| match histogram.quantile(q) {
@@ -34,6 +36,9 @@ fn format_metric_value(value: &SharedMetricValue) -> String {
         }
         SharedMetricValue::Flag { set: true } => "set".to_string(),
         SharedMetricValue::Flag { set: false } => "not set".to_string(),
+        SharedMetricValue::Bytes { len, locked, poisoned } => {
+            format!("{len} bytes, {locked} ranges locked, {poisoned} poisoned")
+        }
         SharedMetricValue::Leadership { leader: Some(pid) } => format!("led by pid {pid}"),
         SharedMetricValue::Leadership { leader: None } => "no leader".to_string(),
         _ => "(unknown metric type of a newer version)".to_string(),
@@ -54,6 +59,8 @@ mod tests {
             ("ms", SharedMetricValue::Histogram(seen)),
             ("\u{1b}[2J", SharedMetricValue::Flag { set: true }),
             ("cron", SharedMetricValue::Leadership { leader: Some(7) }),
+            ("tickets", SharedMetricValue::Number { value: 9 }),
+            ("frame", SharedMetricValue::Bytes { len: 64, locked: 2, poisoned: 1 }),
         ];
         let all = all.map(|(name, value)| SharedMetric { name: name.to_string(), value });
         let text = format_shared_metrics(&all);
@@ -62,6 +69,8 @@ mod tests {
         assert_eq!(lines[3], "ms            4 observed, sum 30, p50 10, p99 20");
         assert!(lines[4].ends_with("  set") && !lines[4].contains('\u{1b}'), "{text}");
         assert_eq!(lines[5], "cron          led by pid 7");
+        assert_eq!(lines[6], "tickets       9");
+        assert_eq!(lines[7], "frame         64 bytes, 2 ranges locked, 1 poisoned");
         assert_eq!(format_shared_metrics(&[]), "");
     }
 }

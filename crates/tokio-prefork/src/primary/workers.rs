@@ -329,6 +329,7 @@ impl Primary {
     /// Removes an exited worker with all its resources in the primary. Its pid may belong to another process by now.
     fn forget_worker(&mut self, worker: WorkerId, status: std::process::ExitStatus) {
         let Some(mut process) = self.workers.0.remove(&worker) else { return };
+        crate::shared::wake_after_exit();
         self.pending_events.extend(process.read_reports(MAX_LAST_REPORTS, &mut self.handover));
         self.finish_output(worker);
         self.messages.primary_end.remove(worker);

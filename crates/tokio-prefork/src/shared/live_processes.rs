@@ -88,6 +88,11 @@ impl ProcessTable {
         Some(own)
     }
 
+    /// Returns whether the process is this one, and not one that this one was forked from.
+    pub(super) fn is_current(&self, owner: ProcessIdentity) -> bool {
+        owner.0 == self.current.load(Ordering::Relaxed)
+    }
+
     /// Returns whether the process is alive. In doubt, it is.
     pub(super) fn is_alive(&self, owner: ProcessIdentity) -> bool {
         if owner.0 == self.current.load(Ordering::Relaxed) {

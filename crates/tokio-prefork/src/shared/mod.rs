@@ -41,6 +41,7 @@
 //!
 //! [`read_shared_metrics`] reads all declared state, by name.
 
+mod bytes;
 mod cache;
 mod counter;
 mod flag;
@@ -52,19 +53,25 @@ mod leadership_lock;
 mod live_processes;
 mod lock_files;
 mod memory;
+mod number;
 pub(crate) mod passed_state;
+mod process_lock;
 mod rate_limiter;
 mod registry;
 mod shared_hasher;
 mod striped_counters;
+mod wait;
 
+pub use bytes::{LockError, SharedBytes, SharedBytesGuard, SharedBytesReadGuard};
 pub use cache::{CacheWriteError, SharedCache};
 pub use counter::SharedCounter;
 pub use flag::SharedFlag;
 pub use gauge::{GaugeGuard, SharedGauge};
 pub use histogram::{HistogramSnapshot, SharedHistogram};
 pub use leadership::{Leadership, LeadershipGuard};
+pub use number::SharedNumber;
 pub use rate_limiter::{KeyedRateLimiter, RateLimited, RateLimiter};
 #[cfg(feature = "testing")]
 pub(crate) use registry::refuse_repeated_declarations;
 pub use registry::{SharedMetric, SharedMetricValue, read_shared_metrics};
+pub(crate) use wait::wake_after_exit;

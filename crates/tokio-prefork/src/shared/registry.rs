@@ -5,7 +5,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::histogram::HistogramSnapshot;
-use super::{Leadership, SharedCounter, SharedFlag, SharedGauge, SharedHistogram};
+use super::{
+    Leadership, SharedBytes, SharedCounter, SharedFlag, SharedGauge, SharedHistogram, SharedNumber,
+};
 use crate::error::{Error, Result};
 
 /// The most pieces of shared state. More are a mistake, such as a declaration in a loop.
@@ -21,6 +23,8 @@ pub(super) enum DeclaredState {
     Gauge(SharedGauge),
     Histogram(SharedHistogram),
     Flag(SharedFlag),
+    Number(SharedNumber),
+    Bytes(SharedBytes),
     Leadership(Leadership),
 }
 
@@ -55,6 +59,20 @@ pub enum SharedMetricValue {
     Flag {
         /// Whether it is set.
         set: bool,
+    },
+    /// A [`SharedNumber`].
+    Number {
+        /// Its value.
+        value: u64,
+    },
+    /// [`SharedBytes`].
+    Bytes {
+        /// The number of bytes.
+        len: u64,
+        /// How many ranges of it are locked.
+        locked: u64,
+        /// How many ranges of it are poisoned: a process died while it changed them.
+        poisoned: u64,
     },
     /// A [`Leadership`].
     #[serde(rename = "role")]
@@ -102,6 +120,11 @@ impl DeclaredState {
                 SharedMetricValue::Histogram(histogram.snapshot())
             }
             DeclaredState::Flag(flag) => SharedMetricValue::Flag { set: flag.is_set() },
+            DeclaredState::Number(number) => SharedMetricValue::Number { value: number.load() },
+            DeclaredState::Bytes(bytes) => {
+                let (locked, poisoned) = bytes.lock_counts();
+                SharedMetricValue::Bytes { len: bytes.len() as u64, locked, poisoned }
+            }
             DeclaredState::Leadership(role) => {
                 SharedMetricValue::Leadership { leader: role.leader_pid() }
             }

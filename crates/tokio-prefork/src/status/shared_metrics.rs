@@ -23,7 +23,9 @@ pub(super) fn limit_shared_metrics(all: Vec<SharedMetric>) -> Vec<SharedMetric> 
 /// Cuts the values of a metric to whole numbers that every JSON reader keeps exactly.
 fn limit_metric_values(mut metric: SharedMetric) -> SharedMetric {
     match &mut metric.value {
-        SharedMetricValue::Counter { value } => *value = (*value).min(MAX_JSON_INTEGER),
+        SharedMetricValue::Counter { value } | SharedMetricValue::Number { value } => {
+            *value = (*value).min(MAX_JSON_INTEGER);
+        }
         SharedMetricValue::Gauge { value } => {
             *value =
                 (*value).clamp(-MAX_JSON_INTEGER.cast_signed(), MAX_JSON_INTEGER.cast_signed());
@@ -37,6 +39,7 @@ fn limit_metric_values(mut metric: SharedMetric) -> SharedMetric {
                 .for_each(|n| *n = (*n).min(MAX_JSON_INTEGER));
         }
         SharedMetricValue::Flag { .. }
+        | SharedMetricValue::Bytes { .. }
         | SharedMetricValue::Leadership { .. }
         | SharedMetricValue::Unknown => {}
     }
@@ -77,6 +80,8 @@ mod tests {
             SharedMetricValue::Gauge { value: -5 },
             SharedMetricValue::Histogram(seen),
             SharedMetricValue::Flag { set: true },
+            SharedMetricValue::Number { value: 6 },
+            SharedMetricValue::Bytes { len: 4096, locked: 2, poisoned: 1 },
             SharedMetricValue::Leadership { leader: Some(7) },
         ] {
             let json = serde_json::to_string(&sample_metric(value.clone())).expect("json");

@@ -6,7 +6,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cache_entry::{self, CacheEntry, NewEntry};
-use crate::shared::live_processes::{ProcessIdentity, ProcessTable};
+use crate::shared::live_processes::ProcessTable;
+use crate::shared::process_lock::{LockTaken, ProcessLock};
 
 /// Entries per set: the places that a key can be in.
 pub(super) const ENTRIES_PER_SET: usize = 8;
@@ -14,11 +15,6 @@ pub(super) const ENTRIES_PER_SET: usize = 8;
 const SET_HEADER_WORDS: usize = 16;
 const LOCK_WORD: usize = 0;
 const CLOCK_HAND_WORD: usize = 1;
-
-/// How long a writer waits for a live lock holder, in nanoseconds. Much longer than a write takes.
-const LOCK_TIMEOUT_NS: u64 = 2_000_000;
-/// Attempts to take the lock before the first system call.
-const SPINS_BEFORE_SYSCALL: usize = 100;
 
 /// The words of one set.
 #[derive(Clone, Copy)]
@@ -56,41 +52,16 @@ impl<'a> CacheSet<'a> {
     /// Waits for the lock. Returns `None` if another writer keeps it for too long.
     pub(super) fn lock_for_writing(self, processes: &ProcessTable) -> Option<CacheSetWriter<'a>> {
         let current = processes.current_process()?;
-        let (mut attempts, mut started) = (0, None);
-        loop {
-            let holder = self.words[LOCK_WORD].load(Ordering::Relaxed);
-            if holder == 0 {
-                if self.try_take_lock(holder, current) {
-                    return Some(CacheSetWriter { set: self, repaired: 0 });
-                }
-            } else if attempts >= SPINS_BEFORE_SYSCALL {
-                if !processes.is_alive(ProcessIdentity(holder))
-                    && self.try_take_lock(holder, current)
-                {
-                    // If this process is killed here, it is the dead holder, and the next one repairs.
-                    let repaired = self.entries().filter(|slot| slot.repair()).count() as u64;
-                    return Some(CacheSetWriter { set: self, repaired });
-                }
-                let now = prefork_os::system::monotonic_ns();
-                if now.saturating_sub(*started.get_or_insert(now)) > LOCK_TIMEOUT_NS {
-                    return None;
-                }
-                std::thread::yield_now();
-            }
-            attempts += 1;
-            std::hint::spin_loop();
-        }
+        let repaired = match self.lock().acquire(processes, current)? {
+            LockTaken::Free => 0,
+            // If this process is killed here, it is the dead holder, and the next one repairs.
+            LockTaken::FromDeadHolder => self.entries().filter(|slot| slot.repair()).count() as u64,
+        };
+        Some(CacheSetWriter { set: self, repaired })
     }
 
-    /// Takes the lock if it is still held by `from`. Identities are never reused, so then no other process held it meanwhile.
-    fn try_take_lock(self, from: u64, to: ProcessIdentity) -> bool {
-        let taken = self.words[LOCK_WORD].compare_exchange(
-            from,
-            to.0,
-            Ordering::Acquire,
-            Ordering::Relaxed,
-        );
-        taken.is_ok()
+    fn lock(self) -> ProcessLock<'a> {
+        ProcessLock(&self.words[LOCK_WORD])
     }
 
     /// Makes a process the lock holder.
@@ -143,7 +114,6 @@ impl CacheSetWriter<'_> {
 
 impl Drop for CacheSetWriter<'_> {
     fn drop(&mut self) {
-        // Release: the next holder sees all writes of this one.
-        self.set.words[LOCK_WORD].store(0, Ordering::Release);
+        self.set.lock().release();
     }
 }
