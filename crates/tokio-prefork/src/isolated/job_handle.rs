@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use tokio::time::Sleep;
 
-use super::pending_jobs::PendingJob;
+use super::pending_jobs::{PendingJob, UnsentInput};
 use super::{CallerMessage, IsolatedJobError, JobOutcome, JobPayload, JobValue, job_envelope};
 use crate::messages::{Envelope, MessageError, WorkerMessageEnd};
 use crate::worker::Worker;
@@ -21,7 +21,7 @@ use crate::worker::Worker;
 const REPLY_GRACE: Duration = Duration::from_secs(1);
 
 /// The connection of this process to the primary.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(super) struct JobClient {
     pub(super) messages: Arc<WorkerMessageEnd>,
     runtime: tokio::runtime::Handle,
@@ -72,15 +72,21 @@ struct SubmittedJob {
     /// The message kind of what callers send about the pool.
     kind: String,
     token: u64,
-    limit: Duration,
+    /// How long to wait; `None` without a limit.
+    limit: Option<Duration>,
     /// Started with the first poll.
     timer: Option<Pin<Box<Sleep>>>,
     /// Whether the primary has to be told if nobody waits for the job any more.
     abandons_on_drop: bool,
+    /// Whether the job is detached and its input has still to be sent.
+    keeps_input: bool,
 }
 
 impl Drop for SubmittedJob {
     fn drop(&mut self) {
+        if self.keeps_input {
+            return;
+        }
         self.client.messages.isolated_jobs().remove(self.token);
         if self.abandons_on_drop {
             self.tell_primary(&CallerMessage::Abandon { token: self.token });
@@ -101,7 +107,8 @@ impl SubmittedJob {
             self.abandons_on_drop = false;
             return Poll::Ready(outcome);
         }
-        let (limit, runtime) = (self.limit, &self.client.runtime);
+        let Some(limit) = self.limit else { return Poll::Pending };
+        let runtime = &self.client.runtime;
         let timer = self.timer.get_or_insert_with(|| {
             // The thread that polls may have no runtime.
             let _guard = runtime.enter();
@@ -119,11 +126,20 @@ impl<O, E, P> JobHandle<O, E, P> {
         client: JobClient,
         kind: String,
         token: u64,
-        limit: Duration,
+        limit: Option<Duration>,
     ) -> Option<JobHandle<O, E, P>> {
         let pending = client.messages.isolated_jobs().add(token)?;
-        let (timer, abandons_on_drop) = (None, false);
-        let job = SubmittedJob { pending, client, kind, token, limit, timer, abandons_on_drop };
+        let (timer, abandons_on_drop, keeps_input) = (None, false, false);
+        let job = SubmittedJob {
+            pending,
+            client,
+            kind,
+            token,
+            limit,
+            timer,
+            abandons_on_drop,
+            keeps_input,
+        };
         Some(JobHandle { state: HandleState::Submitted(job), _types: PhantomData })
     }
 
@@ -143,6 +159,16 @@ impl<O, E, P> JobHandle<O, E, P> {
             && std::mem::take(&mut job.abandons_on_drop)
         {
             job.tell_primary(&CallerMessage::Detach { token: job.token });
+            job.keeps_input = job.pending.detach();
+        }
+    }
+
+    /// Keeps the input of the job until the primary has room for it.
+    pub(super) fn keep_input(&mut self, envelope: Envelope, is_detached: bool) {
+        if let HandleState::Submitted(job) = &mut self.state {
+            let client = job.client.clone();
+            job.pending.keep_input(UnsentInput { client, envelope, is_detached });
+            job.keeps_input = is_detached;
         }
     }
 

@@ -16,10 +16,14 @@ pub(crate) const JOB_REPLY_KIND: &str = "isolated-reply";
 /// Identifies a job in its scheduler. Never 0.
 pub(crate) type IsolatedJobId = u64;
 
-/// What a caller sends to the primary. The input follows `Submit`.
+/// What a caller sends to the primary. The input follows `Submit` and `ProvideInput`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum CallerMessage {
     Submit(JobSubmission),
+    /// Answers `JobEvent::SendInput`: the input of a job that waited for room.
+    ProvideInput {
+        token: u64,
+    },
     /// Nobody waits for the job any more.
     Abandon {
         token: u64,
@@ -40,6 +44,8 @@ pub(crate) struct JobSubmission {
     pub(crate) priority: Priority,
     /// Whether nobody waits for the result.
     pub(crate) is_detached: bool,
+    /// Whether the job waits until the queue has room for it. Its input stays with the caller meanwhile.
+    pub(crate) waits_for_room: bool,
 }
 
 /// The header of a job that a process has to run. The input follows.
@@ -71,6 +77,10 @@ pub(crate) struct CallerReply {
 pub(crate) enum JobEvent {
     /// The value follows.
     Progress,
+    /// A detached job that waits for room has it: its caller may forget it.
+    Accepted,
+    /// There is room for the job now, and its caller has to send the input.
+    SendInput,
     /// The output or the error follows, if there is one.
     Ended(JobOutcome),
 }
@@ -180,6 +190,7 @@ mod tests {
             limit_ms: Some(300),
             priority: Priority::Low,
             is_detached: false,
+            waits_for_room: true,
         };
         let input = JobPayload::encode(&"input").expect("encodes");
         let head = CallerMessage::Submit(submission);

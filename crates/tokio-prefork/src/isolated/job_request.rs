@@ -27,6 +27,7 @@ pub struct JobRequest<I, O, E = String, P = ()> {
     input: I,
     timeout: Option<Duration>,
     priority: Priority,
+    waits_for_room: bool,
 }
 
 /// An encoded job that is registered for its replies.
@@ -36,9 +37,23 @@ struct PreparedJob<O, E, P> {
     envelope: Envelope,
 }
 
+impl<O, E, P> PreparedJob<O, E, P>
+where
+    O: DeserializeOwned,
+    E: DeserializeOwned,
+{
+    /// Sends the job, when there is room for the message, and waits for its result.
+    async fn run(self) -> Result<O, IsolatedJobError<E>> {
+        let PreparedJob { mut handle, client, envelope } = self;
+        client.messages.send(envelope).await.map_err(|rejected| submit_error(&rejected.0))?;
+        handle.set_sent();
+        handle.await
+    }
+}
+
 impl<I, O, E, P> JobRequest<I, O, E, P> {
     pub(super) fn new(pool: IsolatedPool<I, O, E, P>, input: I) -> JobRequest<I, O, E, P> {
-        JobRequest { pool, input, timeout: None, priority: Priority::Normal }
+        JobRequest { pool, input, timeout: None, priority: Priority::Normal, waits_for_room: false }
     }
 
     /// Sets how long to wait for the result, from the submission on. At the limit a queued job is removed, and the process of a
@@ -51,6 +66,15 @@ impl<I, O, E, P> JobRequest<I, O, E, P> {
     /// Sets the priority among the queued jobs. Default: [`Priority::Normal`].
     pub fn priority(mut self, priority: Priority) -> JobRequest<I, O, E, P> {
         self.priority = priority;
+        self
+    }
+
+    /// Waits until the queue has room for the job, instead of failing with [`Full`](IsolatedJobError::Full).
+    ///
+    /// The input stays in this process meanwhile, and jobs get their places in the order of their submission. The pool's deadline
+    /// counts from then on. Without a [`timeout`](JobRequest::timeout) of its own the job waits for room without limit.
+    pub fn when_room(mut self) -> JobRequest<I, O, E, P> {
+        self.waits_for_room = true;
         self
     }
 }
@@ -102,7 +126,7 @@ where
     }
 
     /// Encodes the job, and registers it for its replies.
-    fn prepare(self, is_detached: bool) -> Result<PreparedJob<O, E, P>, IsolatedJobError<E>> {
+    fn prepare(&self, is_detached: bool) -> Result<PreparedJob<O, E, P>, IsolatedJobError<E>> {
         let declaration = self.pool.declaration();
         let client = JobClient::current().filter(|_| declaration.is_registered());
         let pool = declaration.config.name;
@@ -110,24 +134,56 @@ where
         let input = JobPayload::encode(&self.input)
             .map_err(|reason| IsolatedJobError::Transfer { value: JobValue::Input, reason })?;
         let token = NEXT_TOKEN.fetch_add(1, Ordering::Relaxed);
-        let limit_ms =
-            self.timeout.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
-        let head = JobSubmission { token, limit_ms, priority: self.priority, is_detached };
         let kind = caller_message_kind(pool);
-        let envelope = job_envelope(&kind, &CallerMessage::Submit(head), &input);
+        let envelope = job_envelope(&kind, &self.submission(token, is_detached), &input);
         let envelope = envelope.map_err(|e| submit_error(&e))?;
-        let limit = self.timeout.unwrap_or(declaration.config.deadline);
-        let handle = JobHandle::register(client.clone(), kind, token, limit);
-        let handle = handle.ok_or(IsolatedJobError::Closed)?;
+        let deadline = (!self.waits_for_room).then_some(declaration.config.deadline);
+        let handle =
+            JobHandle::register(client.clone(), kind.clone(), token, self.timeout.or(deadline));
+        let mut handle = handle.ok_or(IsolatedJobError::Closed)?;
+        if self.waits_for_room {
+            let again = job_envelope(&kind, &CallerMessage::ProvideInput { token }, &input);
+            handle.keep_input(again.map_err(|e| submit_error(&e))?, is_detached);
+        }
         Ok(PreparedJob { handle, client, envelope })
     }
 
-    async fn submit_and_wait(self) -> Result<O, IsolatedJobError<E>> {
-        let PreparedJob { mut handle, client, envelope } = self.prepare(false)?;
-        client.messages.send(envelope).await.map_err(|rejected| submit_error(&rejected.0))?;
-        handle.set_sent();
-        handle.await
+    fn submission(&self, token: u64, is_detached: bool) -> CallerMessage {
+        CallerMessage::Submit(JobSubmission {
+            token,
+            limit_ms: self
+                .timeout
+                .map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
+            priority: self.priority,
+            is_detached,
+            waits_for_room: self.waits_for_room,
+        })
     }
+
+    /// Runs the job like awaiting the request, but returns the input with an error of a job that has not begun.
+    ///
+    /// # Errors
+    /// As [`IsolatedPool::run`], with the input, unless the job may have begun.
+    pub async fn try_run(self) -> Result<O, RefusedJob<I, E>> {
+        let result = match self.prepare(false) {
+            Ok(prepared) => prepared.run().await,
+            Err(error) => Err(error),
+        };
+        result.map_err(|error| {
+            let input = (!error.has_begun()).then_some(self.input);
+            RefusedJob { input, error }
+        })
+    }
+}
+
+/// A job of [`JobRequest::try_run`] that has no result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{error}")]
+pub struct RefusedJob<I, E = String> {
+    /// The input; `None` if the job may have begun.
+    pub input: Option<I>,
+    /// Why there is no result.
+    pub error: IsolatedJobError<E>,
 }
 
 /// Converts the error of sending a job to the primary.
@@ -153,7 +209,7 @@ where
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(self.submit_and_wait())
+        Box::pin(async move { self.prepare(false)?.run().await })
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::pool_counts::{IsolatedJobCounts, IsolatedPoolSnapshot};
+use super::room_waiters::{RoomWaiter, RoomWaiters};
 use super::waiting_jobs::{JobKey, WaitingJob, WaitingJobs};
 use super::{
     IsolatedJobId, IsolatedPoolConfig, JobEvent, JobOutcome, JobPayload, JobSubmission, JobValue,
@@ -78,6 +79,7 @@ pub(crate) struct IsolatedJobScheduler {
     max_queued_bytes: usize,
     on_abandon: OnAbandon,
     waiting: WaitingJobs,
+    room_waiters: RoomWaiters,
     running: BTreeMap<WorkerId, RunningJob>,
     idle: BTreeSet<WorkerId>,
     last_id: IsolatedJobId,
@@ -93,6 +95,7 @@ impl IsolatedJobScheduler {
             max_queued_bytes: config.queue_bytes,
             on_abandon: config.on_abandon,
             waiting: WaitingJobs::default(),
+            room_waiters: RoomWaiters::default(),
             running: BTreeMap::new(),
             idle: BTreeSet::new(),
             last_id: 0,
@@ -119,30 +122,60 @@ impl IsolatedJobScheduler {
         if self.is_closed {
             return Some(self.refuse(key, JobOutcome::Closed));
         }
-        if !self.has_room(input.size()) {
-            return Some(self.refuse(key, JobOutcome::Full));
+        let deadline = submission.limit_ms.map(|ms| add_limit(now, Duration::from_millis(ms)));
+        let JobSubmission { priority, is_detached, waits_for_room, .. } = submission;
+        let size = input.size();
+        let waiter = RoomWaiter { key, priority, is_detached, size, submitted: now, deadline };
+        // Room that appears belongs to those that wait for it.
+        if self.has_room(size) && (!waits_for_room || self.room_waiters.is_empty()) {
+            self.queue(waiter, input, now);
+            return (waits_for_room && is_detached).then(|| accept(key));
         }
-        let limit = submission.limit_ms.map_or(self.limit, Duration::from_millis);
-        self.waiting.push_back(WaitingJob {
-            key,
-            priority: submission.priority,
-            is_detached: submission.is_detached,
-            submitted: now,
-            deadline: add_limit(now, limit),
-            failed_starts: 0,
-            input,
-        });
-        None
+        if waits_for_room {
+            self.room_waiters.push(waiter);
+            return None;
+        }
+        Some(self.refuse(key, JobOutcome::Full))
+    }
+
+    /// Handles the input of a job that has waited for room. It is dropped if the place is not kept for it any more.
+    pub(crate) fn provide_input(&mut self, key: JobKey, input: JobPayload, now: Instant) {
+        if let Some(waiter) = self.room_waiters.take_granted(key) {
+            self.queue(waiter, input, now);
+        }
+    }
+
+    fn queue(&mut self, waiter: RoomWaiter, input: JobPayload, now: Instant) {
+        let RoomWaiter { key, priority, is_detached, submitted, deadline, .. } = waiter;
+        let deadline = deadline.unwrap_or_else(|| add_limit(now, self.limit));
+        let failed_starts = 0;
+        let job =
+            WaitingJob { key, priority, is_detached, submitted, deadline, failed_starts, input };
+        self.waiting.push_back(job);
     }
 
     /// Returns whether an input of this size may wait. Each idle process takes a job at once, so that many more fit.
     fn has_room(&self, size: usize) -> bool {
-        let has_bytes = self.waiting.is_empty()
-            || self.waiting.bytes().saturating_add(size) <= self.max_queued_bytes;
-        self.waiting.len() < self.max_queued.saturating_add(self.idle.len()) && has_bytes
+        let jobs = self.waiting.len() + self.room_waiters.len().1;
+        let bytes = self.waiting.bytes() + self.room_waiters.granted_bytes();
+        let has_bytes = jobs == 0 || bytes.saturating_add(size) <= self.max_queued_bytes;
+        jobs < self.max_queued.saturating_add(self.idle.len()) && has_bytes
     }
 
-    /// Gives queued jobs to idle processes. `is_serving` tells whether a process is not about to exit.
+    /// Gives the room in the queue to the jobs that wait for it.
+    fn grant_room(&mut self, now: Instant) -> Vec<SchedulerAction> {
+        let mut actions = Vec::new();
+        while let Some(waiter) = self.room_waiters.first()
+            && self.has_room(waiter.size)
+        {
+            self.room_waiters.grant_first(add_limit(now, self.limit));
+            let (to, event, value) = (waiter.key, JobEvent::SendInput, JobPayload::default());
+            actions.push(SchedulerAction::SendReply { to, event, value });
+        }
+        actions
+    }
+
+    /// Gives queued jobs to idle processes, and room in the queue to those that wait for it. `is_serving` tells whether a process is not about to exit.
     pub(crate) fn start_queued_jobs(
         &mut self,
         now: Instant,
@@ -156,6 +189,7 @@ impl IsolatedJobScheduler {
             self.idle.remove(&worker);
             actions.push(self.start(worker, job, now));
         }
+        actions.extend(self.grant_room(now));
         actions
     }
 
@@ -220,7 +254,7 @@ impl IsolatedJobScheduler {
 
     /// Handles that nobody waits for a job any more: a queued one is removed.
     pub(crate) fn abandon(&mut self, key: JobKey) -> Option<SchedulerAction> {
-        if self.waiting.remove(key).is_some() {
+        if self.waiting.remove(key).is_some() || self.room_waiters.remove(key) {
             self.counts.abandoned += 1;
             return None;
         }
@@ -230,13 +264,17 @@ impl IsolatedJobScheduler {
     }
 
     /// Lets a job run although nobody waits for it.
-    pub(crate) fn detach(&mut self, key: JobKey) {
+    pub(crate) fn detach(&mut self, key: JobKey) -> Option<SchedulerAction> {
         let running = self.running.values_mut().map(|running| &mut running.job);
         if let Some(job) = running.into_iter().find(|job| job.key == key) {
             job.is_detached = true;
         } else if let Some(job) = self.waiting.get_mut(key) {
             job.is_detached = true;
+        } else {
+            self.room_waiters.detach(key);
+            return None;
         }
+        Some(accept(key))
     }
 
     fn abandon_running(&mut self, worker: WorkerId) -> Option<SchedulerAction> {
@@ -267,6 +305,7 @@ impl IsolatedJobScheduler {
         now: Instant,
     ) -> Vec<SchedulerAction> {
         self.counts.abandoned += self.waiting.remove_caller(worker);
+        self.counts.abandoned += self.room_waiters.remove_caller(worker);
         let is_abandoned =
             |running: &RunningJob| running.job.key.caller == worker && !running.job.is_detached;
         let abandoned = self.running.iter().filter(|(_, running)| is_abandoned(running));
@@ -316,7 +355,8 @@ impl IsolatedJobScheduler {
     /// Returns when `expire_jobs` has to be called next.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let running = self.running.values().filter(|running| running.end == PlannedEnd::None);
-        running.map(|running| running.deadline).chain(self.waiting.next_deadline()).min()
+        let queued = [self.waiting.next_deadline(), self.room_waiters.next_deadline()];
+        running.map(|running| running.deadline).chain(queued.into_iter().flatten()).min()
     }
 
     /// Ends the jobs past their deadline, and kills the processes that run them. `begun_job` returns the job that a process has
@@ -330,6 +370,9 @@ impl IsolatedJobScheduler {
         for job in self.waiting.take_expired(now) {
             let outcome = JobOutcome::TimedOut { has_begun: false };
             actions.extend(self.end_job(&job, outcome, JobPayload::default()));
+        }
+        for waiter in self.room_waiters.take_expired(now) {
+            actions.extend(self.end_room_waiter(waiter, JobOutcome::TimedOut { has_begun: false }));
         }
         let mut begun = Vec::new();
         for (worker, running) in &mut self.running {
@@ -357,10 +400,15 @@ impl IsolatedJobScheduler {
     pub(crate) fn close(&mut self) -> Vec<SchedulerAction> {
         self.is_closed = true;
         let waiting = self.waiting.take_all();
-        let ended = waiting
-            .iter()
-            .filter_map(|job| self.end_job(job, JobOutcome::Closed, JobPayload::default()));
-        ended.collect()
+        let room_waiters = self.room_waiters.take_all();
+        let mut actions = Vec::new();
+        for job in waiting {
+            actions.extend(self.end_job(&job, JobOutcome::Closed, JobPayload::default()));
+        }
+        for waiter in room_waiters {
+            actions.extend(self.end_room_waiter(waiter, JobOutcome::Closed));
+        }
+        actions
     }
 
     /// Returns the figures of the pool.
@@ -370,7 +418,8 @@ impl IsolatedJobScheduler {
         IsolatedPoolSnapshot {
             processes: self.idle.len() + self.running.len(),
             busy: self.running.len(),
-            queued: self.waiting.len(),
+            queued: self.waiting.len() + self.room_waiters.len().1,
+            waiting_for_room: self.room_waiters.len().0,
             queue_limit: self.max_queued,
             queued_bytes: self.waiting.bytes(),
             oldest_run: oldest.map(|started| now.saturating_duration_since(started)),
@@ -390,11 +439,25 @@ impl IsolatedJobScheduler {
         (!job.is_detached).then_some(SchedulerAction::SendReply { to: job.key, event, value })
     }
 
+    fn end_room_waiter(
+        &mut self,
+        waiter: RoomWaiter,
+        outcome: JobOutcome,
+    ) -> Option<SchedulerAction> {
+        let reply = self.refuse(waiter.key, outcome);
+        (!waiter.is_detached).then_some(reply)
+    }
+
     fn refuse(&mut self, to: JobKey, outcome: JobOutcome) -> SchedulerAction {
         self.counts.count_outcome(&outcome);
         let (event, value) = (JobEvent::Ended(outcome), JobPayload::default());
         SchedulerAction::SendReply { to, event, value }
     }
+}
+
+/// Tells the caller of a detached job that it may forget it.
+fn accept(to: JobKey) -> SchedulerAction {
+    SchedulerAction::SendReply { to, event: JobEvent::Accepted, value: JobPayload::default() }
 }
 
 /// Returns the time `limit` from now. A limit that is too long for the clock counts as thirty days.

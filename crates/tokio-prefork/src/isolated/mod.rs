@@ -29,6 +29,7 @@ mod job_scheduler;
 mod pending_jobs;
 mod pool;
 mod pool_counts;
+mod room_waiters;
 mod waiting_jobs;
 
 pub use config::{IsolatedPoolConfig, OnAbandon, Priority, ProcessCount};
@@ -42,7 +43,7 @@ pub(crate) use job_protocol::{
     JobSubmission, ProcessReport, START_JOB_KIND, caller_message_kind, decode_job_message,
     job_envelope, process_report_kind,
 };
-pub use job_request::JobRequest;
+pub use job_request::{JobRequest, RefusedJob};
 pub(crate) use job_runner::{JobRunner, MakeJobRunner, record_panic_locations};
 pub(crate) use job_scheduler::{
     IsolatedJobScheduler, IsolatedWorkerExit, KillReason, SchedulerAction,

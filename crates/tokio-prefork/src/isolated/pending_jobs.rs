@@ -4,8 +4,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use super::job_handle::JobClient;
 use super::{CallerReply, JobEvent, JobOutcome, JobPayload, decode_job_message};
-use crate::messages::Message;
+use crate::messages::{Envelope, Message};
 
 /// The most progress reports of a job that wait to be read. The oldest are dropped first.
 const MAX_WAITING_REPORTS: usize = 256;
@@ -30,7 +31,18 @@ struct JobReplies {
     outcome: Option<(JobOutcome, JobPayload)>,
     reports: VecDeque<JobPayload>,
     has_ended: bool,
+    /// The input of a job that waits for room in the queue.
+    unsent_input: Option<UnsentInput>,
     waker: Option<Waker>,
+}
+
+/// An input that is sent when the primary asks for it.
+#[derive(Debug)]
+pub(super) struct UnsentInput {
+    pub(super) client: JobClient,
+    pub(super) envelope: Envelope,
+    /// Whether nobody waits for the result, so that the job is forgotten once the input is sent.
+    pub(super) is_detached: bool,
 }
 
 impl PendingIsolatedJobs {
@@ -56,11 +68,20 @@ impl PendingIsolatedJobs {
             return;
         };
         let job = match event {
-            JobEvent::Progress => self.lock().jobs.get(&token).cloned(),
-            JobEvent::Ended(_) => self.lock().jobs.remove(&token),
+            JobEvent::Progress | JobEvent::SendInput => self.lock().jobs.get(&token).cloned(),
+            JobEvent::Accepted | JobEvent::Ended(_) => self.lock().jobs.remove(&token),
         };
-        if let Some(job) = job {
-            job.handle_event(event, value);
+        let Some(job) = job else { return };
+        if event != JobEvent::SendInput {
+            return job.handle_event(event, value);
+        }
+        let unsent = job.lock().unsent_input.take();
+        if let Some(UnsentInput { client, envelope, is_detached }) = unsent {
+            // Fails if the primary is gone.
+            let _ = client.send_in_background(envelope);
+            if is_detached {
+                self.remove(token);
+            }
         }
     }
 
@@ -90,15 +111,29 @@ impl PendingJob {
                 }
                 replies.reports.push_back(value);
             }
+            JobEvent::SendInput | JobEvent::Accepted => {}
             JobEvent::Ended(outcome) => {
                 replies.outcome = Some((outcome, value));
                 replies.has_ended = true;
+                replies.unsent_input = None;
             }
         }
         if let Some(waker) = replies.waker.take() {
             drop(replies);
             waker.wake();
         }
+    }
+
+    /// Keeps the input until the primary asks for it.
+    pub(super) fn keep_input(&self, input: UnsentInput) {
+        self.lock().unsent_input = Some(input);
+    }
+
+    /// Marks the job as one that nobody waits for. Returns whether its input has still to be sent.
+    pub(super) fn detach(&self) -> bool {
+        let mut replies = self.lock();
+        let unsent = replies.unsent_input.as_mut();
+        unsent.map(|unsent| unsent.is_detached = true).is_some()
     }
 
     /// Returns the outcome once it is there.

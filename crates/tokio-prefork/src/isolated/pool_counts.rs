@@ -46,6 +46,8 @@ pub(crate) struct IsolatedPoolSnapshot {
     pub(crate) busy: usize,
     /// Jobs that wait for a process.
     pub(crate) queued: usize,
+    /// Jobs that wait for room in the queue. Their inputs are still with their callers.
+    pub(crate) waiting_for_room: usize,
     /// How many jobs may wait.
     pub(crate) queue_limit: usize,
     /// Bytes of the inputs that wait.

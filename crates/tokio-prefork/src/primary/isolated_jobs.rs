@@ -64,15 +64,17 @@ impl PrimaryHandle<'_> {
             CallerMessage::Submit(job) if is_alive || job.is_detached => {
                 scheduler.submit(from.id, job, input, Instant::now())
             }
+            CallerMessage::ProvideInput { token } => {
+                let key = JobKey { caller: from.id, token };
+                scheduler.provide_input(key, input, Instant::now());
+                None
+            }
             // Nobody waits for it.
             CallerMessage::Submit(_) => None,
             CallerMessage::Abandon { token } => {
                 scheduler.abandon(JobKey { caller: from.id, token })
             }
-            CallerMessage::Detach { token } => {
-                scheduler.detach(JobKey { caller: from.id, token });
-                None
-            }
+            CallerMessage::Detach { token } => scheduler.detach(JobKey { caller: from.id, token }),
         };
         self.primary.run_job_actions(pool, action);
     }
