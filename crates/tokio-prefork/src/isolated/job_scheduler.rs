@@ -52,17 +52,17 @@ pub(crate) struct IsolatedWorkerExit {
 
 /// A job that was sent to a process.
 #[derive(Debug)]
-struct RunningJob {
-    id: IsolatedJobId,
-    job: WaitingJob,
-    started: Instant,
-    deadline: Instant,
-    end: PlannedEnd,
+pub(super) struct RunningJob {
+    pub(super) id: IsolatedJobId,
+    pub(super) job: WaitingJob,
+    pub(super) started: Instant,
+    pub(super) deadline: Instant,
+    pub(super) end: PlannedEnd,
 }
 
 /// What ends a running job, if that is certain already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum PlannedEnd {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) enum PlannedEnd {
     /// It ends by itself.
     None,
     /// Its process is being killed, and its outcome is `TimedOut`, once it is known whether it had begun.
@@ -74,17 +74,19 @@ enum PlannedEnd {
 /// The jobs and processes of one pool.
 #[derive(Debug)]
 pub(crate) struct IsolatedJobScheduler {
-    limit: Duration,
+    pub(super) limit: Duration,
     max_queued: usize,
     max_queued_bytes: usize,
     on_abandon: OnAbandon,
-    waiting: WaitingJobs,
-    room_waiters: RoomWaiters,
-    running: BTreeMap<WorkerId, RunningJob>,
-    idle: BTreeSet<WorkerId>,
-    last_id: IsolatedJobId,
+    pub(super) waiting: WaitingJobs,
+    pub(super) room_waiters: RoomWaiters,
+    pub(super) running: BTreeMap<WorkerId, RunningJob>,
+    pub(super) idle: BTreeSet<WorkerId>,
+    pub(super) last_id: IsolatedJobId,
+    /// The first worker of this image: see `restore`.
+    pub(super) inherited_below: WorkerId,
     is_closed: bool,
-    counts: IsolatedJobCounts,
+    pub(super) counts: IsolatedJobCounts,
 }
 
 impl IsolatedJobScheduler {
@@ -99,6 +101,7 @@ impl IsolatedJobScheduler {
             running: BTreeMap::new(),
             idle: BTreeSet::new(),
             last_id: 0,
+            inherited_below: WorkerId(0),
             is_closed: false,
             counts: IsolatedJobCounts::default(),
         }
@@ -183,9 +186,11 @@ impl IsolatedJobScheduler {
     ) -> Vec<SchedulerAction> {
         self.idle.retain(|worker| is_serving(*worker));
         let mut actions = Vec::new();
-        while let Some(worker) = self.idle.first().copied()
-            && let Some(job) = self.waiting.pop(&|_| true)
-        {
+        let idle: Vec<WorkerId> = self.idle.iter().copied().collect();
+        let first_own = self.inherited_below;
+        for worker in idle {
+            let may_run = |caller| worker >= first_own || caller < first_own;
+            let Some(job) = self.waiting.pop(&may_run) else { continue };
             self.idle.remove(&worker);
             actions.push(self.start(worker, job, now));
         }
@@ -411,6 +416,13 @@ impl IsolatedJobScheduler {
         actions
     }
 
+    /// Drops all jobs without any reply.
+    pub(crate) fn forget_jobs(&mut self) {
+        self.waiting = WaitingJobs::default();
+        self.room_waiters = RoomWaiters::default();
+        self.running.clear();
+    }
+
     /// Returns the figures of the pool.
     #[allow(dead_code, reason = "the status does not show them yet")]
     pub(crate) fn snapshot(&self, now: Instant) -> IsolatedPoolSnapshot {
@@ -461,7 +473,12 @@ fn accept(to: JobKey) -> SchedulerAction {
 }
 
 /// Returns the time `limit` from now. A limit that is too long for the clock counts as thirty days.
-fn add_limit(now: Instant, limit: Duration) -> Instant {
+pub(super) fn add_limit(now: Instant, limit: Duration) -> Instant {
     const MAX_LIMIT: Duration = Duration::from_secs(30 * 24 * 3600);
     now + limit.min(MAX_LIMIT)
 }
+
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod tests;

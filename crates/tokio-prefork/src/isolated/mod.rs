@@ -30,6 +30,7 @@ mod pending_jobs;
 mod pool;
 mod pool_counts;
 mod room_waiters;
+mod saved_jobs;
 mod waiting_jobs;
 
 pub use config::{IsolatedPoolConfig, OnAbandon, Priority, ProcessCount};
@@ -51,4 +52,5 @@ pub(crate) use job_scheduler::{
 pub(crate) use pending_jobs::PendingIsolatedJobs;
 pub use pool::IsolatedPool;
 pub(crate) use pool::PoolDeclaration;
+pub(crate) use saved_jobs::{ISOLATED_JOBS_FORMAT, SavedIsolatedJobs, SavedPayload, SavedPool};
 pub(crate) use waiting_jobs::JobKey;

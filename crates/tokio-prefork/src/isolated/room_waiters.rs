@@ -59,6 +59,11 @@ impl RoomWaiters {
         }
     }
 
+    /// Keeps a place for a job that had one in the previous image.
+    pub(super) fn restore_granted(&mut self, waiter: RoomWaiter, until: Instant) {
+        self.granted.insert(waiter.key, (waiter, until));
+    }
+
     /// Takes the place that is kept for a job whose input has arrived.
     pub(crate) fn take_granted(&mut self, key: JobKey) -> Option<RoomWaiter> {
         self.granted.remove(&key).map(|(waiter, _)| waiter)

@@ -48,8 +48,11 @@ impl WaitingJobs {
         self.by_deadline.len()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.by_deadline.is_empty()
+    /// Returns the jobs by priority; within a priority the callers in the order of their turns, each with its jobs in their order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &WaitingJob> {
+        self.queues.values().flat_map(|queue| {
+            queue.turns.iter().filter_map(|caller| queue.by_caller.get(caller)).flatten()
+        })
     }
 
     /// Returns the size of all inputs.

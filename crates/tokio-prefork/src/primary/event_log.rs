@@ -281,6 +281,12 @@ impl EventLog {
         )));
     }
 
+    pub(super) fn log_lost_isolated_jobs(&mut self, reason: &str) {
+        self.write_line(error_line(format!(
+            "lost the isolated jobs of the previous image; error={reason:?}"
+        )));
+    }
+
     pub(super) fn log_lost_messages(&mut self, loss: &LossReport, total: u64) {
         let LossReport { kind, reason, count } = loss;
         let kind = kind.as_str();

@@ -2,6 +2,7 @@
 //! actions.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::BorrowedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use super::{Primary, PrimaryHandle};
 use crate::isolated::{
     CallerMessage, CallerReply, IsolatedJobId, IsolatedJobScheduler, IsolatedWorkerExit,
     JOB_REPLY_KIND, JobEvent, JobKey, JobOutcome, JobPayload, JobStart, JobValue, KillReason,
-    ProcessReport, START_JOB_KIND, SchedulerAction, decode_job_message, job_envelope,
+    ProcessReport, START_JOB_KIND, SavedPool, SchedulerAction, decode_job_message, job_envelope,
 };
 use crate::messages::{Envelope, Message, MessageError};
 use crate::scoreboard::WorkerPages;
@@ -42,6 +43,49 @@ impl IsolatedPools {
         let jobs = self.schedulers.values().filter_map(IsolatedJobScheduler::next_deadline);
         let retry = (!self.unsent_replies.is_empty()).then_some(now + REPLY_RETRY_INTERVAL);
         jobs.chain(retry).min()
+    }
+
+    /// Returns whether a worker has ended whose last messages are not handled yet.
+    pub(super) fn has_unhandled_exits(&self) -> bool {
+        !self.exits.is_empty()
+    }
+
+    /// Saves the jobs of all pools for the new image.
+    pub(super) fn save<'a>(
+        &'a self,
+        now: Instant,
+        fds: &mut Vec<BorrowedFd<'a>>,
+    ) -> Vec<SavedPool> {
+        self.schedulers.iter().map(|(name, scheduler)| scheduler.save(name, now, fds)).collect()
+    }
+
+    /// Continues with the jobs of a pool of the previous image. Returns them if there is no such pool.
+    pub(super) fn restore(
+        &mut self,
+        saved: SavedPool,
+        inherited_below: WorkerId,
+        now: Instant,
+    ) -> Option<SavedPool> {
+        match self.schedulers.get_mut(&*saved.name) {
+            Some(scheduler) => {
+                scheduler.restore(saved, inherited_below, now);
+                None
+            }
+            None => Some(saved),
+        }
+    }
+
+    /// Drops all jobs, whose callers know that.
+    pub(super) fn forget_jobs(&mut self) {
+        self.schedulers.values_mut().for_each(IsolatedJobScheduler::forget_jobs);
+    }
+
+    pub(super) fn unsent_replies(&self) -> impl Iterator<Item = &(WorkerId, Envelope)> {
+        self.unsent_replies.iter()
+    }
+
+    pub(super) fn push_unsent_reply(&mut self, caller: WorkerId, envelope: Envelope) {
+        self.unsent_replies.push_back((caller, envelope));
     }
 
     fn names(&self) -> Vec<&'static str> {
@@ -140,15 +184,25 @@ impl Primary {
             let Some((worker, exit)) = self.isolated_pools.exits.pop_front() else { return };
             if self.messages.primary_end.has_pending(worker) {
                 self.isolated_pools.exits.push_back((worker, exit));
-                continue;
+            } else {
+                self.handle_isolated_exit(worker, exit);
             }
-            for pool in self.isolated_pools.names() {
-                let scheduler = self.isolated_pools.schedulers.get_mut(pool);
-                let actions = scheduler.map_or_else(Vec::new, |one| {
-                    one.handle_worker_exit(worker, exit, Instant::now())
-                });
-                self.run_job_actions(pool, actions);
-            }
+        }
+    }
+
+    /// Handles the exits of workers even if some of their messages wait for a full receiver.
+    pub(super) fn handle_all_isolated_exits(&mut self) {
+        while let Some((worker, exit)) = self.isolated_pools.exits.pop_front() {
+            self.handle_isolated_exit(worker, exit);
+        }
+    }
+
+    fn handle_isolated_exit(&mut self, worker: WorkerId, exit: IsolatedWorkerExit) {
+        for pool in self.isolated_pools.names() {
+            let scheduler = self.isolated_pools.schedulers.get_mut(pool);
+            let actions = scheduler
+                .map_or_else(Vec::new, |one| one.handle_worker_exit(worker, exit, Instant::now()));
+            self.run_job_actions(pool, actions);
         }
     }
 
@@ -229,6 +283,11 @@ impl Primary {
         sent.map_err(|rejected| rejected.0)
     }
 
+    /// Tells a caller how its job has ended.
+    pub(super) fn send_job_outcome(&mut self, to: JobKey, outcome: JobOutcome) {
+        self.send_job_reply(to, JobEvent::Ended(outcome), &JobPayload::default());
+    }
+
     /// Sends a caller what happened to its job. A progress report is dropped if there is no room for it.
     fn send_job_reply(&mut self, to: JobKey, event: JobEvent, value: &JobPayload) {
         let is_progress = event == JobEvent::Progress;
@@ -258,7 +317,7 @@ impl Primary {
         };
         if !is_progress && *value != JobPayload::default() {
             let outcome = JobOutcome::of_send_error(&error, JobValue::Output);
-            self.send_job_reply(to, JobEvent::Ended(outcome), &JobPayload::default());
+            self.send_job_outcome(to, outcome);
         }
     }
 

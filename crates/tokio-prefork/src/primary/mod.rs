@@ -14,6 +14,7 @@ mod fork_worker;
 mod handover_relay;
 mod hooks;
 mod isolated_jobs;
+mod isolated_upgrade;
 mod kernel_selector;
 mod log_file_switch;
 mod message_handlers;

@@ -15,9 +15,9 @@ use crate::messages::{MAX_SAVED_STATE_BYTES, MESSAGE_FORMAT, SavedMessages};
 use crate::scoreboard::{PageRange, WorkerPages};
 use crate::shared::passed_state::PassedFds;
 use crate::upgrade::{
-    BinaryLauncher, MANIFEST_REVISION, MANIFEST_VERSION, MESSAGES_REVISION, PassedClientState,
-    PassedConnection, PassedControl, PassedKind, PassedListener, PassedMessages, PassedSocket,
-    PassedWorker, SHARED_STATE_REVISION, UpgradeCheck, UpgradeManifest,
+    BinaryLauncher, ISOLATED_JOBS_REVISION, MANIFEST_REVISION, MANIFEST_VERSION, MESSAGES_REVISION,
+    PassedClientState, PassedConnection, PassedControl, PassedKind, PassedListener, PassedMessages,
+    PassedSocket, PassedWorker, SHARED_STATE_REVISION, UpgradeCheck, UpgradeManifest,
 };
 use prefork_os::child::reap_child;
 use prefork_os::fd::take_inherited_fd;
@@ -185,6 +185,8 @@ impl Primary {
             _ => self.pass_control_and_pid_file(&mut manifest),
         }
         self.stop_kernel_selector();
+        let can_pass_jobs = self.upgrade.checked_revision >= ISOLATED_JOBS_REVISION;
+        self.settle_isolated_jobs(can_pass_jobs);
         self.messages.primary_end.prepare_save();
         let mut fds = self.inheritable_fds();
         fds.extend(self.control.passed_fds());
@@ -200,6 +202,11 @@ impl Primary {
         if self.upgrade.checked_revision >= SHARED_STATE_REVISION {
             manifest.shared = Some(shared.state.clone());
             fds.extend(shared.fds());
+        }
+        let jobs = self.save_isolated_jobs()?;
+        if can_pass_jobs {
+            manifest.isolated_jobs = Some(jobs.state.clone());
+            fds.extend(jobs.fds());
         }
         let state_fd;
         if self.upgrade.checked_revision >= MESSAGES_REVISION {
@@ -292,6 +299,7 @@ impl Primary {
             sockets: self.application_sockets.iter().map(passed_socket).collect(),
             messages: None,
             shared: None,
+            isolated_jobs: None,
         })
     }
 
@@ -357,6 +365,9 @@ impl Primary {
         }
         if let Some(messages) = &manifest.messages {
             self.restore_messages(messages, &kinds);
+        }
+        if let Some(jobs) = &manifest.isolated_jobs {
+            self.restore_isolated_jobs(jobs, WorkerId(manifest.next_id));
         }
         for held in &manifest.held {
             let fd = take_inherited_fd(held.fd)

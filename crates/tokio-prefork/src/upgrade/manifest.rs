@@ -19,13 +19,17 @@ pub(crate) const MANIFEST_VERSION: u32 = 1;
 /// number, and an older one is not passed what it would ignore.
 ///
 /// 1: `control`, `pid_file`, `older_boards`, `last_event`. 2: `messages`. 3: `shared`.
-pub(crate) const MANIFEST_REVISION: u32 = 3;
+/// 4: `isolated_jobs`.
+pub(crate) const MANIFEST_REVISION: u32 = 4;
 
 /// The first revision whose programs take over the message channels of workers.
 pub(crate) const MESSAGES_REVISION: u32 = 2;
 
 /// The first revision whose programs take over shared state.
 pub(crate) const SHARED_STATE_REVISION: u32 = 3;
+
+/// The first revision whose programs take over isolated jobs.
+pub(crate) const ISOLATED_JOBS_REVISION: u32 = 4;
 
 /// The largest manifest in bytes: 1024 workers, and as many of each of ten previous images, need less.
 pub(super) const MAX_MANIFEST_BYTES: usize = 8 << 20;
@@ -92,6 +96,18 @@ pub(crate) struct UpgradeManifest {
     /// The shared state.
     #[serde(default)]
     pub shared: Option<PassedSharedState>,
+    /// The isolated jobs; `None` in an upgrade check.
+    #[serde(default)]
+    pub isolated_jobs: Option<PassedIsolatedJobs>,
+}
+
+/// The isolated jobs that run and wait.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PassedIsolatedJobs {
+    /// `ISOLATED_JOBS_FORMAT` of the old image. A new image with another one loses the jobs.
+    pub format: u32,
+    /// The saved jobs, in a memfd.
+    pub state_fd: i32,
 }
 
 /// The memory of shared state, and its lock files.
@@ -378,6 +394,7 @@ mod tests {
             last_event: 17,
             sockets: vec![PassedSocket { name: "dns".to_string(), fd: 14 }],
             messages: Some(PassedMessages { format: 1, state_fd: 14, channels: vec![(4, 15)] }),
+            isolated_jobs: Some(PassedIsolatedJobs { format: 1, state_fd: 18 }),
             shared: Some(PassedSharedState {
                 memory: vec![PassedMemory {
                     fd: 16,
@@ -406,6 +423,7 @@ mod tests {
             "pid_file",
             "last_event",
             "messages",
+            "isolated_jobs",
             "workers_configured",
             "kinds",
             "reserved_ids",

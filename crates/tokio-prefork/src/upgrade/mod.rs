@@ -30,8 +30,8 @@ pub(crate) use launcher::{
     read_passed_manifest, read_passed_sockets, report_check_result,
 };
 pub(crate) use manifest::{
-    MANIFEST_REVISION, MANIFEST_VERSION, MESSAGES_REVISION, PassedClient, PassedClientState,
-    PassedConnection, PassedControl, PassedFile, PassedKind, PassedListener, PassedLockFile,
-    PassedMemory, PassedMessages, PassedOutput, PassedPiece, PassedSharedState, PassedSocket,
-    PassedWorker, SHARED_STATE_REVISION, UpgradeManifest,
+    ISOLATED_JOBS_REVISION, MANIFEST_REVISION, MANIFEST_VERSION, MESSAGES_REVISION, PassedClient,
+    PassedClientState, PassedConnection, PassedControl, PassedFile, PassedIsolatedJobs, PassedKind,
+    PassedListener, PassedLockFile, PassedMemory, PassedMessages, PassedOutput, PassedPiece,
+    PassedSharedState, PassedSocket, PassedWorker, SHARED_STATE_REVISION, UpgradeManifest,
 };
