@@ -10,8 +10,8 @@
 //! than there are threads. One client sends `GET /` on a kept connection, pauses for 2 ms, and sends it
 //! again; times are from the first byte sent to the last one received. The client runs on the same cores.
 //!
-//! *Throughput*: empty jobs of 64 clients at a time in two threads, in this process, with `spawn_blocking` and with
-//! Node's Piscina beside it, in turns. Piscina comes from npm; without npm it is left out.
+//! *Cost*: an empty job, 10 MiB there and back, and a crash, in the pool, with `spawn_blocking` and in Node's Piscina:
+//! see `benches/isolated.rs`.
 //!
 //! *Dispatch*: a pool of one thread in this process, and a runtime with one thread, as in a worker. From the
 //! submission of an empty job to its start on the idle thread, and to its answer; `spawn_blocking` of tokio,
@@ -22,16 +22,14 @@ mod support;
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use prefork_bench::job_costs::JobWay;
 use support::process::Server;
 use support::{argument, fail, has_argument, quantile};
-use tokio::task::LocalSet;
 use tokio_prefork::pool::{Pool, PoolConfig};
 
 /// Pause between two requests of the measured client.
@@ -40,6 +38,7 @@ const REQUEST_INTERVAL: Duration = Duration::from_millis(2);
 const LOAD_CLIENTS: usize = 8;
 
 fn main() {
+    support::job_costs::run_measured_way_and_exit();
     let is_smoke_test = !has_argument("--bench");
     let seconds: f64 = argument("--seconds", if is_smoke_test { 0.3 } else { 10.0 });
     let jobs: usize = argument("--jobs", if is_smoke_test { 200 } else { 20_000 });
@@ -60,88 +59,8 @@ fn main() {
     for _ in 0..rounds {
         dispatch(jobs);
     }
-    println!("\nthroughput: empty jobs per second, {CLIENT_COUNT} clients, {THREAD_COUNT} threads");
-    let piscina = if is_smoke_test { None } else { piscina() };
-    for _ in 0..rounds {
-        throughput(Duration::from_secs_f64(seconds.min(3.0)), piscina.as_deref());
-    }
-}
-
-/// Number of clients and threads in the throughput measurement.
-const CLIENT_COUNT: usize = 64;
-const THREAD_COUNT: usize = 2;
-
-/// Returns the directory of Piscina, if it can be installed.
-fn piscina() -> Option<PathBuf> {
-    let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("piscina");
-    let modules = home.join("node_modules");
-    if !modules.join("piscina").exists() {
-        let mut npm = Command::new("npm");
-        npm.args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"]).arg(&home);
-        let installed = npm.arg("piscina@4").stdout(std::process::Stdio::null()).status();
-        if !installed.is_ok_and(|status| status.success()) {
-            println!("  left out: Piscina (npm install piscina does not work here)");
-            return None;
-        }
-    }
-    Some(modules)
-}
-
-fn throughput(span: Duration, piscina: Option<&Path>) {
-    let mut config = PoolConfig::default();
-    config.threads = THREAD_COUNT;
-    let pool = Pool::new(config);
-    let pool_rate = jobs_per_second(span, move || {
-        let job = pool.run(|| ());
-        async { job.await.is_ok() }
-    });
-    let blocking_rate =
-        jobs_per_second(span, || async { tokio::task::spawn_blocking(|| ()).await.is_ok() });
-    print!(
-        "  pool {pool_rate:.0}   spawn_blocking {blocking_rate:.0} ({:.2}x)",
-        pool_rate / blocking_rate
-    );
-    if let Some(modules) = piscina {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/peers/piscina.js");
-        let mut node = Command::new("node");
-        node.arg(script).args([THREAD_COUNT, CLIENT_COUNT].map(|n| n.to_string()));
-        let out = node.arg(span.as_secs_f64().to_string()).env("NODE_PATH", modules).output();
-        let result = out.map(|out| String::from_utf8_lossy(&out.stdout).trim().parse::<f64>());
-        match result {
-            Ok(Ok(node)) => print!("   Piscina {node:.0} ({:.1}x)", pool_rate / node),
-            other => print!("   Piscina: {other:?}"),
-        }
-    }
-    println!();
-}
-
-/// Number of clients, each of which submits a job when it has the result of the last one.
-fn jobs_per_second<F: Future<Output = bool>>(span: Duration, job: impl Fn() -> F + 'static) -> f64 {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().max_blocking_threads(THREAD_COUNT).build();
-    let runtime = runtime.unwrap_or_else(|e| fail(format_args!("runtime: {e}")));
-    let (begun, end) = (Instant::now(), Instant::now() + span);
-    let (job, local) = (Rc::new(job), LocalSet::new());
-    let clients: Vec<_> = (0..CLIENT_COUNT)
-        .map(|_| {
-            let job = Rc::clone(&job);
-            local.spawn_local(async move {
-                let mut done = 0u64;
-                while Instant::now() < end {
-                    done += u64::from(job().await);
-                }
-                done
-            })
-        })
-        .collect();
-    let done = local.block_on(&runtime, async {
-        let mut done = 0;
-        for client in clients {
-            done += client.await.unwrap_or(0);
-        }
-        done
-    });
-    done as f64 / begun.elapsed().as_secs_f64()
+    println!("\ncost of a job");
+    support::job_costs::print_job_costs(&[JobWay::Pool, JobWay::SpawnBlocking, JobWay::Piscina]);
 }
 
 /// Returns the CPU time of this thread in seconds, which a busy machine does not change.

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each bench uses its own part of this")]
 
 pub mod cleanup;
+pub mod job_costs;
 pub mod load;
 pub mod peer;
 pub mod probe;

@@ -7,5 +7,6 @@
 pub(crate) mod chaos;
 pub mod compare;
 pub mod cpu_demo;
+pub mod job_costs;
 pub mod load;
 pub(crate) mod report_format;

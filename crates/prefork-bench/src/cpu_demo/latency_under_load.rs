@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::CpuDemoPlan;
 use crate::compare::{ComparedServer, RunningServer, ServerStartError, run_concurrent_loads};
 use crate::load::{self, TargetUrl};
-use prefork_os::signal::{Signal, SignalPipe};
+use prefork_os::signal::SignalPipe;
 use tokio_prefork::ConcurrencyModel;
 use tokio_prefork::{Error, Result};
 
@@ -39,10 +39,9 @@ pub struct LatencyUnderLoad {
 pub(crate) fn measure_latencies(
     plan: &CpuDemoPlan,
     cores: usize,
+    signals: &mut SignalPipe,
     report_step: &mut impl FnMut(&str),
 ) -> Result<(Vec<LatencyUnderLoad>, bool)> {
-    let mut signals = SignalPipe::new(&[Signal::SIGINT, Signal::SIGTERM])
-        .map_err(|e| Error::system("install signal handlers", e))?;
     let single = || ComparedServer::built_in(ConcurrencyModel::Single, None, 1);
     // More processes than requests that compute, and enough for all cores.
     let many = 2 * cores.max(COMPUTING_CLIENTS);
@@ -62,7 +61,7 @@ pub(crate) fn measure_latencies(
     for (how, compared, background) in cases {
         report_step(&format!("latency of /: {how}"));
         let Some(report) =
-            measure_server(plan, &compared, background.map(String::as_str), &mut signals)?
+            measure_server(plan, &compared, background.map(String::as_str), signals)?
         else {
             return Ok((all, false));
         };

@@ -1,17 +1,16 @@
 //! The report of the CPU demo, as data and as text.
 
-use std::fmt::Write;
-
 use serde::Serialize;
 
 use super::CpuDemoPlan;
 use super::compute_timing::ComputeTiming;
 use super::creation_cost::CreationCost;
 use super::latency_under_load::LatencyUnderLoad;
-use crate::report_format::text_table::{format_micros, write_table};
+use crate::job_costs::JobCosts;
+use crate::report_format::text_table::{format_micros, write_section};
 use tokio_prefork::exit;
 
-/// Report of the CPU demo.
+/// Report of the CPU demo. Parts that were not run are empty.
 #[derive(Debug, Serialize)]
 pub struct CpuDemoReport {
     version: &'static str,
@@ -19,38 +18,36 @@ pub struct CpuDemoReport {
     /// Fibonacci number of the timings, and of the requests.
     fib: u64,
     asked: u64,
-    computing: Vec<ComputeTiming>,
-    creating: Vec<CreationCost>,
-    serving: Vec<LatencyUnderLoad>,
+    pub(super) computing: Vec<ComputeTiming>,
+    pub(super) creating: Vec<CreationCost>,
+    pub(super) jobs: Option<JobCosts>,
+    pub(super) serving: Vec<LatencyUnderLoad>,
     /// Whether no signal ended it early.
-    complete: bool,
+    pub(super) complete: bool,
     reading: String,
 }
 
 impl CpuDemoReport {
-    pub(crate) fn from_measurements(
-        plan: &CpuDemoPlan,
-        cores: usize,
-        computing: Vec<ComputeTiming>,
-        creating: Vec<CreationCost>,
-        serving: Vec<LatencyUnderLoad>,
-        complete: bool,
-    ) -> CpuDemoReport {
-        let version = env!("CARGO_PKG_VERSION");
-        let (fib, asked, reading) = (plan.computed_fib, plan.requested_fib, String::new());
-        let mut report = CpuDemoReport {
-            version,
+    /// Creates a report without figures.
+    pub(super) fn new(plan: &CpuDemoPlan, cores: usize) -> CpuDemoReport {
+        CpuDemoReport {
+            version: env!("CARGO_PKG_VERSION"),
             cores,
-            fib,
-            asked,
-            computing,
-            creating,
-            serving,
-            complete,
-            reading,
-        };
-        report.reading = report.describe_results();
-        report
+            fib: plan.computed_fib,
+            asked: plan.requested_fib,
+            computing: Vec::new(),
+            creating: Vec::new(),
+            jobs: None,
+            serving: Vec::new(),
+            complete: true,
+            reading: String::new(),
+        }
+    }
+
+    /// Describes the figures when all are there.
+    pub(super) fn finish(mut self) -> CpuDemoReport {
+        self.reading = self.describe_results();
+        self
     }
 
     /// Formats the report as JSON.
@@ -66,21 +63,47 @@ impl CpuDemoReport {
 
     /// Formats the report as text for a terminal.
     pub fn to_table(&self) -> String {
-        let head = |words: [&str; 4]| words.map(str::to_string);
         let mut text = String::new();
+        if !self.creating.is_empty() {
+            self.write_computing(&mut text);
+            self.write_creating(&mut text);
+        }
+        if let Some(jobs) = &self.jobs {
+            text.push_str(&jobs.to_table());
+        }
+        if !self.serving.is_empty() {
+            self.write_serving(&mut text);
+        }
+        for LatencyUnderLoad { how, failed, .. } in self.serving.iter().filter(|one| one.failed > 0)
+        {
+            text.push_str(&format!("FAILED: {failed} requests for / ({how})\n\n"));
+        }
+        if !self.complete {
+            text.push_str("PARTIAL: a signal ended it early\n\n");
+        }
+        text + &self.reading + "\n"
+    }
+
+    fn write_computing(&self, text: &mut String) {
         let what = format!("fib({})", self.fib);
-        let mut rows = vec![head([&what, "TIME", "RATIO", "IDEAL"])];
+        let mut rows = vec![[&what, "TIME", "RATIO", "IDEAL"].map(|word| word.to_string())];
         rows.extend(self.computing.iter().map(|one| {
             let of = |ratio: f64| format!("{ratio:.2}");
             [one.how.clone(), format_micros(one.seconds * 1e6), of(one.ratio), of(one.ideal)]
         }));
-        write_section(&mut text, &mut rows);
-        let mut rows = vec![head(["", "NEW", "REUSED", "RATIO"])];
+        write_section(text, &mut rows);
+    }
+
+    fn write_creating(&self, text: &mut String) {
+        let mut rows = vec![["", "NEW", "REUSED", "RATIO"].map(str::to_string)];
         rows.extend(self.creating.iter().map(|one| {
             let ratio = format!("{:.1}x", one.new_us / one.reused_us);
             [one.what.to_string(), format_micros(one.new_us), format_micros(one.reused_us), ratio]
         }));
-        write_section(&mut text, &mut rows);
+        write_section(text, &mut rows);
+    }
+
+    fn write_serving(&self, text: &mut String) {
         let title = format!("LATENCY OF / DURING /fib/{}", self.asked);
         let mut rows =
             vec![[&title, "P50", "P99", "MAX", "P99 RATIO"].map(|word| word.to_string())];
@@ -94,15 +117,7 @@ impl CpuDemoReport {
                 ratio,
             ]
         }));
-        write_section(&mut text, &mut rows);
-        for LatencyUnderLoad { how, failed, .. } in self.serving.iter().filter(|one| one.failed > 0)
-        {
-            text.push_str(&format!("FAILED: {failed} requests for / ({how})\n\n"));
-        }
-        if !self.complete {
-            text.push_str("PARTIAL: a signal ended it early\n\n");
-        }
-        text + &self.reading + "\n"
+        write_section(text, &mut rows);
     }
 
     /// Describes what the figures show on this machine.
@@ -137,6 +152,7 @@ impl CpuDemoReport {
                 format_micros(forked.reused_us).trim(),
             ));
         }
+        said.extend(self.jobs.iter().map(|jobs| jobs.reading.clone()));
         if let [idle, on_loop, pool, processes] = &self.serving[..] {
             let freezes = on_loop.ratio > 10.0 && on_loop.ratio > 3.0 * pool.ratio;
             said.push(format!(
@@ -156,15 +172,6 @@ impl CpuDemoReport {
     }
 }
 
-/// Writes a table whose first column is left-aligned, and an empty line.
-fn write_section<const N: usize>(text: &mut String, rows: &mut [[String; N]]) {
-    let width = rows.iter().map(|row| row[0].chars().count()).max().unwrap_or(0);
-    rows.iter_mut().for_each(|row| row[0] = format!("{:width$}", row[0]));
-    write_table(text, rows);
-    // Writing to a string cannot fail.
-    let _ = writeln!(text);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,18 +188,15 @@ mod tests {
             ratio,
             failed: 0,
         };
-        CpuDemoReport::from_measurements(
-            &CpuDemoPlan::FULL,
-            2,
-            [1.0, 0.51, 0.61, 0.52].map(computed).to_vec(),
-            vec![
-                created("thread", 20.0),
-                created("forked process", 300.0),
-                created("fresh", 2000.0),
-            ],
-            [1.0, on_loop, 3.0, 4.0].map(served).to_vec(),
-            true,
-        )
+        let mut report = CpuDemoReport::new(&CpuDemoPlan::full(), 2);
+        report.computing = [1.0, 0.51, 0.61, 0.52].map(computed).to_vec();
+        report.creating = vec![
+            created("thread", 20.0),
+            created("forked process", 300.0),
+            created("fresh", 2000.0),
+        ];
+        report.serving = [1.0, on_loop, 3.0, 4.0].map(served).to_vec();
+        report.finish()
     }
 
     #[test]

@@ -12,6 +12,15 @@ pub(crate) fn write_table<const N: usize>(text: &mut String, rows: &[[String; N]
     }
 }
 
+/// Writes a table whose first column is left-aligned, and an empty line.
+pub(crate) fn write_section<const N: usize>(text: &mut String, rows: &mut [[String; N]]) {
+    let width = rows.iter().map(|row| row[0].chars().count()).max().unwrap_or(0);
+    rows.iter_mut().for_each(|row| row[0] = format!("{:width$}", row[0]));
+    write_table(text, rows);
+    // Writing to a string cannot fail.
+    let _ = writeln!(text);
+}
+
 /// Formats microseconds with a unit.
 pub(crate) fn format_micros(micros: f64) -> String {
     match micros {

@@ -1,3 +1,0 @@
-// The job of piscina.js, which does nothing.
-'use strict';
-module.exports = () => 0;
