@@ -42,6 +42,19 @@ impl ByteRangeLocks {
         Ok(Box::leak(Box::new(ByteRangeLocks(file))))
     }
 
+    /// Creates an anonymous file with `contents`, which do not matter for the locks.
+    pub fn create_with_contents(contents: &[u8]) -> io::Result<&'static ByteRangeLocks> {
+        Ok(ByteRangeLocks::from_inherited(crate::exec::create_sealed_memfd(
+            "prefork-locks",
+            contents,
+        )?))
+    }
+
+    /// Reads the contents of the file, of at most `max_bytes` bytes. Releases no lock, as closing a descriptor would.
+    pub fn read_contents(&self, max_bytes: usize) -> io::Result<Vec<u8>> {
+        crate::exec::read_memfd(&self.0, max_bytes)
+    }
+
     /// Takes over a file that the previous program of this process has created. Locks of this process stay.
     pub fn from_inherited(file: OwnedFd) -> &'static ByteRangeLocks {
         Box::leak(Box::new(ByteRangeLocks(file)))
@@ -56,7 +69,17 @@ impl ByteRangeLocks {
 
     /// Takes the lock of `byte` unless another process holds it. Returns whether this process holds it now.
     pub fn try_lock(&self, byte: u64) -> io::Result<bool> {
-        match fcntl(&self.0, FcntlArg::F_SETLK(&new_flock(byte, libc::F_WRLCK))) {
+        self.try_lock_as(byte, libc::F_WRLCK)
+    }
+
+    /// Takes the lock of `byte` together with other processes that share it, unless one holds it alone. Returns whether
+    /// this process shares it now.
+    pub fn try_lock_shared(&self, byte: u64) -> io::Result<bool> {
+        self.try_lock_as(byte, libc::F_RDLCK)
+    }
+
+    fn try_lock_as(&self, byte: u64, lock_type: libc::c_int) -> io::Result<bool> {
+        match fcntl(&self.0, FcntlArg::F_SETLK(&new_flock(byte, lock_type))) {
             Ok(_) => Ok(true),
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
             Err(e) => Err(e.into()),
@@ -93,7 +116,16 @@ impl ByteRangeLocks {
     ///
     /// The pid is 0 if the process is in a pid namespace that is not visible here.
     pub fn holder_pid(&self, byte: u64) -> io::Result<Option<u32>> {
-        let mut lock = new_flock(byte, libc::F_WRLCK);
+        self.conflicting_pid(byte, libc::F_WRLCK)
+    }
+
+    /// Returns the pid of the *other* process that holds the lock of `byte` alone, as [`holder_pid`](Self::holder_pid).
+    pub fn exclusive_holder_pid(&self, byte: u64) -> io::Result<Option<u32>> {
+        self.conflicting_pid(byte, libc::F_RDLCK)
+    }
+
+    fn conflicting_pid(&self, byte: u64, lock_type: libc::c_int) -> io::Result<Option<u32>> {
+        let mut lock = new_flock(byte, lock_type);
         fcntl(&self.0, FcntlArg::F_GETLK(&mut lock))?;
         let held = lock.l_type != libc::F_UNLCK as libc::c_short;
         Ok(held.then(|| u32::try_from(lock.l_pid).unwrap_or(0)))

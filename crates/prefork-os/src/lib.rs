@@ -6,6 +6,7 @@
 
 pub mod async_fd;
 pub mod bpf;
+pub mod broadcast_event;
 pub mod byte_range_lock;
 pub mod child;
 pub mod cpu_time;

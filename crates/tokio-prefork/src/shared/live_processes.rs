@@ -104,6 +104,14 @@ impl ProcessTable {
         current && self.locks.holder_pid(row as u64).map_or(true, |holder| holder.is_some())
     }
 
+    /// Returns the pid of a live process; `None` if it is dead or its pid is not visible here.
+    pub(super) fn pid(&self, owner: ProcessIdentity) -> Option<u32> {
+        let row = owner.row();
+        let is_current = self.identity_of_row(row) == owner;
+        let pid = self.locks.holder_pid(row as u64).ok().flatten().filter(|pid| *pid != 0);
+        pid.filter(|_| is_current)
+    }
+
     /// Returns all live processes that have a row, including this one.
     pub(super) fn live_processes(&self) -> impl Iterator<Item = ProcessIdentity> + '_ {
         let used = (self.words[0].load(Ordering::Relaxed) as usize).min(MAX_PROCESSES);

@@ -2,6 +2,7 @@
 //!
 //! All of them are passed to the next image of an upgrade, so that a lock excludes the workers of both images.
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -25,13 +26,22 @@ fn lock_files() -> MutexGuard<'static, Vec<(String, &'static ByteRangeLocks)>> {
 
 /// Returns the lock file `name` of this cluster.
 pub(super) fn get_or_create(name: &str) -> Result<&'static ByteRangeLocks> {
+    get_or_create_with(name, || Ok(Vec::new()))
+}
+
+/// Returns the lock file `name` of this cluster. A new one gets the contents that `draw_contents` returns.
+pub(super) fn get_or_create_with(
+    name: &str,
+    draw_contents: impl FnOnce() -> io::Result<Vec<u8>>,
+) -> Result<&'static ByteRangeLocks> {
     passed_state::inherit_once();
     let mut files = lock_files();
     if let Some((_, file)) = files.iter().find(|(known, _)| known == name) {
         return Ok(file);
     }
-    let file = ByteRangeLocks::create_in_memory()
-        .map_err(|e| Error::system(format!("create the lock file of the {name}"), e))?;
+    let file = draw_contents()
+        .and_then(|contents| ByteRangeLocks::create_with_contents(&contents))
+        .map_err(|e| Error::system(format!("create the lock file of {name}"), e))?;
     files.push((name.to_string(), file));
     Ok(file)
 }
@@ -42,7 +52,7 @@ pub(super) fn inherit(name: &str, fd: OwnedFd) {
 }
 
 /// Releases the locks that this process has kept across its exec. Their guards are gone with the previous image.
-pub(super) fn release_locks_of_previous_image() -> std::io::Result<()> {
+pub(super) fn release_locks_of_previous_image() -> io::Result<()> {
     lock_files().iter().try_for_each(|(_, file)| file.unlock_all())
 }
 

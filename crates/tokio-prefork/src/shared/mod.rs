@@ -1,4 +1,5 @@
-//! State in shared memory that all workers share: counters, gauges, histograms, flags, rate limiters, caches and leaderships.
+//! State in shared memory that all workers share: counters, gauges, histograms, flags, rate limiters, caches,
+//! numbers, bytes, locks and leaderships.
 //!
 //! Workers are processes, so an ordinary counter, cache or limiter works for one worker only. State that is declared with the types
 //! of this module before [`Cluster::serve`](crate::Cluster::serve) is shared by all workers, including those that are forked later
@@ -52,6 +53,7 @@ mod leadership;
 mod leadership_lock;
 mod live_processes;
 mod lock_files;
+mod locks;
 mod memory;
 mod number;
 pub(crate) mod passed_state;
@@ -69,6 +71,7 @@ pub use flag::SharedFlag;
 pub use gauge::{GaugeGuard, SharedGauge};
 pub use histogram::{HistogramSnapshot, SharedHistogram};
 pub use leadership::{Leadership, LeadershipGuard};
+pub use locks::{LocalLockState, LockMode, SharedLockGuard, SharedLocks};
 pub use number::SharedNumber;
 pub use rate_limiter::{KeyedRateLimiter, RateLimited, RateLimiter};
 #[cfg(feature = "testing")]

@@ -3,11 +3,12 @@
 //! The new image needs both at its first declaration, in `main`, before the cluster reads the manifest. The check of a new binary
 //! gets only the lock files: its worker must not lead beside a worker that serves, and must not change any value.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::lock_files::{self, PROCESS_LOCK_FILE};
+use super::locks::lock_domain;
 use super::memory::lock_memory;
 use crate::upgrade::{self, PassedLockFile, PassedSharedState, UpgradeManifest};
 use prefork_os::fd::take_inherited_fd;
@@ -20,6 +21,7 @@ pub(crate) struct PassedFds {
     pub(crate) state: PassedSharedState,
     memory: Vec<Arc<OwnedFd>>,
     lock_files: Vec<BorrowedFd<'static>>,
+    release_event: Option<BorrowedFd<'static>>,
 }
 
 impl PassedFds {
@@ -27,8 +29,13 @@ impl PassedFds {
     pub(crate) fn for_new_image() -> PassedFds {
         let (memory, described) = lock_memory().passed_files().into_iter().unzip();
         let (lock_files, lock_file_list) = lock_files::passed_files().into_iter().unzip();
-        let state = PassedSharedState { memory: described, lock_files: lock_file_list };
-        PassedFds { state, memory, lock_files }
+        let release_event = lock_domain::release_event_fd();
+        let state = PassedSharedState {
+            memory: described,
+            lock_files: lock_file_list,
+            release_event: release_event.map(|fd| fd.as_raw_fd()),
+        };
+        PassedFds { state, memory, lock_files, release_event }
     }
 
     /// Returns what the check of a new binary may have: no memory, and no process table.
@@ -37,14 +44,15 @@ impl PassedFds {
             |file: &(BorrowedFd<'_>, PassedLockFile)| file.1.name != PROCESS_LOCK_FILE;
         let (lock_files, described) =
             lock_files::passed_files().into_iter().filter(is_for_check).unzip();
-        let state = PassedSharedState { memory: Vec::new(), lock_files: described };
-        PassedFds { state, memory: Vec::new(), lock_files }
+        let (memory, release_event) = (Vec::new(), None);
+        let state = PassedSharedState { memory, lock_files: described, release_event };
+        PassedFds { state, memory: Vec::new(), lock_files, release_event: None }
     }
 
     /// Returns the descriptors, which the exec must leave open.
     pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let memory = self.memory.iter().map(|fd| fd.as_fd());
-        memory.chain(self.lock_files.iter().copied())
+        memory.chain(self.lock_files.iter().copied()).chain(self.release_event)
     }
 }
 
@@ -84,6 +92,9 @@ fn inherit(manifest: &UpgradeManifest) {
                 log::error!("cannot take over shared state of the previous image; error={e}")
             }
         }
+    }
+    if let Some(Ok(fd)) = passed.release_event.map(take_inherited_fd) {
+        lock_domain::inherit_release_event(fd);
     }
     // A no-op in a check, which is another process.
     if let Err(e) = lock_files::release_locks_of_previous_image() {

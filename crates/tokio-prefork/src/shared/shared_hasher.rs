@@ -1,11 +1,11 @@
 //! Hashing with random keys in shared memory, so that all processes and the next image of an upgrade select the same place for a key.
 
-use std::hash::BuildHasher;
 #[expect(
     deprecated,
     reason = "the algorithm of DefaultHasher may change with the compiler of the next image"
 )]
 use std::hash::SipHasher;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::Ordering;
 
 use super::memory::SharedPiece;
@@ -33,6 +33,19 @@ impl SharedHasher {
         }
         let keys = [first, second].map(|word| word.load(Ordering::Relaxed));
         Ok(SharedHasher(SipHasher::new_with_keys(keys[0], keys[1])))
+    }
+
+    /// Creates a hasher with these keys.
+    #[expect(deprecated, reason = "see above")]
+    pub(super) fn with_keys(keys: u128) -> SharedHasher {
+        SharedHasher(SipHasher::new_with_keys(keys as u64, (keys >> 64) as u64))
+    }
+
+    /// Returns the hash of the parts, one after the other.
+    pub(super) fn hash_bytes(&self, parts: &[&[u8]]) -> u64 {
+        let mut hasher = self.build_hasher();
+        parts.iter().for_each(|part| hasher.write(part));
+        hasher.finish()
     }
 }
 

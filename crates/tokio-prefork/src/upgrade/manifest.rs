@@ -116,6 +116,9 @@ pub(crate) struct PassedSharedState {
     /// Empty in an upgrade check.
     pub memory: Vec<PassedMemory>,
     pub lock_files: Vec<PassedLockFile>,
+    /// The event that a lock by name was released.
+    #[serde(default)]
+    pub release_event: Option<i32>,
 }
 
 /// A file in memory with pieces of shared state.
@@ -408,6 +411,7 @@ mod tests {
                     }],
                 }],
                 lock_files: vec![PassedLockFile { name: "processes".to_string(), fd: 17 }],
+                release_event: Some(18),
             }),
         }
     }
