@@ -18,6 +18,7 @@ mod process_limits;
 mod request_summary;
 mod serve_http;
 mod serving;
+mod shared_memory;
 mod shared_state;
 mod shared_upgrade;
 mod start_errors;
@@ -101,6 +102,7 @@ fn main() -> ExitCode {
         "messages" => messages::messages(arguments),
         "message-delivery" => message_delivery::message_delivery(arguments),
         "waiting" => serving::waiting_requests(arguments),
+        "shared-memory" => shared_memory::shared_memory(arguments),
         "shared-counter" => shared_state::shared_counter(arguments),
         "shared-limiter" => shared_state::shared_limiter(arguments),
         "shared-cache" => shared_state::shared_cache(arguments),

@@ -57,7 +57,7 @@ fn repeat_work(
     });
 }
 
-fn declare_flags() -> Result<(SharedFlag, SharedFlag, SharedGauge)> {
+pub(super) fn declare_flags() -> Result<(SharedFlag, SharedFlag, SharedGauge)> {
     Ok((SharedFlag::new("go")?, SharedFlag::new("stop")?, SharedGauge::new("busy")?))
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A process that waits has one thread, which sleeps in the kernel on one word of the whole cluster: the *change epoch* (a futex
 //! without the private bit). One word for all, because a thread can sleep on one only before Linux 5.16. The thread starts with the
-//! first wait and ends when nothing has waited for 10 s. It never keeps the process alive. An eventfd would need a descriptor for
+//! first wait and ends when nothing has waited for 10 s, in the process that will fork workers at once. It never keeps the process alive. An eventfd would need a descriptor for
 //! each process in every process, including those that are forked later.
 //!
 //! A change is cheap while nobody waits: each word has a second one, `armed`, which is zero then. Who waits first arms the word and

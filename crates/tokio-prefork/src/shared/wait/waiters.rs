@@ -174,6 +174,9 @@ impl LocalWaiters {
         if group.is_empty() {
             self.groups.remove(&word.address());
         }
+        if self.groups.is_empty() && self.has_thread && !is_thread_kept() {
+            change_epoch::advance();
+        }
         wakers
     }
 
@@ -308,6 +311,11 @@ impl Waiter {
     }
 }
 
+/// Returns whether the thread stays for a while when nothing waits. Not before the fork, which needs a process with one thread.
+fn is_thread_kept() -> bool {
+    prefork_os::parent_death::is_worker_process()
+}
+
 fn start_wait_thread() -> std::io::Result<()> {
     let thread = std::thread::Builder::new()
         .name("shared-wait".to_string())
@@ -325,7 +333,7 @@ fn wait_for_changes() {
         let epoch = change_epoch::current();
         let mut local = lock_local_waiters();
         let is_recheck = outcome == FutexWait::TimedOut;
-        if is_recheck && local.groups.is_empty() {
+        if local.groups.is_empty() && (is_recheck || !is_thread_kept()) {
             local.has_thread = false;
             return;
         }
