@@ -163,6 +163,30 @@ fn each_set_of_a_flag_lets_one_waiter_of_all_workers_pass_even_if_others_are_kil
 }
 
 #[test]
+fn numbers_bytes_and_poison_continue_after_an_upgrade_and_wake_the_new_workers() {
+    let server = start(2);
+    let holder: u32 = server.get("/hold").text().parse().expect("a pid");
+    wait::wait_until("the lock is held", || value(&server, "holding") == 1);
+    process::send_signal(holder, Signal::SIGKILL);
+    server.wait_replaced(1);
+    server.get("/new-version");
+    wait::wait_until("both have noticed", || value(&server, "noticed") >= 2);
+    let old = server.worker_pids();
+    server.run_verb(&["upgrade"]);
+    server.wait_new_workers(2, &old);
+    assert_eq!(value(&server, "version"), 1);
+    // Those that have just started find that there is a version.
+    wait::wait_until("the new ones have noticed it", || value(&server, "noticed") >= 4);
+    let before = value(&server, "noticed");
+    server.get("/new-version");
+    wait::wait_until("the new ones have noticed", || value(&server, "noticed") >= before + 2);
+    let told = "poisoned Some(1000..3000) starting with 255";
+    assert_eq!(server.get("/lock").text(), told);
+    assert_eq!(server.get("/lock").text(), "whole");
+    server.stop();
+}
+
+#[test]
 fn requests_and_isolated_jobs_wait_for_flags_and_locks_in_every_model() {
     for model in ALL_MODELS {
         println!("model {model}");

@@ -116,7 +116,7 @@ fn describe_lock(locked: Result<SharedBytesGuard, LockError<SharedBytesGuard>>) 
         }
         Err(e) => e.to_string(),
     };
-    if let Some(mut frame) = locked.or_else(|e| e.into_guard().ok_or(())).ok() {
+    if let Ok(mut frame) = locked.or_else(|e| e.into_guard().ok_or(())) {
         frame.fill(0);
         frame.clear_poison();
     }

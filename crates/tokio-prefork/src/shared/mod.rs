@@ -40,6 +40,8 @@
 //! layout has changed begins anew, which the log says; a piece that is no longer declared is closed. The check of a new binary has
 //! memory of its own and changes no value, but its worker waits for leaderships like any other. After a restart all begins anew.
 //!
+//! **Waiting.** Changes of a [`SharedFlag`], a [`SharedNumber`] and the atomics of [`SharedBytes`] can be waited for, without polling.
+//!
 //! [`read_shared_metrics`] reads all declared state, by name.
 
 mod bytes;
