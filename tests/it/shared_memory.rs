@@ -101,6 +101,7 @@ fn a_killed_lock_holder_is_told_of_and_its_range_repaired() {
     let answer = waiting.read().expect("the lock");
     assert_eq!(answer.text(), "poisoned Some(1000..3000) starting with 255");
     assert!(killed.elapsed() < WAKE_UP_LIMIT, "{:?}", killed.elapsed());
+    drop(waiting);
     let described = |server: &Server| server.get("/lock").text().to_string();
     assert_eq!(described(&server), "whole");
     let frame = read_shared(&server, "frame");
@@ -203,6 +204,7 @@ fn requests_and_isolated_jobs_wait_for_flags_and_locks_in_every_model() {
         let mut job = send_waiting(&server, server.connect(), "/isolated/lock");
         server.get("/release");
         assert_eq!(job.read().expect("an answer").text(), "whole");
+        drop(job);
         server.stop();
     }
 }
