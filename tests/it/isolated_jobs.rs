@@ -41,16 +41,6 @@ fn next_result(results: &Receiver<Option<String>>) -> Option<String> {
     results.recv_timeout(Duration::from_secs(30)).expect("a result")
 }
 
-/// Waits until `wanted` requests are in flight.
-#[track_caller]
-fn wait_active_requests(server: &Server, wanted: u64) {
-    wait::wait_until(&format!("{wanted} requests"), || {
-        let status = server.status();
-        let workers = status["workers"].as_array().expect("workers");
-        workers.iter().filter_map(|worker| worker["active"].as_u64()).sum::<u64>() == wanted
-    });
-}
-
 /// Returns the pid of the process that runs jobs.
 #[track_caller]
 fn isolated_worker_pid(server: &Server) -> u32 {
@@ -198,9 +188,9 @@ fn an_isolated_job_of_a_disconnected_client_is_not_started() {
     server.wait_log(&["waits for the barrier"]);
     let mut gone = server.connect();
     gone.send(b"GET /segv HTTP/1.1\r\nHost: x\r\n\r\n").expect("send");
-    wait_active_requests(&server, 2);
+    server.wait_active_requests(2);
     drop(gone);
-    wait_active_requests(&server, 1);
+    server.wait_active_requests(1);
     std::fs::write(server.dir().join("barrier"), "").expect("write");
     assert_eq!(first.join().expect("thread").as_deref(), Some("through the barrier"));
     assert_eq!(isolated_worker_pid(&server), isolated, "what would have killed it was not begun");
@@ -256,7 +246,7 @@ fn a_stop_finishes_running_isolated_jobs_and_refuses_queued_ones() {
     let first = start_job(&server, "barrier");
     server.wait_log(&["waits for the barrier"]);
     let second = start_job(&server, "hello");
-    wait_active_requests(&server, 2);
+    server.wait_active_requests(2);
     server.signal(Signal::SIGTERM);
     let second = second.join().expect("thread");
     assert!(second.as_deref() == Some("Closed"), "{second:?}");

@@ -5,6 +5,7 @@
 mod boot;
 mod connection_info;
 mod inherited_sockets;
+mod isolated_calls;
 mod isolated_jobs;
 mod leaving;
 mod message_delivery;
@@ -92,6 +93,7 @@ fn main() -> ExitCode {
         "primary-events" => primary_events::primary_events(arguments),
         "environment" => serving::worker_environment(arguments),
         "retiring" => serving::retiring_workers(arguments),
+        "isolated-calls" => isolated_calls::isolated_calls(arguments),
         "isolated-jobs" => isolated_jobs::isolated_jobs(arguments),
         "serve-http" => serve_http::serve_http(arguments),
         "leaving" => leaving::leaving(arguments),

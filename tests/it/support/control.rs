@@ -75,6 +75,16 @@ impl Server {
         });
     }
 
+    /// Waits until `count` requests are in progress, by the status.
+    #[track_caller]
+    pub fn wait_active_requests(&self, count: u64) {
+        wait::wait_until(&format!("{count} requests"), || {
+            let status = self.status();
+            let workers = status["workers"].as_array().expect("workers");
+            workers.iter().filter_map(|worker| worker["active"].as_u64()).sum::<u64>() == count
+        });
+    }
+
     /// Waits until the primary listens at `count` addresses.
     #[track_caller]
     pub fn wait_listeners(&self, count: usize) {
