@@ -80,6 +80,7 @@ mod primary_events;
 mod primary_loop;
 mod process_limits;
 mod process_titles;
+mod program_pools;
 mod reload;
 mod reload_listeners;
 mod resource_limits;

@@ -16,6 +16,7 @@ mod primary_events;
 mod primary_loop;
 mod primary_requests;
 mod process_limits;
+mod program_pools;
 mod request_summary;
 mod serve_http;
 mod serving;
@@ -95,6 +96,7 @@ fn main() -> ExitCode {
         "retiring" => serving::retiring_workers(arguments),
         "isolated-calls" => isolated_calls::isolated_calls(arguments),
         "isolated-jobs" => isolated_jobs::isolated_jobs(arguments),
+        "program-pools" => program_pools::program_pools(arguments),
         "serve-http" => serve_http::serve_http(arguments),
         "leaving" => leaving::leaving(arguments),
         "worker-handle" => worker_handle::worker_handle(arguments),

@@ -6,6 +6,7 @@ mod hooks;
 mod initial_sockets;
 mod isolated_pool;
 mod preload;
+mod program_pools;
 mod start_checks;
 mod worker_kind;
 mod worker_process;
@@ -27,7 +28,7 @@ use crate::log_file::{LogFile, inherited_log_fd};
 use crate::log_output;
 use crate::pid_file::PidFile;
 use crate::primary::{
-    self, AppMessages, Application, Hooks, IsolatedPools, OutputHook, Primary, PrimaryResources,
+    self, AppMessages, Application, Hooks, JobSchedulers, OutputHook, Primary, PrimaryResources,
     ReadConfig,
 };
 use crate::process_settings::{ProcessOptions, SlotEnvironments};
@@ -40,6 +41,8 @@ use crate::worker::{self, AcceptedStream, Worker, WorkerApp};
 use before_fork::BeforeFork;
 use preload::Load;
 pub use preload::Preloaded;
+pub(crate) use program_pools::program_caller;
+pub use program_pools::{IsolatedPools, RunningIsolatedPools};
 pub use worker_kind::WorkerKind;
 use worker_kind::WorkerKinds;
 
@@ -69,7 +72,7 @@ pub struct Cluster {
     hooks: Hooks,
     messages: AppMessages,
     kinds: WorkerKinds,
-    isolated_pools: IsolatedPools,
+    isolated_pools: JobSchedulers,
     on_output: Option<OutputHook>,
     /// The process settings of `web` workers.
     web_process: ProcessOptions,
@@ -90,7 +93,7 @@ impl Cluster {
             hooks: Hooks::default(),
             messages: AppMessages::default(),
             kinds: WorkerKinds::default(),
-            isolated_pools: IsolatedPools::default(),
+            isolated_pools: JobSchedulers::default(),
             on_output: None,
             web_process: ProcessOptions::default(),
             slot_environments: SlotEnvironments::new(),
@@ -299,7 +302,7 @@ impl Cluster {
     fn preload_data(&mut self) -> Result<()> {
         let loads = std::mem::take(&mut self.preloads);
         fork_safety::warn_of_fds_left_open_by(|| preload::load_all(loads))?;
-        start_checks::check_single_thread()
+        start_checks::check_single_thread("cannot start the cluster")
     }
 
     /// Takes over the pid file of the previous image, if the configuration names the same, or creates one.

@@ -53,13 +53,9 @@ impl ProcessBuilder {
         ProcessBuilder::new(PathBuf::from(env!("CARGO_BIN_EXE_prefork")), "serve")
     }
 
-    /// Builds a program of `tests/programs`. `cargo test` compiles them; for `cargo test --test it` alone, run
-    /// `cargo build --example test_programs` first.
+    /// Builds a program of `tests/programs`.
     pub fn program(name: &str) -> ProcessBuilder {
-        let bin = Path::new(env!("CARGO_BIN_EXE_prefork"));
-        let path = bin.with_file_name("examples").join("test_programs");
-        assert!(path.exists(), "run: cargo build --example test_programs");
-        ProcessBuilder::new(path, name)
+        ProcessBuilder::new(test_programs(), name)
     }
 
     /// Builds an example of this package, on port 0.
@@ -312,6 +308,15 @@ impl ProcessBuilder {
             status.unwrap_or_else(|| panic!("{command:?} does not end:\n{}", read(stderr.clone())));
         ProcessOutput { status: status.code(), stdout: read(stdout), stderr: read(stderr) }
     }
+}
+
+/// Returns the path of the programs of `tests/programs`. `cargo test` compiles them; for `cargo test --test it` alone, run
+/// `cargo build --example test_programs` first.
+pub fn test_programs() -> PathBuf {
+    let bin = Path::new(env!("CARGO_BIN_EXE_prefork"));
+    let path = bin.with_file_name("examples").join("test_programs");
+    assert!(path.exists(), "run: cargo build --example test_programs");
+    path
 }
 
 /// Returns a command for the `prefork` binary, without the environment variables that it would read.

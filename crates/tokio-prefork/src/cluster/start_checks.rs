@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 /// A tokio runtime is entered, or the process has more than one thread.
 pub(super) fn check_can_fork_workers() -> Result<()> {
     check_outside_of_runtime()?;
-    check_single_thread()
+    check_single_thread("cannot start the cluster")
 }
 
 /// Checks that the calling thread is not inside a tokio runtime, as it is under `#[tokio::main]`.
@@ -26,7 +26,6 @@ fn check_outside_of_runtime() -> Result<()> {
 }
 
 /// Checks that the process has one thread. The error names the others.
-pub(super) fn check_single_thread() -> Result<()> {
-    prefork_os::thread::require_single_thread()
-        .map_err(|e| Error::application("cannot start the cluster", e.source))
+pub(super) fn check_single_thread(operation: &str) -> Result<()> {
+    prefork_os::thread::require_single_thread().map_err(|e| Error::application(operation, e.source))
 }

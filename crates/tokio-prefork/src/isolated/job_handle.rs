@@ -14,6 +14,7 @@ use tokio::time::Sleep;
 
 use super::pending_jobs::{PendingJob, UnsentInput};
 use super::{CallerMessage, IsolatedJobError, JobOutcome, JobPayload, JobValue, job_envelope};
+use crate::cluster::program_caller;
 use crate::messages::{Envelope, MessageError, WorkerMessageEnd};
 use crate::worker::Worker;
 
@@ -28,8 +29,12 @@ pub(super) struct JobClient {
 }
 
 impl JobClient {
-    /// Returns the connection of this process; `None` if it is no worker.
+    /// Returns the connection of this process; `None` if it is no worker and has not [started](super::IsolatedPools) pools.
     pub(super) fn current() -> Option<JobClient> {
+        if let Some(program) = program_caller() {
+            let (messages, runtime) = (Arc::clone(&program.messages), program.runtime.clone());
+            return Some(JobClient { messages, runtime });
+        }
         let worker = Worker::current()?;
         let (messages, runtime) = (Arc::clone(&worker.0.messages), worker.0.runtime.clone());
         Some(JobClient { messages, runtime })

@@ -33,6 +33,7 @@ mod room_waiters;
 mod saved_jobs;
 mod waiting_jobs;
 
+pub use crate::cluster::{IsolatedPools, RunningIsolatedPools};
 pub use config::{IsolatedPoolConfig, OnAbandon, Priority, ProcessCount};
 pub use error::{IsolatedJobError, JobValue};
 pub use job_context::JobContext;

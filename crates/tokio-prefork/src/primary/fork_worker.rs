@@ -240,7 +240,7 @@ impl Primary {
         self.signals.close_in_worker();
         self.event_loop.close_in_worker();
         // Waiting inputs may hold descriptors.
-        self.isolated_pools = super::IsolatedPools::default();
+        self.isolated_pools = super::JobSchedulers::default();
         self.application_sockets.clear();
         application_sockets::close_in_worker();
         crate::shared::passed_state::close_in_worker();

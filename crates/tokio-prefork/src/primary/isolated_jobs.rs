@@ -21,9 +21,12 @@ use prefork_supervisor::{WorkerId, WorkerTag};
 /// How long to wait before replies are sent again to callers whose message queue is full.
 const REPLY_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
+/// The id of a program that has isolated pools without a cluster, as the caller of their jobs. Workers have ids from 1 on.
+pub(crate) const PROGRAM_ID: WorkerId = WorkerId(0);
+
 /// The job schedulers of all pools of isolated processes, by the pool's name.
 #[derive(Default)]
-pub(crate) struct IsolatedPools {
+pub(crate) struct JobSchedulers {
     schedulers: BTreeMap<&'static str, IsolatedJobScheduler>,
     /// The last job that each process of a pool had begun when it ended, until its exit is handled.
     begun_at_exit: BTreeMap<WorkerId, IsolatedJobId>,
@@ -33,7 +36,7 @@ pub(crate) struct IsolatedPools {
     unsent_replies: VecDeque<(WorkerId, Envelope)>,
 }
 
-impl IsolatedPools {
+impl JobSchedulers {
     pub(crate) fn insert(&mut self, pool: &'static str, scheduler: IsolatedJobScheduler) {
         self.schedulers.insert(pool, scheduler);
     }
@@ -102,7 +105,7 @@ impl PrimaryHandle<'_> {
         mut message: Message,
     ) {
         let Some((request, input)) = decode_job_message(&mut message) else { return };
-        let is_alive = self.primary.workers.contains_key(&from.id);
+        let is_alive = from.id == PROGRAM_ID || self.primary.workers.contains_key(&from.id);
         let Some(scheduler) = self.primary.isolated_pools.schedulers.get_mut(pool) else { return };
         let action = match request {
             CallerMessage::Submit(job) if is_alive || job.is_detached => {
@@ -121,6 +124,14 @@ impl PrimaryHandle<'_> {
             CallerMessage::Detach { token } => scheduler.detach(JobKey { caller: from.id, token }),
         };
         self.primary.run_job_actions(pool, action);
+    }
+
+    /// Abandons the jobs of the program, which has ended.
+    pub(crate) fn abandon_jobs_of_program(&mut self) {
+        let exit =
+            IsolatedWorkerExit { begun_job: 0, is_drain_kill: false, code: None, signal: None };
+        self.primary.isolated_pools.exits.push_back((PROGRAM_ID, exit));
+        self.primary.handle_isolated_exits();
     }
 
     /// Handles what an isolated process reports about its job.

@@ -3,6 +3,7 @@
 //! The functions run between two waits of the primary, for a bounded time. The supervisor takes no part in it.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -59,6 +60,11 @@ impl AppMessages {
     /// Registers the handler for messages of kinds without one of their own.
     pub(crate) fn on_any_message(&mut self, handler: MessageHandler) {
         self.any_handler = Some(handler);
+    }
+
+    /// Adds a program that sends and receives messages like a worker; `fd` is the primary's end of its channel.
+    pub(crate) fn add_program(&mut self, tag: WorkerTag, fd: OwnedFd) {
+        self.primary_end.add(tag, fd);
     }
 
     pub(crate) fn set_limits(&mut self, limits: MessageLimits) {

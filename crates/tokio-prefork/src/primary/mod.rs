@@ -61,7 +61,7 @@ use event_loop::EventLoop;
 use handover_relay::HandoverRelay;
 use hooks::HookQueue;
 pub(crate) use hooks::Hooks;
-pub(crate) use isolated_jobs::IsolatedPools;
+pub(crate) use isolated_jobs::{JobSchedulers, PROGRAM_ID};
 use kernel_selector::ActiveSelector;
 use log_file_switch::LogFileSwitch;
 pub(crate) use message_handlers::AppMessages;
@@ -94,7 +94,7 @@ pub(crate) struct Application {
     /// The worker kinds besides `web`.
     pub(crate) kinds: Vec<WorkerKindConfig>,
     pub(crate) messages: AppMessages,
-    pub(crate) isolated_pools: IsolatedPools,
+    pub(crate) isolated_pools: JobSchedulers,
     pub(crate) on_output: Option<OutputHook>,
     /// The process settings of each kind that has some, `web` among them.
     pub(crate) process_settings: ProcessSettingsByKind,
@@ -120,7 +120,7 @@ pub(crate) struct Primary {
     kernel_selector: Option<ActiveSelector>,
     handover: HandoverRelay,
     messages: AppMessages,
-    isolated_pools: IsolatedPools,
+    isolated_pools: JobSchedulers,
     output: WorkerOutput,
     process_settings: ProcessSettingsByKind,
     hooks: HookQueue,

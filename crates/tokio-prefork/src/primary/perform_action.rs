@@ -52,7 +52,11 @@ impl Primary {
 
     /// Publishes an event to the log, the service manager, the hooks and the schedulers of isolated jobs.
     fn publish_log_event(&mut self, event: &LogEvent) {
-        self.event_log.log_event(event);
+        // The primary of a program's pools never has an address nor a web worker.
+        let never_served = matches!(event, LogEvent::Empty) && self.listeners.listeners.is_empty();
+        if !never_served {
+            self.event_log.log_event(event);
+        }
         self.notify_service_manager(event);
         let Primary { hooks, listeners, configs, .. } = self;
         hooks.queue_cluster_event(event, |worker| {

@@ -1,18 +1,15 @@
 //! `TestWorker`: a worker handle without a cluster, for unit tests.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
 use std::time::Duration;
-
-use tokio::runtime::Handle;
-use tokio::sync::Notify;
 
 use crate::client::ListenerNames;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::messages::{
     AttachedConnection, Envelope, Inbox, IntoPayload, Message, MessageAddress, MessageClass,
-    MessageError, MessageLimits, ReplyTo, WorkerMessageEnd,
+    MessageError, MessageThread, ReplyTo, WorkerMessageEnd,
 };
 use crate::scoreboard::Scoreboard;
 use crate::worker::Worker;
@@ -56,8 +53,8 @@ pub struct TestWorker {
     worker: Worker,
     /// The end of the message channel that the primary would have.
     primary_end: Arc<WorkerMessageEnd>,
-    /// Notified when the thread that reads and writes messages should end.
-    stopped: Arc<Notify>,
+    /// Reads and writes the messages of both ends.
+    _message_thread: MessageThread,
 }
 
 impl Default for TestWorker {
@@ -139,8 +136,6 @@ impl TestWorker {
 impl Drop for TestWorker {
     fn drop(&mut self) {
         self.worker.0.is_primary_connected.store(false, Ordering::Release);
-        // Kept until the thread waits, so it is not lost.
-        self.stopped.notify_one();
     }
 }
 
@@ -179,8 +174,13 @@ fn create_test_worker(config: Config) -> Result<TestWorker> {
     let reader = scoreboard.reader(&[]);
     let page = scoreboard.keep_only_own_pages(pages).map_err(memory)?.pop();
     let page = page.ok_or_else(|| Error::internal("a new scoreboard has no page of its own"))?;
-    let stopped = Arc::new(Notify::new());
-    let ((messages, primary_end), runtime) = start_message_thread(tag, Arc::clone(&stopped))?;
+    let failed = |e| Error::system("start the message thread of a test worker", e);
+    let (ours, theirs) = create_seqpacket_pair().map_err(failed)?;
+    let thread = MessageThread::start("test-worker", tag, vec![ours, theirs]).map_err(failed)?;
+    let [messages, primary_end] = thread.ends.as_slice() else {
+        return Err(Error::internal("a message thread with two descriptors has not two ends"));
+    };
+    let (messages, primary_end) = (Arc::clone(messages), Arc::clone(primary_end));
     let worker = Worker(Arc::new(WorkerShared {
         tag,
         kinds: Vec::new(),
@@ -195,49 +195,10 @@ fn create_test_worker(config: Config) -> Result<TestWorker> {
         stop_functions: StopFunctions::default(),
         // No event loop reads them.
         loop_jobs: tokio::sync::mpsc::unbounded_channel().0,
-        runtime,
+        runtime: thread.runtime.clone(),
         config: Arc::new(config),
     }));
-    Ok(TestWorker { worker, primary_end, stopped })
-}
-
-/// Both ends of a message channel: the worker's and the primary's.
-type MessageEnds = (Arc<WorkerMessageEnd>, Arc<WorkerMessageEnd>);
-
-/// Starts a thread that reads and writes the messages of both ends, and returns the ends (the worker's and the
-/// primary's) and its runtime.
-///
-/// It has a runtime of its own, because the tasks of an end need a loop that lives as long as the worker, and a test may
-/// have none.
-fn start_message_thread(tag: WorkerTag, stopped: Arc<Notify>) -> Result<(MessageEnds, Handle)> {
-    let failed = |e| Error::system("start the message thread of a test worker", e);
-    let (ours, theirs) = create_seqpacket_pair().map_err(failed)?;
-    let (started, ends) = mpsc::channel();
-    let run = move || {
-        let start = || -> std::io::Result<_> {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build_local(tokio::runtime::LocalOptions::default())?;
-            let ends = runtime.block_on(async {
-                let start = |fd| WorkerMessageEnd::start(tag, Some(fd), MessageLimits::default());
-                Ok::<_, std::io::Error>((start(ours)?, start(theirs)?))
-            })?;
-            Ok((runtime, ends))
-        };
-        let (runtime, ends) = match start() {
-            Ok(started) => started,
-            Err(e) => return drop(started.send(Err(e))),
-        };
-        // If this fails, the test that waits for it is gone.
-        let _ = started.send(Ok((ends.clone(), runtime.handle().clone())));
-        runtime.block_on(stopped.notified());
-        ends.0.close();
-        ends.1.close();
-    };
-    let thread = std::thread::Builder::new().name("test-worker".to_string());
-    thread.spawn(run).map_err(failed)?;
-    let ended = |_| failed(std::io::Error::other("the thread ended"));
-    ends.recv().map_err(ended)?.map_err(failed)
+    Ok(TestWorker { worker, primary_end, _message_thread: thread })
 }
 
 #[cfg(test)]

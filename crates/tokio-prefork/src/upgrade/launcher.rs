@@ -32,7 +32,7 @@ const STDERR_LINES_SHOWN: usize = 6;
 
 /// Path, arguments and environment of this program, to start the binary at its path in the same way.
 pub(crate) struct BinaryLauncher {
-    /// The path, not the file behind it: a package upgrade puts another file there.
+    /// The path, not the file behind it: a package upgrade puts another file there. Empty for a primary that cannot be upgraded.
     path: PathBuf,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
@@ -75,12 +75,22 @@ impl BinaryLauncher {
         Ok(BinaryLauncher { path, args: std::env::args_os().collect(), env })
     }
 
+    /// For a primary that is a part of another program: starting that program again would not start this primary.
+    pub(crate) fn disabled() -> BinaryLauncher {
+        BinaryLauncher { path: PathBuf::new(), args: Vec::new(), env: Vec::new() }
+    }
+
     /// Starts the binary as a child that checks whether it can take over. The child inherits `fds`.
     pub(crate) fn start_check(
         &self,
         manifest: &UpgradeManifest,
         fds: &[BorrowedFd<'_>],
     ) -> Result<UpgradeCheck> {
+        if self.path.as_os_str().is_empty() {
+            return Err(Error::refused(
+                "this primary is a part of another program: restart that program",
+            ));
+        }
         let failed = |what: &str, e| Error::system(format!("{what} {}", self.path.display()), e);
         let sealed = create_manifest_fd(manifest)?;
         // Until the child has reset them, it has the primary's handlers, which write to the primary's pipe.
