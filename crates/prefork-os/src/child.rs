@@ -31,6 +31,7 @@ pub fn fork_process() -> Result<ForkResult> {
     require_single_thread()?;
     // Otherwise both processes would write the buffered output. A closed stdout is no reason not to fork.
     let _ = io::stdout().flush();
+    crate::shared_segment::record_fork();
     // SAFETY: the process has one thread (checked above), so in the child every lock is free or held by its only
     // thread: it may allocate and run any code.
     let pid = syscall_result(unsafe { libc::fork() }).map_err(|e| OsError::new("fork", e))?;

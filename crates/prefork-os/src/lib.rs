@@ -26,6 +26,7 @@ pub mod process_group;
 pub mod resource_limits;
 pub mod shared_listener;
 pub mod shared_memory;
+pub mod shared_segment;
 pub mod signal;
 pub mod socket;
 pub mod socket_name;
