@@ -113,6 +113,7 @@ mod systemd;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod text;
+mod transfer;
 mod upgrade;
 mod worker;
 mod worker_init;

@@ -11,6 +11,7 @@ pub struct IsolatedPoolConfig {
     pub(crate) deadline: Duration,
     pub(crate) queue: usize,
     pub(crate) queue_bytes: usize,
+    pub(crate) max_payload_bytes: usize,
     pub(crate) on_abandon: OnAbandon,
     pub(crate) max_rss: Option<u64>,
 }
@@ -82,7 +83,8 @@ impl IsolatedPoolConfig {
             processes: processes.into(),
             deadline: Duration::from_secs(30),
             queue: 64,
-            queue_bytes: 64 << 20,
+            queue_bytes: 1 << 30,
+            max_payload_bytes: 1 << 30,
             on_abandon: OnAbandon::Kill,
             max_rss: None,
         }
@@ -103,9 +105,18 @@ impl IsolatedPoolConfig {
     }
 
     /// Sets how many bytes the inputs of waiting jobs may have together; jobs above that are refused as
-    /// [`Full`](crate::IsolatedJobError::Full). An empty queue takes a job of any size. Default: 64 MiB.
+    /// [`Full`](crate::IsolatedJobError::Full). An empty queue takes a job of any size. Default: 1 GiB.
+    ///
+    /// Inputs above 64 KiB are in memory that the callers have allocated, not in that of the primary.
     pub fn queue_bytes(mut self, bytes: usize) -> IsolatedPoolConfig {
         self.queue_bytes = bytes;
+        self
+    }
+
+    /// Sets how many bytes an encoded input, output, error or progress report may have; larger ones are
+    /// [`TooLarge`](crate::IsolatedJobError::TooLarge). Default: 1 GiB.
+    pub fn max_payload_bytes(mut self, bytes: usize) -> IsolatedPoolConfig {
+        self.max_payload_bytes = bytes;
         self
     }
 

@@ -91,9 +91,10 @@ pub enum IsolatedJobError<E = String> {
     /// The primary is gone, or was replaced by a program that does not continue its jobs. The job may have begun.
     #[error("the isolated job may have begun, but its result is lost: the primary is gone")]
     PrimaryGone,
-    /// A value is larger than messages may be. A job has not begun if it is the input.
+    /// A value is larger than [`IsolatedPoolConfig::max_payload_bytes`](super::IsolatedPoolConfig::max_payload_bytes), or one up to 64 KiB
+    /// than messages may be. A job has not begun if it is the input.
     #[error(
-        "the {value} of the isolated job is too large: {size} bytes, at most {most} (MessageLimits::max_message_bytes)"
+        "the {value} of the isolated job is too large: {size} bytes, at most {most} (IsolatedPoolConfig::max_payload_bytes, MessageLimits::max_message_bytes)"
     )]
     TooLarge {
         /// Which value.

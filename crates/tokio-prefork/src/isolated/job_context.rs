@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{IsolatedJobId, JobPayload, ProcessReport, job_envelope, process_report_kind};
+use super::{
+    EncodeError, IsolatedJobId, JobPayload, ProcessReport, job_envelope, process_report_kind,
+};
 use crate::messages::{Envelope, MessageError};
 use crate::worker::Worker;
 
@@ -13,12 +15,13 @@ use crate::worker::Worker;
 #[derive(Debug)]
 pub struct JobContext<'a, P = ()> {
     host: &'a JobHost,
+    max_payload_bytes: usize,
     _report: PhantomData<fn(P)>,
 }
 
 impl<'a, P> JobContext<'a, P> {
-    pub(super) fn new(host: &'a JobHost) -> JobContext<'a, P> {
-        JobContext { host, _report: PhantomData }
+    pub(super) fn new(host: &'a JobHost, max_payload_bytes: usize) -> JobContext<'a, P> {
+        JobContext { host, max_payload_bytes, _report: PhantomData }
     }
 
     /// Returns how long the job may still run before its process is killed; zero if that is due.
@@ -32,18 +35,20 @@ impl<'a, P> JobContext<'a, P> {
     }
 }
 
-impl<P: Serialize> JobContext<'_, P> {
+impl<P: Serialize + 'static> JobContext<'_, P> {
     /// Sends a progress report to the caller, which receives it with [`JobHandle::next_progress`](super::JobHandle::next_progress).
     ///
     /// Reports arrive in order, and before the result. A caller that does not read them loses the oldest. Waits while the queue of
     /// messages to the primary is full.
     ///
     /// # Errors
-    /// The value cannot be encoded, is too large for a message, or the primary is gone.
+    /// The value cannot be encoded, is too large, or the primary is gone.
     pub fn report(&self, progress: &P) -> Result<(), MessageError> {
-        let value = JobPayload::encode(progress).map_err(|reason| MessageError::Encode {
-            type_name: std::any::type_name::<P>(),
-            reason,
+        let value = JobPayload::encode(progress, self.max_payload_bytes).map_err(|e| match e {
+            EncodeError::TooLarge { size, most } => MessageError::TooLarge { size, most },
+            EncodeError::Failed(reason) => {
+                MessageError::Encode { type_name: std::any::type_name::<P>(), reason }
+            }
         })?;
         self.host.send(&ProcessReport::Progress { job: self.host.job }, &value)
     }

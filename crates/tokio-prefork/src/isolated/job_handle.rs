@@ -13,7 +13,9 @@ use serde::de::DeserializeOwned;
 use tokio::time::Sleep;
 
 use super::pending_jobs::{PendingJob, UnsentInput};
-use super::{CallerMessage, IsolatedJobError, JobOutcome, JobPayload, JobValue, job_envelope};
+use super::{
+    CallerMessage, IsolatedJobError, JobOutcome, JobPayload, JobValue, ValueSource, job_envelope,
+};
 use crate::cluster::program_caller;
 use crate::messages::{Envelope, MessageError, WorkerMessageEnd};
 use crate::worker::Worker;
@@ -25,7 +27,7 @@ const REPLY_GRACE: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub(super) struct JobClient {
     pub(super) messages: Arc<WorkerMessageEnd>,
-    runtime: tokio::runtime::Handle,
+    pub(super) runtime: tokio::runtime::Handle,
 }
 
 impl JobClient {
@@ -59,14 +61,19 @@ impl JobClient {
 /// Dropping it abandons the job: see [`OnAbandon`](super::OnAbandon).
 #[must_use = "dropping the handle abandons the job; call detach to let it run"]
 pub struct JobHandle<O, E = String, P = ()> {
-    state: HandleState<E>,
-    _types: PhantomData<fn() -> (O, P)>,
+    state: HandleState<O, E>,
+    _types: PhantomData<fn() -> P>,
 }
 
-enum HandleState<E> {
+/// The future of a large result.
+type DecodingResult<O, E> = Pin<Box<dyn Future<Output = Result<O, IsolatedJobError<E>>> + Send>>;
+
+enum HandleState<O, E> {
     /// The job could not be submitted.
     Failed(IsolatedJobError<E>),
     Submitted(SubmittedJob),
+    /// Its result is being copied on another thread.
+    Decoding(DecodingResult<O, E>),
     /// The result was returned.
     Finished,
 }
@@ -185,7 +192,11 @@ impl<O, E, P> JobHandle<O, E, P> {
     }
 }
 
-impl<O: DeserializeOwned, E: DeserializeOwned, P> JobHandle<O, E, P> {
+impl<O, E, P> JobHandle<O, E, P>
+where
+    O: DeserializeOwned + Send + 'static,
+    E: DeserializeOwned + Send + 'static,
+{
     /// Blocks the thread until the result is there: see [`JobRequest::wait`](super::JobRequest::wait).
     ///
     /// # Errors
@@ -199,7 +210,7 @@ impl<O: DeserializeOwned, E: DeserializeOwned, P> JobHandle<O, E, P> {
     }
 }
 
-impl<O, E, P: DeserializeOwned> JobHandle<O, E, P> {
+impl<O, E, P: DeserializeOwned + Send + 'static> JobHandle<O, E, P> {
     /// Waits for the next progress report of the job. Returns `None` once the job has ended and all its reports are read.
     ///
     /// Then await the handle for the result. If more than 256 reports wait, the oldest are dropped. A report that cannot be decoded
@@ -208,22 +219,32 @@ impl<O, E, P: DeserializeOwned> JobHandle<O, E, P> {
         let HandleState::Submitted(job) = &mut self.state else { return None };
         loop {
             let report = poll_fn(|cx| job.pending.poll_report(cx)).await?;
-            if let Ok(report) = report.decode() {
+            let source = ValueSource::Untrusted;
+            if let Ok(report) = report.decode_off_loop(&job.client.runtime, source).await {
                 return Some(report);
             }
         }
     }
 }
 
-impl<O: DeserializeOwned, E: DeserializeOwned, P> Future for JobHandle<O, E, P> {
+impl<O, E, P> Future for JobHandle<O, E, P>
+where
+    O: DeserializeOwned + Send + 'static,
+    E: DeserializeOwned + Send + 'static,
+{
     type Output = Result<O, IsolatedJobError<E>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         if let HandleState::Submitted(job) = &mut this.state {
             let (outcome, value) = ready!(job.poll_outcome(cx));
+            let decoding = decode_outcome(job.client.runtime.clone(), outcome, value);
+            this.state = HandleState::Decoding(Box::pin(decoding));
+        }
+        if let HandleState::Decoding(decoding) = &mut this.state {
+            let result = ready!(decoding.as_mut().poll(cx));
             this.state = HandleState::Finished;
-            return Poll::Ready(decode_outcome(outcome, &value));
+            return Poll::Ready(result);
         }
         match std::mem::replace(&mut this.state, HandleState::Finished) {
             HandleState::Failed(error) => Poll::Ready(Err(error)),
@@ -240,21 +261,27 @@ impl<O, E, P> fmt::Debug for JobHandle<O, E, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let token = match &self.state {
             HandleState::Submitted(job) => Some(job.token),
-            HandleState::Failed(_) | HandleState::Finished => None,
+            HandleState::Failed(_) | HandleState::Decoding(_) | HandleState::Finished => None,
         };
         f.debug_struct("JobHandle").field("token", &token).finish_non_exhaustive()
     }
 }
 
-fn decode_outcome<O, E>(outcome: JobOutcome, value: &JobPayload) -> Result<O, IsolatedJobError<E>>
+/// Decodes the output or the error of a job, a large one on a thread of `runtime` for blocking calls.
+async fn decode_outcome<O, E>(
+    runtime: tokio::runtime::Handle,
+    outcome: JobOutcome,
+    value: JobPayload,
+) -> Result<O, IsolatedJobError<E>>
 where
-    O: DeserializeOwned,
-    E: DeserializeOwned,
+    O: DeserializeOwned + Send + 'static,
+    E: DeserializeOwned + Send + 'static,
 {
+    let source = ValueSource::Untrusted;
     let transfer = |reason| IsolatedJobError::Transfer { value: JobValue::Output, reason };
     Err(match outcome {
-        JobOutcome::Done => return value.decode().map_err(transfer),
-        JobOutcome::Failed => match value.decode() {
+        JobOutcome::Done => return value.decode_off_loop(&runtime, source).await.map_err(transfer),
+        JobOutcome::Failed => match value.decode_off_loop(&runtime, source).await {
             Ok(error) => IsolatedJobError::Failed(error),
             Err(reason) => transfer(reason),
         },

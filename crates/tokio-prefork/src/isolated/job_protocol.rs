@@ -175,6 +175,7 @@ fn decode_head<T: DeserializeOwned>(bytes: &Bytes) -> Option<(T, Bytes)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ValueSource;
     use super::*;
     use crate::messages::MessageSender;
     use proptest::prelude::*;
@@ -192,12 +193,15 @@ mod tests {
             is_detached: false,
             waits_for_room: true,
         };
-        let input = JobPayload::encode(&"input").expect("encodes");
+        let input = JobPayload::encode(&"input", 100).expect("encodes");
         let head = CallerMessage::Submit(submission);
         let envelope = job_envelope("a", &head, &input).expect("an envelope");
         let (read, value) =
             decode_job_message::<CallerMessage>(&mut receive(envelope)).expect("valid");
-        assert_eq!((read, value.decode::<String>()), (head, Ok("input".to_string())));
+        assert_eq!(
+            (read, value.decode::<String>(ValueSource::Trusted)),
+            (head, Ok("input".to_string()))
+        );
         let outcome = JobOutcome::Died { code: None, signal: Some(11) };
         let head = ProcessReport::Ended { job: 9, outcome };
         let envelope = job_envelope("a", &head, &JobPayload::default()).expect("an envelope");
@@ -210,7 +214,7 @@ mod tests {
         fn arbitrary_bytes_do_not_panic(bytes: Vec<u8>) {
             let bytes = Bytes::from(bytes);
             let _ = (decode_head::<CallerMessage>(&bytes), decode_head::<ProcessReport>(&bytes), decode_head::<CallerReply>(&bytes));
-            let _ = JobPayload { bytes, attached: None }.decode::<String>();
+            let _ = JobPayload { bytes, attached: None }.decode::<String>(ValueSource::Untrusted);
         }
     }
 }

@@ -11,8 +11,8 @@ use serde::de::DeserializeOwned;
 
 use super::job_handle::{JobClient, block_on};
 use super::{
-    CallerMessage, IsolatedJobError, IsolatedPool, JobHandle, JobPayload, JobSubmission, JobValue,
-    Priority, caller_message_kind, job_envelope,
+    CallerMessage, EncodeError, IsolatedJobError, IsolatedPool, JobHandle, JobPayload,
+    JobSubmission, JobValue, Priority, caller_message_kind, job_envelope,
 };
 use crate::messages::{Envelope, MessageError};
 
@@ -39,8 +39,8 @@ struct PreparedJob<O, E, P> {
 
 impl<O, E, P> PreparedJob<O, E, P>
 where
-    O: DeserializeOwned,
-    E: DeserializeOwned,
+    O: DeserializeOwned + Send + 'static,
+    E: DeserializeOwned + Send + 'static,
 {
     /// Sends the job, when there is room for the message, and waits for its result.
     async fn run(self) -> Result<O, IsolatedJobError<E>> {
@@ -88,6 +88,8 @@ where
 {
     /// Submits the job at once. The handle is the future of the result, and receives the job's progress reports.
     ///
+    /// Encodes and copies the input at once; awaiting the request copies a large one on another thread.
+    ///
     /// What prevents the submission is returned by the handle. A queue of messages to the primary that is full counts as
     /// [`Full`](IsolatedJobError::Full); awaiting the request instead waits for it.
     pub fn start(self) -> JobHandle<O, E, P> {
@@ -127,22 +129,52 @@ where
 
     /// Encodes the job, and registers it for its replies.
     fn prepare(&self, is_detached: bool) -> Result<PreparedJob<O, E, P>, IsolatedJobError<E>> {
+        let client = self.client()?;
+        let most = self.pool.declaration().config.max_payload_bytes;
+        let input = JobPayload::encode(&self.input, most).map_err(encode_error)?;
+        self.register(client, &input, is_detached)
+    }
+
+    /// Encodes the job, a large input on another thread, and registers it for its replies. Returns the request too.
+    async fn prepare_off_loop(self) -> (Self, Result<PreparedJob<O, E, P>, IsolatedJobError<E>>) {
+        let client = match self.client() {
+            Ok(client) => client,
+            Err(error) => return (self, Err(error)),
+        };
+        let JobRequest { pool, input, timeout, priority, waits_for_room } = self;
+        let most = pool.declaration().config.max_payload_bytes;
+        let (input, encoded) = JobPayload::encode_off_loop(&client.runtime, input, most).await;
+        let request = JobRequest { pool, input, timeout, priority, waits_for_room };
+        let prepared = encoded.map_err(encode_error);
+        let prepared = prepared.and_then(|input| request.register(client, &input, false));
+        (request, prepared)
+    }
+
+    /// Returns the connection of this process to the primary.
+    fn client(&self) -> Result<JobClient, IsolatedJobError<E>> {
         let declaration = self.pool.declaration();
         let client = JobClient::current().filter(|_| declaration.is_registered());
-        let pool = declaration.config.name;
-        let client = client.ok_or(IsolatedJobError::NotRegistered { pool })?;
-        let input = JobPayload::encode(&self.input)
-            .map_err(|reason| IsolatedJobError::Transfer { value: JobValue::Input, reason })?;
+        client.ok_or(IsolatedJobError::NotRegistered { pool: declaration.config.name })
+    }
+
+    /// Registers the job with its encoded input for its replies.
+    fn register(
+        &self,
+        client: JobClient,
+        input: &JobPayload,
+        is_detached: bool,
+    ) -> Result<PreparedJob<O, E, P>, IsolatedJobError<E>> {
+        let config = &self.pool.declaration().config;
         let token = NEXT_TOKEN.fetch_add(1, Ordering::Relaxed);
-        let kind = caller_message_kind(pool);
-        let envelope = job_envelope(&kind, &self.submission(token, is_detached), &input);
+        let kind = caller_message_kind(config.name);
+        let envelope = job_envelope(&kind, &self.submission(token, is_detached), input);
         let envelope = envelope.map_err(|e| submit_error(&e))?;
-        let deadline = (!self.waits_for_room).then_some(declaration.config.deadline);
+        let deadline = (!self.waits_for_room).then_some(config.deadline);
         let handle =
             JobHandle::register(client.clone(), kind.clone(), token, self.timeout.or(deadline));
         let mut handle = handle.ok_or(IsolatedJobError::Closed)?;
         if self.waits_for_room {
-            let again = job_envelope(&kind, &CallerMessage::ProvideInput { token }, &input);
+            let again = job_envelope(&kind, &CallerMessage::ProvideInput { token }, input);
             handle.keep_input(again.map_err(|e| submit_error(&e))?, is_detached);
         }
         Ok(PreparedJob { handle, client, envelope })
@@ -165,12 +197,13 @@ where
     /// # Errors
     /// As [`IsolatedPool::run`], with the input, unless the job may have begun.
     pub async fn try_run(self) -> Result<O, RefusedJob<I, E>> {
-        let result = match self.prepare(false) {
+        let (request, prepared) = self.prepare_off_loop().await;
+        let result = match prepared {
             Ok(prepared) => prepared.run().await,
             Err(error) => Err(error),
         };
         result.map_err(|error| {
-            let input = (!error.has_begun()).then_some(self.input);
+            let input = (!error.has_begun()).then_some(request.input);
             RefusedJob { input, error }
         })
     }
@@ -184,6 +217,14 @@ pub struct RefusedJob<I, E = String> {
     pub input: Option<I>,
     /// Why there is no result.
     pub error: IsolatedJobError<E>,
+}
+
+fn encode_error<E>(error: EncodeError) -> IsolatedJobError<E> {
+    let value = JobValue::Input;
+    match error {
+        EncodeError::TooLarge { size, most } => IsolatedJobError::TooLarge { value, size, most },
+        EncodeError::Failed(reason) => IsolatedJobError::Transfer { value, reason },
+    }
 }
 
 /// Converts the error of sending a job to the primary.
@@ -209,7 +250,12 @@ where
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move { self.prepare(false)?.run().await })
+        Box::pin(async move {
+            let (request, prepared) = self.prepare_off_loop().await;
+            // The encoded input is enough.
+            drop(request);
+            prepared?.run().await
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Once};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{JobContext, JobHost, JobOutcome, JobPayload, JobValue};
+use super::{EncodeError, JobContext, JobHost, JobOutcome, JobPayload, JobValue, ValueSource};
 use crate::error::BoxError;
 use crate::text::panic_text;
 
@@ -22,13 +22,18 @@ thread_local! {
     static PANIC_LOCATION: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Wraps the typed functions of a pool.
-pub(super) fn make_job_runner<S, I, O, E, P, N, W>(init: N, work: W) -> MakeJobRunner
+/// Wraps the typed functions of a pool. `max_payload_bytes` is the size of the largest output.
+pub(super) fn make_job_runner<S, I, O, E, P, N, W>(
+    max_payload_bytes: usize,
+    init: N,
+    work: W,
+) -> MakeJobRunner
 where
     S: 'static,
-    I: DeserializeOwned,
-    O: Serialize,
-    E: Serialize,
+    I: DeserializeOwned + 'static,
+    O: Serialize + 'static,
+    E: Serialize + 'static,
+    P: 'static,
     N: Fn() -> Result<S, BoxError> + Send + Sync + 'static,
     W: Fn(&mut S, I, &JobContext<'_, P>) -> Result<O, E> + Send + Sync + 'static,
 {
@@ -36,15 +41,15 @@ where
     Arc::new(move || {
         let (mut state, work) = (init()?, Arc::clone(&work));
         let run = move |host: &JobHost, input: JobPayload| {
-            let input = match input.decode::<I>() {
+            let input = match input.decode::<I>(ValueSource::Trusted) {
                 Ok(input) => input,
                 Err(reason) => return transfer_failed(JobValue::Input, reason),
             };
             host.record_begin();
-            let context = JobContext::new(host);
+            let context = JobContext::new(host, max_payload_bytes);
             match catch_unwind(AssertUnwindSafe(|| work(&mut state, input, &context))) {
-                Ok(Ok(output)) => encode_result(JobOutcome::Done, &output),
-                Ok(Err(error)) => encode_result(JobOutcome::Failed, &error),
+                Ok(Ok(output)) => encode_result(JobOutcome::Done, &output, max_payload_bytes),
+                Ok(Err(error)) => encode_result(JobOutcome::Failed, &error, max_payload_bytes),
                 Err(panic) => {
                     let message = panic_text(&*panic).into_owned();
                     let location = PANIC_LOCATION.take();
@@ -56,10 +61,18 @@ where
     })
 }
 
-fn encode_result<T: Serialize>(outcome: JobOutcome, value: &T) -> (JobOutcome, JobPayload) {
-    match JobPayload::encode(value) {
+fn encode_result<T: Serialize + 'static>(
+    outcome: JobOutcome,
+    value: &T,
+    max_payload_bytes: usize,
+) -> (JobOutcome, JobPayload) {
+    match JobPayload::encode(value, max_payload_bytes) {
         Ok(value) => (outcome, value),
-        Err(reason) => transfer_failed(JobValue::Output, reason),
+        Err(EncodeError::TooLarge { size, most }) => {
+            let value = JobValue::Output;
+            (JobOutcome::TooLarge { value, size, most }, JobPayload::default())
+        }
+        Err(EncodeError::Failed(reason)) => transfer_failed(JobValue::Output, reason),
     }
 }
 

@@ -148,6 +148,14 @@ impl IsolatedJobScheduler {
         }
     }
 
+    /// Refuses a job whose input cannot be passed on: a new one, or one that has waited for room.
+    pub(crate) fn refuse_input(&mut self, key: JobKey, reason: String) -> SchedulerAction {
+        if self.room_waiters.take_granted(key).is_none() {
+            self.counts.submitted += 1;
+        }
+        self.refuse(key, JobOutcome::Transfer { value: JobValue::Input, reason })
+    }
+
     fn queue(&mut self, waiter: RoomWaiter, input: JobPayload, now: Instant) {
         let RoomWaiter { key, priority, is_detached, submitted, deadline, .. } = waiter;
         let deadline = deadline.unwrap_or_else(|| add_limit(now, self.limit));

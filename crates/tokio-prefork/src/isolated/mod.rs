@@ -15,13 +15,12 @@
 // primary  -> caller    isolated-reply       CallerReply and the value
 // ```
 //
-// All that one process sends to another has one message kind, as messages of one kind keep their order.
+// A large value travels beside the messages; see `transfer`. All that one process sends to another has one message kind, as messages of one kind keep their order.
 
 mod config;
 mod error;
 mod job_context;
 mod job_handle;
-mod job_payload;
 mod job_protocol;
 mod job_request;
 mod job_runner;
@@ -34,12 +33,13 @@ mod saved_jobs;
 mod waiting_jobs;
 
 pub use crate::cluster::{IsolatedPools, RunningIsolatedPools};
+pub(crate) use crate::transfer::{EncodeError, JobPayload, ValueSource};
+pub use crate::transfer::{MappedBuffer, MappedBytes};
 pub use config::{IsolatedPoolConfig, OnAbandon, Priority, ProcessCount};
 pub use error::{IsolatedJobError, JobValue};
 pub use job_context::JobContext;
 pub(crate) use job_context::JobHost;
 pub use job_handle::JobHandle;
-pub(crate) use job_payload::JobPayload;
 pub(crate) use job_protocol::{
     CallerMessage, CallerReply, IsolatedJobId, JOB_REPLY_KIND, JobEvent, JobOutcome, JobStart,
     JobSubmission, ProcessReport, START_JOB_KIND, caller_message_kind, decode_job_message,

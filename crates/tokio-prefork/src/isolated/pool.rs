@@ -107,7 +107,7 @@ where
         init: impl Fn() -> Result<S, BoxError> + Send + Sync + 'static,
         work: impl Fn(&mut S, I, &JobContext<'_, P>) -> Result<O, E> + Send + Sync + 'static,
     ) -> IsolatedPool<I, O, E, P> {
-        let make_runner = make_job_runner(init, work);
+        let make_runner = make_job_runner(config.max_payload_bytes, init, work);
         let is_registered = AtomicBool::new(false);
         let declaration = Arc::new(PoolDeclaration { config, make_runner, is_registered });
         IsolatedPool { declaration, types: PhantomData }

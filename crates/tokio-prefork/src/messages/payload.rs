@@ -1,6 +1,6 @@
 //! The payload of a message: how values are encoded, and how a receiver decodes them without knowing how.
 
-use std::fmt;
+use std::{fmt, io};
 
 use bytes::Bytes;
 use serde::de::value::SeqDeserializer;
@@ -61,7 +61,7 @@ pub struct Payload {
 }
 
 impl Payload {
-    pub(super) fn new(encoding: PayloadEncoding, bytes: Bytes) -> Payload {
+    pub(crate) fn new(encoding: PayloadEncoding, bytes: Bytes) -> Payload {
         Payload { encoding, bytes, unread: None }
     }
 
@@ -91,6 +91,25 @@ impl Payload {
         &self.bytes
     }
 
+    /// Encodes a value as MessagePack. Returns `None`, as early as possible, if that takes more than `most` bytes.
+    ///
+    /// # Errors
+    /// [`MessageError::Encode`] if serde cannot encode the value.
+    pub(crate) fn encode_up_to<T: Serialize + ?Sized>(
+        value: &T,
+        most: usize,
+    ) -> Result<Option<Payload>, MessageError> {
+        let mut writer = BoundedWriter { bytes: Vec::new(), most, is_exceeded: false };
+        // Types with two forms use the readable one: serde's buffer for untagged and tagged enums knows no other.
+        let mut encoder =
+            rmp_serde::Serializer::new(&mut writer).with_struct_map().with_human_readable();
+        match value.serialize(&mut encoder) {
+            Ok(()) => Ok(Some(Payload::new(PayloadEncoding::MessagePack, writer.bytes.into()))),
+            Err(_) if writer.is_exceeded => Ok(None),
+            Err(e) => Err(encode_error::<T>(&e)),
+        }
+    }
+
     /// Encodes a payload within other bytes: its encoding, then its content.
     pub(crate) fn append_to(&self, bytes: &mut Vec<u8>) {
         bytes.push(self.encoding as u8);
@@ -117,6 +136,33 @@ impl Payload {
             }
             PayloadEncoding::Postcard => postcard::from_bytes(&self.bytes).map_err(reason),
         }
+    }
+}
+
+/// Writes to memory, up to a number of bytes.
+struct BoundedWriter {
+    bytes: Vec<u8>,
+    most: usize,
+    /// Whether there were more bytes.
+    is_exceeded: bool,
+}
+
+impl io::Write for BoundedWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes).map(|()| bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if bytes.len() > self.most - self.bytes.len() {
+            self.is_exceeded = true;
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -177,12 +223,8 @@ pub trait IntoPayload: sealed::Sealed {
 
 impl<T: Serialize + ?Sized> IntoPayload for &T {
     fn into_payload(self) -> Result<Payload, MessageError> {
-        let mut bytes = Vec::new();
-        // Types with two forms use the readable one: serde's buffer for untagged and tagged enums knows no other.
-        let mut encoder =
-            rmp_serde::Serializer::new(&mut bytes).with_struct_map().with_human_readable();
-        self.serialize(&mut encoder).map_err(|e| encode_error::<T>(&e))?;
-        Ok(Payload::new(PayloadEncoding::MessagePack, bytes.into()))
+        // A `Vec` has no more bytes.
+        Ok(Payload::encode_up_to(self, usize::MAX)?.unwrap_or_else(|| Bytes::new().into()))
     }
 }
 
@@ -461,6 +503,15 @@ mod tests {
         assert!(!matches!(read, Ok(Ok(same)) if same == inner));
         let value = serde_json::json!({"a": 1});
         assert!(encode(Compact(&value)).decode::<serde_json::Value>().is_err());
+    }
+
+    #[test]
+    fn a_value_of_too_many_bytes_is_not_encoded() {
+        let value = ("text", 7u32);
+        let size = encode(&value).bytes().len();
+        let encoded = |most| Payload::encode_up_to(&value, most).expect("encodes");
+        assert_eq!(encoded(size), Some(encode(&value)));
+        assert!(encoded(size - 1).is_none() && encoded(0).is_none());
     }
 
     #[test]

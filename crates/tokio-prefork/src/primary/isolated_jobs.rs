@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use super::{Primary, PrimaryHandle};
 use crate::isolated::{
     CallerMessage, CallerReply, IsolatedJobId, IsolatedJobScheduler, IsolatedWorkerExit,
-    JOB_REPLY_KIND, JobEvent, JobKey, JobOutcome, JobPayload, JobStart, JobValue, KillReason,
-    ProcessReport, START_JOB_KIND, SavedPool, SchedulerAction, decode_job_message, job_envelope,
+    JOB_REPLY_KIND, JobEvent, JobKey, JobOutcome, JobPayload, JobStart, JobSubmission, JobValue,
+    KillReason, ProcessReport, START_JOB_KIND, SavedPool, SchedulerAction, decode_job_message,
+    job_envelope,
 };
 use crate::messages::{Envelope, Message, MessageError};
 use crate::scoreboard::WorkerPages;
@@ -107,6 +108,13 @@ impl PrimaryHandle<'_> {
         let Some((request, input)) = decode_job_message(&mut message) else { return };
         let is_alive = from.id == PROGRAM_ID || self.primary.workers.contains_key(&from.id);
         let Some(scheduler) = self.primary.isolated_pools.schedulers.get_mut(pool) else { return };
+        if let CallerMessage::Submit(JobSubmission { token, .. })
+        | CallerMessage::ProvideInput { token } = request
+            && let Err(reason) = input.check()
+        {
+            let refused = scheduler.refuse_input(JobKey { caller: from.id, token }, reason);
+            return self.primary.run_job_actions(pool, [refused]);
+        }
         let action = match request {
             CallerMessage::Submit(job) if is_alive || job.is_detached => {
                 scheduler.submit(from.id, job, input, Instant::now())
