@@ -46,7 +46,7 @@ fn each_worker_kind_has_its_own_number_and_name() {
     assert_eq!((run_job(&server, 0).0, run_job(&server, 1).0), (1024, 1025));
     let table = server.run_verb(&["status"]);
     assert_eq!(table.matches("2 of 2").count(), 2, "{table}");
-    assert_eq!(table.matches("kind=consumer").count(), 2, "{table}");
+    assert_eq!(table.matches("  consumer  ").count(), 2, "{table}");
     let text = server.stop();
     // One line each for READY and the exit, and no warning.
     for slot in ["slot=1024", "slot=1025"] {

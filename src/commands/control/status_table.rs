@@ -11,15 +11,31 @@ use tokio_prefork::text::HumanDuration;
 use tokio_prefork::text::printable;
 use tokio_prefork::{ConcurrencyModel, WEB_KIND};
 
-/// Maximum number of characters of a request line in the table.
-const REQUEST: usize = 60;
+/// Maximum number of characters of a line of the table, as long as a request keeps `MIN_REQUEST`.
+const MAX_LINE: usize = 100;
+/// Minimum room for a request in the table.
+const MIN_REQUEST: usize = 12;
 /// Largest bucket bound of the queue wait in milliseconds; a larger value means "more".
 const LONGEST_WAIT: u64 = 1 << 14;
 
+/// The columns. `KIND` is left out if all workers are of the kind `web`.
 const HEAD: [&str; 12] = [
-    "ID", "SLOT", "GEN", "PID", "STATE", "UP", "CONN", "ACTIVE", "REQUESTS", "BEAT", "POOL",
+    "ID", "SLOT", "GEN", "PID", "KIND", "STATE", "UP", "CONN", "ACTIVE", "REQUESTS", "BEAT",
     "SERVING",
 ];
+
+/// A row of the table without its last column, and what a worker serves.
+struct Row {
+    cells: [String; 11],
+    serving: Serving,
+}
+
+/// The last cell of a row: a request that is cut if the line is too long, and what follows it.
+#[derive(Default)]
+struct Serving {
+    request: String,
+    rest: String,
+}
 
 /// Returns `NAME VERSION`, or the name alone if the application has no version.
 fn app_and_version(primary: &PrimaryStatus) -> String {
@@ -64,6 +80,11 @@ pub(super) fn format_status(status: &ClusterStatus) -> String {
     }
     for kind in &primary.kinds {
         let (name, there) = (printable(&kind.name), serving_of(status, &kind.name));
+        let is_isolated = status.isolated.iter().any(|pool| pool.name == kind.name);
+        if is_isolated && there == kind.workers_wanted as usize {
+            // The line of the pool tells it.
+            continue;
+        }
         let range = kind.min_workers.zip(kind.max_workers);
         let range =
             range.map_or(String::new(), |(min, max)| format!(" ({min} to {max} on demand)"));
@@ -81,30 +102,49 @@ pub(super) fn format_status(status: &ClusterStatus) -> String {
     }
     text.push_str(&super::pool_lines::format_pools(status));
     text.push('\n');
-    let rows: Vec<[String; 12]> = std::iter::once(HEAD.map(str::to_string))
-        .chain(status.workers.iter().flat_map(rows))
-        .collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<usize> = (0..HEAD.len()).map(|column| width(column).unwrap_or(0)).collect();
-    // A column in which no worker has anything is left out.
-    let is_empty = |column: usize| rows[1..].iter().all(|row| matches!(&*row[column], "-" | ""));
-    let shows_pools = !HEAD.iter().position(|name| *name == "POOL").is_some_and(is_empty);
-    for row in &rows {
+    text.push_str(&format_table(status.workers.iter().flat_map(rows).collect()));
+    text + &super::shared_metrics_table::format_shared_metrics(&status.shared)
+}
+
+/// Formats the rows below the names of the columns.
+fn format_table(rows: Vec<Row>) -> String {
+    let is_empty = |column: usize| rows.iter().all(|row| matches!(&*row.cells[column], "-" | ""));
+    let is_shown = |column: usize| HEAD[column] != "KIND" || !is_empty(column);
+    let shown: Vec<usize> = (0..HEAD.len() - 1).filter(|column| is_shown(*column)).collect();
+    let width = |column: &usize| {
+        let cells = rows.iter().map(|row| row.cells[*column].chars().count());
+        cells.max().unwrap_or(0).max(HEAD[*column].len())
+    };
+    let widths: Vec<usize> = shown.iter().map(width).collect();
+    let room = MAX_LINE.saturating_sub(widths.iter().map(|width| width + 2).sum());
+    let line = |cell: &dyn Fn(usize) -> String, last: &str| {
         let mut line = String::new();
-        for ((cell, width), name) in row.iter().zip(&widths).zip(HEAD) {
-            if name == "POOL" && !shows_pools {
-                continue;
-            }
+        for (column, width) in shown.iter().zip(&widths) {
             // Text is left-aligned, numbers are right-aligned.
-            let _ = match name {
-                "STATE" | "POOL" | "SERVING" => write!(line, "{cell:<width$}  "),
-                _ => write!(line, "{cell:>width$}  "),
+            let _ = match HEAD[*column] {
+                "KIND" | "STATE" => write!(line, "{:<width$}  ", cell(*column)),
+                _ => write!(line, "{:>width$}  ", cell(*column)),
             };
         }
-        text.push_str(line.trim_end());
-        text.push('\n');
+        format!("{line}{last}").trim_end().to_string() + "\n"
+    };
+    let mut text = line(&|column| HEAD[column].to_string(), HEAD[HEAD.len() - 1]);
+    for row in &rows {
+        text.push_str(&line(&|column| row.cells[column].clone(), &row.serving.fit(room)));
     }
-    text + &super::shared_metrics_table::format_shared_metrics(&status.shared)
+    text
+}
+
+impl Serving {
+    /// Returns the text, with the request cut so that all of it fits.
+    fn fit(&self, room: usize) -> String {
+        let room = room.saturating_sub(self.rest.chars().count()).max(MIN_REQUEST);
+        if self.request.chars().count() <= room {
+            return format!("{}{}", self.request, self.rest);
+        }
+        let cut: String = self.request.chars().take(room - 1).collect();
+        format!("{cut}…{}", self.rest)
+    }
 }
 
 fn serving_of(status: &ClusterStatus, kind: &str) -> usize {
@@ -145,12 +185,16 @@ fn waits(wait: &QueueWaitStatus, shed: u64) -> String {
     )
 }
 
-fn row(worker: &WorkerStatus) -> [String; 12] {
-    [
+fn row(worker: &WorkerStatus) -> Row {
+    let cells = [
         worker.id.to_string(),
         worker.slot.to_string(),
         worker.generation.to_string(),
         worker.pid.map_or("-".to_string(), |pid| pid.to_string()),
+        match &*worker.kind {
+            WEB_KIND => "-".to_string(),
+            kind => printable(kind).into_owned(),
+        },
         match worker.full {
             true => format!("{}, full", worker.state),
             false => worker.state.to_string(),
@@ -160,83 +204,65 @@ fn row(worker: &WorkerStatus) -> [String; 12] {
         worker.active.to_string(),
         worker.counters.requests.to_string(),
         worker.heartbeat_age_ms.map_or("-".to_string(), span),
-        busy_threads(worker),
-        serving(worker),
-    ]
-}
-
-/// Formats busy threads, all threads, utilisation and queued jobs of the pools of a worker: `2/2 100% +15`.
-fn busy_threads(worker: &WorkerStatus) -> String {
-    let pools = || worker.pools.iter();
-    let threads: u64 = pools().map(|pool| pool.threads).sum();
-    let running: u64 = pools().map(|pool| pool.running).sum();
-    let depth: u64 = pools().map(|pool| pool.depth).sum();
-    let busy = pools().map(|pool| pool.threads.saturating_mul(pool.utilisation));
-    let Some(utilisation) = busy.fold(0, u64::saturating_add).checked_div(threads) else {
-        return "-".to_string();
-    };
-    let mut text = format!("{running}/{threads} {utilisation}%");
-    if depth > 0 {
-        let _ = write!(text, " +{depth}");
-    }
-    text
+    ];
+    Row { cells, serving: serving(worker) }
 }
 
 /// Formats a worker and, below it, its threads.
-fn rows(worker: &WorkerStatus) -> Vec<[String; 12]> {
+fn rows(worker: &WorkerStatus) -> Vec<Row> {
     std::iter::once(row(worker)).chain(worker.threads.iter().map(thread)).collect()
 }
 
-fn thread(thread: &ThreadStatus) -> [String; 12] {
+fn thread(thread: &ThreadStatus) -> Row {
     let none = String::new;
-    [
+    let cells = [
         none(),
         none(),
         none(),
         format!("loop {}", thread.thread),
+        none(),
         thread.state.to_string(),
         none(),
         thread.connections.to_string(),
         thread.active.to_string(),
         thread.requests.to_string(),
         span(thread.heartbeat_age_ms),
-        none(),
-        none(),
-    ]
+    ];
+    Row { cells, serving: Serving::default() }
 }
 
 /// Formats what the worker serves, and the holds that it waits for.
-fn serving(worker: &WorkerStatus) -> String {
-    let mut text = serving_request(worker);
+fn serving(worker: &WorkerStatus) -> Serving {
+    let mut serving = serving_request(worker);
     if let Some(holds) = worker.serving.iter().find(|request| request.is_hold()) {
-        let _ = write!(text, ", {} ({})", printable(&holds.request), span(holds.age_ms));
+        let _ = write!(serving.rest, ", {} ({})", printable(&holds.request), span(holds.age_ms));
     }
-    text
+    serving
 }
 
-/// Formats the request that blocks the event loop, else the oldest one, and the number of others; for other kinds, the
-/// kind.
-fn serving_request(worker: &WorkerStatus) -> String {
-    if worker.kind != WEB_KIND {
-        return format!("kind={}", printable(&worker.kind));
+/// Formats the job of an isolated process; the request that blocks the event loop, else the oldest one, and the number of
+/// others.
+fn serving_request(worker: &WorkerStatus) -> Serving {
+    if let Some(job) = worker.job {
+        let rest = format!("job {} ({})", job.id, span(job.age_ms));
+        return Serving { request: String::new(), rest };
     }
     let mut requests = worker.serving.iter().filter(|request| !request.is_hold());
     let oldest = requests.clone().next();
     let Some(shown) = requests.find(|request| request.on_loop).or(oldest) else {
-        return "-".to_string();
+        return Serving { request: String::new(), rest: "-".to_string() };
     };
-    let mut text: String = printable(&shown.request).chars().take(REQUEST).collect();
-    let _ = write!(text, " ({}", span(shown.age_ms));
+    let mut rest = format!(" ({}", span(shown.age_ms));
     if shown.on_loop {
-        text.push_str(", on the event loop");
+        rest.push_str(", on loop");
     }
     match worker.active.saturating_sub(1) {
-        0 => text.push(')'),
+        0 => rest.push(')'),
         others => {
-            let _ = write!(text, ") +{others}");
+            let _ = write!(rest, ") +{others}");
         }
     }
-    text
+    Serving { request: printable(&shown.request).into_owned(), rest }
 }
 
 fn span(ms: u64) -> String {
@@ -288,10 +314,10 @@ mod tests {
              listening on http://127.0.0.1:3000, dispatch reuseport\n\
              pool default: 1/1 busy (97%), 3 of 8 queued, 0 done\n\
              \n\
-             ID  SLOT  GEN   PID  STATE       UP  CONN  ACTIVE  REQUESTS   BEAT  POOL        SERVING\n \
-             3     0    2  4712  serving  3 min     2       2       100  50 ms  1/1 97% +3  \
-             GET /spin (12 s, on the event loop) +1\n \
-             4     1    2     -  forking   0 ms     0       0         0      -  -           -\n"
+             ID  SLOT  GEN   PID  STATE       UP  CONN  ACTIVE  REQUESTS   BEAT  SERVING\n \
+             3     0    2  4712  serving  3 min     2       2       100  50 ms  \
+             GET /spin (12 s, on loop) +1\n \
+             4     1    2     -  forking   0 ms     0       0         0      -  -\n"
         );
     }
 
@@ -302,10 +328,7 @@ mod tests {
         (hold.request, hold.age_ms, hold.on_loop) = ("hold: mail x2".to_string(), 3_000, false);
         status.workers[0].serving.insert(0, hold);
         let text = format_status(&status);
-        assert!(
-            text.contains("GET /spin (12 s, on the event loop) +1, hold: mail x2 (3 s)\n"),
-            "{text}"
-        );
+        assert!(text.contains("GET /spin (12 s, on loop) +1, hold: mail x2 (3 s)\n"), "{text}");
     }
 
     #[test]
@@ -339,12 +362,28 @@ mod tests {
     }
 
     #[test]
-    fn the_pool_column_is_shown_only_if_a_pool_is_used() {
+    fn an_isolated_process_shows_its_job_and_each_row_its_kind() {
         let mut status = status();
-        assert!(format_status(&status).contains("  POOL        SERVING\n"));
-        status.workers[0].pools.clear();
+        status.workers[1].kind = "danger".to_string();
+        status.workers[1].job = serde_json::from_str(r#"{"id":17,"age_ms":1200}"#).expect("job");
         let text = format_status(&status);
-        assert!(text.contains("   BEAT  SERVING\n") && !text.contains("POOL"), "{text}");
+        let rows: Vec<&str> = text.lines().skip_while(|line| !line.starts_with("ID")).collect();
+        assert!(rows[0].starts_with("ID  SLOT  GEN   PID  KIND    STATE  "), "{text}");
+        assert!(rows[1].contains("  4712  -       serving  "), "{text}");
+        assert!(
+            rows[2].contains("  danger  forking ") && rows[2].ends_with("  job 17 (1.2 s)"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_long_request_is_cut_so_that_the_table_fits() {
+        let mut status = status();
+        status.workers[0].serving[1].request = format!("GET /{}", "x".repeat(99));
+        let text = format_status(&status);
+        let row = text.lines().find(|line| line.contains("GET /xxx")).expect("row");
+        assert_eq!(row.chars().count(), MAX_LINE, "{row}");
+        assert!(row.ends_with("x… (12 s, on loop) +1"), "{row}");
     }
 
     #[test]

@@ -68,6 +68,11 @@ impl JobHost {
         self.worker.0.own_page.record_begun_job(self.job);
     }
 
+    /// Records that the job has left its thread, for the status.
+    pub(crate) fn record_end(&self) {
+        self.worker.0.own_page.record_job_ended();
+    }
+
     /// Sends a report to the primary. Waits while the queue is full.
     pub(crate) fn send(
         &self,

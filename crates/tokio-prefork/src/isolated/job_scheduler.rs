@@ -7,13 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::pool_counts::{IsolatedJobCounts, IsolatedPoolSnapshot};
+use super::pool_counts::IsolatedJobCounts;
 use super::room_waiters::{RoomWaiter, RoomWaiters};
 use super::waiting_jobs::{JobKey, WaitingJob, WaitingJobs};
 use super::{
     IsolatedJobId, IsolatedPoolConfig, JobEvent, JobOutcome, JobPayload, JobSubmission, JobValue,
     OnAbandon,
 };
+use crate::status::IsolatedPoolStatus;
 use prefork_supervisor::WorkerId;
 
 /// How often a job is given to a process that ends before the job begins.
@@ -431,19 +432,21 @@ impl IsolatedJobScheduler {
         self.running.clear();
     }
 
-    /// Returns the figures of the pool.
-    #[allow(dead_code, reason = "the status does not show them yet")]
-    pub(crate) fn snapshot(&self, now: Instant) -> IsolatedPoolSnapshot {
-        let oldest = self.running.values().map(|running| running.started).min();
-        IsolatedPoolSnapshot {
-            processes: self.idle.len() + self.running.len(),
-            busy: self.running.len(),
-            queued: self.waiting.len() + self.room_waiters.len().1,
-            waiting_for_room: self.room_waiters.len().0,
-            queue_limit: self.max_queued,
-            queued_bytes: self.waiting.bytes(),
-            oldest_run: oldest.map(|started| now.saturating_duration_since(started)),
-            counts: self.counts.clone(),
+    /// Returns the figures of the pool, which has this name.
+    pub(crate) fn status(&self, name: &str, now: Instant) -> IsolatedPoolStatus {
+        let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let running = || self.running.values().filter(|one| one.end != PlannedEnd::Settled);
+        let oldest = running().map(|running| running.started).min();
+        let age_ms = |started| now.saturating_duration_since(started).as_millis();
+        IsolatedPoolStatus {
+            processes: number(self.idle.len() + running().count()),
+            running: number(running().count()),
+            oldest_run_ms: oldest.map(|at| u64::try_from(age_ms(at)).unwrap_or(u64::MAX)),
+            depth: number(self.waiting.len() + self.room_waiters.len().1),
+            waiting_for_room: number(self.room_waiters.len().0),
+            capacity: number(self.max_queued),
+            queued_bytes: number(self.waiting.bytes()),
+            ..self.counts.status(name)
         }
     }
 

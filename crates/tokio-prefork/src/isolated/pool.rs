@@ -11,6 +11,8 @@ use serde::de::DeserializeOwned;
 use super::job_runner::make_job_runner;
 use super::{IsolatedJobError, IsolatedPoolConfig, JobContext, JobRequest, MakeJobRunner};
 use crate::error::BoxError;
+use crate::status::IsolatedPoolStatus;
+use crate::worker::Worker;
 
 /// A pool of processes for jobs that may crash, leak or never end, which no thread could contain.
 ///
@@ -131,6 +133,13 @@ where
 }
 
 impl<I, O, E, P> IsolatedPool<I, O, E, P> {
+    /// Returns the figures of the pool in the whole cluster, as the primary publishes them in shared memory. `None` in a process
+    /// that is no worker of a cluster with this pool.
+    pub fn status(&self) -> Option<IsolatedPoolStatus> {
+        let pools = Worker::current()?.0.scoreboard.isolated_pools();
+        pools.into_iter().find(|pool| pool.name == self.name())
+    }
+
     /// Returns the name of the pool.
     pub fn name(&self) -> &'static str {
         self.declaration.config.name

@@ -1,11 +1,11 @@
 //! What the jobs of a pool came to, for the status.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use super::{JobOutcome, JobValue};
-use crate::scoreboard::{DURATION_BUCKETS, duration_bucket};
+use crate::status::{IsolatedPoolStatus, JobDurations};
 
 /// The jobs of a pool so far, by their end, and how long they waited and ran.
 ///
@@ -30,31 +30,10 @@ pub(crate) struct IsolatedJobCounts {
     pub(crate) abandoned: u64,
     /// Jobs that were lost because the primary was replaced.
     pub(crate) lost: u64,
-    /// How long jobs waited, by powers of two of a millisecond.
-    pub(crate) wait: [u64; DURATION_BUCKETS],
-    /// How long jobs ran, by powers of two of a millisecond.
-    pub(crate) run: [u64; DURATION_BUCKETS],
-}
-
-/// A pool at one moment.
-#[allow(dead_code, reason = "the status does not show it yet")]
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct IsolatedPoolSnapshot {
-    /// Processes that can run jobs.
-    pub(crate) processes: usize,
-    /// Processes that run a job.
-    pub(crate) busy: usize,
-    /// Jobs that wait for a process.
-    pub(crate) queued: usize,
-    /// Jobs that wait for room in the queue. Their inputs are still with their callers.
-    pub(crate) waiting_for_room: usize,
-    /// How many jobs may wait.
-    pub(crate) queue_limit: usize,
-    /// Bytes of the inputs that wait.
-    pub(crate) queued_bytes: usize,
-    /// How long the oldest running job has run.
-    pub(crate) oldest_run: Option<Duration>,
-    pub(crate) counts: IsolatedJobCounts,
+    /// How long jobs waited.
+    pub(crate) wait: JobDurations,
+    /// How long jobs ran.
+    pub(crate) run: JobDurations,
 }
 
 impl IsolatedJobCounts {
@@ -79,31 +58,32 @@ impl IsolatedJobCounts {
 
     /// Records that a job was given to a process.
     pub(super) fn record_wait(&mut self, submitted: Instant, now: Instant) {
-        self.wait[bucket(submitted, now)] += 1;
+        self.wait.record(now.saturating_duration_since(submitted));
     }
 
     /// Records that a job has ended in its process, or with it.
     pub(super) fn record_run(&mut self, started: Instant, now: Instant) {
-        self.run[bucket(started, now)] += 1;
+        self.run.record(now.saturating_duration_since(started));
     }
 
-    /// Returns how many jobs have ended.
-    #[allow(dead_code, reason = "the status does not show it yet")]
-    pub(crate) fn ended(&self) -> u64 {
-        self.done
-            + self.failed
-            + self.panicked
-            + self.died
-            + self.timed_out
-            + self.cut
-            + self.refused
-            + self.closed
-            + self.abandoned
-            + self.lost
+    /// Returns the figures of a pool with these counts, and without gauges.
+    pub(super) fn status(&self, name: &str) -> IsolatedPoolStatus {
+        IsolatedPoolStatus {
+            name: name.to_string(),
+            submitted: self.submitted,
+            done: self.done,
+            failed: self.failed,
+            panicked: self.panicked,
+            died: self.died,
+            timed_out: self.timed_out,
+            cut: self.cut,
+            refused: self.refused,
+            closed: self.closed,
+            abandoned: self.abandoned,
+            lost: self.lost,
+            wait: self.wait.clone(),
+            run: self.run.clone(),
+            ..IsolatedPoolStatus::default()
+        }
     }
-}
-
-fn bucket(from: Instant, now: Instant) -> usize {
-    let millis = now.saturating_duration_since(from).as_micros().div_ceil(1000);
-    duration_bucket(u64::try_from(millis).unwrap_or(u64::MAX))
 }

@@ -239,6 +239,7 @@ impl Primary {
                 .collect(),
             totals_of_dead_workers: self.scoreboard.totals_of_dead_workers().0,
             pools_of_dead_workers: self.scoreboard.pools_of_dead_workers(),
+            isolated: self.scoreboard.isolated_pools(),
             shared: crate::shared::read_shared_metrics(),
             log_lines_dropped: log_output::dropped_line_count(),
             messages_lost: self.messages.primary_end.lost_count(),

@@ -258,6 +258,21 @@ impl Primary {
         for action in scheduler.start_queued_jobs(Instant::now(), &|id| supervisor.is_serving(id)) {
             self.run_job_action(pool, action);
         }
+        self.publish_isolated_pool(pool);
+    }
+
+    /// Publishes the figures of a pool, for the status.
+    fn publish_isolated_pool(&self, pool: &'static str) {
+        if let Some(scheduler) = self.isolated_pools.schedulers.get(pool) {
+            self.scoreboard.publish_isolated_pool(&scheduler.status(pool, Instant::now()));
+        }
+    }
+
+    /// Publishes the figures of all pools.
+    pub(super) fn publish_isolated_pools(&self) {
+        for pool in self.isolated_pools.schedulers.keys() {
+            self.publish_isolated_pool(pool);
+        }
     }
 
     fn run_job_action(&mut self, pool: &'static str, action: SchedulerAction) {

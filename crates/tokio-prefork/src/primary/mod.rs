@@ -222,6 +222,7 @@ impl Primary {
             // The SIGCHLD of a worker that exited during the exec may be lost.
             self.reap_children();
         }
+        self.publish_isolated_pools();
         self.update_kernel_selector();
         self.store_sockets();
         self.run_start_hooks(manifest.is_some())?;

@@ -14,6 +14,7 @@
 
 mod duration_histogram;
 mod in_flight;
+mod isolated_records;
 mod page_layout;
 mod page_reader;
 mod pool_counters;
@@ -37,11 +38,11 @@ use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerTag};
 
 use crate::config::Config;
 use crate::status::{
-    ClusterStatus, PoolStatus, PrimaryPhase, PrimaryStatus, TrafficCounters, WorkerState,
-    WorkerStatus,
+    ClusterStatus, IsolatedPoolStatus, PoolStatus, PrimaryPhase, PrimaryStatus, TrafficCounters,
+    WorkerState, WorkerStatus,
 };
 
-pub(crate) use duration_histogram::{DURATION_BUCKETS, duration_bucket, duration_quantile};
+pub(crate) use duration_histogram::{DURATION_BUCKETS, duration_quantile};
 pub(crate) use in_flight::{HOLD_METHOD, InFlightEntry};
 pub(crate) use page_reader::HeartbeatSample;
 pub(crate) use pool_counters::PoolCounters;
@@ -234,6 +235,19 @@ impl Scoreboard {
         read_pools_of_dead_workers(self.readable)
     }
 
+    /// Publishes the figures of a pool of isolated processes.
+    pub(crate) fn publish_isolated_pool(&self, pool: &IsolatedPoolStatus) {
+        let primary = self.writable.page(PRIMARY_PAGE);
+        let pages = pool_pages::isolated_pages(primary);
+        let pages: Vec<&SharedPage> = pages.map(|index| self.writable.page(index)).collect();
+        isolated_records::publish(primary, &pages, pool);
+    }
+
+    /// Returns the published figures of all isolated pools.
+    pub(crate) fn isolated_pools(&self) -> Vec<IsolatedPoolStatus> {
+        read_isolated_pools(self.readable)
+    }
+
     /// Returns the scoreboard with these pages.
     fn board_of(&self, pages: WorkerPages) -> Option<(ReadOnlyPages, PageRange)> {
         match pages {
@@ -368,13 +382,19 @@ impl ScoreboardReader {
             empty_slots: Vec::new(),
         };
         let totals_of_dead_workers = page_reader::read_counters(page);
-        ClusterStatus::new(
+        let status = ClusterStatus::new(
             primary,
             totals_of_dead_workers,
             read_pools_of_dead_workers(self.pages),
             crate::shared::read_shared_metrics(),
             self.workers(),
-        )
+        );
+        ClusterStatus { isolated: self.isolated_pools(), ..status }
+    }
+
+    /// Returns the figures of all pools of isolated processes.
+    pub(crate) fn isolated_pools(&self) -> Vec<IsolatedPoolStatus> {
+        read_isolated_pools(self.pages)
     }
 
     /// Reads all workers, oldest first. The pages of a worker's threads are adjacent and begin with thread 0.
@@ -465,6 +485,11 @@ fn read_pools_of_worker(board: ReadOnlyPages, first: usize) -> Vec<PoolStatus> {
 fn read_pools_of_dead_workers(board: ReadOnlyPages) -> Vec<PoolStatus> {
     let primary = board.page(PRIMARY_PAGE);
     pool_pages::read_pools(board, primary, pool_pages::pool_pages_of_primary(primary))
+}
+
+fn read_isolated_pools(board: ReadOnlyPages) -> Vec<IsolatedPoolStatus> {
+    let primary = board.page(PRIMARY_PAGE);
+    isolated_records::read_all(board, primary, pool_pages::isolated_pages(primary))
 }
 
 #[cfg(test)]

@@ -37,6 +37,8 @@ pub(crate) const THREAD: PageWord = PageWord(11);
 pub(crate) const IS_FULL: PageWord = PageWord(12);
 /// The id of the isolated job that the process has begun last; 0 before the first.
 pub(crate) const BEGUN_JOB: PageWord = PageWord(13);
+/// When the running isolated job began, milliseconds on the monotonic clock; 0 while none runs.
+pub(crate) const JOB_STARTED_MS: PageWord = PageWord(14);
 
 /// The traffic counters, in the order of the fields of `TrafficCounters`. They are kept when a worker dies.
 pub(crate) const FIRST_COUNTER: PageWord = ACCEPTED;
@@ -73,6 +75,8 @@ pub(crate) const CANNOT_ACCEPT: PageWord = PageWord(35);
 pub(crate) const LOOP_LAG: PageWord = PageWord(40);
 /// On the primary's page: the first page with records of CPU pools; 0 on a scoreboard of a version without such pages.
 pub(crate) const POOL_PAGES_START: PageWord = PageWord(36);
+/// On the primary's page: how many isolated pools have records.
+pub(crate) const ISOLATED_RECORDS: PageWord = PageWord(37);
 /// How long connections waited in the kernel's queue: a histogram.
 pub(crate) const QUEUE_WAIT: PageWord = PageWord(432);
 /// A bit for each record in use on the pool pages of the worker, or of the primary. The words behind it are free.
@@ -93,7 +97,7 @@ pub(crate) const MAX_REQUEST_BYTES: usize = (IN_FLIGHT_ENTRY_WORDS - 3) * 8;
 const _: () = assert!(
     FIRST_COUNTER.0 + TRAFFIC_COUNTERS == OVER_LIMIT_CONNECTIONS.0 + 1
         && OVER_LIMIT_CONNECTIONS.0 < WORKERS_WANTED.0
-        && POOL_PAGES_START.0 < LOOP_LAG.0
+        && ISOLATED_RECORDS.0 < LOOP_LAG.0
         && LOOP_LAG.0 + DURATION_BUCKETS <= IN_FLIGHT_START
         && IN_FLIGHT_ENTRIES == 23
         && POOL_RECORDS_IN_USE.0 < WORDS_PER_PAGE
@@ -119,6 +123,11 @@ impl PageWord {
     /// Reads a word, and sees what its writer has written before it.
     pub(crate) fn load_acquire(self, page: &SharedPage) -> u64 {
         page[self.0].load(Ordering::Acquire)
+    }
+
+    /// Writes a word, and publishes what was written before.
+    pub(crate) fn store_release(self, page: &SharedPage, value: u64) {
+        page[self.0].store(value, Ordering::Release);
     }
 
     /// Sets a bit, below 64, of a word that several threads write. Publishes what was written before.

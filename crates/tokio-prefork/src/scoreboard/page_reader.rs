@@ -5,13 +5,13 @@
 use super::duration_histogram::DURATION_BUCKETS;
 use super::in_flight;
 use super::page_layout::{
-    ACTIVE_REQUESTS, FIRST_COUNTER, GENERATION, HEARTBEAT_MS, IS_FULL, LOOP_LAG, OPEN_CONNECTIONS,
-    PID, PageWord, QUEUE_WAIT, REQUESTS, RUNNING_ENTRY, SLOT, STARTED_AT_MS, STATE, THREAD,
-    WORKER_ID,
+    ACTIVE_REQUESTS, BEGUN_JOB, FIRST_COUNTER, GENERATION, HEARTBEAT_MS, IS_FULL, JOB_STARTED_MS,
+    LOOP_LAG, OPEN_CONNECTIONS, PID, PageWord, QUEUE_WAIT, REQUESTS, RUNNING_ENTRY, SLOT,
+    STARTED_AT_MS, STATE, THREAD, WORKER_ID,
 };
 use super::worker_page::unix_time_ms;
 use crate::status::{
-    InFlightRequest, MAX_JSON_INTEGER, TRAFFIC_COUNTERS, ThreadStatus, TrafficCounters,
+    InFlightRequest, MAX_JSON_INTEGER, RunningJob, TRAFFIC_COUNTERS, ThreadStatus, TrafficCounters,
     WorkerState, WorkerStatus,
 };
 use prefork_os::shared_memory::SharedPage;
@@ -105,8 +105,17 @@ fn read_page(page: &SharedPage) -> Option<WorkerStatus> {
         active: load_json_integer(ACTIVE_REQUESTS, page),
         counters: zero.sum_with(read_counters(page)),
         pools: Vec::new(),
+        job: read_running_job(page, now_ms),
         serving: read_requests(page, now_ms),
         threads: Vec::new(),
+    })
+}
+
+fn read_running_job(page: &SharedPage, now_ms: u64) -> Option<RunningJob> {
+    let started_ms = JOB_STARTED_MS.load(page);
+    (started_ms != 0).then(|| RunningJob {
+        id: load_json_integer(BEGUN_JOB, page),
+        age_ms: now_ms.saturating_sub(started_ms).min(MAX_JSON_INTEGER),
     })
 }
 

@@ -1,5 +1,5 @@
 //! The pages with the records of CPU pools: several for each worker, behind the pages of all workers, and some for the
-//! primary, which keeps the sums of pools whose workers have ended.
+//! primary, which keeps the sums of pools whose workers have ended. Further ones are for `isolated_records`.
 //!
 //! A word on the worker's page, and on the primary's, has a bit for each record in use. Pages that no pool uses are neither
 //! written nor read, so they cost no memory.
@@ -7,6 +7,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
 
+use super::isolated_records::ISOLATED_PAGES;
 use super::page_layout::{POOL_PAGES_START, POOL_RECORDS_IN_USE};
 use super::pool_counters::{PoolCounters, SharedRecord, monotonic_us};
 use super::pool_record::{
@@ -28,7 +29,7 @@ const _: () = assert!(POOL_PAGES_OF_PRIMARY * POOL_RECORDS_PER_PAGE == u64::BITS
 
 /// Returns how many pages a scoreboard with `pages` worker pages has besides these and the primary's page.
 pub(super) fn pool_page_count(pages: usize) -> usize {
-    POOL_PAGES_OF_PRIMARY + pages * POOL_PAGES_PER_WORKER
+    POOL_PAGES_OF_PRIMARY + ISOLATED_PAGES + pages * POOL_PAGES_PER_WORKER
 }
 
 /// Returns the pool pages of the primary, on a scoreboard with this page of the primary.
@@ -37,12 +38,18 @@ pub(super) fn pool_pages_of_primary(primary: &SharedPage) -> Range<usize> {
     start..start.saturating_add(POOL_PAGES_OF_PRIMARY)
 }
 
+/// Returns the pages of the primary with the figures of isolated pools.
+pub(super) fn isolated_pages(primary: &SharedPage) -> Range<usize> {
+    let start = pool_pages_of_primary(primary).end;
+    start..start.saturating_add(ISOLATED_PAGES)
+}
+
 /// Returns the pool pages of the worker whose first page is `first`. Empty on a scoreboard of an older version.
 pub(super) fn pool_pages_of_worker(primary: &SharedPage, first: usize) -> Range<usize> {
     if POOL_PAGES_START.load(primary) == 0 || first == 0 {
         return 0..0;
     }
-    let start = pool_pages_of_primary(primary).end;
+    let start = isolated_pages(primary).end;
     let start = start.saturating_add((first - 1).saturating_mul(POOL_PAGES_PER_WORKER));
     start..start.saturating_add(POOL_PAGES_PER_WORKER)
 }

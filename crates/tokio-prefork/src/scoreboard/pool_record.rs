@@ -95,10 +95,6 @@ pub(super) fn read_name(record: &PoolRecord) -> String {
 pub(super) fn read_record(record: &PoolRecord, now_us: u64) -> PoolStatus {
     let word = |index: usize| record[index].load(Relaxed).min(MAX_JSON_INTEGER);
     let jobs = |outcome: JobOutcome| word(JOB_OUTCOMES + outcome as usize);
-    let durations = |at: DurationWords| {
-        let counts = std::array::from_fn(|bucket| word(at.counts + bucket));
-        JobDurations::from_parts(counts, word(at.sum), word(at.max))
-    };
     PoolStatus {
         name: read_name(record),
         threads: word(THREADS),
@@ -112,9 +108,26 @@ pub(super) fn read_record(record: &PoolRecord, now_us: u64) -> PoolStatus {
         cancelled: jobs(JobOutcome::Cancelled),
         panicked: jobs(JobOutcome::Panicked),
         closed: jobs(JobOutcome::Closed),
-        wait: durations(WAIT),
-        run: durations(RUN),
+        wait: read_durations(record, WAIT),
+        run: read_durations(record, RUN),
     }
+}
+
+/// Reads a histogram, with each figure cut to a number that is safe in JSON.
+pub(super) fn read_durations(record: &PoolRecord, at: DurationWords) -> JobDurations {
+    let word = |index: usize| record[index].load(Relaxed).min(MAX_JSON_INTEGER);
+    let counts = std::array::from_fn(|bucket| word(at.counts + bucket));
+    JobDurations::from_parts(counts, word(at.sum), word(at.max))
+}
+
+/// Writes a histogram.
+pub(super) fn store_durations(record: &PoolRecord, at: DurationWords, durations: &JobDurations) {
+    let (counts, sum_us, max_us) = durations.to_parts();
+    for (word, count) in record[at.counts..].iter().zip(counts) {
+        word.store(count, Relaxed);
+    }
+    record[at.sum].store(sum_us, Relaxed);
+    record[at.max].store(max_us, Relaxed);
 }
 
 /// Adds the counters and durations of a pool to a record, which has no other writer. Its gauges are left out.

@@ -7,9 +7,9 @@ use super::duration_histogram::duration_bucket;
 use super::in_flight::{self, InFlightEntries, InFlightEntry};
 use super::page_layout::{
     ACCEPTED, ACTIVE_REQUESTS, BEGUN_JOB, BYTES_IN, BYTES_OUT, CUT_CONNECTIONS, HANDED_OVER,
-    HEARTBEAT_MS, IS_ACCEPTING, IS_FULL, LOOP_LAG, OPEN_CONNECTIONS, OVER_LIMIT_CONNECTIONS,
-    PANICS, PID, PageWord, QUEUE_WAIT, REQUESTS, RESPONSES, SHED_CONNECTIONS, SLOT, STARTED_AT_MS,
-    TAKEN_OVER, TIMED_OUT_REQUESTS,
+    HEARTBEAT_MS, IS_ACCEPTING, IS_FULL, JOB_STARTED_MS, LOOP_LAG, OPEN_CONNECTIONS,
+    OVER_LIMIT_CONNECTIONS, PANICS, PID, PageWord, QUEUE_WAIT, REQUESTS, RESPONSES,
+    SHED_CONNECTIONS, SLOT, STARTED_AT_MS, TAKEN_OVER, TIMED_OUT_REQUESTS,
 };
 use super::page_reader::{load_state, store_state};
 use super::pool_counters::PoolCounters;
@@ -277,6 +277,12 @@ impl ThreadPageView {
     /// Records, before an isolated job runs, that it begins. The primary reads it when the process has ended.
     pub(crate) fn record_begun_job(&self, job: u64) {
         BEGUN_JOB.store(self.0, job);
+        JOB_STARTED_MS.store(self.0, monotonic_ms().max(1));
+    }
+
+    /// Records, for the status, that no isolated job runs any more.
+    pub(crate) fn record_job_ended(&self) {
+        JOB_STARTED_MS.store(self.0, 0);
     }
 
     /// Records the end of a thread from another thread.

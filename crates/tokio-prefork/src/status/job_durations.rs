@@ -61,7 +61,6 @@ impl JobDurations {
     }
 
     /// Adds one duration.
-    #[allow(dead_code, reason = "isolated jobs will be counted by the primary")]
     pub(crate) fn record(&mut self, duration: Duration) {
         let us = duration_us(duration);
         let count = &mut self.counts[duration_bucket(us)];

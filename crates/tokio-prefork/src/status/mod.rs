@@ -9,6 +9,7 @@
 //! The figures are to show, not to rely on: a worker can publish anything.
 
 mod accept_queue;
+mod isolated_pool_status;
 mod job_durations;
 mod pool_status;
 mod shared_metrics;
@@ -25,6 +26,7 @@ use crate::text::printable_json;
 use prefork_supervisor::{ClusterView, Generation, Slot, WEB_KIND, WorkerId};
 
 pub use accept_queue::{AcceptQueueStatus, QueueWaitStatus};
+pub use isolated_pool_status::IsolatedPoolStatus;
 pub use job_durations::JobDurations;
 pub(crate) use job_durations::{JOB_DURATION_BUCKETS, duration_bucket, duration_us};
 pub use pool_status::PoolStatus;
@@ -32,7 +34,7 @@ pub(crate) use pool_status::{DEFAULT_POOL_NAME, add_pools};
 pub use states::{PrimaryPhase, WorkerState};
 pub(crate) use traffic_counters::TRAFFIC_COUNTERS;
 pub use traffic_counters::TrafficCounters;
-pub use worker_status::{InFlightRequest, ThreadStatus, WorkerStatus};
+pub use worker_status::{InFlightRequest, RunningJob, ThreadStatus, WorkerStatus};
 
 /// How many requests in progress are listed over all workers. It bounds the reply; beyond it, they are only counted.
 const MAX_LISTED_REQUESTS: usize = 2048;
@@ -66,6 +68,9 @@ pub struct ClusterStatus {
     /// living and dead ones. A pool is listed from its first job on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pools: Vec<PoolStatus>,
+    /// The pools of isolated processes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub isolated: Vec<IsolatedPoolStatus>,
     /// What the application declared in [`shared`](crate::shared), in the order of the declarations; the first 16384
     /// numbers of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -154,6 +159,7 @@ pub(crate) struct PrimaryReport {
     /// Sums over the dead workers.
     pub(crate) totals_of_dead_workers: TrafficCounters,
     pub(crate) pools_of_dead_workers: Vec<PoolStatus>,
+    pub(crate) isolated: Vec<IsolatedPoolStatus>,
     pub(crate) shared: Vec<SharedMetric>,
     pub(crate) log_lines_dropped: u64,
     pub(crate) messages_lost: u64,
@@ -213,10 +219,11 @@ impl ClusterStatus {
             report.shared,
             workers,
         );
-        ClusterStatus { listeners: report.listeners, queues: report.queues, ..status }
+        let PrimaryReport { listeners, queues, isolated, .. } = report;
+        ClusterStatus { listeners, queues, isolated, ..status }
     }
 
-    /// Builds a status without listeners and queues, with sums over `workers`.
+    /// Builds a status without listeners, queues and isolated pools, with sums over `workers`.
     pub(crate) fn new(
         primary: PrimaryStatus,
         totals_of_dead_workers: TrafficCounters,
@@ -244,6 +251,7 @@ impl ClusterStatus {
                 .iter()
                 .fold(totals_of_dead_workers, |sum, worker| sum.sum_with(worker.counters)),
             pools,
+            isolated: Vec::new(),
             shared: shared_metrics::limit_shared_metrics(shared),
             workers,
         }
@@ -297,6 +305,7 @@ pub(crate) mod tests {
             queues: vec![],
             totals_of_dead_workers: TrafficCounters::default(),
             pools_of_dead_workers: vec![],
+            isolated: vec![],
             shared: vec![],
             log_lines_dropped: 0,
             messages_lost: 0,
@@ -333,6 +342,7 @@ pub(crate) mod tests {
             active: MAX_JSON_INTEGER,
             counters: TrafficCounters::from_array([MAX_JSON_INTEGER; TRAFFIC_COUNTERS]),
             pools: (0..16).map(pool).collect(),
+            job: Some(RunningJob { id: MAX_JSON_INTEGER, age_ms: MAX_JSON_INTEGER }),
             serving: vec![request; 23],
             threads: Vec::new(),
         }

@@ -54,6 +54,9 @@ pub struct WorkerStatus {
     /// Its CPU pools, from the first job of each on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pools: Vec<PoolStatus>,
+    /// The job that an isolated process runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<RunningJob>,
     /// The requests in progress, oldest first; at most 22 of each thread. While the worker drains, also the holds
     /// ([`Worker::hold`](crate::Worker::hold)) that it waits for, as `hold: NAMES`.
     pub serving: Vec<InFlightRequest>,
@@ -79,6 +82,16 @@ pub struct ThreadStatus {
     pub active: u64,
     /// Requests received since it started.
     pub requests: u64,
+}
+
+/// The job that an isolated process runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RunningJob {
+    /// Its number among the jobs of its pool, from 1.
+    pub id: u64,
+    /// How long it has been running, in milliseconds.
+    pub age_ms: u64,
 }
 
 /// A request in progress.

@@ -94,6 +94,7 @@ fn run_thread(
         let deadline = Instant::now() + Duration::from_millis(limit_ms);
         let host = JobHost { worker: worker.clone(), job, deadline };
         let (outcome, value) = runner(&host, input);
+        host.record_end();
         let has_panicked = matches!(outcome, JobOutcome::Panicked { .. });
         send_outcome(&host, outcome, &value);
         if has_panicked {

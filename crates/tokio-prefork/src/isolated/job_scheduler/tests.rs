@@ -217,7 +217,7 @@ fn an_abandoned_job_is_not_begun_and_the_process_of_a_running_one_is_killed() {
     assert!(scheduler.complete_job(FIRST_WORKER, 1, JobOutcome::Done, input_of(1), now).is_none());
     assert!(start_jobs(&mut scheduler, now).is_empty(), "the process is being killed");
     assert!(scheduler.handle_worker_exit(FIRST_WORKER, died(1), now).is_empty());
-    assert_eq!(scheduler.snapshot(now).counts.abandoned, 2);
+    assert_eq!(scheduler.status("danger", now).abandoned, 2);
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn an_abandoned_job_may_be_allowed_to_finish() {
     assert_eq!(scheduler.abandon(key(1)), None);
     assert_eq!(scheduler.complete_job(FIRST_WORKER, 1, JobOutcome::Done, input_of(1), now), None);
     submit(&mut scheduler, submission(2), now);
-    assert_eq!(scheduler.snapshot(now).busy, 1, "the process lives");
+    assert_eq!(scheduler.status("danger", now).running, 1, "the process lives");
 }
 
 #[test]
@@ -293,7 +293,7 @@ fn jobs_wait_for_room_in_order_and_their_inputs_are_asked_for() {
     assert_eq!(submit(&mut scheduler, submission(6), now), [ended(key(6), JobOutcome::Full)]);
     scheduler.provide_input(key(4), input_of(4), now);
     scheduler.provide_input(key(3), input_of(3), now);
-    assert_eq!(scheduler.snapshot(now).queued, 1, "what was not asked for is dropped");
+    assert_eq!(scheduler.status("danger", now).depth, 1, "what was not asked for is dropped");
     let late = now + Duration::from_secs(1);
     let outcomes = scheduler.expire_jobs(late, &|_| 2);
     let timed_out = |token| ended(key(token), JobOutcome::TimedOut { has_begun: false });
