@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::concurrency_models;
+use crate::support::command::ProcessBuilder;
 use crate::support::{Client, Failure, Server, log, process, wait};
 
 /// A job of half a minute in a release build, and much longer in a debug build.
@@ -248,4 +249,29 @@ fn every_model_runs_and_counts_pool_jobs() {
         drop(client);
         server.stop();
     });
+}
+
+/// Returns the blocked and the ignored signals of a program that this thread starts.
+fn own_child_signals() -> String {
+    let status = std::process::Command::new("cat").arg("/proc/self/status").output().expect("cat");
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    let lines = status.lines().filter(|line| ["SigBlk", "SigIgn"].contains(&&line[..6]));
+    lines.collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn programs_that_a_worker_starts_have_no_signal_blocked() {
+    for model in ["prefork", "thread-per-core"] {
+        let server = ProcessBuilder::program("cpu-pool").model(model, 1).other_workers(1).start();
+        let expected = own_child_signals();
+        assert!(expected.contains("SigBlk:\t0000000000000000"), "{expected}");
+        for place in ["loop", "pool", "blocking"] {
+            let seen = server.get(&format!("/signals/{place}"));
+            assert_eq!(seen.text(), expected, "{model} {place}");
+        }
+        let of_kind = server.dir().join("kind-signals");
+        wait::wait_until("the worker of the kind", || of_kind.exists());
+        assert_eq!(fs::read_to_string(of_kind).expect("written"), expected, "{model} kind");
+        server.stop();
+    }
 }

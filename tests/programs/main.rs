@@ -4,6 +4,7 @@
 
 mod boot;
 mod connection_info;
+mod cpu_pool;
 mod inherited_sockets;
 mod isolated_calls;
 mod isolated_jobs;
@@ -83,6 +84,7 @@ fn main() -> ExitCode {
         "axum" => serving::axum_router(arguments),
         "connection-info" => connection_info::http_connections(arguments),
         "raw-connection-info" => connection_info::raw_connections(arguments),
+        "cpu-pool" => cpu_pool::cpu_pool(arguments),
         "connect-info" => connection_info::axum_extractors(arguments),
         "extended-connect" => serving::extended_connect(arguments),
         "pass-websockets" => websocket_passing::pass_websockets(arguments),

@@ -31,7 +31,8 @@ pub fn thread_niceness() -> io::Result<i32> {
 
 /// Blocks signals in the calling thread, so that the kernel delivers them to other threads of the process.
 ///
-/// Leaves unblocked those that a fault of this thread itself raises, such as SIGSEGV.
+/// Leaves unblocked those that a fault of this thread itself raises, such as SIGSEGV. Programs that the thread starts inherit the
+/// mask, and could not be ended by SIGTERM: not for threads that run code of the application.
 pub fn block_signals_in_thread() -> io::Result<()> {
     let mut blocked = SigSet::all();
     for fault in [

@@ -97,6 +97,7 @@ pub mod log_file;
 pub mod log_output;
 mod main_result;
 pub mod messages;
+mod panic_location;
 mod pid_file;
 pub mod pool;
 mod primary;

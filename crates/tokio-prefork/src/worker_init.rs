@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::listener::Listener;
 use crate::messages::{MessageLimits, WorkerMessageEnd};
 use crate::scoreboard::{ScoreboardReader, WorkerPage};
+use crate::worker::cpu_pool::WorkerPools;
 use prefork_supervisor::{Slot, WorkerTag};
 
 /// Holds what a freshly forked worker owns. Nothing else of the primary is used after the fork.
@@ -27,6 +28,8 @@ pub(crate) struct WorkerInit {
     pub(crate) messages: MessageEndInit,
     /// The scoreboard pages that only this worker writes: at least one, and one for each thread that needs its own.
     pub(crate) worker_pages: Vec<WorkerPage>,
+    /// The pools that the event loops of the process share. `None`: the worker creates its own.
+    pub(crate) pools: Option<Arc<WorkerPools>>,
     /// Counts the slot's connections for the dispatch policy.
     pub(crate) load_page: LoadPage,
     /// Reads the scoreboard pages of all workers.

@@ -182,7 +182,25 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
         "pool-threads",
         heading::POOL,
         Field::AutoCount(|c| &mut c.pool_threads),
-        "Threads per worker for CPU-bound jobs; auto divides the cores among the workers",
+        "Most threads per worker for CPU-bound jobs; auto divides the cores among the workers",
+    ),
+    Key::new(
+        "pool-min-threads",
+        heading::POOL,
+        Field::Count(|c| &mut c.pool_min_threads),
+        "Pool threads per worker that start with the first job and stay when idle",
+    ),
+    Key::new(
+        "pool-idle-timeout",
+        heading::POOL,
+        Field::OptionalDuration(|c| &mut c.pool_idle_timeout),
+        "End a pool thread beyond pool-min-threads that is idle for this long, or off",
+    ),
+    Key::new(
+        "pool-stack",
+        heading::POOL,
+        Field::OptionalByteCount(|c| &mut c.pool_stack),
+        "Stack size of the pool threads in bytes; off is the default, 2MiB",
     ),
     Key::new(
         "pool-queue",

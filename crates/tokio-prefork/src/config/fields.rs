@@ -220,9 +220,17 @@ config_fields! {
     worker_connections: u32 = 10_000, in 1..=1_000_000;
     /// What happens to new connections while all workers have `worker_connections`. Default: [`WhenFull::Wait`].
     when_full: WhenFull = WhenFull::Wait;
-    /// Threads of each worker's CPU pool. `None` is the cores that this process may use, divided by the workers, at least one.
-    /// Default: `None`.
+    /// Most threads of each worker's CPU pool; each starts when a job finds no idle one. `None` is the cores that this process may
+    /// use, divided by the workers, at least one. Default: `None`.
     pool_threads: Option<u32>, from Option<u32> = None, in 1..=1_024;
+    /// Threads of each worker's CPU pool that start with the first job and stay when they are idle. Default: 0.
+    pool_min_threads: u32 = 0, in 0..=1_024;
+    /// How long an idle thread of the CPU pool beyond `pool_min_threads` waits for a job before it ends. `None`: threads end with
+    /// their worker. Default: `None`.
+    pool_idle_timeout: Option<Duration>, from Option<Duration> = None, in FROM_ONE_MS;
+    /// Stack size of the threads of the CPU pool in bytes. `None` is the default of Rust's threads: 2 MiB, or `RUST_MIN_STACK`.
+    /// Default: `None`.
+    pool_stack: Option<u64>, from Option<u64> = None, in 16 << 10..=1 << 30;
     /// Jobs that may wait in each worker's CPU pool; more get [`PoolError::Full`](crate::pool::PoolError). Default: 256.
     pool_queue: u32 = 256, in 0..=1_000_000;
     /// Nice value of the threads of the CPU pool, from 0 to 19, so that they give way to the event loops. Default: 19.

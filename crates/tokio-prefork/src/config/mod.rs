@@ -88,14 +88,13 @@ impl Config {
         ConfigBuilder { config: self }
     }
 
-    /// Returns the number of threads of a CPU pool. There is one for each worker, and for each thread with a loop of its
-    /// own.
+    /// Returns the most threads of a CPU pool. There is one pool for each worker process.
     pub(crate) fn pool_thread_count(&self) -> usize {
         match self.pool_threads {
             Some(threads) => threads as usize,
             None => cores_per_worker(
                 std::thread::available_parallelism().map_or(1, usize::from),
-                self.supervisor_config().workers as usize * self.scoreboard_page_count(),
+                self.supervisor_config().workers as usize,
             ),
         }
     }

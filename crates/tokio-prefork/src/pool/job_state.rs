@@ -8,12 +8,14 @@
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
 
-use super::pool_threads::{BusyThreadGuard, PoolState};
+use super::pool_state::PoolState;
+use super::pool_threads::BusyThreadGuard;
 use super::{CancelFlag, JobDeadline, PoolError, PoolJob};
+use crate::panic_location::catch_panic_with_location;
 use crate::scoreboard::{JobOutcome, PoolCounters};
 use crate::text::panic_text;
 
@@ -22,8 +24,40 @@ pub(super) trait RunnableJob: Send + Sync {
     /// Runs the job on the current thread. Returns `false` if it panicked.
     fn run(&self, busy: BusyThreadGuard<'_>) -> bool;
 
-    /// Ends the job with [`PoolError::Closed`] if it has not started.
-    fn close_unstarted(&self, counters: &PoolCounters);
+    /// Ends the job if it has not started.
+    fn end_unstarted(&self, why: &UnstartedEnd, counters: &PoolCounters);
+
+    /// Ends the job with [`PoolError::Cut`] if it runs. Its thread continues, and its result will be dropped.
+    fn cut(&self, counters: &PoolCounters);
+
+    /// Returns whether the job still waits for a thread.
+    fn is_queued(&self) -> bool;
+
+    /// Returns whether the job has its verdict.
+    fn has_ended(&self) -> bool;
+
+    /// Returns whether the result of the running job is no longer wanted.
+    fn should_stop(&self) -> bool;
+}
+
+/// Why a job ends that has not started.
+#[derive(Debug, Clone)]
+pub(super) enum UnstartedEnd {
+    Closed,
+    NoThread(String),
+    WouldDeadlock,
+}
+
+impl UnstartedEnd {
+    fn to_error(&self, job: &'static str) -> (PoolError, JobOutcome) {
+        match self {
+            UnstartedEnd::Closed => (PoolError::Closed, JobOutcome::Closed),
+            UnstartedEnd::NoThread(why) => {
+                (PoolError::NoThread { why: why.clone() }, JobOutcome::Rejected)
+            }
+            UnstartedEnd::WouldDeadlock => (PoolError::WouldDeadlock { job }, JobOutcome::Rejected),
+        }
+    }
 }
 
 /// The result of a job, or why there is none.
@@ -35,7 +69,10 @@ pub(super) struct JobState<T: PoolJob> {
     /// Whether the caller no longer waits for the result.
     is_cancelled: AtomicBool,
     submitted: Instant,
+    started: OnceLock<Instant>,
     deadline: Option<JobDeadline>,
+    /// The name of the job in errors and logs.
+    name: &'static str,
 }
 
 /// How far a job is, and the waker to call when that changes.
@@ -48,8 +85,8 @@ pub(super) struct JobProgress<T: PoolJob> {
 pub(super) enum JobStage<T: PoolJob> {
     /// Waits for a thread.
     Queued(T),
-    /// Runs since this moment.
-    Running(Instant),
+    /// Runs since the moment in `JobState::started`.
+    Running,
     /// Has ended. Holds the result until the caller reads it.
     Ended(Option<JobResult<T>>),
 }
@@ -65,13 +102,15 @@ pub(super) enum AbandonedJob<T: PoolJob> {
 }
 
 impl<T: PoolJob> JobState<T> {
-    pub(super) fn new(task: T, deadline: Option<JobDeadline>) -> JobState<T> {
+    pub(super) fn new(task: T, name: &'static str, deadline: Option<JobDeadline>) -> JobState<T> {
         let progress = Mutex::new(JobProgress { stage: JobStage::Queued(task), waker: None });
         JobState {
             progress,
             is_cancelled: AtomicBool::new(false),
             submitted: Instant::now(),
+            started: OnceLock::new(),
             deadline,
+            name,
         }
     }
 
@@ -80,15 +119,19 @@ impl<T: PoolJob> JobState<T> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Returns when the deadline passes; `None` without a deadline, or while its start is unknown.
-    pub(super) fn deadline_at(&self, started: Option<Instant>) -> Option<Instant> {
-        self.deadline?.passes_at(self.submitted, started)
+    pub(super) fn deadline_at(&self) -> Option<Instant> {
+        self.deadline?.passes_at(self.submitted, self.started.get().copied())
     }
 
     /// Returns the error for a job that missed its deadline.
-    pub(super) fn timeout_error(&self) -> PoolError {
+    pub(super) fn timeout_error(&self, has_begun: bool) -> PoolError {
         let deadline = self.deadline.unwrap_or(JobDeadline::FromStart(std::time::Duration::MAX));
-        PoolError::TimedOut { job: T::name(), deadline }
+        PoolError::TimedOut { job: self.name, deadline, has_begun }
     }
 
     /// Ends a job that the pool did not accept, with `why`.
@@ -99,6 +142,29 @@ impl<T: PoolJob> JobState<T> {
             mem::replace(&mut progress.stage, JobStage::Ended(Some(Err(why))))
         };
         contain_panic(|| drop(stage));
+    }
+
+    /// Ends a job that the pool did not accept, and returns it.
+    pub(super) fn take_rejected(&self, ending: JobOutcome, counters: &PoolCounters) -> Option<T> {
+        let mut progress = self.lock_progress();
+        match mem::replace(&mut progress.stage, JobStage::Ended(None)) {
+            JobStage::Queued(job) => {
+                counters.job_ended(ending);
+                Some(job)
+            }
+            other => {
+                progress.stage = other;
+                None
+            }
+        }
+    }
+
+    /// Takes the error of a job that the pool did not accept. `None` for other jobs.
+    pub(super) fn take_error(&self) -> Option<PoolError> {
+        match &mut self.lock_progress().stage {
+            JobStage::Ended(result @ Some(Err(_))) => result.take().and_then(Result::err),
+            _ => None,
+        }
     }
 
     /// Ends the job for a caller that gives it up. A job that has not started is dropped here, in the caller's thread.
@@ -115,7 +181,7 @@ impl<T: PoolJob> JobState<T> {
         contain_panic(|| drop(waker));
         match stage {
             JobStage::Ended(outcome) => AbandonedJob::AlreadyEnded(outcome),
-            JobStage::Running(_) => AbandonedJob::StillRunning,
+            JobStage::Running => AbandonedJob::StillRunning,
             JobStage::Queued(task) => {
                 contain_panic(|| drop(task));
                 AbandonedJob::NeverStarted
@@ -127,13 +193,17 @@ impl<T: PoolJob> JobState<T> {
     fn start(&self, now: Instant, counters: &PoolCounters) -> Option<T> {
         let (task, waker, is_late) = {
             let mut progress = self.lock_progress();
-            let is_late = self.deadline_at(None).is_some_and(|due| due <= now);
+            let is_late = self.deadline_at().is_some_and(|due| due <= now);
             let next = match is_late {
-                true => JobStage::Ended(Some(Err(self.timeout_error()))),
-                false => JobStage::Running(now),
+                true => JobStage::Ended(Some(Err(self.timeout_error(false)))),
+                false => JobStage::Running,
             };
             match mem::replace(&mut progress.stage, next) {
                 JobStage::Queued(task) => {
+                    if !is_late {
+                        // Only here, so it was not set before.
+                        let _ = self.started.set(now);
+                    }
                     // With `FromStart` the deadline begins now, so the caller has to set its timer.
                     let should_wake =
                         is_late || matches!(self.deadline, Some(JobDeadline::FromStart(_)));
@@ -158,7 +228,11 @@ impl<T: PoolJob> JobState<T> {
 
     /// Ends the job with the result of its thread, unless it was abandoned meanwhile.
     fn finish(&self, outcome: JobResult<T>, counters: &PoolCounters) {
-        let ending = if outcome.is_ok() { JobOutcome::Done } else { JobOutcome::Panicked };
+        let ending = match &outcome {
+            Ok(_) => JobOutcome::Done,
+            Err(PoolError::TimedOut { .. }) => JobOutcome::TimedOut,
+            Err(_) => JobOutcome::Panicked,
+        };
         let mut unread = None;
         let waker = {
             let mut progress = self.lock_progress();
@@ -186,8 +260,9 @@ impl<T: PoolJob> RunnableJob for JobState<T> {
         let cancel = CancelFlag {
             job_is_cancelled: &self.is_cancelled,
             pool_is_aborting: &shared.is_aborting,
+            deadline: self.deadline_at(),
         };
-        let result = catch_unwind(AssertUnwindSafe(|| task.run(&cancel)));
+        let result = catch_panic_with_location(|| task.run(&cancel));
         let ended = Instant::now();
         shared.counters.job_left_thread(
             shared.micros_since_start(ended),
@@ -196,28 +271,70 @@ impl<T: PoolJob> RunnableJob for JobState<T> {
         // Before the caller is woken, so that it finds this thread idle.
         drop(busy);
         let outcome = result.map_err(|panic| {
-            let message = panic_text(&*panic).into_owned();
-            contain_panic(|| drop(panic));
-            log::error!("{} a job panicked; job={} error={message}", shared.owner, T::name());
-            PoolError::Panicked { job: T::name(), message }
+            let (message, location) = (panic.message(), panic.location);
+            contain_panic(|| drop(panic.payload));
+            log::error!(
+                "{} a job panicked; job={} location={} error={message}",
+                shared.owner(),
+                self.name,
+                location.as_deref().unwrap_or("unknown")
+            );
+            PoolError::Panicked { job: self.name, message, location }
         });
-        let has_succeeded = outcome.is_ok();
-        self.finish(outcome, &shared.counters);
-        has_succeeded
+        let has_panicked = outcome.is_err();
+        let is_late = cancel.deadline.is_some_and(|deadline| deadline <= ended);
+        match outcome {
+            // Its flag was set, so the result may be incomplete, even if the caller has not noticed the deadline yet.
+            Ok(result) if is_late => {
+                self.finish(Err(self.timeout_error(true)), &shared.counters);
+                contain_panic(|| drop(result));
+            }
+            outcome => self.finish(outcome, &shared.counters),
+        }
+        !has_panicked
     }
 
-    fn close_unstarted(&self, counters: &PoolCounters) {
+    fn end_unstarted(&self, why: &UnstartedEnd, counters: &PoolCounters) {
         let (stage, waker) = {
             let mut progress = self.lock_progress();
             if !matches!(progress.stage, JobStage::Queued(_)) {
                 return;
             }
-            counters.job_ended(JobOutcome::Closed);
-            let closed = JobStage::Ended(Some(Err(PoolError::Closed)));
-            (mem::replace(&mut progress.stage, closed), progress.waker.take())
+            let (error, ending) = why.to_error(self.name);
+            counters.job_ended(ending);
+            let ended = JobStage::Ended(Some(Err(error)));
+            (mem::replace(&mut progress.stage, ended), progress.waker.take())
         };
         wake_containing_panics(waker);
         contain_panic(|| drop(stage));
+    }
+
+    fn cut(&self, counters: &PoolCounters) {
+        let waker = {
+            let mut progress = self.lock_progress();
+            if !matches!(progress.stage, JobStage::Running) {
+                return;
+            }
+            self.is_cancelled.store(true, Ordering::Relaxed);
+            // Its caller goes away, as the process exits.
+            counters.job_ended(JobOutcome::Cancelled);
+            progress.stage = JobStage::Ended(Some(Err(PoolError::Cut { job: self.name })));
+            progress.waker.take()
+        };
+        wake_containing_panics(waker);
+    }
+
+    fn is_queued(&self) -> bool {
+        matches!(self.lock_progress().stage, JobStage::Queued(_))
+    }
+
+    fn has_ended(&self) -> bool {
+        matches!(self.lock_progress().stage, JobStage::Ended(_))
+    }
+
+    fn should_stop(&self) -> bool {
+        self.is_cancelled.load(Ordering::Relaxed)
+            || self.deadline_at().is_some_and(|deadline| deadline <= Instant::now())
     }
 }
 

@@ -1,22 +1,38 @@
 //! Thread pools for CPU-bound work, which would otherwise block the event loop.
 //!
 //! [`Pool::run`] submits a job to a few long-lived threads behind a bounded queue and returns its result as a future. Each worker
-//! has a pool of its own ([`Worker::pool`](crate::Worker::pool)). Its threads start with the first job and have a lower priority
-//! than the event loop, so that a saturated pool does not starve serving on the same cores.
+//! has a pool of its own ([`Worker::pool`](crate::Worker::pool)), and may have more
+//! ([`Worker::create_pool`](crate::Worker::create_pool)). A [`TaskPool`] runs one function with a state for each thread. Threads start
+//! on demand and have a lower priority than the event loop, so that a saturated pool does not starve serving on the same cores.
 //!
-//! Every job ends in exactly one way: done, rejected ([`PoolError::Full`], [`PoolError::Closed`]), too late
-//! ([`PoolError::TimedOut`]), panicked ([`PoolError::Panicked`]), or cancelled because its future was dropped. A job that is
-//! cancelled before it starts leaves the queue at once; a running one can check its [`CancelFlag`]. Threads cannot be stopped from
-//! outside: a job that never checks the flag and never ends keeps its thread until the process ends, which for a draining worker
-//! is at its deadline at the latest.
+//! Every job begins at most once and has exactly one verdict: done, refused ([`PoolError::Full`], [`PoolError::Closed`]), too late
+//! ([`PoolError::TimedOut`]), panicked ([`PoolError::Panicked`]), cut with its worker ([`PoolError::Cut`]), or cancelled because its
+//! future was dropped. [`PoolError::has_begun`] tells whether the job had begun. A job that is cancelled before it starts leaves the
+//! queue at once; a running one can check its [`CancelFlag`], or [`is_cancelled`]. Threads cannot be stopped from outside: a job that
+//! never checks and never ends keeps its thread until the process ends, which for a draining worker is at its deadline at the latest.
+//!
+//! A draining worker waits, within `graceful-timeout`, for the jobs of all its pools, and until each [`JobFuture`] has returned its
+//! result and the task that awaited it has gone on. Work that such a task then waits for belongs into
+//! [`Worker::spawn`](crate::Worker::spawn).
 
+mod config;
+mod current_thread;
+mod deadline_timer;
+mod error;
 mod job_future;
+mod job_map;
 mod job_queue;
+mod job_request;
 mod job_state;
 mod pool_job;
+mod pool_state;
 mod pool_threads;
+pub(crate) mod process_pools;
+mod self_wait;
+mod task_pool;
 #[cfg(test)]
 mod tests;
+mod thread_parker;
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,32 +40,21 @@ use std::time::Duration;
 
 use crate::scoreboard::PoolCounters;
 use crate::status::{DEFAULT_POOL_NAME, PoolStatus};
+use job_queue::WhenQueueFull;
 use job_state::JobState;
-use pool_threads::PoolState;
+pub(crate) use pool_state::PoolNames;
+use pool_state::{PoolState, QueueOptions};
+use process_pools::DrainedPool;
 
+pub use crate::isolated::Priority;
+pub use config::PoolConfig;
+pub use current_thread::is_cancelled;
+pub use error::{PoolError, RefusedJob, TaskError};
 pub use job_future::JobFuture;
+pub use job_map::JobMap;
+pub use job_request::JobRequest;
 pub use pool_job::{CancelFlag, JobDeadline, PoolJob, cancellable_job};
-
-/// The size of a pool, and its scheduling.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PoolConfig {
-    /// Number of threads, at least one. Default: one per core that this process may use.
-    pub threads: usize,
-    /// Jobs that may wait, in addition to those that idle threads take at once. Default: 256.
-    pub queue: usize,
-    /// Nice value of the threads, 0 to 19: the higher, the more they yield to the event loop. Default: 19.
-    pub nice: u32,
-    /// Whether the newest job runs first while the queue is more than half full. Default: false, the oldest runs first.
-    pub newest_first: bool,
-}
-
-impl Default for PoolConfig {
-    fn default() -> PoolConfig {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        PoolConfig { threads, queue: 256, nice: 19, newest_first: false }
-    }
-}
+pub use task_pool::{TaskFuture, TaskPool};
 
 /// A pool of threads. Cheap to clone.
 ///
@@ -66,17 +71,33 @@ impl Drop for CloseOnDrop {
 }
 
 impl Pool {
-    /// Creates a pool outside of any worker, for programs and benchmarks. Starts no thread before the first job.
+    /// Creates a pool for any program. Starts no thread before the first job.
     ///
-    /// In a worker use [`Worker::pool`](crate::Worker::pool), whose figures `prefork status` shows.
+    /// In a worker, prefer [`Worker::pool`](crate::Worker::pool) and [`Worker::create_pool`](crate::Worker::create_pool), whose figures
+    /// `prefork status` shows. A draining worker closes this pool and waits for its jobs like for those, even if it was created before
+    /// the fork.
     pub fn new(config: PoolConfig) -> Pool {
-        let owner = format!("pid={}", std::process::id());
-        Pool::with_counters(config, owner, PoolCounters::standalone(DEFAULT_POOL_NAME))
+        let names = PoolNames { owner: None, threads: "pool".to_string() };
+        let pool = Pool::with_counters(config, names, PoolCounters::standalone(DEFAULT_POOL_NAME));
+        process_pools::register(pool.state());
+        pool
     }
 
-    /// Creates the pool of a worker: `owner` starts its log lines, `counters` counts its jobs.
-    pub(crate) fn with_counters(config: PoolConfig, owner: String, counters: PoolCounters) -> Pool {
-        Pool(Arc::new(CloseOnDrop(Arc::new(PoolState::new(config, owner, counters)))))
+    /// Creates a pool of a worker, whose jobs `counters` counts.
+    pub(crate) fn with_counters(
+        config: PoolConfig,
+        names: PoolNames,
+        counters: PoolCounters,
+    ) -> Pool {
+        Pool::from_state(PoolState::new(config, names, counters, None))
+    }
+
+    fn from_state(state: PoolState) -> Pool {
+        Pool(Arc::new(CloseOnDrop(Arc::new(state))))
+    }
+
+    fn state(&self) -> &Arc<PoolState> {
+        &self.0.0
     }
 
     /// Submits a job at once and returns its result as a future.
@@ -85,7 +106,7 @@ impl Pool {
     /// its result is moved back; neither is copied.
     ///
     /// ```
-    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
     /// use tokio_prefork::pool::{Pool, PoolConfig, PoolError};
     ///
     /// let pool = Pool::new(PoolConfig::default());
@@ -98,111 +119,161 @@ impl Pool {
     /// The future returns a [`PoolError`] if the job has no result.
     pub fn run<T: PoolJob>(&self, job: T) -> JobFuture<T> {
         let deadline = job.deadline();
-        self.submit(job, deadline)
+        self.submit(job, T::name(), deadline, QueueOptions::default())
     }
 
-    /// Submits a job with a deadline, which replaces the job's own. Await the future in a tokio runtime with timers.
+    /// Submits a job with a deadline, which replaces the job's own.
     ///
     /// # Errors
     /// As [`Pool::run`].
     pub fn run_within<T: PoolJob>(&self, deadline: JobDeadline, job: T) -> JobFuture<T> {
-        self.submit(job, Some(deadline))
+        self.submit(job, T::name(), Some(deadline), QueueOptions::default())
+    }
+
+    /// Submits a job, or gives it back.
+    ///
+    /// ```
+    /// use tokio_prefork::pool::{Pool, PoolConfig};
+    ///
+    /// let pool = Pool::new(PoolConfig::default());
+    /// let text = String::from("large data");
+    /// match pool.try_run(move || text.len()) {
+    ///     Ok(job) => assert_eq!(job.wait(), Ok(10)),
+    ///     Err(refused) => {
+    ///         // Compute here, or try again later with the same job.
+    ///         let _len = (refused.job)();
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// The pool has refused the job: the queue is full, or the pool is closed.
+    pub fn try_run<T: PoolJob>(&self, job: T) -> Result<JobFuture<T>, RefusedJob<T>> {
+        let deadline = job.deadline();
+        self.try_submit(job, T::name(), deadline, QueueOptions::default())
+    }
+
+    /// Submits a job, which waits for room if the queue is full. Such jobs keep their order, and others do not overtake them.
+    ///
+    /// Memory is bounded by the callers: each of them waits with its own job.
+    ///
+    /// # Errors
+    /// As [`Pool::run`], but never [`PoolError::Full`].
+    pub fn run_when_room<T: PoolJob>(&self, job: T) -> JobFuture<T> {
+        self.job(job).when_room().start()
+    }
+
+    /// Returns a job with options: deadline, priority, and waiting for room.
+    pub fn job<T: PoolJob>(&self, job: T) -> JobRequest<T> {
+        JobRequest::new(self.clone(), job, T::name())
+    }
+
+    /// Calls `function` for each item on the threads of the pool, and returns the results in the order of the items.
+    ///
+    /// Up to `bound` jobs are under way at a time, finished ones whose result waits for an earlier one included; they wait for room in
+    /// the queue. The result is a [`Stream`](futures_core::Stream).
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// use tokio_prefork::pool::{Pool, PoolConfig};
+    ///
+    /// let pool = Pool::new(PoolConfig::default());
+    /// let mut squares = pool.map(1..=3, 2, |n: u64| n * n);
+    /// while let Some(square) = squares.next_result().await {
+    ///     println!("{}", square?);
+    /// }
+    ///
+    /// // In code that is not async:
+    /// let mut squares = pool.map(1..=3, 2, |n: u64| n * n);
+    /// let sum: u64 = std::iter::from_fn(|| squares.wait_next()).map(Result::unwrap_or_default).sum();
+    /// assert_eq!(sum, 14);
+    /// # Ok::<_, tokio_prefork::pool::PoolError>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn map<I, F, T>(&self, items: I, bound: usize, function: F) -> JobMap<I::IntoIter, F, T>
+    where
+        I: IntoIterator,
+        I::Item: Send + 'static,
+        F: Fn(I::Item) -> T + Send + Sync + 'static,
+        T: Send + 'static,
+    {
+        JobMap::new(self.clone(), items.into_iter(), bound, function)
     }
 
     /// Returns the figures of the pool.
     pub fn status(&self) -> PoolStatus {
-        self.0.0.counters.status()
+        self.state().counters.status()
     }
 
     /// Rejects new jobs and waits for up to `grace` until all queued and running ones have ended.
     ///
-    /// After that, queued jobs end with [`PoolError::Closed`] and running ones see their [`CancelFlag`]. Returns how many jobs still
-    /// run: 0 if all have ended in time.
+    /// Running jobs may still use the pool. After that, queued jobs end with [`PoolError::Closed`] and running ones see their
+    /// [`CancelFlag`]. Returns how many jobs still run: 0 if all have ended in time. Needs a tokio runtime with timers.
     pub async fn drain(&self, grace: Duration) -> usize {
-        self.close();
-        match tokio::time::timeout(grace, self.wait_until_ended()).await {
+        self.state().close();
+        let ended = self.state().wait_until(PoolState::has_ended);
+        match tokio::time::timeout(grace, ended).await {
             Ok(()) => 0,
-            Err(_) => self.abort(),
+            Err(_) => self.state().abort(),
         }
     }
 
-    /// Rejects new jobs.
-    pub(crate) fn close(&self) {
-        self.0.0.close();
+    /// Returns the pool as a draining worker sees it.
+    pub(crate) fn drained_pool(&self) -> DrainedPool {
+        DrainedPool(Arc::clone(self.state()))
     }
 
-    /// Waits until the pool is closed and all jobs have ended.
-    pub(crate) async fn wait_until_ended(&self) {
-        self.0.0.wait_until_ended().await;
-    }
-
-    /// Cancels all jobs. Returns how many still run.
-    pub(crate) fn abort(&self) -> usize {
-        self.0.0.abort()
-    }
-
-    fn submit<T: PoolJob>(&self, job: T, deadline: Option<JobDeadline>) -> JobFuture<T> {
-        let shared = Arc::clone(&self.0.0);
-        let job = Arc::new(JobState::new(job, deadline));
-        let queued_job = match shared.submit(Arc::clone(&job) as Arc<dyn job_state::RunnableJob>) {
-            Ok(queued_job) => Some(queued_job),
+    fn submit<T: PoolJob>(
+        &self,
+        job: T,
+        name: &'static str,
+        deadline: Option<JobDeadline>,
+        options: QueueOptions,
+    ) -> JobFuture<T> {
+        let job = Arc::new(JobState::new(job, name, deadline));
+        // First, so that no drain can miss it.
+        let mut future = JobFuture::new(Arc::clone(&job), Arc::clone(self.state()));
+        match self.state().submit(Arc::clone(&job) as _, options) {
+            Ok(queued_job) => future.set_queued(queued_job),
             Err(rejected) => {
-                job.reject(rejected.error, rejected.ending, &shared.counters);
-                None
+                job.reject(rejected.error, rejected.ending, &self.state().counters);
             }
-        };
-        JobFuture::new(job, shared, queued_job)
+        }
+        future
+    }
+
+    fn try_submit<T: PoolJob>(
+        &self,
+        job: T,
+        name: &'static str,
+        deadline: Option<JobDeadline>,
+        options: QueueOptions,
+    ) -> Result<JobFuture<T>, RefusedJob<T>> {
+        let state = Arc::new(JobState::new(job, name, deadline));
+        let mut future = JobFuture::new(Arc::clone(&state), Arc::clone(self.state()));
+        match self.state().submit(Arc::clone(&state) as _, options) {
+            Ok(queued_job) => future.set_queued(queued_job),
+            Err(rejected) => {
+                // Otherwise it has a verdict already, which the future returns.
+                let job = state.take_rejected(rejected.ending, &self.state().counters);
+                if let Some(job) = job {
+                    return Err(RefusedJob { job, error: rejected.error });
+                }
+            }
+        }
+        Ok(future)
+    }
+}
+
+impl Default for QueueOptions {
+    fn default() -> QueueOptions {
+        QueueOptions { lane: Priority::Normal as usize, when_full: WhenQueueFull::Refuse }
     }
 }
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pool({})", self.0.0.owner)
+        let state = self.state();
+        write!(f, "Pool({}, {})", state.owner(), state.names.threads)
     }
-}
-
-/// Why a job has no result.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PoolError {
-    /// All threads are busy and the queue has no room; the job did not run.
-    #[error(
-        "cannot run a job: the queue of the pool is full with {waiting} jobs; try again later (in HTTP: 503 with \
-         Retry-After), or raise pool-queue"
-    )]
-    /// All threads are busy and the queue is full. The job did not run.
-    Full {
-        /// Number of jobs in the queue.
-        waiting: usize,
-    },
-    /// The deadline has passed. A job that had not started never runs; a running one sees its [`CancelFlag`].
-    #[error("{job} did not end within {deadline}; raise its deadline, or give it less to do")]
-    TimedOut {
-        /// The name of the job.
-        job: &'static str,
-        /// The deadline that has passed.
-        deadline: JobDeadline,
-    },
-    /// The job panicked. Its thread is replaced.
-    #[error("{job} panicked: {message}; fix the job, a retry will not help")]
-    Panicked {
-        /// The name of the job.
-        job: &'static str,
-        /// The panic message.
-        message: String,
-    },
-    /// The pool rejects jobs because its worker is about to end. The job did not run.
-    #[error(
-        "cannot run a job: the pool is closed because its worker ends; retry in another worker"
-    )]
-    Closed,
-    /// The system refused to start even one thread; the job did not run.
-    #[error(
-        "cannot start a thread of the pool: {why}; raise the limit on threads (ulimit -u, pids.max)"
-    )]
-    /// Not even one thread could be started. The job did not run.
-    NoThread {
-        /// The error of the system.
-        why: String,
-    },
 }

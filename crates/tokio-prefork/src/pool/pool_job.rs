@@ -83,15 +83,22 @@ where
 pub struct CancelFlag<'a> {
     pub(super) job_is_cancelled: &'a AtomicBool,
     pub(super) pool_is_aborting: &'a AtomicBool,
+    pub(super) deadline: Option<Instant>,
 }
 
 impl CancelFlag<'_> {
     /// Returns whether the job should stop: the caller is gone, the deadline has passed, or the process is about to end.
     ///
-    /// Once `true`, stays `true`. Costs two atomic loads.
+    /// Once `true`, stays `true`. Costs two atomic loads, and reads the clock if the job has a deadline.
     pub fn is_set(&self) -> bool {
         self.job_is_cancelled.load(Ordering::Relaxed)
             || self.pool_is_aborting.load(Ordering::Relaxed)
+            || self.deadline.is_some_and(|deadline| deadline <= Instant::now())
+    }
+
+    /// Returns how long the job may still take: zero once its deadline has passed. `None` without a deadline.
+    pub fn time_left(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 }
 

@@ -1,8 +1,12 @@
-//! Tests of the promises of a pool. Panics are in `panics.rs`, leaks in `leaks.rs`, random callers in `random_callers.rs`.
+//! Tests of the promises of a pool; those of one topic are in the files beside.
 
 mod leaks;
 mod panics;
 mod random_callers;
+mod submission;
+mod task_pool;
+mod threads;
+mod waiting;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -14,8 +18,13 @@ use super::*;
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// At normal priority: niced threads may starve on a busy machine.
+fn test_config(threads: usize, queue: usize) -> PoolConfig {
+    PoolConfig::new().threads(threads).queue(queue).nice(0)
+}
+
 fn create_pool(threads: usize, queue: usize) -> Pool {
-    Pool::new(PoolConfig { threads, queue, ..PoolConfig::default() })
+    Pool::new(test_config(threads, queue))
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -58,7 +67,7 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
-fn a_job_returns_its_result_and_threads_start_with_the_first_job() {
+fn a_job_returns_its_result_and_the_first_job_starts_a_thread() {
     let pool = create_pool(2, 4);
     assert_eq!(pool.status().threads, 0);
     let data = vec![7u8; 1 << 20];
@@ -66,7 +75,7 @@ fn a_job_returns_its_result_and_threads_start_with_the_first_job() {
     let back = block_on(pool.run(move || data)).expect("result");
     assert_eq!(back.as_ptr() as usize, address, "the data was copied");
     let seen = pool.status();
-    assert_eq!((seen.threads, seen.capacity, seen.done, seen.running), (2, 4, 1, 0));
+    assert_eq!((seen.threads, seen.capacity, seen.done, seen.running), (1, 4, 1, 0));
     assert_eq!((seen.wait.count(), seen.run.count()), (1, 1));
 }
 
@@ -203,11 +212,11 @@ fn a_closed_pool_runs_queued_jobs_and_rejects_new_ones() {
     let (first, gate) = run_gated_job(&pool);
     gate.wait_for_start();
     let second = pool.run(|| 2);
-    pool.close();
+    pool.state().close();
     assert_eq!(block_on(pool.run(|| 3)), Err(PoolError::Closed));
     gate.open_gate();
     block_on(async {
-        pool.wait_until_ended().await;
+        pool.state().wait_until(PoolState::has_ended).await;
         assert_eq!((first.await, second.await), (Ok(()), Ok(2)));
     });
     assert_eq!(pool.status().closed, 1);
@@ -235,9 +244,9 @@ fn aborting_a_pool_sets_the_cancel_flag_of_running_jobs() {
         "gave up"
     }));
     receiver.recv_timeout(TEST_TIMEOUT).expect("started");
-    assert_eq!(pool.abort(), 1);
+    assert_eq!(pool.state().abort(), 1);
     assert_eq!(block_on(job), Ok("gave up"));
-    block_on(pool.wait_until_ended());
+    block_on(pool.state().wait_until(PoolState::has_ended));
 }
 
 #[test]
@@ -254,19 +263,4 @@ fn queued_jobs_run_after_the_last_handle_is_dropped() {
     drop(pool);
     gate.open_gate();
     assert_eq!(block_on(async { (first.await, second.await) }), (Ok(()), Ok(2)));
-}
-
-#[test]
-fn pool_threads_have_the_configured_nice_value() {
-    let nice = |nice| {
-        let pool = Pool::new(PoolConfig { threads: 1, nice, ..PoolConfig::default() });
-        block_on(pool.run(|| prefork_os::thread::thread_niceness().expect("nice"))).expect("result")
-    };
-    let own = prefork_os::thread::thread_niceness().expect("nice");
-    assert_eq!(nice(19), 19);
-    assert_eq!(
-        prefork_os::thread::thread_niceness().expect("nice"),
-        own,
-        "the priority of the caller changed"
-    );
 }

@@ -220,6 +220,7 @@ impl Primary {
             queue,
             messages: MessageEndInit::Channel(Some(messages), message_limits),
             worker_pages,
+            pools: None,
             load_page,
             board,
             config,

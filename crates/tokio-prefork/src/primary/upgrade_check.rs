@@ -100,6 +100,7 @@ fn become_check_worker(
         queue: None,
         messages: MessageEndInit::Channel(None, MessageLimits::default()),
         worker_pages,
+        pools: None,
         load_page: LoadPage::default(),
         board,
         config: Arc::new(config),

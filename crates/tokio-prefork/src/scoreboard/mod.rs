@@ -48,7 +48,6 @@ pub(crate) use page_reader::HeartbeatSample;
 pub(crate) use pool_counters::PoolCounters;
 pub(crate) use pool_pages::PoolRecords;
 pub(crate) use pool_record::JobOutcome;
-#[allow(unused_imports, reason = "pools with names are being added")]
 pub(crate) use pool_record::MAX_POOL_NAME_BYTES;
 pub(crate) use shared_worker_page::SharedWorkerPage;
 pub(crate) use worker_page::{ByteMeter, RequestRecorder, ThreadPageView, WorkerPage};

@@ -135,7 +135,6 @@ impl PoolRecords {
     /// this worker have records.
     ///
     /// The figures of two pools with the same name are added. A pool continues the counts of a dropped one of its name.
-    #[allow(dead_code, reason = "pools with names are being added")]
     pub(crate) fn named_pool_counters(&self, name: &str) -> Option<PoolCounters> {
         let counters = self.claim(name)?;
         counters.publish();

@@ -173,7 +173,6 @@ impl WorkerPage {
     }
 
     /// Returns the table of the worker's pools, for all its threads.
-    #[allow(dead_code, reason = "pools with names are being added")]
     pub(crate) fn pool_records(&self) -> PoolRecords {
         self.pool_records.clone()
     }

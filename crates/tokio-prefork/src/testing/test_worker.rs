@@ -13,7 +13,7 @@ use crate::messages::{
 };
 use crate::scoreboard::Scoreboard;
 use crate::worker::Worker;
-use crate::worker::cpu_pool::create_cpu_pool;
+use crate::worker::cpu_pool::WorkerPools;
 use crate::worker::pending_work::{Holds, StopFunctions};
 use crate::worker::worker_shared::{DrainSignal, WorkerShared};
 use prefork_os::fd_passing::create_seqpacket_pair;
@@ -188,7 +188,7 @@ fn create_test_worker(config: Config) -> Result<TestWorker> {
         scoreboard: reader,
         own_page: page.thread_view(),
         messages,
-        pool: create_cpu_pool(&config, &page, tag),
+        pools: WorkerPools::new(&config, &page, tag, 1),
         is_primary_connected: AtomicBool::new(true),
         drain: DrainSignal::default(),
         holds: Holds::default(),

@@ -45,6 +45,7 @@ use crate::listener::Listener;
 use crate::status::WorkerState;
 use crate::worker_init::{MessageEndInit, WorkerInit};
 pub use accepted_stream::AcceptedStream;
+use cpu_pool::WorkerPools;
 pub(crate) use custom_kind::custom_kind_app;
 pub use end_on_drain::EndOnDrain;
 use http::into_service::IntoHttpService;
@@ -181,7 +182,7 @@ fn create_state(init: WorkerInit) -> Result<(Rc<LocalWorkerState>, AcceptSources
         scoreboard: board.clone(),
         own_page: worker_page.thread_view(),
         messages: messages.start(tag)?,
-        pool: cpu_pool::create_cpu_pool(&config, &worker_page, tag),
+        pools: init.pools.unwrap_or_else(|| WorkerPools::new(&config, &worker_page, tag, 1)),
         is_primary_connected: AtomicBool::new(true),
         drain: worker_shared::DrainSignal::default(),
         holds: pending_work::Holds::default(),
@@ -220,6 +221,7 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     let terminate = Arc::clone(&init.terminate);
     let (state, AcceptSources { listeners, queue }, loop_jobs) = create_state(init)?;
     worker_shared::set_current(&state);
+    let pool_user = state.shared.pools.user();
     tokio::task::spawn_local(worker_shared::run_loop_jobs(Rc::clone(&state), loop_jobs));
     // If this fails, the task that reads the channel notices that the primary is gone.
     let _ = state.channel.send(&WorkerReport::Online);
@@ -262,7 +264,7 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
             Ok(())
         }
     };
-    shutdown::finish(&state).await;
+    shutdown::finish(&state, pool_user).await;
     shutdown::finish_messages(&state, owns_messages).await;
     outcome.map(|()| exit::OK)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::cpu_pool;
+use super::cpu_pool::{self, PoolUser};
 use super::local_state::LocalWorkerState;
 use super::panic_report::catch_panic;
 use super::pending_work::{HoldSummary, StopFunction};
@@ -41,18 +41,28 @@ pub(super) async fn wait_until_drained(state: &LocalWorkerState) {
 }
 
 /// Ends all work beside the connections, and drops the application. What is not done at the drain deadline is cut and logged.
-pub(super) async fn finish(state: &LocalWorkerState) {
+pub(super) async fn finish(state: &LocalWorkerState, pool_user: PoolUser) {
     let without_drain = Instant::now() + state.config.graceful_timeout;
-    tokio::select! {
-        biased;
-        () = state.shared.holds.wait_until_empty() => {}
-        () = wait_for_deadline(state, without_drain) => log_cut_holds(state),
-    }
-    if state.drain.current_order().is_some() {
-        cpu_pool::drain_cpu_pool(state).await;
+    let is_in_time = wait_for_holds(state, without_drain).await;
+    cpu_pool::drain_pools(state, pool_user, wait_for_deadline(state, without_drain)).await;
+    if is_in_time {
+        // What awaited a job may have begun a task that a drain waits for.
+        wait_for_holds(state, without_drain).await;
     }
     run_stop_functions(state, without_drain).await;
     drop_app(state);
+}
+
+/// Waits until no hold is left. Returns `false` if the deadline has passed before.
+async fn wait_for_holds(state: &LocalWorkerState, without_drain: Instant) -> bool {
+    tokio::select! {
+        biased;
+        () = state.shared.holds.wait_until_empty() => true,
+        () = wait_for_deadline(state, without_drain) => {
+            log_cut_holds(state);
+            false
+        }
+    }
 }
 
 /// Returns the messages that nobody has received, and sends what is queued. Threads that share their messages leave that to the relay.

@@ -86,8 +86,9 @@ impl Worker {
 
     /// Returns the worker's CPU pool: threads for computations that would block the event loop.
     ///
-    /// The threads start with the first job (`pool-threads`, `pool-queue`, `pool-nice`); `prefork status` shows their
-    /// figures. A draining worker runs submitted jobs for up to `graceful-timeout`.
+    /// Threads start on demand (`pool-threads`, `pool-queue`, `pool-nice`); `prefork status` shows their figures. All event loops
+    /// of a process share the pool. A draining worker runs submitted jobs, and delivers their results, for up to
+    /// `graceful-timeout`. [`Worker::create_pool`] creates more pools.
     ///
     /// ```no_run
     /// use std::convert::Infallible;
@@ -121,7 +122,7 @@ impl Worker {
     /// # }
     /// ```
     pub fn pool(&self) -> &Pool {
-        &self.0.pool
+        self.0.pools.default_pool()
     }
 
     /// Whether the worker drains: it accepts no more and finishes open requests.

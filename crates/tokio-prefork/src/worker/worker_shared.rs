@@ -10,13 +10,13 @@ use std::sync::{self, Arc, OnceLock, PoisonError, RwLock};
 
 use tokio::sync::{Notify, mpsc};
 
+use super::cpu_pool::WorkerPools;
 use super::local_state::LocalWorkerState;
 use super::pending_work::{Holds, StopFunctions};
 use crate::channel::WorkerReport;
 use crate::client::ListenerNames;
 use crate::config::Config;
 use crate::messages::WorkerMessageEnd;
-use crate::pool::Pool;
 use crate::scoreboard::{ScoreboardReader, ThreadPageView};
 use prefork_supervisor::{Slot, WorkerTag};
 
@@ -32,8 +32,8 @@ pub(crate) struct WorkerShared {
     /// The worker's own page, to read.
     pub(crate) own_page: ThreadPageView,
     pub(crate) messages: Arc<WorkerMessageEnd>,
-    /// The application's CPU pool.
-    pub(crate) pool: Pool,
+    /// The application's CPU pools, shared by all event loops of the process.
+    pub(crate) pools: Arc<WorkerPools>,
     /// Whether the channel to the primary is open.
     pub(crate) is_primary_connected: AtomicBool,
     pub(crate) drain: DrainSignal,

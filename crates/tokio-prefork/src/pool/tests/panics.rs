@@ -12,9 +12,11 @@ fn a_panic_names_the_job_and_replaces_its_thread() {
     let pool = create_pool(1, 8);
     let thread = || pool.run(|| std::thread::current().id());
     let before = block_on(thread()).expect("id");
+    let line = line!() + 1;
     let error = block_on(pool.run(|| -> () { panic!("on purpose") })).expect_err("panic");
     let text = error.to_string();
-    assert!(text.contains("a_panic_names") && text.contains("panicked: on purpose"), "{text}");
+    assert!(text.contains("a_panic_names") && text.contains(": on purpose"), "{text}");
+    assert!(text.contains(&format!("panics.rs:{line}:")), "{text}");
     let after = block_on(thread()).expect("id");
     assert_ne!(before, after, "the thread was not replaced");
     assert_eq!((pool.status().panicked, pool.status().done), (1, 2));

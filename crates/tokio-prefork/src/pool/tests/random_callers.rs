@@ -56,7 +56,7 @@ impl CallerResults {
             Err(PoolError::TimedOut { .. }) => self.timed_out += 1,
             Err(PoolError::Panicked { .. }) => self.panicked += 1,
             Err(PoolError::Closed) => self.closed += 1,
-            Err(e @ PoolError::NoThread { .. }) => panic!("{e}"),
+            Err(e) => panic!("{e}"),
         }
     }
 }
@@ -115,7 +115,7 @@ fn run_simulation(
     newest_first: bool,
     close_at: usize,
 ) -> SimulationResult {
-    let config = PoolConfig { threads, queue, newest_first, ..PoolConfig::default() };
+    let config = test_config(threads, queue).newest_first(newest_first);
     let pool = Pool::new(config);
     let seen = block_on(async {
         let local = tokio::task::LocalSet::new();
@@ -124,7 +124,7 @@ fn run_simulation(
             let pool = pool.clone();
             callers.push(local.spawn_local(async move {
                 if n == close_at {
-                    pool.close();
+                    pool.state().close();
                 }
                 let mut seen = CallerResults::default();
                 perform_action(&pool, n as u64, action, &mut seen).await;

@@ -22,6 +22,7 @@ use crate::channel::{PrimaryChannelEnd, WorkerChannelEnd, WorkerReport};
 use crate::dispatch::LoadPage;
 use crate::error::{Error, Result, exit};
 use crate::listener::Listener;
+use crate::worker::cpu_pool::WorkerPools;
 use crate::worker::{self, WorkerApp};
 use crate::worker_init::{MessageEndInit, WorkerInit};
 use relay::{RelayedThread, ThreadRelay};
@@ -71,6 +72,8 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     // If this fails, the relay will notice that the primary is gone.
     let _ = channel.send(&WorkerReport::Online);
     let (exit_reports, mut ended) = mpsc::unbounded_channel();
+    let first_page = worker_pages.first();
+    let pools = first_page.map(|page| WorkerPools::new(&config, page, tag, worker_pages.len()));
     let (mut threads, mut reads) = (Vec::new(), Vec::new());
     for (number, worker_page) in worker_pages.into_iter().enumerate() {
         let (ours, theirs) = prefork_os::fd_passing::create_seqpacket_pair()
@@ -95,6 +98,7 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
             queue: None,
             messages: MessageEndInit::Shared(Arc::clone(&messages)),
             worker_pages: vec![worker_page],
+            pools: pools.clone(),
             load_page: LoadPage::default(),
             board: board.clone(),
             config: Arc::clone(&config),
