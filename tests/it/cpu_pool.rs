@@ -166,7 +166,8 @@ fn a_panicking_pool_job_is_500_and_its_thread_is_replaced() {
 
 #[test]
 fn pool_threads_run_at_pool_nice() {
-    let server = start_pool_with("8", "3", "1s", &["--pool-nice", "12"]);
+    let args = ["--pool-nice", "12", "--pool-min-threads", "3"];
+    let server = start_pool_with("8", "3", "1s", &args);
     let pid = server.worker_pids()[0];
     server.get("/fib/1");
     wait::wait_until("three threads", || pool_threads(pid).len() == 3);
@@ -262,10 +263,10 @@ fn own_child_signals() -> String {
 #[test]
 fn programs_that_a_worker_starts_have_no_signal_blocked() {
     for model in ["prefork", "thread-per-core"] {
-        let server = ProcessBuilder::program("cpu-pool").model(model, 1).other_workers(1).start();
+        let server = ProcessBuilder::program("cpu-pool").model(model, 1).other_workers(2).start();
         let expected = own_child_signals();
         assert!(expected.contains("SigBlk:\t0000000000000000"), "{expected}");
-        for place in ["loop", "pool", "blocking"] {
+        for place in ["loop", "pool", "blocking", "isolated"] {
             let seen = server.get(&format!("/signals/{place}"));
             assert_eq!(seen.text(), expected, "{model} {place}");
         }
@@ -274,4 +275,118 @@ fn programs_that_a_worker_starts_have_no_signal_blocked() {
         assert_eq!(fs::read_to_string(of_kind).expect("written"), expected, "{model} kind");
         server.stop();
     }
+}
+
+fn start_program(model: &str, args: &[&str]) -> Server {
+    let count = if model.starts_with("thread") { 2 } else { 1 };
+    let program = ProcessBuilder::program("cpu-pool").model(model, count).other_workers(2);
+    program.args(args.iter().copied()).start()
+}
+
+/// Returns what the program has recorded, sorted.
+fn events(server: &Server) -> Vec<String> {
+    let text = fs::read_to_string(server.dir().join("events")).unwrap_or_default();
+    let mut events: Vec<String> = text.lines().map(str::to_string).collect();
+    events.sort();
+    events
+}
+
+/// Returns a figure of all pools of all workers together.
+fn figure_of_all_pools(server: &Server, name: &str) -> u64 {
+    let status = server.status();
+    let pools = status["pools"].as_array().cloned().unwrap_or_default();
+    pools.iter().filter_map(|pool| pool[name].as_u64()).sum()
+}
+
+fn release(server: &Server) {
+    fs::write(server.dir().join("release"), "").expect("write");
+}
+
+const MODELS: [&str; 4] = ["prefork", "single", "thread-per-core", "threads"];
+
+#[test]
+fn results_of_background_jobs_are_delivered_before_a_worker_exits() {
+    for model in MODELS {
+        let mut server = start_program(model, &[]);
+        assert_eq!(server.get("/background").text(), "submitted", "{model}");
+        // The pool that the worker does not know is in no status.
+        wait::wait_until("the jobs to begin", || figure_of_all_pools(&server, "running") == 3);
+        server.signal(Signal::SIGTERM);
+        server.wait_log(&["stopping"]);
+        release(&server);
+        assert_eq!(server.wait_exit().code(), Some(0), "{model}");
+        let expected = [
+            "default 1",
+            "detached",
+            "images 2",
+            "job of the kind",
+            "own 3",
+            "queued 5",
+            "state dropped",
+            "tasks 4",
+        ];
+        assert_eq!(events(&server), expected, "{model}");
+    }
+}
+
+#[test]
+fn jobs_that_outlast_the_graceful_timeout_are_told_so() {
+    for model in ["prefork", "thread-per-core"] {
+        let mut server = start_program(model, &["graceful-timeout-ms=500"]);
+        assert_eq!(server.get("/background").text(), "submitted", "{model}");
+        wait::wait_until("the jobs to begin", || figure_of_all_pools(&server, "running") == 3);
+        server.signal(Signal::SIGTERM);
+        assert_eq!(server.wait_exit().code(), Some(0), "{model}");
+        let expected = ["default Cut", "images Cut", "own Cut", "queued Closed", "tasks Cut"];
+        let mut seen = events(&server);
+        // Other threads of the default pool may have been free for these.
+        seen.retain(|event| !["job of the kind", "detached"].contains(&event.as_str()));
+        assert_eq!(seen, expected, "{model}");
+        assert!(server.count_log(&["WARN", "abandoned 4 running jobs"]) >= 1, "{}", server.log());
+    }
+}
+
+#[test]
+fn a_request_in_progress_may_use_the_pool_while_another_event_loop_has_drained() {
+    for model in MODELS {
+        let server = start_program(model, &[]);
+        let mut client = server.send_get("/late");
+        server.wait_request_in_status("/late");
+        server.signal(Signal::SIGTERM);
+        server.wait_log(&["stopping"]);
+        release(&server);
+        assert_eq!(client.read().expect("an answer").text(), "42", "{model}");
+        server.wait_clean_exit(0);
+    }
+}
+
+#[test]
+fn all_event_loops_of_a_process_share_its_pools() {
+    for model in ["thread-per-core", "threads"] {
+        let server = start_program(model, &["pool-threads=1"]);
+        // New connections, which go to both event loops.
+        let threads: std::collections::BTreeSet<String> =
+            (0..8).map(|_| server.get("/thread").text().to_string()).collect();
+        assert_eq!(threads.len(), 1, "{model}: {threads:?}");
+        let status = server.status();
+        let names = status["pools"].as_array().expect("pools").iter();
+        let names: Vec<&str> = names.filter_map(|pool| pool["name"].as_str()).collect();
+        assert_eq!(names, ["default", "images", "tasks"], "{model}");
+        server.stop();
+    }
+}
+
+#[test]
+fn a_job_that_waits_for_its_own_saturated_pool_gets_an_error() {
+    let server = start_program("prefork", &[]);
+    let answer = server.get("/nested").text().to_string();
+    assert!(answer.contains("all threads of the pool wait"), "{answer}");
+    server.stop();
+}
+
+#[test]
+fn a_state_that_cannot_be_made_is_an_error_of_the_boot() {
+    let output = ProcessBuilder::program("cpu-pool").workers(1).args(["model-state=broken"]).run();
+    assert_eq!(output.status, Some(70), "{}", output.stderr);
+    assert!(output.stderr.contains("no model"), "{}", output.stderr);
 }

@@ -21,8 +21,8 @@ fn find_deadlocked_job(inner: &QueueAndThreads) -> Option<Arc<dyn RunnableJob>> 
         return None;
     }
     // All threads wait, so the jobs they wait for are theirs, or are queued. The last one to wait is most likely in the last entry.
-    let waited_for = inner.threads.iter().flat_map(|thread| &thread.waits_for);
-    waited_for.filter(|job| job.is_queued()).next_back().cloned()
+    let mut waited_for = inner.threads.iter().flat_map(|thread| &thread.waits_for);
+    waited_for.rfind(|job| job.is_queued()).cloned()
 }
 
 impl PoolState {

@@ -122,7 +122,8 @@ where
         Work: Fn(&mut S, I) -> Result<O, E> + Send + Sync + 'static,
     {
         let names = PoolNames { owner: None, threads: "task".to_string() };
-        let pool = TaskPool::start_with(config, names, PoolCounters::standalone("task"), init, work);
+        let pool =
+            TaskPool::start_with(config, names, PoolCounters::standalone("task"), init, work);
         let pool = pool.await?;
         super::process_pools::register(pool.pool.state());
         Ok(pool)

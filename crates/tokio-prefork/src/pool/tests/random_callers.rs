@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::atomic::AtomicU32;
 use std::task::Poll;
 
 use proptest::prelude::*;
@@ -20,49 +21,94 @@ enum CallerAction {
     DropAfterPolls(u8),
     /// Waits with a deadline in microseconds, counted from the start if true.
     Within(u16, bool),
+    /// Lets the job run without a caller.
+    Detach,
+    /// Waits for room in the queue, with a priority.
+    WhenRoom(Priority),
+    /// Takes the job back if it is refused.
+    TryRun,
+    /// Runs a job that waits for another job of the same pool on its thread.
+    Nested,
 }
 
 fn random_caller_actions() -> impl Strategy<Value = Vec<CallerAction>> {
+    let priority = prop_oneof![Just(Priority::High), Just(Priority::Normal), Just(Priority::Low)];
     let action = prop_oneof![
         4 => Just(CallerAction::Await),
         1 => Just(CallerAction::Panic),
         1 => Just(CallerAction::Drop),
         3 => (0u8..8).prop_map(CallerAction::DropAfterPolls),
         3 => (any::<bool>(), 0u16..3000).prop_map(|(start, us)| CallerAction::Within(us, start)),
+        1 => Just(CallerAction::Detach),
+        2 => priority.prop_map(CallerAction::WhenRoom),
+        1 => Just(CallerAction::TryRun),
+        1 => Just(CallerAction::Nested),
     ];
     prop::collection::vec(action, 1..120)
 }
 
+/// How often a job has begun.
+type Begins = Arc<AtomicU32>;
+
 /// The results that callers received.
-#[derive(Debug, Default, PartialEq, Eq, Clone, Copy)]
+#[derive(Debug, Default, Clone)]
 struct CallerResults {
     done: u64,
     rejected: u64,
     timed_out: u64,
     panicked: u64,
     closed: u64,
-    /// Futures that were dropped before their result was read.
-    dropped: u64,
+    /// Futures that were dropped before their result was read, and detached ones.
+    unread: u64,
+    /// Every job, and whether its caller was told that it had not begun.
+    jobs: Vec<(Begins, bool)>,
 }
 
 impl CallerResults {
-    fn count_result(&mut self, outcome: &Result<u64, PoolError>, expected: u64) {
+    fn count_result(&mut self, outcome: &Result<u64, PoolError>, expected: u64, begins: Begins) {
+        let has_begun = outcome.as_ref().map_or_else(PoolError::has_begun, |_| true);
+        // A job whose deadline has just passed may be about to begin its first line.
+        if has_begun && !matches!(outcome, Err(PoolError::TimedOut { .. })) {
+            assert_eq!(begins.load(SeqCst), 1, "{outcome:?}");
+        }
+        self.jobs.push((begins, !has_begun));
         match outcome {
             Ok(n) => {
                 assert_eq!(*n, expected, "the result of another job");
                 self.done += 1;
             }
-            Err(PoolError::Full { .. }) => self.rejected += 1,
+            Err(PoolError::Full { .. } | PoolError::WouldDeadlock { .. }) => self.rejected += 1,
             Err(PoolError::TimedOut { .. }) => self.timed_out += 1,
             Err(PoolError::Panicked { .. }) => self.panicked += 1,
             Err(PoolError::Closed) => self.closed += 1,
             Err(e) => panic!("{e}"),
         }
     }
+
+    fn count_unread(&mut self, begins: Begins) {
+        self.unread += 1;
+        self.jobs.push((begins, false));
+    }
+
+    fn verdicts(&self) -> u64 {
+        self.done + self.rejected + self.timed_out + self.panicked + self.closed + self.unread
+    }
+
+    fn add(&mut self, other: CallerResults) {
+        self.done += other.done;
+        self.rejected += other.rejected;
+        self.timed_out += other.timed_out;
+        self.panicked += other.panicked;
+        self.closed += other.closed;
+        self.unread += other.unread;
+        self.jobs.extend(other.jobs);
+    }
 }
 
-fn create_job(n: u64, action: CallerAction) -> impl PoolJob<Output = u64> {
+fn create_job(n: u64, action: CallerAction, begins: &Begins) -> impl PoolJob<Output = u64> + use<> {
+    let begins = Arc::clone(begins);
     cancellable_job(move |cancel: &CancelFlag<'_>| {
+        begins.fetch_add(1, SeqCst);
         if matches!(action, CallerAction::Panic) {
             // No message, as there would be thousands.
             std::panic::resume_unwind(Box::new("on purpose"));
@@ -76,25 +122,25 @@ fn create_job(n: u64, action: CallerAction) -> impl PoolJob<Output = u64> {
 }
 
 async fn perform_action(pool: &Pool, n: u64, action: CallerAction, seen: &mut CallerResults) {
-    match action {
-        CallerAction::Await | CallerAction::Panic => {
-            seen.count_result(&pool.run(create_job(n, action)).await, n)
-        }
+    let begins = Begins::default();
+    let job = create_job(n, action, &begins);
+    let result = match action {
+        CallerAction::Await | CallerAction::Panic => pool.run(job).await,
         CallerAction::Drop => {
-            drop(pool.run(create_job(n, action)));
-            seen.dropped += 1;
+            drop(pool.run(job));
+            return seen.count_unread(begins);
         }
         CallerAction::DropAfterPolls(polls) => {
-            let mut job = pool.run(create_job(n, action));
+            let mut job = pool.run(job);
             for _ in 0..polls {
                 let polled = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut job).poll(cx)));
                 if let Poll::Ready(outcome) = polled.await {
-                    return seen.count_result(&outcome, n);
+                    return seen.count_result(&outcome, n, begins);
                 }
                 tokio::task::yield_now().await;
             }
             drop(job);
-            seen.dropped += 1;
+            return seen.count_unread(begins);
         }
         CallerAction::Within(us, from_start) => {
             let span = Duration::from_micros(us.into());
@@ -102,20 +148,52 @@ async fn perform_action(pool: &Pool, n: u64, action: CallerAction, seen: &mut Ca
                 true => JobDeadline::FromStart(span),
                 false => JobDeadline::FromSubmission(span),
             };
-            seen.count_result(&pool.run_within(deadline, create_job(n, action)).await, n);
+            pool.run_within(deadline, job).await
         }
+        CallerAction::Detach => match pool.run(job).detach() {
+            Ok(()) => return seen.count_unread(begins),
+            Err(refused) => Err(refused),
+        },
+        CallerAction::WhenRoom(priority) => pool.job(job).priority(priority).when_room().await,
+        CallerAction::TryRun => match pool.try_run(job) {
+            Ok(job) => job.await,
+            Err(refused) => {
+                drop(refused.job);
+                Err(refused.error)
+            }
+        },
+        CallerAction::Nested => {
+            drop(job);
+            return perform_nested_action(pool, n, seen).await;
+        }
+    };
+    seen.count_result(&result, n, begins);
+}
+
+/// Runs a job that waits for another job of the same pool. Both have a verdict.
+async fn perform_nested_action(pool: &Pool, n: u64, seen: &mut CallerResults) {
+    let (outer_begins, inner_begins) = (Begins::default(), Begins::default());
+    let (outer, own) = (Arc::clone(&outer_begins), pool.clone());
+    let inner_job = create_job(n, CallerAction::Nested, &inner_begins);
+    let (sender, receiver) = channel();
+    let job = pool.run(move || {
+        outer.fetch_add(1, SeqCst);
+        let _ = sender.send(own.run(inner_job).wait());
+        n
+    });
+    let result = job.await;
+    if let Ok(inner) = receiver.try_recv() {
+        seen.count_result(&inner, n, inner_begins);
     }
+    seen.count_result(&result, n, outer_begins);
 }
 
 /// Performs all actions concurrently on one event loop, as in a worker. Closes the pool before action `close_at`.
 fn run_simulation(
     actions: &[CallerAction],
-    threads: usize,
-    queue: usize,
-    newest_first: bool,
+    config: PoolConfig,
     close_at: usize,
 ) -> SimulationResult {
-    let config = test_config(threads, queue).newest_first(newest_first);
     let pool = Pool::new(config);
     let seen = block_on(async {
         let local = tokio::task::LocalSet::new();
@@ -139,12 +217,14 @@ fn run_simulation(
         total
     });
     let still_running = block_on(pool.drain(TEST_TIMEOUT));
-    SimulationResult { seen, still_running, counted: pool.status() }
+    let unread_futures = pool.state().unread_results();
+    SimulationResult { seen, still_running, unread_futures, counted: pool.status() }
 }
 
 struct SimulationResult {
     seen: Vec<CallerResults>,
     still_running: usize,
+    unread_futures: usize,
     counted: PoolStatus,
 }
 
@@ -152,28 +232,37 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_job_ends_in_exactly_one_way(
+    fn every_job_begins_at_most_once_and_has_exactly_one_verdict(
         actions in random_caller_actions(),
         threads in 1usize..4,
         queue in 0usize..40,
         newest_first in any::<bool>(),
+        idle_us in prop::option::of(1u64..500),
         close_at in 0usize..400,
     ) {
-        let SimulationResult { seen, still_running, counted } = run_simulation(&actions, threads, queue, newest_first, close_at);
-        prop_assert_eq!(still_running, 0);
-        let sum = |of: fn(&CallerResults) -> u64| seen.iter().map(of).sum::<u64>();
-        for one in &seen {
-            let total = one.done + one.rejected + one.timed_out + one.panicked + one.closed + one.dropped;
-            prop_assert_eq!(total, 1);
+        let config = test_config(threads, queue)
+            .newest_first(newest_first)
+            .idle_timeout(idle_us.map(Duration::from_micros));
+        let SimulationResult { seen, still_running, unread_futures, counted } =
+            run_simulation(&actions, config, close_at);
+        prop_assert_eq!((still_running, unread_futures), (0, 0));
+        let mut sums = CallerResults::default();
+        for one in seen {
+            prop_assert_eq!(one.verdicts(), one.jobs.len() as u64);
+            sums.add(one);
+        }
+        for (begins, is_told_unbegun) in &sums.jobs {
+            let most = u32::from(!is_told_unbegun);
+            prop_assert!(begins.load(SeqCst) <= most, "a job began {} times", begins.load(SeqCst));
         }
         let c = counted;
         let ends = c.done + c.rejected + c.timed_out + c.cancelled + c.panicked + c.closed;
-        prop_assert_eq!(ends, actions.len() as u64);
+        prop_assert_eq!(ends, sums.jobs.len() as u64);
         // Only what was dropped unread can have been counted as anything but what its caller saw.
-        let unread = (c.done - sum(|s| s.done)) + (c.rejected - sum(|s| s.rejected))
-            + (c.panicked - sum(|s| s.panicked)) + (c.closed - sum(|s| s.closed)) + c.cancelled;
-        prop_assert_eq!(unread, sum(|s| s.dropped));
-        prop_assert_eq!(c.timed_out, sum(|s| s.timed_out));
+        let unread = (c.done - sums.done) + (c.rejected - sums.rejected)
+            + (c.panicked - sums.panicked) + (c.closed - sums.closed) + c.cancelled;
+        prop_assert_eq!(unread, sums.unread);
+        prop_assert_eq!(c.timed_out, sums.timed_out);
         prop_assert_eq!((c.depth, c.running), (0, 0));
         prop_assert_eq!(c.wait.count(), c.run.count());
     }
@@ -215,7 +304,7 @@ fn ten_thousand_jobs_of_each_outcome_leak_nothing() {
     let pool = create_pool(2, 64);
     let job = |action| {
         let held = Arc::clone(&held);
-        let inner = create_job(0, action);
+        let inner = create_job(0, action, &Begins::default());
         cancellable_job(move |cancel: &CancelFlag<'_>| {
             let _held = held;
             inner.run(cancel)
