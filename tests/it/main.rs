@@ -64,6 +64,7 @@ mod install_script;
 mod isolated_calls;
 mod isolated_jobs;
 mod isolated_outcomes;
+mod job_storm;
 mod leaving;
 mod library_api;
 mod listen_addresses;

@@ -8,6 +8,7 @@ mod cpu_pool;
 mod inherited_sockets;
 mod isolated_calls;
 mod isolated_jobs;
+mod job_storm;
 mod leaving;
 mod message_delivery;
 mod messages;
@@ -98,6 +99,7 @@ fn main() -> ExitCode {
         "retiring" => serving::retiring_workers(arguments),
         "isolated-calls" => isolated_calls::isolated_calls(arguments),
         "isolated-jobs" => isolated_jobs::isolated_jobs(arguments),
+        "job-storm" => job_storm::job_storm(arguments),
         "program-pools" => program_pools::program_pools(arguments),
         "serve-http" => serve_http::serve_http(arguments),
         "leaving" => leaving::leaving(arguments),
