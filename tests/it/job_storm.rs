@@ -75,7 +75,9 @@ fn check_job(id: &str, job: &JobNotes, killed: &BTreeSet<u32>) -> Option<String>
             "failed begun" => job.begins == 1 && job.ends == 1 && job.end == "Fail",
             "panicked begun" => job.begins == 1 && job.ends == 0 && job.end == "Panic",
             // A process that is killed may not have come to its note.
-            "died begun" | "timed-out begun" | "cut begun" => job.begins <= 1,
+            "primary-gone begun" | "died begun" | "timed-out begun" | "cut begun" => {
+                job.begins <= 1
+            }
             "full not-begun" | "closed not-begun" | "timed-out not-begun" => job.begins == 0,
             "dropped" => job.begins <= 1 && job.end == "BeDropped",
             _ => false,
@@ -93,37 +95,38 @@ fn isolated_process(server: &Server) -> Option<u32> {
     process["pid"].as_u64().and_then(|pid| pid.try_into().ok())
 }
 
-#[test]
-fn every_isolated_job_gets_one_true_verdict_under_reloads_kills_and_upgrades() {
-    let total = env_count("PREFORK_STORM_JOBS", 3000);
-    let server =
-        ProcessBuilder::program("job-storm").workers(2).other_workers(2).args(["processes=2"]);
-    let mut server =
-        server.start().allow_errors(&["SIGKILL", "panicked", "exited", "died", "killed", "job"]);
-    let mut killed = BTreeSet::new();
-    let mut round = 0;
-    while count_verdicts(&server) < total {
-        let before = count_verdicts(&server);
-        match round % 4 {
-            0 => server.signal(Signal::SIGHUP),
-            1 => {
-                let caller = server.worker_pids()[round % 2];
-                killed.insert(caller);
-                process::send_signal(caller, Signal::SIGKILL);
-            }
-            2 => server.signal(Signal::SIGUSR2),
-            _ => {
-                if let Some(pid) = isolated_process(&server) {
-                    process::try_send_signal(pid, Signal::SIGKILL);
-                }
+/// Starts the program, with two isolated processes.
+fn start_storm(model: &str, count: usize) -> Server {
+    let program = ProcessBuilder::program("job-storm")
+        .other_workers(2)
+        .args(["processes=2", "graceful-timeout-ms=3000"]);
+    let server = program.model(model, count).start();
+    server.allow_errors(&["SIGKILL", "panicked", "exited", "died", "killed", "job"])
+}
+
+/// Disturbs the cluster in one of several ways. Returns the worker that was killed, if any.
+fn disturb(server: &Server, round: usize) -> Option<u32> {
+    match round % 4 {
+        0 => server.signal(Signal::SIGHUP),
+        1 => {
+            let workers = server.worker_pids();
+            let caller = workers[round % workers.len()];
+            process::try_send_signal(caller, Signal::SIGKILL);
+            return Some(caller);
+        }
+        2 => server.signal(Signal::SIGUSR2),
+        _ => {
+            if let Some(pid) = isolated_process(server) {
+                process::try_send_signal(pid, Signal::SIGKILL);
             }
         }
-        round += 1;
-        wait::wait_until("more verdicts", || count_verdicts(&server) >= before + total / 20);
     }
-    server.signal(Signal::SIGTERM);
-    assert!(server.wait_exit().success());
-    let jobs = read_notes(&server);
+    None
+}
+
+#[track_caller]
+fn assert_laws(server: &Server, mut killed: BTreeSet<u32>) {
+    let jobs = read_notes(server);
     killed.extend(workers_without_primary(&jobs));
     let wrong: Vec<String> =
         jobs.iter().filter_map(|(id, job)| check_job(id, job, &killed)).collect();
@@ -135,4 +138,43 @@ fn every_isolated_job_gets_one_true_verdict_under_reloads_kills_and_upgrades() {
         server.dir(),
         wrong.join("\n")
     );
+}
+
+/// Runs at least `total` jobs under faults.
+#[track_caller]
+fn run_storm(model: &str, count: usize, total: usize) {
+    let mut server = start_storm(model, count);
+    let (mut killed, mut round) = (BTreeSet::new(), 0);
+    while count_verdicts(&server) < total {
+        let before = count_verdicts(&server);
+        killed.extend(disturb(&server, round));
+        round += 1;
+        wait::wait_until("more verdicts", || count_verdicts(&server) >= before + total / 20);
+    }
+    server.signal(Signal::SIGTERM);
+    assert!(server.wait_exit().success());
+    assert_laws(&server, killed);
+}
+
+#[test]
+fn every_isolated_job_gets_one_true_verdict_under_reloads_kills_and_upgrades() {
+    run_storm("prefork", 2, env_count("PREFORK_STORM_JOBS", 3000));
+}
+
+#[test]
+fn every_isolated_job_gets_one_true_verdict_under_every_model_of_one_process() {
+    let total = env_count("PREFORK_STORM_JOBS", 1000);
+    for (model, threads) in [("single", 1), ("threads", 2), ("thread-per-core", 2)] {
+        run_storm(model, threads, total);
+    }
+}
+
+#[test]
+fn every_isolated_job_gets_one_true_verdict_when_the_primary_is_killed() {
+    let mut server = start_storm("prefork", 2);
+    wait::wait_until("verdicts", || count_verdicts(&server) >= 200);
+    let processes = process::children(server.pid());
+    server.kill_primary();
+    process::wait_ended(&processes);
+    assert_laws(&server, BTreeSet::new());
 }

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -13,12 +14,15 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use serde::{Deserialize, Serialize};
 use tokio_prefork::isolated::{IsolatedJobError, IsolatedPool, IsolatedPoolConfig, Priority};
-use tokio_prefork::{Cluster, Result, Worker};
+use tokio_prefork::{Cluster, ConcurrencyModel, Result, Worker};
 
 use super::ProgramArguments;
 
 /// How many jobs each worker has in progress.
 const CONCURRENT_JOBS: usize = 8;
+
+/// Numbers the tasks that submit jobs, in all threads of the process.
+static NEXT_LANE: AtomicUsize = AtomicUsize::new(0);
 
 /// How a job ends, and what its caller does meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,18 +88,22 @@ pub(super) fn job_storm(arguments: ProgramArguments) -> Result<()> {
         IsolatedPoolConfig::new("storm", processes).queue(12).deadline(Duration::from_secs(20));
     let pool =
         IsolatedPool::new(config, || Ok(()), move |(): &mut (), job: StormJob| run(&jobs, &job));
-    Cluster::new(arguments.config).isolated_pool(&pool).serve(move |worker: Worker| {
+    let is_threads = arguments.config.model() == ConcurrencyModel::Threads;
+    let cluster = Cluster::new(arguments.config).isolated_pool(&pool);
+    let boot = move |worker: Worker| {
         let (pool, callers) = (pool.clone(), callers.clone());
         async move {
-            for lane in 0..CONCURRENT_JOBS {
+            for _ in 0..CONCURRENT_JOBS {
+                let lane = NEXT_LANE.fetch_add(1, Ordering::Relaxed);
                 let submitting = submit_jobs(worker.clone(), pool.clone(), callers.clone(), lane);
-                worker.spawn_local("storm", submitting);
+                worker.spawn("storm", submitting);
             }
             Ok(service_fn(|_: Request<Incoming>| async {
                 Ok::<_, Infallible>(Response::new(Full::new(Bytes::new())))
             }))
         }
-    })
+    };
+    if is_threads { cluster.serve_threads(boot) } else { cluster.serve(boot) }
 }
 
 /// Runs a job in an isolated process.
