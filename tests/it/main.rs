@@ -63,6 +63,7 @@ mod inherited_sockets;
 mod install_script;
 mod isolated_calls;
 mod isolated_jobs;
+mod isolated_limits;
 mod isolated_outcomes;
 mod job_storm;
 mod leaving;

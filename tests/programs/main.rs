@@ -8,6 +8,7 @@ mod cpu_pool;
 mod inherited_sockets;
 mod isolated_calls;
 mod isolated_jobs;
+mod isolated_limits;
 mod job_storm;
 mod leaving;
 mod message_delivery;
@@ -101,6 +102,7 @@ fn main() -> ExitCode {
         "isolated-jobs" => isolated_jobs::isolated_jobs(arguments),
         "job-storm" => job_storm::job_storm(arguments),
         "program-pools" => program_pools::program_pools(arguments),
+        "isolated-limits" => isolated_limits::isolated_limits(arguments),
         "serve-http" => serve_http::serve_http(arguments),
         "leaving" => leaving::leaving(arguments),
         "worker-handle" => worker_handle::worker_handle(arguments),

@@ -4,8 +4,12 @@
 //! and each program has them for itself.
 
 use std::io;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use super::{libc, syscall_result};
 
 /// The memory of a process in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +105,74 @@ pub fn disable_core_dumps() -> io::Result<()> {
     let limit = u64::from(pattern.starts_with(b"|"));
     let (_, hard) = getrlimit(Resource::RLIMIT_CORE)?;
     Ok(setrlimit(Resource::RLIMIT_CORE, limit.min(hard), limit.min(hard))?)
+}
+
+/// The word that is set when this process aborts because an allocation failed.
+static FAILED_ALLOCATION: AtomicPtr<AtomicU64> = AtomicPtr::new(std::ptr::null_mut());
+
+/// The size of a page, for the handler of SIGABRT.
+static PAGE_BYTES: AtomicU64 = AtomicU64::new(4096);
+
+/// Sets `word`, which another process may read, to 1 if this process aborts because a limit makes an allocation fail.
+///
+/// Rust aborts then, and the exit status alone does not tell why. An allocation is taken to have failed if the thread that
+/// aborts has the error ENOMEM, or if less than an eighth of a limit is left. A handler of SIGABRT that the program
+/// installs later replaces this one.
+pub fn record_failed_allocation(word: &'static AtomicU64) -> io::Result<()> {
+    PAGE_BYTES.store(crate::system::page_size(), Ordering::Relaxed);
+    FAILED_ALLOCATION.store(std::ptr::from_ref(word).cast_mut(), Ordering::Relaxed);
+    // SAFETY: an all-zero sigaction is valid: empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handle_abort as *const () as libc::sighandler_t;
+    // The default action is back when the handler runs, and ends the process when it returns.
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_RESETHAND;
+    // SAFETY: `action` is initialised, and `handle_abort` calls only async-signal-safe functions.
+    syscall_result(unsafe {
+        libc::sigaction(libc::SIGABRT, &raw const action, std::ptr::null_mut())
+    })?;
+    Ok(())
+}
+
+/// Handles SIGABRT: records a failed allocation, then lets the signal end the process.
+extern "C" fn handle_abort(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let has_no_memory = Errno::last() == Errno::ENOMEM || is_memory_used_up();
+    // SAFETY: the kernel passes a valid siginfo.
+    let sender = unsafe { (*info).si_pid() };
+    // SAFETY: getpid is async-signal-safe and cannot fail.
+    let is_own = sender == unsafe { libc::getpid() };
+    let word = FAILED_ALLOCATION.load(Ordering::Relaxed);
+    if is_own && has_no_memory && !word.is_null() {
+        // SAFETY: the pointer is that of a reference with a static lifetime.
+        unsafe { (*word).store(1, Ordering::Relaxed) };
+    }
+    // SAFETY: raise is async-signal-safe. The signal stays blocked until the handler returns.
+    unsafe { libc::raise(signal) };
+}
+
+/// Returns whether less than an eighth of a limit of memory is left. Async-signal-safe.
+fn is_memory_used_up() -> bool {
+    let mut text = [0; 256];
+    // SAFETY: open, read and close are async-signal-safe; the path ends with NUL, and the buffer has the length given.
+    let length = unsafe {
+        let fd = libc::open(c"/proc/self/statm".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+        let length = libc::read(fd, text.as_mut_ptr().cast(), text.len());
+        libc::close(fd);
+        length
+    };
+    let text = text.get(..usize::try_from(length).unwrap_or(0)).unwrap_or_default();
+    let mut pages = text.split(|byte| *byte == b' ').map(|word| {
+        word.iter().fold(0u64, |sum, digit| sum * 10 + u64::from(digit.saturating_sub(b'0')))
+    });
+    let (address_space, data) = (pages.next().unwrap_or(0), pages.nth(4).unwrap_or(0));
+    let limits = [(libc::RLIMIT_AS, address_space), (libc::RLIMIT_DATA, data)];
+    limits.into_iter().any(|(resource, pages)| {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: getrlimit writes one rlimit. Linux makes it a plain system call, which is async-signal-safe.
+        let has_limit = unsafe { libc::getrlimit(resource, &raw mut limit) } == 0
+            && limit.rlim_cur != libc::RLIM_INFINITY;
+        has_limit
+            && pages.saturating_mul(PAGE_BYTES.load(Ordering::Relaxed)) >= limit.rlim_cur / 8 * 7
+    })
 }
 
 #[cfg(test)]

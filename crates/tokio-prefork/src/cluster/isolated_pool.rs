@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{Cluster, WorkerKind};
 use crate::isolated::{
-    IsolatedJobScheduler, IsolatedPool, PoolDeclaration, caller_message_kind, process_report_kind,
+    IsolatedJobScheduler, IsolatedPool, PoolDeclaration, ProcessCount, caller_message_kind,
+    process_report_kind,
 };
 use crate::worker;
 
@@ -20,11 +21,17 @@ impl Cluster {
     fn add_isolated_pool(mut self, pool: &Arc<PoolDeclaration>) -> Cluster {
         pool.set_registered();
         let (config, name) = (&pool.config, pool.config.name);
-        let mut kind = WorkerKind::new(name, config.processes.max);
-        if let Some(bytes) = config.max_rss {
+        let limits = &config.limits;
+        let ProcessCount { min, max } = config.processes;
+        let mut kind = WorkerKind::new(name, max).with_process_limits(limits.process_limits());
+        if min < max {
+            kind = kind.with_demand_range(min, max);
+        }
+        if let Some(bytes) = limits.max_rss {
             kind = kind.max_rss_hard(bytes);
         }
-        self.kinds.add(kind, worker::isolated_process_app(Arc::clone(&pool.make_runner)));
+        let make_runner = Arc::clone(&pool.make_runner);
+        self.kinds.add(kind, worker::isolated_process_app(make_runner, limits.thread_limits()));
         self.isolated_pools.insert(name, IsolatedJobScheduler::new(config));
         self.on_message(&caller_message_kind(name), move |primary, from, message| {
             primary.handle_job_caller(name, from, message);

@@ -8,13 +8,14 @@ use std::time::Duration;
 use super::Cluster;
 use crate::config::WorkerCount;
 use crate::error::{BoxError, Error, Result};
+use crate::process_limits::ProcessLimits;
 use crate::process_settings::{ProcessOptions, collect_environment};
 use crate::runtime;
 use crate::worker::{self, Worker, WorkerApp};
 use crate::worker_init::WorkerEntry;
 use crate::worker_stdio::WorkerStdio;
 use prefork_supervisor::WEB_KIND;
-use prefork_supervisor::{RecycleLimits, WorkerKindConfig};
+use prefork_supervisor::{RecycleLimits, WorkerKindConfig, WorkerRange};
 
 /// A kind of workers that serve no connections, such as consumers of a queue: its name, how many there are, and when
 /// they are replaced. See [`Cluster::kind`].
@@ -39,6 +40,19 @@ impl WorkerKind {
             process: ProcessOptions::default(),
             environments: BTreeMap::new(),
         }
+    }
+
+    /// Sets what the kernel enforces on each worker.
+    pub(super) fn with_process_limits(mut self, limits: ProcessLimits) -> WorkerKind {
+        self.process.limits = limits;
+        self
+    }
+
+    /// Lets the number of workers follow the demand.
+    pub(super) fn with_demand_range(mut self, min: u32, max: u32) -> WorkerKind {
+        self.config.workers = min;
+        self.config.demand_range = Some(WorkerRange { min, max });
+        self
     }
 
     /// Replaces a worker when it reaches this age, minus jitter. Default: never.
@@ -164,7 +178,8 @@ impl WorkerKinds {
             if !names.insert(name) {
                 return Err(Error::config(format!("the kind of workers {name} is there twice")));
             }
-            workers = workers.saturating_add(config.workers);
+            let max = config.demand_range.map_or(config.workers, |range| range.max);
+            workers = workers.saturating_add(max);
         }
         if workers > WorkerCount::MAX {
             let most = WorkerCount::MAX;

@@ -3,6 +3,8 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::PoolLimits;
+
 /// The configuration of an [`IsolatedPool`](crate::IsolatedPool).
 #[derive(Debug, Clone)]
 pub struct IsolatedPoolConfig {
@@ -13,7 +15,7 @@ pub struct IsolatedPoolConfig {
     pub(crate) queue_bytes: usize,
     pub(crate) max_payload_bytes: usize,
     pub(crate) on_abandon: OnAbandon,
-    pub(crate) max_rss: Option<u64>,
+    pub(crate) limits: PoolLimits,
 }
 
 /// How many processes a pool has: a number, or a range such as `1..=4`.
@@ -86,7 +88,7 @@ impl IsolatedPoolConfig {
             queue_bytes: 1 << 30,
             max_payload_bytes: 1 << 30,
             on_abandon: OnAbandon::Kill,
-            max_rss: None,
+            limits: PoolLimits::default(),
         }
     }
 
@@ -123,12 +125,6 @@ impl IsolatedPoolConfig {
     /// Sets what happens to a running job that nobody waits for any more. Default: [`OnAbandon::Kill`].
     pub fn on_abandon(mut self, action: OnAbandon) -> IsolatedPoolConfig {
         self.on_abandon = action;
-        self
-    }
-
-    /// Sets the memory in bytes above which a process is killed with its job. Checked twice a second. Default: no limit.
-    pub fn max_rss(mut self, bytes: u64) -> IsolatedPoolConfig {
-        self.max_rss = Some(bytes);
         self
     }
 }

@@ -23,6 +23,25 @@ impl fmt::Display for JobValue {
     }
 }
 
+/// A resource of which a job has used more than its pool allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[non_exhaustive]
+pub enum ResourceLimit {
+    /// Memory: `max_rss`, `max_data_bytes` or `max_address_space_bytes`.
+    Memory,
+    /// CPU time: `cpu_time`.
+    CpuTime,
+}
+
+impl fmt::Display for ResourceLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ResourceLimit::Memory => "memory",
+            ResourceLimit::CpuTime => "CPU time",
+        })
+    }
+}
+
 /// Why an isolated job has no result. `E` is the error type of the application's function.
 ///
 /// [`has_begun`](IsolatedJobError::has_begun) tells whether the function may have been called, so whether to repeat the job is safe.
@@ -80,12 +99,19 @@ pub enum IsolatedJobError<E = String> {
     /// within `graceful-timeout`. It had begun.
     #[error("the isolated job was cut: its process had to exit, and graceful-timeout has passed")]
     Cut,
+    /// The job has used more of a resource than the limits of its pool allow, and its process was ended. Other processes
+    /// are not affected.
+    #[error("the isolated job has used more {limit} than its pool allows")]
+    LimitExceeded {
+        /// The resource.
+        limit: ResourceLimit,
+    },
     /// The process of the job died while the job ran.
     #[error("the process of the isolated job died{}", describe_exit(*code, *signal))]
     Died {
         /// The exit status, if the process ended by itself.
         code: Option<i32>,
-        /// The signal that killed it, if any; 9 also if it exceeded its memory limit.
+        /// The signal that killed it, if any.
         signal: Option<i32>,
     },
     /// The primary is gone, or was replaced by a program that does not continue its jobs. The job may have begun.
@@ -129,6 +155,7 @@ impl<E> IsolatedJobError<E> {
             IsolatedJobError::Failed(_)
             | IsolatedJobError::Panicked { .. }
             | IsolatedJobError::Cut
+            | IsolatedJobError::LimitExceeded { .. }
             | IsolatedJobError::Died { .. }
             | IsolatedJobError::PrimaryGone => true,
         }

@@ -292,6 +292,7 @@ where
         JobOutcome::Closed => IsolatedJobError::Closed,
         JobOutcome::TimedOut { has_begun } => IsolatedJobError::TimedOut { has_begun },
         JobOutcome::Cut => IsolatedJobError::Cut,
+        JobOutcome::LimitExceeded { limit } => IsolatedJobError::LimitExceeded { limit },
         JobOutcome::Died { code, signal } => IsolatedJobError::Died { code, signal },
         JobOutcome::PrimaryGone => IsolatedJobError::PrimaryGone,
         JobOutcome::TooLarge { value, size, most } => {

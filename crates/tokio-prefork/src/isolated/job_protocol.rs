@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{JobPayload, JobValue, Priority};
+use super::{JobPayload, JobValue, Priority, ResourceLimit};
 use crate::messages::{Envelope, Message, MessageAddress, MessageError};
 
 /// The message kind that brings a job to an isolated process.
@@ -102,6 +102,9 @@ pub(crate) enum JobOutcome {
         has_begun: bool,
     },
     Cut,
+    LimitExceeded {
+        limit: ResourceLimit,
+    },
     Died {
         code: Option<i32>,
         signal: Option<i32>,

@@ -3,13 +3,15 @@
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Once};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{EncodeError, JobContext, JobHost, JobOutcome, JobPayload, JobValue, ValueSource};
-use crate::error::BoxError;
+use crate::error::{BoxError, Error};
 use crate::text::panic_text;
+use prefork_os::cpu_time::CpuTimeLimit;
 
 /// Runs one job after the other, with the state of its thread.
 pub(crate) type JobRunner = Box<dyn FnMut(&JobHost, JobPayload) -> (JobOutcome, JobPayload)>;
@@ -56,6 +58,23 @@ where
                     (JobOutcome::Panicked { message, location }, JobPayload::default())
                 }
             }
+        };
+        Ok(Box::new(run) as JobRunner)
+    })
+}
+
+/// Ends the process with SIGXCPU in a job that takes more CPU time than `limit`. The creation of the state is not limited.
+pub(crate) fn limit_cpu_time(make_runner: MakeJobRunner, limit: Duration) -> MakeJobRunner {
+    Arc::new(move || {
+        let mut run = make_runner()?;
+        let timers = CpuTimeLimit::new().map_err(|e| Error::system("create CPU timers", e))?;
+        let run = move |host: &JobHost, input: JobPayload| {
+            // Neither call can fail for timers that exist.
+            let _ = timers.start(limit);
+            let result = run(host, input);
+            // Before the result is sent: the process must not die of a job that has ended.
+            let _ = timers.stop();
+            result
         };
         Ok(Box::new(run) as JobRunner)
     })

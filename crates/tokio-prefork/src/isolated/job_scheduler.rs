@@ -4,18 +4,19 @@
 //! job that it begins in its scoreboard page. When it has ended, that word tells whether its job had begun; only a job that had not
 //! is given to another process.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::pool_counts::IsolatedJobCounts;
+use super::pool_processes::PoolProcesses;
 use super::room_waiters::{RoomWaiter, RoomWaiters};
 use super::waiting_jobs::{JobKey, WaitingJob, WaitingJobs};
 use super::{
     IsolatedJobId, IsolatedPoolConfig, JobEvent, JobOutcome, JobPayload, JobSubmission, JobValue,
-    OnAbandon,
+    OnAbandon, ResourceLimit,
 };
 use crate::status::IsolatedPoolStatus;
-use prefork_supervisor::WorkerId;
+use prefork_supervisor::{RecycleReason, Slot, WorkerId};
 
 /// How often a job is given to a process that ends before the job begins.
 const MAX_FAILED_STARTS: u32 = 3;
@@ -29,6 +30,12 @@ pub(crate) enum SchedulerAction {
     SendReply { to: JobKey, event: JobEvent, value: JobPayload },
     /// Kill the process with SIGKILL.
     KillWorker { worker: WorkerId, reason: KillReason },
+    /// Start processes, so that there are this many.
+    RequestProcesses(u32),
+    /// End this process, which has been idle for too long, or call `keep_idle_process`. It gets no job until then.
+    EndIdleProcess(WorkerId),
+    /// Replace this process, which gets no more jobs.
+    ReplaceProcess { worker: WorkerId, reason: RecycleReason },
 }
 
 /// Why a process is killed.
@@ -49,6 +56,8 @@ pub(crate) struct IsolatedWorkerExit {
     pub(crate) is_drain_kill: bool,
     pub(crate) code: Option<i32>,
     pub(crate) signal: Option<i32>,
+    /// The limit of its pool that ended it, if one did.
+    pub(crate) exceeded: Option<ResourceLimit>,
 }
 
 /// A job that was sent to a process.
@@ -82,7 +91,7 @@ pub(crate) struct IsolatedJobScheduler {
     pub(super) waiting: WaitingJobs,
     pub(super) room_waiters: RoomWaiters,
     pub(super) running: BTreeMap<WorkerId, RunningJob>,
-    pub(super) idle: BTreeSet<WorkerId>,
+    pub(super) processes: PoolProcesses,
     pub(super) last_id: IsolatedJobId,
     /// The first worker of this image: see `restore`.
     pub(super) inherited_below: WorkerId,
@@ -100,7 +109,7 @@ impl IsolatedJobScheduler {
             waiting: WaitingJobs::default(),
             room_waiters: RoomWaiters::default(),
             running: BTreeMap::new(),
-            idle: BTreeSet::new(),
+            processes: PoolProcesses::new(config),
             last_id: 0,
             inherited_below: WorkerId(0),
             is_closed: false,
@@ -108,9 +117,41 @@ impl IsolatedJobScheduler {
         }
     }
 
+    /// Returns whether `add_process` and `replace_if_used_up` need the resident memory of the process.
+    pub(crate) fn measures_memory(&self) -> bool {
+        self.processes.measures_memory()
+    }
+
     /// Adds a process of the pool that is ready.
-    pub(crate) fn add_idle_worker(&mut self, worker: WorkerId) {
-        self.idle.insert(worker);
+    pub(crate) fn add_process(
+        &mut self,
+        worker: WorkerId,
+        slot: Slot,
+        rss: Option<u64>,
+        now: Instant,
+    ) {
+        self.processes.add(worker, slot, rss, now);
+    }
+
+    /// Gives jobs again to a process that was to end because it was idle.
+    pub(crate) fn keep_idle_process(&mut self, worker: WorkerId, now: Instant) {
+        self.processes.keep(worker, now);
+    }
+
+    /// Takes a process out of use that has reached a limit between two jobs. `rss` is its resident memory.
+    pub(crate) fn replace_if_used_up(
+        &mut self,
+        worker: WorkerId,
+        rss: Option<u64>,
+    ) -> Option<SchedulerAction> {
+        let reason = self.processes.take_used_up(worker, rss)?;
+        Some(SchedulerAction::ReplaceProcess { worker, reason })
+    }
+
+    /// Requests more processes for the jobs that wait. `wanted` is how many there should be at present.
+    pub(crate) fn request_processes(&self, wanted: u32) -> Option<SchedulerAction> {
+        let needed = self.processes.needed_count(self.waiting.len(), wanted);
+        needed.map(SchedulerAction::RequestProcesses)
     }
 
     /// Queues a job. Returns a reply if it is refused.
@@ -166,12 +207,14 @@ impl IsolatedJobScheduler {
         self.waiting.push_back(job);
     }
 
-    /// Returns whether an input of this size may wait. Each idle process takes a job at once, so that many more fit.
+    /// Returns whether an input of this size may wait. Each process that is idle or can be started takes a job at once, so
+    /// that many more fit.
     fn has_room(&self, size: usize) -> bool {
         let jobs = self.waiting.len() + self.room_waiters.len().1;
         let bytes = self.waiting.bytes() + self.room_waiters.granted_bytes();
         let has_bytes = jobs == 0 || bytes.saturating_add(size) <= self.max_queued_bytes;
-        jobs < self.max_queued.saturating_add(self.idle.len()) && has_bytes
+        let takers = self.processes.idle_count() + self.processes.startable_count();
+        jobs < self.max_queued.saturating_add(takers) && has_bytes
     }
 
     /// Gives the room in the queue to the jobs that wait for it.
@@ -193,14 +236,13 @@ impl IsolatedJobScheduler {
         now: Instant,
         is_serving: &dyn Fn(WorkerId) -> bool,
     ) -> Vec<SchedulerAction> {
-        self.idle.retain(|worker| is_serving(*worker));
+        self.processes.retain_serving(is_serving);
         let mut actions = Vec::new();
-        let idle: Vec<WorkerId> = self.idle.iter().copied().collect();
         let first_own = self.inherited_below;
-        for worker in idle {
+        for worker in self.processes.idle_by_slot() {
             let may_run = |caller| worker >= first_own || caller < first_own;
             let Some(job) = self.waiting.pop(&may_run) else { continue };
-            self.idle.remove(&worker);
+            self.processes.make_busy(worker);
             actions.push(self.start(worker, job, now));
         }
         actions.extend(self.grant_room(now));
@@ -246,7 +288,7 @@ impl IsolatedJobScheduler {
         }
         let RunningJob { job, started, end, .. } = self.running.remove(&worker)?;
         if end == PlannedEnd::None {
-            self.idle.insert(worker);
+            self.processes.finish_job(worker, now);
         }
         if end == PlannedEnd::Settled {
             return None;
@@ -261,8 +303,8 @@ impl IsolatedJobScheduler {
         worker: WorkerId,
         outcome: JobOutcome,
     ) -> Option<SchedulerAction> {
-        let RunningJob { job, .. } = self.running.remove(&worker)?;
-        self.idle.insert(worker);
+        let RunningJob { job, started, .. } = self.running.remove(&worker)?;
+        self.processes.make_idle(worker, started);
         self.end_job(&job, outcome, JobPayload::default())
     }
 
@@ -326,7 +368,7 @@ impl IsolatedJobScheduler {
         let abandoned: Vec<WorkerId> = abandoned.map(|(worker, _)| *worker).collect();
         let mut actions: Vec<_> =
             abandoned.into_iter().filter_map(|worker| self.abandon_running(worker)).collect();
-        self.idle.remove(&worker);
+        self.processes.remove(worker);
         if let Some(running) = self.running.remove(&worker) {
             actions.extend(self.end_running(running, exit, now));
         }
@@ -346,9 +388,10 @@ impl IsolatedJobScheduler {
             PlannedEnd::Settled => return None,
             PlannedEnd::TimedOut => JobOutcome::TimedOut { has_begun },
             PlannedEnd::None if has_begun && exit.is_drain_kill => JobOutcome::Cut,
-            PlannedEnd::None if has_begun => {
-                JobOutcome::Died { code: exit.code, signal: exit.signal }
-            }
+            PlannedEnd::None if has_begun => match exit.exceeded {
+                Some(limit) => JobOutcome::LimitExceeded { limit },
+                None => JobOutcome::Died { code: exit.code, signal: exit.signal },
+            },
             PlannedEnd::None if self.is_closed => JobOutcome::Closed,
             PlannedEnd::None => {
                 job.failed_starts += 1;
@@ -369,11 +412,15 @@ impl IsolatedJobScheduler {
     /// Returns when `expire_jobs` has to be called next.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let running = self.running.values().filter(|running| running.end == PlannedEnd::None);
-        let queued = [self.waiting.next_deadline(), self.room_waiters.next_deadline()];
-        running.map(|running| running.deadline).chain(queued.into_iter().flatten()).min()
+        let others = [
+            self.waiting.next_deadline(),
+            self.room_waiters.next_deadline(),
+            self.processes.next_idle_deadline(),
+        ];
+        running.map(|running| running.deadline).chain(others.into_iter().flatten()).min()
     }
 
-    /// Ends the jobs past their deadline, and kills the processes that run them. `begun_job` returns the job that a process has
+    /// Ends the jobs past their deadline, and kills the processes that run them; ends idle processes. `begun_job` returns the job that a process has
     /// begun last.
     pub(crate) fn expire_jobs(
         &mut self,
@@ -407,6 +454,9 @@ impl IsolatedJobScheduler {
             let outcome = JobOutcome::TimedOut { has_begun: true };
             actions.extend(self.end_job(&job, outcome, JobPayload::default()));
         }
+        while let Some(worker) = self.processes.take_overdue(now) {
+            actions.push(SchedulerAction::EndIdleProcess(worker));
+        }
         actions
     }
 
@@ -439,7 +489,7 @@ impl IsolatedJobScheduler {
         let oldest = running().map(|running| running.started).min();
         let age_ms = |started| now.saturating_duration_since(started).as_millis();
         IsolatedPoolStatus {
-            processes: number(self.idle.len() + running().count()),
+            processes: number(self.processes.idle_count() + running().count()),
             running: number(running().count()),
             oldest_run_ms: oldest.map(|at| u64::try_from(age_ms(at)).unwrap_or(u64::MAX)),
             depth: number(self.waiting.len() + self.room_waiters.len().1),

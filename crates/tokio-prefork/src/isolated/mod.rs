@@ -28,6 +28,8 @@ mod job_scheduler;
 mod pending_jobs;
 mod pool;
 mod pool_counts;
+mod pool_limits;
+mod pool_processes;
 mod room_waiters;
 mod saved_jobs;
 mod waiting_jobs;
@@ -36,7 +38,7 @@ pub use crate::cluster::{IsolatedPools, RunningIsolatedPools};
 pub(crate) use crate::transfer::{EncodeError, JobPayload, ValueSource};
 pub use crate::transfer::{MappedBuffer, MappedBytes};
 pub use config::{IsolatedPoolConfig, OnAbandon, Priority, ProcessCount};
-pub use error::{IsolatedJobError, JobValue};
+pub use error::{IsolatedJobError, JobValue, ResourceLimit};
 pub use job_context::JobContext;
 pub(crate) use job_context::JobHost;
 pub use job_handle::JobHandle;
@@ -46,12 +48,13 @@ pub(crate) use job_protocol::{
     job_envelope, process_report_kind,
 };
 pub use job_request::{JobRequest, RefusedJob};
-pub(crate) use job_runner::{JobRunner, MakeJobRunner, record_panic_locations};
+pub(crate) use job_runner::{JobRunner, MakeJobRunner, limit_cpu_time, record_panic_locations};
 pub(crate) use job_scheduler::{
     IsolatedJobScheduler, IsolatedWorkerExit, KillReason, SchedulerAction,
 };
 pub(crate) use pending_jobs::PendingIsolatedJobs;
 pub use pool::IsolatedPool;
 pub(crate) use pool::PoolDeclaration;
+pub(crate) use pool_limits::{JobThreadLimits, PoolLimits};
 pub(crate) use saved_jobs::{ISOLATED_JOBS_FORMAT, SavedIsolatedJobs, SavedPayload, SavedPool};
 pub(crate) use waiting_jobs::JobKey;

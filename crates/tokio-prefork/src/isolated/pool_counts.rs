@@ -45,7 +45,7 @@ impl IsolatedJobCounts {
             | JobOutcome::TooLarge { value: JobValue::Output, .. }
             | JobOutcome::Transfer { value: JobValue::Output, .. } => &mut self.failed,
             JobOutcome::Panicked { .. } => &mut self.panicked,
-            JobOutcome::Died { .. } => &mut self.died,
+            JobOutcome::Died { .. } | JobOutcome::LimitExceeded { .. } => &mut self.died,
             JobOutcome::TimedOut { .. } => &mut self.timed_out,
             JobOutcome::Cut => &mut self.cut,
             JobOutcome::Full | JobOutcome::TooLarge { .. } | JobOutcome::Transfer { .. } => {

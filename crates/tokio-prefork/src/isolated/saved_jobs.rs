@@ -14,7 +14,7 @@ use super::room_waiters::RoomWaiter;
 use super::waiting_jobs::{JobKey, WaitingJob};
 use super::{IsolatedJobId, JobOutcome, JobPayload, Priority};
 use prefork_os::fd::take_inherited_fd;
-use prefork_supervisor::WorkerId;
+use prefork_supervisor::{Slot, WorkerId};
 
 /// The format of saved jobs, and of the messages of isolated jobs that old and new processes exchange.
 pub(crate) const ISOLATED_JOBS_FORMAT: u32 = 1;
@@ -202,7 +202,7 @@ impl IsolatedJobScheduler {
             counts: self.counts.clone(),
             waiting,
             running,
-            idle: self.idle.iter().map(|worker| worker.0).collect(),
+            idle: self.processes.idle_by_slot().into_iter().map(|worker| worker.0).collect(),
             room_waiters: room_waiters
                 .map(|(waiter, is_granted)| (SavedJob::save_waiter(waiter, now), is_granted))
                 .collect(),
@@ -215,7 +215,10 @@ impl IsolatedJobScheduler {
         self.inherited_below = inherited_below;
         self.last_id = saved.last_id;
         self.counts = saved.counts;
-        self.idle.extend(saved.idle.into_iter().map(WorkerId));
+        // Their slots are not known, and do not count: they are about to be replaced.
+        for worker in saved.idle.into_iter().map(WorkerId) {
+            self.processes.add(worker, Slot::default(), None, now);
+        }
         for job in saved.waiting {
             self.waiting.push_back(job.restore(now));
         }
@@ -227,7 +230,10 @@ impl IsolatedJobScheduler {
                 end: one.end,
                 job: one.job.restore(now),
             };
-            self.running.insert(WorkerId(one.worker), running);
+            let worker = WorkerId(one.worker);
+            self.processes.add(worker, Slot::default(), None, now);
+            self.processes.make_busy(worker);
+            self.running.insert(worker, running);
         }
         for (waiter, is_granted) in saved.room_waiters {
             let waiter = waiter.restore_waiter(now);

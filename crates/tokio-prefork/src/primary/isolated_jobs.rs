@@ -6,15 +6,16 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
-use super::{Primary, PrimaryHandle};
+use super::{Primary, PrimaryHandle, WorkerTable};
 use crate::isolated::{
     CallerMessage, CallerReply, IsolatedJobId, IsolatedJobScheduler, IsolatedWorkerExit,
     JOB_REPLY_KIND, JobEvent, JobKey, JobOutcome, JobPayload, JobStart, JobSubmission, JobValue,
-    KillReason, ProcessReport, START_JOB_KIND, SavedPool, SchedulerAction, decode_job_message,
-    job_envelope,
+    KillReason, ProcessReport, ResourceLimit, START_JOB_KIND, SavedPool, SchedulerAction,
+    decode_job_message, job_envelope,
 };
 use crate::messages::{Envelope, Message, MessageError};
 use crate::scoreboard::WorkerPages;
+use prefork_os::resource_limits::resident_bytes;
 use prefork_os::signal::Signal;
 use prefork_supervisor::{Event, ExitCause, ExitReport, LogEvent};
 use prefork_supervisor::{WorkerId, WorkerTag};
@@ -29,12 +30,21 @@ pub(crate) const PROGRAM_ID: WorkerId = WorkerId(0);
 #[derive(Default)]
 pub(crate) struct JobSchedulers {
     schedulers: BTreeMap<&'static str, IsolatedJobScheduler>,
-    /// The last job that each process of a pool had begun when it ended, until its exit is handled.
-    begun_at_exit: BTreeMap<WorkerId, IsolatedJobId>,
+    /// What each process had written to its scoreboard page when it ended, until its exit is handled.
+    last_jobs: BTreeMap<WorkerId, LastJob>,
     /// Exits of workers that have sent messages which are not handled yet.
     exits: VecDeque<(WorkerId, IsolatedWorkerExit)>,
     /// Replies for callers whose message queue is full, in order.
     unsent_replies: VecDeque<(WorkerId, Envelope)>,
+}
+
+/// What a process of a pool tells about its last job by its scoreboard page.
+#[derive(Debug, Clone, Copy, Default)]
+struct LastJob {
+    /// The job that it had begun last; 0 for none.
+    begun: IsolatedJobId,
+    /// Whether it aborted because it got no more memory.
+    has_failed_allocation: bool,
 }
 
 impl JobSchedulers {
@@ -136,8 +146,7 @@ impl PrimaryHandle<'_> {
 
     /// Abandons the jobs of the program, which has ended.
     pub(crate) fn abandon_jobs_of_program(&mut self) {
-        let exit =
-            IsolatedWorkerExit { begun_job: 0, is_drain_kill: false, code: None, signal: None };
+        let exit = IsolatedWorkerExit::default();
         self.primary.isolated_pools.exits.push_back((PROGRAM_ID, exit));
         self.primary.handle_isolated_exits();
     }
@@ -150,14 +159,20 @@ impl PrimaryHandle<'_> {
         mut message: Message,
     ) {
         let Some((report, value)) = decode_job_message(&mut message) else { return };
-        let Some(scheduler) = self.primary.isolated_pools.schedulers.get_mut(pool) else { return };
-        let action = match report {
-            ProcessReport::Progress { job } => scheduler.report_progress(from.id, job, value),
+        let Primary { isolated_pools, workers, .. } = &mut *self.primary;
+        let Some(scheduler) = isolated_pools.schedulers.get_mut(pool) else { return };
+        let (action, replacement) = match report {
+            ProcessReport::Progress { job } => {
+                (scheduler.report_progress(from.id, job, value), None)
+            }
             ProcessReport::Ended { job, outcome } => {
-                scheduler.complete_job(from.id, job, outcome, value, Instant::now())
+                let action = scheduler.complete_job(from.id, job, outcome, value, Instant::now());
+                // Between two jobs, so that the memory is what the jobs so far have left.
+                let rss = process_memory(scheduler, workers, from.id);
+                (action, scheduler.replace_if_used_up(from.id, rss))
             }
         };
-        self.primary.run_job_actions(pool, action);
+        self.primary.run_job_actions(pool, action.into_iter().chain(replacement));
     }
 }
 
@@ -166,15 +181,17 @@ impl Primary {
     pub(super) fn update_job_schedulers(&mut self, event: &LogEvent) {
         match event {
             LogEvent::Ready { worker, .. } => {
-                let pools = &mut self.isolated_pools.schedulers;
-                let Some(scheduler) = pools.get_mut(worker.kind) else { return };
-                scheduler.add_idle_worker(worker.id);
+                let Primary { isolated_pools, workers, .. } = self;
+                let scheduler = isolated_pools.schedulers.get_mut(worker.kind);
+                let Some(scheduler) = scheduler else { return };
+                let rss = process_memory(scheduler, workers, worker.id);
+                scheduler.add_process(worker.id, worker.slot, rss, Instant::now());
                 self.run_job_actions(worker.kind, None);
             }
             LogEvent::Exited(exit) if !self.isolated_pools.schedulers.is_empty() => {
                 let worker = exit.worker.id;
-                let begun_job = self.isolated_pools.begun_at_exit.remove(&worker).unwrap_or(0);
-                let exit = isolated_worker_exit(exit, begun_job);
+                let last_job = self.isolated_pools.last_jobs.remove(&worker).unwrap_or_default();
+                let exit = isolated_worker_exit(exit, last_job);
                 self.isolated_pools.exits.push_back((worker, exit));
                 self.handle_isolated_exits();
             }
@@ -189,11 +206,22 @@ impl Primary {
         }
     }
 
-    /// Records which job a process had begun last. Call it when it has ended, before its scoreboard pages are released.
-    pub(super) fn record_begun_job(&mut self, worker: WorkerId, pages: WorkerPages) {
+    /// Gives jobs again to a process that was idle for too long, as the supervisor keeps it.
+    pub(super) fn keep_idle_process(&mut self, worker: WorkerId) {
+        let Some(kind) = self.workers.get(&worker).map(|process| process.tag.kind) else { return };
+        if let Some(scheduler) = self.isolated_pools.schedulers.get_mut(kind) {
+            scheduler.keep_idle_process(worker, Instant::now());
+            self.run_job_actions(kind, None);
+        }
+    }
+
+    /// Records what a process tells about its last job. Call it when it has ended, before its scoreboard pages are released.
+    pub(super) fn record_last_job(&mut self, worker: WorkerId, pages: WorkerPages) {
         if !self.isolated_pools.schedulers.is_empty() {
-            let job = self.scoreboard.begun_job(pages);
-            self.isolated_pools.begun_at_exit.insert(worker, job);
+            let begun = self.scoreboard.begun_job(pages);
+            let has_failed_allocation = self.scoreboard.has_failed_allocation(pages);
+            let last_job = LastJob { begun, has_failed_allocation };
+            self.isolated_pools.last_jobs.insert(worker, last_job);
         }
     }
 
@@ -255,7 +283,11 @@ impl Primary {
         }
         let Some(scheduler) = self.isolated_pools.schedulers.get_mut(pool) else { return };
         let supervisor = &self.supervisor;
-        for action in scheduler.start_queued_jobs(Instant::now(), &|id| supervisor.is_serving(id)) {
+        let is_serving = |id| supervisor.is_serving(id);
+        let started = scheduler.start_queued_jobs(Instant::now(), &is_serving);
+        let wanted = supervisor.wanted_of_kind(pool).unwrap_or(0);
+        let request = scheduler.request_processes(wanted);
+        for action in started.into_iter().chain(request) {
             self.run_job_action(pool, action);
         }
         self.publish_isolated_pool(pool);
@@ -293,6 +325,15 @@ impl Primary {
             }
             SchedulerAction::SendReply { to, event, value } => {
                 self.send_job_reply(to, event, &value);
+            }
+            SchedulerAction::RequestProcesses(workers) => {
+                self.pending_events.push_back(Event::WorkersNeeded { kind: pool, workers });
+            }
+            SchedulerAction::EndIdleProcess(worker) => {
+                self.pending_events.push_back(Event::WorkerIdle { worker });
+            }
+            SchedulerAction::ReplaceProcess { worker, reason } => {
+                self.pending_events.push_back(Event::WorkerUsedUp { worker, reason });
             }
             SchedulerAction::KillWorker { worker, reason } => {
                 if let Some(process) = self.workers.get(&worker)
@@ -374,12 +415,30 @@ impl Primary {
     }
 }
 
+/// Returns the resident memory of a process, if the scheduler needs it.
+fn process_memory(
+    scheduler: &IsolatedJobScheduler,
+    workers: &WorkerTable,
+    worker: WorkerId,
+) -> Option<u64> {
+    let process = workers.get(&worker).filter(|_| scheduler.measures_memory())?;
+    resident_bytes(process.pid)
+}
+
 /// Returns how a worker has ended, as far as its job is concerned.
-fn isolated_worker_exit(exit: &ExitReport, begun_job: IsolatedJobId) -> IsolatedWorkerExit {
+fn isolated_worker_exit(exit: &ExitReport, last_job: LastJob) -> IsolatedWorkerExit {
     let is_drain_kill = matches!(
         exit.cause,
         ExitCause::KilledByStop | ExitCause::GracefulTimeout | ExitCause::Superseded
     );
     let (code, signal) = (exit.status.code(), exit.status.signal());
-    IsolatedWorkerExit { begun_job, is_drain_kill, code, signal }
+    let is_memory = exit.cause == ExitCause::MemoryLimit
+        || (signal == Some(Signal::SIGABRT as i32) && last_job.has_failed_allocation);
+    let is_cpu_time = signal == Some(Signal::SIGXCPU as i32);
+    let exceeded = match (is_memory, is_cpu_time) {
+        (true, _) => Some(ResourceLimit::Memory),
+        (false, true) => Some(ResourceLimit::CpuTime),
+        (false, false) => None,
+    };
+    IsolatedWorkerExit { begun_job: last_job.begun, is_drain_kill, code, signal, exceeded }
 }

@@ -22,8 +22,7 @@ impl Primary {
             Action::RefuseConnections => self.refuse_connections(),
             Action::ResumeListening => self.resume_listening(),
             Action::Drain(worker) => self.drain_worker(worker),
-            // Nothing gives up idle workers yet.
-            Action::KeepIdleWorker(_) => {}
+            Action::KeepIdleWorker(worker) => self.keep_idle_process(worker),
             Action::Abort(worker) => self.signal_worker(worker, Signal::SIGABRT),
             Action::Kill(worker) => self.signal_worker(worker, Signal::SIGKILL),
             Action::ReadConfig(generation) => self.read_config(generation),

@@ -335,7 +335,7 @@ impl Primary {
         self.messages.primary_end.remove(worker);
         self.round_robin.remove_worker(worker, process.queue.take());
         self.remove_dispatch_target(worker, process.lease);
-        self.record_begun_job(worker, process.pages);
+        self.record_last_job(worker, process.pages);
         let requests_served = self.scoreboard.release_pages(process.pages).requests;
         self.release_inherited_scoreboard(process.pages);
         self.pending_events.push_back(Event::Exited { worker, status, requests_served });

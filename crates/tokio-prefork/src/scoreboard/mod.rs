@@ -29,9 +29,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use page_layout::{
-    ACCEPTED, BEGUN_JOB, CANNOT_ACCEPT, GENERATION, OPEN_CONNECTIONS, PAGES_USED, PID,
-    POOL_PAGES_START, RESTARTS, SLOT, STARTED_AT_MS, STATE, TAKEN_OVER, THREAD, WORKER_ID,
-    WORKERS_WANTED,
+    ACCEPTED, BEGUN_JOB, CANNOT_ACCEPT, FAILED_ALLOCATION, GENERATION, OPEN_CONNECTIONS,
+    PAGES_USED, PID, POOL_PAGES_START, RESTARTS, SLOT, STARTED_AT_MS, STATE, TAKEN_OVER, THREAD,
+    WORKER_ID, WORKERS_WANTED,
 };
 use prefork_os::shared_memory::{self, ReadOnlyPages, SharedPage, WritablePages};
 use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerTag};
@@ -311,6 +311,11 @@ impl Scoreboard {
     /// Returns the isolated job that a process has begun last; 0 for none.
     pub(crate) fn begun_job(&self, pages: WorkerPages) -> u64 {
         self.pages(pages).next().map_or(0, |page| BEGUN_JOB.load(page))
+    }
+
+    /// Returns whether a process aborted because a limit of memory made an allocation fail.
+    pub(crate) fn has_failed_allocation(&self, pages: WorkerPages) -> bool {
+        self.pages(pages).next().is_some_and(|page| FAILED_ALLOCATION.load(page) != 0)
     }
 
     /// Reads the status that a worker publishes. `None` if its pages are not in use.

@@ -3,7 +3,7 @@
 //! A word has one writer: the thread that owns the page. If several threads share a page, they add with locked
 //! instructions. The next image of an upgrade reads the pages of workers of this one, so words never move.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::duration_histogram::DURATION_BUCKETS;
 use crate::status::TRAFFIC_COUNTERS;
@@ -39,6 +39,8 @@ pub(crate) const IS_FULL: PageWord = PageWord(12);
 pub(crate) const BEGUN_JOB: PageWord = PageWord(13);
 /// When the running isolated job began, milliseconds on the monotonic clock; 0 while none runs.
 pub(crate) const JOB_STARTED_MS: PageWord = PageWord(14);
+/// 1 if the process aborts because a limit of memory made an allocation fail.
+pub(crate) const FAILED_ALLOCATION: PageWord = PageWord(15);
 
 /// The traffic counters, in the order of the fields of `TrafficCounters`. They are kept when a worker dies.
 pub(crate) const FIRST_COUNTER: PageWord = ACCEPTED;
@@ -110,6 +112,11 @@ impl PageWord {
 
     pub(crate) const fn plus(self, by: usize) -> PageWord {
         PageWord(self.0 + by)
+    }
+
+    /// Returns the word itself, for what has to know its address.
+    pub(crate) fn of_page(self, page: &SharedPage) -> &AtomicU64 {
+        &page[self.0]
     }
 
     pub(crate) fn load(self, page: &SharedPage) -> u64 {

@@ -1,13 +1,14 @@
 //! A worker's own page of the scoreboard: the only page that it can write.
 
 use std::cell::RefCell;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::duration_histogram::duration_bucket;
 use super::in_flight::{self, InFlightEntries, InFlightEntry};
 use super::page_layout::{
-    ACCEPTED, ACTIVE_REQUESTS, BEGUN_JOB, BYTES_IN, BYTES_OUT, CUT_CONNECTIONS, HANDED_OVER,
-    HEARTBEAT_MS, IS_ACCEPTING, IS_FULL, JOB_STARTED_MS, LOOP_LAG, OPEN_CONNECTIONS,
+    ACCEPTED, ACTIVE_REQUESTS, BEGUN_JOB, BYTES_IN, BYTES_OUT, CUT_CONNECTIONS, FAILED_ALLOCATION,
+    HANDED_OVER, HEARTBEAT_MS, IS_ACCEPTING, IS_FULL, JOB_STARTED_MS, LOOP_LAG, OPEN_CONNECTIONS,
     OVER_LIMIT_CONNECTIONS, PANICS, PID, PageWord, QUEUE_WAIT, REQUESTS, RESPONSES,
     SHED_CONNECTIONS, SLOT, STARTED_AT_MS, TAKEN_OVER, TIMED_OUT_REQUESTS,
 };
@@ -271,6 +272,11 @@ impl ThreadPageView {
     /// Returns whether the worker has recorded that none of its listening sockets gives it connections.
     pub(crate) fn cannot_accept(&self) -> bool {
         load_state(self.0) == Some(WorkerState::CannotAccept)
+    }
+
+    /// Returns the word that tells the primary that the process aborts because an allocation failed.
+    pub(crate) fn failed_allocation_word(&self) -> &'static AtomicU64 {
+        FAILED_ALLOCATION.of_page(self.0)
     }
 
     /// Records, before an isolated job runs, that it begins. The primary reads it when the process has ended.

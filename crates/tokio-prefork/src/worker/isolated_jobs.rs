@@ -12,23 +12,32 @@ use super::local_state::LocalWorkerState;
 use super::{BootedApp, Worker, WorkerApp};
 use crate::error::{BoxError, Error, Result};
 use crate::isolated::{
-    IsolatedJobId, JobHost, JobOutcome, JobPayload, JobRunner, JobStart, JobValue, MakeJobRunner,
-    ProcessReport, START_JOB_KIND, decode_job_message, job_envelope, process_report_kind,
-    record_panic_locations,
+    IsolatedJobId, JobHost, JobOutcome, JobPayload, JobRunner, JobStart, JobThreadLimits, JobValue,
+    MakeJobRunner, ProcessReport, START_JOB_KIND, decode_job_message, job_envelope, limit_cpu_time,
+    process_report_kind, record_panic_locations,
 };
 use crate::messages::Inbox;
 use crate::text::panic_text;
+use prefork_os::resource_limits::record_failed_allocation;
+use prefork_os::thread::set_thread_niceness;
 
 /// A job for the thread.
 type ThreadJob = (JobStart, JobPayload);
 
 /// Creates the application of an isolated process. It has booted when the state of its jobs is made.
-pub(crate) fn isolated_process_app(make_runner: MakeJobRunner) -> WorkerApp {
+pub(crate) fn isolated_process_app(
+    make_runner: MakeJobRunner,
+    limits: JobThreadLimits,
+) -> WorkerApp {
+    let make_runner = match limits.cpu_time {
+        Some(limit) => limit_cpu_time(make_runner, limit),
+        None => make_runner,
+    };
     Arc::new(move |state: Rc<LocalWorkerState>| {
         let (worker, make_runner) = (Worker(Arc::clone(&state.shared)), Arc::clone(&make_runner));
         Box::pin(async move {
             let inbox = worker.open_inbox(START_JOB_KIND);
-            let thread = JobThread::start(&worker, make_runner).await?;
+            let thread = JobThread::start(&worker, make_runner, limits).await?;
             let booted = BootedApp::new(drop, false);
             let main_loop = run_jobs(worker, inbox, thread);
             booted
@@ -48,7 +57,15 @@ struct JobThread {
 
 impl JobThread {
     /// Starts the thread, and waits until it has made the state.
-    async fn start(worker: &Worker, make_runner: MakeJobRunner) -> Result<JobThread> {
+    async fn start(
+        worker: &Worker,
+        make_runner: MakeJobRunner,
+        limits: JobThreadLimits,
+    ) -> Result<JobThread> {
+        if limits.has_memory_limit {
+            record_failed_allocation(worker.0.own_page.failed_allocation_word())
+                .map_err(|e| Error::system("catch the abort of a failed allocation", e))?;
+        }
         let (jobs, received) = std_mpsc::channel();
         let (report_end, ended) = mpsc::unbounded_channel();
         let (report_init, made) = oneshot::channel();
@@ -60,14 +77,22 @@ impl JobThread {
                 Ok(runner) => (Some(runner), Ok(())),
                 Err(e) => (None, Err(e)),
             };
+            // After `init`, which would take long beside a busy server.
+            let nice = limits.nice.unwrap_or(worker_of_thread.0.config.pool_nice);
+            if let Err(e) = set_thread_niceness(nice) {
+                log::warn!("{} cannot lower the priority of its jobs: {e}", worker_of_thread.0.tag);
+            }
             // Fails if the worker drained meanwhile.
             let _ = report_init.send(result);
             if let Some(runner) = runner {
                 run_thread(&worker_of_thread, &make_runner, runner, &received, &report_end);
             }
         };
-        let thread = std::thread::Builder::new().name("isolated job".to_string()).spawn(run);
-        thread.map_err(|e| Error::system("start the thread for isolated jobs", e))?;
+        let mut thread = std::thread::Builder::new().name("isolated job".to_string());
+        if let Some(bytes) = limits.stack_bytes {
+            thread = thread.stack_size(bytes);
+        }
+        thread.spawn(run).map_err(|e| Error::system("start the thread for isolated jobs", e))?;
         let lost = || Err("its thread ended".into());
         made.await.unwrap_or_else(|_| lost()).map_err(|e| {
             Error::application(format!("cannot make the state of the pool {}", worker.kind()), e)

@@ -84,11 +84,16 @@ impl World {
     fn new(seed: u64) -> World {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let on_abandon = if random.one_in(3) { OnAbandon::Finish } else { OnAbandon::Kill };
-        let config = IsolatedPoolConfig::new("model", 3)
+        let min = if random.one_in(2) { 3 } else { random.next(3) as u32 };
+        let mut config = IsolatedPoolConfig::new("model", min..=3)
+            .idle_timeout(Duration::from_millis(random.next(200) as u64))
             .queue(random.next(6))
             .queue_bytes(20 + random.next(40))
             .deadline(Duration::from_millis(500))
             .on_abandon(on_abandon);
+        if random.one_in(3) {
+            config = config.max_jobs(1 + random.next(3) as u64);
+        }
         let scheduler = IsolatedJobScheduler::new(&config);
         let mut world = World {
             random,
@@ -125,7 +130,7 @@ impl World {
         let worker = self.new_worker();
         self.processes.insert(worker, Process::default());
         self.most_processes = self.most_processes.max(self.processes.len());
-        self.scheduler.add_idle_worker(worker);
+        self.scheduler.add_process(worker, Slot(worker.0 as u32), None, self.now);
         self.perform([]);
     }
 
@@ -142,7 +147,8 @@ impl World {
             .collect();
         let actions =
             self.scheduler.start_queued_jobs(self.now, &|worker| serving.contains(&worker));
-        for action in actions {
+        let request = self.scheduler.request_processes(serving.len() as u32);
+        for action in actions.into_iter().chain(request) {
             self.perform_one(action);
         }
         self.check_sums();
@@ -153,6 +159,7 @@ impl World {
             SchedulerAction::StartJob { worker, job, input, .. } => {
                 let process =
                     self.processes.get_mut(&worker).expect("a job for a process that lives");
+                assert!(!process.is_draining && !process.is_killed, "{worker:?} leaves");
                 process.inbox.push_back((job, key_of(&input)));
             }
             SchedulerAction::SendReply { to, event: JobEvent::SendInput, .. } => {
@@ -169,6 +176,26 @@ impl World {
                 let process = self.processes.get_mut(&worker).expect("a living process is killed");
                 assert!(!process.is_killed, "{worker:?} is killed twice");
                 process.is_killed = true;
+            }
+            SchedulerAction::RequestProcesses(count) => assert!(count <= 3, "{count} processes"),
+            SchedulerAction::EndIdleProcess(worker) => {
+                let is_kept = self.random.one_in(2);
+                let process = self.processes.get_mut(&worker).expect("a living process ends");
+                assert!(
+                    process.inbox.is_empty() && process.running.is_none(),
+                    "{worker:?} {process:?}"
+                );
+                match is_kept {
+                    true => self.scheduler.keep_idle_process(worker, self.now),
+                    false => process.is_draining = true,
+                }
+            }
+            SchedulerAction::ReplaceProcess { worker, .. } => {
+                let process = self.processes.get_mut(&worker).expect("a living process ends");
+                let is_between_jobs = process.inbox.is_empty() && process.running.is_none();
+                // One that drains already may have reported that its job is cut.
+                assert!(is_between_jobs || process.is_draining, "{worker:?} {process:?}");
+                process.is_draining = true;
             }
         }
     }
@@ -273,7 +300,8 @@ impl World {
         let Some((id, outcome)) = process.reports.pop_front() else { return false };
         let action =
             self.scheduler.complete_job(worker, id, outcome, JobPayload::default(), self.now);
-        self.perform(action);
+        let replacement = self.scheduler.replace_if_used_up(worker, None);
+        self.perform(action.into_iter().chain(replacement));
         true
     }
 
@@ -292,23 +320,28 @@ impl World {
         let begun_job = self.processes.remove(&worker).expect("known").begun_job;
         let (code, signal) =
             [(Some(0), None), (Some(37), None), (None, Some(11))][self.random.next(3)];
-        let exit = IsolatedWorkerExit { begun_job, is_drain_kill, code, signal };
+        let exit = IsolatedWorkerExit { begun_job, is_drain_kill, code, signal, exceeded: None };
         let actions = self.scheduler.handle_worker_exit(worker, exit, self.now);
         self.perform(actions);
     }
 
     fn pass_time(&mut self, ms: usize) {
         self.now += Duration::from_millis(ms as u64);
+        // The end of an idle process may make another one the next to end.
+        for _ in 0..5 {
+            self.expire_jobs();
+        }
+        let next = self.scheduler.next_deadline();
+        assert!(next.is_none_or(|at| at > self.now), "a late job is left");
+    }
+
+    fn expire_jobs(&mut self) {
         let begun: BTreeMap<WorkerId, IsolatedJobId> =
             self.processes.iter().map(|(worker, process)| (*worker, process.begun_job)).collect();
         let actions = self
             .scheduler
             .expire_jobs(self.now, &|worker| begun.get(&worker).copied().unwrap_or(0));
         self.perform(actions);
-        assert!(
-            self.scheduler.next_deadline().is_none_or(|at| at > self.now),
-            "a late job is left"
-        );
     }
 
     fn upgrade(&mut self) {

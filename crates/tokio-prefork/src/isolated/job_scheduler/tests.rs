@@ -6,6 +6,13 @@ const OTHER_CALLER: WorkerId = WorkerId(2);
 const FIRST_WORKER: WorkerId = WorkerId(8);
 const SECOND_WORKER: WorkerId = WorkerId(9);
 
+impl IsolatedJobScheduler {
+    /// Adds a process in a slot of its own.
+    fn add_idle_worker(&mut self, worker: WorkerId) {
+        self.add_process(worker, Slot(worker.0 as u32), None, Instant::now());
+    }
+}
+
 fn pool_config() -> IsolatedPoolConfig {
     IsolatedPoolConfig::new("thumbnails", 2).queue(2).deadline(Duration::from_secs(10))
 }
@@ -331,7 +338,7 @@ fn a_restored_scheduler_runs_the_jobs_of_old_callers_in_old_and_new_processes() 
     }
     let saved = old.save("thumbnails", now, &mut Vec::new());
     let (mut scheduler, now) = create_scheduler(&pool_config());
-    scheduler.idle.clear();
+    scheduler.processes.remove(FIRST_WORKER);
     let first_own = WorkerId(20);
     scheduler.restore(saved, first_own, now);
     let done = scheduler.complete_job(FIRST_WORKER, 1, JobOutcome::Done, input_of(9), now);
