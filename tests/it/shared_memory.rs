@@ -140,6 +140,25 @@ fn a_change_is_noticed_by_all_workers_and_waiting_takes_no_cpu_time() {
 }
 
 #[test]
+fn workers_that_wait_for_each_other_go_on_when_any_of_them_is_killed() {
+    // Each change is awaited by exactly one worker. A lost wake-up would stop all of them until they look again unasked.
+    let server = start(4);
+    server.get("/start-relay");
+    let started = Instant::now();
+    let kills = env_count("PREFORK_SHARED_KILLS", 30);
+    for kill in 0..kills {
+        let (before, begun) = (value(&server, "relay"), Instant::now());
+        wait::wait_until("the relay goes on", || value(&server, "relay") > before + 50);
+        assert!(begun.elapsed() < WAKE_UP_LIMIT, "kill {kill}: {:?}", begun.elapsed());
+        let pids = server.worker_pids();
+        process::send_signal(pids[kill % pids.len()], Signal::SIGKILL);
+        server.wait_replaced(kill + 1);
+    }
+    eprintln!("{} changes by turns in {:?}", value(&server, "relay"), started.elapsed());
+    server.stop();
+}
+
+#[test]
 fn each_set_of_a_flag_lets_one_waiter_of_all_workers_pass_even_if_others_are_killed() {
     let server = start(3);
     let waiting: Vec<_> = (0..6)

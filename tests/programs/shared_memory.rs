@@ -22,6 +22,8 @@ use super::shared_state::declare_flags;
 
 const RECORD_COUNT: u64 = 16;
 const RECORD_BYTES: usize = 200;
+/// The number of workers that pass the relay on.
+const RELAY_WORKERS: u64 = 4;
 /// How long an isolated job waits.
 const JOB_WAIT: Duration = Duration::from_secs(30);
 
@@ -46,6 +48,9 @@ struct Shared {
     frame: SharedBytes,
     holding: SharedGauge,
     release: SharedFlag,
+    /// Its value modulo the number of workers is the slot of the worker that changes it next.
+    relay: SharedNumber,
+    start_relay: SharedFlag,
 }
 
 impl Shared {
@@ -67,6 +72,8 @@ impl Shared {
             frame: SharedBytes::new("frame", 4096)?,
             holding: SharedGauge::new("holding")?,
             release: SharedFlag::new("release")?,
+            relay: SharedNumber::new("relay")?,
+            start_relay: SharedFlag::new("start_relay")?,
         })
     }
 
@@ -92,6 +99,15 @@ impl Shared {
             record.write(at, &[dice as u8]);
         }
         self.written.add(1);
+    }
+
+    /// Increments the relay whenever it is the turn of this slot.
+    async fn run_relay(self, slot: u64) {
+        self.start_relay.wait().await;
+        loop {
+            let is_its_turn = |n: u64| n % RELAY_WORKERS == slot;
+            self.relay.wait_and_update(|n| is_its_turn(n).then_some(n + 1)).await;
+        }
     }
 
     /// Writes half of the frame under its lock, and keeps the lock until `/release`.
@@ -126,6 +142,9 @@ fn describe_lock(locked: Result<SharedBytesGuard, LockError<SharedBytesGuard>>) 
 /// With one isolated process, unless `isolated=0`.
 pub(super) fn shared_memory(arguments: ProgramArguments) -> Result<()> {
     let shared = Shared::declare()?;
+    if shared.gate.wait_blocking(Duration::from_millis(1)) {
+        return Err(Error::application("wait", "nobody has set the flag yet"));
+    }
     let has_isolated = arguments.value("isolated").is_ok_and(|count| count != "0");
     let job = move |(): &mut (), name: String| match name.as_str() {
         "wait" => Ok(shared.gate.wait_blocking(JOB_WAIT).to_string()),
@@ -144,7 +163,7 @@ pub(super) fn shared_memory(arguments: ProgramArguments) -> Result<()> {
     let boot = move |worker: Worker| {
         let isolated = isolated.clone();
         async move {
-            start_background_work(shared, worker.pid())?;
+            start_background_work(shared, &worker)?;
             Ok(service_fn(move |request: Request<Incoming>| {
                 let isolated = isolated.clone();
                 async move {
@@ -157,10 +176,10 @@ pub(super) fn shared_memory(arguments: ProgramArguments) -> Result<()> {
     if is_threads { cluster.serve_threads(boot) } else { cluster.serve(boot) }
 }
 
-fn start_background_work(shared: Shared, pid: u32) -> Result<()> {
+fn start_background_work(shared: Shared, worker: &Worker) -> Result<()> {
     let file = OpenOptions::new().create(true).append(true).open("tickets");
     let mut file = file.map_err(|e| Error::application("open the file", e))?;
-    let mut dice = u64::from(pid) | 1;
+    let mut dice = u64::from(worker.pid()) | 1;
     tokio::spawn(async move {
         shared.go.wait().await;
         let _busy = shared.busy.add_scoped(1);
@@ -173,6 +192,7 @@ fn start_background_work(shared: Shared, pid: u32) -> Result<()> {
             tokio::task::yield_now().await;
         }
     });
+    tokio::spawn(shared.run_relay(worker.slot().0.into()));
     tokio::spawn(async move {
         let mut known = 0;
         loop {
@@ -215,6 +235,7 @@ async fn answer_path(
             tokio::spawn(shared.hold_frame());
             std::process::id().to_string()
         }
+        "/start-relay" => shared.start_relay.set().to_string(),
         "/release" => shared.release.set().to_string(),
         "/lock" => describe_lock(shared.frame.lock(1000..3000).await),
         "/isolated/wait" | "/isolated/lock" => {

@@ -85,6 +85,9 @@ const HEADER_WORDS: usize = 16;
 /// **Locks bind those who use them.** `atomics`, `read_at` and `write_at` ignore them. All accesses are atomic, so a program that mixes them
 /// may read a mix of values, but nothing undefined happens.
 ///
+/// **No slices.** There is no `&mut [u8]` of shared memory, not even under a lock: an access by `atomics` or `write_at` in another thread would
+/// make it undefined behaviour. To compute in place, use the atomics with `Relaxed` loads and stores, which are ordinary moves of the CPU.
+///
 /// Unused bytes take no memory. The locks take 16 KiB.
 #[derive(Clone, Copy)]
 pub struct SharedBytes(&'static BytesMemory);

@@ -115,6 +115,27 @@ fn many_tasks_that_change_a_range_lose_no_change() {
 }
 
 #[test]
+fn thousands_of_tasks_that_wait_for_one_range_get_it_one_after_the_other() {
+    let bytes = declare("bytes_queue", 8);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
+    let guard = lock(bytes, 0..8);
+    let increment = async move || {
+        let mut guard = bytes.lock(..).await.expect("not poisoned");
+        let number = u64::from_le_bytes(guard.to_vec().try_into().expect("eight"));
+        guard.write(0, &(number + 1).to_le_bytes());
+    };
+    let tasks: Vec<_> = (0..3000).map(|_| runtime.spawn(increment())).collect();
+    runtime.block_on(async {
+        tokio::task::yield_now().await;
+        drop(guard);
+        for task in tasks {
+            task.await.expect("task");
+        }
+    });
+    assert_eq!(lock(bytes, 0..8).to_vec(), 3000_u64.to_le_bytes());
+}
+
+#[test]
 fn a_panic_poisons_the_range_until_somebody_clears_it() {
     let bytes = declare("bytes_panic", 64);
     let panics = || {
