@@ -22,8 +22,7 @@ use crate::error::Result;
 ///
 /// **Waiting.** [`wait`](SharedFlag::wait) returns when any process has set the flag. [`wait_and_clear`](SharedFlag::wait_and_clear) lets
 /// one waiter of all processes pass for each [`set`](SharedFlag::set), also if nobody waits yet: an auto-reset event, or tokio's
-/// `Notify::notify_one`. Waiting takes no CPU time and one thread per process, whatever the number of waiters. A wake-up in another
-/// process takes about 0.1 ms.
+/// `Notify::notify_one`. Waiting takes no CPU time and one thread per process, whatever the number of waiters.
 ///
 /// ```no_run
 /// use tokio_prefork::SharedFlag;

@@ -168,7 +168,9 @@ impl LocalWaiters {
             WakeOrder::OneByOne if was_looking => {
                 group.take_next_one(word.load(), &mut wakers.ready);
             }
-            WakeOrder::ByRange(_) => group.take_ranges(word.load(), &mut wakers.ready),
+            WakeOrder::ByRange(request) => {
+                group.take_ranges_behind(ticket, &request, word.load(), &mut wakers.ready);
+            }
             WakeOrder::Together | WakeOrder::OneByOne => {}
         }
         if group.is_empty() {
@@ -282,6 +284,30 @@ impl WaitGroup {
             if !earlier.iter().any(|other| other.covers(request)) {
                 earlier.push(*request);
             }
+        }
+    }
+
+    /// Takes the wakers of the futures that were only behind a request that is gone now.
+    fn take_ranges_behind(
+        &mut self,
+        ticket: u64,
+        gone: &LockRequest,
+        value: u64,
+        wakers: &mut Vec<Waker>,
+    ) {
+        let mut behind = Vec::new();
+        for (other, (request, _)) in self.by_range.range(ticket..) {
+            if request.conflicts_with(gone) {
+                behind.push(*other);
+                if request.is_exclusive && request.covers(gone) {
+                    // All further ones that were behind it are behind this one.
+                    break;
+                }
+            }
+        }
+        for ticket in behind {
+            let Some((request, _)) = self.by_range.get(&ticket) else { continue };
+            wakers.extend(self.take_if_ready(ticket, WakeOrder::ByRange(*request), value));
         }
     }
 
