@@ -90,6 +90,7 @@ mod respawn;
 mod scale;
 mod scoreboard;
 mod serve_http;
+mod shared_locks;
 mod shared_memory;
 mod shared_state;
 mod shared_upgrade;

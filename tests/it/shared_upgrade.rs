@@ -41,7 +41,8 @@ fn assert_unchanged(server: &Server) {
     assert_eq!(read_shared(server, "flag")["set"], true);
     assert_eq!(read_shared(server, "histogram")["counts"], json!([0, 1, 0]));
     assert_eq!(value(server, "limiter_admitted"), 3);
-    assert_eq!(server.get("/hidden").text(), "value true true");
+    assert_eq!(server.get("/hidden").text(), "value true true 9");
+    assert_eq!(value(server, "number"), 7);
 }
 
 #[test]
@@ -85,13 +86,13 @@ fn a_changed_layout_begins_anew_and_the_rest_continues() {
     switch_on(&server, "changed");
     upgrade(&server);
     assert_eq!(read_shared(&server, "histogram")["counts"], json!([0, 0, 0]));
-    assert_eq!(server.get("/hidden").text(), " true true");
+    assert_eq!(server.get("/hidden").text(), " true true 9");
     assert_eq!(value(&server, "counter"), 5);
     // What is new can be changed, and continues.
     server.get("/change");
     upgrade(&server);
     assert_eq!(read_shared(&server, "histogram")["counts"], json!([0, 1, 0]));
-    assert_eq!(server.get("/hidden").text(), "value true true");
+    assert_eq!(server.get("/hidden").text(), "value true true 18");
     assert_eq!(value(&server, "counter"), 10);
     server.stop();
 }

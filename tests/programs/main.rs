@@ -23,6 +23,7 @@ mod program_pools;
 mod request_summary;
 mod serve_http;
 mod serving;
+mod shared_locks;
 mod shared_memory;
 mod shared_state;
 mod shared_upgrade;
@@ -118,6 +119,7 @@ fn main() -> ExitCode {
         "shared-cache" => shared_state::shared_cache(arguments),
         "leadership" => shared_state::leadership(arguments),
         "leadership-cycle" => shared_state::leadership_cycle(arguments),
+        "shared-locks" => shared_locks::shared_locks(arguments),
         "shared-upgrade" => shared_upgrade::shared_upgrade(arguments),
         "shared-too-late" => shared_state::shared_state_declared_in_worker(arguments),
         _ => Err(Error::application("no such program", name)),

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -11,8 +12,8 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use tokio_prefork::{
-    Cluster, KeyedRateLimiter, Leadership, RateLimiter, Result, SharedCache, SharedCounter,
-    SharedFlag, SharedGauge, SharedHistogram, Worker, shared,
+    Cluster, KeyedRateLimiter, Leadership, RateLimiter, Result, SharedBytes, SharedCache,
+    SharedCounter, SharedFlag, SharedGauge, SharedHistogram, SharedNumber, Worker, shared,
 };
 
 use super::ProgramArguments;
@@ -25,6 +26,8 @@ struct Pieces {
     gauge: SharedGauge,
     histogram: SharedHistogram,
     flag: SharedFlag,
+    number: SharedNumber,
+    bytes: SharedBytes,
     limiter: RateLimiter,
     keyed: KeyedRateLimiter,
     cache: SharedCache,
@@ -47,6 +50,8 @@ fn declare() -> Result<Pieces> {
         boots: SharedCounter::new("boots")?,
         gauge: SharedGauge::new("gauge")?,
         histogram: SharedHistogram::new("histogram", bounds)?,
+        number: SharedNumber::new("number")?,
+        bytes: SharedBytes::new("bytes", 1 << 20)?,
         limiter: RateLimiter::new("limiter", 1, DAY, 3)?,
         keyed: KeyedRateLimiter::new("keyed", 1, DAY, 3, 1000)?,
         cache,
@@ -61,6 +66,8 @@ impl Pieces {
         self.counter.add(5);
         self.histogram.observe(3);
         self.flag.set();
+        self.number.fetch_add(7);
+        self.bytes.atomics()[1000].fetch_add(9, SeqCst);
         let taken = self.limiter.try_acquire(3).and(self.keyed.try_acquire("client", 3));
         let stored = self.cache.insert(b"key", b"value", None);
         format!("{} {}", taken.is_ok(), stored.is_ok())
@@ -71,7 +78,8 @@ impl Pieces {
         let cached = self.cache.get(b"key").unwrap_or_default();
         let limited = [self.limiter.try_acquire(1), self.keyed.try_acquire("client", 1)];
         let [one, other] = limited.map(|taken| taken.is_err());
-        format!("{} {one} {other}", String::from_utf8_lossy(&cached))
+        let word = self.bytes.atomics()[1000].load(SeqCst);
+        format!("{} {one} {other} {word}", String::from_utf8_lossy(&cached))
     }
 }
 

@@ -333,6 +333,24 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn shared_state() -> PassedSharedState {
+        PassedSharedState {
+            memory: vec![PassedMemory {
+                fd: 16,
+                used_words: 512,
+                pieces: vec![PassedPiece {
+                    name: "orders".to_string(),
+                    kind: "counter".to_string(),
+                    layout: "1".to_string(),
+                    first_word: 0,
+                    words: 512,
+                }],
+            }],
+            lock_files: vec![PassedLockFile { name: "processes".to_string(), fd: 17 }],
+            release_event: Some(18),
+        }
+    }
+
     fn manifest() -> UpgradeManifest {
         UpgradeManifest {
             version: MANIFEST_VERSION,
@@ -398,21 +416,7 @@ mod tests {
             sockets: vec![PassedSocket { name: "dns".to_string(), fd: 14 }],
             messages: Some(PassedMessages { format: 1, state_fd: 14, channels: vec![(4, 15)] }),
             isolated_jobs: Some(PassedIsolatedJobs { format: 1, state_fd: 18 }),
-            shared: Some(PassedSharedState {
-                memory: vec![PassedMemory {
-                    fd: 16,
-                    used_words: 512,
-                    pieces: vec![PassedPiece {
-                        name: "orders".to_string(),
-                        kind: "counter".to_string(),
-                        layout: "1".to_string(),
-                        first_word: 0,
-                        words: 512,
-                    }],
-                }],
-                lock_files: vec![PassedLockFile { name: "processes".to_string(), fd: 17 }],
-                release_event: Some(18),
-            }),
+            shared: Some(shared_state()),
         }
     }
 

@@ -12,7 +12,7 @@ use std::ops::{Bound, Range, RangeBounds};
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use super::live_processes::ProcessTable;
+use super::live_processes::{PROCESS_TABLE_LAYOUT, ProcessTable};
 use super::memory::{self, PieceLayout};
 use super::registry::{self, DeclaredState};
 use super::wait::{ChangeEpoch, LockRequest, WaitableWord, WakeOrder, block_on};
@@ -118,7 +118,7 @@ impl SharedBytes {
             )));
         }
         let (processes, epoch) = (ProcessTable::get_or_create()?, ChangeEpoch::get_or_create()?);
-        let layout = format!("1 len={len}");
+        let layout = format!("1 processes={PROCESS_TABLE_LAYOUT} len={len}");
         let layout = PieceLayout { kind: "bytes", layout: &layout, words: all_words };
         let (words, rest) = memory::allocate(name, layout)?.words.split_at(data_words);
         let (header, table) =
