@@ -78,6 +78,7 @@ mod orphaned_workers;
 mod own_flags;
 mod pid_file;
 mod pid_namespace;
+mod pool_figures;
 mod primary_events;
 mod primary_loop;
 mod process_limits;

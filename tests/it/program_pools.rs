@@ -82,6 +82,21 @@ fn a_program_runs_isolated_jobs_with_a_state_and_stops_its_processes() {
 }
 
 #[test]
+fn a_program_reads_the_figures_of_its_pools() {
+    let mut program = PoolProgram::start();
+    for command in ["square 12", "square 3", "exit 3", "unknown"] {
+        program.ask(command);
+    }
+    let figures: serde_json::Value = serde_json::from_str(&program.ask("status")).expect("JSON");
+    let counts = ["submitted", "done", "died", "failed"].map(|name| figures[name].as_u64());
+    assert_eq!(counts, [4, 2, 1, 1].map(Some), "{figures}");
+    assert_eq!(figures["run"]["count"], 4, "{figures}");
+    assert_eq!(program.ask("stop"), "stopped");
+    program.read();
+    assert!(program.finish().0.success());
+}
+
+#[test]
 fn the_processes_end_with_a_killed_program_also_in_the_middle_of_a_job() {
     let mut program = PoolProgram::start();
     let primary = program.primary();

@@ -66,6 +66,10 @@ async fn run_job(pools: &TestPools, path: &str) -> std::result::Result<String, I
     if job.is_empty() {
         return Ok(std::process::id().to_string());
     }
+    if job == "status" {
+        let figures = serde_json::to_string(&pools.danger.status());
+        return Ok(figures.unwrap_or_else(|e| e.to_string()));
+    }
     let limit = words.next().and_then(|ms| ms.parse().ok()).unwrap_or(20_000);
     let pool = if job == "unknown" { &pools.unregistered } else { &pools.danger };
     pool.job(job.to_string()).timeout(Duration::from_millis(limit)).await

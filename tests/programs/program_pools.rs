@@ -8,7 +8,7 @@ use tokio_prefork::{Error, Result};
 
 use super::ProgramArguments;
 
-/// Reads a command from each line of its input: `square N`, `sleep MS`, `exit N`, `panic TEXT`, `pid`, `primary`, `stop`.
+/// Reads a command from each line of its input: `square N`, `sleep MS`, `exit N`, `panic TEXT`, `pid`, `primary`, `status`, `stop`.
 pub(super) fn program_pools(arguments: ProgramArguments) -> Result<()> {
     if arguments.value("threads").is_ok() {
         std::thread::spawn(std::thread::park);
@@ -23,6 +23,7 @@ pub(super) fn program_pools(arguments: ProgramArguments) -> Result<()> {
         let line = line.map_err(|e| Error::system("read the commands", e))?;
         match line.as_str() {
             "primary" => println!("primary {}", pools.primary_pid()),
+            "status" => println!("{}", serde_json::to_string(&jobs.status()).unwrap_or_default()),
             "stop" => break,
             _ => match jobs.job(line).wait() {
                 Ok(answer) => println!("{answer}"),

@@ -289,6 +289,7 @@ impl Cluster {
             kinds,
             messages: self.messages,
             isolated_pools: self.isolated_pools,
+            scoreboard: None,
             on_output: self.on_output,
             process_settings,
             slot_environments: self.slot_environments,

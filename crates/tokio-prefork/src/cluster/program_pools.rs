@@ -17,7 +17,10 @@ use crate::config::{Config, ControlSocket};
 use crate::error::{Error, Result, exit};
 use crate::isolated::IsolatedPool;
 use crate::messages::{MessageThread, WorkerMessageEnd};
-use crate::primary::{Application, ClusterEvent, PROGRAM_ID, Primary, PrimaryResources};
+use crate::primary::{
+    Application, ClusterEvent, PROGRAM_ID, Primary, PrimaryResources, create_scoreboard,
+};
+use crate::scoreboard::{Scoreboard, ScoreboardReader};
 use crate::upgrade::BinaryLauncher;
 use crate::worker_init::WorkerEntry;
 use prefork_os::child::{ForkResult, PidFd, exit_without_cleanup, fork_process, reap_child};
@@ -32,7 +35,7 @@ const READY: &[u8] = b"READY";
 /// How long after `graceful_timeout` the primary may take to end, before it is killed.
 const PRIMARY_EXIT_GRACE: Duration = Duration::from_secs(5);
 
-/// The program's side while its pools run: what its jobs are sent through.
+/// The program's side while its pools run: what its jobs are sent through, and where it reads their figures.
 static CALLER: Mutex<Option<Arc<ProgramCaller>>> = Mutex::new(None);
 
 /// A program with isolated pools, as the caller of their jobs.
@@ -41,6 +44,8 @@ pub(crate) struct ProgramCaller {
     pub(crate) messages: Arc<WorkerMessageEnd>,
     /// The runtime that reads and writes the messages.
     pub(crate) runtime: tokio::runtime::Handle,
+    /// Reads the figures of the pools.
+    pub(crate) scoreboard: ScoreboardReader,
 }
 
 /// Returns the caller of this process, if it is a program whose isolated pools run.
@@ -123,11 +128,13 @@ impl IsolatedPools {
         let (ready, ready_writer) = io::pipe().map_err(failed)?;
         let (stop_reader, stop) = io::pipe().map_err(failed)?;
         let grace = self.cluster.config.graceful_timeout;
+        let scoreboard = create_scoreboard(true)?;
         let blocked = BlockedSignals::block_all().map_err(|e| Error::system("block signals", e))?;
         match fork_process().map_err(|e| Error::application("cannot start isolated pools", e))? {
             ForkResult::Child => {
                 drop((ours, ready, stop));
-                let ends = PrimaryEnds { messages: theirs, ready: ready_writer, stop: stop_reader };
+                let (messages, ready, stop) = (theirs, ready_writer, stop_reader);
+                let ends = PrimaryEnds { messages, ready, stop, scoreboard };
                 let run = AssertUnwindSafe(|| self.run_primary(ends));
                 // A panic must not unwind into the frames of the program.
                 exit_without_cleanup(catch_unwind(run).unwrap_or(exit::FAILURE))
@@ -138,13 +145,15 @@ impl IsolatedPools {
                 let (owner, stop) = (std::process::id(), Some(stop));
                 let primary = ProgramPrimary { pid, process, owner, stop, grace };
                 wait_until_ready(ready)?;
+                let failed = |e| Error::system("unmap the pages of the primary", e);
+                let scoreboard = scoreboard.into_reader().map_err(failed)?;
                 let thread = MessageThread::start("isolated-jobs", program_tag(), vec![ours]);
                 let thread = thread.map_err(|e| Error::system("start the message thread", e))?;
                 let messages = thread.ends.first().map(Arc::clone);
                 let messages =
                     messages.ok_or_else(|| Error::internal("a message thread without end"))?;
                 let runtime = thread.runtime.clone();
-                *lock_caller() = Some(Arc::new(ProgramCaller { messages, runtime }));
+                *lock_caller() = Some(Arc::new(ProgramCaller { messages, runtime, scoreboard }));
                 Ok(RunningIsolatedPools { primary, _messages: thread })
             }
         }
@@ -193,6 +202,7 @@ impl IsolatedPools {
             kinds,
             messages: cluster.messages,
             isolated_pools: cluster.isolated_pools,
+            scoreboard: Some(ends.scoreboard),
             on_output: None,
             process_settings,
             slot_environments: cluster.slot_environments,
@@ -211,6 +221,8 @@ struct PrimaryEnds {
     messages: OwnedFd,
     ready: PipeWriter,
     stop: PipeReader,
+    /// Created by the program, which reads the figures of the pools there.
+    scoreboard: Scoreboard,
 }
 
 fn program_tag() -> WorkerTag {

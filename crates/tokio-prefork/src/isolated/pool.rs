@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::job_runner::make_job_runner;
 use super::{IsolatedJobError, IsolatedPoolConfig, JobContext, JobRequest, MakeJobRunner};
+use crate::cluster::program_caller;
 use crate::error::BoxError;
 use crate::status::IsolatedPoolStatus;
 use crate::worker::Worker;
@@ -134,9 +135,12 @@ where
 
 impl<I, O, E, P> IsolatedPool<I, O, E, P> {
     /// Returns the figures of the pool in the whole cluster, as the primary publishes them in shared memory. `None` in a process
-    /// that is no worker of a cluster with this pool.
+    /// that is neither a worker of a cluster with this pool nor a program that has [started](super::IsolatedPools::start) it.
     pub fn status(&self) -> Option<IsolatedPoolStatus> {
-        let pools = Worker::current()?.0.scoreboard.isolated_pools();
+        let pools = match program_caller() {
+            Some(program) => program.scoreboard.isolated_pools(),
+            None => Worker::current()?.0.scoreboard.isolated_pools(),
+        };
         pools.into_iter().find(|pool| pool.name == self.name())
     }
 

@@ -95,6 +95,8 @@ pub(crate) struct Application {
     pub(crate) kinds: Vec<WorkerKindConfig>,
     pub(crate) messages: AppMessages,
     pub(crate) isolated_pools: JobSchedulers,
+    /// The scoreboard, if the process that has forked the primary created it to read it. Otherwise the primary does.
+    pub(crate) scoreboard: Option<Scoreboard>,
     pub(crate) on_output: Option<OutputHook>,
     /// The process settings of each kind that has some, `web` among them.
     pub(crate) process_settings: ProcessSettingsByKind,
@@ -150,14 +152,17 @@ impl Primary {
         launcher: BinaryLauncher,
         mut manifest: Option<UpgradeManifest>,
     ) -> Result<Primary> {
-        let Application { worker_entry, read_config, hooks, kinds, .. } = application;
+        let Application { worker_entry, read_config, hooks, kinds, scoreboard, .. } = application;
         let PrimaryResources { listeners, pid_file, service_manager } = resources;
         if config.titles {
             let title =
                 prefork_os::process::set_process_title(&format!("{}: primary", config.name()));
             title.unwrap_or_else(|e| event_log::log_title_error(&e));
         }
-        let scoreboard = create_scoreboard(!kinds.is_empty())?;
+        let scoreboard = match scoreboard {
+            Some(scoreboard) => scoreboard.into_primary(),
+            None => create_scoreboard(!kinds.is_empty())?,
+        };
         let signals = PrimarySignals::install_handlers()?;
         let supervisor_config = config.supervisor_config();
         let wanted_workers = supervisor_config.workers;
@@ -276,7 +281,7 @@ impl Primary {
 
 /// Creates a scoreboard with two pages for each possible worker, as a draining worker keeps its page beside its
 /// successor's.
-fn create_scoreboard(has_other_kinds: bool) -> Result<Scoreboard> {
+pub(crate) fn create_scoreboard(has_other_kinds: bool) -> Result<Scoreboard> {
     let max_workers = WorkerCount::MAX as usize * if has_other_kinds { 2 } else { 1 };
     Scoreboard::create(2 * max_workers)
         .map_err(|e| Error::system("create the scoreboard in shared memory", e))

@@ -24,6 +24,7 @@ mod pool_utilisation;
 mod shared_worker_page;
 mod worker_page;
 
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -133,6 +134,18 @@ impl Scoreboard {
         STARTED_AT_MS.store(page, worker_page::unix_time_ms());
         let (memory, inherited) = (Some(memory), Vec::new());
         Ok(Scoreboard { writable, readable, memory, inherited, is_allocated: vec![false; pages] })
+    }
+
+    /// Returns the scoreboard as that of this process, which was forked after it was created.
+    pub(crate) fn into_primary(self) -> Scoreboard {
+        PID.store(self.writable.page(PRIMARY_PAGE), std::process::id().into());
+        self
+    }
+
+    /// Keeps only the reading side, in a process that has forked its primary.
+    pub(crate) fn into_reader(mut self) -> io::Result<ScoreboardReader> {
+        self.writable.unmap_all()?;
+        Ok(self.reader(&[]))
     }
 
     /// Allocates `count` adjacent cleared pages for a worker about to be forked. `None` if there is no such run.
@@ -358,6 +371,12 @@ impl Scoreboard {
 impl PageRange {
     fn page_numbers(self) -> std::ops::Range<usize> {
         self.first..self.first.saturating_add(self.count)
+    }
+}
+
+impl fmt::Debug for ScoreboardReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ScoreboardReader").finish_non_exhaustive()
     }
 }
 

@@ -40,7 +40,7 @@ pub struct IsolatedPoolStatus {
     pub failed: u64,
     /// Jobs that panicked.
     pub panicked: u64,
-    /// Jobs whose process died.
+    /// Jobs whose process died, or exceeded a limit of the pool.
     pub died: u64,
     /// Jobs whose deadline passed, waiting or running.
     pub timed_out: u64,
