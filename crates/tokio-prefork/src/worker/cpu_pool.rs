@@ -23,6 +23,10 @@ const POLL_ROUNDS: usize = 32;
 /// How long to wait for the threads of a runtime to finish the tasks that they poll.
 const POLL_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long jobs have at the graceful timeout to see their cancel flag and return, and tasks to see the verdicts. The primary kills the
+/// worker a second after that timeout.
+const CANCELLED_JOB_GRACE: Duration = Duration::from_millis(100);
+
 /// The pools of a worker process, which all of its event loops share.
 pub(crate) struct WorkerPools {
     tag: WorkerTag,
@@ -315,10 +319,11 @@ pub(crate) async fn drain_pools(
     let all = pools.all_pools();
     let running: usize = all.iter().map(DrainedPool::abort).sum();
     let unread: usize = all.iter().map(DrainedPool::unread_results).sum();
-    // What cooperates has a moment to return a result of its own.
-    poll_tasks(None).await;
-    all.iter().for_each(DrainedPool::cut_running_jobs);
-    poll_tasks(runtime.as_ref()).await;
+    let returned = wait_until_drained(&pools, None);
+    if tokio::time::timeout(CANCELLED_JOB_GRACE, returned).await.is_err() {
+        all.iter().for_each(DrainedPool::cut_running_jobs);
+    }
+    let _ = tokio::time::timeout(CANCELLED_JOB_GRACE, poll_tasks(runtime.as_ref())).await;
     let plural = if running == 1 { "" } else { "s" };
     log::warn!(
         "{} abandoned {running} running job{plural} at the graceful timeout; unread_results={unread}",
