@@ -51,7 +51,8 @@ impl Number {
         let number = self.read()? + 1;
         tokio::task::yield_now().await;
         self.file.write_all_at(&number.to_le_bytes(), 0)?;
-        writeln!(self.journal, "{number}")
+        // In one write, as the process may be killed between two.
+        self.journal.write_all(format!("{number}\n").as_bytes())
     }
 }
 
