@@ -37,7 +37,7 @@ pub(super) fn isolated_calls(arguments: ProgramArguments) -> Result<()> {
     let init = arguments.value("init").unwrap_or_default();
     let is_threads = arguments.config.model() == ConcurrencyModel::Threads;
     let calls = Calls::with_context(
-        IsolatedPoolConfig::new("calls", 1).queue(queue),
+        IsolatedPoolConfig::new("calls", 1).nice(0).queue(queue),
         move || make_state(&init),
         run_job,
     );

@@ -18,7 +18,7 @@ pub(super) fn isolated_jobs(arguments: ProgramArguments) -> Result<()> {
     let number = |key: &str| arguments.value(key).ok().and_then(|text| text.parse::<u64>().ok());
     let processes = number("processes").unwrap_or(1) as u32;
     let waiting = number("waiting").unwrap_or(8) as usize;
-    let mut pool = IsolatedPoolConfig::new("danger", processes).queue(waiting);
+    let mut pool = IsolatedPoolConfig::new("danger", processes).nice(0).queue(waiting);
     if let Some(mib) = number("max-rss-mib") {
         pool = pool.max_rss(mib << 20);
     }

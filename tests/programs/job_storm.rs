@@ -84,8 +84,10 @@ impl Notes {
 pub(super) fn job_storm(arguments: ProgramArguments) -> Result<()> {
     let processes = arguments.value("processes")?.parse().unwrap_or(2);
     let (callers, jobs) = (Notes::open("callers")?, Notes::open("jobs")?);
-    let config =
-        IsolatedPoolConfig::new("storm", processes).queue(12).deadline(Duration::from_secs(20));
+    let config = IsolatedPoolConfig::new("storm", processes)
+        .nice(0)
+        .queue(12)
+        .deadline(Duration::from_secs(20));
     let pool =
         IsolatedPool::new(config, || Ok(()), move |(): &mut (), job: StormJob| run(&jobs, &job));
     let is_threads = arguments.config.model() == ConcurrencyModel::Threads;

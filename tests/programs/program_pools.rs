@@ -14,7 +14,7 @@ pub(super) fn program_pools(arguments: ProgramArguments) -> Result<()> {
         std::thread::spawn(std::thread::park);
     }
     let cannot_boot = arguments.value("boot").is_ok();
-    let config = IsolatedPoolConfig::new("jobs", 1..=2).deadline(Duration::from_secs(20));
+    let config = IsolatedPoolConfig::new("jobs", 1..=2).nice(0).deadline(Duration::from_secs(20));
     let init = move || if cannot_boot { Err("the model is missing".into()) } else { Ok(0_u64) };
     let jobs = IsolatedPool::new(config, init, perform);
     let pools = IsolatedPools::new().pool(&jobs).start()?;

@@ -81,11 +81,11 @@ pub(super) fn format_status(status: &ClusterStatus) -> String {
     for kind in &primary.kinds {
         let (name, there) = (printable(&kind.name), serving_of(status, &kind.name));
         let is_isolated = status.isolated.iter().any(|pool| pool.name == kind.name);
-        if is_isolated && there == kind.workers_wanted as usize {
+        let range = kind.min_workers.zip(kind.max_workers);
+        if is_isolated && range.is_none() && there == kind.workers_wanted as usize {
             // The line of the pool tells it.
             continue;
         }
-        let range = kind.min_workers.zip(kind.max_workers);
         let range =
             range.map_or(String::new(), |(min, max)| format!(" ({min} to {max} on demand)"));
         let _ = writeln!(text, "{there} of {} of kind {name} serve{range}", kind.workers_wanted);
