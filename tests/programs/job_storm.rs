@@ -120,7 +120,9 @@ fn run(notes: &Notes, job: &StormJob) -> std::result::Result<String, String> {
         JobEnd::ExceedItsTime => loop {
             std::thread::park();
         },
-        JobEnd::SucceedLater | JobEnd::BeDropped => std::thread::park_timeout(Duration::from_millis(10)),
+        JobEnd::SucceedLater | JobEnd::BeDropped => {
+            std::thread::park_timeout(Duration::from_millis(10))
+        }
         JobEnd::Succeed | JobEnd::Fail => {}
     }
     notes.add(&format!("{} end", job.id));

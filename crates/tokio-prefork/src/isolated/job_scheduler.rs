@@ -297,6 +297,13 @@ impl IsolatedJobScheduler {
         self.end_job(&job, outcome, value)
     }
 
+    /// Gives a job to another process, as its own has ended before the job was sent. That one gets no more jobs.
+    pub(crate) fn put_back(&mut self, worker: WorkerId, now: Instant) -> Option<SchedulerAction> {
+        self.processes.remove(worker);
+        let running = self.running.remove(&worker)?;
+        self.end_running(running, IsolatedWorkerExit::default(), now)
+    }
+
     /// Ends a job that could not be sent to its process.
     pub(crate) fn fail_start(
         &mut self,

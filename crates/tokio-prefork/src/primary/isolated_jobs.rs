@@ -315,9 +315,15 @@ impl Primary {
                 let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
                 let start = JobStart { job, limit_ms };
                 if let Err(error) = self.send_job(worker, &start, &input) {
-                    let outcome = JobOutcome::of_send_error(&error, JobValue::Input);
                     let scheduler = self.isolated_pools.schedulers.get_mut(pool);
-                    let action = scheduler.and_then(|one| one.fail_start(worker, outcome));
+                    let action = scheduler.and_then(|one| match error {
+                        // The process has ended, and its exit is not handled yet.
+                        MessageError::Closed => one.put_back(worker, Instant::now()),
+                        error => {
+                            let outcome = JobOutcome::of_send_error(&error, JobValue::Input);
+                            one.fail_start(worker, outcome)
+                        }
+                    });
                     if let Some(action) = action {
                         self.run_job_action(pool, action);
                     }
