@@ -5,7 +5,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{command, process, wait};
+use crate::support::{command, process};
 
 /// A running program with isolated pools, and its pipes.
 struct PoolProgram {
@@ -102,10 +102,7 @@ fn the_processes_end_with_a_killed_program_also_in_the_middle_of_a_job() {
     let primary = program.primary();
     let mut processes = process::children(primary);
     processes.push(primary);
-    program.send("sleep 600000");
-    wait::wait_until("a running job", || {
-        process::children(primary) == processes[..processes.len() - 1]
-    });
+    assert_eq!(program.ask("sleep 600000"), "begun");
     program.child.kill().expect("kill");
     process::wait_ended(&processes);
     assert!(!program.finish().0.success());
@@ -116,7 +113,7 @@ fn a_job_whose_primary_is_killed_may_have_begun() {
     let mut program = PoolProgram::start();
     let primary = program.primary();
     let processes = process::children(primary);
-    program.send("sleep 1500");
+    assert_eq!(program.ask("sleep 1500"), "begun");
     process::send_signal(primary, Signal::SIGKILL);
     assert!(program.read().contains("primary is gone"), "the job may have begun");
     assert!(program.ask("square 2").contains("cannot run an isolated job"));

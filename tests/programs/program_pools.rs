@@ -48,6 +48,7 @@ fn perform(jobs: &mut u64, command: String) -> std::result::Result<String, Strin
     match verb {
         "square" => Ok(format!("{} is job {jobs}", number * number)),
         "sleep" => {
+            println!("begun");
             std::thread::park_timeout(Duration::from_millis(number));
             Ok("slept".to_string())
         }
