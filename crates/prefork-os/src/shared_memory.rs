@@ -229,7 +229,8 @@ pub fn create_shared_words_file(count: usize) -> io::Result<(OwnedFd, &'static [
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let memory = memfd_create(SHARED_WORDS_MEMFD_NAME, flags)?;
     let length = count.checked_mul(8).and_then(|length| i64::try_from(length).ok());
-    nix::unistd::ftruncate(&memory, length.ok_or(io::ErrorKind::InvalidInput)?)?;
+    // A lack of memory, as for a length that the kernel refuses.
+    nix::unistd::ftruncate(&memory, length.ok_or(io::ErrorKind::OutOfMemory)?)?;
     // Otherwise a worker could shrink the memory, and access beyond its end raises SIGBUS in the other processes.
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&memory, FcntlArg::F_ADD_SEALS(seals))?;

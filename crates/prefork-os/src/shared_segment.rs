@@ -33,6 +33,9 @@ const REQUIRED_SEALS: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_
 /// `MADV_POPULATE_WRITE` of Linux 5.14.
 const MADV_POPULATE_WRITE: libc::c_int = 23;
 
+/// The smallest allocation that is compared with the available memory. Reading that takes less time than filling 16 MiB.
+const MIN_CHECKED_ALLOCATION: libc::off_t = 16 << 20;
+
 /// How often this process and its ancestors have forked. A fork shares all mappings, so older segments become read-only.
 static FORK_COUNT: AtomicU64 = AtomicU64::new(0);
 
@@ -354,6 +357,12 @@ fn allocate(file: &File, from: usize, length: usize) -> io::Result<()> {
     if length == 0 {
         return Ok(());
     }
+    // The kernel would first take all memory of the machine, and kill this process or another one.
+    let is_large = length >= MIN_CHECKED_ALLOCATION;
+    let available = is_large.then(crate::system::available_memory_bytes).flatten();
+    if available.is_some_and(|bytes| length as u64 > bytes) {
+        return Err(io::ErrorKind::OutOfMemory.into());
+    }
     loop {
         match fallocate(file, nix::fcntl::FallocateFlags::empty(), from, length) {
             Err(Errno::EINTR) => {}
@@ -471,6 +480,17 @@ mod tests {
         assert!(segment.has_readers());
         drop(receiver);
         wait_for_last_reader(&segment);
+    }
+
+    #[test]
+    fn more_memory_than_the_machine_has_is_an_error_at_once() {
+        for length in [1 << 40, 1 << 62] {
+            let error = OwnedSegment::zeroed(length, length).expect_err("too large");
+            assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
+        }
+        let mut segment = OwnedSegment::zeroed(1 << 40, 1).expect("only one page has memory");
+        assert!(segment.bytes_mut(1 << 40).is_err());
+        assert_eq!(segment.bytes().len(), 1);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Values from the kernel: monotonic clocks, random numbers, the page size and the current CPU.
+//! Values from the kernel: monotonic clocks, random numbers, available memory, the page size and the current CPU.
 
 use std::io;
 
@@ -39,4 +39,32 @@ pub fn random_u64() -> io::Result<u64> {
 /// Use it only to spread writes: the thread may move to another CPU at any time.
 pub fn current_cpu() -> usize {
     nix::sched::sched_getcpu().unwrap_or(0)
+}
+
+/// Returns how many bytes of memory and swap space the kernel can give without killing a process. `None` if `/proc` cannot be read.
+pub fn available_memory_bytes() -> Option<u64> {
+    parse_available_memory(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+fn parse_available_memory(meminfo: &str) -> Option<u64> {
+    let kibibytes = |key: &str| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    let swap = kibibytes("SwapFree:").unwrap_or(0);
+    Some(kibibytes("MemAvailable:")?.saturating_add(swap).saturating_mul(1024))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_includes_free_swap_space() {
+        let meminfo = "MemTotal:   900 kB\nMemAvailable:   20 kB\nSwapFree:   3 kB\n";
+        assert_eq!(parse_available_memory(meminfo), Some(23 * 1024));
+        assert_eq!(parse_available_memory("MemAvailable:   20 kB\n"), Some(20 * 1024));
+        assert_eq!(parse_available_memory("SwapFree:   3 kB\n"), None);
+        assert!(available_memory_bytes().is_some_and(|bytes| bytes > 0));
+    }
 }

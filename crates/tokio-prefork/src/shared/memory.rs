@@ -84,7 +84,8 @@ pub(super) fn allocate(name: &str, layout: PieceLayout<'_>) -> Result<SharedPiec
         return Ok(SharedPiece { words, is_inherited: true });
     }
     let words = memory.allocate(name, layout).map_err(|e| {
-        Error::system(format!("allocate shared memory for the {} {name:?}", layout.kind), e)
+        let (kind, bytes) = (layout.kind, layout.words.saturating_mul(8));
+        Error::system(format!("allocate {bytes} bytes of shared memory for the {kind} {name:?}"), e)
     })?;
     Ok(SharedPiece { words, is_inherited: false })
 }

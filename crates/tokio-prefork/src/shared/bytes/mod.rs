@@ -55,7 +55,8 @@ const HEADER_WORDS: usize = 16;
 /// **Death of a lock holder.** When a process dies while it holds an exclusive lock, the lock is free again at once, and the bytes may be half
 /// written. So the next one that locks any of them gets its guard in [`LockError::Poisoned`]. It can repair the bytes and call
 /// [`clear_poison`](SharedBytesGuard::clear_poison). The same holds for a panic, as with [`std::sync::Mutex`]. A guard that is forgotten, or
-/// alive at `std::process::exit`, counts as one of a dead holder as soon as the process is gone.
+/// alive at `std::process::exit`, counts as one of a dead holder as soon as the process is gone. A guard that is dropped is released without
+/// poison, also if its task was cancelled: its client disconnected, or the graceful timeout passed.
 ///
 /// ```
 /// use tokio_prefork::{LockError, SharedBytes};

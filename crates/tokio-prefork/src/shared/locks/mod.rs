@@ -107,7 +107,8 @@ impl SharedLocks {
     /// Declares a set of locks. Call it before the cluster serves. Locks of other sets with the same name are other locks.
     ///
     /// # Errors
-    /// The name is taken or not a valid metric name, this is a worker process, or memory or descriptors are short.
+    /// `NAME_held` or `NAME_waiting`, the gauges of the set, is taken or not a valid metric name, this is a worker process, or memory or
+    /// descriptors are short.
     pub fn new(name: &str) -> Result<SharedLocks> {
         let name = registry::validate_name(name)?;
         let set = LockSet {
