@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::shared_state::read_shared;
 use crate::support::command::ProcessBuilder;
-use crate::support::{Server, env_count, process, wait};
+use crate::support::{Client, Server, env_count, process, wait};
 
 fn start(workers: usize) -> Server {
     ProcessBuilder::program("shared-locks").workers(workers).start().allow_errors(&["SIGKILL"])
@@ -124,6 +124,60 @@ fn a_process_waits_for_many_locks_in_one_thread_and_gets_them_when_the_holder_di
     assert!(share < 0.2, "{share}");
     process::send_signal(holder, Signal::SIGKILL);
     wait::wait_until("all are held", || value(&server, "locks_held").as_i64() >= Some(300));
+    server.stop();
+}
+
+/// Returns a connection to each of two workers, with the pids of these.
+fn connect_to_two(server: &Server) -> [(u32, Client); 2] {
+    let connect = || {
+        let mut client = server.connect();
+        let pid = client.get("/pid/").expect("an answer").text().parse().expect("a pid");
+        (pid, client)
+    };
+    let first: (u32, Client) = connect();
+    let another = || Some(connect()).filter(|second| second.0 != first.0);
+    let second = wait::wait_until_some("another worker", another);
+    [first, second]
+}
+
+/// Returns how often the thread of a process that waits for locks has slept.
+fn count_sleeps_of_lock_thread(pid: u32) -> Option<u64> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let status = threads.flatten().find_map(|thread| {
+        let name = std::fs::read_to_string(thread.path().join("comm")).ok()?;
+        (name.trim() == "shared-locks").then_some(thread.path().join("status"))
+    })?;
+    let status = std::fs::read_to_string(status).ok()?;
+    let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    count?.trim().parse().ok()
+}
+
+#[test]
+fn a_stopped_process_that_waits_for_a_lock_does_not_keep_others_from_it() {
+    let server = start(3);
+    let [(holder, mut holding), (waiter, mut waiting)] = connect_to_two(&server);
+    let waiting_tasks = || value(&server, "locks_waiting").as_i64();
+    wait::wait_until("two workers wait for the lock of the third", || waiting_tasks() == Some(2));
+    std::thread::scope(|scope| {
+        let held = scope.spawn(move || holding.get("/hold-until-released/pen"));
+        wait::wait_until("the lock is held", || {
+            server.get("/holder/pen").text() == holder.to_string()
+        });
+        let waited = scope.spawn(move || waiting.get("/hold-until-released/pen"));
+        wait::wait_until("another task waits", || waiting_tasks() == Some(3));
+        let sleeps = || count_sleeps_of_lock_thread(waiter).unwrap_or(0);
+        let before = sleeps();
+        // From the second attempt on it goes before others.
+        wait::wait_until("more attempts", || sleeps() > before + 3);
+        process::send_signal(waiter, Signal::SIGSTOP);
+        std::fs::write(server.dir().join("released"), "").expect("a file");
+        let first = held.join().expect("no panic").expect("an answer");
+        assert_eq!(first.text(), holder.to_string());
+        wait::wait_until("others get it", || server.get("/try/pen").text() == "true");
+        process::send_signal(waiter, Signal::SIGCONT);
+        let second = waited.join().expect("no panic").expect("an answer");
+        assert_eq!(second.text(), waiter.to_string());
+    });
     server.stop();
 }
 

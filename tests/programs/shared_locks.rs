@@ -130,6 +130,7 @@ async fn perform(
             }
             pid.to_string()
         }
+        "pid" => pid.to_string(),
         "try" => locks.try_lock(name)?.is_some().to_string(),
         "try-shared" => locks.try_lock_shared(name)?.is_some().to_string(),
         "within" => {

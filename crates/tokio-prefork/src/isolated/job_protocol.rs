@@ -156,9 +156,10 @@ pub(crate) fn job_envelope(
     // Encoding numbers and texts cannot fail.
     let mut bytes = postcard::to_stdvec(head).unwrap_or_default();
     bytes.extend_from_slice(&value.bytes);
-    let attached = value
-        .attachment()
-        .map_err(|e| MessageError::Encode { type_name: "descriptor", reason: e.to_string() })?;
+    let attached = value.attachment().map_err(|e| MessageError::Encode {
+        type_name: "descriptor of shared memory",
+        reason: format!("{e} (raise ulimit -n)"),
+    })?;
     Envelope::new(MessageAddress::Primary, kind, Bytes::from(bytes).into(), attached)
 }
 

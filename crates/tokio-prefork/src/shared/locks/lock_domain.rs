@@ -27,8 +27,12 @@ const LOCK_FILE_COUNT: usize = 8;
 const HASH_KEY_BYTES: usize = 16;
 /// The number of buckets that locks fall into. Two locks in one bucket cost needless wake-ups, no more.
 const BUCKET_COUNT: usize = 1024;
-/// Words per bucket: waiting processes, releases, and the reservation (process and lock).
-const BUCKET_WORDS: usize = 4;
+/// Words per bucket: waiting processes, releases, and the reservation (process, lock, and the time of its renewal in milliseconds).
+/// A cache line, so that buckets do not delay each other.
+const BUCKET_WORDS: usize = 8;
+/// How long a reservation is valid. A waiting process renews it with each attempt, several times as often; one that was stopped
+/// (SIGSTOP, a debugger) cannot take the lock, and must not keep it from others.
+const RESERVATION_TIMEOUT_MS: u64 = 1000;
 
 /// A lock by its name, hashed with the name of its set: 3 bits select the file, 63 bits a byte in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,7 +90,7 @@ impl LockDomain {
             files.push(lock_files::get_or_create(&format!("names-{index}"))?);
         }
         let processes = ProcessTable::get_or_create()?;
-        let layout = format!("1 processes={PROCESS_TABLE_LAYOUT}");
+        let layout = format!("2 processes={PROCESS_TABLE_LAYOUT}");
         let words = BUCKET_COUNT * BUCKET_WORDS;
         let layout = PieceLayout { kind: "locks", layout: &layout, words };
         let words = memory::allocate("waiting", layout)?.words;
@@ -187,21 +191,32 @@ impl LockDomain {
     /// Lets this process have the lock before others that ask for it later, unless another lock in the bucket is reserved.
     pub(super) fn reserve(&self, id: LockId) {
         let Some(own) = self.processes.current_process() else { return };
-        let [_, _, process, lock] = self.bucket(id);
-        let current = process.load(Ordering::SeqCst);
-        let is_free =
-            current == 0 || current == own.0 || !self.processes.is_alive(ProcessIdentity(current));
+        let bucket = self.bucket(id);
+        let current = bucket[2].load(Ordering::SeqCst);
+        let is_free = current == own.0 || !self.is_valid_reservation(bucket, current);
         let taken = is_free
-            && process.compare_exchange(current, own.0, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+            && bucket[2]
+                .compare_exchange(current, own.0, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok();
         if taken {
-            // Until this store the reservation may be for another lock. That only delays others for a moment.
-            lock.store(id.0, Ordering::SeqCst);
+            // Until these stores the reservation may be for another lock, or expired. That only affects the order for a moment.
+            bucket[3].store(id.0, Ordering::SeqCst);
+            bucket[4].store(prefork_os::system::monotonic_ms(), Ordering::SeqCst);
         }
+    }
+
+    /// Returns whether `process` has a reservation in the bucket, lives, and has renewed it.
+    fn is_valid_reservation(&self, bucket: [&AtomicU64; BUCKET_WORDS], process: u64) -> bool {
+        let renewed = bucket[4].load(Ordering::SeqCst);
+        let age = prefork_os::system::monotonic_ms().saturating_sub(renewed);
+        process != 0
+            && age <= RESERVATION_TIMEOUT_MS
+            && self.processes.is_alive(ProcessIdentity(process))
     }
 
     /// Ends the reservation of this process for the lock. Returns whether there was one.
     pub(super) fn end_reservation(&self, id: LockId) -> bool {
-        let [_, _, process, lock] = self.bucket(id);
+        let [_, _, process, lock, ..] = self.bucket(id);
         let is_reserved =
             process.load(Ordering::SeqCst) != 0 && lock.load(Ordering::SeqCst) == id.0;
         let own = self.processes.current_process().filter(|_| is_reserved);
@@ -212,18 +227,18 @@ impl LockDomain {
 
     /// Returns another live process that has reserved the lock.
     pub(super) fn other_reserving_process(&self, id: LockId) -> Option<ProcessIdentity> {
-        let [_, _, process, lock] = self.bucket(id);
-        let reserving = ProcessIdentity(process.load(Ordering::SeqCst));
-        if reserving.0 == 0 || lock.load(Ordering::SeqCst) != id.0 {
+        let bucket = self.bucket(id);
+        let reserving = ProcessIdentity(bucket[2].load(Ordering::SeqCst));
+        if reserving.0 == 0 || bucket[3].load(Ordering::SeqCst) != id.0 {
             return None;
         }
         let is_other = self.processes.current_process() != Some(reserving);
-        (is_other && self.processes.is_alive(reserving)).then_some(reserving)
+        (is_other && self.is_valid_reservation(bucket, reserving.0)).then_some(reserving)
     }
 
     fn bucket(&self, id: LockId) -> [&'static AtomicU64; BUCKET_WORDS] {
         let first = (id.0 >> 3) as usize % BUCKET_COUNT * BUCKET_WORDS;
-        [&self.words[first], &self.words[first + 1], &self.words[first + 2], &self.words[first + 3]]
+        std::array::from_fn(|word| &self.words[first + word])
     }
 }
 
