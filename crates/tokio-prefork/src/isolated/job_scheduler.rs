@@ -16,6 +16,7 @@ use super::{
     OnAbandon, ResourceLimit,
 };
 use crate::status::IsolatedPoolStatus;
+use crate::transfer::MAX_PAYLOAD_HEAD_BYTES;
 use prefork_supervisor::{RecycleReason, Slot, WorkerId};
 
 /// How often a job is given to a process that ends before the job begins.
@@ -87,6 +88,7 @@ pub(crate) struct IsolatedJobScheduler {
     pub(super) limit: Duration,
     max_queued: usize,
     max_queued_bytes: usize,
+    max_payload_bytes: usize,
     on_abandon: OnAbandon,
     pub(super) waiting: WaitingJobs,
     pub(super) room_waiters: RoomWaiters,
@@ -105,6 +107,7 @@ impl IsolatedJobScheduler {
             limit: config.deadline,
             max_queued: config.queue,
             max_queued_bytes: config.queue_bytes,
+            max_payload_bytes: config.max_payload_bytes,
             on_abandon: config.on_abandon,
             waiting: WaitingJobs::default(),
             room_waiters: RoomWaiters::default(),
@@ -268,8 +271,10 @@ impl IsolatedJobScheduler {
         value: JobPayload,
     ) -> Option<SchedulerAction> {
         let running = self.running.get(&worker)?;
-        let is_wanted =
-            running.id == id && running.end == PlannedEnd::None && !running.job.is_detached;
+        let is_wanted = running.id == id
+            && running.end == PlannedEnd::None
+            && !running.job.is_detached
+            && !self.is_too_large(&value);
         let to = running.job.key;
         is_wanted.then_some(SchedulerAction::SendReply { to, event: JobEvent::Progress, value })
     }
@@ -294,7 +299,18 @@ impl IsolatedJobScheduler {
             return None;
         }
         self.counts.record_run(started, now);
+        if self.is_too_large(&value) {
+            let (size, most) = (value.size(), self.max_payload_bytes);
+            let outcome = JobOutcome::TooLarge { value: JobValue::Output, size, most };
+            return self.end_job(&job, outcome, JobPayload::default());
+        }
         self.end_job(&job, outcome, value)
+    }
+
+    /// Returns whether a process has sent more than its library allows: it has lost control of its memory, and the caller would
+    /// copy the value.
+    fn is_too_large(&self, value: &JobPayload) -> bool {
+        value.size() > self.max_payload_bytes.saturating_add(MAX_PAYLOAD_HEAD_BYTES)
     }
 
     /// Gives a job to another process, as its own has ended before the job was sent. That one gets no more jobs.

@@ -21,6 +21,9 @@ pub use mapped_bytes::{MappedBuffer, MappedBytes};
 /// The largest encoded value that is sent within the message. Above, a segment costs less than the packets.
 pub(crate) const MAX_INLINE_BYTES: usize = 64 * 1024;
 
+/// The most bytes of a payload besides its value.
+pub(crate) const MAX_PAYLOAD_HEAD_BYTES: usize = 16;
+
 /// How many threads of a process copy values at the same time: more would only wait for the memory.
 const MAX_CONCURRENT_COPIES: usize = 2;
 

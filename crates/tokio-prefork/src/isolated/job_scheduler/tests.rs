@@ -211,6 +211,20 @@ fn the_deadline_of_the_pool_limits_the_timeout_of_the_caller() {
 }
 
 #[test]
+fn the_primary_passes_on_no_value_above_the_limit_of_its_pool() {
+    let (mut scheduler, now) = create_scheduler(&pool_config().max_payload_bytes(1000));
+    let value_of = |length: usize| JobPayload { bytes: vec![0; length].into(), attached: None };
+    for (token, outcome) in [(1, JobOutcome::Done), (2, JobOutcome::Failed)] {
+        submit(&mut scheduler, submission(token), now);
+        assert_eq!(scheduler.report_progress(FIRST_WORKER, token, value_of(2000)), None);
+        assert!(scheduler.report_progress(FIRST_WORKER, token, value_of(1002)).is_some());
+        let end = scheduler.complete_job(FIRST_WORKER, token, outcome, value_of(2000), now);
+        let (value, size, most) = (JobValue::Output, 2000, 1000);
+        assert_eq!(end, Some(ended(key(token), JobOutcome::TooLarge { value, size, most })));
+    }
+}
+
+#[test]
 fn an_abandoned_job_is_not_begun_and_the_process_of_a_running_one_is_killed() {
     let (mut scheduler, now) = create_scheduler(&pool_config());
     submit(&mut scheduler, submission(1), now);
