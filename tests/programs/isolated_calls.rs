@@ -90,7 +90,7 @@ fn run_job(
         "panic" => panic!("a job panics"),
         "fail" => Err(JobFailure { code: number as u32 }),
         "sleep" => {
-            std::thread::sleep(Duration::from_millis(number));
+            std::thread::park_timeout(Duration::from_millis(number));
             Ok(format!("slept {number}"))
         }
         "count" => Ok(format!("job {}", state.jobs)),
@@ -108,7 +108,7 @@ fn run_job(
 
 fn wait_for_file(name: &str) {
     while std::fs::metadata(name).is_err() {
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::park_timeout(Duration::from_millis(1));
     }
 }
 
