@@ -1,13 +1,10 @@
 //! How isolated jobs end when something ends around them: each begins at most once, and its outcome tells whether it had.
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
-
 use nix::sys::signal::Signal;
 
 use crate::support::command::ProcessBuilder;
 use crate::support::http::Client;
-use crate::support::{Server, env_count, process, wait};
+use crate::support::{Server, process, wait};
 
 fn calling_cluster() -> ProcessBuilder {
     ProcessBuilder::program("isolated-calls").workers(2).other_workers(1)
@@ -147,62 +144,4 @@ fn a_job_that_dies_in_an_upgrade_is_reported_by_the_new_image() {
     assert_eq!(server.get("/run/next").text(), "ok next");
     assert_eq!(count_begun(&server, "exit-37"), 1);
     server.allow_errors(&["37"]).stop();
-}
-
-/// A job of the storm, and what it should come to if nothing disturbs it.
-fn storm_job(n: usize) -> (String, &'static str) {
-    match n % 7 {
-        0 => (format!("echo-{n}"), "ok "),
-        1 => (format!("sleep-{}", 10_000_000 + n), "error"),
-        2 => (format!("fail-{n}"), "error begun=true Failed"),
-        3 => (format!("panic-{n}"), "error begun=true Panicked"),
-        4 => (format!("abort-{n}"), "error begun=true Died"),
-        _ => (format!("left-{n}"), "ok true"),
-    }
-}
-
-#[test]
-fn outcomes_are_true_in_a_storm_of_reloads_and_kills() {
-    let server = calling_cluster().start();
-    let jobs = env_count("PREFORK_ISOLATED_STORM", 210);
-    let mut clients: Vec<Client> = (0..4).map(|_| server.connect()).collect();
-    let mut answers: BTreeMap<String, Option<String>> = BTreeMap::new();
-    let mut next_fault = Instant::now();
-    for n in 0..jobs {
-        let (job, usual) = storm_job(n);
-        let how = if usual == "error" { "short" } else { "room" };
-        let client = &mut clients[n % 4];
-        let answer = client.get(&format!("/{how}/{job}")).ok().map(|one| one.text().to_string());
-        if answer.is_none() {
-            *client = server.connect();
-        }
-        if let Some(text) = &answer {
-            let is_usual = text.starts_with(usual);
-            let is_disturbed = text.contains("Died") || text.contains("TimedOut");
-            assert!(is_usual || is_disturbed, "{job}: {text}");
-        }
-        answers.insert(job, answer);
-        if Instant::now() >= next_fault {
-            next_fault = Instant::now() + Duration::from_millis(150);
-            match n % 3 {
-                0 => drop(server.try_verb(&["reload", "--no-wait"])),
-                // Web workers and isolated processes alike.
-                _ => {
-                    let pids = server.worker_pids();
-                    if let Some(pid) = pids.get(n % pids.len().max(1)) {
-                        process::send_signal(*pid, Signal::SIGKILL);
-                    }
-                }
-            }
-        }
-    }
-    for (job, answer) in &answers {
-        let begun = count_begun(&server, job);
-        assert!(begun <= 1, "{job} has begun {begun} times: {answer:?}");
-        if let Some(text) = answer {
-            let has_begun = text.starts_with("ok") || text.contains("begun=true");
-            assert_eq!(begun == 1, has_begun, "{job}: {text}");
-        }
-    }
-    server.allow_errors(&["SIGKILL", "SIGABRT", "panicked at", "ERROR"]).stop();
 }

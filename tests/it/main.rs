@@ -16,7 +16,6 @@
 //! | `PREFORK_SLOW`, `PREFORK_IDLE` | slow clients (200) and idle connections (64) |
 //! | `PREFORK_SHARED_KILLS`, `PREFORK_LEADERS` | killed workers that write shared state (30), killed leaders (50) |
 //! | `PREFORK_ISOLATED_CRASHES` | crashing isolated jobs (20) |
-//! | `PREFORK_ISOLATED_STORM` | isolated jobs under reloads and kills (210) |
 //! | `PREFORK_MISBEHAVING`, `PREFORK_SEED` | workers that write garbage (4), and their first random seed (1) |
 //! | `PREFORK_TEST_DISPATCH` | dispatch policy of all servers without one of their own |
 //! | `PREFORK_TEST_MODEL` | concurrency model of all servers; for `http file_server http_malformed resource_limits` |

@@ -78,7 +78,7 @@ pub enum IsolatedJobError<E = String> {
         if *has_begun { "" } else { "; it had not begun" }
     )]
     TimedOut {
-        /// Whether the job had begun.
+        /// Whether the job had begun. `true` also if the primary did not answer in time, so that nobody knows.
         has_begun: bool,
     },
     /// The function returned this error.
@@ -142,6 +142,9 @@ pub enum IsolatedJobError<E = String> {
 
 impl<E> IsolatedJobError<E> {
     /// Returns whether the function may have been called. If `false`, it was not and will not be: the job may be repeated.
+    ///
+    /// A process records that a job begins just before it calls the function. So a job whose process is killed in that moment counts as
+    /// begun.
     pub fn has_begun(&self) -> bool {
         match self {
             IsolatedJobError::Full

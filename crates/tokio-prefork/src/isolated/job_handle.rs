@@ -119,6 +119,13 @@ impl SubmittedJob {
             self.abandons_on_drop = false;
             return Poll::Ready(outcome);
         }
+        ready!(self.poll_timer(cx));
+        // The primary is stuck, and nobody knows whether the job has begun.
+        Poll::Ready((JobOutcome::TimedOut { has_begun: true }, JobPayload::default()))
+    }
+
+    /// Waits until the primary should have answered.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(limit) = self.limit else { return Poll::Pending };
         let runtime = &self.client.runtime;
         let timer = self.timer.get_or_insert_with(|| {
@@ -126,9 +133,7 @@ impl SubmittedJob {
             let _guard = runtime.enter();
             Box::pin(tokio::time::sleep(limit.saturating_add(REPLY_GRACE)))
         });
-        ready!(timer.as_mut().poll(cx));
-        // The primary is stuck, and nobody knows whether the job has begun.
-        Poll::Ready((JobOutcome::TimedOut { has_begun: true }, JobPayload::default()))
+        timer.as_mut().poll(cx)
     }
 }
 
@@ -211,14 +216,19 @@ where
 }
 
 impl<O, E, P: DeserializeOwned + Send + 'static> JobHandle<O, E, P> {
-    /// Waits for the next progress report of the job. Returns `None` once the job has ended and all its reports are read.
+    /// Waits for the next progress report of the job. Returns `None` once the job has ended and all its reports are read, or when it is
+    /// past its timeout.
     ///
     /// Then await the handle for the result. If more than 256 reports wait, the oldest are dropped. A report that cannot be decoded
     /// is skipped.
     pub async fn next_progress(&mut self) -> Option<P> {
         let HandleState::Submitted(job) = &mut self.state else { return None };
         loop {
-            let report = poll_fn(|cx| job.pending.poll_report(cx)).await?;
+            let next = poll_fn(|cx| match job.pending.poll_report(cx) {
+                Poll::Pending => job.poll_timer(cx).map(|()| None),
+                next => next,
+            });
+            let report = next.await?;
             let source = ValueSource::Untrusted;
             if let Ok(report) = report.decode_off_loop(&job.client.runtime, source).await {
                 return Some(report);

@@ -498,11 +498,11 @@ impl IsolatedJobScheduler {
         actions
     }
 
-    /// Drops all jobs without any reply.
-    pub(crate) fn forget_jobs(&mut self) {
-        self.waiting = WaitingJobs::default();
-        self.room_waiters = RoomWaiters::default();
-        self.running.clear();
+    /// Forgets the callers of all jobs, which have been told, and the jobs that have not started.
+    pub(crate) fn forget_callers(&mut self) {
+        self.counts.closed += self.waiting.take_all().len() as u64;
+        self.counts.closed += self.room_waiters.take_all().len() as u64;
+        self.running.values_mut().for_each(|running| running.job.is_detached = true);
     }
 
     /// Returns the figures of the pool, which has this name.

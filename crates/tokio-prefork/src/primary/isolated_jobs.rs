@@ -89,9 +89,9 @@ impl JobSchedulers {
         }
     }
 
-    /// Drops all jobs, whose callers know that.
-    pub(super) fn forget_jobs(&mut self) {
-        self.schedulers.values_mut().for_each(IsolatedJobScheduler::forget_jobs);
+    /// Forgets the callers of all jobs, which have been told how they end.
+    pub(super) fn forget_callers(&mut self) {
+        self.schedulers.values_mut().for_each(IsolatedJobScheduler::forget_callers);
     }
 
     pub(super) fn unsent_replies(&self) -> impl Iterator<Item = &(WorkerId, Envelope)> {

@@ -41,7 +41,7 @@ impl Primary {
         for pool in saved {
             self.send_job_outcomes(pool);
         }
-        self.isolated_pools.forget_jobs();
+        self.isolated_pools.forget_callers();
         self.messages.primary_end.flush();
     }
 

@@ -370,6 +370,17 @@ fn a_restored_scheduler_runs_the_jobs_of_old_callers_in_old_and_new_processes() 
 }
 
 #[test]
+fn a_process_is_idle_again_after_a_job_whose_caller_is_forgotten() {
+    let (mut scheduler, now) = create_scheduler(&pool_config());
+    submit(&mut scheduler, submission(1), now);
+    submit(&mut scheduler, submission(2), now);
+    scheduler.forget_callers();
+    let done = scheduler.complete_job(FIRST_WORKER, 1, JobOutcome::Done, input_of(9), now);
+    assert_eq!(done, None);
+    assert_eq!(started(&submit(&mut scheduler, submission(3), now)), [(FIRST_WORKER, 2, 3)]);
+}
+
+#[test]
 fn the_deadline_of_a_job_survives_an_upgrade() {
     let (mut old, now) = create_scheduler(&pool_config());
     submit(&mut old, submission(1), now);
