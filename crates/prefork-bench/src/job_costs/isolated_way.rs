@@ -11,8 +11,9 @@ use super::own_ways::{OTHER_JOB_TIME, join, measure_empty_jobs, print_line, samp
 use super::program_plan::{
     CRASH_LINE, CrashOutcome, DONE_LINE, Measure, ProgramCosts, ProgramPlan, TransferSamples,
 };
-use super::report::ISOLATED_VEC;
+use super::report::{ISOLATED_MAPPED, ISOLATED_VEC};
 use prefork_os::signal::Signal;
+use tokio_prefork::isolated::{MappedBuffer, MappedBytes};
 use tokio_prefork::{BoxError, Cluster, Config, IsolatedPool, IsolatedPoolConfig, Worker};
 
 type WayResult<T> = Result<T, BoxError>;
@@ -34,6 +35,14 @@ fn run_small_job(job: SmallJob) -> Result<(), String> {
     Ok(())
 }
 
+/// Reads the whole input and writes a new output.
+fn copy_mapped(data: &MappedBytes) -> Result<MappedBytes, String> {
+    let mut output =
+        MappedBuffer::with_any_content(data.len()).map_err(|e| format!("no memory: {e}"))?;
+    output.copy_from_slice(data);
+    Ok(output.freeze())
+}
+
 type SmallJobs = IsolatedPool<SmallJob, (), String>;
 type EchoJobs<T> = IsolatedPool<T, T, String>;
 
@@ -42,6 +51,7 @@ type EchoJobs<T> = IsolatedPool<T, T, String>;
 struct Pools {
     small: SmallJobs,
     vec: EchoJobs<Vec<u8>>,
+    mapped: EchoJobs<MappedBytes>,
 }
 
 /// Measures as the plan says, in the worker of a cluster, and stops the cluster.
@@ -51,9 +61,13 @@ pub(super) fn run(plan: &ProgramPlan) -> WayResult<()> {
     let pools = Pools {
         small: IsolatedPool::new(config_of("small"), || Ok(()), |_, job| run_small_job(job)),
         vec: IsolatedPool::new(config_of("vec"), || Ok(()), |_, data| Ok(data)),
+        mapped: IsolatedPool::new(config_of("mapped"), || Ok(()), |_, data| copy_mapped(&data)),
     };
     let plan = plan.clone();
-    let cluster = Cluster::new(config).isolated_pool(&pools.small).isolated_pool(&pools.vec);
+    let cluster = Cluster::new(config)
+        .isolated_pool(&pools.small)
+        .isolated_pool(&pools.vec)
+        .isolated_pool(&pools.mapped);
     cluster.serve_connections(move |_: Worker| {
         let (plan, pools) = (plan.clone(), pools.clone());
         tokio::task::spawn_local(async move {
@@ -77,7 +91,10 @@ async fn measure(pools: &Pools, plan: &ProgramPlan) -> WayResult<()> {
             let (one_by_one_us, bulk_us) =
                 measure_empty_jobs(plan, || small(SmallJob::Empty)).await?;
             let samples_us = measure_echo(plan, &pools.vec, vec![b'x'; plan.bytes]).await?;
-            let transfers = vec![TransferSamples { how: ISOLATED_VEC.to_string(), samples_us }];
+            let mut transfers = vec![TransferSamples { how: ISOLATED_VEC.to_string(), samples_us }];
+            let data = MappedBytes::copy_from_slice(&vec![b'x'; plan.bytes])?;
+            let samples_us = measure_echo(plan, &pools.mapped, data).await?;
+            transfers.push(TransferSamples { how: ISOLATED_MAPPED.to_string(), samples_us });
             print_line(&serde_json::to_string(&ProgramCosts { one_by_one_us, bulk_us, transfers })?)
         }
         Measure::Crash => {

@@ -57,6 +57,9 @@ pub struct JobCosts {
     pub reading: String,
 }
 
+/// Name of the transfer in memory that the processes share.
+pub(super) const ISOLATED_MAPPED: &str = "isolated process, MappedBytes";
+
 /// Name of the transfer that is the reference for data.
 pub(super) const ISOLATED_VEC: &str = "isolated process, Vec<u8>";
 

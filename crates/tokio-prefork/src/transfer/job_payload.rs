@@ -480,11 +480,15 @@ mod tests {
     #[test]
     fn input_that_is_mapped_is_not_copied_and_output_is() {
         let payload = encode(&MappedBytes::copy_from_slice(&bytes(LARGE)).expect("memory"));
-        let is_mapped = |source| {
+        let is_copied = |source| {
             let bytes: MappedBytes = payload.clone().decode(source).expect("valid");
-            bytes.outgoing().expect("a descriptor").is_some()
+            assert!(
+                bytes.outgoing().expect("a descriptor").is_some(),
+                "it is sent on without a copy"
+            );
+            bytes.is_in_own_memory()
         };
-        assert!(is_mapped(ValueSource::Trusted) && !is_mapped(ValueSource::Untrusted));
+        assert!(!is_copied(ValueSource::Trusted) && is_copied(ValueSource::Untrusted));
     }
 
     #[test]

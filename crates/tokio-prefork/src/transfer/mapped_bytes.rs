@@ -67,13 +67,19 @@ impl MappedBytes {
     ) -> io::Result<MappedBytes> {
         Ok(MappedBytes(match source {
             ValueSource::Trusted => BytesMemory::Received(Arc::new(segment.map_trusted()?)),
-            ValueSource::Untrusted => BytesMemory::Private(segment.read_to_vec()?.into()),
+            // Copied to an own segment, so that they can be sent on without another copy.
+            ValueSource::Untrusted => return Ok(MappedBuffer::receive(&segment)?.freeze()),
         }))
     }
 
     /// Returns the bytes in memory of this process alone.
     pub(super) fn private(bytes: Bytes) -> MappedBytes {
         MappedBytes(BytesMemory::Private(bytes))
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_in_own_memory(&self) -> bool {
+        !matches!(self.0, BytesMemory::Received(_))
     }
 
     /// Returns the segment to send, if the bytes are in one.

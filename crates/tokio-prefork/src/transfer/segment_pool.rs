@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::cluster::program_caller;
 use prefork_os::shared_segment::OwnedSegment;
 
 /// The smallest segment.
@@ -130,7 +131,8 @@ impl Drop for SegmentLease {
     fn drop(&mut self) {
         let Some(segment) = self.0.take() else { return };
         // The primary must stay without threads, and what it made is read-only after its next fork.
-        if !crate::is_worker() || !segment.is_writable() {
+        let may_keep = crate::is_worker() || program_caller().is_some();
+        if !may_keep || !segment.is_writable() {
             return;
         }
         let mut kept = lock_kept_segments();
