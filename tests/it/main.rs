@@ -16,6 +16,8 @@
 //! | `PREFORK_SLOW`, `PREFORK_IDLE` | slow clients (200) and idle connections (64) |
 //! | `PREFORK_SHARED_KILLS`, `PREFORK_LEADERS` | killed workers that write shared state (30), killed leaders (50) |
 //! | `PREFORK_ISOLATED_CRASHES` | crashing isolated jobs (20) |
+//! | `PREFORK_STORM_JOBS` | isolated jobs under reloads, kills and upgrades (3000, 1000 for each other model) |
+//! | `PREFORK_LARGE_JOBS` | large isolated jobs at the same time (20) |
 //! | `PREFORK_MISBEHAVING`, `PREFORK_SEED` | workers that write garbage (4), and their first random seed (1) |
 //! | `PREFORK_TEST_DISPATCH` | dispatch policy of all servers without one of their own |
 //! | `PREFORK_TEST_MODEL` | concurrency model of all servers; for `http file_server http_malformed resource_limits` |
@@ -65,6 +67,7 @@ mod isolated_jobs;
 mod isolated_limits;
 mod isolated_outcomes;
 mod job_storm;
+mod large_payloads;
 mod leaving;
 mod library_api;
 mod listen_addresses;

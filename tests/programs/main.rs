@@ -10,6 +10,7 @@ mod isolated_calls;
 mod isolated_jobs;
 mod isolated_limits;
 mod job_storm;
+mod large_payloads;
 mod leaving;
 mod message_delivery;
 mod messages;
@@ -102,6 +103,7 @@ fn main() -> ExitCode {
         "isolated-calls" => isolated_calls::isolated_calls(arguments),
         "isolated-jobs" => isolated_jobs::isolated_jobs(arguments),
         "job-storm" => job_storm::job_storm(arguments),
+        "large-payloads" => large_payloads::large_payloads(arguments),
         "program-pools" => program_pools::program_pools(arguments),
         "isolated-limits" => isolated_limits::isolated_limits(arguments),
         "serve-http" => serve_http::serve_http(arguments),

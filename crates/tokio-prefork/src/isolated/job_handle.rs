@@ -92,6 +92,8 @@ struct SubmittedJob {
     abandons_on_drop: bool,
     /// Whether the job is detached and its input has still to be sent.
     keeps_input: bool,
+    /// Whether a large result is copied on the thread that polls, which may block.
+    decodes_in_place: bool,
 }
 
 impl Drop for SubmittedJob {
@@ -156,6 +158,7 @@ impl<O, E, P> JobHandle<O, E, P> {
             timer,
             abandons_on_drop,
             keeps_input,
+            decodes_in_place: false,
         };
         Some(JobHandle { state: HandleState::Submitted(job), _types: PhantomData })
     }
@@ -207,10 +210,18 @@ where
     /// # Errors
     /// As [`IsolatedPool::run`](super::IsolatedPool::run), and [`IsolatedJobError::WouldDeadlock`] on the worker's event loop; then the
     /// job is abandoned.
-    pub fn wait(self) -> Result<O, IsolatedJobError<E>> {
-        match crate::worker::is_on_event_loop() {
-            true => Err(IsolatedJobError::WouldDeadlock),
-            false => block_on(self),
+    pub fn wait(mut self) -> Result<O, IsolatedJobError<E>> {
+        if crate::worker::is_on_event_loop() {
+            return Err(IsolatedJobError::WouldDeadlock);
+        }
+        self.decode_in_place();
+        block_on(self)
+    }
+
+    /// Copies a large result on the thread that polls. All threads for blocking calls may wait like this one.
+    pub(super) fn decode_in_place(&mut self) {
+        if let HandleState::Submitted(job) = &mut self.state {
+            job.decodes_in_place = true;
         }
     }
 }
@@ -230,7 +241,7 @@ impl<O, E, P: DeserializeOwned + Send + 'static> JobHandle<O, E, P> {
             });
             let report = next.await?;
             let source = ValueSource::Untrusted;
-            if let Ok(report) = report.decode_off_loop(&job.client.runtime, source).await {
+            if let Ok(report) = report.decode_off_loop(Some(&job.client.runtime), source).await {
                 return Some(report);
             }
         }
@@ -248,7 +259,8 @@ where
         let this = self.get_mut();
         if let HandleState::Submitted(job) = &mut this.state {
             let (outcome, value) = ready!(job.poll_outcome(cx));
-            let decoding = decode_outcome(job.client.runtime.clone(), outcome, value);
+            let runtime = (!job.decodes_in_place).then(|| job.client.runtime.clone());
+            let decoding = decode_outcome(runtime, outcome, value);
             this.state = HandleState::Decoding(Box::pin(decoding));
         }
         if let HandleState::Decoding(decoding) = &mut this.state {
@@ -277,9 +289,9 @@ impl<O, E, P> fmt::Debug for JobHandle<O, E, P> {
     }
 }
 
-/// Decodes the output or the error of a job, a large one on a thread of `runtime` for blocking calls.
+/// Decodes the output or the error of a job. With a runtime, a large one is decoded on its threads for blocking calls.
 async fn decode_outcome<O, E>(
-    runtime: tokio::runtime::Handle,
+    runtime: Option<tokio::runtime::Handle>,
     outcome: JobOutcome,
     value: JobPayload,
 ) -> Result<O, IsolatedJobError<E>>
@@ -290,8 +302,10 @@ where
     let source = ValueSource::Untrusted;
     let transfer = |reason| IsolatedJobError::Transfer { value: JobValue::Output, reason };
     Err(match outcome {
-        JobOutcome::Done => return value.decode_off_loop(&runtime, source).await.map_err(transfer),
-        JobOutcome::Failed => match value.decode_off_loop(&runtime, source).await {
+        JobOutcome::Done => {
+            return value.decode_off_loop(runtime.as_ref(), source).await.map_err(transfer);
+        }
+        JobOutcome::Failed => match value.decode_off_loop(runtime.as_ref(), source).await {
             Ok(error) => IsolatedJobError::Failed(error),
             Err(reason) => transfer(reason),
         },

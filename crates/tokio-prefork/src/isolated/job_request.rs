@@ -123,7 +123,13 @@ where
     pub fn wait(self) -> Result<O, IsolatedJobError<E>> {
         match crate::worker::is_on_event_loop() {
             true => Err(IsolatedJobError::WouldDeadlock),
-            false => block_on(self.into_future()),
+            false => {
+                let mut prepared = self.prepare(false)?;
+                prepared.handle.decode_in_place();
+                // The encoded input is enough.
+                drop(self);
+                block_on(prepared.run())
+            }
         }
     }
 

@@ -198,15 +198,15 @@ impl JobPayload {
         }
     }
 
-    /// Decodes a value, on a thread of `runtime` for blocking calls if it is large. Returns the reason on an error.
+    /// Decodes a value. With a runtime, a large one is decoded on its threads for blocking calls. Returns the reason on an error.
     pub(crate) async fn decode_off_loop<T: DeserializeOwned + Send + 'static>(
         self,
-        runtime: &Handle,
+        runtime: Option<&Handle>,
         source: ValueSource,
     ) -> Result<T, String> {
-        match self.attached {
+        match runtime.filter(|_| self.attached.is_some()) {
             None => self.decode(source),
-            Some(_) => copy_off_loop(runtime, move || self.decode(source)).await,
+            Some(runtime) => copy_off_loop(runtime, move || self.decode(source)).await,
         }
     }
 
@@ -551,10 +551,12 @@ mod tests {
             let list: Vec<u32> = value.iter().map(|byte| u32::from(*byte)).collect();
             let (value, payload) = JobPayload::encode_off_loop(&runtime, value, 1 << 30).await;
             let payload = payload.expect("encodes");
-            assert!(payload.decode_off_loop(&runtime, ValueSource::Untrusted).await == Ok(value));
+            assert!(
+                payload.decode_off_loop(Some(&runtime), ValueSource::Untrusted).await == Ok(value)
+            );
             let (list, payload) = JobPayload::encode_off_loop(&runtime, list, 1 << 30).await;
             let payload = payload.expect("encodes");
-            assert!(payload.decode_off_loop(&runtime, ValueSource::Untrusted).await == Ok(list));
+            assert!(payload.decode_off_loop(None, ValueSource::Untrusted).await == Ok(list));
         }
     }
 

@@ -10,8 +10,12 @@ use prefork_os::shared_segment::OwnedSegment;
 /// The smallest segment.
 const MIN_SEGMENT_BYTES: usize = 64 * 1024;
 
-/// The most bytes of kept segments. The longest unused ones are dropped first.
-const MAX_KEPT_BYTES: usize = 256 << 20;
+/// The most bytes of several kept segments. The longest unused ones are dropped first. They count as memory of the process, which
+/// may be limited.
+const MAX_KEPT_BYTES: usize = 64 << 20;
+
+/// The largest segment that is kept.
+const MAX_KEPT_SEGMENT_BYTES: usize = 256 << 20;
 
 /// The most kept segments. Each uses a descriptor.
 const MAX_KEPT_SEGMENTS: usize = 64;
@@ -56,7 +60,9 @@ impl KeptSegments {
         self.segments.push(KeptSegment { segment, since: now });
         let (mut count, mut bytes) = (0, self.bytes);
         for kept in &self.segments {
-            if bytes <= MAX_KEPT_BYTES && self.segments.len() - count <= MAX_KEPT_SEGMENTS {
+            let left = self.segments.len() - count;
+            let most = if left > 1 { MAX_KEPT_BYTES } else { MAX_KEPT_SEGMENT_BYTES };
+            if bytes <= most && left <= MAX_KEPT_SEGMENTS {
                 break;
             }
             count += 1;
@@ -234,10 +240,10 @@ mod tests {
             let dropped = kept.keep(segment(MIN_SEGMENT_BYTES), now);
             assert_eq!(dropped.len(), usize::from(count > MAX_KEPT_SEGMENTS));
         }
-        let dropped = kept.keep(segment(MAX_KEPT_BYTES), now);
-        assert_eq!(dropped.len(), MAX_KEPT_SEGMENTS);
-        assert_eq!((kept.segments.len(), kept.bytes), (1, MAX_KEPT_BYTES));
-        let dropped = kept.keep(segment(MAX_KEPT_BYTES + 4096), now);
+        let dropped = kept.keep(segment(MAX_KEPT_SEGMENT_BYTES), now);
+        assert_eq!(dropped.len(), MAX_KEPT_SEGMENTS, "one segment may be larger");
+        assert_eq!((kept.segments.len(), kept.bytes), (1, MAX_KEPT_SEGMENT_BYTES));
+        let dropped = kept.keep(segment(MAX_KEPT_SEGMENT_BYTES + 4096), now);
         assert_eq!((dropped.len(), kept.bytes), (2, 0), "even the new one is too large");
     }
 
