@@ -117,9 +117,9 @@ fn start_with_log_file(builder: ProcessBuilder, log: &Path) -> Server {
 
 #[test]
 fn a_log_at_the_file_size_limit_continues_after_rotation() {
-    // A limit of 32 MiB, as shared memory counts as a file, too, and a log just below it.
+    // A limit of 128 MiB, as shared memory counts as a file, too, and a log just below it.
     let builder = Server::builder()
-        .script(r#"ulimit -f 65536; truncate -s 33554000 prefork.log; exec "$0" "$@""#);
+        .script(r#"ulimit -f 262144; truncate -s 134217296 prefork.log; exec "$0" "$@""#);
     let (log, old) = (builder.dir().join("prefork.log"), builder.dir().join("old.log"));
     let mut server = start_with_log_file(builder, &log);
     wait::wait_until("the limit", || {

@@ -37,7 +37,7 @@ pub(super) fn isolated_calls(arguments: ProgramArguments) -> Result<()> {
     let init = arguments.value("init").unwrap_or_default();
     let is_threads = arguments.config.model() == ConcurrencyModel::Threads;
     let calls = Calls::with_context(
-        IsolatedPoolConfig::new("calls", 1).nice(0).queue(queue),
+        IsolatedPoolConfig::new("calls", 1).nice(0).queue(queue).max_payload_bytes(16 << 20),
         move || make_state(&init),
         run_job,
     );

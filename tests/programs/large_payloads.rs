@@ -118,7 +118,7 @@ fn act(input: &[u8]) -> std::result::Result<(), String> {
         action if action == Action::Abort as u8 => std::process::abort(),
         action if action == Action::WaitForFile as u8 => {
             while std::fs::metadata("go").is_err() {
-                std::thread::sleep(Duration::from_millis(2));
+                std::thread::park_timeout(Duration::from_millis(2));
             }
         }
         action if action == Action::ForbidDescriptors as u8 => {

@@ -324,6 +324,9 @@ pub(crate) async fn drain_pools(
         all.iter().for_each(DrainedPool::cut_running_jobs);
     }
     let _ = tokio::time::timeout(CANCELLED_JOB_GRACE, poll_tasks(runtime.as_ref())).await;
+    if running == 0 && unread == 0 {
+        return;
+    }
     let plural = if running == 1 { "" } else { "s" };
     log::warn!(
         "{} abandoned {running} running job{plural} at the graceful timeout; unread_results={unread}",
