@@ -207,15 +207,34 @@ fn every_exit_status_and_signal_is_documented() {
     assert_none("not in docs/src/signals.md", missing);
 }
 
-/// Rows of the table of Node's cluster API: Node's item and ours.
-fn node_table(page: &str) -> Vec<(&str, &str)> {
-    let table = page.lines().skip_while(|line| !line.starts_with("| Node | here |")).skip(2);
-    let rows = table.take_while(|line| line.starts_with("| "));
-    rows.filter_map(|row| {
-        let mut cells = row.trim_start_matches("| ").split(" | ");
-        Some((cells.next()?, cells.next()?.trim_end_matches('|').trim()))
-    })
-    .collect()
+/// Pages with tables of what other libraries call something, and the program that has all their code.
+const API_PAGES: [(&str, &str); 2] = [
+    ("docs/src/node.md", "tests/programs/node_api.rs"),
+    ("docs/src/cpu-bound-work.md", "tests/programs/cpu_bound_api.rs"),
+];
+
+/// The first column of tables whose rows are about operating a cluster, not about code.
+const TABLES_WITHOUT_CODE: [&str; 1] = ["you did"];
+
+/// Rows of the tables whose second column is "here": another library's item and ours.
+fn api_rows(page: &str) -> Vec<(&str, &str)> {
+    let mut rows = Vec::new();
+    let mut lines = page.lines();
+    while let Some(line) = lines.next() {
+        let is_api =
+            |(theirs, ours): (&str, &str)| ours == "here" && !TABLES_WITHOUT_CODE.contains(&theirs);
+        if table_cells(line).is_some_and(is_api) {
+            let table = lines.by_ref().skip(1).take_while(|line| line.starts_with("| "));
+            rows.extend(table.filter_map(table_cells));
+        }
+    }
+    rows
+}
+
+/// The first two cells of a row.
+fn table_cells(row: &str) -> Option<(&str, &str)> {
+    let mut cells = row.strip_prefix("| ")?.split(" | ");
+    Some((cells.next()?, cells.next()?.trim_end_matches('|').trim()))
 }
 
 fn without_spaces(text: &str) -> String {
@@ -223,21 +242,30 @@ fn without_spaces(text: &str) -> String {
 }
 
 #[test]
-fn every_line_of_code_in_the_table_of_nodes_api_compiles() {
-    let page = read(Path::new("docs/src/node.md"));
-    let program = without_spaces(&read(Path::new("tests/programs/node_api.rs")));
-    let rows = node_table(&page);
-    assert!(rows.len() > 30, "the table has {} rows", rows.len());
-    // A bar in a table is written with a backslash.
-    let rows: Vec<_> =
-        rows.into_iter().map(|(node, ours)| (node, ours.replace("\\|", "|"))).collect();
-    let code: Vec<&str> =
-        rows.iter().flat_map(|(_, ours)| ours.split('`').skip(1).step_by(2)).collect();
-    assert!(code.len() > 30, "{} pieces of code", code.len());
-    let missing = code.iter().filter(|code| !program.contains(&without_spaces(code)));
-    assert_none("not in tests/programs/node_api.rs", missing.map(ToString::to_string).collect());
-    let empty = rows.iter().filter(|(_, ours)| ours.is_empty()).map(|(node, _)| node.to_string());
-    assert_none("rows that say neither how nor no", empty.collect());
+fn every_line_of_code_in_the_tables_of_other_apis_compiles() {
+    for (page, program) in API_PAGES {
+        let text = read(Path::new(page));
+        let source = without_spaces(&read(Path::new(program)));
+        let rows = api_rows(&text);
+        assert!(rows.len() > 30, "the tables of {page} have {} rows", rows.len());
+        // A bar in a table is written with a backslash.
+        let rows: Vec<_> =
+            rows.into_iter().map(|(theirs, ours)| (theirs, ours.replace("\\|", "|"))).collect();
+        let code: Vec<&str> =
+            rows.iter().flat_map(|(_, ours)| ours.split('`').skip(1).step_by(2)).collect();
+        assert!(code.len() > 30, "{} pieces of code in {page}", code.len());
+        let missing = code.iter().filter(|code| !source.contains(&without_spaces(code)));
+        let missing = missing.map(ToString::to_string).collect();
+        assert_none(&format!("in {page}, not in {program}"), missing);
+        let empty = rows.iter().filter(|(_, ours)| ours.is_empty()).map(|row| row.0.to_string());
+        assert_none("rows that say neither how nor no", empty.collect());
+    }
+}
+
+#[test]
+fn rows_of_api_tables_end_with_their_table() {
+    let page = "| a | here | b |\n|---|---|---|\n| c | `d` | e |\n| f | no |\n\n| g | there |\n|---|---|\n| h | i |\n";
+    assert_eq!(api_rows(page), [("c", "`d`"), ("f", "no")]);
 }
 
 #[test]

@@ -147,3 +147,37 @@ fn leader_is_succeeded_by_another_worker() {
     });
     server.stop();
 }
+
+#[test]
+fn cpu_bound_work_runs_where_it_belongs() {
+    let server = ProcessBuilder::example("cpu_bound")
+        .other_workers(2)
+        .start()
+        .allow_errors(&["thumbnails", "panicked"]);
+    let post = |path: &str, body: &[u8]| server.connect().post(path, body).expect("answer");
+    let text = |path: &str, body: &str| post(path, body.as_bytes()).text().to_string();
+    assert!(text("/count", "one two three").ends_with(": 3 words\n"));
+    assert!(text("/language", "ein Haus am See, und der Wald").ends_with(": German\n"));
+    assert_eq!(post("/language", b"?").status, 422);
+    // Large enough for shared memory, and every second pixel of every second row comes back.
+    let picture: Vec<u8> = (0..1_000_000u32).map(|at| (at % 1000 % 251) as u8).collect();
+    let thumbnail = post("/thumbnail/1000", &picture);
+    let even_columns: Vec<u8> = (0..500u32).map(|at| (2 * at % 251) as u8).collect();
+    assert_eq!(thumbnail.body.len(), 250_000);
+    assert!(thumbnail.body.chunks(500).all(|row| row == even_columns));
+    // Faults of one job, after each of which the next one works.
+    for (body, width, status, words) in [
+        ("crash", 1000, 502, "signal 6"),
+        ("hang", 1000, 504, "it had begun"),
+        ("panic", 0, 502, "examples/cpu_bound.rs:"),
+        ("short", 5, 422, "at least two rows"),
+    ] {
+        let answer = post(&format!("/thumbnail/{width}"), body.as_bytes());
+        assert_eq!(answer.status, status, "{body}: {}", answer.text());
+        assert!(answer.text().contains(words), "{body}: {}", answer.text());
+        assert_eq!(post("/thumbnail/2", b"abcd").body, b"a");
+    }
+    // All workers and all places share one count: two of words and languages, one refused, and nine pictures.
+    assert_eq!(server.get("/").text(), "12 jobs in all workers\n");
+    server.stop();
+}

@@ -37,6 +37,7 @@ mod concurrency_models;
 mod config;
 mod connection_handover;
 mod control_socket;
+mod cpu_bound_work;
 mod cpu_pool;
 mod demo_command;
 mod demo_routes;

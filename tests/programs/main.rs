@@ -4,6 +4,7 @@
 
 mod boot;
 mod connection_info;
+mod cpu_bound_api;
 mod cpu_pool;
 mod inherited_sockets;
 mod isolated_calls;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         "boot-cannot-read" => start_errors::boot_cannot_read(arguments),
         "primary-requests" => primary_requests::primary_requests(arguments),
         "misbehaving-workers" => misbehaving_workers::misbehaving_workers(arguments),
+        "cpu-bound-api" => cpu_bound_api::cpu_bound_api(arguments),
         "node-api" => node_api::node_api(arguments),
         "boot-fails" => boot::boot_fails(arguments),
         "boot-exits" => boot::boot_exits(arguments),

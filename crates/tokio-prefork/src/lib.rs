@@ -193,6 +193,7 @@ mod documentation {
         Readme: "README.md",
         Axum: "docs/src/axum.md",
         Control: "docs/src/control.md",
+        CpuBoundWork: "docs/src/cpu-bound-work.md",
         CpuPool: "docs/src/cpu-pool.md",
         ForkSafety: "docs/src/fork-safety.md",
         Http: "docs/src/http.md",

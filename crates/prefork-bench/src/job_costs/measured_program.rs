@@ -19,7 +19,7 @@ use tokio_prefork::text::printable;
 /// How often signals are looked for while a program measures.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a program may take, besides the time for its samples.
-const PROGRAM_TIMEOUT: Duration = Duration::from_secs(30);
+const PROGRAM_TIMEOUT: Duration = Duration::from_secs(120);
 /// Figures of a program, each of which takes the budget of the plan.
 const MAX_FIGURES: u32 = 6;
 /// Bytes of standard error kept for an error message.

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 
 def empty():
@@ -59,6 +60,14 @@ def measure_costs(pool, plan):
     }
 
 
+def submit_other(pool):
+    """Returns None if the executor is broken already, which refuses the job."""
+    try:
+        return pool.submit(empty)
+    except BrokenProcessPool:
+        return None
+
+
 def measure_crash(pool, plan):
     """One job runs and others wait when a job kills its process. The executor is broken then, and a new one is needed."""
     warm_up(pool, plan)
@@ -66,7 +75,7 @@ def measure_crash(pool, plan):
     print("crash", flush=True)
     begun = time.perf_counter()
     aborted = pool.submit(abort)
-    others = [running] + [pool.submit(empty) for _ in range(plan["other_jobs"] - 1)]
+    others = [running] + [submit_other(pool) for _ in range(plan["other_jobs"] - 1)]
     assert aborted.exception() is not None
     verdict = time.perf_counter()
     with ProcessPoolExecutor(plan["threads"]) as new_pool:
@@ -75,7 +84,7 @@ def measure_crash(pool, plan):
     return {
         "verdict_us": (verdict - begun) * 1e6,
         "next_job_us": (ran_again - begun) * 1e6,
-        "lost_jobs": sum(other.exception() is not None for other in others),
+        "lost_jobs": sum(other is None or other.exception() is not None for other in others),
     }
 
 
