@@ -135,8 +135,8 @@ async fn handle_request(
     Ok(Response::new(Full::new(Bytes::from(text))))
 }
 
-fn search(flag: &CancelFlag<'_>) -> bool {
-    !flag.is_set()
+fn search(wanted: u64, flag: &CancelFlag<'_>) -> bool {
+    wanted > 0 && !flag.is_set()
 }
 
 #[rustfmt::skip]
@@ -163,7 +163,7 @@ async fn call_like_piscina(api: &Api) -> std::result::Result<(), BoxError> {
     expect(pool.run(work).await?, 14)?;
     let job = pool.run(work);
     drop(job);
-    expect(pool.run(cancellable_job(|flag| search(flag))).await?, true)?;
+    expect(pool.run(cancellable_job(|flag| search(2, flag))).await?, true)?;
     let thumbnail = thumbnails.job(vec![1; 64]).start();
     drop(thumbnail);
     pool.job(work).timeout(TIMEOUT).await?;
