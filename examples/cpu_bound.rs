@@ -11,7 +11,7 @@
 //! curl -d 'ein Haus am See, und der Wald' http://127.0.0.1:3000/language
 //! head -c 1000000 /dev/urandom | curl --data-binary @- http://127.0.0.1:3000/thumbnail/1000 | wc -c
 //! curl -i -d crash http://127.0.0.1:3000/thumbnail/1000    # the process dies, and nothing else
-//! curl -i -d hang http://127.0.0.1:3000/thumbnail/1000     # it is killed after a second
+//! curl -i -d hang http://127.0.0.1:3000/thumbnail/1000     # it is killed after 5 seconds
 //! curl -i -d panic http://127.0.0.1:3000/thumbnail/0       # says where
 //! curl http://127.0.0.1:3000/
 //! ```
@@ -34,7 +34,7 @@ use tokio_prefork::{
 const MAX_PICTURE_BYTES: usize = 16 << 20;
 
 /// Longest time of a thumbnail, the wait for a process included.
-const THUMBNAIL_TIMEOUT: Duration = Duration::from_secs(1);
+const THUMBNAIL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A few words of each language, from which the model is made.
 const SAMPLES: [(&str, &str); 3] = [
@@ -103,7 +103,7 @@ fn run() -> tokio_prefork::Result<()> {
     // Before the fork, so that there is one for all workers.
     let jobs = SharedNumber::new("jobs")?;
     let thumbnails: ThumbnailPool = IsolatedPool::new(
-        IsolatedPoolConfig::new("thumbnails", 2).deadline(THUMBNAIL_TIMEOUT),
+        IsolatedPoolConfig::new("thumbnails", 2).deadline(THUMBNAIL_TIMEOUT).nice(5),
         || Ok(()),
         |_, (width, picture): (u32, MappedBytes)| shrink(width, &picture),
     );

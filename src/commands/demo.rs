@@ -9,7 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use crate::app::fib;
 use crate::output::{print_error, print_stdout};
 use prefork_bench::cpu_demo::{self, CpuDemoPlan, DemoPart};
-use prefork_bench::job_costs;
+use prefork_bench::job_costs::{self, JobWay};
 use tokio_prefork::cli::parse_duration;
 use tokio_prefork::{Error, Result, exit};
 
@@ -67,6 +67,14 @@ pub(crate) fn demo_command() -> Command {
                 .value_parser(DemoPart::ALL.map(DemoPart::name))
                 .help("Run these parts only"),
         )
+        .arg(
+            Arg::new("ways")
+                .long("ways")
+                .value_name("WAYS")
+                .value_delimiter(',')
+                .value_parser(JobWay::ALL.map(JobWay::flag_value))
+                .help("Measure jobs in these ways only"),
+        )
         .arg(number("fib", "The number that is computed five times [default: 38]"))
         .arg(number("asked", "The number that clients ask for [default: 36]"))
         .arg(
@@ -122,6 +130,10 @@ pub(crate) fn parse_demo(matches: &ArgMatches) -> Result<DemoCall, String> {
         let names: Vec<&String> = names.collect();
         plan.parts.retain(|part| names.iter().any(|name| *name == part.name()));
     }
+    if let Some(names) = matches.get_many::<String>("ways") {
+        let names: Vec<&String> = names.collect();
+        plan.jobs.ways.retain(|way| names.iter().any(|name| *name == way.flag_value()));
+    }
     plan.jobs.piscina = matches.get_one::<PathBuf>("piscina").cloned();
     let number = |name: &str, usual| matches.get_one::<u64>(name).copied().unwrap_or(usual);
     let duration = matches.get_one::<Duration>("duration").copied().unwrap_or(plan.duration);
@@ -176,7 +188,8 @@ mod tests {
         assert_eq!(call(said), Ok(DemoCall::Cpu { plan: small, json: true }));
         let mut plan = CpuDemoPlan::quick();
         plan.jobs.piscina = Some(PathBuf::from("/opt/node"));
-        let said = "prefork demo cpu --quick --piscina /opt/node";
+        plan.jobs.ways = vec![JobWay::Pool, JobWay::Piscina];
+        let said = "prefork demo cpu --quick --piscina /opt/node --ways piscina,pool";
         assert_eq!(call(said), Ok(DemoCall::Cpu { plan, json: false }));
         assert_eq!(call("prefork demo spare"), Ok(DemoCall::Spare));
         for line in [

@@ -78,6 +78,18 @@ impl JobWay {
         }
     }
 
+    /// Returns its name on the command line.
+    pub fn flag_value(self) -> &'static str {
+        match self {
+            JobWay::EventLoop => "event-loop",
+            JobWay::Pool => "pool",
+            JobWay::SpawnBlocking => "spawn-blocking",
+            JobWay::Isolated => "isolated",
+            JobWay::Piscina => "piscina",
+            JobWay::ProcessPoolExecutor => "process-pool-executor",
+        }
+    }
+
     fn is_peer(self) -> bool {
         matches!(self, JobWay::Piscina | JobWay::ProcessPoolExecutor)
     }
