@@ -149,11 +149,19 @@ pub(super) fn format_event(event: &LogEvent) -> LogLine {
 }
 
 /// Formats the exit of a worker: how it ended, its uptime and how many requests it had served.
+/// Formats the exit of an isolated process that was killed because of its job.
+pub(super) fn format_killed_with_job(exit: &ExitReport) -> LogLine {
+    info_line(format!("{} was killed with its job ({})", exit.worker, format_life(exit)))
+}
+
+fn format_life(exit: &ExitReport) -> String {
+    let requests = format_count(exit.requests_served, "request");
+    format!("up {}, {requests}", HumanDuration(exit.uptime))
+}
+
 fn format_exit(exit: &ExitReport) -> LogLine {
-    let ExitReport { worker, status, cause, uptime, requests_served, .. } = exit;
-    let how = format_exit_status(*status);
-    let life =
-        format!("up {}, {}", HumanDuration(*uptime), format_count(*requests_served, "request"));
+    let ExitReport { worker, status, cause, .. } = exit;
+    let (how, life) = (format_exit_status(*status), format_life(exit));
     match cause {
         ExitCause::Drained if status.success() => {
             info_line(format!("{worker} drained and exited ({life})"))

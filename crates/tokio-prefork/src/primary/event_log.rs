@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 use super::FdWatchId;
-use super::event_format::{LogLine, error_line, format_count, format_event, info_line, warn_line};
+use super::event_format::{
+    LogLine, error_line, format_count, format_event, format_killed_with_job, info_line, warn_line,
+};
 use crate::config::{Config, Dispatch};
 use crate::control::EventHistory;
 use crate::error::Error;
@@ -17,7 +19,7 @@ use crate::text::HumanDuration;
 use crate::text::{Printable, printable};
 use crate::worker_stdio::OutputStream;
 use prefork_os::signal::Signal;
-use prefork_supervisor::LogEvent;
+use prefork_supervisor::{ExitReport, LogEvent};
 use prefork_supervisor::{Slot, WorkerTag};
 
 /// Writes the primary's log, and keeps its last lines for clients of the control socket.
@@ -207,6 +209,10 @@ impl EventLog {
 
     pub(super) fn log_job_timeout(&mut self, worker: WorkerTag) {
         self.write_line(warn_line(format!("{worker} is killed: its isolated job has timed out")));
+    }
+
+    pub(super) fn log_killed_with_job(&mut self, exit: &ExitReport) {
+        self.write_line(format_killed_with_job(exit));
     }
 
     pub(super) fn log_application_panic(

@@ -1,7 +1,7 @@
 //! The primary's side of isolated jobs: passes requests and worker exits to each pool's scheduler, and performs its
 //! actions.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
@@ -32,6 +32,8 @@ pub(crate) struct JobSchedulers {
     schedulers: BTreeMap<&'static str, IsolatedJobScheduler>,
     /// What each process had written to its scoreboard page when it ended, until its exit is handled.
     last_jobs: BTreeMap<WorkerId, LastJob>,
+    /// The processes that were killed because of their job, until they have exited.
+    killed_with_job: BTreeSet<WorkerId>,
     /// Exits of workers that have sent messages which are not handled yet.
     exits: VecDeque<(WorkerId, IsolatedWorkerExit)>,
     /// Replies for callers whose message queue is full, in order.
@@ -100,6 +102,12 @@ impl JobSchedulers {
 
     pub(super) fn push_unsent_reply(&mut self, caller: WorkerId, envelope: Envelope) {
         self.unsent_replies.push_back((caller, envelope));
+    }
+
+    /// Returns whether this is the exit of a process that was killed because of its job, and forgets it.
+    pub(super) fn take_killed_with_job(&mut self, exit: &ExitReport) -> bool {
+        let was_killed = self.killed_with_job.remove(&exit.worker.id);
+        was_killed && exit.cause == ExitCause::Unexpected
     }
 
     fn names(&self) -> Vec<&'static str> {
@@ -347,6 +355,7 @@ impl Primary {
                 {
                     self.event_log.log_job_timeout(process.tag);
                 }
+                self.isolated_pools.killed_with_job.insert(worker);
                 self.workers.signal(worker, Signal::SIGKILL, &mut self.event_log);
             }
         }

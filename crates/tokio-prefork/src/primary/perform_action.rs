@@ -51,11 +51,7 @@ impl Primary {
 
     /// Publishes an event to the log, the service manager, the hooks and the schedulers of isolated jobs.
     fn publish_log_event(&mut self, event: &LogEvent) {
-        // The primary of a program's pools never has an address nor a web worker.
-        let never_served = matches!(event, LogEvent::Empty) && self.listeners.listeners.is_empty();
-        if !never_served {
-            self.event_log.log_event(event);
-        }
+        self.log_supervisor_event(event);
         self.notify_service_manager(event);
         let Primary { hooks, listeners, configs, .. } = self;
         hooks.queue_cluster_event(event, |worker| {
@@ -63,6 +59,18 @@ impl Primary {
             config.map_or_else(Vec::new, |config| listeners.bound_addrs_of(&config.bind))
         });
         self.update_job_schedulers(event);
+    }
+
+    fn log_supervisor_event(&mut self, event: &LogEvent) {
+        match event {
+            // The primary of a program's pools never has an address nor a web worker.
+            LogEvent::Empty if self.listeners.listeners.is_empty() => {}
+            // A client that leaves is no error.
+            LogEvent::Exited(exit) if self.isolated_pools.take_killed_with_job(exit) => {
+                self.event_log.log_killed_with_job(exit);
+            }
+            _ => self.event_log.log_event(event),
+        }
     }
 
     fn close_listeners(&mut self) {
