@@ -52,6 +52,8 @@ pub struct OwnedSegment {
     capacity: usize,
     /// How many bytes from the start have pages. Touching others through the mapping could raise SIGBUS for lack of memory.
     allocated: usize,
+    /// How many bytes from the start are mapped to their pages already.
+    populated: usize,
     /// The value of `FORK_COUNT` at its creation.
     fork_count: u64,
     /// Whether a reader was created without a lock, so that it is unknown whether it still exists.
@@ -80,7 +82,7 @@ impl OwnedSegment {
     /// # Errors
     /// `length` exceeds `capacity`, or no memory or descriptor is left.
     pub fn zeroed(capacity: usize, length: usize) -> io::Result<OwnedSegment> {
-        let segment = OwnedSegment::create(capacity, length, |file| allocate(file, 0, length))?;
+        let mut segment = OwnedSegment::create(capacity, length, |file| allocate(file, 0, length))?;
         segment.populate(length);
         Ok(segment)
     }
@@ -101,8 +103,15 @@ impl OwnedSegment {
         let base = map(&file, capacity, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
         let has_unlocked_reader = AtomicBool::new(false);
         let fork_count = FORK_COUNT.load(Ordering::Relaxed);
-        let segment =
-            OwnedSegment { file, base, capacity, allocated, fork_count, has_unlocked_reader };
+        let segment = OwnedSegment {
+            file,
+            base,
+            capacity,
+            allocated,
+            populated: 0,
+            fork_count,
+            has_unlocked_reader,
+        };
         // After the mapping, which stays writable: no later one can be.
         let seals = REQUIRED_SEALS | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&segment.file, FcntlArg::F_ADD_SEALS(seals))?;
@@ -156,7 +165,11 @@ impl OwnedSegment {
     }
 
     /// Maps the pages of the first `length` bytes with one call, instead of one page fault for each.
-    fn populate(&self, length: usize) {
+    fn populate(&mut self, length: usize) {
+        if length <= self.populated {
+            return;
+        }
+        self.populated = length;
         // SAFETY: the range lies inside the mapping, and the call changes no bytes. It fails before Linux 5.14, where the
         // pages are mapped when they are touched.
         unsafe { libc::madvise(self.base.as_ptr().cast(), length, MADV_POPULATE_WRITE) };

@@ -7,6 +7,9 @@
 //!
 //! Nothing has to be released by a message: the kernel tells the owner of a segment when no other process uses it.
 
+use std::num::NonZeroUsize;
+use std::sync::LazyLock;
+
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
@@ -24,11 +27,12 @@ pub(crate) const MAX_INLINE_BYTES: usize = 64 * 1024;
 /// The most bytes of a payload besides its value.
 pub(crate) const MAX_PAYLOAD_HEAD_BYTES: usize = 16;
 
-/// How many threads of a process copy values at the same time: more would only wait for the memory.
-const MAX_CONCURRENT_COPIES: usize = 2;
-
-/// The threads that copy values.
-static COPIES: Semaphore = Semaphore::const_new(MAX_CONCURRENT_COPIES);
+/// The threads of this process that copy values at the same time: half of the processors, at least one. More would take time from
+/// the event loops.
+static COPIES: LazyLock<Semaphore> = LazyLock::new(|| {
+    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    Semaphore::new((processors / 2).max(1))
+});
 
 /// Runs a function that copies much on a thread of `runtime` for blocking calls, so that the event loop goes on.
 ///
