@@ -82,6 +82,21 @@ fn a_program_runs_isolated_jobs_with_a_state_and_stops_its_processes() {
 }
 
 #[test]
+fn a_value_that_panics_ends_only_its_job_and_not_the_process() {
+    let mut program = PoolProgram::start();
+    let pid = program.ask("value pid");
+    for value in ["return encode", "return drop", "payload", "decode"] {
+        let error = program.ask(&format!("value {value}"));
+        assert!(error.contains("panicked"), "{value}: {error}");
+        assert_eq!(program.ask("value pid"), pid, "{value}");
+    }
+    assert_eq!(program.ask("value return it"), "it");
+    assert_eq!(program.ask("stop"), "stopped");
+    program.read();
+    assert!(program.finish().0.success());
+}
+
+#[test]
 fn a_program_reads_the_figures_of_its_pools() {
     let mut program = PoolProgram::start();
     for command in ["square 12", "square 3", "exit 3", "unknown"] {

@@ -1,5 +1,6 @@
 //! The function of a pool as its processes run it: encoded input to encoded output.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Once};
@@ -43,24 +44,37 @@ where
     Arc::new(move || {
         let (mut state, work) = (init()?, Arc::clone(&work));
         let run = move |host: &JobHost, input: JobPayload| {
-            let input = match input.decode::<I>(ValueSource::Trusted) {
-                Ok(input) => input,
-                Err(reason) => return transfer_failed(JobValue::Input, reason),
+            let decode = AssertUnwindSafe(|| input.decode::<I>(ValueSource::Trusted));
+            let input = match catch_unwind(decode) {
+                Ok(Ok(input)) => input,
+                Ok(Err(reason)) => return transfer_failed(JobValue::Input, reason),
+                Err(panic) => {
+                    let reason = format!("decoding it panicked: {}", take_panic(panic).0);
+                    return transfer_failed(JobValue::Input, reason);
+                }
             };
             host.record_begin();
             let context = JobContext::new(host, max_payload_bytes);
-            match catch_unwind(AssertUnwindSafe(|| work(&mut state, input, &context))) {
-                Ok(Ok(output)) => encode_result(JobOutcome::Done, &output, max_payload_bytes),
-                Ok(Err(error)) => encode_result(JobOutcome::Failed, &error, max_payload_bytes),
-                Err(panic) => {
-                    let message = panic_text(&*panic).into_owned();
-                    let location = PANIC_LOCATION.take();
-                    (JobOutcome::Panicked { message, location }, JobPayload::default())
-                }
-            }
+            // The encoding and the drop of the output are code of the application too.
+            let run = AssertUnwindSafe(|| match work(&mut state, input, &context) {
+                Ok(output) => encode_result(JobOutcome::Done, &output, max_payload_bytes),
+                Err(error) => encode_result(JobOutcome::Failed, &error, max_payload_bytes),
+            });
+            catch_unwind(run).unwrap_or_else(|panic| {
+                let (message, location) = take_panic(panic);
+                (JobOutcome::Panicked { message, location }, JobPayload::default())
+            })
         };
         Ok(Box::new(run) as JobRunner)
     })
+}
+
+/// Returns the message and the place of a panic that this thread has just caught.
+fn take_panic(panic: Box<dyn Any + Send>) -> (String, Option<String>) {
+    let message = panic_text(&*panic).into_owned();
+    // Dropping the payload could panic again.
+    std::mem::forget(panic);
+    (message, PANIC_LOCATION.take())
 }
 
 /// Ends the process with SIGXCPU in a job that takes more CPU time than `limit`. The creation of the state is not limited.
