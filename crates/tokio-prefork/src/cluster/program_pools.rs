@@ -6,6 +6,7 @@
 //! primary  -> program   ready pipe         empty: all processes are ready; else the error; its end without `READY`: it died
 //! ```
 
+use std::collections::BTreeSet;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,6 +24,7 @@ use crate::primary::{
 use crate::scoreboard::{Scoreboard, ScoreboardReader};
 use crate::upgrade::BinaryLauncher;
 use crate::worker_init::WorkerEntry;
+use crate::{WorkerExit, WorkerExitReason};
 use prefork_os::child::{ForkResult, PidFd, exit_without_cleanup, fork_process, reap_child};
 use prefork_os::fd_passing::create_seqpacket_pair;
 use prefork_os::poll::{WatchedFd, poll_fds};
@@ -259,27 +261,39 @@ fn check_can_start() -> Result<()> {
     start_checks::check_single_thread("cannot start isolated pools")
 }
 
-/// Writes to the ready pipe when as many processes have booted as the pools start with.
-fn report_ready(cluster: Cluster, processes: u32, ready: PipeWriter) -> Cluster {
-    let mut waiting = Some(ready);
-    let mut report = move |booted: u32| {
-        if booted >= processes
-            && let Some(mut ready) = waiting.take()
-        {
-            // If this fails, the program is gone, which the stop pipe tells as well.
-            let _ = ready.write_all(READY);
-        }
-    };
+/// Writes to the ready pipe when as many processes have booted as the pools start with. Stops the primary if one cannot boot.
+fn report_ready(cluster: Cluster, processes: u32, mut ready: PipeWriter) -> Cluster {
     if processes == 0 {
-        report(0);
+        // If this fails, the program is gone, which the stop pipe tells as well.
+        let _ = ready.write_all(READY);
         return cluster;
     }
-    let mut booted = 0;
-    cluster.on_event(move |_, event| {
-        if matches!(event, ClusterEvent::Listening { .. }) {
-            booted += 1;
-            report(booted);
+    let (mut booted, mut waiting) = (BTreeSet::new(), Some(ready));
+    cluster.on_event(move |primary, event| match event {
+        ClusterEvent::Listening { worker, .. } => {
+            booted.insert(worker.id);
+            if booted.len() >= processes as usize
+                && let Some(mut ready) = waiting.take()
+            {
+                let _ = ready.write_all(READY);
+            }
         }
+        // One that was ready is replaced. Another would be tried again and again, while the program waits.
+        ClusterEvent::Exit(exit) if !booted.remove(&exit.worker.id) && waiting.is_some() => {
+            waiting = None;
+            primary.stop_with(boot_error(exit));
+        }
+        _ => {}
+    })
+}
+
+fn boot_error(exit: &WorkerExit) -> Error {
+    Error::workers_cannot_boot(match &exit.reason {
+        WorkerExitReason::BootFailed(reason) => reason.clone(),
+        reason => format!(
+            "a process of the pool {} ended before it was ready: {reason:?}, exit status {:?}, signal {:?}",
+            exit.worker.kind, exit.code, exit.signal
+        ),
     })
 }
 
