@@ -11,7 +11,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 /// How many ready descriptors one wait reports. Others are reported by the next one.
 const MAX_READY: usize = 64;
 
-/// An event of several processes that share its descriptor by fork or exec (an eventfd that nobody reads).
+/// Notifies all processes that inherited its descriptor. An eventfd that is never read.
 #[derive(Debug)]
 pub struct BroadcastEvent(OwnedFd);
 

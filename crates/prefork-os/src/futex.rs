@@ -12,7 +12,7 @@ use super::libc;
 /// Why [`wait`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FutexWait {
-    /// Somebody woke the thread, the word was another one, or a signal arrived: look at the word again.
+    /// A wake-up, a different word or a signal ended the wait. Read the word again.
     Woken,
     /// The time has passed.
     TimedOut,
@@ -20,7 +20,7 @@ pub enum FutexWait {
 
 /// Blocks the calling thread while the lower 32 bits of `word` are those of `expected`, for at most `timeout`.
 ///
-/// The kernel compares and falls asleep in one step, so a [`wake_all`] after a change is never missed. May return early.
+/// The kernel compares and blocks atomically, so a [`wake_all`] after a change is not missed. May return early.
 pub fn wait(word: &AtomicU64, expected: u64, timeout: Duration) -> FutexWait {
     let timeout = libc::timespec {
         tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),

@@ -79,7 +79,7 @@ pub fn redirect_output_on_parent_death(file: OwnedFd) {
     OUTPUT_AFTER_PARENT_DEATH.store(file.into_raw_fd(), Ordering::Relaxed);
 }
 
-/// Makes the whole process group of this process, which it leads, die at the end of the grace time. Call it after
+/// Kills the process group that this process leads at the end of the grace time. Call it after
 /// [`kill_after_parent_death`].
 ///
 /// If the process is stopped at that moment, only the process itself dies, one second later.

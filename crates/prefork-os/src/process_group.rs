@@ -17,7 +17,7 @@ use crate::signal::Signal;
 /// Call it in a forked child before any other code, and [`set_group_of_child`] in the parent: whichever runs first, the
 /// group exists before the parent may kill it and before the child starts a program.
 ///
-/// The group is never the foreground group of a terminal. So Ctrl-C does not reach it. SIGTTIN and SIGTTOU, whose
+/// The group is never the foreground group of a terminal, so Ctrl-C does not signal it. SIGTTIN and SIGTTOU, whose
 /// default action would stop the process for ever, are ignored, also in the programs that it starts: reading from the
 /// terminal fails with EIO.
 pub fn become_group_leader() -> io::Result<()> {

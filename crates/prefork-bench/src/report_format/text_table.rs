@@ -12,7 +12,7 @@ pub(crate) fn write_table<const N: usize>(text: &mut String, rows: &[[String; N]
     }
 }
 
-/// Writes a table whose first column is left-aligned, and an empty line.
+/// Writes a table, followed by an empty line. The first column is left-aligned.
 pub(crate) fn write_section<const N: usize>(text: &mut String, rows: &mut [[String; N]]) {
     let width = rows.iter().map(|row| row[0].chars().count()).max().unwrap_or(0);
     rows.iter_mut().for_each(|row| row[0] = format!("{:width$}", row[0]));
