@@ -30,6 +30,7 @@ use crate::scoreboard::SharedWorkerPage;
 use crate::worker::boot_app::boot_panic_error;
 use crate::worker::http::connection_state::ConnectionState;
 use crate::worker::http::into_service::IntoHttpService;
+use crate::worker::http::request_record::RequestObservers;
 use crate::worker::http::serve_connection;
 use crate::worker::http::serve_context::{ConnectionHandle, ServeContext};
 use crate::worker::lazy_stream::LazyStream;
@@ -51,6 +52,7 @@ pub(crate) struct ServingThreads {
 pub(crate) struct ThreadsServeContext {
     worker: Arc<WorkerShared>,
     page: SharedWorkerPage,
+    observers: Option<Box<RequestObservers>>,
 }
 
 impl ThreadsServeContext {
@@ -59,7 +61,8 @@ impl ThreadsServeContext {
         let page = page.ok_or_else(|| {
             Error::internal("the scoreboard page of this worker is for one thread")
         })?;
-        Ok(ThreadsServeContext { worker: Arc::clone(&state.shared), page })
+        let observers = RequestObservers::from_config(&state.config);
+        Ok(ThreadsServeContext { worker: Arc::clone(&state.shared), page, observers })
     }
 }
 
@@ -81,6 +84,10 @@ impl ServeContext for ThreadsServeContext {
 
     fn worker_page(&self) -> &SharedWorkerPage {
         &self.page
+    }
+
+    fn observers(&self) -> Option<&RequestObservers> {
+        self.observers.as_deref()
     }
 
     fn is_draining(&self) -> bool {

@@ -11,6 +11,7 @@ use super::capacity_warning::CapacityWarning;
 use super::connection_registry::ConnectionRegistry;
 use super::drain::{DrainOrder, DrainState};
 use super::http::connection_state::ConnectionState;
+use super::http::request_record::RequestObservers;
 use super::worker_shared::WorkerShared;
 use crate::channel::{HandoverMode, WorkerChannelEnd, WorkerReport};
 use crate::client::ListenerNames;
@@ -32,6 +33,8 @@ pub(crate) struct LocalWorkerState {
     /// The listening sockets that the worker was forked with.
     pub(crate) listener_names: Arc<ListenerNames>,
     pub(crate) worker_page: WorkerPage,
+    /// What observes the requests; `None` if nothing does.
+    pub(crate) observers: Option<Box<RequestObservers>>,
     /// The shared page on which this slot counts its connections for the kernel's dispatch program.
     pub(crate) load_page: LoadPage,
     pub(crate) scoreboard: ScoreboardReader,

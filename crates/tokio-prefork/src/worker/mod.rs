@@ -49,6 +49,7 @@ use cpu_pool::WorkerPools;
 pub(crate) use custom_kind::custom_kind_app;
 pub use end_on_drain::EndOnDrain;
 use http::into_service::IntoHttpService;
+use http::request_record::RequestObservers;
 use http::serve_connection;
 pub use http::timeouts::request_deadline::RequestDeadline;
 pub(crate) use isolated_jobs::isolated_process_app;
@@ -193,6 +194,7 @@ fn create_state(init: WorkerInit) -> Result<(Rc<LocalWorkerState>, AcceptSources
     let state = Rc::new(LocalWorkerState {
         shared,
         tag,
+        observers: RequestObservers::from_config(&config),
         config,
         listener_names,
         worker_page,

@@ -131,7 +131,13 @@ where
             }
             ResponseSourceProj::Handler { future } => match tracked.run_handler(|| future.poll(cx))
             {
-                Some(polled) => ready!(polled).map_err(Into::into)?.map(Either::Left),
+                Some(polled) => match ready!(polled) {
+                    Ok(response) => response.map(Either::Left),
+                    Err(e) => {
+                        tracked.set_handler_failed();
+                        return Poll::Ready(Err(e.into()));
+                    }
+                },
                 None => error_response(StatusCode::INTERNAL_SERVER_ERROR, HANDLER_PANICKED),
             },
             ResponseSourceProj::Error { status, reason } => error_response(*status, reason),
@@ -144,11 +150,11 @@ where
         } else if response.status() == StatusCode::SWITCHING_PROTOCOLS || is_tunnel {
             tracked.tracker.conn.set_started_by_upgrade();
         }
-        tracked.set_response_started();
         // Bytes after a rejected CONNECT may be meant for the tunnel, so the connection closes.
         let is_rejected_connect = *this.is_connect && !is_tunnel && *this.version < Version::HTTP_2;
-        let response =
+        let mut response =
             set_connection_header(response, &tracked.tracker, *this.version, is_rejected_connect);
+        tracked.set_response_started(&mut response);
         let tracked = this.tracked.take();
         Poll::Ready(Ok(response.map(|body| TrackedBody { body, tracked })))
     }
@@ -223,7 +229,7 @@ where
         let this = self.project();
         let polled = this.body.poll_frame(cx);
         if let Some(tracked) = this.tracked {
-            tracked.set_body_pending(polled.is_pending());
+            tracked.record_body_poll(&polled);
         }
         polled
     }

@@ -3,11 +3,14 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::task::Poll;
 
-use hyper::Request;
-use hyper::body::Incoming;
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming};
+use hyper::{Request, Response};
 
 use super::connection_state::ConnectionState;
+use super::request_record::{EndedRequest, RequestRecord};
 use super::serve_context::ServeContext;
 use super::timeouts::http_exchange::{HttpExchange, RequestExpiry};
 use super::timeouts::request_deadline::RequestDeadline;
@@ -33,6 +36,8 @@ pub(crate) struct TrackedRequest<H: ServeContext> {
     ticket: Option<InFlightEntry>,
     /// Timeouts of this request: for HTTP/2, and if `request-timeout` is set.
     exchange: Option<Arc<HttpExchange>>,
+    /// `None` if nothing observes the requests.
+    record: Option<Box<RequestRecord>>,
 }
 
 impl<H: ServeContext> TrackedRequest<H> {
@@ -47,12 +52,14 @@ impl<H: ServeContext> TrackedRequest<H> {
         if let Some(info) = &tracker.info {
             info.insert_into(request.extensions_mut());
         }
+        let record =
+            tracker.context.observers().map(|observers| observers.request_started(request));
         let ticket = tracker.context.worker_page().request_started(
             request.method().as_str(),
             request.uri().path(),
             now,
         );
-        TrackedRequest { tracker: tracker.clone(), ticket, exchange }
+        TrackedRequest { tracker: tracker.clone(), ticket, exchange, record }
     }
 
     /// Returns why the request ends early, if it does.
@@ -61,16 +68,34 @@ impl<H: ServeContext> TrackedRequest<H> {
         stream.or_else(|| self.tracker.conn.request_expiry())
     }
 
-    /// Records that the handler produced the head of the response.
-    pub(crate) fn set_response_started(&self) {
+    /// Records that the handler produced the head of `response`, which observers may change.
+    pub(crate) fn set_response_started<B: Body>(&self, response: &mut Response<B>) {
+        if let (Some(record), Some(observers)) = (&self.record, self.tracker.context.observers()) {
+            observers.response_started(record, response);
+        }
         if let Some(exchange) = &self.exchange {
             exchange.set_response_started();
         }
         self.tracker.conn.set_response_started();
     }
 
+    /// Records that the handler returned an error instead of a response.
+    pub(crate) fn set_handler_failed(&self) {
+        if let Some(record) = &self.record {
+            record.handler_failed();
+        }
+    }
+
+    /// Records what the response body returned when hyper polled it.
+    pub(crate) fn record_body_poll<E>(&self, polled: &Poll<Option<Result<Frame<Bytes>, E>>>) {
+        if let (Some(record), Poll::Ready(polled)) = (&self.record, polled) {
+            record.body_polled(polled.as_ref().map(|frame| frame.as_ref()));
+        }
+        self.set_body_pending(polled.is_pending());
+    }
+
     /// Records whether the response body has nothing to send at the moment.
-    pub(crate) fn set_body_pending(&self, is_pending: bool) {
+    fn set_body_pending(&self, is_pending: bool) {
         if let Some(exchange) = &self.exchange {
             exchange.set_body_pending(is_pending);
         }
@@ -158,5 +183,9 @@ impl<H: ServeContext> Drop for TrackedRequest<H> {
             }
         }
         conn.end_request(context.now_ms());
+        if let (Some(record), Some(observers)) = (&self.record, context.observers()) {
+            let connection = self.tracker.info.as_ref();
+            observers.request_ended(&EndedRequest { record, connection });
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::task::Waker;
 
 use super::connection_state::ConnectionState;
+use super::request_record::RequestObservers;
 use crate::config::Config;
 use crate::scoreboard::{RequestRecorder, WorkerPage};
 use crate::worker::connection_registry::ConnectionEntry;
@@ -27,6 +28,8 @@ pub(crate) trait ServeContext: Sized + 'static {
     fn config(&self) -> &Config;
     /// The scoreboard page that requests are recorded in.
     fn worker_page(&self) -> &Self::Recorder;
+    /// Returns what observes the requests; `None` if nothing does.
+    fn observers(&self) -> Option<&RequestObservers>;
     fn is_draining(&self) -> bool;
     /// Whether connections between two requests have to move to another worker now.
     fn should_hand_over(&self) -> bool;
@@ -57,6 +60,10 @@ impl ServeContext for LocalWorkerState {
 
     fn worker_page(&self) -> &WorkerPage {
         &self.worker_page
+    }
+
+    fn observers(&self) -> Option<&RequestObservers> {
+        self.observers.as_deref()
     }
 
     fn is_draining(&self) -> bool {
