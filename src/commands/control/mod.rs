@@ -1,31 +1,29 @@
 //! `prefork status`, `reload`, `scale`, `stop`, `upgrade` and `events`: requests to a running primary.
 
+mod control_target;
 mod pool_lines;
 mod shared_metrics_table;
 pub(crate) mod status_table;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+pub(crate) use control_target::ControlTarget;
 
 use crate::output::{print_result, print_stdout};
-use tokio_prefork::cli::parse_duration;
-use tokio_prefork::control::{self, ControlClient, Rescale, WorkerCountChange};
+use tokio_prefork::control::{ControlClient, Rescale, WorkerCountChange};
 use tokio_prefork::text::printable;
-use tokio_prefork::{Error, Result, exit};
+use tokio_prefork::{Result, exit};
 
 /// Refresh interval of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A control request with its socket (`None`: find the only running primary, or the one of this name) and timeout.
+/// A control request and the primary to send it to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ControlCall {
-    control: Option<PathBuf>,
-    name: Option<String>,
-    timeout: Option<Duration>,
+    target: ControlTarget,
     verb: ControlVerb,
 }
 
@@ -67,36 +65,12 @@ pub(crate) fn control_commands() -> Vec<Command> {
             .arg(switch("follow", "Keep printing new events").short('f'))
             .arg(switch("json", "Print one JSON object per line")),
     ]
-    .map(|command| command.arg(control_arg()).arg(name_arg()).arg(timeout_arg()))
+    .map(|command| command.args(ControlTarget::args()))
     .into()
 }
 
 fn switch(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
-}
-
-fn control_arg() -> Arg {
-    Arg::new("control")
-        .long("control")
-        .value_name("PATH")
-        .env("PREFORK_CONTROL")
-        .value_parser(value_parser!(PathBuf))
-        .help("Path of the control socket [default: the only one in the runtime directory]")
-}
-
-fn name_arg() -> Arg {
-    Arg::new("name")
-        .long("name")
-        .value_name("NAME")
-        .help("Name of the application: find its control socket in the runtime directory")
-}
-
-fn timeout_arg() -> Arg {
-    Arg::new("timeout")
-        .long("timeout")
-        .value_name("DURATION")
-        .value_parser(parse_duration)
-        .help("Timeout for the response [default: 5s; 1h for reload, upgrade and stop]")
 }
 
 /// Parses `4`, `+1`, `-1` or `consumer=2`.
@@ -130,13 +104,7 @@ pub(crate) fn parse_control(name: &str, matches: &ArgMatches) -> Option<ControlC
         "events" => ControlVerb::Events { follow: flag("follow"), json: flag("json") },
         _ => return None,
     };
-    let timeout = matches.get_one::<Duration>("timeout").copied();
-    let name = matches.get_one::<String>("name").cloned();
-    let control = matches.get_one::<PathBuf>("control").cloned();
-    // The variable is for the service's own socket; a name on the command line asks for another one.
-    let is_flag = matches.value_source("control") == Some(ValueSource::CommandLine);
-    let control = control.filter(|_| is_flag || name.is_none());
-    Some(ControlCall { control, name, timeout, verb })
+    Some(ControlCall { target: ControlTarget::from_matches(matches), verb })
 }
 
 /// Sends the request to the primary and prints the response.
@@ -144,7 +112,7 @@ pub(crate) fn run_control(call: ControlCall) -> Result<ExitCode> {
     if let ControlVerb::Status { watch: true, .. } = call.verb {
         return watch_status(&call);
     }
-    let mut client = connect_with_timeout(call.control, call.name.as_deref(), call.timeout)?;
+    let mut client = call.target.connect()?.client;
     let summary = match call.verb {
         ControlVerb::Status { json, .. } => {
             let status = client.status()?;
@@ -167,9 +135,7 @@ pub(crate) fn run_control(call: ControlCall) -> Result<ExitCode> {
 /// Prints the status every second until the output is closed. Reconnects each time, to survive restarts of the server.
 fn watch_status(call: &ControlCall) -> Result<ExitCode> {
     loop {
-        let status =
-            connect_with_timeout(call.control.clone(), call.name.as_deref(), call.timeout)?
-                .status()?;
+        let status = call.target.connect()?.client.status()?;
         // Moves the cursor home and clears only the rest of each line and of the screen, to avoid flicker.
         let table = status_table::format_status(&status).replace('\n', "\x1b[K\n");
         if !print_stdout(&format!("\x1b[H{table}\x1b[J"))? {
@@ -204,68 +170,6 @@ fn printable_line(text: &str) -> String {
     format!("{}\n", printable(text))
 }
 
-fn connect_with_timeout(
-    path: Option<PathBuf>,
-    name: Option<&str>,
-    timeout: Option<Duration>,
-) -> Result<ControlClient> {
-    let client = connect_to_primary(path, name)?;
-    Ok(match timeout {
-        Some(timeout) => client.timeout(timeout),
-        None => client,
-    })
-}
-
-/// Connects to the control socket at `path`, else to the only live one in the runtime directory, or the only one whose
-/// application has this name.
-fn connect_to_primary(path: Option<PathBuf>, name: Option<&str>) -> Result<ControlClient> {
-    // `PREFORK_CONTROL` is shared with `serve`, which also accepts `auto` and `off`.
-    let path = path.filter(|path| path != "auto" && path != "off");
-    if let Some(path) = path {
-        return ControlClient::connect(path);
-    }
-    let candidates = control::find_control_sockets();
-    let mut last_error = None;
-    let mut connected = Vec::new();
-    for (path, pid) in candidates {
-        match ControlClient::connect(&path).and_then(|client| filter_by_name(client, name)) {
-            Ok(Some(client)) => connected.push((client, path, pid)),
-            Ok(None) => {}
-            Err(e) => last_error = Some(e),
-        }
-    }
-    match connected.len() {
-        0 => Err(last_error.unwrap_or_else(|| {
-            let directory = control::runtime_directory();
-            let reason = match name {
-                Some(name) => format!("no running application is named {name}"),
-                None => "there is no such socket".to_string(),
-            };
-            Error::unreachable(&directory.join("prefork-*.sock"), reason)
-        })),
-        1 => Ok(connected.remove(0).0),
-        _ => {
-            let list = connected.into_iter().map(|(mut client, path, pid)| {
-                let status = client.status();
-                let about = status.map_or(String::new(), |status| {
-                    format!(", {}, {}", status.primary.name, status.listeners.join(" "))
-                });
-                format!("{} (pid {pid}{about})", path.display())
-            });
-            let list = list.collect::<Vec<_>>().join(", ");
-            Err(Error::refused(format!(
-                "several primaries are running; choose one with --control or --name: {list}"
-            )))
-        }
-    }
-}
-
-/// Returns the client if its primary runs the application `name`, or if no name is given.
-fn filter_by_name(mut client: ControlClient, name: Option<&str>) -> Result<Option<ControlClient>> {
-    let Some(name) = name else { return Ok(Some(client)) };
-    Ok((client.status()?.primary.name == name).then_some(client))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -296,7 +200,7 @@ mod tests {
         }
         let call = call("prefork scale -2 --control /run/x.sock");
         assert_eq!(
-            (call.control, call.verb),
+            (call.target.control, call.verb),
             (Some("/run/x.sock".into()), ControlVerb::Scale(WorkerCountChange::By(-2).into()))
         );
     }
