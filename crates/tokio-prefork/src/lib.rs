@@ -137,7 +137,7 @@ pub use worker_stdio::{OutputStream, WorkerStdio};
 
 // Shorter paths to what the modules document.
 #[doc(hidden)]
-pub use client::{ConnectionInfo, PeerAddr, UnixPeer};
+pub use client::{ClientAddr, ClientInfo, ConnectionInfo, PeerAddr, TrustedProxies, UnixPeer};
 #[doc(hidden)]
 pub use config::{
     ConcurrencyModel, ControlSocket, Dispatch, FdStore, HalfClosePolicy, HostAddr, KernelProgram,

@@ -130,6 +130,15 @@ impl ConfiguredValue {
         self.items.iter().map(|item| parse_value_text(item, parse)).collect()
     }
 
+    /// Parses the values of a key together, which may be none.
+    pub(super) fn parse_all<T>(
+        &self,
+        parse: impl FnOnce(&[&str]) -> Result<T, String>,
+    ) -> Result<T, ValueError> {
+        let texts: Vec<&str> = self.items.iter().map(|item| item.text.as_str()).collect();
+        parse(&texts).map_err(|reason| self.value_error(&reason))
+    }
+
     /// Returns the configuration error for an invalid value, which names the source and the key.
     pub(super) fn to_error(&self, key: &str, problem: &ValueError) -> Error {
         let ValueError { shown, reason } = problem;

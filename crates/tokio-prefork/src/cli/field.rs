@@ -60,6 +60,15 @@ pub enum Field<T> {
         /// The field.
         field: fn(&mut T) -> &mut String,
     },
+    /// A list of any other type, which may be empty.
+    List {
+        /// Placeholder of a value in the help.
+        value_name: &'static str,
+        /// Parses the elements into the field. An error completes a sentence that begins with `KEY = VALUE`.
+        parse: fn(&mut T, &[&str]) -> Result<(), String>,
+        /// Formats the field so that it can be parsed again.
+        format: fn(&T) -> String,
+    },
     /// A value of any other type.
     Other {
         /// Placeholder of the value in the help.
@@ -83,7 +92,7 @@ pub fn parse_value<T: FromStr<Err = ParseValueError>>(text: &str) -> Result<T, S
 impl<T> Field<T> {
     /// Returns whether the key takes several values.
     pub(super) fn is_list(&self) -> bool {
-        matches!(self, Field::Addresses(_))
+        matches!(self, Field::Addresses(_) | Field::List { .. })
     }
 
     /// Returns whether the flag without a value means `true`.
@@ -107,6 +116,7 @@ impl<T> Field<T> {
             Field::FileMode(_) => "MODE",
             Field::OptionalText { value_name, .. }
             | Field::Text { value_name, .. }
+            | Field::List { value_name, .. }
             | Field::Other { value_name, .. } => value_name,
         }
     }
@@ -163,6 +173,9 @@ impl<T> Field<T> {
                 *field(target) = Some(configured.parse_one(parse)?);
             }
             Field::Text { parse, field, .. } => *field(target) = configured.parse_one(parse)?,
+            Field::List { parse, .. } => {
+                configured.parse_all(|texts| parse(target, texts))?;
+            }
             Field::Other { parse, .. } => configured.parse_one(|text| parse(target, text))?,
         }
         Ok(())
@@ -193,7 +206,7 @@ impl<T> Field<T> {
             Field::FileMode(field) => or_word(*field(target), "", |mode| format!("{mode:04o}")),
             Field::OptionalText { field, .. } => field(target).clone().unwrap_or_default(),
             Field::Text { field, .. } => field(target).clone(),
-            Field::Other { format, .. } => format(target),
+            Field::List { format, .. } | Field::Other { format, .. } => format(target),
         }
     }
 }

@@ -93,6 +93,16 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
         "Close TCP connections whose peer host has been unreachable for this long, or off",
     ),
     Key::new(
+        "trusted-proxies",
+        heading::LISTENING,
+        Field::List {
+            value_name: "CIDR",
+            parse: |c, texts| parse_value(&texts.join(",")).map(|value| c.trusted_proxies = value),
+            format: |c| c.trusted_proxies.to_string(),
+        },
+        "Believe the forwarded headers of these proxies: networks, IP addresses, unix (may be repeated)",
+    ),
+    Key::new(
         "dispatch",
         heading::LISTENING,
         choice!("POLICY", dispatch),

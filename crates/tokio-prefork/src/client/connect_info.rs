@@ -11,7 +11,7 @@ use hyper::http::request::Parts;
 use hyper::http::{Extensions, HeaderMap};
 use hyper::{StatusCode, body::SizeHint};
 
-use super::{ConnectionInfo, PeerAddr};
+use super::{ClientInfo, ConnectionInfo, PeerAddr};
 use prefork_supervisor::WorkerTag;
 
 /// Answers a handler that asks for `ConnectInfo<SocketAddr>` on a Unix socket.
@@ -75,5 +75,13 @@ impl<S: Sync> OptionalFromRequestParts<S> for ConnectionInfo {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
         Ok(parts.extensions.get::<ConnectionInfo>().cloned())
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for ClientInfo {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(ClientInfo::of_parts(parts))
     }
 }

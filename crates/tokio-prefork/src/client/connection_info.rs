@@ -9,7 +9,7 @@ use hyper::http::Extensions;
 use prefork_os::socket_name::{SocketName, local_name, peer_name};
 
 use super::listener_names::local_listen_addr;
-use super::{ListenerName, ListenerNames, PeerAddr};
+use super::{ClientAddr, ListenerName, ListenerNames, PeerAddr, TrustedProxies};
 use crate::listener::ListenAddr;
 
 /// Where a connection comes from, and by which listener it came. Cheap to clone.
@@ -36,11 +36,14 @@ use crate::listener::ListenAddr;
 #[derive(Clone)]
 pub struct ConnectionInfo(Arc<ConnectionAddrs>);
 
+#[derive(Clone)]
 struct ConnectionAddrs {
     peer: PeerAddr,
     /// `None` if it is that of the listener.
     local: Option<Box<ListenAddr>>,
     listener: Arc<ListenerName>,
+    /// The proxies that are trusted, if the client of this connection is one of them.
+    trusted: Option<TrustedProxies>,
 }
 
 impl ConnectionInfo {
@@ -81,29 +84,64 @@ impl ConnectionInfo {
         super::connect_info::insert_connect_info(self.peer(), extensions);
     }
 
+    /// Returns the proxies that are trusted, if the headers of this connection's requests are to be believed.
+    pub(super) fn trusted_for_headers(&self) -> Option<&TrustedProxies> {
+        self.0.trusted.as_ref()
+    }
+
+    /// Returns the client as the connection knows it.
+    pub(super) fn client(&self) -> ClientAddr {
+        self.peer().into()
+    }
+
+    /// Returns the address that the client has connected to.
+    pub(super) fn client_local(&self) -> ListenAddr {
+        self.local().clone()
+    }
+
+    /// Whether the client has encrypted the connection.
+    pub(super) fn is_tls(&self) -> bool {
+        false
+    }
+
     /// Describes a connection that was accepted from `listener`.
     pub(crate) fn accepted(
         connection: impl AsFd,
         peer: SocketName,
         listener: &Arc<ListenerName>,
+        trusted: &TrustedProxies,
     ) -> ConnectionInfo {
         let local = match listener.is_wildcard() {
             true => local_name(&connection).ok().map(|name| Box::new(local_listen_addr(name))),
             false => None,
         };
         let peer = PeerAddr::new(peer, connection);
-        ConnectionInfo(Arc::new(ConnectionAddrs { peer, local, listener: Arc::clone(listener) }))
+        ConnectionInfo::new(peer, local, Arc::clone(listener), trusted)
+    }
+
+    fn new(
+        peer: PeerAddr,
+        local: Option<Box<ListenAddr>>,
+        listener: Arc<ListenerName>,
+        trusted: &TrustedProxies,
+    ) -> ConnectionInfo {
+        let trusted = trusted.contains_peer(&peer).then(|| trusted.clone());
+        ConnectionInfo(Arc::new(ConnectionAddrs { peer, local, listener, trusted }))
     }
 
     /// Describes a connection that another process has accepted, perhaps from one of `listeners`.
-    pub(crate) fn of_socket(connection: impl AsFd, listeners: &ListenerNames) -> ConnectionInfo {
+    pub(crate) fn of_socket(
+        connection: impl AsFd,
+        listeners: &ListenerNames,
+        trusted: &TrustedProxies,
+    ) -> ConnectionInfo {
         let peer = peer_name(&connection);
         let peer = peer.map_or(PeerAddr::UNKNOWN, |name| PeerAddr::new(name, &connection));
         let local = local_name(&connection).unwrap_or(SocketName::Unix(None));
         let found = listeners.find(&local).map(Arc::clone);
         let listener = found.unwrap_or_else(|| ListenerName::of_connection(&local));
         let local = listener.is_wildcard().then(|| Box::new(local_listen_addr(local)));
-        ConnectionInfo(Arc::new(ConnectionAddrs { peer, local, listener }))
+        ConnectionInfo::new(peer, local, listener, trusted)
     }
 }
 
@@ -122,13 +160,18 @@ mod tests {
     use super::*;
     use std::net::{TcpListener, TcpStream};
 
+    fn describe(connection: &TcpStream) -> ConnectionInfo {
+        let (listeners, trusted) = (ListenerNames::default(), TrustedProxies::default());
+        ConnectionInfo::of_socket(connection, &listeners, &trusted)
+    }
+
     #[test]
     fn a_connection_of_no_known_listener_has_its_own_addresses() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let addr = listener.local_addr().expect("address");
         let client = TcpStream::connect(addr).expect("connect");
         let (connection, _) = listener.accept().expect("accept");
-        let info = ConnectionInfo::of_socket(&connection, &ListenerNames::default());
+        let info = describe(&connection);
         assert_eq!(info.peer_addr(), client.local_addr().ok());
         assert_eq!((info.local_addr(), info.listener()), (Some(addr), &ListenAddr::Tcp(addr)));
     }
@@ -140,7 +183,7 @@ mod tests {
         let (connection, _) = listener.accept().expect("accept");
         prefork_os::socket::set_reset_on_close(&client).expect("option");
         drop(client);
-        let info = ConnectionInfo::of_socket(&connection, &ListenerNames::default());
+        let info = describe(&connection);
         assert_eq!(info.peer(), &PeerAddr::UNKNOWN);
     }
 }

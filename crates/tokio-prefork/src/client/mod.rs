@@ -1,11 +1,18 @@
-//! The addresses of a connection: of its client, of this end, and of the listener that it came by.
+//! Who a connection and a request come from: addresses, the PROXY protocol, and the headers of trusted proxies.
 
+mod client_addr;
+mod client_info;
 #[cfg(feature = "axum")]
 pub(crate) mod connect_info;
 mod connection_info;
+mod forwarded;
 mod listener_names;
 mod peer_addr;
+mod trusted_proxies;
 
+pub use client_addr::ClientAddr;
+pub use client_info::ClientInfo;
 pub use connection_info::ConnectionInfo;
 pub(crate) use listener_names::{ListenerName, ListenerNames};
 pub use peer_addr::{PeerAddr, UnixPeer};
+pub use trusted_proxies::TrustedProxies;

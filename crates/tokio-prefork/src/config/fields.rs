@@ -10,6 +10,7 @@ use super::{
     ConcurrencyModel, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClosePolicy, WhenFull,
     WorkerCount,
 };
+use crate::client::TrustedProxies;
 use crate::error::{Error, Result};
 use crate::listener::{ListenAddr, OwnListener};
 use crate::privilege::WorkerCredentials;
@@ -263,6 +264,8 @@ config_fields! {
     /// Whether each request has its [`ConnectionInfo`](crate::ConnectionInfo) in its extensions. Without it, a request of
     /// a service that does not use it costs a few hundred processor instructions less. Default: true.
     connection_info: bool = true;
+    /// Proxies whose forwarded headers are believed; see [`ClientInfo`](crate::ClientInfo). Default: none.
+    trusted_proxies: TrustedProxies as &TrustedProxies = TrustedProxies::default();
     /// User that workers become, by name or number, with its groups and without any capability. The primary must be started
     /// as root, and stays root. Default: `None`, the primary's user.
     user: Option<String> as Option<&str>, from String = None;
@@ -308,6 +311,12 @@ impl<'a> Borrowed<'a, Option<&'a Path>> for Option<PathBuf> {
 
 impl<'a> Borrowed<'a, &'a ControlSocket> for ControlSocket {
     fn borrowed(&'a self) -> &'a ControlSocket {
+        self
+    }
+}
+
+impl<'a> Borrowed<'a, &'a TrustedProxies> for TrustedProxies {
+    fn borrowed(&'a self) -> &'a TrustedProxies {
         self
     }
 }

@@ -61,6 +61,11 @@ impl Config {
         self.app_settings.0.as_ref()?.downcast_ref()
     }
 
+    /// Whether connections are described: for the application, or because proxies are trusted.
+    pub(crate) fn wants_connection_info(&self) -> bool {
+        self.connection_info || !self.trusted_proxies.is_empty()
+    }
+
     /// Attaches settings of the application.
     #[cfg(feature = "cli")]
     pub(crate) fn with_app_settings<T: Any + Send + Sync>(self, settings: T) -> Config {

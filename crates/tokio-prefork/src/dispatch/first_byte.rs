@@ -83,20 +83,22 @@ impl ConnectionStarter {
         listener: &Arc<ListenerName>,
     ) -> NewConnection {
         let is_unix = matches!(peer, SocketName::Unix(_));
-        let info = self.wants_info().then(|| ConnectionInfo::accepted(&fd, peer, listener));
+        let trusted = &self.state.config.trusted_proxies;
+        let info =
+            self.wants_info().then(|| ConnectionInfo::accepted(&fd, peer, listener, trusted));
         NewConnection { fd, is_unix, info }
     }
 
     /// Describes a connection that another process has accepted, if the application uses that.
     pub(crate) fn describe_received(&self, fd: OwnedFd, is_unix: bool) -> NewConnection {
-        let listeners = &self.state.listener_names;
-        let info = self.wants_info().then(|| ConnectionInfo::of_socket(&fd, listeners));
+        let (listeners, trusted) = (&self.state.listener_names, &self.state.config.trusted_proxies);
+        let info = self.wants_info().then(|| ConnectionInfo::of_socket(&fd, listeners, trusted));
         NewConnection { fd, is_unix, info }
     }
 
     /// Whether the application can see where a connection comes from.
     fn wants_info(&self) -> bool {
-        self.state.config.connection_info || !self.client_speaks_first
+        self.state.config.wants_connection_info() || !self.client_speaks_first
     }
 
     /// Serves a connection that was in the kernel's queue for `waited`, unless that was too long. If its client is

@@ -82,8 +82,9 @@ pub(crate) fn take_over_connection(state: &Rc<LocalWorkerState>, fd: OwnedFd, un
     entry.conn.set_phase(ConnectionPhase::Idle, state.now_ms());
     state.worker_page.connection_taken_over();
     let guard = ConnectionGuard::new(state, &entry);
-    let info = state.config.connection_info;
-    let info = info.then(|| ConnectionInfo::of_socket(&fd, &state.listener_names));
+    let (listeners, trusted) = (&state.listener_names, &state.config.trusted_proxies);
+    let info = state.config.wants_connection_info();
+    let info = info.then(|| ConnectionInfo::of_socket(&fd, listeners, trusted));
     let stream = LazyStream::new(fd, unix);
     handle(AcceptedConnection { stream, first: unread.into_bytes().into(), info, entry, guard });
 }

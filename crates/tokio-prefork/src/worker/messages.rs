@@ -253,8 +253,11 @@ impl TryFrom<PassedConnection> for AcceptedStream {
     fn try_from(connection: PassedConnection) -> std::io::Result<AcceptedStream> {
         let unix = prefork_os::socket::is_unix_stream(&connection)?;
         prefork_os::fd::set_nonblocking(&connection)?;
-        let names = Worker::current().map(|worker| Arc::clone(&worker.0.listener_names));
-        let info = ConnectionInfo::of_socket(&connection, &names.unwrap_or_default());
+        let worker = Worker::current();
+        let names = worker.as_ref().map(|worker| Arc::clone(&worker.0.listener_names));
+        let trusted = worker.map(|worker| worker.0.config.trusted_proxies.clone());
+        let (names, trusted) = (names.unwrap_or_default(), trusted.unwrap_or_default());
+        let info = ConnectionInfo::of_socket(&connection, &names, &trusted);
         let PassedConnection { fd, unread } = connection;
         Ok(AcceptedStream::new(SocketStream::new(fd, unix)?, unread, info))
     }

@@ -43,7 +43,8 @@ pub(crate) fn serve_raw_connection<H, C>(
         Ok(socket) => socket,
         Err(e) => return log::warn!("{} cannot serve a connection: {e}", state.tag),
     };
-    let info = info.unwrap_or_else(|| ConnectionInfo::of_socket(&socket, &state.listener_names));
+    let (listeners, trusted) = (&state.listener_names, &state.config.trusted_proxies);
+    let info = info.unwrap_or_else(|| ConnectionInfo::of_socket(&socket, listeners, trusted));
     // Only the application knows when such a connection is idle, so only the drain deadline closes it.
     entry.conn.begin_request(state.now_ms());
     let tracked = TrackedConnection::begin(state, &info);
