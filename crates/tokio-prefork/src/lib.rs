@@ -141,7 +141,7 @@ pub use client::{ClientAddr, ClientInfo, ConnectionInfo, PeerAddr, TrustedProxie
 #[doc(hidden)]
 pub use config::{
     ConcurrencyModel, ControlSocket, Dispatch, FdStore, HalfClosePolicy, HostAddr, KernelProgram,
-    ListenAddr, ParseValueError, UnixAddr, WhenFull, WorkerCount,
+    ListenAddr, MeasureDurations, ParseValueError, UnixAddr, WhenFull, WorkerCount,
 };
 #[doc(hidden)]
 pub use events::{

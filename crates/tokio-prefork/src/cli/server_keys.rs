@@ -369,6 +369,12 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
         "HTTP/2: accept tunnels by extended CONNECT (RFC 8441), as for WebSocket",
     ),
     Key::new(
+        "request-durations",
+        heading::HTTP,
+        choice!("WHEN", request_durations),
+        "Measure how long requests take, for status and metrics: auto (with the admin listener), on or off",
+    ),
+    Key::new(
         "user",
         heading::GENERAL,
         user_or_group!(user),

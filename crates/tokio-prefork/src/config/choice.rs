@@ -31,7 +31,7 @@ mod tests {
     use std::fmt::{Debug, Display};
     use std::str::FromStr;
 
-    use crate::config::{FdStore, HalfClosePolicy, ParseValueError, WhenFull};
+    use crate::config::{FdStore, HalfClosePolicy, MeasureDurations, ParseValueError, WhenFull};
 
     fn check<T>(choices: &[T])
     where
@@ -47,6 +47,7 @@ mod tests {
     fn every_choice_is_read_as_it_is_printed() {
         check(&[WhenFull::Wait, WhenFull::Close]);
         check(&[HalfClosePolicy::Finish, HalfClosePolicy::Probe, HalfClosePolicy::Cancel]);
+        check(&[MeasureDurations::Auto, MeasureDurations::On, MeasureDurations::Off]);
         check(&[FdStore::Auto, FdStore::On, FdStore::Off]);
         assert_eq!(" Close ".parse(), Ok(WhenFull::Close));
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::app_identity::AppIdentity;
 use super::app_settings::AppSettings;
 use super::{
-    ConcurrencyModel, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClosePolicy, WhenFull,
-    WorkerCount,
+    ConcurrencyModel, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClosePolicy,
+    MeasureDurations, WhenFull, WorkerCount,
 };
 use crate::client::TrustedProxies;
 use crate::error::{Error, Result};
@@ -266,6 +266,9 @@ config_fields! {
     connection_info: bool = true;
     /// Proxies whose forwarded headers are believed; see [`ClientInfo`](crate::ClientInfo). Default: none.
     trusted_proxies: TrustedProxies as &TrustedProxies = TrustedProxies::default();
+    /// Whether to measure how long requests take, for the status and the metrics. Default: [`MeasureDurations::Auto`], while the admin
+    /// listener is on.
+    request_durations: MeasureDurations = MeasureDurations::Auto;
     /// User that workers become, by name or number, with its groups and without any capability. The primary must be started
     /// as root, and stays root. Default: `None`, the primary's user.
     user: Option<String> as Option<&str>, from String = None;

@@ -12,6 +12,7 @@ mod fd_store;
 mod fields;
 mod half_close;
 mod parse_error;
+mod request_durations;
 mod when_full;
 mod worker_count;
 
@@ -32,6 +33,7 @@ pub use half_close::HalfClosePolicy;
 pub use parse_error::ParseValueError;
 pub(crate) use parse_error::parse_choice;
 use prefork_supervisor::SupervisorConfig;
+pub use request_durations::MeasureDurations;
 pub use when_full::WhenFull;
 pub use worker_count::WorkerCount;
 
@@ -49,6 +51,14 @@ impl Config {
     /// Returns the version of the application, if [`ConfigBuilder::version`] has set it.
     pub fn version(&self) -> Option<&str> {
         self.app.version.as_deref()
+    }
+
+    /// Returns whether workers measure how long requests take.
+    pub(crate) fn measures_durations(&self) -> bool {
+        match self.request_durations {
+            MeasureDurations::On => true,
+            MeasureDurations::Auto | MeasureDurations::Off => false,
+        }
     }
 
     /// Returns `NAME VERSION`, or the name alone without a version.

@@ -4,7 +4,7 @@
 pub(crate) const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
 /// The longest reply that a client reads, in bytes.
-pub(crate) const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
+pub(crate) const MAX_REPLY_BYTES: usize = 32 * 1024 * 1024;
 
 const LENGTH_PREFIX_BYTES: usize = 4;
 

@@ -237,8 +237,7 @@ impl Primary {
             queues: queues
                 .map(|(name, queue)| AcceptQueueStatus::new(name, queue.depth, queue.limit))
                 .collect(),
-            totals_of_dead_workers: self.scoreboard.totals_of_dead_workers().0,
-            pools_of_dead_workers: self.scoreboard.pools_of_dead_workers(),
+            dead: self.scoreboard.sums_of_dead_workers(),
             isolated: self.scoreboard.isolated_pools(),
             shared: crate::shared::read_shared_metrics(),
             log_lines_dropped: log_output::dropped_line_count(),

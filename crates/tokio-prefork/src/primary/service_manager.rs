@@ -94,7 +94,7 @@ impl Primary {
             ready: ready.min(wanted),
             wanted,
             generation: self.supervisor.wanted_generation(),
-            requests: self.scoreboard.totals_of_dead_workers().0.requests + living.sum::<u64>(),
+            requests: self.scoreboard.sums_of_dead_workers().totals.requests + living.sum::<u64>(),
             is_responsive,
         }
     }

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::messages::{MAX_SAVED_STATE_BYTES, MESSAGE_FORMAT, SavedMessages};
 use crate::scoreboard::{PageRange, WorkerPages};
 use crate::shared::passed_state::PassedFds;
+use crate::status::SumsOfDeadWorkers;
 use crate::upgrade::{
     BinaryLauncher, ISOLATED_JOBS_REVISION, MANIFEST_REVISION, MANIFEST_VERSION, MESSAGES_REVISION,
     PassedClientState, PassedConnection, PassedControl, PassedKind, PassedListener, PassedMessages,
@@ -253,7 +254,7 @@ impl Primary {
         let state = self.supervisor.save_state(Instant::now());
         let memory = self.scoreboard.memory();
         let memory = memory.ok_or_else(|| Error::internal("no scoreboard to pass on"))?;
-        let (totals, started_ms) = self.scoreboard.totals_of_dead_workers();
+        let SumsOfDeadWorkers { totals, kept, pools } = self.scoreboard.sums_of_dead_workers();
         let boards = self.workers.inherited_scoreboards();
         let older_boards = boards.iter().filter_map(|one| self.scoreboard.inherited_memory(*one));
         let mut room_for_output = MAX_PASSED_OUTPUT_BYTES;
@@ -271,7 +272,7 @@ impl Primary {
         Ok(UpgradeManifest {
             version: MANIFEST_VERSION,
             pid: std::process::id(),
-            started_ms,
+            started_ms: self.scoreboard.started_at_ms(),
             upgrades: self.upgrade.upgrade_count,
             generation: state.generation.0,
             next_id: state.next_id.0,
@@ -280,7 +281,8 @@ impl Primary {
             workers_configured: state.configured_workers,
             kinds: state.kinds.into_iter().map(passed_kind).collect(),
             totals,
-            pools: self.scoreboard.pools_of_dead_workers(),
+            kept,
+            pools,
             listeners: listeners.collect(),
             workers: workers.collect(),
             held: Vec::new(),
@@ -345,7 +347,12 @@ impl Primary {
                 .and_then(|memory| self.scoreboard.inherit(memory))
                 .map_err(|e| Error::system("map the scoreboard of the previous image", e))?;
         }
-        self.scoreboard.restore_totals(&manifest.totals, &manifest.pools, manifest.started_ms);
+        let sums = SumsOfDeadWorkers {
+            totals: manifest.totals,
+            kept: manifest.kept.clone(),
+            pools: manifest.pools.clone(),
+        };
+        self.scoreboard.restore_totals(&sums, manifest.started_ms);
         self.upgrade.upgrade_count = manifest.upgrades + 1;
         let kinds = self.supervisor.kind_first_slots();
         let kinds: Vec<&'static str> = kinds.iter().map(|kind| kind.0).collect();
@@ -355,6 +362,7 @@ impl Primary {
             let fd = fd.map_err(|e| Error::system(format!("take over the channel of {tag}"), e))?;
             let pages = PageRange { first: worker.row, count: worker.rows };
             let worker_pages = WorkerPages::Inherited { board: worker.board, pages };
+            self.scoreboard.add_inherited_worker(worker_pages);
             let queue = worker.queue_fds.map(|fds| inherit_queue(tag, fds)).transpose()?;
             let channel = fd.map(PrimaryChannelEnd::new);
             let process = WorkerProcess::new(tag, worker.pid, channel, worker_pages);

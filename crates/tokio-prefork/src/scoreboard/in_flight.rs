@@ -75,19 +75,34 @@ pub(super) fn set_running_entry(page: &SharedPage, entry: Option<InFlightEntry>)
     RUNNING_ENTRY.store(page, entry.map_or(0, |entry| entry.0 as u64 + 1));
 }
 
-/// Reads all entries in use, as (index, start in monotonic ms, text).
-pub(super) fn read_entries(page: &SharedPage) -> Vec<(usize, u64, String)> {
-    (0..IN_FLIGHT_ENTRIES)
-        .filter_map(|i| read_entry(page, i).map(|(start, text)| (i, start, text)))
-        .collect()
+/// An entry in use.
+pub(super) struct ReadEntry {
+    pub(super) number: usize,
+    /// Differs for each request that the entry has held.
+    pub(super) sequence: u64,
+    /// Milliseconds on the monotonic clock.
+    pub(super) start_ms: u64,
+    pub(super) text: String,
+}
+
+/// Reads all entries in use.
+pub(super) fn read_entries(page: &SharedPage) -> Vec<ReadEntry> {
+    (0..IN_FLIGHT_ENTRIES).filter_map(|number| read_entry(page, number)).collect()
+}
+
+impl InFlightEntry {
+    /// Returns the number of the entry, and the sequence number of the request in it.
+    pub(super) fn number_and_sequence(self, page: &SharedPage) -> (usize, u64) {
+        (self.0, entry_word(self.0, 0).load(page))
+    }
 }
 
 /// Reads the text of one entry.
 pub(super) fn read_request(page: &SharedPage, entry: InFlightEntry) -> Option<String> {
-    read_entry(page, entry.0).map(|(_, text)| text)
+    read_entry(page, entry.0).map(|entry| entry.text)
 }
 
-fn read_entry(page: &SharedPage, entry: usize) -> Option<(u64, String)> {
+fn read_entry(page: &SharedPage, entry: usize) -> Option<ReadEntry> {
     for _ in 0..4 {
         let before = page[IN_FLIGHT_START + entry * IN_FLIGHT_ENTRY_WORDS].load(Ordering::Acquire);
         let length = entry_word(entry, 2).load(page);
@@ -103,7 +118,8 @@ fn read_entry(page: &SharedPage, entry: usize) -> Option<(u64, String)> {
         if before.is_multiple_of(2) && entry_word(entry, 0).load(page) == before {
             let length =
                 usize::try_from(length).unwrap_or(MAX_REQUEST_BYTES).min(MAX_REQUEST_BYTES);
-            return Some((start, printable_ascii(&bytes[..length])));
+            let text = printable_ascii(&bytes[..length]);
+            return Some(ReadEntry { number: entry, sequence: before, start_ms: start, text });
         }
     }
     None
@@ -134,6 +150,11 @@ fn write_text(page: &SharedPage, entry: usize, method: &[u8], path: &[u8]) -> us
 mod tests {
     use super::*;
 
+    fn read(page: &SharedPage) -> Vec<(usize, u64, String)> {
+        let entries = read_entries(page).into_iter();
+        entries.map(|entry| (entry.number, entry.start_ms, entry.text)).collect()
+    }
+
     fn page() -> &'static SharedPage {
         prefork_os::shared_memory::create_shared_pages(1)
             .expect("page")
@@ -146,9 +167,9 @@ mod tests {
     fn a_request_is_listed_only_while_it_is_served() {
         let (page, mut entries) = (page(), InFlightEntries::new());
         let entry = entries.add(page, "GET", "/fib/50", 7).expect("room");
-        assert_eq!(read_entries(page), [(0, 7, "GET /fib/50".to_string())]);
+        assert_eq!(read(page), [(0, 7, "GET /fib/50".to_string())]);
         entries.remove(page, entry);
-        assert!(read_entries(page).is_empty());
+        assert!(read(page).is_empty());
     }
 
     #[test]
@@ -156,7 +177,7 @@ mod tests {
         let (page, mut entries) = (page(), InFlightEntries::new());
         entries.add(page, "GET", &"x".repeat(500), 0).expect("room");
         entries.add(page, "GET", "/\u{1b}[2J\n", 0).expect("room");
-        let seen = read_entries(page);
+        let seen = read(page);
         assert_eq!(seen[0].2.len(), MAX_REQUEST_BYTES);
         assert_eq!(seen[1].2, r"GET /\x1b[2J\n");
     }
@@ -173,10 +194,10 @@ mod tests {
         let (page, mut entries) = (page(), InFlightEntries::new());
         while entries.add(page, "GET", "/", 0).is_some() {}
         set_holds(page, Some(("mail x2", 7)));
-        let last = read_entries(page).pop();
+        let last = read(page).pop();
         assert_eq!(last, Some((HOLDS_ENTRY, 7, "hold: mail x2".to_string())));
         set_holds(page, None);
-        assert_eq!(read_entries(page).len(), HOLDS_ENTRY);
+        assert_eq!(read(page).len(), HOLDS_ENTRY);
     }
 
     #[test]
@@ -184,7 +205,7 @@ mod tests {
         let (page, mut entries) = (page(), InFlightEntries::new());
         entries.add(page, "GET", "/", 0).expect("room");
         entry_word(0, 0).add(page, 1);
-        assert!(read_entries(page).is_empty());
+        assert!(read(page).is_empty());
     }
 
     #[test]
@@ -193,6 +214,6 @@ mod tests {
         for (i, w) in page.iter().enumerate() {
             w.store((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15), Ordering::Relaxed);
         }
-        let _ = read_entries(page);
+        let _ = read(page);
     }
 }

@@ -9,9 +9,11 @@
 //! instructions. If several threads have to write to one page, they do so through a [`SharedWorkerPage`].
 //!
 //! A page belongs to one worker from its fork until its exit is reaped. Then its counters are added to the primary's
-//! page, where they stay in the totals, and the page is cleared for the next worker. The CPU pools of a worker have pages
-//! of their own, which only its process can write: see `pool_pages`.
+//! page, where they stay in the totals, and the page is cleared for the next worker. How other processes read sums meanwhile is
+//! told in `consistent_sums`. A worker page has a second one, `request_page`, and the CPU pools of a worker have pages of their own,
+//! `pool_pages`; only its process can write them.
 
+mod consistent_sums;
 mod duration_histogram;
 mod in_flight;
 mod isolated_records;
@@ -21,6 +23,7 @@ mod pool_counters;
 mod pool_pages;
 mod pool_record;
 mod pool_utilisation;
+mod request_page;
 mod shared_worker_page;
 mod worker_page;
 
@@ -29,18 +32,20 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use consistent_sums::{InheritedTable, SumsChange, existing_pages, inherited_pages};
 use page_layout::{
     ACCEPTED, BEGUN_JOB, CANNOT_ACCEPT, FAILED_ALLOCATION, GENERATION, OPEN_CONNECTIONS,
-    PAGES_USED, PID, POOL_PAGES_START, RESTARTS, SLOT, STARTED_AT_MS, STATE, TAKEN_OVER, THREAD,
-    WORKER_ID, WORKERS_WANTED,
+    PAGES_USED, PID, POOL_PAGES_START, REQUEST_PAGES_START, RESTARTS, SLOT, STARTED_AT_MS, STATE,
+    TAKEN_OVER, THREAD, WORKER_ID, WORKERS_WANTED,
 };
+use page_reader::PagePair;
 use prefork_os::shared_memory::{self, ReadOnlyPages, SharedPage, WritablePages};
 use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerTag};
 
 use crate::config::Config;
 use crate::status::{
-    ClusterStatus, IsolatedPoolStatus, PoolStatus, PrimaryPhase, PrimaryStatus, TrafficCounters,
-    WorkerState, WorkerStatus,
+    ClusterStatus, IsolatedPoolStatus, KeptFigures, PoolStatus, PrimaryPhase, PrimaryStatus,
+    SumsOfDeadWorkers, TrafficCounters, WorkerState, WorkerStatus,
 };
 
 pub(crate) use duration_histogram::{DURATION_BUCKETS, duration_quantile};
@@ -50,6 +55,9 @@ pub(crate) use pool_counters::PoolCounters;
 pub(crate) use pool_pages::PoolRecords;
 pub(crate) use pool_record::JobOutcome;
 pub(crate) use pool_record::MAX_POOL_NAME_BYTES;
+#[allow(unused_imports, reason = "the access log lands next")]
+pub(crate) use request_page::LogLineCounters;
+pub(crate) use request_page::RequestClass;
 pub(crate) use shared_worker_page::SharedWorkerPage;
 pub(crate) use worker_page::{ByteMeter, RequestRecorder, ThreadPageView, WorkerPage};
 
@@ -119,6 +127,8 @@ struct InheritedScoreboard {
 #[derive(Clone)]
 pub(crate) struct ScoreboardReader {
     pages: ReadOnlyPages,
+    /// Scoreboards of earlier images of the primary.
+    inherited: Arc<[ReadOnlyPages]>,
     /// The kinds besides `web`, each with its first slot.
     kinds: Arc<[(&'static str, Slot)]>,
 }
@@ -126,10 +136,13 @@ pub(crate) struct ScoreboardReader {
 impl Scoreboard {
     /// Creates shared memory for up to `pages` pages of workers. Untouched pages cost nothing.
     pub(crate) fn create(pages: usize) -> io::Result<Scoreboard> {
-        let count = pages + 1 + pool_pages::pool_page_count(pages);
+        let request_pages_start = pages + 1 + pool_pages::pool_page_count(pages);
+        let request_pages = request_page::request_page_count(pages);
+        let count = request_pages_start + request_pages + consistent_sums::INHERITED_PAGES;
         let (writable, readable, memory) = shared_memory::create_shared_pages(count)?;
         let page = writable.page(PRIMARY_PAGE);
         POOL_PAGES_START.store(page, pages as u64 + 1);
+        REQUEST_PAGES_START.store(page, request_pages_start as u64);
         PID.store(page, std::process::id().into());
         STARTED_AT_MS.store(page, worker_page::unix_time_ms());
         let (memory, inherited) = (Some(memory), Vec::new());
@@ -152,6 +165,11 @@ impl Scoreboard {
     pub(crate) fn allocate_pages(&mut self, tag: WorkerTag, count: usize) -> Option<WorkerPages> {
         let free = self.is_allocated.windows(count).position(|run| !run.contains(&true))?;
         let pages = PageRange { first: free + 1, count };
+        let primary = self.writable.page(PRIMARY_PAGE);
+        let _change = SumsChange::begin(primary);
+        for index in request_page::request_pages_of(primary, pages.first, count) {
+            self.writable.zero_page(index);
+        }
         for (thread, index) in pages.page_numbers().enumerate() {
             self.is_allocated[index - 1] = true;
             self.writable.zero_page(index);
@@ -162,25 +180,55 @@ impl Scoreboard {
             THREAD.store(page, thread as u64);
             page_reader::store_state(page, WorkerState::Booting);
         }
-        let primary = self.writable.page(PRIMARY_PAGE);
         PAGES_USED.store(primary, PAGES_USED.load(primary).max((free + count) as u64));
         Some(WorkerPages::Own(pages))
     }
 
     /// Frees the pages of a dead worker and returns its last counters, which stay in the totals.
     pub(crate) fn release_pages(&mut self, pages: WorkerPages) -> TrafficCounters {
-        let zero = TrafficCounters::default();
-        let counters = self.pages(pages).map(page_reader::read_counters);
-        let last = counters.fold(zero, TrafficCounters::sum_with);
-        page_reader::add_counters(self.writable.page(PRIMARY_PAGE), &last);
-        self.add_pool_totals(&self.read_pools(pages));
-        if let WorkerPages::Own(pages) = pages {
-            for index in pages.page_numbers() {
-                self.writable.zero_page(index);
-                self.is_allocated[index - 1] = false;
+        let primary = self.writable.page(PRIMARY_PAGE);
+        let _change = SumsChange::begin(primary);
+        let (mut last, mut kept) = (TrafficCounters::default(), KeptFigures::default());
+        for PagePair { worker, requests } in self.pages(pages) {
+            last = last.sum_with(page_reader::read_counters(worker));
+            kept = kept.sum_with(&request_page::read_kept(worker, requests));
+        }
+        self.add_to_sums(&last, &kept, &self.read_pools(pages));
+        match pages {
+            WorkerPages::Own(pages) => {
+                let request_pages =
+                    request_page::request_pages_of(primary, pages.first, pages.count);
+                for index in pages.page_numbers().chain(request_pages) {
+                    self.writable.zero_page(index);
+                }
+                pages.page_numbers().for_each(|index| self.is_allocated[index - 1] = false);
             }
+            WorkerPages::Inherited { board, pages } => self.inherited_table().remove(board, pages),
         }
         last
+    }
+
+    /// Adds to the sums over dead workers.
+    fn add_to_sums(&self, totals: &TrafficCounters, kept: &KeptFigures, pools: &[PoolStatus]) {
+        let primary = self.writable.page(PRIMARY_PAGE);
+        page_reader::add_counters(primary, totals);
+        for index in request_page::request_pages_of(primary, PRIMARY_PAGE, 1) {
+            request_page::add_to_sums(primary, self.writable.page(index), kept);
+        }
+        self.add_pool_totals(pools);
+    }
+
+    /// Makes a worker of an earlier image visible to the readers of this scoreboard.
+    pub(crate) fn add_inherited_worker(&self, pages: WorkerPages) {
+        if let WorkerPages::Inherited { board, pages } = pages {
+            let _change = SumsChange::begin(self.writable.page(PRIMARY_PAGE));
+            self.inherited_table().add(board, pages);
+        }
+    }
+
+    fn inherited_table(&self) -> InheritedTable<'_> {
+        let pages = inherited_pages(self.readable.count());
+        InheritedTable::new(pages.map(|index| self.writable.page(index)).collect())
     }
 
     /// Adds pools of dead workers to the totals.
@@ -200,16 +248,11 @@ impl Scoreboard {
     }
 
     /// Continues the totals and the start time of the previous image.
-    pub(crate) fn restore_totals(
-        &mut self,
-        totals: &TrafficCounters,
-        pools: &[PoolStatus],
-        started_ms: u64,
-    ) {
+    pub(crate) fn restore_totals(&mut self, sums: &SumsOfDeadWorkers, started_ms: u64) {
         let page = self.writable.page(PRIMARY_PAGE);
-        page_reader::add_counters(page, totals);
+        let _change = SumsChange::begin(page);
         STARTED_AT_MS.store(page, started_ms);
-        self.add_pool_totals(pools);
+        self.add_to_sums(&sums.totals, &sums.kept, &sums.pools);
     }
 
     /// Takes over the scoreboard of an earlier image. `WorkerPages::Inherited` counts them in the order of these calls.
@@ -236,15 +279,14 @@ impl Scoreboard {
         self.memory.as_ref()
     }
 
-    /// Returns the totals of dead workers and the primary's start time in milliseconds since 1970.
-    pub(crate) fn totals_of_dead_workers(&self) -> (TrafficCounters, u64) {
-        let page = self.readable.page(PRIMARY_PAGE);
-        (page_reader::read_counters(page), STARTED_AT_MS.load(page))
+    /// Returns the sums over dead workers.
+    pub(crate) fn sums_of_dead_workers(&self) -> SumsOfDeadWorkers {
+        read_sums_of_dead_workers(self.readable)
     }
 
-    /// Returns the pools of dead workers, added up by name.
-    pub(crate) fn pools_of_dead_workers(&self) -> Vec<PoolStatus> {
-        read_pools_of_dead_workers(self.readable)
+    /// Returns when the primary started, in milliseconds since 1970.
+    pub(crate) fn started_at_ms(&self) -> u64 {
+        STARTED_AT_MS.load(self.readable.page(PRIMARY_PAGE))
     }
 
     /// Publishes the figures of a pool of isolated processes.
@@ -270,11 +312,9 @@ impl Scoreboard {
         }
     }
 
-    fn pages(&self, pages: WorkerPages) -> impl Iterator<Item = &'static SharedPage> + Clone {
-        self.board_of(pages).into_iter().flat_map(move |(board, range)| {
-            let existing = range.page_numbers().take_while(move |index| *index < board.count());
-            existing.map(move |index| board.page(index))
-        })
+    fn pages(&self, pages: WorkerPages) -> impl Iterator<Item = PagePair> + Clone {
+        let board = self.board_of(pages).into_iter();
+        board.flat_map(|(board, range)| page_pairs(board, range))
     }
 
     /// Publishes the state of the primary for all workers.
@@ -310,7 +350,7 @@ impl Scoreboard {
     /// Reads the load of a worker.
     pub(crate) fn worker_load(&self, pages: WorkerPages, now_ms: u64) -> WorkerLoad {
         let mut load = WorkerLoad { is_stale: true, ..WorkerLoad::default() };
-        for page in self.pages(pages) {
+        for PagePair { worker: page, .. } in self.pages(pages) {
             // A worker serves if any of its threads serves.
             load.is_stale &= !worker_page::is_serving(page, now_ms);
             load.has_fresh_heartbeat |= worker_page::has_fresh_heartbeat(page, now_ms);
@@ -323,12 +363,12 @@ impl Scoreboard {
 
     /// Returns the isolated job that a process has begun last; 0 for none.
     pub(crate) fn begun_job(&self, pages: WorkerPages) -> u64 {
-        self.pages(pages).next().map_or(0, |page| BEGUN_JOB.load(page))
+        self.pages(pages).next().map_or(0, |page| BEGUN_JOB.load(page.worker))
     }
 
     /// Returns whether a process aborted because a limit of memory made an allocation fail.
     pub(crate) fn has_failed_allocation(&self, pages: WorkerPages) -> bool {
-        self.pages(pages).next().is_some_and(|page| FAILED_ALLOCATION.load(page) != 0)
+        self.pages(pages).next().is_some_and(|page| FAILED_ALLOCATION.load(page.worker) != 0)
     }
 
     /// Reads the status that a worker publishes. `None` if its pages are not in use.
@@ -339,7 +379,8 @@ impl Scoreboard {
 
     /// Returns the reading side, with the kinds besides `web` and their first slots.
     pub(crate) fn reader(&self, kinds: &[(&'static str, Slot)]) -> ScoreboardReader {
-        ScoreboardReader { pages: self.readable, kinds: kinds.into() }
+        let inherited = self.inherited.iter().map(|board| board.pages).collect();
+        ScoreboardReader { pages: self.readable, inherited, kinds: kinds.into() }
     }
 
     /// Returns the pages of a forked worker and makes all other pages read-only.
@@ -353,13 +394,18 @@ impl Scoreboard {
             WorkerPages::Own(range) => {
                 let primary = self.writable.page(PRIMARY_PAGE);
                 let pool_pages = pool_pages::pool_pages_of_worker(primary, range.first);
-                let kept = [range.page_numbers(), pool_pages];
+                let request_pages =
+                    request_page::request_pages_of(primary, range.first, range.count);
+                let kept = [range.page_numbers(), pool_pages, request_pages];
                 let mut pages = self.writable.keep_only_pages(&kept)?;
-                let pool_pages = pages.split_off(range.count);
+                let mut pool_pages = pages.split_off(range.count);
+                let request_pages = pool_pages.split_off(pool_pages.len() - range.count);
                 let first = pages.first().ok_or(io::ErrorKind::InvalidInput)?;
                 let pool_records = PoolRecords::new(first, pool_pages);
-                let own = pages.into_iter().zip(range.page_numbers());
-                let page = |(page, index)| WorkerPage::new(page, index - 1, pool_records.clone());
+                let own = pages.into_iter().zip(request_pages).zip(range.page_numbers());
+                let page = |((page, request_page), index)| {
+                    WorkerPage::new(page, request_page, index - 1, pool_records.clone())
+                };
                 Ok(own.map(page).collect())
             }
             // A worker that this image forks has pages of this image.
@@ -383,6 +429,17 @@ impl fmt::Debug for ScoreboardReader {
 impl ScoreboardReader {
     /// Reads the whole scoreboard. `config` is that of the calling worker.
     pub(crate) fn cluster_status(&self, config: &Config) -> ClusterStatus {
+        self.consistent_status(config).0
+    }
+
+    /// Reads the whole scoreboard, and tells whether the sums are whole: counts of a dead worker were in them once. They are not
+    /// if the primary was stopped in the moment in which it moved counts.
+    pub(crate) fn consistent_status(&self, config: &Config) -> (ClusterStatus, bool) {
+        let primary = self.pages.page(PRIMARY_PAGE);
+        consistent_sums::read_at_rest(primary, || self.read_status(config))
+    }
+
+    fn read_status(&self, config: &Config) -> ClusterStatus {
         let page = self.pages.page(PRIMARY_PAGE);
         let phase = if self.is_stopping() { PrimaryPhase::Stopping } else { PrimaryPhase::Running };
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
@@ -404,11 +461,9 @@ impl ScoreboardReader {
             messages_lost: 0,
             empty_slots: Vec::new(),
         };
-        let totals_of_dead_workers = page_reader::read_counters(page);
         let status = ClusterStatus::new(
             primary,
-            totals_of_dead_workers,
-            read_pools_of_dead_workers(self.pages),
+            read_sums_of_dead_workers(self.pages),
             crate::shared::read_shared_metrics(),
             self.workers(),
         );
@@ -420,18 +475,23 @@ impl ScoreboardReader {
         read_isolated_pools(self.pages)
     }
 
-    /// Reads all workers, oldest first. The pages of a worker's threads are adjacent and begin with thread 0.
+    /// Reads all workers, oldest first, those of earlier images included. The pages of a worker's threads are adjacent and begin
+    /// with thread 0.
     fn workers(&self) -> Vec<WorkerStatus> {
-        let pages: Vec<(usize, &'static SharedPage)> =
-            (PRIMARY_PAGE + 1..).zip(self.worker_pages()).collect();
-        let of_workers = pages.chunk_by(|_, (_, next)| THREAD.load(next) != 0);
-        let read = of_workers.filter_map(|pages| {
-            let worker = page_reader::read_worker(pages.iter().map(|(_, page)| *page))?;
-            Some(WorkerStatus { pools: read_pools_of_worker(self.pages, pages[0].0), ..worker })
+        let numbers: Vec<usize> = (PRIMARY_PAGE + 1..=self.pages_used()).collect();
+        let of_workers = numbers
+            .chunk_by(|_, next| THREAD.load(self.pages.page(*next)) != 0)
+            .map(|pages| (self.pages, PageRange { first: pages[0], count: pages.len() }));
+        let table = inherited_pages(self.pages.count()).map(|index| self.pages.page(index));
+        let table = InheritedTable::new(table.collect()).read().into_iter();
+        let inherited =
+            table.filter_map(|(board, range)| Some((*self.inherited.get(board)?, range)));
+        let read = of_workers.chain(inherited).filter_map(|(board, range)| {
+            let worker = page_reader::read_worker(page_pairs(board, range))?;
+            let (pools, kind) = (read_pools_of_worker(board, range.first), worker.slot);
+            Some(WorkerStatus { pools, kind: self.kind_of_slot(kind), ..worker })
         });
-        let mut workers: Vec<WorkerStatus> = read
-            .map(|worker| WorkerStatus { kind: self.kind_of_slot(worker.slot), ..worker })
-            .collect();
+        let mut workers: Vec<WorkerStatus> = read.collect();
         workers.sort_by_key(|worker| worker.id);
         workers
     }
@@ -503,6 +563,23 @@ fn read_pools_of_worker(board: ReadOnlyPages, first: usize) -> Vec<PoolStatus> {
         return Vec::new();
     }
     pool_pages::read_pools(board, board.page(first), pages)
+}
+
+fn page_pairs(board: ReadOnlyPages, range: PageRange) -> impl Iterator<Item = PagePair> + Clone {
+    existing_pages(board, range).map(move |index| {
+        let requests = request_page::request_page_of(board, index);
+        PagePair { worker: board.page(index), requests }
+    })
+}
+
+fn read_sums_of_dead_workers(board: ReadOnlyPages) -> SumsOfDeadWorkers {
+    let primary = board.page(PRIMARY_PAGE);
+    let requests = request_page::request_page_of(board, PRIMARY_PAGE);
+    SumsOfDeadWorkers {
+        totals: page_reader::read_sums(primary),
+        kept: request_page::read_sums(primary, requests),
+        pools: read_pools_of_dead_workers(board),
+    }
 }
 
 fn read_pools_of_dead_workers(board: ReadOnlyPages) -> Vec<PoolStatus> {

@@ -73,13 +73,17 @@ pub(crate) const PAGES_USED: PageWord = PageWord(34);
 /// On the primary's page: 1 while it accepts for all workers and none of its sockets gives connections.
 pub(crate) const CANNOT_ACCEPT: PageWord = PageWord(35);
 
-/// How late the heartbeats of the event loop were: a histogram.
+/// How late the heartbeats of the event loop were: a histogram. On the primary's page: of dead workers.
 pub(crate) const LOOP_LAG: PageWord = PageWord(40);
 /// On the primary's page: the first page with records of CPU pools; 0 on a scoreboard of a version without such pages.
 pub(crate) const POOL_PAGES_START: PageWord = PageWord(36);
 /// On the primary's page: how many isolated pools have records.
 pub(crate) const ISOLATED_RECORDS: PageWord = PageWord(37);
-/// How long connections waited in the kernel's queue: a histogram.
+/// On the primary's page: the first request page; 0 on a scoreboard of a version without such pages.
+pub(crate) const REQUEST_PAGES_START: PageWord = PageWord(38);
+/// On the primary's page: odd while the primary moves counts of a dead worker into its sums. See `read_consistent`.
+pub(crate) const SUMS_SEQUENCE: PageWord = PageWord(39);
+/// How long connections waited in the kernel's queue: a histogram. On the primary's page: of dead workers.
 pub(crate) const QUEUE_WAIT: PageWord = PageWord(432);
 /// A bit for each record in use on the pool pages of the worker, or of the primary. The words behind it are free.
 pub(crate) const POOL_RECORDS_IN_USE: PageWord = PageWord(QUEUE_WAIT.0 + DURATION_BUCKETS);
@@ -99,7 +103,7 @@ pub(crate) const MAX_REQUEST_BYTES: usize = (IN_FLIGHT_ENTRY_WORDS - 3) * 8;
 const _: () = assert!(
     FIRST_COUNTER.0 + TRAFFIC_COUNTERS == OVER_LIMIT_CONNECTIONS.0 + 1
         && OVER_LIMIT_CONNECTIONS.0 < WORKERS_WANTED.0
-        && ISOLATED_RECORDS.0 < LOOP_LAG.0
+        && SUMS_SEQUENCE.0 < LOOP_LAG.0
         && LOOP_LAG.0 + DURATION_BUCKETS <= IN_FLIGHT_START
         && IN_FLIGHT_ENTRIES == 23
         && POOL_RECORDS_IN_USE.0 < WORDS_PER_PAGE

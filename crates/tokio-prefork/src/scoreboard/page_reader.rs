@@ -2,13 +2,13 @@
 //!
 //! Every figure is cut to [`MAX_JSON_INTEGER`], as a worker can write anything into its page.
 
-use super::duration_histogram::DURATION_BUCKETS;
-use super::in_flight;
+use super::in_flight::{self, ReadEntry};
 use super::page_layout::{
     ACTIVE_REQUESTS, BEGUN_JOB, FIRST_COUNTER, GENERATION, HEARTBEAT_MS, IS_FULL, JOB_STARTED_MS,
-    LOOP_LAG, OPEN_CONNECTIONS, PID, PageWord, QUEUE_WAIT, REQUESTS, RUNNING_ENTRY, SLOT,
-    STARTED_AT_MS, STATE, THREAD, WORKER_ID,
+    OPEN_CONNECTIONS, PID, PageWord, REQUESTS, RUNNING_ENTRY, SLOT, STARTED_AT_MS, STATE, THREAD,
+    WORKER_ID,
 };
+use super::request_page;
 use super::worker_page::unix_time_ms;
 use crate::status::{
     InFlightRequest, MAX_JSON_INTEGER, RunningJob, TRAFFIC_COUNTERS, ThreadStatus, TrafficCounters,
@@ -40,8 +40,18 @@ pub(super) fn load_state(page: &SharedPage) -> Option<WorkerState> {
     (number != 0).then(|| known.map_or(WorkerState::Unknown, |(_, state)| *state))
 }
 
-/// Reads the traffic counters of a page as they are, without a limit.
+/// The largest count or number of bytes that one worker can have reached: 2^56, a terabyte per second for 20 hours. A larger one was
+/// written by mistake or on purpose; it counts as 0, so that it does not stay in the sums for ever.
+const MAX_COUNTER_OF_WORKER: u64 = 1 << 56;
+
+/// Reads the traffic counters of a worker. A count that no worker can reach is read as 0.
 pub(super) fn read_counters(page: &SharedPage) -> TrafficCounters {
+    let counters = read_sums(page).to_array();
+    TrafficCounters::from_array(counters.map(|n| if n > MAX_COUNTER_OF_WORKER { 0 } else { n }))
+}
+
+/// Reads the traffic counters of dead workers from the primary's page.
+pub(super) fn read_sums(page: &SharedPage) -> TrafficCounters {
     let counter = |n| FIRST_COUNTER.plus(n).load(page);
     TrafficCounters::from_array(std::array::from_fn::<_, TRAFFIC_COUNTERS, _>(counter))
 }
@@ -53,14 +63,20 @@ pub(super) fn add_counters(page: &SharedPage, counters: &TrafficCounters) {
     }
 }
 
-/// Reads the pages of one worker, one for each of its threads. `None` if none of them is in use.
-pub(super) fn read_worker(
-    pages: impl Iterator<Item = &'static SharedPage>,
-) -> Option<WorkerStatus> {
+/// A worker page and its request page, which a scoreboard of an older version does not have.
+#[derive(Clone, Copy)]
+pub(super) struct PagePair {
+    pub(super) worker: &'static SharedPage,
+    pub(super) requests: Option<&'static SharedPage>,
+}
+
+/// Reads the pages of one worker, one pair for each of its threads. `None` if none of them is in use.
+pub(super) fn read_worker(pages: impl Iterator<Item = PagePair>) -> Option<WorkerStatus> {
     let mut worker: Option<WorkerStatus> = None;
     let mut threads = Vec::new();
-    for page in pages {
-        let Some(figures) = read_page(page) else { continue };
+    for pages in pages {
+        let Some(figures) = read_pages(pages) else { continue };
+        let page = pages.worker;
         threads.push(ThreadStatus {
             thread: load_json_integer(THREAD, page),
             state: figures.state,
@@ -81,12 +97,14 @@ pub(super) fn read_worker(
     Some(worker)
 }
 
-/// Reads the page of a worker, or of one of its threads. `None` if it is not in use.
-fn read_page(page: &SharedPage) -> Option<WorkerStatus> {
+/// Reads the pages of a worker, or of one of its threads. `None` if they are not in use.
+fn read_pages(pages: PagePair) -> Option<WorkerStatus> {
+    let page = pages.worker;
     let state = load_state(page)?;
     let now_ms = monotonic_ms();
     let small = |word: PageWord| u32::try_from(word.load(page)).unwrap_or(u32::MAX);
     let zero = TrafficCounters::default();
+    let kept = request_page::read_kept(page, pages.requests);
     Some(WorkerStatus {
         id: WorkerId(load_json_integer(WORKER_ID, page)),
         slot: Slot(small(SLOT)),
@@ -98,16 +116,18 @@ fn read_page(page: &SharedPage) -> Option<WorkerStatus> {
         heartbeat_age_ms: Some(
             now_ms.saturating_sub(HEARTBEAT_MS.load(page)).min(MAX_JSON_INTEGER),
         ),
-        loop_lag: read_histogram(LOOP_LAG, page),
-        queue_wait: read_histogram(QUEUE_WAIT, page),
+        loop_lag: kept.loop_lag.counts,
+        queue_wait: kept.queue_wait.counts,
         connections: load_json_integer(OPEN_CONNECTIONS, page),
         full: IS_FULL.load(page) == 1,
         active: load_json_integer(ACTIVE_REQUESTS, page),
         counters: zero.sum_with(read_counters(page)),
+        durations: kept.durations,
         pools: Vec::new(),
         job: read_running_job(page, now_ms),
-        serving: read_requests(page, now_ms),
+        serving: read_requests(pages, now_ms),
         threads: Vec::new(),
+        kept,
     })
 }
 
@@ -119,23 +139,27 @@ fn read_running_job(page: &SharedPage, now_ms: u64) -> Option<RunningJob> {
     })
 }
 
-fn read_histogram(first: PageWord, page: &SharedPage) -> [u64; DURATION_BUCKETS] {
-    std::array::from_fn(|bucket| load_json_integer(first.plus(bucket), page))
-}
-
 fn load_json_integer(word: PageWord, page: &SharedPage) -> u64 {
     word.load(page).min(MAX_JSON_INTEGER)
 }
 
 /// Reads the requests in progress, oldest first.
-fn read_requests(page: &SharedPage, now_ms: u64) -> Vec<InFlightRequest> {
-    let running = RUNNING_ENTRY.load(page);
-    let requests = in_flight::read_entries(page).into_iter();
+fn read_requests(pages: PagePair, now_ms: u64) -> Vec<InFlightRequest> {
+    let running = RUNNING_ENTRY.load(pages.worker);
+    let details_of = |entry: &ReadEntry| {
+        request_page::read_details(pages.requests?, entry.number, entry.sequence)
+    };
+    let requests = in_flight::read_entries(pages.worker).into_iter();
     let mut requests: Vec<InFlightRequest> = requests
-        .map(|(entry, start_ms, request)| InFlightRequest {
-            request,
-            age_ms: now_ms.saturating_sub(start_ms).min(MAX_JSON_INTEGER),
-            on_loop: running == entry as u64 + 1,
+        .map(|entry| {
+            let (client, request_id) = details_of(&entry).unwrap_or_default();
+            InFlightRequest {
+                on_loop: running == entry.number as u64 + 1,
+                request: entry.text,
+                age_ms: now_ms.saturating_sub(entry.start_ms).min(MAX_JSON_INTEGER),
+                client: Some(client).filter(|text| !text.is_empty()),
+                request_id: Some(request_id).filter(|text| !text.is_empty()),
+            }
         })
         .collect();
     requests.sort_by_key(|request| std::cmp::Reverse(request.age_ms));
@@ -156,15 +180,13 @@ pub(crate) struct HeartbeatSample {
 
 impl HeartbeatSample {
     /// Reads the pages of one worker. Heartbeat and request are those of the thread with the oldest heartbeat.
-    pub(super) fn read(
-        pages: impl Iterator<Item = &'static SharedPage> + Clone,
-    ) -> HeartbeatSample {
+    pub(super) fn read(pages: impl Iterator<Item = PagePair> + Clone) -> HeartbeatSample {
         let sum = |word: PageWord| {
-            pages.clone().fold(0u64, |sum, page| sum.wrapping_add(word.load(page)))
+            pages.clone().fold(0u64, |sum, page| sum.wrapping_add(word.load(page.worker)))
         };
-        let running =
-            pages.clone().filter(|page| load_state(page) != Some(WorkerState::ThreadEnded));
-        let slowest = running.min_by_key(|page| HEARTBEAT_MS.load(page));
+        let has_ended = |page: &PagePair| load_state(page.worker) == Some(WorkerState::ThreadEnded);
+        let running = pages.clone().filter(|page| !has_ended(page));
+        let slowest = running.min_by_key(|page| HEARTBEAT_MS.load(page.worker));
         let Some(slowest) = slowest.or_else(|| pages.clone().next()) else {
             return HeartbeatSample::default();
         };
@@ -172,7 +194,7 @@ impl HeartbeatSample {
         requests.retain(|request| !request.is_hold());
         let on_loop = requests.iter().position(|request| request.on_loop).unwrap_or(0);
         HeartbeatSample {
-            heartbeat_ms: HEARTBEAT_MS.load(slowest),
+            heartbeat_ms: HEARTBEAT_MS.load(slowest.worker),
             requests: sum(REQUESTS),
             open_connections: sum(OPEN_CONNECTIONS),
             current_request: (on_loop < requests.len()).then(|| requests.swap_remove(on_loop)),

@@ -7,18 +7,24 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::in_flight::{self, InFlightEntries, InFlightEntry};
 use super::page_layout::{ACTIVE_REQUESTS, PANICS, REQUESTS, RESPONSES, TIMED_OUT_REQUESTS};
+use super::request_page::{RequestClass, RequestPage};
 use super::worker_page::{ByteMeter, RequestRecorder};
 use prefork_os::shared_memory::SharedPage;
 
 /// Writes to a page that several threads share.
 pub(crate) struct SharedWorkerPage {
     page: &'static SharedPage,
+    requests: RequestPage,
     entries: Mutex<InFlightEntries>,
 }
 
 impl SharedWorkerPage {
-    pub(super) fn new(page: &'static SharedPage) -> SharedWorkerPage {
-        SharedWorkerPage { page, entries: Mutex::new(InFlightEntries::new()) }
+    pub(super) fn new(
+        page: &'static SharedPage,
+        request_page: &'static SharedPage,
+    ) -> SharedWorkerPage {
+        let requests = RequestPage::new(request_page, true);
+        SharedWorkerPage { page, requests, entries: Mutex::new(InFlightEntries::new()) }
     }
 
     fn entries(&self) -> MutexGuard<'_, InFlightEntries> {
@@ -59,6 +65,21 @@ impl RequestRecorder for SharedWorkerPage {
         }
     }
 
+    fn set_request_details(&self, entry: Option<InFlightEntry>, client: &str, request_id: &str) {
+        if let Some(entry) = entry {
+            let (number, sequence) = entry.number_and_sequence(self.page);
+            self.requests.set_details(number, sequence, client, request_id);
+        }
+    }
+
+    fn request_counted(&self, class: RequestClass) {
+        self.requests.count_request(class);
+    }
+
+    fn request_measured(&self, took_us: u64) {
+        self.requests.count_duration(took_us);
+    }
+
     fn request_finished(&self, entry: Option<InFlightEntry>) {
         ACTIVE_REQUESTS.add_shared(self.page, u64::MAX);
         if let Some(entry) = entry {
@@ -74,12 +95,10 @@ mod tests {
 
     #[test]
     fn concurrent_threads_lose_no_count() {
-        let page = prefork_os::shared_memory::create_shared_pages(1)
-            .expect("page")
-            .0
-            .keep_only_page(0)
-            .expect("own");
-        let shared = SharedWorkerPage::new(page);
+        let mut pages = prefork_os::shared_memory::create_shared_pages(2).expect("pages").0;
+        let pages = pages.keep_only_pages(std::slice::from_ref(&(0..2))).expect("own");
+        let page = pages[0];
+        let shared = SharedWorkerPage::new(page, pages[1]);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {

@@ -15,8 +15,9 @@ use super::page_layout::{
 use super::page_reader::{load_state, store_state};
 use super::pool_counters::PoolCounters;
 use super::pool_pages::PoolRecords;
+use super::request_page::{LogLineCounters, RequestClass, RequestPage};
 use super::shared_worker_page::SharedWorkerPage;
-use crate::status::WorkerState;
+use crate::status::{WorkerState, duration_us};
 use prefork_os::shared_memory::SharedPage;
 use prefork_os::system::monotonic_ms;
 use prefork_supervisor::Slot;
@@ -40,13 +41,21 @@ pub(crate) trait RequestRecorder {
     fn request_timed_out(&self);
     /// Counts a response by its status.
     fn response_started(&self, status: u16);
+    /// Writes the address of the client and the request id of a request, for the status. An entry has them until its end.
+    #[allow(dead_code, reason = "its caller lands next")]
+    fn set_request_details(&self, entry: Option<InFlightEntry>, client: &str, request_id: &str);
     /// Records the end of a request, answered or not.
     fn request_finished(&self, entry: Option<InFlightEntry>);
+    /// Counts a finished request by its method and status.
+    fn request_counted(&self, class: RequestClass);
+    /// Counts how long a finished request took, in microseconds.
+    fn request_measured(&self, took_us: u64);
 }
 
 /// Writes to one page of the scoreboard. Methods neither fail nor block.
 pub(crate) struct WorkerPage {
     page: &'static SharedPage,
+    request_page: &'static SharedPage,
     number: usize,
     entries: RefCell<InFlightEntries>,
     pool_records: PoolRecords,
@@ -57,6 +66,7 @@ pub(crate) struct WorkerPage {
 impl WorkerPage {
     pub(super) fn new(
         page: &'static SharedPage,
+        request_page: &'static SharedPage,
         number: usize,
         pool_records: PoolRecords,
     ) -> WorkerPage {
@@ -65,7 +75,7 @@ impl WorkerPage {
         HEARTBEAT_MS.store(page, monotonic_ms());
         store_state(page, WorkerState::Booting);
         let entries = RefCell::new(InFlightEntries::new());
-        WorkerPage { page, number, entries, pool_records, is_shared: false }
+        WorkerPage { page, request_page, number, entries, pool_records, is_shared: false }
     }
 
     /// Shares the page with other threads of the process.
@@ -75,7 +85,7 @@ impl WorkerPage {
 
     /// Returns the handle for other threads; `None` if the page is not shared.
     pub(crate) fn shared_page(&self) -> Option<SharedWorkerPage> {
-        self.is_shared.then(|| SharedWorkerPage::new(self.page))
+        self.is_shared.then(|| SharedWorkerPage::new(self.page, self.request_page))
     }
 
     /// Returns a view of this page for another thread of the process.
@@ -105,6 +115,7 @@ impl WorkerPage {
     /// Records how late a heartbeat was.
     pub(crate) fn record_loop_lag(&self, late: Duration) {
         LOOP_LAG.plus(duration_bucket(millis(late))).add(self.page, 1);
+        self.requests().add_loop_lag_us(duration_us(late));
     }
 
     /// Sets whether the worker accepts new connections.
@@ -131,6 +142,7 @@ impl WorkerPage {
     /// Records how long a connection waited in the kernel's queue.
     pub(crate) fn record_queue_wait(&self, wait: Duration) {
         QUEUE_WAIT.plus(duration_bucket(millis(wait))).add(self.page, 1);
+        self.requests().add_queue_wait_us(duration_us(wait));
     }
 
     /// Counts a connection that was refused because it had waited for too long.
@@ -161,6 +173,22 @@ impl WorkerPage {
     /// Counts a connection that was closed by a limit or a deadline.
     pub(crate) fn connection_cut(&self) {
         CUT_CONNECTIONS.add(self.page, 1);
+    }
+
+    /// Counts a connection that was closed because of its PROXY header.
+    #[allow(dead_code, reason = "its caller lands next")]
+    pub(crate) fn connection_refused_by_proxy_header(&self) {
+        self.requests().count_proxy_refused();
+    }
+
+    /// Returns the counters of the access log, for any thread.
+    #[allow(dead_code, reason = "its caller lands next")]
+    pub(crate) fn log_lines(&self) -> LogLineCounters {
+        self.requests().log_lines()
+    }
+
+    fn requests(&self) -> RequestPage {
+        RequestPage::new(self.request_page, self.is_shared)
     }
 
     /// Returns how many connections are open.
@@ -210,6 +238,21 @@ impl RequestRecorder for WorkerPage {
         if let class @ 1..=5 = usize::from(status / 100) {
             RESPONSES.plus(class - 1).add(self.page, 1);
         }
+    }
+
+    fn set_request_details(&self, entry: Option<InFlightEntry>, client: &str, request_id: &str) {
+        if let Some(entry) = entry {
+            let (number, sequence) = entry.number_and_sequence(self.page);
+            self.requests().set_details(number, sequence, client, request_id);
+        }
+    }
+
+    fn request_counted(&self, class: RequestClass) {
+        self.requests().count_request(class);
+    }
+
+    fn request_measured(&self, took_us: u64) {
+        self.requests().count_duration(took_us);
     }
 
     fn request_finished(&self, entry: Option<InFlightEntry>) {

@@ -11,7 +11,9 @@
 mod accept_queue;
 mod isolated_pool_status;
 mod job_durations;
+mod kept_figures;
 mod pool_status;
+mod request_counters;
 mod shared_metrics;
 mod states;
 mod traffic_counters;
@@ -29,8 +31,13 @@ pub use accept_queue::{AcceptQueueStatus, QueueWaitStatus};
 pub use isolated_pool_status::IsolatedPoolStatus;
 pub use job_durations::JobDurations;
 pub(crate) use job_durations::{JOB_DURATION_BUCKETS, duration_bucket, duration_us};
+pub(crate) use kept_figures::{DelayHistogram, KeptFigures};
 pub use pool_status::PoolStatus;
 pub(crate) use pool_status::{DEFAULT_POOL_NAME, add_pools};
+pub use request_counters::{AccessLogCounters, RequestDurations, RequestsBy};
+pub(crate) use request_counters::{
+    METHOD_CLASSES, REQUEST_DURATION_BUCKETS, STATUS_CLASSES, request_duration_bucket,
+};
 pub use states::{PrimaryPhase, WorkerState};
 pub(crate) use traffic_counters::TRAFFIC_COUNTERS;
 pub use traffic_counters::TrafficCounters;
@@ -64,6 +71,18 @@ pub struct ClusterStatus {
     pub queue_wait: QueueWaitStatus,
     /// Sums over all workers, living and dead.
     pub totals: TrafficCounters,
+    /// The finished requests of all workers, living and dead, by method and class of status.
+    #[serde(default, skip_serializing_if = "RequestsBy::is_empty")]
+    pub requests_by: RequestsBy,
+    /// How long they took.
+    #[serde(default, skip_serializing_if = "RequestDurations::is_empty")]
+    pub durations: RequestDurations,
+    /// The lines of the access log, of all workers, living and dead.
+    #[serde(default, skip_serializing_if = "AccessLogCounters::is_empty")]
+    pub access_log: AccessLogCounters,
+    /// Connections closed because of their PROXY header, by all workers, living and dead.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub proxy_refused: u64,
     /// The CPU pools by name, each added up over all workers: its gauges over the living ones, its counts and durations over
     /// living and dead ones. A pool is listed from its first job on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -78,6 +97,10 @@ pub struct ClusterStatus {
     /// Every worker that exists or is being forked, oldest first. In a worker: every forked worker, by its page on the
     /// scoreboard.
     pub workers: Vec<WorkerStatus>,
+    /// All that is kept of dead workers, with the living ones added; its public parts are fields above.
+    #[serde(skip)]
+    #[allow(dead_code, reason = "the metrics land next")]
+    pub(crate) kept: KeptFigures,
 }
 
 /// The status of the primary.
@@ -156,15 +179,22 @@ pub(crate) struct PrimaryReport {
     pub(crate) model: &'static str,
     pub(crate) listeners: Vec<String>,
     pub(crate) queues: Vec<AcceptQueueStatus>,
-    /// Sums over the dead workers.
-    pub(crate) totals_of_dead_workers: TrafficCounters,
-    pub(crate) pools_of_dead_workers: Vec<PoolStatus>,
+    pub(crate) dead: SumsOfDeadWorkers,
     pub(crate) isolated: Vec<IsolatedPoolStatus>,
     pub(crate) shared: Vec<SharedMetric>,
     pub(crate) log_lines_dropped: u64,
     pub(crate) messages_lost: u64,
     /// Whether the primary accepts for all workers, and none of its sockets gives it a connection.
     pub(crate) cannot_accept: bool,
+}
+
+/// The sums over dead workers.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SumsOfDeadWorkers {
+    pub(crate) totals: TrafficCounters,
+    pub(crate) kept: KeptFigures,
+    /// By name.
+    pub(crate) pools: Vec<PoolStatus>,
 }
 
 impl ClusterStatus {
@@ -212,13 +242,7 @@ impl ClusterStatus {
             messages_lost: report.messages_lost.min(MAX_JSON_INTEGER),
             empty_slots: view.empty_slots.clone(),
         };
-        let status = ClusterStatus::new(
-            primary,
-            report.totals_of_dead_workers,
-            report.pools_of_dead_workers,
-            report.shared,
-            workers,
-        );
+        let status = ClusterStatus::new(primary, report.dead, report.shared, workers);
         let PrimaryReport { listeners, queues, isolated, .. } = report;
         ClusterStatus { listeners, queues, isolated, ..status }
     }
@@ -226,17 +250,18 @@ impl ClusterStatus {
     /// Builds a status without listeners, queues and isolated pools, with sums over `workers`.
     pub(crate) fn new(
         primary: PrimaryStatus,
-        totals_of_dead_workers: TrafficCounters,
-        pools_of_dead_workers: Vec<PoolStatus>,
+        dead: SumsOfDeadWorkers,
         shared: Vec<SharedMetric>,
         mut workers: Vec<WorkerStatus>,
     ) -> ClusterStatus {
-        let mut pools = pools_of_dead_workers;
+        let mut pools = dead.pools;
+        let mut kept = dead.kept;
         let (mut room, mut room_for_pools) = (MAX_LISTED_REQUESTS, MAX_LISTED_POOLS);
         for worker in &mut workers {
             worker.serving.truncate(room);
             room -= worker.serving.len();
             add_pools(&mut pools, worker.pools.iter().cloned());
+            kept = kept.sum_with(&worker.kept);
             worker.pools.truncate(room_for_pools);
             room_for_pools -= worker.pools.len();
         }
@@ -247,9 +272,12 @@ impl ClusterStatus {
             listeners: Vec::new(),
             queues: Vec::new(),
             queue_wait: QueueWaitStatus::of_workers(&workers),
-            totals: workers
-                .iter()
-                .fold(totals_of_dead_workers, |sum, worker| sum.sum_with(worker.counters)),
+            totals: workers.iter().fold(dead.totals, |sum, worker| sum.sum_with(worker.counters)),
+            requests_by: kept.requests_by,
+            durations: kept.durations,
+            access_log: kept.access_log,
+            proxy_refused: kept.proxy_refused,
+            kept,
             pools,
             isolated: Vec::new(),
             shared: shared_metrics::limit_shared_metrics(shared),
@@ -262,6 +290,10 @@ impl ClusterStatus {
         // Numbers and strings: this cannot fail.
         printable_json(&serde_json::to_string_pretty(self).unwrap_or_default()).into_owned()
     }
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 fn millis_between(since: Instant, now: Instant) -> u64 {
@@ -303,8 +335,7 @@ pub(crate) mod tests {
             model: "prefork",
             listeners: vec![],
             queues: vec![],
-            totals_of_dead_workers: TrafficCounters::default(),
-            pools_of_dead_workers: vec![],
+            dead: SumsOfDeadWorkers::default(),
             isolated: vec![],
             shared: vec![],
             log_lines_dropped: 0,
@@ -317,7 +348,8 @@ pub(crate) mod tests {
     /// Returns the largest figures that a page can give, with an identity that is not the worker's.
     fn corrupted_worker_status() -> WorkerStatus {
         let (request, age_ms) = ("x".repeat(416), MAX_JSON_INTEGER);
-        let request = InFlightRequest { request, age_ms, on_loop: true };
+        let (client, id) = (Some("x".repeat(192)), Some("x".repeat(256)));
+        let request = InFlightRequest { request, age_ms, on_loop: true, client, request_id: id };
         let counts = [MAX_JSON_INTEGER; JOB_DURATION_BUCKETS];
         let durations = JobDurations::from_parts(counts, MAX_JSON_INTEGER, MAX_JSON_INTEGER);
         let pool = |n| PoolStatus {
@@ -345,6 +377,8 @@ pub(crate) mod tests {
             job: Some(RunningJob { id: MAX_JSON_INTEGER, age_ms: MAX_JSON_INTEGER }),
             serving: vec![request; 23],
             threads: Vec::new(),
+            durations: RequestDurations::from_parts([MAX_JSON_INTEGER; 17], MAX_JSON_INTEGER),
+            kept: KeptFigures::default(),
         }
     }
 

@@ -4,7 +4,10 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_JSON_INTEGER, PoolStatus, TrafficCounters, WorkerState, millis_between};
+use super::{
+    KeptFigures, MAX_JSON_INTEGER, PoolStatus, RequestDurations, TrafficCounters, WorkerState,
+    millis_between,
+};
 use crate::scoreboard::{DURATION_BUCKETS, HOLD_METHOD};
 use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerView};
 
@@ -51,6 +54,9 @@ pub struct WorkerStatus {
     pub active: u64,
     /// Its counters since it started.
     pub counters: TrafficCounters,
+    /// How long its finished requests took.
+    #[serde(default, skip_serializing_if = "RequestDurations::is_empty")]
+    pub durations: RequestDurations,
     /// Its CPU pools, from the first job of each on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pools: Vec<PoolStatus>,
@@ -63,6 +69,9 @@ pub struct WorkerStatus {
     /// Its threads, if each has an event loop of its own (`thread-per-core`); otherwise empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub threads: Vec<ThreadStatus>,
+    /// All that is kept when it dies; public parts of it are fields above.
+    #[serde(skip)]
+    pub(crate) kept: KeptFigures,
 }
 
 /// The status of one thread of a worker.
@@ -104,6 +113,12 @@ pub struct InFlightRequest {
     pub age_ms: u64,
     /// Whether its handler is on the event loop at this moment.
     pub on_loop: bool,
+    /// The address of its client, cut to 48 bytes; `None` unless it is recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    /// Its request id, cut to 64 bytes; `None` unless it is recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
 }
 
 impl InFlightRequest {
@@ -161,6 +176,8 @@ impl WorkerStatus {
         self.connections = sum(self.connections, other.connections);
         self.active = sum(self.active, other.active);
         self.counters = self.counters.sum_with(other.counters);
+        self.durations = self.durations.sum_with(&other.durations);
+        self.kept = self.kept.sum_with(&other.kept);
         self.serving.extend(other.serving);
         self.serving.sort_by_key(|request| std::cmp::Reverse(request.age_ms));
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::status::{PoolStatus, TrafficCounters};
+use crate::status::{KeptFigures, PoolStatus, TrafficCounters};
 use prefork_supervisor::WEB_KIND;
 
 /// The version of the format; changes when a field changes its meaning. A new binary refuses a version it does not
@@ -56,6 +56,9 @@ pub(crate) struct UpgradeManifest {
     pub kinds: Vec<PassedKind>,
     /// The counters of exited workers.
     pub totals: TrafficCounters,
+    /// What else is kept of exited workers.
+    #[serde(default)]
+    pub kept: KeptFigures,
     /// The CPU pools of exited workers, added up by name.
     #[serde(default)]
     pub pools: Vec<PoolStatus>,
@@ -364,6 +367,7 @@ mod tests {
             workers_configured: Some(1),
             kinds: vec![PassedKind { name: "consumer".to_string(), wanted: 2, declared: 1 }],
             totals: TrafficCounters::default(),
+            kept: KeptFigures { proxy_refused: 3, ..KeptFigures::default() },
             pools: Vec::new(),
             reserved_ids: vec![(1, 6)],
             environments: vec![(1, vec![("ROLE".to_string(), "mail".to_string())])],
@@ -437,6 +441,7 @@ mod tests {
             "reserved_ids",
             "sockets",
             "shared",
+            "kept",
         ] {
             fields.remove(field).expect(field);
         }

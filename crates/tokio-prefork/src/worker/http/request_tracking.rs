@@ -1,13 +1,14 @@
 //! Tracks requests on the scoreboard and in the connection state, from their head to the end of their response.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming};
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 
 use super::connection_state::ConnectionState;
 use super::request_record::{EndedRequest, RequestRecord};
@@ -15,9 +16,9 @@ use super::serve_context::ServeContext;
 use super::timeouts::http_exchange::{HttpExchange, RequestExpiry};
 use super::timeouts::request_deadline::RequestDeadline;
 use crate::client::ConnectionInfo;
-use crate::scoreboard::{InFlightEntry, RequestRecorder};
+use crate::scoreboard::{InFlightEntry, RequestClass, RequestRecorder};
 use crate::text::panic_text;
-use prefork_os::system::monotonic_ms;
+use prefork_os::system::{monotonic_ms, monotonic_ns};
 
 /// How many characters of a request line the log shows.
 const MAX_LOGGED_REQUEST_LENGTH: usize = 200;
@@ -36,6 +37,10 @@ pub(crate) struct TrackedRequest<H: ServeContext> {
     ticket: Option<InFlightEntry>,
     /// Timeouts of this request: for HTTP/2, and if `request-timeout` is set.
     exchange: Option<Arc<HttpExchange>>,
+    /// Method and, once it is known, status, for the count of finished requests.
+    class: Cell<RequestClass>,
+    /// When it started, in nanoseconds on the monotonic clock; 0 if durations are not measured.
+    started_ns: u64,
     /// `None` if nothing observes the requests.
     record: Option<Box<RequestRecord>>,
 }
@@ -52,6 +57,9 @@ impl<H: ServeContext> TrackedRequest<H> {
         if let Some(info) = &tracker.info {
             info.insert_into(request.extensions_mut());
         }
+        let class = Cell::new(RequestClass::of_method(request.method()));
+        let is_measured = tracker.context.config().measures_durations();
+        let started_ns = if is_measured { monotonic_ns() } else { 0 };
         let record =
             tracker.context.observers().map(|observers| observers.request_started(request));
         let ticket = tracker.context.worker_page().request_started(
@@ -59,7 +67,7 @@ impl<H: ServeContext> TrackedRequest<H> {
             request.uri().path(),
             now,
         );
-        TrackedRequest { tracker: tracker.clone(), ticket, exchange, record }
+        TrackedRequest { tracker: tracker.clone(), ticket, exchange, class, started_ns, record }
     }
 
     /// Returns why the request ends early, if it does.
@@ -70,6 +78,7 @@ impl<H: ServeContext> TrackedRequest<H> {
 
     /// Records that the handler produced the head of `response`, which observers may change.
     pub(crate) fn set_response_started<B: Body>(&self, response: &mut Response<B>) {
+        self.set_status(response.status());
         if let (Some(record), Some(observers)) = (&self.record, self.tracker.context.observers()) {
             observers.response_started(record, response);
         }
@@ -81,8 +90,24 @@ impl<H: ServeContext> TrackedRequest<H> {
 
     /// Records that the handler returned an error instead of a response.
     pub(crate) fn set_handler_failed(&self) {
+        self.set_status(StatusCode::INTERNAL_SERVER_ERROR);
         if let Some(record) = &self.record {
             record.handler_failed();
+        }
+    }
+
+    fn set_status(&self, status: StatusCode) {
+        let mut class = self.class.get();
+        class.set_status(status.as_u16());
+        self.class.set(class);
+    }
+
+    /// Counts the request, which has ended.
+    fn count(&self) {
+        let page = self.tracker.context.worker_page();
+        page.request_counted(self.class.get());
+        if self.started_ns != 0 {
+            page.request_measured(monotonic_ns().saturating_sub(self.started_ns) / 1000);
         }
     }
 
@@ -172,6 +197,7 @@ impl<H: ServeContext> RequestTracker<H> {
 impl<H: ServeContext> Drop for TrackedRequest<H> {
     fn drop(&mut self) {
         let RequestTracker { context, conn, .. } = &*self.tracker;
+        self.count();
         context.worker_page().request_finished(self.ticket);
         if let Some(exchange) = &self.exchange {
             conn.exchanges.remove(exchange);
