@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 pub(crate) use tokio_prefork::cli::print_stdout;
 use tokio_prefork::log_output;
-use tokio_prefork::text::Printable;
 use tokio_prefork::{Result, exit};
 
-/// Prints one line to standard error, prefixed with `prefork: `, with unprintable characters escaped.
+/// Prints one line to standard error, with unprintable characters escaped: prefixed with `prefork: `, or as JSON if that is the
+/// format of the log.
 pub(crate) fn print_error(text: &dyn Display) {
-    log_output::write_final_line(format!("prefork: {}\n", Printable(text)).as_bytes());
+    log_output::write_final_error("prefork", &text.to_string());
 }
 
 /// Prints the result of a verb and returns exit status 0.

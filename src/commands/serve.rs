@@ -12,6 +12,7 @@ use socket2::SockRef;
 use crate::app::{self, AppOptions, FileServerConfig, RootDir};
 use crate::logging;
 use crate::settings::{AppSettings, FlagValues, PROGRAM, Settings};
+use tokio_prefork::log_output::install_panic_hook;
 use tokio_prefork::{Config, ListenAddr};
 use tokio_prefork::{Error, Result, exit};
 
@@ -26,8 +27,8 @@ pub(crate) fn run_serve(flags: FlagValues) -> Result<ExitCode> {
     let sources = flags.sources(PROGRAM);
     let settings = sources.resolve()?;
     tokio_prefork::close_inherited_fds(settings.config())?;
-    logging::init_logger(&settings.app().log);
-    logging::install_panic_hook();
+    logging::init_logger(&settings.app().log, settings.app().log_format);
+    install_panic_hook();
     settings.log_warnings();
     if settings.config().user().is_none() && nix::unistd::geteuid().is_root() {
         log::debug!("the workers run as root: give --user to drop their privileges");
@@ -42,13 +43,18 @@ pub(crate) fn run_serve(flags: FlagValues) -> Result<ExitCode> {
         }
     };
     warn_if_demo_exposed(&settings);
-    let log_filter = settings.app().log.clone();
+    let (log_filter, log_format) = (settings.app().log.clone(), settings.app().log_format);
     app::serve_app(build_config(settings)?, move || {
         let settings = sources.resolve()?;
         settings.log_warnings();
         warn_if_demo_exposed(&settings);
         if settings.app().log != log_filter {
             log::warn!("log has changed in the configuration: restart or upgrade to apply it");
+        }
+        if settings.app().log_format != log_format {
+            log::warn!(
+                "log-format has changed in the configuration: restart or upgrade to apply it"
+            );
         }
         build_config(settings)
     })?;

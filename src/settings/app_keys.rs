@@ -1,6 +1,6 @@
 //! Keys of the built-in application and of the command, beside those of the server.
 
-use tokio_prefork::cli::{EnvAlias, Field, Key};
+use tokio_prefork::cli::{EnvAlias, Field, Key, parse_value};
 
 use super::AppSettings;
 use super::log_filter::parse_log_filter;
@@ -87,6 +87,16 @@ pub(super) static KEYS: &[Key<AppSettings>] = &[
         "What to log: off, error, warn, info, debug, trace or MODULE=LEVEL,...",
     )
     .env_aliases(&[EnvAlias::same_text("RUST_LOG")]),
+    Key::new(
+        "log-format",
+        "General",
+        Field::Other {
+            value_name: "FORMAT",
+            parse: |s, text| parse_value(text).map(|format| s.log_format = format),
+            format: |s| s.log_format.to_string(),
+        },
+        "Format of the log: text, or json for one object per line",
+    ),
 ];
 
 /// Parses the value of an HTTP header field (RFC 9110, section 5.5), ASCII only.

@@ -3,6 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use tokio_prefork::cli::{AppKeys, Key};
+use tokio_prefork::log_output::LogFormat;
 use tokio_prefork::{Config, Error, Result, WorkerCount};
 
 /// Settings of the built-in application and of the command.
@@ -32,6 +33,8 @@ pub(crate) struct AppSettings {
     pub demo: bool,
     /// Filter of the logger.
     pub log: String,
+    /// Format of the lines of the log.
+    pub log_format: LogFormat,
 }
 
 impl AppSettings {
@@ -100,6 +103,7 @@ impl Default for AppSettings {
             faults: false,
             demo: true,
             log: "info".to_string(),
+            log_format: LogFormat::Text,
         }
     }
 }

@@ -195,7 +195,7 @@ impl Cluster {
     fn run(mut self, threading: AppThreading, app: WorkerApp) -> Result<()> {
         set_app_name(self.config.name());
         start_checks::check_can_fork_workers().inspect_err(upgrade::report_failed_start)?;
-        log_output::init_log_output(None);
+        log_output::prepare_log_output();
         prefork_os::signal::ignore_sigpipe_and_sigxfsz()
             .map_err(|e| Error::system("handle SIGPIPE and SIGXFSZ", e))?;
         self.config = threading.adapt_config(self.config)?;

@@ -6,14 +6,29 @@
 //!
 //! Lines are not queued in the process: a pipe holds 64 KiB by default, and a second buffer would be lost if the process
 //! dies.
+//!
+//! [`write_record`] formats the records of a logger, so that each line names the process that wrote it.
+
+mod journal;
+mod json_line;
+mod log_format;
+mod panic_hook;
+mod process_role;
 
 use std::borrow::Cow;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use log::Level;
+
+use self::log_format::{Line, LineStyle};
+pub use self::log_format::{LogFormat, write_record};
+pub use self::panic_hook::install_panic_hook;
+pub use self::process_role::ProcessRole;
+use crate::text::Printable;
 use prefork_os::nonblocking_writer::{NonblockingWriter, wait_until_writable};
 use prefork_os::shared_memory;
 
@@ -23,10 +38,6 @@ const FINAL_LINE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long the primary waits before it tries again to report dropped lines.
 pub(crate) const DROPPED_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Formats the text of a warning as a complete log line with its line feed.
-pub type WarningFormatter = fn(&str) -> Vec<u8>;
-
-static WARNING_FORMATTER: OnceLock<WarningFormatter> = OnceLock::new();
 /// A copy of the standard error that the process was forked with, where its streams were replaced later.
 static LOG_STREAM: OnceLock<OwnedFd> = OnceLock::new();
 static LOG_WRITER: Mutex<LogWriter> =
@@ -116,6 +127,9 @@ fn truncate_line(line: &[u8], max: Option<usize>) -> Cow<'_, [u8]> {
     let Some(max) = max.map(|max| max - 1).filter(|max| line.len() > *max) else {
         return Cow::Borrowed(line);
     };
+    if let Some(json) = json_line::cut_json_line(line, max) {
+        return json;
+    }
     let mark = format!("... ({} bytes)\n", line.len());
     let mut end = max.saturating_sub(mark.len());
     while end > 0 && line[end] & 0xc0 == 0x80 {
@@ -126,12 +140,22 @@ fn truncate_line(line: &[u8], max: Option<usize>) -> Cow<'_, [u8]> {
     Cow::Owned(short)
 }
 
-/// Creates the shared counters of dropped lines, and sets how warnings about them are formatted. Call it before forking.
-pub fn init_log_output(format: Option<WarningFormatter>) {
+/// Sets the format of log lines, and prepares what all processes of the cluster share for writing them. Call it in the primary, before
+/// it forks; later calls change nothing.
+///
+/// If standard error is systemd's journal, lines begin with their priority, `<3>` for errors: journald takes it off again.
+/// Text lines then have no time, as the journal has it.
+///
+/// Not needed for a logger with a format of its own. Reports about dropped lines are then plain text.
+pub fn init_log_output(format: LogFormat) {
+    prepare_log_output();
+    LineStyle { format, has_priority: journal::is_stderr_journal() }.set();
+}
+
+/// Creates the shared counters of dropped lines, and makes this process the primary for its log lines.
+pub(crate) fn prepare_log_output() {
     DroppedLineCounters::get_shared();
-    if let Some(format) = format {
-        let _ = WARNING_FORMATTER.set(format);
-    }
+    ProcessRole::set_primary_if_none();
 }
 
 /// Writes `line`, which ends with a line feed, to standard error without waiting. If that is not possible, drops and counts
@@ -205,13 +229,26 @@ fn write_dropped_report(
         return Ok(());
     }
     let text = dropped.report_text(count);
-    let line = match WARNING_FORMATTER.get() {
-        Some(format) => format(&text),
-        None => format!("warning: {text}\n").into_bytes(),
-    };
-    output.write(fd, &line).inspect_err(|_| {
+    let line = format_own_line(Level::Warn, &text).unwrap_or_else(|| format!("warning: {text}\n"));
+    output.write(fd, line.as_bytes()).inspect_err(|_| {
         dropped.unreported.fetch_add(count, Ordering::Relaxed);
     })
+}
+
+/// Formats a line that is no record of the logger. `None` if the application's logger has a format of its own.
+fn format_own_line(level: Level, text: &str) -> Option<String> {
+    let style = LineStyle::current()?;
+    let line = Line { level, target: module_path!(), message: &text, fields: None };
+    Some(style.format(SystemTime::now(), ProcessRole::current(), &line))
+}
+
+/// Writes an error as the final line of the process, as [`write_final_line`]: as JSON if that is the format of the log, otherwise as
+/// `NAME: TEXT`.
+pub fn write_final_error(name: &str, text: &str) {
+    let is_json = LineStyle::current().is_some_and(|style| style.format == LogFormat::Json);
+    let json = is_json.then(|| format_own_line(Level::Error, text)).flatten();
+    let line = json.unwrap_or_else(|| format!("{}: {}\n", Printable(name), Printable(text)));
+    write_final_line(line.as_bytes());
 }
 
 /// Returns the stream that log lines are written to.

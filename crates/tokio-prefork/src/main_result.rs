@@ -4,8 +4,7 @@ use std::fmt;
 use std::process::{ExitCode, Termination};
 
 use crate::error::{BoxError, Error, exit, text_of_chain};
-use crate::log_output::write_final_line;
-use crate::text::Printable;
+use crate::log_output::write_final_error;
 
 /// The return type of `main` for programs that a service manager starts.
 ///
@@ -80,8 +79,7 @@ impl Error {
 }
 
 pub(crate) fn print_error(text: &str) {
-    let name = crate::app_name::app_name();
-    write_final_line(format!("{}: {}\n", Printable(name), Printable(text)).as_bytes());
+    write_final_error(&crate::app_name::app_name(), text);
 }
 
 #[cfg(test)]

@@ -7,8 +7,7 @@ use tokio_prefork::control::Event;
 use tokio_prefork::status::{
     ClusterStatus, PrimaryStatus, QueueWaitStatus, ThreadStatus, WorkerState, WorkerStatus,
 };
-use tokio_prefork::text::HumanDuration;
-use tokio_prefork::text::printable;
+use tokio_prefork::text::{HumanDuration, format_utc, printable};
 use tokio_prefork::{ConcurrencyModel, WEB_KIND};
 
 /// Maximum number of characters of a line of the table, as long as a request keeps `MIN_REQUEST`.
@@ -278,23 +277,6 @@ pub(super) fn format_event(event: &Event) -> String {
     format!("{} {:<5} {}\n", format_utc(*time_ms), level.to_ascii_uppercase(), printable(text))
 }
 
-/// `2026-11-22T10:00:00.123Z`. Days to a date after Howard Hinnant's `civil_from_days`: years begin in March,
-/// so that the leap day is the last of its year.
-pub(crate) fn format_utc(ms: u64) -> String {
-    let (days, ms_of_day) = (ms / 86_400_000 + 719_468, ms % 86_400_000);
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (seconds, millis) = (ms_of_day / 1000, ms_of_day % 1000);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -400,13 +382,5 @@ mod tests {
         status.listeners = vec!["\u{9b}".to_string()];
         let text = format_status(&status);
         assert!(!text.contains(['\u{1b}', '\u{9b}']), "{text}");
-    }
-
-    #[test]
-    fn times_are_dates() {
-        assert_eq!(format_utc(0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(format_utc(951_782_400_000), "2000-02-29T00:00:00.000Z");
-        assert_eq!(format_utc(1_795_341_600_123), "2026-11-22T10:00:00.123Z");
-        assert_eq!(format_utc(4_107_542_399_999), "2100-02-28T23:59:59.999Z");
     }
 }

@@ -17,6 +17,7 @@ use super::{Cluster, start_checks};
 use crate::config::{Config, ControlSocket};
 use crate::error::{Error, Result, exit};
 use crate::isolated::IsolatedPool;
+use crate::log_output::ProcessRole;
 use crate::messages::{MessageThread, WorkerMessageEnd};
 use crate::primary::{
     Application, ClusterEvent, PROGRAM_ID, Primary, PrimaryResources, create_scoreboard,
@@ -134,6 +135,7 @@ impl IsolatedPools {
         let blocked = BlockedSignals::block_all().map_err(|e| Error::system("block signals", e))?;
         match fork_process().map_err(|e| Error::application("cannot start isolated pools", e))? {
             ForkResult::Child => {
+                ProcessRole::PoolsPrimary.set();
                 drop((ours, ready, stop));
                 let (messages, ready, stop) = (theirs, ready_writer, stop_reader);
                 let ends = PrimaryEnds { messages, ready, stop, scoreboard };

@@ -19,12 +19,12 @@ macro_rules! impl_choice {
             /// Another word than those that `Display` prints, in any case.
             fn from_str(text: &str) -> Result<$choice, $crate::config::ParseValueError> {
                 let choices = [$(($name, $choice::$variant)),+];
-                $crate::config::parse_error::parse_choice(text, $what, &choices)
+                $crate::config::parse_choice(text, $what, &choices)
             }
         }
     };
 }
-pub(super) use impl_choice;
+pub(crate) use impl_choice;
 
 #[cfg(test)]
 mod tests {

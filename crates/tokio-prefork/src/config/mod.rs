@@ -25,6 +25,7 @@ use crate::privilege::WorkerCredentials;
 pub use crate::dispatch::{Dispatch, KernelProgram};
 pub use crate::listener::{HostAddr, ListenAddr, UnixAddr};
 pub use builder::ConfigBuilder;
+pub(crate) use choice::impl_choice;
 pub use concurrency_model::ConcurrencyModel;
 pub use control_socket::ControlSocket;
 pub use fd_store::FdStore;

@@ -15,6 +15,7 @@ use crate::channel::PrimaryChannelEnd;
 use crate::dispatch::round_robin::{ConnectionQueue, RoundRobinAcceptor};
 use crate::dispatch::{LoadPage, LoadPageLease};
 use crate::error::{Error, Result, exit};
+use crate::log_output::ProcessRole;
 use crate::messages::PrimaryMessageEnd;
 use crate::process_limits::ProcessLimits;
 use crate::scoreboard::WorkerPages;
@@ -116,9 +117,11 @@ impl Primary {
             ForkResult::Child => {
                 let entered = limits.enter_process_group(tag);
                 crate::worker::set_worker_process();
+                let tag = WorkerTag { pid: Some(std::process::id()), ..tag };
+                ProcessRole::Worker(tag).set();
                 drop((channel.0, messages.0));
                 let forked = ForkedWorker {
-                    tag: WorkerTag { pid: Some(std::process::id()), ..tag },
+                    tag,
                     pages,
                     lease,
                     channel: channel.1,

@@ -9,6 +9,7 @@ use crate::channel::{PrimaryChannelEnd, ReceivedReport, WorkerReport};
 use crate::config::Config;
 use crate::dispatch::LoadPage;
 use crate::error::{Error, Result, exit};
+use crate::log_output::ProcessRole;
 use crate::messages::MessageLimits;
 use crate::scoreboard::{Scoreboard, WorkerPages};
 use crate::worker_init::{MessageEndInit, WorkerEntry, WorkerInit};
@@ -55,6 +56,8 @@ pub(crate) fn check_worker_boots(config: Config, worker_entry: &WorkerEntry) -> 
         }
         ForkResult::Child => {
             crate::worker::set_worker_process();
+            let pid = Some(std::process::id());
+            ProcessRole::Worker(WorkerTag { pid, ..UPGRADE_CHECK_WORKER_TAG }).set();
             drop(own_end);
             let run = || -> Result<u8> {
                 let init = become_check_worker(config, scoreboard, pages, worker_end, check_pid)?;

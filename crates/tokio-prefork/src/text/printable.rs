@@ -77,6 +77,15 @@ pub fn printable_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
+/// Returns at most `max` bytes of the start of `text`.
+pub(crate) fn cut_between_characters(text: &str, max: usize) -> &str {
+    let mut end = max.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 /// Returns the description of a process for a message, if it exists: `pid 812, nginx`.
 pub(crate) fn printable_process(pid: u32) -> Option<String> {
     let name = prefork_os::process::process_command_name(pid)?;
@@ -121,15 +130,9 @@ impl EscapingWriter<'_, '_> {
             return self.out.write_str(piece);
         }
         self.is_cut = true;
-        let mut end = self.remaining_bytes;
         // A partial escape sequence would mean something else.
-        if piece.starts_with('\\') {
-            end = 0;
-        }
-        while !piece.is_char_boundary(end) {
-            end -= 1;
-        }
-        self.out.write_str(&piece[..end])?;
+        let end = if piece.starts_with('\\') { 0 } else { self.remaining_bytes };
+        self.out.write_str(cut_between_characters(piece, end))?;
         self.out.write_str(CUT_MARK)
     }
 }

@@ -1,0 +1,13 @@
+//! Logger of the command: writes one line per record to standard error without blocking on its reader.
+
+use tokio_prefork::log_output::{self, LogFormat, LogOutput};
+
+/// Installs the logger. `filter` must be a valid filter: it is checked with the configuration.
+pub(crate) fn init_logger(filter: &str, format: LogFormat) {
+    log_output::init_log_output(format);
+    let mut builder = env_logger::Builder::new();
+    builder.parse_filters(filter).format(log_output::write_record);
+    builder.target(env_logger::Target::Pipe(Box::new(LogOutput)));
+    // Fails only if a logger is already installed, which is then kept.
+    let _ = builder.try_init();
+}
