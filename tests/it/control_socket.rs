@@ -205,7 +205,8 @@ fn events_follow_ends_with_the_primary() {
         let ended = following.join().expect("the verb");
         assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""));
         let log = server.log();
-        let last = log.lines().last().and_then(|line| line.split_once(" INFO ")).expect("a log").1;
+        let last =
+            log.lines().last().and_then(|line| line.split_once(" primary: ")).expect("a log").1;
         assert!(ended.stdout.trim_end().ends_with(last.trim_start()), "{last}: {}", ended.stdout);
         assert_eq!(ended.stdout.lines().count(), log.lines().count(), "{}", ended.stdout);
     });

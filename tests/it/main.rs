@@ -72,6 +72,7 @@ mod large_payloads;
 mod leaving;
 mod library_api;
 mod listen_addresses;
+mod log_format;
 mod log_output;
 mod message_delivery;
 mod messages;

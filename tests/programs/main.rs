@@ -13,6 +13,7 @@ mod isolated_limits;
 mod job_storm;
 mod large_payloads;
 mod leaving;
+mod logging;
 mod message_delivery;
 mod messages;
 mod misbehaving_workers;
@@ -56,7 +57,10 @@ impl ProgramArguments {
 }
 
 fn main() -> ExitCode {
-    env_logger::Builder::new().filter_level(log::LevelFilter::Info).init();
+    match std::env::var("TEST_LOG_FORMAT").ok().and_then(|format| format.parse().ok()) {
+        Some(format) => logging::init_logger(format),
+        None => env_logger::Builder::new().filter_level(log::LevelFilter::Info).init(),
+    }
     let mut words = std::env::args().skip(1);
     // Without a name, do nothing.
     let Some(name) = words.next() else { return ExitCode::SUCCESS };
@@ -109,6 +113,7 @@ fn main() -> ExitCode {
         "program-pools" => program_pools::program_pools(arguments),
         "isolated-limits" => isolated_limits::isolated_limits(arguments),
         "serve-http" => serve_http::serve_http(arguments),
+        "logging" => logging::logging(arguments),
         "leaving" => leaving::leaving(arguments),
         "worker-handle" => worker_handle::worker_handle(arguments),
         "worker-output" => worker_output::worker_output(arguments),

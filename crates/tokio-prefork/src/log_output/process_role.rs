@@ -58,8 +58,7 @@ impl ProcessRole {
     /// Messages of the library name their process for loggers that do not, so the tag would stand there twice.
     pub(super) fn strip_own_tag<'a>(&self, message: &'a str) -> &'a str {
         match self {
-            ProcessRole::Primary => message.strip_prefix("primary ").unwrap_or(message),
-            ProcessRole::PoolsPrimary => message,
+            ProcessRole::Primary | ProcessRole::PoolsPrimary => message,
             ProcessRole::Worker(own) => match LeadingTag::split(message) {
                 Some((tag, rest)) if tag.is_of(own) => rest,
                 _ => message,
@@ -154,7 +153,6 @@ mod tests {
                 assert_eq!(role.strip_own_tag(other), other);
             }
         }
-        assert_eq!(ProcessRole::Primary.strip_own_tag("primary pid=1"), "pid=1");
         let about_a_worker = "worker=3 slot=1 gen=2 pid=4711 ready";
         assert_eq!(ProcessRole::Primary.strip_own_tag(about_a_worker), about_a_worker);
     }

@@ -69,17 +69,19 @@ impl EventLog {
         config: &Config,
         locals: &[String],
     ) {
-        let workers = match inherited_workers {
-            None => format_count(wanted_workers.into(), "worker"),
-            Some(workers) => format!("took over {}", format_count(workers as u64, "worker")),
+        let (what, workers) = match inherited_workers {
+            None => ("started".to_string(), format!(" workers={wanted_workers}")),
+            Some(workers) => {
+                (format!("took over {}", format_count(workers as u64, "worker")), String::new())
+            }
         };
         let dispatch = match config.dispatch == Dispatch::default() {
             true => String::new(),
-            false => format!(", dispatch={}", config.dispatch),
+            false => format!(" dispatch={}", config.dispatch),
         };
         let version = config.version().map(|version| format!(" version={version}"));
         self.write_line(info_line(format!(
-            "primary pid={} name={}{}: {workers}{dispatch}",
+            "{what}; pid={} name={}{}{workers}{dispatch}",
             std::process::id(),
             config.name(),
             version.unwrap_or_default()
