@@ -26,6 +26,14 @@ pub fn monotonic_ns() -> u64 {
     }
 }
 
+/// Returns the CPU time that all threads of this process have used, in microseconds.
+pub fn process_cpu_time_us() -> u64 {
+    match nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID) {
+        Ok(used) => used.tv_sec() as u64 * 1_000_000 + used.tv_nsec() as u64 / 1000,
+        Err(_) => 0,
+    }
+}
+
 /// Returns 64 random bits from the kernel, which differ between forked processes, unlike those of a copied generator.
 pub fn random_u64() -> io::Result<u64> {
     let mut bytes = [0u8; 8];

@@ -159,8 +159,9 @@ pub use messages::{
 };
 #[doc(hidden)]
 pub use shared::{
-    KeyedRateLimiter, Leadership, LockError, RateLimiter, SharedBytes, SharedCache, SharedCounter,
-    SharedFlag, SharedGauge, SharedHistogram, SharedLockGuard, SharedLocks, SharedNumber,
+    KeyedRateLimiter, Leadership, LockError, MetricDescription, RateLimiter, SharedBytes,
+    SharedCache, SharedCounter, SharedFlag, SharedGauge, SharedHistogram, SharedLockGuard,
+    SharedLocks, SharedNumber,
 };
 
 /// What happens to the workers, as hooks in the primary see it, and the handle with which hooks act.

@@ -10,7 +10,7 @@ pub(super) fn format_shared_metrics(metrics: &[SharedMetric]) -> String {
     if metrics.is_empty() {
         return String::new();
     }
-    let name = |metric: &SharedMetric| printable(&metric.name).into_owned();
+    let name = |metric: &SharedMetric| printable(&metric.name_and_labels()).into_owned();
     let width = metrics.iter().map(|metric| name(metric).chars().count()).max().unwrap_or(0).max(6);
     let mut text = format!("\n{:<width$}  VALUE\n", "SHARED");
     for metric in metrics {
@@ -62,7 +62,7 @@ mod tests {
             ("tickets", SharedMetricValue::Number { value: 9 }),
             ("frame", SharedMetricValue::Bytes { len: 64, locked: 2, poisoned: 1 }),
         ];
-        let all = all.map(|(name, value)| SharedMetric { name: name.to_string(), value });
+        let all = all.map(|(name, value)| SharedMetric { value, ..SharedMetric::new(name) });
         let text = format_shared_metrics(&all);
         let lines: Vec<&str> = text.lines().skip(1).collect();
         assert_eq!(lines[..3], ["SHARED        VALUE", "orders_total  12", "open          -1"]);

@@ -12,7 +12,6 @@ use crate::control::{
     WorkerCountChange,
 };
 use crate::error::Result;
-use crate::log_output;
 use crate::status::{AcceptQueueStatus, ClusterStatus, PrimaryReport};
 use crate::upgrade::PassedControl;
 use prefork_os::poll::WatchedFd;
@@ -226,6 +225,7 @@ impl Primary {
     fn cluster_status(&self, now: Instant) -> ClusterStatus {
         let config = self.current_config();
         let queues = self.listeners.accept_queues();
+        self.publish_losses();
         let report = PrimaryReport {
             name: config.map_or_else(String::new, |config| config.name().to_string()),
             version: config.and_then(|config| config.version()).unwrap_or_default().to_string(),
@@ -238,10 +238,9 @@ impl Primary {
                 .map(|(name, queue)| AcceptQueueStatus::new(name, queue.depth, queue.limit))
                 .collect(),
             dead: self.scoreboard.sums_of_dead_workers(),
+            supervision: self.scoreboard.supervision_counters(),
             isolated: self.scoreboard.isolated_pools(),
             shared: crate::shared::read_shared_metrics(),
-            log_lines_dropped: log_output::dropped_line_count(),
-            messages_lost: self.messages.primary_end.lost_count(),
             cannot_accept: self.scoreboard.cannot_accept(),
         };
         ClusterStatus::from_primary(&self.supervisor.view(), report, now, |id| {

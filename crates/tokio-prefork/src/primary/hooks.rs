@@ -123,10 +123,10 @@ impl HookQueue {
         }
     }
 
-    /// Returns why a worker exited. Both hooks get the same answer, as a kill by the kernel is attributed once.
-    fn classify_exit(&mut self, exit: &ExitReport) -> WorkerExit {
-        if let Some(known) = self.last_exit.take_if(|known| known.worker == exit.worker) {
-            return known;
+    /// Returns why a worker exited. All calls for one worker give the same answer, as a kill by the kernel is attributed once.
+    pub(super) fn classify_exit(&mut self, exit: &ExitReport) -> WorkerExit {
+        if let Some(known) = self.last_exit.as_ref().filter(|known| known.worker == exit.worker) {
+            return known.clone();
         }
         let oom_kills = &mut self.oom_kills;
         let worker_exit = WorkerExit::new(exit, || oom_kills.attribute_kill());

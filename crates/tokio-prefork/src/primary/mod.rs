@@ -27,6 +27,7 @@ mod round_robin;
 mod service_manager;
 mod signals;
 mod slot_sockets;
+mod supervision_counters;
 mod timers;
 mod upgrade;
 mod upgrade_check;
@@ -276,6 +277,7 @@ impl Primary {
             supervisor.restart_count(),
             supervisor.is_stop_requested(),
         );
+        self.publish_losses();
     }
 }
 

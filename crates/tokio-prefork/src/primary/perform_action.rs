@@ -51,7 +51,19 @@ impl Primary {
 
     /// Publishes an event to the log, the service manager, the hooks and the schedulers of isolated jobs.
     fn publish_log_event(&mut self, event: &LogEvent) {
-        self.log_supervisor_event(event);
+        let exit = match event {
+            LogEvent::Exited(exit) => Some(exit),
+            _ => None,
+        };
+        // A client that leaves is no error.
+        let was_killed_with_job =
+            exit.is_some_and(|exit| self.isolated_pools.take_killed_with_job(exit));
+        match exit {
+            Some(exit) if was_killed_with_job => self.event_log.log_killed_with_job(exit),
+            _ => self.log_supervisor_event(event),
+        }
+        let exit = exit.map(|exit| self.hooks.classify_exit(exit));
+        self.count_event(event, exit.as_ref().map(|exit| (exit, was_killed_with_job)));
         self.notify_service_manager(event);
         let Primary { hooks, listeners, configs, .. } = self;
         hooks.queue_cluster_event(event, |worker| {
@@ -65,10 +77,6 @@ impl Primary {
         match event {
             // The primary of a program's pools never has an address nor a web worker.
             LogEvent::Empty if self.listeners.listeners.is_empty() => {}
-            // A client that leaves is no error.
-            LogEvent::Exited(exit) if self.isolated_pools.take_killed_with_job(exit) => {
-                self.event_log.log_killed_with_job(exit);
-            }
             _ => self.event_log.log_event(event),
         }
     }

@@ -48,6 +48,8 @@ pub(super) struct UpgradeState {
     exec_flush_deadline: Option<Instant>,
     /// How often this process has become a new image.
     pub(super) upgrade_count: u64,
+    /// How many lines of the log the previous images had to drop.
+    pub(super) dropped_log_lines: u64,
 }
 
 impl UpgradeState {
@@ -58,6 +60,7 @@ impl UpgradeState {
             checked_revision: 0,
             exec_flush_deadline: None,
             upgrade_count: 0,
+            dropped_log_lines: 0,
         }
     }
 
@@ -283,6 +286,7 @@ impl Primary {
             totals,
             kept,
             pools,
+            supervision: self.scoreboard.supervision_counters(),
             listeners: listeners.collect(),
             workers: workers.collect(),
             held: Vec::new(),
@@ -353,6 +357,8 @@ impl Primary {
             pools: manifest.pools.clone(),
         };
         self.scoreboard.restore_totals(&sums, manifest.started_ms);
+        self.scoreboard.publish_supervision_counters(&manifest.supervision);
+        self.upgrade.dropped_log_lines = manifest.supervision.log_lines_dropped;
         self.upgrade.upgrade_count = manifest.upgrades + 1;
         let kinds = self.supervisor.kind_first_slots();
         let kinds: Vec<&'static str> = kinds.iter().map(|kind| kind.0).collect();

@@ -25,6 +25,7 @@ mod pool_record;
 mod pool_utilisation;
 mod request_page;
 mod shared_worker_page;
+mod supervision_words;
 mod worker_page;
 
 use std::fmt;
@@ -45,7 +46,8 @@ use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerTag};
 use crate::config::Config;
 use crate::status::{
     ClusterStatus, IsolatedPoolStatus, KeptFigures, PoolStatus, PrimaryPhase, PrimaryStatus,
-    SumsOfDeadWorkers, TrafficCounters, WorkerState, WorkerStatus,
+    SumsOfDeadWorkers, SupervisionCounters, TrafficCounters, WorkerState, WorkerStatus,
+    unix_time_ms,
 };
 
 pub(crate) use duration_histogram::{DURATION_BUCKETS, duration_quantile};
@@ -144,7 +146,7 @@ impl Scoreboard {
         POOL_PAGES_START.store(page, pages as u64 + 1);
         REQUEST_PAGES_START.store(page, request_pages_start as u64);
         PID.store(page, std::process::id().into());
-        STARTED_AT_MS.store(page, worker_page::unix_time_ms());
+        STARTED_AT_MS.store(page, unix_time_ms());
         let (memory, inherited) = (Some(memory), Vec::new());
         Ok(Scoreboard { writable, readable, memory, inherited, is_allocated: vec![false; pages] })
     }
@@ -212,9 +214,7 @@ impl Scoreboard {
     fn add_to_sums(&self, totals: &TrafficCounters, kept: &KeptFigures, pools: &[PoolStatus]) {
         let primary = self.writable.page(PRIMARY_PAGE);
         page_reader::add_counters(primary, totals);
-        for index in request_page::request_pages_of(primary, PRIMARY_PAGE, 1) {
-            request_page::add_to_sums(primary, self.writable.page(index), kept);
-        }
+        request_page::add_to_sums(primary, self.own_request_page(), kept);
         self.add_pool_totals(pools);
     }
 
@@ -287,6 +287,28 @@ impl Scoreboard {
     /// Returns when the primary started, in milliseconds since 1970.
     pub(crate) fn started_at_ms(&self) -> u64 {
         STARTED_AT_MS.load(self.readable.page(PRIMARY_PAGE))
+    }
+
+    /// Publishes what the primary has counted.
+    pub(crate) fn publish_supervision_counters(&self, counters: &SupervisionCounters) {
+        supervision_words::store(self.own_request_page(), counters);
+    }
+
+    /// Publishes how many lines of the log were dropped and messages lost.
+    pub(crate) fn publish_losses(&self, log_lines: u64, messages: u64) {
+        supervision_words::store_losses(self.own_request_page(), log_lines, messages);
+    }
+
+    /// Returns what was published last.
+    pub(crate) fn supervision_counters(&self) -> SupervisionCounters {
+        supervision_words::read(self.own_request_page())
+    }
+
+    /// Returns the request page of the primary.
+    fn own_request_page(&self) -> &SharedPage {
+        let primary = self.writable.page(PRIMARY_PAGE);
+        let found = request_page::request_pages_of(primary, PRIMARY_PAGE, 1);
+        self.writable.page(found.start)
     }
 
     /// Publishes the figures of a pool of isolated processes.
@@ -440,6 +462,9 @@ impl ScoreboardReader {
     }
 
     fn read_status(&self, config: &Config) -> ClusterStatus {
+        let requests = request_page::request_page_of(self.pages, PRIMARY_PAGE);
+        let supervision =
+            requests.map_or_else(SupervisionCounters::default, supervision_words::read);
         let page = self.pages.page(PRIMARY_PAGE);
         let phase = if self.is_stopping() { PrimaryPhase::Stopping } else { PrimaryPhase::Running };
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
@@ -448,7 +473,7 @@ impl ScoreboardReader {
             name: config.name().to_string(),
             version: config.version().unwrap_or_default().to_string(),
             library_version: env!("CARGO_PKG_VERSION").to_string(),
-            uptime_ms: worker_page::unix_time_ms().saturating_sub(STARTED_AT_MS.load(page)),
+            uptime_ms: unix_time_ms().saturating_sub(STARTED_AT_MS.load(page)),
             phase,
             generation: Generation(GENERATION.load(page)),
             workers_wanted: small(WORKERS_WANTED.load(page)),
@@ -457,8 +482,8 @@ impl ScoreboardReader {
             dispatch_backend: String::new(),
             model: config.model.name().to_string(),
             restarts: RESTARTS.load(page),
-            log_lines_dropped: 0,
-            messages_lost: 0,
+            log_lines_dropped: supervision.log_lines_dropped,
+            messages_lost: supervision.messages_lost,
             empty_slots: Vec::new(),
         };
         let status = ClusterStatus::new(
@@ -467,7 +492,7 @@ impl ScoreboardReader {
             crate::shared::read_shared_metrics(),
             self.workers(),
         );
-        ClusterStatus { isolated: self.isolated_pools(), ..status }
+        ClusterStatus { isolated: self.isolated_pools(), supervision, ..status }
     }
 
     /// Returns the figures of all pools of isolated processes.

@@ -9,10 +9,9 @@ use super::page_layout::{
     WORKER_ID,
 };
 use super::request_page;
-use super::worker_page::unix_time_ms;
 use crate::status::{
     InFlightRequest, MAX_JSON_INTEGER, RunningJob, TRAFFIC_COUNTERS, ThreadStatus, TrafficCounters,
-    WorkerState, WorkerStatus,
+    WorkerState, WorkerStatus, unix_time_ms,
 };
 use prefork_os::shared_memory::SharedPage;
 use prefork_os::system::monotonic_ms;

@@ -30,7 +30,9 @@ const PROXY_REFUSED: PageWord = PageWord::at(76);
 /// The sums of the histograms `LOOP_LAG` and `QUEUE_WAIT`, in microseconds.
 const LOOP_LAG_SUM_US: PageWord = PageWord::at(77);
 const QUEUE_WAIT_SUM_US: PageWord = PageWord::at(78);
-// The words from 79 to 95 are free.
+/// CPU time of the process in microseconds, on the page of its first thread.
+const CPU_TIME_US: PageWord = PageWord::at(79);
+// The words from 80 to 95 are free.
 /// The details of the in-flight entries of the worker page.
 const DETAILS: usize = 96;
 /// How many words the details of an entry have: the sequence number of the entry, lengths, client, request id.
@@ -147,6 +149,10 @@ impl RequestPage {
 
     pub(super) fn add_loop_lag_us(self, us: u64) {
         self.add(LOOP_LAG_SUM_US, us);
+    }
+
+    pub(super) fn set_cpu_time_us(self, us: u64) {
+        CPU_TIME_US.store(self.page, us);
     }
 
     pub(super) fn add_queue_wait_us(self, us: u64) {
@@ -266,6 +272,7 @@ fn read(
             skipped: of_requests(LOG_LINES_SKIPPED),
         },
         proxy_refused: of_requests(PROXY_REFUSED),
+        cpu_us: sum_us(CPU_TIME_US),
         loop_lag: histogram(LOOP_LAG, LOOP_LAG_SUM_US),
         queue_wait: histogram(QUEUE_WAIT, QUEUE_WAIT_SUM_US),
     }
@@ -288,6 +295,7 @@ pub(super) fn add_to_sums(primary: &SharedPage, requests: &SharedPage, kept: &Ke
         (LOG_LINES_DROPPED, kept.access_log.dropped),
         (LOG_LINES_SKIPPED, kept.access_log.skipped),
         (PROXY_REFUSED, kept.proxy_refused),
+        (CPU_TIME_US, kept.cpu_us),
         (LOOP_LAG_SUM_US, kept.loop_lag.sum_us),
         (QUEUE_WAIT_SUM_US, kept.queue_wait.sum_us),
     ] {

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use super::duration_histogram::duration_bucket;
 use super::in_flight::{self, InFlightEntries, InFlightEntry};
@@ -10,16 +10,16 @@ use super::page_layout::{
     ACCEPTED, ACTIVE_REQUESTS, BEGUN_JOB, BYTES_IN, BYTES_OUT, CUT_CONNECTIONS, FAILED_ALLOCATION,
     HANDED_OVER, HEARTBEAT_MS, IS_ACCEPTING, IS_FULL, JOB_STARTED_MS, LOOP_LAG, OPEN_CONNECTIONS,
     OVER_LIMIT_CONNECTIONS, PANICS, PID, PageWord, QUEUE_WAIT, REQUESTS, RESPONSES,
-    SHED_CONNECTIONS, SLOT, STARTED_AT_MS, TAKEN_OVER, TIMED_OUT_REQUESTS,
+    SHED_CONNECTIONS, SLOT, STARTED_AT_MS, TAKEN_OVER, THREAD, TIMED_OUT_REQUESTS,
 };
 use super::page_reader::{load_state, store_state};
 use super::pool_counters::PoolCounters;
 use super::pool_pages::PoolRecords;
 use super::request_page::{LogLineCounters, RequestClass, RequestPage};
 use super::shared_worker_page::SharedWorkerPage;
-use crate::status::{WorkerState, duration_us};
+use crate::status::{WorkerState, duration_us, unix_time_ms};
 use prefork_os::shared_memory::SharedPage;
-use prefork_os::system::monotonic_ms;
+use prefork_os::system::{monotonic_ms, process_cpu_time_us};
 use prefork_supervisor::Slot;
 
 /// Age of a heartbeat above which an event loop counts as busy: three intervals. Other workers do not wait for a busy one.
@@ -110,6 +110,10 @@ impl WorkerPage {
     /// Records a heartbeat of the event loop.
     pub(crate) fn record_heartbeat(&self, now_ms: u64) {
         HEARTBEAT_MS.store(self.page, now_ms);
+        // The other threads of a worker have pages of their own, and the CPU time of the process counts once.
+        if THREAD.load(self.page) == 0 {
+            self.requests().set_cpu_time_us(process_cpu_time_us());
+        }
     }
 
     /// Records how late a heartbeat was.
@@ -358,8 +362,4 @@ pub(super) fn has_fresh_heartbeat(page: &SharedPage, now_ms: u64) -> bool {
 
 fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
-}
-
-pub(super) fn unix_time_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }

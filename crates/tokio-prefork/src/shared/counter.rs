@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::description::MetricDescription;
 use super::registry::{self, DeclaredState};
 use super::striped_counters::StripedSums;
 use crate::error::Result;
@@ -30,11 +31,11 @@ impl SharedCounter {
     /// Declares a counter. Call it before the cluster serves.
     ///
     /// # Errors
-    /// The name is taken or not a valid metric name, this is a worker process, or memory is short.
-    pub fn new(name: &str) -> Result<SharedCounter> {
-        let name = registry::validate_name(name)?;
-        let counter = SharedCounter(StripedSums::new(name, "counter", LAYOUT, 1)?);
-        registry::register(name, DeclaredState::Counter(counter))?;
+    /// The name is taken or not a valid metric name, another declaration contradicts it in metrics, this is a worker process, or memory is short.
+    pub fn new<'a>(name: impl Into<MetricDescription<'a>>) -> Result<SharedCounter> {
+        let declared = registry::validate_description(&name.into())?;
+        let counter = SharedCounter(StripedSums::new(declared.key, "counter", LAYOUT, 1)?);
+        registry::register_declared(declared, DeclaredState::Counter(counter))?;
         Ok(counter)
     }
 

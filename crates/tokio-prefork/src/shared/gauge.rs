@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::description::MetricDescription;
 use super::live_processes::{MAX_PROCESSES, PROCESS_TABLE_LAYOUT, ProcessIdentity, ProcessTable};
 use super::memory::{self, PieceLayout};
 use super::registry::{self, DeclaredState};
@@ -52,17 +53,17 @@ impl SharedGauge {
     /// Declares a gauge. Call it before the cluster serves.
     ///
     /// # Errors
-    /// The name is taken or not a valid metric name, this is a worker process, or memory is short.
-    pub fn new(name: &str) -> Result<SharedGauge> {
-        let name = registry::validate_name(name)?;
+    /// The name is taken or not a valid metric name, another declaration contradicts it in metrics, this is a worker process, or memory is short.
+    pub fn new<'a>(name: impl Into<MetricDescription<'a>>) -> Result<SharedGauge> {
+        let declared = registry::validate_description(&name.into())?;
         let processes = ProcessTable::get_or_create()?;
         let words = MAX_PROCESSES * WORDS_PER_PROCESS;
         let piece = memory::allocate(
-            name,
+            declared.key,
             PieceLayout { kind: "gauge", layout: PROCESS_TABLE_LAYOUT, words },
         )?;
         let gauge = SharedGauge { processes, words: piece.words };
-        registry::register(name, DeclaredState::Gauge(gauge))?;
+        registry::register_declared(declared, DeclaredState::Gauge(gauge))?;
         Ok(gauge)
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::description::MetricDescription;
 use super::registry::{self, DeclaredState};
 use super::striped_counters::StripedSums;
 use crate::error::{Error, Result};
@@ -55,8 +56,12 @@ impl SharedHistogram {
     /// # Errors
     /// The bounds are not ascending, are empty, or more than 256; the name is taken or not a valid metric name, this is a worker
     /// process, or memory is short.
-    pub fn new(name: &str, bounds: &[u64]) -> Result<SharedHistogram> {
-        let name = registry::validate_name(name)?;
+    pub fn new<'a>(
+        name: impl Into<MetricDescription<'a>>,
+        bounds: &[u64],
+    ) -> Result<SharedHistogram> {
+        let declared = registry::validate_description(&name.into())?;
+        let name = declared.key;
         let growing = bounds.windows(2).all(|pair| pair[0] < pair[1]);
         if bounds.is_empty() || bounds.len() > MAX_BOUNDS || !growing {
             return Err(Error::config(format!(
@@ -67,7 +72,7 @@ impl SharedHistogram {
         let stripes = StripedSums::new(name, "histogram", &layout, bounds.len() + 2)?;
         let bounds = Box::leak(bounds.to_vec().into_boxed_slice());
         let histogram = SharedHistogram { bounds, stripes };
-        registry::register(name, DeclaredState::Histogram(histogram))?;
+        registry::register_declared(declared, DeclaredState::Histogram(histogram))?;
         Ok(histogram)
     }
 

@@ -47,6 +47,7 @@
 mod bytes;
 mod cache;
 mod counter;
+mod description;
 mod flag;
 mod gauge;
 mod gcra;
@@ -69,6 +70,7 @@ mod wait;
 pub use bytes::{LockError, SharedBytes, SharedBytesGuard, SharedBytesReadGuard};
 pub use cache::{CacheWriteError, SharedCache};
 pub use counter::SharedCounter;
+pub use description::MetricDescription;
 pub use flag::SharedFlag;
 pub use gauge::{GaugeGuard, SharedGauge};
 pub use histogram::{HistogramSnapshot, SharedHistogram};
@@ -78,5 +80,5 @@ pub use number::SharedNumber;
 pub use rate_limiter::{KeyedRateLimiter, RateLimited, RateLimiter};
 #[cfg(feature = "testing")]
 pub(crate) use registry::refuse_repeated_declarations;
-pub use registry::{SharedMetric, SharedMetricValue, read_shared_metrics};
+pub use registry::{MetricScale, SharedMetric, SharedMetricValue, read_shared_metrics};
 pub(crate) use wait::wake_after_exit;

@@ -15,6 +15,8 @@ pub(crate) struct KeptFigures {
     pub(crate) access_log: AccessLogCounters,
     /// Connections closed because of their PROXY header.
     pub(crate) proxy_refused: u64,
+    /// CPU time of the process, in microseconds.
+    pub(crate) cpu_us: u64,
     pub(crate) loop_lag: DelayHistogram,
     pub(crate) queue_wait: DelayHistogram,
 }
@@ -34,6 +36,7 @@ impl KeptFigures {
             durations: self.durations.sum_with(&other.durations),
             access_log: self.access_log.sum_with(other.access_log),
             proxy_refused: bounded_sum(self.proxy_refused, other.proxy_refused),
+            cpu_us: bounded_sum(self.cpu_us, other.cpu_us),
             loop_lag: self.loop_lag.sum_with(&other.loop_lag),
             queue_wait: self.queue_wait.sum_with(&other.queue_wait),
         }

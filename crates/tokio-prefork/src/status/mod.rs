@@ -16,10 +16,11 @@ mod pool_status;
 mod request_counters;
 mod shared_metrics;
 mod states;
+mod supervision;
 mod traffic_counters;
 mod worker_status;
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,8 @@ pub(crate) use request_counters::{
     METHOD_CLASSES, REQUEST_DURATION_BUCKETS, STATUS_CLASSES, request_duration_bucket,
 };
 pub use states::{PrimaryPhase, WorkerState};
+pub(crate) use supervision::EXIT_REASONS;
+pub use supervision::{ChangeCounters, SupervisionCounters};
 pub(crate) use traffic_counters::TRAFFIC_COUNTERS;
 pub use traffic_counters::TrafficCounters;
 pub use worker_status::{InFlightRequest, RunningJob, ThreadStatus, WorkerStatus};
@@ -71,6 +74,9 @@ pub struct ClusterStatus {
     pub queue_wait: QueueWaitStatus,
     /// Sums over all workers, living and dead.
     pub totals: TrafficCounters,
+    /// What the primary has done.
+    #[serde(default)]
+    pub supervision: SupervisionCounters,
     /// The finished requests of all workers, living and dead, by method and class of status.
     #[serde(default, skip_serializing_if = "RequestsBy::is_empty")]
     pub requests_by: RequestsBy,
@@ -180,10 +186,9 @@ pub(crate) struct PrimaryReport {
     pub(crate) listeners: Vec<String>,
     pub(crate) queues: Vec<AcceptQueueStatus>,
     pub(crate) dead: SumsOfDeadWorkers,
+    pub(crate) supervision: SupervisionCounters,
     pub(crate) isolated: Vec<IsolatedPoolStatus>,
     pub(crate) shared: Vec<SharedMetric>,
-    pub(crate) log_lines_dropped: u64,
-    pub(crate) messages_lost: u64,
     /// Whether the primary accepts for all workers, and none of its sockets gives it a connection.
     pub(crate) cannot_accept: bool,
 }
@@ -238,13 +243,13 @@ impl ClusterStatus {
             dispatch_backend: report.dispatch_backend.to_string(),
             model: report.model.to_string(),
             restarts: view.restart_count,
-            log_lines_dropped: report.log_lines_dropped.min(MAX_JSON_INTEGER),
-            messages_lost: report.messages_lost.min(MAX_JSON_INTEGER),
+            log_lines_dropped: report.supervision.log_lines_dropped,
+            messages_lost: report.supervision.messages_lost,
             empty_slots: view.empty_slots.clone(),
         };
         let status = ClusterStatus::new(primary, report.dead, report.shared, workers);
-        let PrimaryReport { listeners, queues, isolated, .. } = report;
-        ClusterStatus { listeners, queues, isolated, ..status }
+        let PrimaryReport { listeners, queues, isolated, supervision, .. } = report;
+        ClusterStatus { listeners, queues, isolated, supervision, ..status }
     }
 
     /// Builds a status without listeners, queues and isolated pools, with sums over `workers`.
@@ -273,6 +278,7 @@ impl ClusterStatus {
             queues: Vec::new(),
             queue_wait: QueueWaitStatus::of_workers(&workers),
             totals: workers.iter().fold(dead.totals, |sum, worker| sum.sum_with(worker.counters)),
+            supervision: SupervisionCounters::default(),
             requests_by: kept.requests_by,
             durations: kept.durations,
             access_log: kept.access_log,
@@ -290,6 +296,11 @@ impl ClusterStatus {
         // Numbers and strings: this cannot fail.
         printable_json(&serde_json::to_string_pretty(self).unwrap_or_default()).into_owned()
     }
+}
+
+/// Returns the time in milliseconds since 1970.
+pub(crate) fn unix_time_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 fn is_zero(count: &u64) -> bool {
@@ -336,10 +347,9 @@ pub(crate) mod tests {
             listeners: vec![],
             queues: vec![],
             dead: SumsOfDeadWorkers::default(),
+            supervision: SupervisionCounters::default(),
             isolated: vec![],
             shared: vec![],
-            log_lines_dropped: 0,
-            messages_lost: 0,
             cannot_accept: false,
         };
         ClusterStatus::from_primary(&view, report, Instant::now(), |_| published.cloned())

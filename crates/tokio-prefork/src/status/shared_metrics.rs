@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     fn sample_metric(value: SharedMetricValue) -> SharedMetric {
-        SharedMetric { name: "a".to_string(), value }
+        SharedMetric { value, ..SharedMetric::new("a") }
     }
 
     #[test]

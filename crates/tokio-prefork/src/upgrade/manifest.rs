@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::status::{KeptFigures, PoolStatus, TrafficCounters};
+use crate::status::{KeptFigures, PoolStatus, SupervisionCounters, TrafficCounters};
 use prefork_supervisor::WEB_KIND;
 
 /// The version of the format; changes when a field changes its meaning. A new binary refuses a version it does not
@@ -59,6 +59,9 @@ pub(crate) struct UpgradeManifest {
     /// What else is kept of exited workers.
     #[serde(default)]
     pub kept: KeptFigures,
+    /// What the primary has counted.
+    #[serde(default)]
+    pub supervision: SupervisionCounters,
     /// The CPU pools of exited workers, added up by name.
     #[serde(default)]
     pub pools: Vec<PoolStatus>,
@@ -367,6 +370,7 @@ mod tests {
             workers_configured: Some(1),
             kinds: vec![PassedKind { name: "consumer".to_string(), wanted: 2, declared: 1 }],
             totals: TrafficCounters::default(),
+            supervision: SupervisionCounters { forks: 9, ..SupervisionCounters::default() },
             kept: KeptFigures { proxy_refused: 3, ..KeptFigures::default() },
             pools: Vec::new(),
             reserved_ids: vec![(1, 6)],
@@ -442,6 +446,7 @@ mod tests {
             "sockets",
             "shared",
             "kept",
+            "supervision",
         ] {
             fields.remove(field).expect(field);
         }
