@@ -101,6 +101,7 @@ mod shared_state;
 mod shared_upgrade;
 mod signals;
 mod socket_activation;
+mod stalled_stack;
 mod stalled_workers;
 mod standard_output;
 mod start_errors;

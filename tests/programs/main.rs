@@ -31,6 +31,7 @@ mod shared_memory;
 mod shared_state;
 mod shared_upgrade;
 mod start_errors;
+mod stuck_handlers;
 mod websocket_passing;
 mod worker_handle;
 mod worker_kinds;
@@ -115,6 +116,7 @@ fn main() -> ExitCode {
         "serve-http" => serve_http::serve_http(arguments),
         "logging" => logging::logging(arguments),
         "leaving" => leaving::leaving(arguments),
+        "stuck-handlers" => stuck_handlers::stuck_handlers(arguments),
         "worker-handle" => worker_handle::worker_handle(arguments),
         "worker-output" => worker_output::worker_output(arguments),
         "process-limits" => process_limits::process_limits(arguments),

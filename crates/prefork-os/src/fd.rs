@@ -101,7 +101,15 @@ pub fn mark_inherited_for_test(fd: OwnedFd) -> RawFd {
 /// # Errors
 /// `close_range(2)` fails: Linux before 5.9, or a seccomp filter.
 pub fn close_all_fds_except(kept: impl AsFd) -> io::Result<()> {
-    close_fds_from_3_except(vec![kept.as_fd().as_raw_fd() as u32])
+    close_all_fds_except_these(&[kept.as_fd()])
+}
+
+/// As [`close_all_fds_except`], for several descriptors.
+///
+/// # Errors
+/// As there.
+pub fn close_all_fds_except_these(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    close_fds_from_3_except(kept.iter().map(|fd| fd.as_raw_fd() as u32).collect())
 }
 
 /// Duplicates descriptor `number`. The duplicate is close-on-exec and numbered 3 or higher.

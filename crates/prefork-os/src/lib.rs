@@ -30,6 +30,8 @@ pub mod shared_segment;
 pub mod signal;
 pub mod socket;
 pub mod socket_name;
+#[cfg(feature = "stack-traces")]
+pub mod stack_capture;
 pub mod system;
 pub mod thread;
 pub mod unix_path;

@@ -109,6 +109,7 @@ mod scoreboard;
 pub mod shared;
 mod skip_backoff;
 mod socket_file;
+pub mod stack;
 pub mod status;
 mod systemd;
 #[cfg(feature = "testing")]

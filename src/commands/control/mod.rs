@@ -1,4 +1,4 @@
-//! `prefork status`, `reload`, `scale`, `stop`, `upgrade` and `events`: requests to a running primary.
+//! `prefork status`, `reload`, `scale`, `stop`, `upgrade`, `events` and `stack`: requests to a running primary.
 
 mod control_target;
 mod pool_lines;
@@ -8,7 +8,7 @@ pub(crate) mod status_table;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 pub(crate) use control_target::ControlTarget;
 
@@ -35,6 +35,14 @@ enum ControlVerb {
     Stop { now: bool },
     Upgrade { wait: bool },
     Events { follow: bool, json: bool },
+    Stack { of: StackOf, full: bool, json: bool },
+}
+
+/// The worker whose stacks are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StackOf {
+    Worker(u64),
+    Slot(u32),
 }
 
 /// Returns the definitions of the control verbs.
@@ -64,6 +72,25 @@ pub(crate) fn control_commands() -> Vec<Command> {
             .about("Print the last 1000 log events of the primary")
             .arg(switch("follow", "Keep printing new events").short('f'))
             .arg(switch("json", "Print one JSON object per line")),
+        Command::new("stack")
+            .about("Print where in the code the threads of a worker are, without a debugger and without stopping them")
+            .arg(
+                Arg::new("worker")
+                    .value_name("WORKER")
+                    .value_parser(value_parser!(u64))
+                    .required_unless_present("slot")
+                    .help("Id of the worker, as in prefork status"),
+            )
+            .arg(
+                Arg::new("slot")
+                    .long("slot")
+                    .value_name("SLOT")
+                    .value_parser(value_parser!(u32))
+                    .conflicts_with("worker")
+                    .help("Slot whose worker is meant"),
+            )
+            .arg(switch("full", "Also print the frames of the server below the application"))
+            .arg(switch("json", "Print a JSON object")),
     ]
     .map(|command| command.args(ControlTarget::args()))
     .into()
@@ -101,6 +128,11 @@ pub(crate) fn parse_control(name: &str, matches: &ArgMatches) -> Option<ControlC
         "scale" => ControlVerb::Scale(matches.get_one::<Rescale>("workers")?.clone()),
         "stop" => ControlVerb::Stop { now: flag("now") },
         "upgrade" => ControlVerb::Upgrade { wait: !flag("no-wait") },
+        "stack" => {
+            let worker = matches.get_one::<u64>("worker").copied().map(StackOf::Worker);
+            let slot = matches.get_one::<u32>("slot").copied().map(StackOf::Slot);
+            ControlVerb::Stack { of: worker.or(slot)?, full: flag("full"), json: flag("json") }
+        }
         "events" => ControlVerb::Events { follow: flag("follow"), json: flag("json") },
         _ => return None,
     };
@@ -122,6 +154,16 @@ pub(crate) fn run_control(call: ControlCall) -> Result<ExitCode> {
             });
         }
         ControlVerb::Events { follow, json } => return print_events(client, follow, json),
+        ControlVerb::Stack { of, full, json } => {
+            let stack = match of {
+                StackOf::Worker(id) => client.stack(id)?,
+                StackOf::Slot(slot) => client.stack_of_slot(slot)?,
+            };
+            return print_result(&match json {
+                true => stack.to_json() + "\n",
+                false => stack.display(full).to_string(),
+            });
+        }
         ControlVerb::Stop { now } => return stop_and_wait(client, now),
         ControlVerb::Reload { wait: true } => client.reload()?,
         ControlVerb::Reload { wait: false } => client.reload_without_waiting()?,

@@ -13,6 +13,7 @@ use super::frame::{self, FrameReader, MAX_REPLY_BYTES};
 use super::liveness_probe::{LivenessProbe, ProbeInterval};
 use super::protocol::{Event, Reply, Request, Rescale, WorkerCountChange};
 use crate::error::{Error, Result};
+use crate::stack::WorkerStack;
 use crate::status::ClusterStatus;
 use crate::text::HumanDuration;
 use prefork_os::poll::{self, WatchedFd};
@@ -20,6 +21,9 @@ use prefork_os::unix_path::with_unix_addr;
 
 /// How long to wait for replies that the primary sends at once: 5 s.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long to wait for stacks: a primary takes up to 15 s for each, four at a time.
+const STACK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long reloads and stops may take, unless [`ControlClient::completion_timeout`] says otherwise. They have deadlines of
 /// their own, and a primary that dies is noticed at once: this one is for a primary that is frozen.
@@ -117,6 +121,32 @@ impl ControlClient {
     pub fn status(&mut self) -> Result<ClusterStatus> {
         match self.send_and_receive(&Request::Status {}, REPLY_TIMEOUT)? {
             Reply::Status(status) => Ok(*status),
+            other => Err(self.unexpected_reply_error(&other)),
+        }
+    }
+
+    /// Returns the stacks of the threads of the worker with this id.
+    ///
+    /// The threads copy their stacks themselves: nothing is stopped, and no debugger is needed. Reading large debug information
+    /// takes seconds. A thread that does not answer within 500 ms has a problem in place of frames.
+    ///
+    /// # Errors
+    /// As [`ControlClient::status`]; there is no such worker, or the primary was built without the feature `stack-traces`.
+    pub fn stack(&mut self, worker: u64) -> Result<WorkerStack> {
+        self.request_stack(&Request::Stack { worker: Some(worker), slot: None })
+    }
+
+    /// Returns the stacks of the worker that serves a slot.
+    ///
+    /// # Errors
+    /// As [`ControlClient::stack`].
+    pub fn stack_of_slot(&mut self, slot: u32) -> Result<WorkerStack> {
+        self.request_stack(&Request::Stack { worker: None, slot: Some(slot) })
+    }
+
+    fn request_stack(&mut self, request: &Request) -> Result<WorkerStack> {
+        match self.send_and_receive(request, STACK_TIMEOUT)? {
+            Reply::Stack(stack) => Ok(*stack),
             other => Err(self.unexpected_reply_error(&other)),
         }
     }

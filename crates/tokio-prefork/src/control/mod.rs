@@ -20,6 +20,7 @@
 //! | `{"verb":"stop","now":false}` | `{"ok":true,"message":"..."}`; the primary closes the connection when it exits |
 //! | `{"verb":"upgrade","wait":true}` | `{"ok":true,"message":"..."}` when workers of the new image serve, over the same connection; with `"wait":false` when the new binary has passed its check |
 //! | `{"verb":"events","follow":false,"since":0}` | `{"ok":true,"event":{...}}` for each entry after `since` that is kept (the last thousand), then `{"ok":true,"last":N}`; with `follow`, each new event instead of the last line |
+//! | `{"verb":"stack","worker":3}` or `"slot":1` | `{"ok":true,"stack":{...}}`, see [`WorkerStack`](crate::stack::WorkerStack) |
 //! | anything else | `{"ok":false,"error":"..."}` |
 //!
 //! The server handles one request of a client at a time. An operation that has begun is finished and logged, even if its

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::event_history::LoggedEvent;
 use crate::config::WorkerCount;
+use crate::stack::WorkerStack;
 use crate::status::ClusterStatus;
 use crate::text::printable_json;
 
@@ -32,6 +33,13 @@ pub(crate) enum Request {
         #[serde(default = "default_true")]
         wait: bool,
     },
+    /// Returns the stacks of the threads of a worker, by its id, or of the worker in a slot.
+    Stack {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        worker: Option<u64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        slot: Option<u32>,
+    },
     /// Returns the events after number `since`; with `follow`, also future ones.
     Events {
         #[serde(default)]
@@ -42,7 +50,7 @@ pub(crate) enum Request {
 }
 
 /// All verbs, for error messages.
-const VERBS: [&str; 6] = ["status", "reload", "scale", "stop", "upgrade", "events"];
+const VERBS: [&str; 7] = ["status", "reload", "scale", "stop", "upgrade", "events", "stack"];
 
 /// A change to the number of workers of one kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +91,8 @@ pub(crate) enum Reply {
     Done(String),
     /// The status of the cluster.
     Status(Box<ClusterStatus>),
+    /// The stacks of a worker.
+    Stack(Box<WorkerStack>),
     /// One event.
     Event(Event),
     /// The number of the last requested event.
@@ -175,6 +185,7 @@ impl Reply {
             Reply::Refused(why) => json!({ "ok": false, "error": why }),
             Reply::Done(message) => json!({ "ok": true, "message": message }),
             Reply::Status(status) => json!({ "ok": true, "status": status }),
+            Reply::Stack(stack) => json!({ "ok": true, "stack": stack }),
             Reply::Event(event) => json!({ "ok": true, "event": event }),
             Reply::LastEvent(last) => json!({ "ok": true, "last": last }),
         };
@@ -189,6 +200,7 @@ impl Reply {
             error: Option<String>,
             message: Option<String>,
             status: Option<Box<ClusterStatus>>,
+            stack: Option<Box<WorkerStack>>,
             event: Option<Event>,
             last: Option<u64>,
         }
@@ -197,10 +209,16 @@ impl Reply {
             return Ok(Reply::Refused(fields.error.unwrap_or_default()));
         }
         let status = fields.status.map(Reply::Status);
+        let stack = || fields.stack.map(Reply::Stack);
         let event = || fields.event.map(Reply::Event);
         let last = || fields.last.map(Reply::LastEvent);
         let done = || fields.message.map(Reply::Done);
-        status.or_else(event).or_else(last).or_else(done).ok_or("the reply is empty".to_string())
+        status
+            .or_else(stack)
+            .or_else(event)
+            .or_else(last)
+            .or_else(done)
+            .ok_or("the reply is empty".to_string())
     }
 }
 

@@ -12,7 +12,7 @@ use crate::control::{
     WorkerCountChange,
 };
 use crate::error::Result;
-use crate::status::{AcceptQueueStatus, ClusterStatus, PrimaryReport};
+use crate::status::{AcceptQueueStatus, ClusterStatus, PrimaryReport, WorkerStatus};
 use crate::upgrade::PassedControl;
 use prefork_os::poll::WatchedFd;
 use prefork_supervisor::{ClusterCommand, Event, Requester, ScaleChange};
@@ -201,6 +201,10 @@ impl Primary {
                     self.control.stream_events(request_id, follow, since, &self.event_log);
                     continue;
                 }
+                Request::Stack { worker, slot } => {
+                    self.request_stack(request_id, worker, slot);
+                    continue;
+                }
                 Request::Reload { .. } => ClusterCommand::Reload,
                 Request::Scale(rescale) => scale_command(rescale),
                 Request::Stop { now: false } => ClusterCommand::Stop,
@@ -245,7 +249,9 @@ impl Primary {
         };
         ClusterStatus::from_primary(&self.supervisor.view(), report, now, |id| {
             let process = self.workers.get(&id);
-            process.and_then(|process| self.scoreboard.worker_status(process.pages))
+            let status =
+                process.and_then(|process| self.scoreboard.worker_status(process.pages))?;
+            Some(WorkerStatus { stalled_in: self.stacks.stalled_in(id), ..status })
         })
     }
 }

@@ -283,6 +283,23 @@ impl EventLog {
         )));
     }
 
+    #[cfg(feature = "stack-traces")]
+    pub(super) fn log_stalled_in(&mut self, worker: WorkerTag, stack: &str) {
+        self.write_line(warn_line(format!("{worker} stalled in {stack}")));
+    }
+
+    #[cfg(feature = "stack-traces")]
+    pub(super) fn log_no_stack(&mut self, worker: WorkerTag, reason: &dyn Display) {
+        self.write_line(warn_line(format!("{worker} stalled, and has no stack: {reason}")));
+    }
+
+    #[cfg(feature = "stack-traces")]
+    pub(super) fn log_stack_memory_error(&mut self, reason: &dyn Display) {
+        self.write_line(warn_line(format!(
+            "cannot create memory for the stacks of stalled workers: {reason}; the log will not show them"
+        )));
+    }
+
     pub(super) fn log_closed_message_channels(&mut self, reason: &str) {
         self.write_line(error_line(format!(
             "closed the message channels of the previous image's workers; error={reason:?}"

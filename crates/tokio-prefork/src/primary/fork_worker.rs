@@ -201,6 +201,7 @@ impl Primary {
         let terminate = prefork_os::signal::register_signal_flag(Signal::SIGTERM)
             .map_err(|e| Error::system("catch SIGTERM in the worker", e))?;
         let board = self.scoreboard.reader(&self.supervisor.kind_first_slots());
+        self.stacks.become_worker(tag, pages);
         let worker_pages = self
             .scoreboard
             .keep_only_own_pages(pages)

@@ -27,6 +27,8 @@ mod round_robin;
 mod service_manager;
 mod signals;
 mod slot_sockets;
+#[cfg_attr(not(feature = "stack-traces"), path = "stack_captures_off.rs")]
+mod stack_captures;
 mod supervision_counters;
 mod timers;
 mod upgrade;
@@ -70,6 +72,7 @@ pub use primary_handle::{PrimaryHandle, WorkerInfo};
 use reload_config::ConfigStore;
 pub(crate) use reload_config::ReadConfig;
 use signals::PrimarySignals;
+use stack_captures::StackCaptures;
 pub use timers::TimerId;
 use upgrade::UpgradeState;
 pub(crate) use upgrade_check::check_worker_boots;
@@ -114,6 +117,8 @@ pub(crate) struct Primary {
     workers: WorkerTable,
     killed_children: KilledChildren,
     scoreboard: Scoreboard,
+    /// The stacks of workers that are being taken.
+    stacks: StackCaptures,
     listeners: ListenerSet,
     configs: ConfigStore,
     /// The function that runs in each forked worker.
@@ -177,6 +182,7 @@ impl Primary {
         )?;
         let last_event = manifest.as_ref().map_or(0, |manifest| manifest.last_event);
         let mut event_log = EventLog::continue_after(last_event);
+        let stacks = StackCaptures::new(scoreboard.worker_page_count() + 1, &mut event_log);
         let inherited_workers = manifest.as_ref().map(|manifest| manifest.workers.len());
         let locals = listeners.bound_addr_texts();
         event_log.log_primary_started(inherited_workers, wanted_workers, &config, &locals);
@@ -195,6 +201,7 @@ impl Primary {
             workers: WorkerTable::default(),
             killed_children: KilledChildren::default(),
             scoreboard,
+            stacks,
             listeners,
             pid_file: ConfiguredPidFile::new(config.pid_file.clone(), pid_file),
             log_file: LogFileSwitch::new(config.log_file.clone()),

@@ -23,13 +23,16 @@ impl Primary {
             Action::ResumeListening => self.resume_listening(),
             Action::Drain(worker) => self.drain_worker(worker),
             Action::KeepIdleWorker(worker) => self.keep_idle_process(worker),
-            Action::Abort(worker) => self.signal_worker(worker, Signal::SIGABRT),
+            Action::Abort(worker) => self.abort_after_capture(worker),
             Action::Kill(worker) => self.signal_worker(worker, Signal::SIGKILL),
             Action::ReadConfig(generation) => self.read_config(generation),
             Action::KeepGenerations(kept) => self.keep_generations(&kept),
             Action::StartUpgradeCheck => self.start_upgrade_check(),
             Action::StopUpgradeCheck => self.stop_upgrade_check(),
-            Action::ExecNewBinary => self.upgrade.schedule_exec(),
+            Action::ExecNewBinary => {
+                self.upgrade.schedule_exec();
+                self.stop_stack_captures();
+            }
             Action::SampleHealth { with_memory } => self.sample_health(with_memory),
             Action::ConfirmRestart(exit) => self.confirm_restart(&exit),
             Action::Log(event) => self.publish_log_event(&event),
@@ -64,6 +67,11 @@ impl Primary {
         }
         let exit = exit.map(|exit| self.hooks.classify_exit(exit));
         self.count_event(event, exit.as_ref().map(|exit| (exit, was_killed_with_job)));
+        match event {
+            LogEvent::Stalled { worker, .. } => self.capture_stalled_worker(worker.id),
+            LogEvent::Recovered { worker, .. } => self.stacks.clear_stall(worker.id),
+            _ => {}
+        }
         self.notify_service_manager(event);
         let Primary { hooks, listeners, configs, .. } = self;
         hooks.queue_cluster_event(event, |worker| {

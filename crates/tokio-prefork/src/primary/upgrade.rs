@@ -299,6 +299,7 @@ impl Primary {
             board_fd: memory.as_raw_fd(),
             revision: MANIFEST_REVISION,
             older_boards: older_boards.map(AsRawFd::as_raw_fd).collect(),
+            stack_fds: self.stacks.passed_fd_numbers(&boards),
             control: None,
             pid_file: None,
             last_event: self.event_log.history.last_number(),
@@ -314,7 +315,9 @@ impl Primary {
         let listeners = self.listeners.listeners.iter().map(AsFd::as_fd);
         let channels = self.workers.values().filter_map(|process| process.channel.as_ref());
         let queues = self.workers.values().filter_map(|process| process.queue.as_ref());
-        let boards = self.workers.inherited_scoreboards().into_iter();
+        let boards = self.workers.inherited_scoreboards();
+        let stacks = self.stacks.passed_fds(&boards);
+        let boards = boards.into_iter();
         let older_boards = boards.filter_map(|board| self.scoreboard.inherited_memory(board));
         listeners
             .chain(channels.map(AsFd::as_fd))
@@ -322,6 +325,7 @@ impl Primary {
             .chain(self.output.passed_fds())
             .chain(self.application_sockets.iter().map(|one| one.fd.as_fd()))
             .chain(self.scoreboard.memory().into_iter().chain(older_boards).map(AsFd::as_fd))
+            .chain(stacks)
             .collect()
     }
 
@@ -350,6 +354,10 @@ impl Primary {
             take_inherited_fd(*fd)
                 .and_then(|memory| self.scoreboard.inherit(memory))
                 .map_err(|e| Error::system("map the scoreboard of the previous image", e))?;
+        }
+        for fd in &manifest.stack_fds {
+            // Without it, the stacks of old workers are missing.
+            self.stacks.inherit(fd.and_then(|fd| take_inherited_fd(fd).ok()));
         }
         let sums = SumsOfDeadWorkers {
             totals: manifest.totals,
@@ -390,7 +398,10 @@ impl Primary {
         }
         let used = self.workers.inherited_scoreboards();
         let unused = (0..=manifest.older_boards.len()).filter(|board| !used.contains(board));
-        unused.for_each(|board| self.scoreboard.release_inherited(board));
+        for board in unused {
+            self.scoreboard.release_inherited(board);
+            self.stacks.release_inherited(board);
+        }
         Ok(())
     }
 }

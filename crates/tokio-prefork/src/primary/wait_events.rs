@@ -23,6 +23,7 @@ enum PollToken {
     WorkerChannel(WorkerId),
     UpgradeCheck,
     NameLookup,
+    StackReader,
     Messages(MessagePollToken),
     Control(ControlPollToken),
     Application(FdWatchId),
@@ -49,8 +50,8 @@ impl FromIterator<PollToken> for ReadySources {
                 PollToken::Signals => ready.has_signals = true,
                 PollToken::WorkerChannel(worker) => ready.worker_channels.push(worker),
                 PollToken::UpgradeCheck => ready.has_upgrade_check_output = true,
-                // A finished lookup is noticed after each wait.
-                PollToken::NameLookup => {}
+                // A finished lookup and the answers of stack readers are noticed after each wait.
+                PollToken::NameLookup | PollToken::StackReader => {}
                 PollToken::Messages(source) => ready.messages.push(source),
                 PollToken::Control(source) => ready.control.push(source),
                 PollToken::Application(watch) => ready.application.push(watch),
@@ -109,6 +110,7 @@ impl Primary {
         self.run_due_timers();
         self.attend_isolated_jobs();
         self.finish_lookup();
+        self.attend_stack_captures();
         if supervisor_deadline.is_some_and(|at| at <= Instant::now()) {
             self.pending_events.push_back(Event::DeadlineReached);
         }
@@ -123,6 +125,7 @@ impl Primary {
             self.isolated_pools.next_deadline(now),
             self.configs.lookup_deadline(),
             self.event_loop.next_deadline(now),
+            self.stacks.next_deadline(now),
         ];
         let delays = [
             self.handover.retry_after(),
@@ -154,6 +157,8 @@ impl Primary {
         let check = check.map(|fd| (PollToken::UpgradeCheck, WatchedFd::readable(fd)));
         let lookup = self.configs.lookup_fd();
         let lookup = lookup.map(|fd| (PollToken::NameLookup, WatchedFd::readable(fd)));
+        let stacks = self.stacks.poll_sources();
+        let stacks = stacks.map(|watched| (PollToken::StackReader, watched));
         let messages = self.messages.primary_end.poll_sources();
         let messages = messages.map(|(token, watched)| (PollToken::Messages(token), watched));
         let control = self.control.poll_sources();
@@ -162,7 +167,7 @@ impl Primary {
         let application = application.map(|(id, watched)| (PollToken::Application(id), watched));
         let output = self.output.poll_sources();
         let output = output.map(|(id, watched)| (PollToken::Output(id), watched));
-        let sources = signals.into_iter().chain(channels).chain(check).chain(lookup);
+        let sources = signals.into_iter().chain(channels).chain(check).chain(lookup).chain(stacks);
         let sources = sources.chain(messages).chain(control).chain(application).chain(output);
         let (tokens, watched): (Vec<_>, Vec<_>) = sources.unzip();
         let workers = QueueWorkers {

@@ -336,6 +336,7 @@ impl Primary {
         self.round_robin.remove_worker(worker, process.queue.take());
         self.remove_dispatch_target(worker, process.lease);
         self.record_last_job(worker, process.pages);
+        self.stacks.forget_worker(worker, process.pages);
         let requests_served = self.scoreboard.release_pages(process.pages).requests;
         self.release_inherited_scoreboard(process.pages);
         self.pending_events.push_back(Event::Exited { worker, status, requests_served });
@@ -346,6 +347,7 @@ impl Primary {
         let WorkerPages::Inherited { board, .. } = pages else { return };
         if !self.workers.inherited_scoreboards().contains(&board) {
             self.scoreboard.release_inherited(board);
+            self.stacks.release_inherited(board);
         }
     }
 
@@ -367,6 +369,7 @@ impl Primary {
         self.workers.has_pid(pid)
             || self.upgrade.is_check_pid(pid)
             || self.configs.is_lookup_pid(pid)
+            || self.stacks.is_reader_pid(pid)
             || self.killed_children.0.contains(&pid)
     }
 }

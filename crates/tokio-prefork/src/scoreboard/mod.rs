@@ -151,6 +151,11 @@ impl Scoreboard {
         Ok(Scoreboard { writable, readable, memory, inherited, is_allocated: vec![false; pages] })
     }
 
+    /// Returns how many pages of workers there are. They are numbered from 1.
+    pub(crate) fn worker_page_count(&self) -> usize {
+        self.is_allocated.len()
+    }
+
     /// Returns the scoreboard as that of this process, which was forked after it was created.
     pub(crate) fn into_primary(self) -> Scoreboard {
         PID.store(self.writable.page(PRIMARY_PAGE), std::process::id().into());

@@ -105,6 +105,7 @@ fn read_pages(pages: PagePair) -> Option<WorkerStatus> {
     let zero = TrafficCounters::default();
     let kept = request_page::read_kept(page, pages.requests);
     Some(WorkerStatus {
+        stalled_in: None,
         id: WorkerId(load_json_integer(WORKER_ID, page)),
         slot: Slot(small(SLOT)),
         kind: String::new(),

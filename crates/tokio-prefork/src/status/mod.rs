@@ -369,6 +369,7 @@ pub(crate) mod tests {
             ..PoolStatus::default()
         };
         WorkerStatus {
+            stalled_in: None,
             id: WorkerId(MAX_JSON_INTEGER),
             slot: Slot(u32::MAX),
             kind: "x".to_string(),

@@ -63,6 +63,10 @@ pub struct WorkerStatus {
     /// The job that an isolated process runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<RunningJob>,
+    /// Where in the code its event loop has stalled, innermost function first; `None` while the loop runs, and without the
+    /// feature `stack-traces`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stalled_in: Option<String>,
     /// The requests in progress, oldest first; at most 22 of each thread. While the worker drains, also the holds
     /// ([`Worker::hold`](crate::Worker::hold)) that it waits for, as `hold: NAMES`.
     pub serving: Vec<InFlightRequest>,

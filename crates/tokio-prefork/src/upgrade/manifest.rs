@@ -84,6 +84,9 @@ pub(crate) struct UpgradeManifest {
     /// Scoreboards of images before the old one; `PassedWorker::board` counts them from 1.
     #[serde(default)]
     pub older_boards: Vec<i32>,
+    /// The memories for stacks of `board_fd` and of each of `older_boards`; empty without the feature `stack-traces`.
+    #[serde(default)]
+    pub stack_fds: Vec<Option<i32>>,
     /// The control socket and its clients; `None` in an upgrade check.
     #[serde(default)]
     pub control: Option<PassedControl>,
@@ -410,6 +413,7 @@ mod tests {
             board_fd: 5,
             revision: MANIFEST_REVISION,
             older_boards: vec![11],
+            stack_fds: vec![Some(12), None],
             control: Some(PassedControl {
                 socket: Some(PassedFile { path: "/run/c".into(), inode: 1, fd: 12 }),
                 clients: vec![PassedClient {
