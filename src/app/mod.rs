@@ -23,6 +23,7 @@ use hyper::{Request, Response};
 
 pub(crate) use compute::fib;
 use routes::AppRoutes;
+pub(crate) use routes::CLIENT_PATH;
 use static_files::FileBody;
 pub(crate) use static_files::{FileServerConfig, RootDir};
 use tokio_prefork::{Cluster, ConcurrencyModel, Config, Result};

@@ -14,8 +14,8 @@ use super::compute::{FibJob, HashJob, MAX_FIB_INPUT, MAX_HASH_ROUNDS, fib, hex_l
 use super::static_files::StaticFiles;
 use super::zero_body::ZeroBody;
 use super::{AppOptions, faults};
-use tokio_prefork::Worker;
 use tokio_prefork::pool::{PoolError, PoolJob};
+use tokio_prefork::{ClientInfo, ConnectionInfo, ProxyHeader, Worker};
 
 pub(super) type AppBody = Either<Full<Bytes>, ZeroBody>;
 type AppResponse = Response<AppBody>;
@@ -23,6 +23,7 @@ type AppResponse = Response<AppBody>;
 const PATH_LIST: &str = "\
 /             pid of the worker that answered
 /cluster      state of all workers, as JSON
+/client       who has sent this request, as JSON: through which proxy, and for which client
 /healthz      200 while the worker runs
 /readyz       200 while the worker accepts, 503 once it drains
 /sleep/{ms}   waits without using CPU, up to 3600000
@@ -31,6 +32,9 @@ const PATH_LIST: &str = "\
 /echo         POST: returns the body
 /hash         POST: SHA-256 of the body, computed in the CPU pool; ?rounds=n: hashed n times, up to 100000000
 ";
+
+/// The path that answers with who has sent the request.
+pub(crate) const CLIENT_PATH: &str = "/client";
 
 /// Maximum of `/sleep/{ms}`: one hour.
 const MAX_SLEEP_MS: u64 = 3_600_000;
@@ -71,7 +75,8 @@ impl AppRoutes {
         match request.uri().path() {
             path if !self.is_enabled(path) => None,
             "/" => Some(text_response(StatusCode::OK, self.pid_text.clone())),
-            "/cluster" => Some(self.cluster_json()),
+            "/cluster" => Some(json_response(self.worker.cluster_status().to_json())),
+            CLIENT_PATH => Some(json_response(client_json(&ClientInfo::of(request)))),
             path => self
                 .health_status(path.as_bytes())
                 .map(|(status, body)| text_response(status, body)),
@@ -161,13 +166,6 @@ impl AppRoutes {
         }
     }
 
-    fn cluster_json(&self) -> AppResponse {
-        let mut answer = text_response(StatusCode::OK, self.worker.cluster_status().to_json());
-        let json = HeaderValue::from_static("application/json");
-        answer.headers_mut().insert(CONTENT_TYPE, json);
-        answer
-    }
-
     async fn fib_response(&self, n: u64, query: Option<&str>) -> AppResponse {
         let show = move |value| format!("fib({n}) = {value}\n");
         match query {
@@ -242,6 +240,31 @@ impl AppRoutes {
             }
         }
     }
+}
+
+/// Describes the sender of a request as JSON. An address that is not known is `null`.
+fn client_json(info: &ClientInfo) -> String {
+    let connection = info.connection();
+    let proxy_header = connection.and_then(ConnectionInfo::proxy_header);
+    let answer = serde_json::json!({
+        "client": info.client().to_string(),
+        "client_ip": info.client().ip(),
+        "client_port": info.client().port(),
+        "peer": info.peer().map(ToString::to_string),
+        "local": info.local().map(ToString::to_string),
+        "listener": connection.map(|connection| connection.listener().to_string()),
+        "proxy_source": proxy_header.map(ProxyHeader::source),
+        "proxy_destination": proxy_header.map(ProxyHeader::destination),
+        "scheme": info.scheme(),
+        "host": info.host(),
+    });
+    format!("{answer}\n")
+}
+
+fn json_response(json: String) -> AppResponse {
+    let mut answer = text_response(StatusCode::OK, json);
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
 }
 
 pub(super) fn text_response(status: StatusCode, body: impl Into<Bytes>) -> AppResponse {

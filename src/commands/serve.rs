@@ -9,7 +9,7 @@ use hyper::http::HeaderValue;
 
 use socket2::SockRef;
 
-use crate::app::{self, AppOptions, FileServerConfig, RootDir};
+use crate::app::{self, AppOptions, CLIENT_PATH, FileServerConfig, RootDir};
 use crate::logging;
 use crate::settings::{AppSettings, FlagValues, PROGRAM, Settings};
 use tokio_prefork::log_output::install_panic_hook;
@@ -75,9 +75,9 @@ fn build_config(settings: Settings) -> Result<Config> {
         demo: app.demo,
         files: app.root.as_deref().map(|root| file_server_config(root, app)).transpose()?,
     };
-    // The built-in application does not look at client addresses.
+    // The built-in application looks at client addresses for this path only.
     let config = settings.config().clone().into_builder().connection_info(false);
-    config.app_settings(options).build()
+    config.connection_info_path(CLIENT_PATH).app_settings(options).build()
 }
 
 fn file_server_config(root: &Path, app: &AppSettings) -> Result<FileServerConfig> {

@@ -41,6 +41,12 @@ pub fn read_nonblocking(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(recv(fd.as_fd().as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
 }
 
+/// Reads from a socket like [`read_nonblocking`], and leaves the data there.
+pub fn peek_nonblocking(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
+    Ok(recv(fd.as_fd().as_raw_fd(), buffer, flags)?)
+}
+
 /// Writes to a socket from several buffers, like [`write_nonblocking`].
 pub fn write_vectored_nonblocking(fd: impl AsFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     SockRef::from(&fd).send_vectored_with_flags(slices, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)

@@ -273,7 +273,7 @@ impl Cluster {
         let unwanted = listeners.take_stored_sockets(passed, &self.config.bind);
         let resolved = resolve_hosts(&self.config.bind)?;
         listeners.set_ipv6_only(self.config.ipv6_only);
-        listeners.resolve_bind_addrs(&mut self.config.bind, &resolved);
+        self.config.resolve_bind_addrs(&mut listeners, &resolved);
         let slots = self.sockets_per_addr(manifest.as_ref());
         listeners.open_missing_sockets(&self.config.bind, self.config.backlog, slots)?;
         let service_manager = self.connect_service_manager(service, manifest.is_some(), &unwanted);
@@ -347,7 +347,7 @@ impl Cluster {
                 check_can_drop_privileges(&self.config)?;
                 let resolved = resolve_hosts(&self.config.bind)?;
                 listeners.set_ipv6_only(self.config.ipv6_only);
-                listeners.resolve_bind_addrs(&mut self.config.bind, &resolved);
+                self.config.resolve_bind_addrs(&mut listeners, &resolved);
                 let slots = self.sockets_per_addr(Some(manifest));
                 listeners.check_can_bind(&self.config.bind, self.config.backlog, slots)?;
                 drop(listeners);

@@ -138,11 +138,14 @@ pub use worker_stdio::{OutputStream, WorkerStdio};
 
 // Shorter paths to what the modules document.
 #[doc(hidden)]
-pub use client::{ClientAddr, ClientInfo, ConnectionInfo, PeerAddr, TrustedProxies, UnixPeer};
+pub use client::{
+    ClientAddr, ClientInfo, ConnectionInfo, PeerAddr, ProxyHeader, ProxyProtocol, TrustedProxies,
+    UnixPeer,
+};
 #[doc(hidden)]
 pub use config::{
-    ConcurrencyModel, ControlSocket, Dispatch, FdStore, HalfClosePolicy, HostAddr, KernelProgram,
-    ListenAddr, MeasureDurations, ParseValueError, UnixAddr, WhenFull, WorkerCount,
+    BindAddr, ConcurrencyModel, ControlSocket, Dispatch, FdStore, HalfClosePolicy, HostAddr,
+    KernelProgram, ListenAddr, MeasureDurations, ParseValueError, UnixAddr, WhenFull, WorkerCount,
 };
 #[doc(hidden)]
 pub use events::{

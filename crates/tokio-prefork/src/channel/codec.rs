@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use super::{HandoverMode, UnreadBytes, WorkerCommand, WorkerReport};
+use super::{ConnectionHistory, HandoverMode, HandoverState, WorkerCommand, WorkerReport};
+use crate::client::ProxiedClient;
 use crate::text::printable_bytes;
 use prefork_supervisor::Slot;
 
-/// The largest datagram in bytes: a connection with the most unread bytes.
-pub(crate) const MAX_CHANNEL_MESSAGE_BYTES: usize = 1 + UnreadBytes::MAX_BYTES;
+/// The largest datagram in bytes: a proxied connection with the most unread bytes.
+pub(crate) const MAX_CHANNEL_MESSAGE_BYTES: usize =
+    2 + ProxiedClient::MAX_BYTES + HandoverState::MAX_BYTES;
 
 /// The longest text in bytes. Longer ones are truncated when encoded.
 const MAX_TEXT_BYTES: usize = 4095;
@@ -19,12 +21,15 @@ const HAND_OVER_CONNECTION: u8 = 0x04;
 const ADOPT_SLOT_FAILED: u8 = 0x05;
 const ONLINE: u8 = 0x06;
 const DISCONNECTING: u8 = 0x07;
+const HAND_OVER_PROXIED: u8 = 0x08;
 const DRAIN: u8 = 0x81;
 const TAKE_OVER_CONNECTION: u8 = 0x82;
 const RETIRE_ACKNOWLEDGED: u8 = 0x83;
 const REOPEN_LOG: u8 = 0x84;
 const ADOPT_SLOT: u8 = 0x85;
 const RELEASE_SLOT: u8 = 0x86;
+const TAKE_OVER_PROXIED: u8 = 0x88;
+const TAKE_OVER_ACCEPTED: u8 = 0x89;
 
 /// Why a datagram is invalid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,8 +52,8 @@ impl WorkerReport {
                 bytes.extend(why.bytes().take(MAX_TEXT_BYTES));
                 bytes
             }
-            WorkerReport::HandOverConnection(unread) => {
-                encode_with_unread_bytes(HAND_OVER_CONNECTION, unread)
+            WorkerReport::HandOverConnection(state) => {
+                encode_with_handover_state(HAND_OVER_CONNECTION, HAND_OVER_PROXIED, state)
             }
             WorkerReport::AdoptSlotFailed(slot) => encode_with_slot(ADOPT_SLOT_FAILED, *slot),
         }
@@ -63,11 +68,8 @@ impl WorkerReport {
             [BOOT_FAILED, why @ ..] => {
                 Ok(WorkerReport::BootFailed(printable_bytes(why, MAX_TEXT_BYTES)))
             }
-            [HAND_OVER_CONNECTION, unread @ ..] => {
-                let unread = UnreadBytes::new(unread.to_vec());
-                unread
-                    .map(WorkerReport::HandOverConnection)
-                    .ok_or(ChannelDecodeError::WrongLength(bytes.len()))
+            [HAND_OVER_CONNECTION | HAND_OVER_PROXIED, ..] => {
+                decode_served(bytes, HAND_OVER_PROXIED).map(WorkerReport::HandOverConnection)
             }
             [ADOPT_SLOT_FAILED, slot @ ..] => decode_slot(slot).map(WorkerReport::AdoptSlotFailed),
             [READY | RETIRING | ONLINE | DISCONNECTING, ..] | [] => {
@@ -89,8 +91,13 @@ impl WorkerCommand {
                 bytes.push(*hand_over as u8);
                 bytes
             }
-            WorkerCommand::TakeOverConnection(unread) => {
-                encode_with_unread_bytes(TAKE_OVER_CONNECTION, unread)
+            WorkerCommand::TakeOverConnection(state)
+                if state.history == ConnectionHistory::Accepted =>
+            {
+                vec![TAKE_OVER_ACCEPTED]
+            }
+            WorkerCommand::TakeOverConnection(state) => {
+                encode_with_handover_state(TAKE_OVER_CONNECTION, TAKE_OVER_PROXIED, state)
             }
             WorkerCommand::RetireAcknowledged => vec![RETIRE_ACKNOWLEDGED],
             WorkerCommand::ReopenLog => vec![REOPEN_LOG],
@@ -124,26 +131,54 @@ impl WorkerCommand {
                     },
                 })
             }
-            [TAKE_OVER_CONNECTION, unread @ ..] => UnreadBytes::new(unread.to_vec())
-                .map(WorkerCommand::TakeOverConnection)
-                .ok_or(wrong_length),
+            [TAKE_OVER_CONNECTION | TAKE_OVER_PROXIED, ..] => {
+                decode_served(bytes, TAKE_OVER_PROXIED).map(WorkerCommand::TakeOverConnection)
+            }
+            [TAKE_OVER_ACCEPTED] => {
+                Ok(WorkerCommand::TakeOverConnection(HandoverState::accepted()))
+            }
             [RETIRE_ACKNOWLEDGED] => Ok(WorkerCommand::RetireAcknowledged),
             [REOPEN_LOG] => Ok(WorkerCommand::ReopenLog),
             [ADOPT_SLOT, slot @ .., closing @ (0 | 1)] => {
                 Ok(WorkerCommand::AdoptSlot { slot: decode_slot(slot)?, closing: *closing == 1 })
             }
             [RELEASE_SLOT, slot @ ..] => decode_slot(slot).map(WorkerCommand::ReleaseSlot),
-            [RETIRE_ACKNOWLEDGED | REOPEN_LOG | ADOPT_SLOT, ..] => Err(wrong_length),
+            [RETIRE_ACKNOWLEDGED | REOPEN_LOG | ADOPT_SLOT | TAKE_OVER_ACCEPTED, ..] => {
+                Err(wrong_length)
+            }
             [] => Err(wrong_length),
             [kind, ..] => Err(ChannelDecodeError::UnknownKind(*kind)),
         }
     }
 }
 
-fn encode_with_unread_bytes(kind: u8, unread: &UnreadBytes) -> Vec<u8> {
-    let mut bytes = vec![kind];
-    bytes.extend(unread.as_ref());
+/// Encodes a connection that stands between two requests: as `kind`, or as `proxied_kind` with what its PROXY header has said.
+fn encode_with_handover_state(kind: u8, proxied_kind: u8, state: &HandoverState) -> Vec<u8> {
+    let mut bytes = match state.history {
+        ConnectionHistory::Served(Some(client)) => {
+            let client = client.to_bytes();
+            [&[proxied_kind, client.len() as u8], &client[..]].concat()
+        }
+        ConnectionHistory::Served(None) | ConnectionHistory::Accepted => vec![kind],
+    };
+    bytes.extend(&state.unread);
     bytes
+}
+
+/// Decodes a connection that stands between two requests.
+fn decode_served(bytes: &[u8], proxied_kind: u8) -> Result<HandoverState, ChannelDecodeError> {
+    let wrong_length = || ChannelDecodeError::WrongLength(bytes.len());
+    let (client, unread) = match bytes {
+        [kind, length, rest @ ..] if *kind == proxied_kind => {
+            let split = rest.split_at_checked(usize::from(*length));
+            let (client, unread) = split.ok_or_else(wrong_length)?;
+            (Some(ProxiedClient::from_bytes(client).ok_or_else(wrong_length)?), unread)
+        }
+        [kind] if *kind == proxied_kind => return Err(wrong_length()),
+        [_, unread @ ..] => (None, unread),
+        [] => return Err(wrong_length()),
+    };
+    HandoverState::served(unread.to_vec(), client).ok_or_else(wrong_length)
 }
 
 fn encode_with_slot(kind: u8, slot: Slot) -> Vec<u8> {
@@ -183,9 +218,17 @@ mod tests {
         let adopt = WorkerCommand::AdoptSlot { slot: Slot(2), closing: false };
         assert_eq!(adopt.encode(), [0x85, 2, 0, 0, 0, 0]);
         assert_eq!(WorkerCommand::ReleaseSlot(Slot(2)).encode(), [0x86, 2, 0, 0, 0]);
-        let unread = UnreadBytes::new(b"GE".to_vec()).expect("short enough");
+        let unread = HandoverState::served(b"GE".to_vec(), None).expect("short enough");
         assert_eq!(WorkerReport::HandOverConnection(unread.clone()).encode(), [0x04, b'G', b'E']);
         assert_eq!(WorkerCommand::TakeOverConnection(unread).encode(), [0x82, b'G', b'E']);
+        let proxied = HandoverState::served(b"GE".to_vec(), Some(ProxiedClient::Proxy));
+        let proxied = proxied.expect("short enough");
+        let report = WorkerReport::HandOverConnection(proxied.clone()).encode();
+        assert_eq!(report, [0x08, 1, 0, b'G', b'E']);
+        let command = WorkerCommand::TakeOverConnection(proxied).encode();
+        assert_eq!(command, [0x88, 1, 0, b'G', b'E']);
+        let accepted = WorkerCommand::TakeOverConnection(HandoverState::accepted());
+        assert_eq!(accepted.encode(), [0x89]);
     }
 
     #[test]
@@ -198,17 +241,21 @@ mod tests {
             panic!("a message")
         };
         assert_eq!(why.len(), MAX_TEXT_BYTES + "... (cut)".len());
-        let most = UnreadBytes::new(vec![b'x'; UnreadBytes::MAX_BYTES]).expect("the most");
-        assert_eq!(
-            WorkerReport::HandOverConnection(most).encode().len(),
-            MAX_CHANNEL_MESSAGE_BYTES
-        );
-        assert_eq!(UnreadBytes::new(vec![b'x'; UnreadBytes::MAX_BYTES + 1]), None);
-        let long = vec![HAND_OVER_CONNECTION; MAX_CHANNEL_MESSAGE_BYTES + 1];
+        let most = vec![b'x'; HandoverState::MAX_BYTES];
+        let most = HandoverState::served(most, Some(ProxiedClient::Unknown)).expect("the most");
+        assert!(WorkerReport::HandOverConnection(most).encode().len() <= MAX_CHANNEL_MESSAGE_BYTES);
+        let too_many = vec![b'x'; HandoverState::MAX_BYTES + 1];
+        assert_eq!(HandoverState::served(too_many.clone(), None), None);
+        let long = [&[HAND_OVER_CONNECTION], &too_many[..]].concat();
         assert_eq!(
             WorkerReport::decode(&long),
-            Err(ChannelDecodeError::WrongLength(MAX_CHANNEL_MESSAGE_BYTES + 1))
+            Err(ChannelDecodeError::WrongLength(HandoverState::MAX_BYTES + 2))
         );
+        for cut in
+            [&[HAND_OVER_PROXIED][..], &[HAND_OVER_PROXIED, 2, 0], &[HAND_OVER_PROXIED, 1, 9]]
+        {
+            assert!(WorkerReport::decode(cut).is_err(), "{cut:?}");
+        }
     }
 
     proptest! {
@@ -216,7 +263,8 @@ mod tests {
         fn encoded_reports_and_commands_are_decoded(
             why in ".{0,100}", unread: Vec<u8>, grace: u32, linger: u32, closing: bool, now: bool,
         ) {
-            let unread = UnreadBytes::new(unread).expect("short enough");
+            let proxied = closing.then_some(ProxiedClient::Unknown);
+            let unread = HandoverState::served(unread, proxied).expect("short enough");
             let travel = WorkerReport::HandOverConnection(unread.clone());
             // The decoder makes texts printable.
             let failed = WorkerReport::BootFailed(printable(&why).into_owned());
@@ -233,7 +281,8 @@ mod tests {
             let slot = Slot(grace);
             let adopt = WorkerCommand::AdoptSlot { slot, closing };
             let adoption = [adopt, WorkerCommand::ReleaseSlot(slot)];
-            let others = [drain, WorkerCommand::TakeOverConnection(unread), WorkerCommand::RetireAcknowledged, WorkerCommand::ReopenLog];
+            let accepted = WorkerCommand::TakeOverConnection(HandoverState::accepted());
+            let others = [drain, accepted, WorkerCommand::TakeOverConnection(unread), WorkerCommand::RetireAcknowledged, WorkerCommand::ReopenLog];
             for message in others.into_iter().chain(adoption) {
                 prop_assert_eq!(WorkerCommand::decode(&message.encode()), Ok(message));
             }

@@ -9,7 +9,9 @@
 //! ```
 //!
 //! HAND_OVER_CONNECTION (04) and TAKE_OVER_CONNECTION (82) pass an open client connection from one worker to another. Its descriptor is
-//! attached (SCM_RIGHTS); the payload is the bytes that were received but not parsed.
+//! attached (SCM_RIGHTS); the payload is the bytes that were received but not parsed. HAND_OVER_PROXIED (08) and TAKE_OVER_PROXIED
+//! (88) say before these bytes what the connection's PROXY header has said, as a length and so many bytes. TAKE_OVER_ACCEPTED (89)
+//! passes a connection that nothing was read from.
 //!
 //! ADOPT_SLOT (85) brings a listening socket of a slot whose own worker does not accept at the moment, and RELEASE_SLOT (86) takes it
 //! back: for slot 2, `85  02 00 00 00  00` and `86  02 00 00 00`.
@@ -22,6 +24,7 @@ mod worker_end;
 
 use std::time::Duration;
 
+use crate::client::ProxiedClient;
 use prefork_supervisor::Slot;
 pub(crate) use primary_end::{PrimaryChannelEnd, ReceivedReport};
 pub(crate) use worker_end::{ReceivedCommand, WorkerChannelEnd};
@@ -42,7 +45,7 @@ pub(crate) enum WorkerReport {
     /// The worker cannot accept from the sockets of this slot that it was sent.
     AdoptSlotFailed(Slot),
     /// Passes on a connection that is between two requests. A descriptor is attached.
-    HandOverConnection(UnreadBytes),
+    HandOverConnection(HandoverState),
 }
 
 /// What the primary tells a worker to do.
@@ -60,7 +63,7 @@ pub(crate) enum WorkerCommand {
         hand_over: HandoverMode,
     },
     /// Serve this connection. A descriptor is attached.
-    TakeOverConnection(UnreadBytes),
+    TakeOverConnection(HandoverState),
     /// Answers RETIRING: no connection is sent after this.
     RetireAcknowledged,
     /// Also accept from this socket of another slot; if it is `closing`, only until its queue is empty. A descriptor is attached.
@@ -82,26 +85,43 @@ pub(crate) enum HandoverMode {
     Immediately,
 }
 
-/// Bytes of a handed-over connection that were received but not parsed. Usually empty.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct UnreadBytes(Vec<u8>);
-
-impl UnreadBytes {
-    /// The most bytes: 16 KiB.
-    pub(crate) const MAX_BYTES: usize = 16 * 1024;
-
-    /// Returns `None` if there are too many bytes.
-    pub(crate) fn new(bytes: Vec<u8>) -> Option<UnreadBytes> {
-        (bytes.len() <= UnreadBytes::MAX_BYTES).then_some(UnreadBytes(bytes))
-    }
-
-    pub(crate) fn into_bytes(self) -> Vec<u8> {
-        self.0
-    }
+/// What a worker has to know of a connection that another process has accepted or served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HandoverState {
+    /// Bytes that were received but not parsed. Usually empty.
+    unread: Vec<u8>,
+    history: ConnectionHistory,
 }
 
-impl AsRef<[u8]> for UnreadBytes {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
+/// What was read from a connection before it was handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ConnectionHistory {
+    /// Nothing: it was only accepted. A PROXY header may still come.
+    Accepted,
+    /// Requests, and before them perhaps a PROXY header.
+    Served(Option<ProxiedClient>),
+}
+
+impl HandoverState {
+    /// The most unread bytes: 16 KiB.
+    pub(crate) const MAX_BYTES: usize = 16 * 1024;
+
+    /// Returns the state of a connection that nothing was read from.
+    pub(crate) fn accepted() -> HandoverState {
+        HandoverState { unread: Vec::new(), history: ConnectionHistory::Accepted }
+    }
+
+    /// Returns the state of a connection that stands between two requests, `None` if there are too many unread bytes.
+    pub(crate) fn served(unread: Vec<u8>, proxied: Option<ProxiedClient>) -> Option<HandoverState> {
+        let history = ConnectionHistory::Served(proxied);
+        (unread.len() <= HandoverState::MAX_BYTES).then_some(HandoverState { unread, history })
+    }
+
+    pub(crate) fn history(&self) -> ConnectionHistory {
+        self.history
+    }
+
+    pub(crate) fn into_unread_bytes(self) -> Vec<u8> {
+        self.unread
     }
 }

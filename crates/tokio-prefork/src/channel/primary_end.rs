@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::codec::MAX_CHANNEL_MESSAGE_BYTES;
-use super::{UnreadBytes, WorkerCommand, WorkerReport};
+use super::{HandoverState, WorkerCommand, WorkerReport};
 use prefork_os::fd_passing::{PassedFd, ReceivedMessage, receive_message, send_message};
 
 /// The result of reading the channel of a worker.
@@ -13,7 +13,7 @@ pub(crate) enum ReceivedReport {
     /// A report without a descriptor.
     Report(WorkerReport),
     /// A connection to pass on to another worker.
-    HandedOverConnection(OwnedFd, UnreadBytes),
+    HandedOverConnection(OwnedFd, HandoverState),
     /// A connection that could not be received, because this process has no free descriptor.
     LostConnection,
     /// Nothing more at the moment.
@@ -99,13 +99,14 @@ mod tests {
     fn only_a_handed_over_connection_has_a_descriptor() {
         let (ours, theirs) = create_seqpacket_pair().expect("pair");
         let end = PrimaryChannelEnd::new(ours);
-        let travel =
-            WorkerReport::HandOverConnection(UnreadBytes::new(b"GET".to_vec()).expect("short"))
-                .encode();
+        let travel = WorkerReport::HandOverConnection(
+            HandoverState::served(b"GET".to_vec(), None).expect("short"),
+        )
+        .encode();
         send_message(&theirs, &travel, Some(theirs.as_fd())).expect("send");
         let received = end.receive();
         assert!(
-            matches!(&received, ReceivedReport::HandedOverConnection(_, u) if u.as_ref() == b"GET"),
+            matches!(&received, ReceivedReport::HandedOverConnection(_, u) if u.clone().into_unread_bytes() == b"GET"),
             "{received:?}"
         );
         send_message(&theirs, &WorkerReport::Ready.encode(), Some(theirs.as_fd())).expect("send");

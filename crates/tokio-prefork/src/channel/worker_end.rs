@@ -7,7 +7,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::codec::MAX_CHANNEL_MESSAGE_BYTES;
-use super::{UnreadBytes, WorkerCommand, WorkerReport};
+use super::{HandoverState, WorkerCommand, WorkerReport};
 use prefork_os::async_fd::register_readable_and_writable;
 use prefork_os::fd_passing::{PassedFd, ReceivedMessage, receive_message, send_message};
 use prefork_supervisor::Slot;
@@ -18,7 +18,7 @@ pub(crate) enum ReceivedCommand {
     /// A command without a descriptor.
     Command(WorkerCommand),
     /// Serve this connection.
-    TakeOverConnection(OwnedFd, UnreadBytes),
+    TakeOverConnection(OwnedFd, HandoverState),
     /// Accept from this socket of `slot`.
     AdoptSlot { fd: OwnedFd, slot: Slot, closing: bool },
     /// Write the log to this file.

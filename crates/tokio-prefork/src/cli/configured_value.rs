@@ -124,19 +124,21 @@ impl ConfiguredValue {
         &self,
         parse: fn(&str) -> Result<T, String>,
     ) -> Result<Vec<T>, ValueError> {
-        if self.items.is_empty() {
-            return Err(self.value_error("is empty: give at least one value"));
-        }
-        self.items.iter().map(|item| parse_value_text(item, parse)).collect()
+        let mut parsed = Vec::new();
+        self.parse_list(false, |text| parse(text).map(|value| parsed.push(value)))?;
+        Ok(parsed)
     }
 
-    /// Parses the values of a key together, which may be none.
-    pub(super) fn parse_all<T>(
+    /// Parses the values of a key that takes several, one after the other.
+    pub(super) fn parse_list(
         &self,
-        parse: impl FnOnce(&[&str]) -> Result<T, String>,
-    ) -> Result<T, ValueError> {
-        let texts: Vec<&str> = self.items.iter().map(|item| item.text.as_str()).collect();
-        parse(&texts).map_err(|reason| self.value_error(&reason))
+        may_be_empty: bool,
+        mut parse: impl FnMut(&str) -> Result<(), String>,
+    ) -> Result<(), ValueError> {
+        if self.items.is_empty() && !may_be_empty {
+            return Err(self.value_error("is empty: give at least one value"));
+        }
+        self.items.iter().try_for_each(|item| parse_value_text(item, &mut parse))
     }
 
     /// Returns the configuration error for an invalid value, which names the source and the key.

@@ -60,13 +60,17 @@ pub enum Field<T> {
         /// The field.
         field: fn(&mut T) -> &mut String,
     },
-    /// A list of any other type, which may be empty.
+    /// A list of any other type.
     List {
         /// Placeholder of a value in the help.
         value_name: &'static str,
-        /// Parses the elements into the field. An error completes a sentence that begins with `KEY = VALUE`.
-        parse: fn(&mut T, &[&str]) -> Result<(), String>,
-        /// Formats the field so that it can be parsed again.
+        /// Whether a list without values is valid.
+        may_be_empty: bool,
+        /// Removes all values from the field.
+        clear: fn(&mut T),
+        /// Parses a value and adds it to the field. An error completes a sentence that begins with `KEY = VALUE`.
+        add: fn(&mut T, &str) -> Result<(), String>,
+        /// Formats the field so that its values can be parsed again, with commas between them.
         format: fn(&T) -> String,
     },
     /// A value of any other type.
@@ -173,8 +177,9 @@ impl<T> Field<T> {
                 *field(target) = Some(configured.parse_one(parse)?);
             }
             Field::Text { parse, field, .. } => *field(target) = configured.parse_one(parse)?,
-            Field::List { parse, .. } => {
-                configured.parse_all(|texts| parse(target, texts))?;
+            Field::List { may_be_empty, clear, add, .. } => {
+                clear(target);
+                configured.parse_list(*may_be_empty, |text| add(target, text))?;
             }
             Field::Other { parse, .. } => configured.parse_one(|text| parse(target, text))?,
         }

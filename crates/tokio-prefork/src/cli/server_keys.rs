@@ -5,6 +5,7 @@
 use super::field::{Field, parse_value};
 use super::key::{EnvAlias, GENERAL_HEADING, Key};
 use super::value_syntax;
+use crate::client::TrustedProxies;
 use crate::config::Config;
 
 /// Headings of the help, in display order.
@@ -45,7 +46,13 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
     Key::<Config>::new(
         "bind",
         heading::LISTENING,
-        Field::Addresses(|c| &mut c.bind),
+        Field::List {
+            value_name: "ADDRESS",
+            may_be_empty: false,
+            clear: Config::clear_bind,
+            add: |c, text| value_syntax::parse_bind_addr(text).map(|bind| c.push_bind(bind)),
+            format: |c| c.bind_addrs().map(|bind| bind.to_string()).collect::<Vec<_>>().join(", "),
+        },
         "Listen on HOST:PORT, :PORT, unix:PATH, unix:@NAME or fd://N (may be repeated)",
     )
     .short('b')
@@ -93,14 +100,22 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
         "Close TCP connections whose peer host has been unreachable for this long, or off",
     ),
     Key::new(
+        "proxy-protocol",
+        heading::LISTENING,
+        choice!("VERSION", proxy_protocol),
+        "PROXY header of trusted-proxies: off, v1, v2 or auto; HOST:PORT?proxy-protocol=v2 sets it for one address",
+    ),
+    Key::new(
         "trusted-proxies",
         heading::LISTENING,
         Field::List {
             value_name: "CIDR",
-            parse: |c, texts| parse_value(&texts.join(",")).map(|value| c.trusted_proxies = value),
+            may_be_empty: true,
+            clear: |c| c.trusted_proxies = TrustedProxies::default(),
+            add: |c, text| parse_value(text).map(|more| c.trusted_proxies.add(&more)),
             format: |c| c.trusted_proxies.to_string(),
         },
-        "Believe the forwarded headers of these proxies: networks, IP addresses, unix (may be repeated)",
+        "Believe the PROXY header and forwarded headers of these proxies: networks, IP addresses, unix (may be repeated)",
     ),
     Key::new(
         "dispatch",

@@ -4,18 +4,24 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::listener::ListenAddr;
+use crate::listener::{BindAddr, ListenAddr};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 pub(super) fn parse_address(text: &str) -> Result<ListenAddr, String> {
-    text.parse().map_err(|error: Error| {
-        let error = error.to_string();
-        // The caller adds the key, the value and the source.
-        error.strip_prefix(&format!("bind = {text:?} ")).unwrap_or(&error).to_string()
-    })
+    text.parse().map_err(|error| without_value(text, &error))
+}
+
+pub(super) fn parse_bind_addr(text: &str) -> Result<BindAddr, String> {
+    text.parse().map_err(|error| without_value(text, &error))
+}
+
+/// Returns the error without the key and the value, which the caller adds with the source.
+fn without_value(text: &str, error: &Error) -> String {
+    let error = error.to_string();
+    error.strip_prefix(&format!("bind = {text:?} ")).unwrap_or(&error).to_string()
 }
 
 /// Parses a whole number. Saturates on overflow, so that the bounds check reports the value as out of range.

@@ -9,10 +9,16 @@ use hyper::http::Extensions;
 use prefork_os::socket_name::{SocketName, local_name, peer_name};
 
 use super::listener_names::local_listen_addr;
-use super::{ClientAddr, ListenerName, ListenerNames, PeerAddr, TrustedProxies};
+use super::{
+    ClientAddr, ListenerName, ListenerNames, PeerAddr, ProxiedClient, ProxyHeader, ProxyProtocol,
+    TrustedProxies,
+};
 use crate::listener::ListenAddr;
 
 /// Where a connection comes from, and by which listener it came. Cheap to clone.
+///
+/// Says what is known of the connection itself. Behind a proxy that is the proxy: see [`ClientInfo`](crate::ClientInfo) for
+/// the client of a request.
 ///
 /// Every request has one in its extensions, in every concurrency model, under HTTP/1 and HTTP/2. Raw connections have it
 /// as [`AcceptedStream::connection_info`](crate::AcceptedStream::connection_info). With the feature `axum` it is an
@@ -44,6 +50,29 @@ struct ConnectionAddrs {
     listener: Arc<ListenerName>,
     /// The proxies that are trusted, if the client of this connection is one of them.
     trusted: Option<TrustedProxies>,
+    /// What the PROXY header says, if there was one.
+    proxied: Option<ProxiedClient>,
+}
+
+/// What is expected at the start of a connection to a listener with the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ExpectedProxyHeader {
+    /// What the listener accepts.
+    pub(crate) protocol: ProxyProtocol,
+    /// Whether the sender is a trusted proxy.
+    pub(crate) is_trusted: bool,
+}
+
+impl ExpectedProxyHeader {
+    /// Whether the connection must begin with a header.
+    pub(crate) fn is_required(self) -> bool {
+        self.is_trusted && self.protocol != ProxyProtocol::Auto
+    }
+
+    /// Returns which versions to look for: of others than proxies, all, in order to refuse them.
+    pub(crate) fn accepted_versions(self) -> ProxyProtocol {
+        if self.is_trusted { self.protocol } else { ProxyProtocol::Auto }
+    }
 }
 
 impl ConnectionInfo {
@@ -77,6 +106,14 @@ impl ConnectionInfo {
         &self.0.listener.addr
     }
 
+    /// Returns the addresses of its PROXY header. `None` if it had no header, or one without addresses.
+    pub fn proxy_header(&self) -> Option<&ProxyHeader> {
+        match &self.0.proxied {
+            Some(ProxiedClient::Known(header)) => Some(header),
+            Some(ProxiedClient::Proxy | ProxiedClient::Unknown) | None => None,
+        }
+    }
+
     /// Puts this, and what extractors of axum look for, into the extensions of a request.
     pub(crate) fn insert_into(&self, extensions: &mut Extensions) {
         extensions.insert(self.clone());
@@ -85,23 +122,48 @@ impl ConnectionInfo {
     }
 
     /// Returns the proxies that are trusted, if the headers of this connection's requests are to be believed.
-    pub(super) fn trusted_for_headers(&self) -> Option<&TrustedProxies> {
+    pub(crate) fn trusted_for_headers(&self) -> Option<&TrustedProxies> {
         self.0.trusted.as_ref()
     }
 
     /// Returns the client as the connection knows it.
     pub(super) fn client(&self) -> ClientAddr {
-        self.peer().into()
+        self.proxy_header().map_or_else(|| self.peer().into(), |header| header.source().into())
     }
 
     /// Returns the address that the client has connected to.
     pub(super) fn client_local(&self) -> ListenAddr {
-        self.local().clone()
+        let proxied = self.proxy_header().map(|header| ListenAddr::Tcp(header.destination()));
+        proxied.unwrap_or_else(|| self.local().clone())
     }
 
     /// Whether the client has encrypted the connection.
     pub(super) fn is_tls(&self) -> bool {
-        false
+        self.proxy_header().is_some_and(ProxyHeader::is_tls)
+    }
+
+    /// Returns what to expect at the start of the connection, if its listener accepts PROXY headers.
+    pub(crate) fn expected_proxy_header(&self) -> Option<ExpectedProxyHeader> {
+        let protocol = self.0.listener.proxy_protocol;
+        let is_trusted = self.0.trusted.is_some();
+        protocol.is_on().then_some(ExpectedProxyHeader { protocol, is_trusted })
+    }
+
+    /// Returns what the PROXY header says, for another worker.
+    pub(crate) fn proxied_client(&self) -> Option<ProxiedClient> {
+        self.0.proxied
+    }
+
+    /// Adds what the PROXY header says. From then on the headers of requests are believed if its client is trusted.
+    pub(crate) fn with_proxied_client(mut self, client: ProxiedClient) -> ConnectionInfo {
+        let addrs = Arc::make_mut(&mut self.0);
+        addrs.proxied = Some(client);
+        addrs.trusted = addrs.trusted.take().filter(|trusted| match client {
+            ProxiedClient::Proxy => true,
+            ProxiedClient::Unknown => false,
+            ProxiedClient::Known(header) => trusted.contains(header.source().ip()),
+        });
+        self
     }
 
     /// Describes a connection that was accepted from `listener`.
@@ -126,7 +188,7 @@ impl ConnectionInfo {
         trusted: &TrustedProxies,
     ) -> ConnectionInfo {
         let trusted = trusted.contains_peer(&peer).then(|| trusted.clone());
-        ConnectionInfo(Arc::new(ConnectionAddrs { peer, local, listener, trusted }))
+        ConnectionInfo(Arc::new(ConnectionAddrs { peer, local, listener, trusted, proxied: None }))
     }
 
     /// Describes a connection that another process has accepted, perhaps from one of `listeners`.
@@ -139,7 +201,7 @@ impl ConnectionInfo {
         let peer = peer.map_or(PeerAddr::UNKNOWN, |name| PeerAddr::new(name, &connection));
         let local = local_name(&connection).unwrap_or(SocketName::Unix(None));
         let found = listeners.find(&local).map(Arc::clone);
-        let listener = found.unwrap_or_else(|| ListenerName::of_connection(&local));
+        let listener = found.unwrap_or_else(|| listeners.name_of_connection(&local));
         let local = listener.is_wildcard().then(|| Box::new(local_listen_addr(local)));
         ConnectionInfo::new(peer, local, listener, trusted)
     }
@@ -151,6 +213,7 @@ impl fmt::Debug for ConnectionInfo {
             .field("peer", self.peer())
             .field("local", self.local())
             .field("listener", self.listener())
+            .field("proxy_header", &self.proxy_header())
             .finish()
     }
 }

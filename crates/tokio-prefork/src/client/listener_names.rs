@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use prefork_os::socket_name::{SocketName, local_name};
 
+use super::ProxyProtocol;
+use crate::config::Config;
 use crate::listener::{ListenAddr, Listener};
 
 /// A listening socket: its address for display, and its name in the kernel.
@@ -13,6 +15,8 @@ pub(crate) struct ListenerName {
     pub(super) addr: ListenAddr,
     /// `None` if the kernel has none, which is an unnamed Unix socket.
     name: Option<SocketName>,
+    /// Whether its connections begin with a PROXY header.
+    pub(super) proxy_protocol: ProxyProtocol,
 }
 
 /// The listening sockets that a worker was forked with.
@@ -20,22 +24,15 @@ pub(crate) struct ListenerName {
 pub(crate) struct ListenerNames {
     names: Vec<Arc<ListenerName>>,
     addrs: Vec<ListenAddr>,
+    /// The setting for connections that came by none of them.
+    proxy_protocol: ProxyProtocol,
 }
 
 impl ListenerName {
     /// Reads the name of a listening socket.
-    pub(crate) fn new(listener: &Listener) -> Arc<ListenerName> {
+    fn new(listener: &Listener, proxy_protocol: ProxyProtocol) -> Arc<ListenerName> {
         let name = local_name(&listener.socket).ok();
-        Arc::new(ListenerName { addr: listener.real_addr(), name })
-    }
-
-    /// Returns a name for a connection that came by none of the worker's sockets: its own local address.
-    pub(super) fn of_connection(local: &SocketName) -> Arc<ListenerName> {
-        let addr = match local {
-            SocketName::Tcp(addr) => ListenAddr::Tcp(*addr),
-            SocketName::Unix(name) => ListenAddr::from_unix_name(name.as_deref()),
-        };
-        Arc::new(ListenerName { addr, name: Some(local.clone()) })
+        Arc::new(ListenerName { addr: listener.real_addr(), name, proxy_protocol })
     }
 
     /// Whether connections have other local addresses than the socket: it listens on all addresses of the machine.
@@ -67,16 +64,37 @@ enum NameMatch {
 
 impl ListenerNames {
     /// Reads the names of the sockets of one worker. Several sockets of one address count as one.
-    pub(crate) fn new<'a>(listeners: impl IntoIterator<Item = &'a Listener>) -> ListenerNames {
-        let mut all = ListenerNames::default();
+    pub(crate) fn new<'a>(
+        listeners: impl IntoIterator<Item = &'a Listener>,
+        config: &Config,
+    ) -> ListenerNames {
+        let proxy_protocol = config.proxy_protocol;
+        let mut all = ListenerNames { proxy_protocol, ..ListenerNames::default() };
         for listener in listeners {
-            let name = ListenerName::new(listener);
+            let name = ListenerName::new(listener, config.proxy_protocol_at(&listener.addr));
             if !all.addrs.contains(&name.addr) {
                 all.addrs.push(name.addr.clone());
                 all.names.push(name);
             }
         }
         all
+    }
+
+    /// Returns the name of a listening socket, perhaps that of another slot.
+    pub(crate) fn name_of(&self, listener: &Listener) -> Arc<ListenerName> {
+        let name = ListenerName::new(listener, self.proxy_protocol);
+        let is_same = |known: &&Arc<ListenerName>| known.name == name.name && name.name.is_some();
+        self.names.iter().find(is_same).map_or(name, Arc::clone)
+    }
+
+    /// Returns a name for a connection that came by none of the worker's sockets: its own local address.
+    pub(super) fn name_of_connection(&self, local: &SocketName) -> Arc<ListenerName> {
+        let addr = match local {
+            SocketName::Tcp(addr) => ListenAddr::Tcp(*addr),
+            SocketName::Unix(name) => ListenAddr::from_unix_name(name.as_deref()),
+        };
+        let (name, proxy_protocol) = (Some(local.clone()), self.proxy_protocol);
+        Arc::new(ListenerName { addr, name, proxy_protocol })
     }
 
     /// Returns the addresses with their real ports.
@@ -108,10 +126,14 @@ mod tests {
         let parse = |text: &&str| -> SocketAddr { text.parse().expect("an address") };
         let named = |addr: SocketAddr| {
             let name = Some(SocketName::Tcp(addr));
-            Arc::new(ListenerName { addr: ListenAddr::Tcp(addr), name })
+            Arc::new(ListenerName {
+                addr: ListenAddr::Tcp(addr),
+                name,
+                proxy_protocol: ProxyProtocol::Off,
+            })
         };
         let names = addrs.iter().map(parse).map(named).collect();
-        ListenerNames { names, addrs: Vec::new() }
+        ListenerNames { names, ..ListenerNames::default() }
     }
 
     #[test]
@@ -134,8 +156,9 @@ mod tests {
     fn a_unix_connection_belongs_to_the_socket_of_its_path() {
         let path = SocketName::Unix(Some(b"/run/app.sock"[..].into()));
         let addr: ListenAddr = "unix:/run/app.sock".parse().expect("an address");
-        let name = Arc::new(ListenerName { addr, name: Some(path.clone()) });
-        let all = ListenerNames { names: vec![name], addrs: Vec::new() };
+        let (name, proxy_protocol) = (Some(path.clone()), ProxyProtocol::Off);
+        let name = Arc::new(ListenerName { addr, name, proxy_protocol });
+        let all = ListenerNames { names: vec![name], ..ListenerNames::default() };
         assert_eq!(
             all.find(&path).map(|one| one.addr.to_string()).as_deref(),
             Some("unix:/run/app.sock")

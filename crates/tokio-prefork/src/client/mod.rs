@@ -8,11 +8,15 @@ mod connection_info;
 mod forwarded;
 mod listener_names;
 mod peer_addr;
+mod proxy_protocol;
 mod trusted_proxies;
 
 pub use client_addr::ClientAddr;
 pub use client_info::ClientInfo;
 pub use connection_info::ConnectionInfo;
+pub(crate) use connection_info::ExpectedProxyHeader;
 pub(crate) use listener_names::{ListenerName, ListenerNames};
 pub use peer_addr::{PeerAddr, UnixPeer};
+pub(crate) use proxy_protocol::{HeaderProgress, ProxiedClient, parse_proxy_header};
+pub use proxy_protocol::{ProxyHeader, ProxyProtocol};
 pub use trusted_proxies::TrustedProxies;

@@ -46,6 +46,13 @@ impl TrustedProxies {
         self.networks.iter().any(|network| network.contains(&ip))
     }
 
+    /// Adds the proxies of another list.
+    pub fn add(&mut self, more: &TrustedProxies) {
+        let new = more.networks.iter().filter(|network| !self.networks.contains(network));
+        self.networks = self.networks.iter().chain(new).copied().collect();
+        self.has_unix |= more.has_unix;
+    }
+
     /// Returns whether the client of a connection is a trusted proxy.
     pub fn contains_peer(&self, peer: &PeerAddr) -> bool {
         match peer {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::app_settings::AppSettings;
 use super::{ConcurrencyModel, Config, Dispatch, WorkerCount};
 use crate::error::{Error, Result};
-use crate::listener::{ListenAddr, OwnListener};
+use crate::listener::{BindAddr, ListenAddr, OwnListener};
 use crate::log_file::is_same_file;
 use crate::privilege::WorkerCredentials;
 
@@ -46,11 +46,19 @@ impl ConfigBuilder {
         self
     }
 
+    /// Gives requests for this path their [`ConnectionInfo`](crate::ConnectionInfo) even if
+    /// [`connection_info`](ConfigBuilder::connection_info) is false: for a page by which operators check the way of requests
+    /// through their proxies. Default: none.
+    pub fn connection_info_path(mut self, path: &'static str) -> ConfigBuilder {
+        self.config.connection_info_path = Some(path);
+        self
+    }
+
     /// Adds an address to listen on. The first one replaces the default, `127.0.0.1:3000`.
     ///
-    /// In text: `HOST:PORT`, `:PORT` (all addresses, IPv4 and IPv6), `unix:PATH`, `unix:@NAME` or `fd://N`. A host name
-    /// stands for all its IPv4 and IPv6 addresses, and is looked up at the start and at each reload. Port 0 is a free
-    /// port, the same for all workers.
+    /// In text: `HOST:PORT`, `:PORT` (all addresses, IPv4 and IPv6), `unix:PATH`, `unix:@NAME` or `fd://N`, perhaps with
+    /// options (see [`BindAddr`]). A host name stands for all its IPv4 and IPv6 addresses, and is looked up at the start
+    /// and at each reload. Port 0 is a free port, the same for all workers.
     ///
     /// ```
     /// use tokio_prefork::Config;
@@ -65,14 +73,14 @@ impl ConfigBuilder {
     /// The text is no address; the error lists the forms.
     pub fn listen<A>(mut self, addr: A) -> Result<ConfigBuilder>
     where
-        A: TryInto<ListenAddr>,
+        A: TryInto<BindAddr>,
         A::Error: Into<Error>,
     {
         let addr = addr.try_into().map_err(Into::into)?;
         if std::mem::take(&mut self.config.is_default_bind) {
-            self.config.bind.clear();
+            self.config.clear_bind();
         }
-        self.config.bind.push(addr);
+        self.config.push_bind(addr);
         Ok(self)
     }
 
@@ -112,11 +120,9 @@ impl ConfigBuilder {
     /// assert_eq!(config.bind()[0].to_string(), "0.0.0.0:8080");
     /// # Ok::<(), tokio_prefork::Error>(())
     /// ```
-    pub fn bind<A: Into<ListenAddr>>(
-        mut self,
-        addrs: impl IntoIterator<Item = A>,
-    ) -> ConfigBuilder {
-        self.config.bind = addrs.into_iter().map(Into::into).collect();
+    pub fn bind<A: Into<BindAddr>>(mut self, addrs: impl IntoIterator<Item = A>) -> ConfigBuilder {
+        self.config.clear_bind();
+        addrs.into_iter().for_each(|addr| self.config.push_bind(addr.into()));
         self.config.is_default_bind = false;
         self
     }
@@ -138,6 +144,7 @@ impl ConfigBuilder {
                 "http2 = true needs the feature http2 of tokio-prefork: add it in Cargo.toml, or give false",
             ));
         }
+        c.check_proxy_protocol()?;
         c.app.check()?;
         check_model_limits(&c)?;
         c.check_bounds()?;
@@ -155,6 +162,51 @@ impl ConfigBuilder {
 }
 
 impl Config {
+    /// Removes all addresses to listen on.
+    pub(crate) fn clear_bind(&mut self) {
+        self.bind.clear();
+        self.bind_proxy_protocols.clear();
+    }
+
+    /// Adds an address to listen on, with its options.
+    pub(crate) fn push_bind(&mut self, bind: BindAddr) {
+        self.bind_proxy_protocols.resize(self.bind.len(), None);
+        self.bind_proxy_protocols.push(bind.proxy_protocol);
+        self.bind.push(bind.addr);
+    }
+
+    /// Returns the addresses to listen on with their options.
+    pub(crate) fn bind_addrs(&self) -> impl Iterator<Item = BindAddr> + '_ {
+        let own = |index: usize| self.bind_proxy_protocols.get(index).copied().flatten();
+        let addrs = self.bind.iter().cloned().enumerate();
+        addrs.map(move |(index, addr)| BindAddr { addr, proxy_protocol: own(index) })
+    }
+
+    /// Returns an address whose connections may begin with a PROXY header.
+    fn bind_with_proxy_protocol(&self) -> Option<BindAddr> {
+        let is_on = |bind: &BindAddr| bind.proxy_protocol.unwrap_or(self.proxy_protocol).is_on();
+        self.bind_addrs().find(is_on)
+    }
+
+    /// Returns whether connections of any listener may begin with a PROXY header.
+    pub(crate) fn uses_proxy_protocol(&self) -> bool {
+        self.bind_with_proxy_protocol().is_some()
+    }
+
+    /// Checks that somebody is trusted to send PROXY headers.
+    fn check_proxy_protocol(&self) -> Result<()> {
+        let Some(bind) = self.bind_with_proxy_protocol() else { return Ok(()) };
+        if !self.trusted_proxies.is_empty() {
+            return Ok(());
+        }
+        let protocol = bind.proxy_protocol.unwrap_or(self.proxy_protocol);
+        Err(Error::config(format!(
+            "proxy-protocol = {protocol} at {} needs trusted-proxies: give the addresses of the load balancers that send \
+             the PROXY header, such as 10.0.0.0/8 (unix for Unix sockets)",
+            bind.addr
+        )))
+    }
+
     /// Sets the defaults for mode, owner and group of Unix sockets, and checks the names.
     fn apply_unix_socket_defaults(&mut self) -> Result<()> {
         let (mode, owner, group) = (self.unix_mode, &self.unix_owner, &self.unix_group);

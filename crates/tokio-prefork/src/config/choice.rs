@@ -31,6 +31,7 @@ mod tests {
     use std::fmt::{Debug, Display};
     use std::str::FromStr;
 
+    use crate::client::ProxyProtocol;
     use crate::config::{FdStore, HalfClosePolicy, MeasureDurations, ParseValueError, WhenFull};
 
     fn check<T>(choices: &[T])
@@ -49,6 +50,8 @@ mod tests {
         check(&[HalfClosePolicy::Finish, HalfClosePolicy::Probe, HalfClosePolicy::Cancel]);
         check(&[MeasureDurations::Auto, MeasureDurations::On, MeasureDurations::Off]);
         check(&[FdStore::Auto, FdStore::On, FdStore::Off]);
+        use ProxyProtocol::{Auto, Off, V1, V2};
+        check(&[Off, V1, V2, Auto]);
         assert_eq!(" Close ".parse(), Ok(WhenFull::Close));
     }
 }

@@ -10,7 +10,7 @@ use super::{
     ConcurrencyModel, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClosePolicy,
     MeasureDurations, WhenFull, WorkerCount,
 };
-use crate::client::TrustedProxies;
+use crate::client::{ProxyProtocol, TrustedProxies};
 use crate::error::{Error, Result};
 use crate::listener::{ListenAddr, OwnListener};
 use crate::privilege::WorkerCredentials;
@@ -55,6 +55,10 @@ macro_rules! config_fields {
             $(pub(crate) $name: $type,)*
             /// Whether `bind` is the default, which the first [`ConfigBuilder::listen`] replaces.
             pub(super) is_default_bind: bool,
+            /// What each address of `bind` says about the PROXY protocol itself. May be shorter than `bind`.
+            pub(super) bind_proxy_protocols: Vec<Option<ProxyProtocol>>,
+            /// The path whose requests have their `ConnectionInfo` in any case.
+            pub(super) connection_info_path: Option<&'static str>,
             pub(super) app: AppIdentity,
             /// Listening sockets that the program made itself.
             pub(super) own_listeners: Vec<OwnListener>,
@@ -68,6 +72,8 @@ macro_rules! config_fields {
                 Config {
                     $($name: $default,)*
                     is_default_bind: true,
+                    bind_proxy_protocols: Vec::new(),
+                    connection_info_path: None,
                     app: AppIdentity::default(),
                     own_listeners: Vec::new(),
                     app_settings: AppSettings::default(),
@@ -264,7 +270,10 @@ config_fields! {
     /// Whether each request has its [`ConnectionInfo`](crate::ConnectionInfo) in its extensions. Without it, a request of
     /// a service that does not use it costs a few hundred processor instructions less. Default: true.
     connection_info: bool = true;
-    /// Proxies whose forwarded headers are believed; see [`ClientInfo`](crate::ClientInfo). Default: none.
+    /// Whether connections begin with a header of the PROXY protocol, at addresses for which [`BindAddr`](crate::BindAddr) says
+    /// nothing else. Needs `trusted_proxies`. Default: [`ProxyProtocol::Off`].
+    proxy_protocol: ProxyProtocol = ProxyProtocol::Off;
+    /// Proxies whose PROXY header and forwarded headers are believed; see [`ClientInfo`](crate::ClientInfo). Default: none.
     trusted_proxies: TrustedProxies as &TrustedProxies = TrustedProxies::default();
     /// Whether to measure how long requests take, for the status and the metrics. Default: [`MeasureDurations::Auto`], while the admin
     /// listener is on.

@@ -19,11 +19,12 @@ mod worker_count;
 use std::any::Any;
 use std::time::Duration;
 
-use crate::listener::OwnListener;
+use crate::client::ProxyProtocol;
+use crate::listener::{ListenerSet, OwnListener, ResolvedHosts};
 use crate::privilege::WorkerCredentials;
 
 pub use crate::dispatch::{Dispatch, KernelProgram};
-pub use crate::listener::{HostAddr, ListenAddr, UnixAddr};
+pub use crate::listener::{BindAddr, HostAddr, ListenAddr, UnixAddr};
 pub use builder::ConfigBuilder;
 pub(crate) use choice::impl_choice;
 pub use concurrency_model::ConcurrencyModel;
@@ -72,8 +73,32 @@ impl Config {
         self.app_settings.0.as_ref()?.downcast_ref()
     }
 
+    /// Returns whether connections of a listener at `addr`, as it was written, begin with a PROXY header.
+    pub fn proxy_protocol_at(&self, addr: &ListenAddr) -> ProxyProtocol {
+        let index = self.bind.iter().position(|bind| bind == addr);
+        let own = index.and_then(|index| *self.bind_proxy_protocols.get(index)?);
+        own.unwrap_or(self.proxy_protocol)
+    }
+
+    /// Resolves the addresses to listen on: see [`ListenerSet::resolve_bind_addrs`].
+    pub(crate) fn resolve_bind_addrs(&mut self, sockets: &mut ListenerSet, names: &ResolvedHosts) {
+        let origins = sockets.resolve_bind_addrs(&mut self.bind, names);
+        let written = std::mem::take(&mut self.bind_proxy_protocols);
+        let of_origin = |origin: usize| written.get(origin).copied().flatten();
+        self.bind_proxy_protocols = origins.into_iter().map(of_origin).collect();
+    }
+
     /// Whether connections are described: for the application, or because proxies are trusted.
     pub(crate) fn wants_connection_info(&self) -> bool {
+        self.gives_all_requests_info() || self.connection_info_path.is_some()
+    }
+
+    /// Whether a request for `path` gets its `ConnectionInfo`.
+    pub(crate) fn gives_connection_info(&self, path: &str) -> bool {
+        self.gives_all_requests_info() || self.connection_info_path == Some(path)
+    }
+
+    fn gives_all_requests_info(&self) -> bool {
         self.connection_info || !self.trusted_proxies.is_empty()
     }
 

@@ -84,7 +84,7 @@ impl AcceptLoop {
     ) -> io::Result<AcceptLoop> {
         let is_unix = listener.socket.domain()? == Domain::UNIX;
         let is_own_slot = !listener.is_shared_by_all_workers() && listener.slot == state.tag.slot;
-        let listener_name = ListenerName::new(&listener);
+        let listener_name = state.listener_names.name_of(&listener);
         let queue = AcceptQueue::new(state, listener.socket.into(), is_shared)?;
         let (state, name) = (Rc::clone(state), listener.local.to_string());
         let waits = QueueWaitSampler::default();

@@ -19,10 +19,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::client::{ConnectionInfo, ListenerName};
-use crate::dispatch::queue_wait;
+use crate::client::{ConnectionInfo, ListenerName, ProxiedClient};
+use crate::dispatch::{proxy_header, queue_wait};
 use crate::skip_backoff::SkipBackoff;
 use crate::worker::connection_registry::{ConnectionEntry, ConnectionGuard};
+use crate::worker::http::connection_state::ConnectionPhase;
 use crate::worker::lazy_stream::LazyStream;
 use crate::worker::local_state::LocalWorkerState;
 use prefork_os::socket_name::SocketName;
@@ -111,13 +112,51 @@ impl ConnectionStarter {
         if self.client_speaks_first && accepted.first.is_empty() && self.backoff.should_try() {
             self.pending = Some(accepted);
         } else {
-            (self.handle)(accepted);
+            self.serve(accepted);
         }
     }
 
     /// Serves a connection even if it waited too long, because its queue is about to be closed.
     pub(crate) fn start_despite_queue_wait(&self, connection: NewConnection) {
-        (self.handle)(self.register(connection, LocalWorkerState::monotonic_ms()));
+        self.serve(self.register(connection, LocalWorkerState::monotonic_ms()));
+    }
+
+    /// Serves a connection that another process has accepted and read nothing from, instead of this worker.
+    pub(crate) fn start_taken_over(&self, connection: NewConnection) {
+        let accepted = self.register_taken_over(connection);
+        if self.client_speaks_first
+            && let Ok(fd) = accepted.stream.socket_fd()
+        {
+            let first = first_bytes(fd);
+            return self.serve(AcceptedConnection { first, ..accepted });
+        }
+        self.serve(accepted);
+    }
+
+    /// Goes on with a connection that another worker has served, with the bytes it has received of the next request, and what
+    /// the PROXY header has said.
+    pub(crate) fn resume_taken_over(
+        &self,
+        connection: NewConnection,
+        unread: Vec<u8>,
+        proxied: Option<ProxiedClient>,
+    ) {
+        let mut accepted = self.register_taken_over(connection);
+        accepted.first = unread.into();
+        if let Some(proxied) = proxied {
+            accepted.info = accepted.info.map(|info| info.with_proxied_client(proxied));
+        }
+        (self.handle)(accepted);
+    }
+
+    fn register_taken_over(&self, connection: NewConnection) -> AcceptedConnection {
+        let NewConnection { fd, is_unix, info } = connection;
+        let entry = ConnectionEntry::new(self.state.now_ms());
+        entry.conn.set_phase(ConnectionPhase::Idle, self.state.now_ms());
+        self.state.worker_page.connection_taken_over();
+        let guard = ConnectionGuard::new(&self.state, &entry);
+        let (stream, first) = (LazyStream::new(fd, is_unix), Bytes::new());
+        AcceptedConnection { stream, first, info, entry, guard }
     }
 
     /// Whether the connection started last is kept until its first byte.
@@ -142,7 +181,22 @@ impl ConnectionStarter {
     pub(crate) fn start_pending(&mut self) {
         if let Some(mut accepted) = self.pending.take() {
             accepted.first = accepted.stream.socket_fd().map(first_bytes).unwrap_or_default();
-            (self.handle)(accepted);
+            self.serve(accepted);
+        }
+    }
+
+    /// Passes a connection to the application, behind its PROXY header if it may have one.
+    fn serve(&self, accepted: AcceptedConnection) {
+        let expected = accepted.info.as_ref().and_then(ConnectionInfo::expected_proxy_header);
+        match expected {
+            None => (self.handle)(accepted),
+            Some(expected) => proxy_header::serve_after_header(
+                &self.state,
+                &self.handle,
+                expected,
+                accepted,
+                self.client_speaks_first,
+            ),
         }
     }
 

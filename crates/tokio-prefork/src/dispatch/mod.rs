@@ -33,6 +33,7 @@ mod kernel_programs;
 mod kernel_selector;
 mod least_conn;
 mod policy;
+mod proxy_header;
 pub(crate) mod queue_wait;
 pub(crate) mod reuseport;
 pub(crate) mod round_robin;

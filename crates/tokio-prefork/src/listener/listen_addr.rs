@@ -202,7 +202,7 @@ impl fmt::Display for ListenAddr {
     }
 }
 
-fn listen_addr_error(text: &str, why: &str) -> Error {
+pub(super) fn listen_addr_error(text: &str, why: &str) -> Error {
     Error::config(format!("bind = {text:?} is not an address: {why}"))
 }
 

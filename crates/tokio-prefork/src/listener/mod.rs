@@ -8,6 +8,7 @@
 //! bound exclusively first and so guards the address. A group never shrinks while its address is served: closing a
 //! socket would reset the connections in its queue. Unix sockets and passed sockets have no group.
 
+mod bind_addr;
 mod bind_socket;
 mod draining_workers;
 mod host_lookup;
@@ -31,6 +32,7 @@ use socket2::{SockFilter, Socket};
 
 use crate::error::Result;
 use crate::socket_file::UnixSocketFile;
+pub use bind_addr::BindAddr;
 use bind_socket::{BindContext, OpenedSocket};
 pub(crate) use host_lookup::{HostLookup, ResolvedHosts, resolve_hosts};
 pub(crate) use inherited_sockets::{OwnListener, SocketKeeper, add_passed_sockets};

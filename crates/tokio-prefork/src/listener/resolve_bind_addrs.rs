@@ -29,12 +29,17 @@ impl ListenerSet {
 
     /// Replaces host names by their addresses, and addresses of open sockets by the form under which they were opened.
     /// Adds the open sockets that an address of `bind` covers: `127.0.0.1:80` stays open for `:80`, as closing it would
-    /// reset connections.
-    pub(crate) fn resolve_bind_addrs(&mut self, bind: &mut Vec<ListenAddr>, names: &ResolvedHosts) {
-        let mut fitted: Vec<ListenAddr> = Vec::new();
+    /// reset connections. Returns for each address the index of the one in `bind` that it stands for.
+    pub(crate) fn resolve_bind_addrs(
+        &mut self,
+        bind: &mut Vec<ListenAddr>,
+        names: &ResolvedHosts,
+    ) -> Vec<usize> {
+        let (mut fitted, mut origins): (Vec<ListenAddr>, Vec<usize>) = (Vec::new(), Vec::new());
         for (index, addr) in bind.iter().enumerate() {
             if addr.is_free_port() && bind[..index].contains(addr) {
                 fitted.extend(self.another_port(addr, bind, &fitted));
+                origins.resize(fitted.len(), index);
                 continue;
             }
             let mut expanded = host_lookup::expand_host(addr, names);
@@ -49,23 +54,29 @@ impl ListenerSet {
                 let known = self.open_address_of(&addr).unwrap_or(addr);
                 if !fitted.contains(&known) {
                     fitted.push(known);
+                    origins.push(index);
                 }
             }
         }
-        let wanted: Vec<SocketAddr> =
-            fitted.iter().filter_map(|a| self.socket_addr_of(a)).collect();
+        let with_origin = fitted.iter().zip(&origins);
+        let wanted: Vec<(SocketAddr, usize)> = with_origin
+            .filter_map(|(a, origin)| Some((self.socket_addr_of(a)?, *origin)))
+            .collect();
         for listener in self.listeners.iter().filter(|listener| listener.slot == Slot(0)) {
-            let covered = listener.tcp().is_some_and(|local| {
-                wanted.iter().any(|wide| {
-                    let is_other_family = self.ipv6_only && wide.is_ipv6() && local.is_ipv4();
-                    !is_other_family && super::listen_addr::wildcard_covers(*wide, local)
-                })
+            let Some(local) = listener.tcp() else { continue };
+            let covering = wanted.iter().find(|(wide, _)| {
+                let is_other_family = self.ipv6_only && wide.is_ipv6() && local.is_ipv4();
+                !is_other_family && super::listen_addr::wildcard_covers(*wide, local)
             });
-            if covered && !fitted.contains(&listener.addr) {
+            if let Some((_, origin)) = covering
+                && !fitted.contains(&listener.addr)
+            {
                 fitted.push(listener.addr.clone());
+                origins.push(*origin);
             }
         }
         *bind = fitted;
+        origins
     }
 
     /// Returns an address for the second and later times that `bind` names the same IP address with port 0: an open socket

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::event_log::{self, has_passed_power_of_two};
 use super::{Primary, WorkerProcess};
-use crate::channel::{UnreadBytes, WorkerCommand};
+use crate::channel::{HandoverState, WorkerCommand};
 use crate::scoreboard::WorkerLoad;
 use prefork_supervisor::{Generation, Supervisor};
 
@@ -41,8 +41,8 @@ pub(super) struct HandoverRelay {
 }
 
 impl HandoverRelay {
-    pub(super) fn push(&mut self, fd: OwnedFd, unread: UnreadBytes, now: Instant) {
-        let announcement = WorkerCommand::TakeOverConnection(unread);
+    pub(super) fn push(&mut self, fd: OwnedFd, state: HandoverState, now: Instant) {
+        let announcement = WorkerCommand::TakeOverConnection(state);
         self.waiting.push_back(PendingHandover { fd, announcement, received: now });
     }
 
@@ -166,7 +166,7 @@ mod tests {
     fn push(relay: &mut HandoverRelay, count: usize, now: Instant) {
         for _ in 0..count {
             let (fd, _) = create_seqpacket_pair().expect("a descriptor");
-            relay.push(fd, UnreadBytes::new(Vec::new()).expect("short"), now);
+            relay.push(fd, HandoverState::accepted(), now);
         }
     }
 

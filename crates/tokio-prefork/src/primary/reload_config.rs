@@ -181,7 +181,7 @@ impl Primary {
         }
         self.warn_about_fixed_keys(&config);
         self.listeners.set_ipv6_only(config.ipv6_only);
-        self.listeners.resolve_bind_addrs(&mut config.bind, names);
+        config.resolve_bind_addrs(&mut self.listeners, names);
         // During the reload the old number of workers may be larger than the new one.
         let configured = config.supervisor_config().workers;
         let slots = self.supervisor.web_workers_after_reload(configured);

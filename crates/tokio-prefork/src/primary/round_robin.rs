@@ -9,7 +9,6 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::{Primary, WorkerProcess};
-use crate::channel::UnreadBytes;
 use crate::dispatch::round_robin::{
     AcceptorContext, ConnectionQueue, ReceivingWorkers, RoundRobinAcceptor,
 };
@@ -86,8 +85,9 @@ impl Primary {
             && !self.workers.values().any(|worker| worker.queue.is_some() && !worker.released)
         {
             // Workers that accept themselves get it like a connection of another worker.
+            let state = self.state_of_accepted();
             for connection in self.round_robin.drain_held() {
-                self.handover.push(connection.fd, UnreadBytes::default(), now);
+                self.handover.push(connection.fd, state.clone(), now);
             }
         }
     }

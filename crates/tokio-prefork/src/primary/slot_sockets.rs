@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use super::Primary;
-use crate::channel::{UnreadBytes, WorkerCommand};
+use crate::channel::{HandoverState, WorkerCommand};
 use crate::error::{Error, Result};
 use crate::listener::{ListenAddr, Listener, RepairedSockets};
 use prefork_supervisor::{Event, Slot, WorkerId};
@@ -66,18 +66,28 @@ impl Primary {
     /// Reports sockets that were opened anew, and relays the connections in the queues of those that they replace.
     pub(super) fn replace_sockets(&mut self, repaired: RepairedSockets) -> Vec<ListenAddr> {
         let RepairedSockets { addrs, replaced } = repaired;
+        let state = self.state_of_accepted();
         for listener in &replaced {
             if listener.slot == Slot(0) {
                 self.event_log.log_listener_reopened(&listener.local.to_string());
             }
             for _ in 0..MAX_MOVED_CONNECTIONS {
                 let Ok(fd) = prefork_os::socket::accept_connection(listener) else { break };
-                self.handover.push(fd, UnreadBytes::default(), Instant::now());
+                self.handover.push(fd, state.clone(), Instant::now());
             }
         }
         self.remove_stored_sockets(&replaced);
         self.update_kernel_selector();
         addrs
+    }
+
+    /// Returns what a worker has to know of a connection that the primary has accepted.
+    ///
+    /// Workers of an image that knows no PROXY protocol know nothing of connections that were only accepted either.
+    pub(super) fn state_of_accepted(&self) -> HandoverState {
+        let may_have_header = self.current_config().is_some_and(|c| c.uses_proxy_protocol());
+        let between_requests = HandoverState::served(Vec::new(), None).filter(|_| !may_have_header);
+        between_requests.unwrap_or_else(HandoverState::accepted)
     }
 
     /// Sends the sockets of a slot to its adopter.

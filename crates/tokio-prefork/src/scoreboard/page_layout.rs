@@ -88,6 +88,9 @@ pub(crate) const QUEUE_WAIT: PageWord = PageWord(432);
 /// A bit for each record in use on the pool pages of the worker, or of the primary. The words behind it are free.
 pub(crate) const POOL_RECORDS_IN_USE: PageWord = PageWord(QUEUE_WAIT.0 + DURATION_BUCKETS);
 
+/// Connections closed because of their PROXY header: the last traffic counter, apart from the others.
+pub(crate) const REFUSED_PROXY_HEADERS: PageWord = PageWord(WORDS_PER_PAGE - 1);
+
 /// The first word of the in-flight entries, which fill the page up to `QUEUE_WAIT`.
 pub(crate) const IN_FLIGHT_START: usize = 64;
 /// How many words an in-flight entry has: sequence, start, length, and 13 of text.
@@ -101,17 +104,25 @@ pub(crate) const HOLDS_ENTRY: usize = IN_FLIGHT_ENTRIES - 1;
 pub(crate) const MAX_REQUEST_BYTES: usize = (IN_FLIGHT_ENTRY_WORDS - 3) * 8;
 
 const _: () = assert!(
-    FIRST_COUNTER.0 + TRAFFIC_COUNTERS == OVER_LIMIT_CONNECTIONS.0 + 1
+    FIRST_COUNTER.0 + TRAFFIC_COUNTERS == OVER_LIMIT_CONNECTIONS.0 + 2
         && OVER_LIMIT_CONNECTIONS.0 < WORKERS_WANTED.0
         && SUMS_SEQUENCE.0 < LOOP_LAG.0
         && LOOP_LAG.0 + DURATION_BUCKETS <= IN_FLIGHT_START
         && IN_FLIGHT_ENTRIES == 23
-        && POOL_RECORDS_IN_USE.0 < WORDS_PER_PAGE
+        && POOL_RECORDS_IN_USE.0 < REFUSED_PROXY_HEADERS.0
 );
 
 impl PageWord {
     pub(crate) const fn at(index: usize) -> PageWord {
         PageWord(index)
+    }
+
+    /// Returns the word of the traffic counter with this index in the order of the fields of `TrafficCounters`.
+    pub(crate) const fn of_counter(index: usize) -> PageWord {
+        match index {
+            last if last == TRAFFIC_COUNTERS - 1 => REFUSED_PROXY_HEADERS,
+            index => FIRST_COUNTER.plus(index),
+        }
     }
 
     pub(crate) const fn plus(self, by: usize) -> PageWord {

@@ -4,7 +4,7 @@
 
 use super::in_flight::{self, ReadEntry};
 use super::page_layout::{
-    ACTIVE_REQUESTS, BEGUN_JOB, FIRST_COUNTER, GENERATION, HEARTBEAT_MS, IS_FULL, JOB_STARTED_MS,
+    ACTIVE_REQUESTS, BEGUN_JOB, GENERATION, HEARTBEAT_MS, IS_FULL, JOB_STARTED_MS,
     OPEN_CONNECTIONS, PID, PageWord, REQUESTS, RUNNING_ENTRY, SLOT, STARTED_AT_MS, STATE, THREAD,
     WORKER_ID,
 };
@@ -51,14 +51,14 @@ pub(super) fn read_counters(page: &SharedPage) -> TrafficCounters {
 
 /// Reads the traffic counters of dead workers from the primary's page.
 pub(super) fn read_sums(page: &SharedPage) -> TrafficCounters {
-    let counter = |n| FIRST_COUNTER.plus(n).load(page);
+    let counter = |n| PageWord::of_counter(n).load(page);
     TrafficCounters::from_array(std::array::from_fn::<_, TRAFFIC_COUNTERS, _>(counter))
 }
 
 /// Adds to the traffic counters of a page. Wraps around, as a worker can write anything.
 pub(super) fn add_counters(page: &SharedPage, counters: &TrafficCounters) {
     for (n, value) in counters.to_array().into_iter().enumerate() {
-        FIRST_COUNTER.plus(n).add(page, value);
+        PageWord::of_counter(n).add(page, value);
     }
 }
 

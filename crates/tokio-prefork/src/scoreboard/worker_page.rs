@@ -9,8 +9,8 @@ use super::in_flight::{self, InFlightEntries, InFlightEntry};
 use super::page_layout::{
     ACCEPTED, ACTIVE_REQUESTS, BEGUN_JOB, BYTES_IN, BYTES_OUT, CUT_CONNECTIONS, FAILED_ALLOCATION,
     HANDED_OVER, HEARTBEAT_MS, IS_ACCEPTING, IS_FULL, JOB_STARTED_MS, LOOP_LAG, OPEN_CONNECTIONS,
-    OVER_LIMIT_CONNECTIONS, PANICS, PID, PageWord, QUEUE_WAIT, REQUESTS, RESPONSES,
-    SHED_CONNECTIONS, SLOT, STARTED_AT_MS, TAKEN_OVER, THREAD, TIMED_OUT_REQUESTS,
+    OVER_LIMIT_CONNECTIONS, PANICS, PID, PageWord, QUEUE_WAIT, REFUSED_PROXY_HEADERS, REQUESTS,
+    RESPONSES, SHED_CONNECTIONS, SLOT, STARTED_AT_MS, TAKEN_OVER, THREAD, TIMED_OUT_REQUESTS,
 };
 use super::page_reader::{load_state, store_state};
 use super::pool_counters::PoolCounters;
@@ -157,6 +157,11 @@ impl WorkerPage {
     /// Counts a connection that waited or was refused because the worker was full.
     pub(crate) fn connection_over_limit(&self) {
         OVER_LIMIT_CONNECTIONS.add(self.page, 1);
+    }
+
+    /// Counts a connection that was closed because of its PROXY header.
+    pub(crate) fn proxy_header_refused(&self) {
+        REFUSED_PROXY_HEADERS.add(self.page, 1);
     }
 
     /// Counts a connection that was taken over from another worker.

@@ -34,10 +34,12 @@ pub struct TrafficCounters {
     /// Connections that came while all workers had as many as `worker-connections` allows: they waited in the queue until one
     /// closed, or were refused (`when-full`).
     pub over_limit: u64,
+    /// Connections closed because of their PROXY header: missing, malformed, or from a sender that is none of `trusted-proxies`.
+    pub proxy_refused: u64,
 }
 
 /// How many numbers [`TrafficCounters`] has.
-pub(crate) const TRAFFIC_COUNTERS: usize = 16;
+pub(crate) const TRAFFIC_COUNTERS: usize = 17;
 
 impl TrafficCounters {
     /// Builds the counters from their numbers, in the order of the fields.
@@ -59,6 +61,7 @@ impl TrafficCounters {
             shed,
             timed_out,
             over_limit,
+            proxy_refused,
         ] = numbers;
         TrafficCounters {
             accepted,
@@ -73,6 +76,7 @@ impl TrafficCounters {
             shed,
             timed_out,
             over_limit,
+            proxy_refused,
         }
     }
 
@@ -96,6 +100,7 @@ impl TrafficCounters {
             self.shed,
             self.timed_out,
             self.over_limit,
+            self.proxy_refused,
         ]
     }
 

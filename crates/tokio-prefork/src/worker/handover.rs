@@ -10,13 +10,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::connection_registry::{ConnectionEntry, ConnectionGuard};
-use super::http::connection_state::ConnectionPhase;
 use super::lazy_stream::LazyStream;
 use super::local_state::LocalWorkerState;
-use crate::channel::{UnreadBytes, WorkerReport};
+use crate::channel::{ConnectionHistory, HandoverState, WorkerReport};
 use crate::client::ConnectionInfo;
-use crate::dispatch::AcceptedConnection;
 
 /// How long to wait for room in the channel to the primary before the connection stays here.
 const HANDOVER_SEND_TIMEOUT: Duration = Duration::from_secs(1);
@@ -34,8 +31,10 @@ pub(crate) async fn hand_over_connection(
     state: &LocalWorkerState,
     stream: LazyStream,
     unread: Bytes,
+    info: Option<&ConnectionInfo>,
 ) -> HandoverOutcome {
-    let Some(sent_along) = UnreadBytes::new(unread.to_vec()) else {
+    let proxied = info.and_then(ConnectionInfo::proxied_client);
+    let Some(sent_along) = HandoverState::served(unread.to_vec(), proxied) else {
         return HandoverOutcome::Kept(stream, unread);
     };
     let unix = stream.is_unix();
@@ -63,12 +62,16 @@ pub(crate) async fn hand_over_connection(
     HandoverOutcome::Kept(LazyStream::new(fd, unix), unread)
 }
 
-/// Serves a connection that another worker handed over.
+/// Serves a connection that another worker handed over, or that another process has only accepted.
 ///
 /// Existing clients bypass the limit on connections. A worker that drains meanwhile hands the connection on.
-pub(crate) fn take_over_connection(state: &Rc<LocalWorkerState>, fd: OwnedFd, unread: UnreadBytes) {
+pub(crate) fn take_over_connection(
+    state: &Rc<LocalWorkerState>,
+    fd: OwnedFd,
+    handed_over: HandoverState,
+) {
     let app = state.app.borrow().clone();
-    let Some(handle) = app.as_ref().map(|app| &app.handle_connection) else {
+    let Some(app) = app.as_ref() else {
         return log::warn!("{} received a connection before it was ready", state.tag);
     };
     let is_unix = prefork_os::socket::is_unix_stream(&fd);
@@ -78,13 +81,12 @@ pub(crate) fn take_over_connection(state: &Rc<LocalWorkerState>, fd: OwnedFd, un
             return log::warn!("{} received a descriptor that is not a connection: {e}", state.tag);
         }
     };
-    let entry = ConnectionEntry::new(state.now_ms());
-    entry.conn.set_phase(ConnectionPhase::Idle, state.now_ms());
-    state.worker_page.connection_taken_over();
-    let guard = ConnectionGuard::new(state, &entry);
-    let (listeners, trusted) = (&state.listener_names, &state.config.trusted_proxies);
-    let info = state.config.wants_connection_info();
-    let info = info.then(|| ConnectionInfo::of_socket(&fd, listeners, trusted));
-    let stream = LazyStream::new(fd, unix);
-    handle(AcceptedConnection { stream, first: unread.into_bytes().into(), info, entry, guard });
+    let starter = app.connection_starter(state);
+    let connection = starter.describe_received(fd, unix);
+    match handed_over.history() {
+        ConnectionHistory::Accepted => starter.start_taken_over(connection),
+        ConnectionHistory::Served(proxied) => {
+            starter.resume_taken_over(connection, handed_over.into_unread_bytes(), proxied);
+        }
+    }
 }

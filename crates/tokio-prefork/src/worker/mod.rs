@@ -173,7 +173,7 @@ fn create_state(init: WorkerInit) -> Result<(Rc<LocalWorkerState>, AcceptSources
         .ok_or_else(|| Error::internal("the worker was forked without a scoreboard page"))?;
     let channel = WorkerChannelEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
-    let listener_names = Arc::new(ListenerNames::new(&listeners));
+    let listener_names = Arc::new(ListenerNames::new(&listeners, &config));
     let (loop_jobs, job_receiver) = mpsc::unbounded_channel();
     let shared = Arc::new(WorkerShared {
         listener_names: Arc::clone(&listener_names),

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 
 use super::connection_queue::{QueueRead, QueuedConnection, read_queue};
-use crate::client::ListenerName;
 use crate::dispatch::accept_budget::AcceptBudget;
 use crate::dispatch::first_byte::ConnectionStarter;
 use crate::dispatch::full_worker;
@@ -203,7 +202,7 @@ impl ConnectionReceiver {
     /// Accepts all queued connections, which would be reset when the last listener closes.
     fn empty_accept_queues(&self) {
         for listener in &self.listeners {
-            let name = ListenerName::new(listener);
+            let name = self.state.listener_names.name_of(listener);
             while let Ok(accepted) = accept_named_connection(listener) {
                 let connection = self.starter.describe_accepted(accepted, &name);
                 self.starter.start_despite_queue_wait(connection);

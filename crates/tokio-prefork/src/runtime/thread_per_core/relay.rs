@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use crate::channel::{
-    HandoverMode, PrimaryChannelEnd, ReceivedCommand, ReceivedReport, UnreadBytes,
+    HandoverMode, HandoverState, PrimaryChannelEnd, ReceivedCommand, ReceivedReport,
     WorkerChannelEnd, WorkerCommand, WorkerReport,
 };
 use crate::config::Config;
@@ -192,7 +192,7 @@ impl ThreadRelay {
 
     /// Sends a connection of another worker to the thread with the fewest connections, else to any thread that accepts
     /// it.
-    fn assign_connection(&self, fd: &OwnedFd, unread: UnreadBytes) {
+    fn assign_connection(&self, fd: &OwnedFd, unread: HandoverState) {
         let now = prefork_os::system::monotonic_ms();
         let mut candidates: Vec<&RelayedThread> = self.threads.iter().collect();
         candidates.sort_by_key(|thread| {
@@ -206,7 +206,7 @@ impl ThreadRelay {
     }
 
     /// Sends a connection of a thread to the primary. If that fails or times out, the thread gets it back.
-    async fn hand_over_connection(&self, number: usize, fd: &OwnedFd, unread: UnreadBytes) {
+    async fn hand_over_connection(&self, number: usize, fd: &OwnedFd, unread: HandoverState) {
         let word = WorkerReport::HandOverConnection(unread.clone());
         let sent = tokio::time::timeout(
             HANDOVER_SEND_TIMEOUT,

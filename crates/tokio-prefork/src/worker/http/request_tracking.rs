@@ -54,7 +54,9 @@ impl<H: ServeContext> TrackedRequest<H> {
         let now = tracker.context.now_ms();
         let exchange = tracker.create_exchange(request, now);
         tracker.conn.begin_request(now);
-        if let Some(info) = &tracker.info {
+        if let Some(info) = &tracker.info
+            && tracker.context.config().gives_connection_info(request.uri().path())
+        {
             info.insert_into(request.extensions_mut());
         }
         let class = Cell::new(RequestClass::of_method(request.method()));

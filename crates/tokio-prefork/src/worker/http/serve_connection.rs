@@ -73,7 +73,7 @@ pub(crate) async fn serve_connection<S, B>(
     )
     .await
     {
-        match handover::hand_over_connection(&state, left, unread).await {
+        match handover::hand_over_connection(&state, left, unread, info.as_ref()).await {
             HandoverOutcome::Gone => break,
             // Hand-over failed; keep serving the connection here.
             HandoverOutcome::Kept(kept, unread) => (stream, first) = (kept, unread),
