@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -94,6 +95,39 @@ pub fn parent_pid(pid: u32) -> Option<u32> {
     read_stat_fields(pid)?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
+/// What a process uses of memory and CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessUsage {
+    /// The process id of its parent.
+    pub parent: u32,
+    /// CPU time of all its threads since it was forked, without its children.
+    pub cpu_time: Duration,
+    /// Resident memory in bytes, shared pages included.
+    pub resident_bytes: u64,
+}
+
+/// Reads what process `pid` uses, or `None` if it does not exist.
+///
+/// Reads `/proc/PID/stat`, which waits for no lock of the process, not even of one that is stuck in a page fault.
+pub fn process_usage(pid: u32) -> Option<ProcessUsage> {
+    let fields = read_stat_fields(pid)?;
+    let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+    // Numbered from 1 in proc(5); the first one here is number 3.
+    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+    let ticks = field(14)?.saturating_add(field(15)?);
+    Some(ProcessUsage {
+        parent: u32::try_from(field(4)?).ok()?,
+        cpu_time: Duration::from_millis(ticks.saturating_mul(1000) / clock_ticks_per_second()),
+        resident_bytes: field(24)?.saturating_mul(crate::system::page_size()),
+    })
+}
+
+fn clock_ticks_per_second() -> u64 {
+    // SAFETY: sysconf takes a number and only reads.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    u64::try_from(ticks).ok().filter(|ticks| *ticks > 0).unwrap_or(100)
+}
+
 /// Returns the children of process `pid`, which has one thread. Empty if it does not exist, or if the kernel does not tell.
 pub fn child_pids(pid: u32) -> Vec<u32> {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
@@ -177,6 +211,20 @@ pub fn set_process_title(title: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_usage_grows_with_what_a_process_uses() {
+        let usage = || process_usage(std::process::id()).expect("usage");
+        let before = usage();
+        assert_eq!(before.parent, std::os::unix::process::parent_id());
+        let block = vec![1u8; 64 << 20];
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while usage().cpu_time <= before.cpu_time {
+            assert!(std::time::Instant::now() < deadline, "no CPU time is counted");
+        }
+        assert!(usage().resident_bytes >= block.len() as u64);
+        assert_eq!(process_usage(u32::MAX), None);
+    }
 
     #[test]
     fn the_title_replaces_the_command_line_in_proc() {

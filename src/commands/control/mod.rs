@@ -147,7 +147,8 @@ pub(crate) fn run_control(call: ControlCall) -> Result<ExitCode> {
     let mut client = call.target.connect()?.client;
     let summary = match call.verb {
         ControlVerb::Status { json, .. } => {
-            let status = client.status()?;
+            let mut status = client.status()?;
+            status.read_process_usage();
             return print_result(&match json {
                 true => status.to_json() + "\n",
                 false => status_table::format_status(&status),

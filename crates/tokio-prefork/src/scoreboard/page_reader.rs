@@ -126,6 +126,8 @@ fn read_pages(pages: PagePair) -> Option<WorkerStatus> {
         pools: Vec::new(),
         job: read_running_job(page, now_ms),
         serving: read_requests(pages, now_ms),
+        rss_bytes: None,
+        cpu_ms: None,
         threads: Vec::new(),
         kept,
     })

@@ -13,6 +13,7 @@ mod isolated_pool_status;
 mod job_durations;
 mod kept_figures;
 mod pool_status;
+mod process_usage;
 mod request_counters;
 mod shared_metrics;
 mod states;
@@ -388,6 +389,8 @@ pub(crate) mod tests {
             job: Some(RunningJob { id: MAX_JSON_INTEGER, age_ms: MAX_JSON_INTEGER }),
             serving: vec![request; 23],
             threads: Vec::new(),
+            rss_bytes: Some(MAX_JSON_INTEGER),
+            cpu_ms: Some(MAX_JSON_INTEGER),
             durations: RequestDurations::from_parts([MAX_JSON_INTEGER; 17], MAX_JSON_INTEGER),
             kept: KeptFigures::default(),
         }

@@ -73,6 +73,13 @@ pub struct WorkerStatus {
     /// Its threads, if each has an event loop of its own (`thread-per-core`); otherwise empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub threads: Vec<ThreadStatus>,
+    /// Resident memory in bytes, shared pages included. Only after [`read_process_usage`](super::ClusterStatus::read_process_usage),
+    /// which `prefork status --json` and `/status` of the admin listener call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rss_bytes: Option<u64>,
+    /// CPU time of all its threads since its fork, in milliseconds. As `rss_bytes`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_ms: Option<u64>,
     /// All that is kept when it dies; public parts of it are fields above.
     #[serde(skip)]
     pub(crate) kept: KeptFigures,
