@@ -47,6 +47,7 @@
 //! ```
 
 mod action;
+mod admin_process;
 mod cluster_view;
 mod command;
 mod config;
@@ -79,6 +80,9 @@ mod tests;
 
 pub use action::{
     Action, DrainReason, ExitCause, ExitReport, LogEvent, RecycleReason, ShutdownReason,
+};
+pub use admin_process::{
+    AdminAction, AdminKillReason, AdminProcessId, AdminProcessState, AdminSupervisor,
 };
 pub use cluster_view::{ClusterView, WorkerView};
 pub use command::{ClusterCommand, RefusedCommand, Requester, ScaleChange, WorkerEnvironment};

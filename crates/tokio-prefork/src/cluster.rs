@@ -28,8 +28,8 @@ use crate::log_file::{LogFile, inherited_log_fd};
 use crate::log_output;
 use crate::pid_file::PidFile;
 use crate::primary::{
-    self, AppMessages, Application, Hooks, JobSchedulers, OutputHook, Primary, PrimaryResources,
-    ReadConfig,
+    self, AdminSockets, AppMessages, Application, Hooks, JobSchedulers, OutputHook, Primary,
+    PrimaryResources, ReadConfig,
 };
 use crate::process_settings::{ProcessOptions, SlotEnvironments};
 use crate::runtime::AppThreading;
@@ -271,13 +271,21 @@ impl Cluster {
         listeners.set_serves_raw_connections(self.serves_raw_connections);
         let passed = if manifest.is_none() { &service.activation_fds[..] } else { &[] };
         let unwanted = listeners.take_stored_sockets(passed, &self.config.bind);
-        let resolved = resolve_hosts(&self.config.bind)?;
+        let resolved = resolve_hosts(&self.config.all_listen_addrs())?;
         listeners.set_ipv6_only(self.config.ipv6_only);
         self.config.resolve_bind_addrs(&mut listeners, &resolved);
         let slots = self.sockets_per_addr(manifest.as_ref());
         listeners.open_missing_sockets(&self.config.bind, self.config.backlog, slots)?;
         let service_manager = self.connect_service_manager(service, manifest.is_some(), &unwanted);
-        let resources = PrimaryResources { listeners, pid_file, service_manager };
+        let (admin_sockets, admin_settings) =
+            self.open_admin_sockets(manifest.as_ref(), &resolved)?;
+        let resources = PrimaryResources {
+            listeners,
+            pid_file,
+            service_manager,
+            admin_sockets,
+            admin_settings,
+        };
         if manifest.is_none() {
             before_fork::run_all(std::mem::take(&mut self.before_fork))?;
         }
@@ -345,12 +353,14 @@ impl Cluster {
             .and_then(|()| self.take_inherited_sockets(Some(manifest), &[]))
             .and_then(|mut listeners| {
                 check_can_drop_privileges(&self.config)?;
-                let resolved = resolve_hosts(&self.config.bind)?;
+                let resolved = resolve_hosts(&self.config.all_listen_addrs())?;
                 listeners.set_ipv6_only(self.config.ipv6_only);
                 self.config.resolve_bind_addrs(&mut listeners, &resolved);
                 let slots = self.sockets_per_addr(Some(manifest));
                 listeners.check_can_bind(&self.config.bind, self.config.backlog, slots)?;
                 drop(listeners);
+                AdminSockets::inherit(manifest.admin.as_ref())?
+                    .check_can_open(&self.config, &resolved)?;
                 before_fork::run_all(std::mem::take(&mut self.before_fork))?;
                 self.preload_data()?;
                 primary::check_worker_boots(self.config, &self.kinds.into_worker_entry(app))

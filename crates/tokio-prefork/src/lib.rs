@@ -78,6 +78,8 @@
 //! - Values read from shared memory or from a channel are checked before they are used.
 //! - Every wait for another process has a deadline, and every queue has a limit.
 
+#[cfg_attr(not(feature = "admin"), expect(dead_code, reason = "only the primary's part is used"))]
+mod admin;
 mod app_name;
 mod application_sockets;
 mod channel;

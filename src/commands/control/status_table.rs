@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio_prefork::control::Event;
 use tokio_prefork::status::{
-    ClusterStatus, PrimaryStatus, QueueWaitStatus, ThreadStatus, WorkerState, WorkerStatus,
+    AdminStatus, ClusterStatus, PrimaryStatus, QueueWaitStatus, ThreadStatus, WorkerState,
+    WorkerStatus,
 };
 use tokio_prefork::text::{HumanDuration, format_utc, printable};
 use tokio_prefork::{ConcurrencyModel, WEB_KIND};
@@ -73,6 +74,9 @@ pub(super) fn format_status(status: &ClusterStatus) -> String {
         other => format!(", model {other}"),
     };
     let _ = writeln!(text, "listening on {}{dispatch}{model}", listeners(status));
+    if let Some(admin) = &status.admin {
+        let _ = writeln!(text, "{}", admin_line(admin));
+    }
     let (wait, shed) = (&status.queue_wait, status.totals.shed);
     if wait.connections > 0 || shed > 0 {
         let _ = writeln!(text, "{}", waits(wait, shed));
@@ -149,6 +153,23 @@ impl Serving {
 fn serving_of(status: &ClusterStatus, kind: &str) -> usize {
     let of_kind = status.workers.iter().filter(|worker| worker.kind == kind);
     of_kind.filter(|worker| worker.state == WorkerState::Serving).count()
+}
+
+/// Formats the line of the process of the admin listener.
+fn admin_line(admin: &AdminStatus) -> String {
+    let listeners: Vec<_> = admin.listeners.iter().map(|one| printable(one)).collect();
+    let process = match admin.pid {
+        None => "no process".to_string(),
+        Some(pid) => format!(
+            "pid={pid} {}, up {}, generation {}, {} connections, {} requests",
+            admin.state,
+            span(admin.uptime_ms),
+            admin.generation,
+            admin.connections,
+            admin.requests
+        ),
+    };
+    format!("admin on {}: {process}, {} restarts", listeners.join(", "), admin.restarts)
 }
 
 /// Formats the addresses, with the length of the accept queue where it is known.

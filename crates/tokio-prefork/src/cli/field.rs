@@ -16,6 +16,8 @@ use crate::listener::{ListenAddr, UnixAddr};
 pub enum Field<T> {
     /// One or more addresses.
     Addresses(fn(&mut T) -> &mut Vec<ListenAddr>),
+    /// An address, or `off`.
+    OptionalAddress(fn(&mut T) -> &mut Option<ListenAddr>),
     /// A whole number.
     Count(fn(&mut T) -> &mut u32),
     /// A whole number, or `off`; 0 is `off` as well.
@@ -107,7 +109,7 @@ impl<T> Field<T> {
     /// Returns the placeholder of the value in the help.
     pub(super) fn value_name(&self) -> &'static str {
         match self {
-            Field::Addresses(_) => "ADDRESS",
+            Field::Addresses(_) | Field::OptionalAddress(_) => "ADDRESS",
             Field::Count(_) | Field::OptionalCount(_) | Field::AutoCount(_) => "N",
             Field::Duration(_) | Field::OptionalDuration(_) => "DURATION",
             Field::OptionalRate(_)
@@ -134,6 +136,9 @@ impl<T> Field<T> {
         match self {
             Field::Addresses(field) => {
                 *field(target) = configured.parse_each(value_syntax::parse_address)?;
+            }
+            Field::OptionalAddress(field) => {
+                *field(target) = configured.parse_one(value_syntax::parse_optional_address)?;
             }
             Field::Count(field) => {
                 *field(target) = configured.parse_one(value_syntax::parse_count)?;
@@ -191,6 +196,9 @@ impl<T> Field<T> {
         match self {
             Field::Addresses(field) => {
                 field(target).iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            }
+            Field::OptionalAddress(field) => {
+                or_word(field(target).as_ref(), OFF, ToString::to_string)
             }
             Field::Count(field) => field(target).to_string(),
             Field::OptionalCount(field) => or_word(*field(target), OFF, |n| n.to_string()),

@@ -420,6 +420,18 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
         "Control socket of prefork status, reload, ...: a path, off, or auto for one in the runtime directory",
     ),
     Key::new(
+        "admin",
+        heading::GENERAL,
+        Field::OptionalAddress(|c| &mut c.admin),
+        "Serve health checks, metrics, status, events and a dashboard on this address (loopback or Unix), or off",
+    ),
+    Key::new(
+        "admin-token-file",
+        heading::GENERAL,
+        Field::File(|c| &mut c.admin_token_file),
+        "Require the token in this file from clients of the admin listener",
+    ),
+    Key::new(
         "fd-store",
         heading::GENERAL,
         choice!("WHEN", fd_store),

@@ -24,6 +24,11 @@ fn without_value(text: &str, error: &Error) -> String {
     error.strip_prefix(&format!("bind = {text:?} ")).unwrap_or(&error).to_string()
 }
 
+/// Parses an address or `off`.
+pub(super) fn parse_optional_address(text: &str) -> Result<Option<ListenAddr>, String> {
+    if text.eq_ignore_ascii_case(OFF) { Ok(None) } else { parse_address(text).map(Some) }
+}
+
 /// Parses a whole number. Saturates on overflow, so that the bounds check reports the value as out of range.
 pub(super) fn parse_count(text: &str) -> Result<u32, String> {
     let number = parse_digits(text).ok_or("is not a number: give a whole number")?;

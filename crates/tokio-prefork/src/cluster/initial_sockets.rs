@@ -3,7 +3,8 @@
 use super::Cluster;
 use crate::config::FdStore;
 use crate::error::{Error, Result};
-use crate::listener::{ListenerSet, SocketKeeper, add_passed_sockets};
+use crate::listener::{ListenerSet, ResolvedHosts, SocketKeeper, add_passed_sockets};
+use crate::primary::{AdminSettings, AdminSockets};
 use crate::systemd::{ActivationFd, ServiceEnvironment, ServiceManager};
 use crate::upgrade::UpgradeManifest;
 use prefork_supervisor::{Slot, workers_after_upgrade};
@@ -37,6 +38,23 @@ impl Cluster {
             Ok(config)
         });
         Ok(set)
+    }
+
+    /// Takes over and opens the sockets of the admin listener, and reads its token.
+    pub(super) fn open_admin_sockets(
+        &self,
+        manifest: Option<&UpgradeManifest>,
+        names: &ResolvedHosts,
+    ) -> Result<(AdminSockets, AdminSettings)> {
+        let mut sockets = AdminSockets::inherit(manifest.and_then(|one| one.admin.as_ref()))?;
+        match sockets.open(&self.config, names) {
+            Ok((settings, _)) => Ok((sockets, settings)),
+            Err(e) => {
+                // An exec has no way back.
+                super::log_error_after_upgrade(e, manifest.is_some())?;
+                Ok((AdminSockets::default(), AdminSettings::default()))
+            }
+        }
     }
 
     /// Returns how many sockets each address needs.

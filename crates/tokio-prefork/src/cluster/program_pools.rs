@@ -20,7 +20,8 @@ use crate::isolated::IsolatedPool;
 use crate::log_output::ProcessRole;
 use crate::messages::{MessageThread, WorkerMessageEnd};
 use crate::primary::{
-    Application, ClusterEvent, PROGRAM_ID, Primary, PrimaryResources, create_scoreboard,
+    AdminSettings, AdminSockets, Application, ClusterEvent, PROGRAM_ID, Primary, PrimaryResources,
+    create_scoreboard,
 };
 use crate::scoreboard::{Scoreboard, ScoreboardReader};
 use crate::upgrade::BinaryLauncher;
@@ -215,6 +216,8 @@ impl IsolatedPools {
             listeners: crate::listener::ListenerSet::default(),
             pid_file: None,
             service_manager: None,
+            admin_sockets: AdminSockets::default(),
+            admin_settings: AdminSettings::default(),
         };
         Primary::new(cluster.config, application, resources, BinaryLauncher::disabled(), None)
     }

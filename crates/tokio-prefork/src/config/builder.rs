@@ -84,6 +84,30 @@ impl ConfigBuilder {
         Ok(self)
     }
 
+    /// Sets the address of the admin listener, in the text forms of [`listen`](ConfigBuilder::listen). Default: none.
+    ///
+    /// ```
+    /// use tokio_prefork::Config;
+    ///
+    /// # #[cfg(feature = "admin")] {
+    /// let config = Config::builder().admin("127.0.0.1:9090")?.build()?;
+    /// assert_eq!(config.admin().expect("set").to_string(), "127.0.0.1:9090");
+    /// # }
+    /// # Ok::<(), tokio_prefork::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The text is no address.
+    pub fn admin<A>(mut self, addr: A) -> Result<ConfigBuilder>
+    where
+        A: TryInto<ListenAddr>,
+        A::Error: Into<Error>,
+    {
+        self.config.admin = Some(addr.try_into().map_err(Into::into)?);
+        Ok(self)
+    }
+
     /// Adds a listening socket that the program has made: Node's `listen(handle)`. Its address counts as one of
     /// [`listen`](ConfigBuilder::listen).
     ///
@@ -145,6 +169,7 @@ impl ConfigBuilder {
             ));
         }
         c.check_proxy_protocol()?;
+        check_admin_keys(&c)?;
         c.app.check()?;
         check_model_limits(&c)?;
         c.check_bounds()?;
@@ -215,7 +240,7 @@ impl Config {
                 "unix-mode = {mode:o} is out of range: give 0 to 777"
             )));
         }
-        for addr in &mut self.bind {
+        for addr in self.bind.iter_mut().chain(&mut self.admin) {
             let ListenAddr::Unix(unix) = addr else { continue };
             if unix.abstract_name().is_some() {
                 continue;
@@ -227,6 +252,42 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Checks the keys of the admin listener, as far as that is possible without its socket.
+fn check_admin_keys(c: &Config) -> Result<()> {
+    let Some(addr) = &c.admin else {
+        return match &c.admin_token_file {
+            None => Ok(()),
+            Some(path) => Err(Error::config(format!(
+                "admin-token-file = {} is given without an admin listener: give admin as well, or leave it out",
+                path.display()
+            ))),
+        };
+    };
+    if cfg!(not(feature = "admin")) {
+        return Err(Error::config(format!(
+            "admin = {addr} needs the feature admin of tokio-prefork: add it in Cargo.toml, or leave admin out"
+        )));
+    }
+    if c.bind.contains(addr) && !addr.is_free_port() {
+        return Err(Error::config(format!(
+            "admin = {addr} is an address of the service, too: give the admin listener an address of its own"
+        )));
+    }
+    match addr {
+        ListenAddr::Tcp(tcp) if c.admin_token_file.is_none() && !tcp.ip().is_loopback() => {
+            Err(missing_token_error(addr))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns the error of an admin listener that other machines reach and that asks for no token.
+pub(crate) fn missing_token_error(addr: &dyn std::fmt::Display) -> Error {
+    Error::config(format!(
+        "admin = {addr} can be reached from other machines and has no token: give admin-token-file, or an address of this          machine only, such as 127.0.0.1:9090 or unix:PATH"
+    ))
 }
 
 /// Checks that no setting contradicts the concurrency model: one process has one accept queue.

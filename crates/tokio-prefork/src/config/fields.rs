@@ -113,6 +113,7 @@ macro_rules! config_fields {
         }
     };
     (@setter $(#[$doc:meta])* bind: $type:ty) => {};
+    (@setter $(#[$doc:meta])* admin: $type:ty) => {};
     (@setter $(#[$doc:meta])* $name:ident: $type:ty, from $set:ty) => {
         $(#[$doc])*
         pub fn $name(mut self, value: impl Into<$set>) -> ConfigBuilder {
@@ -293,6 +294,13 @@ config_fields! {
     titles: bool = false;
     /// Where the primary answers `prefork status` and the other verbs. Default: [`ControlSocket::Off`].
     control: ControlSocket as &ControlSocket = ControlSocket::Off;
+    /// Address of the admin listener: health checks, metrics, status, events and a dashboard, served by a process of its own. Needs
+    /// the feature `admin` of this crate. Default: `None`, no admin listener.
+    admin: Option<ListenAddr> as Option<&ListenAddr> = None;
+    /// File with the token that requests to the admin listener must present, other than health checks. An address that other
+    /// machines reach requires one. Read at the start and at each reload; group and others must have no access to it.
+    /// Default: `None`.
+    admin_token_file: Option<PathBuf> as Option<&Path>, from PathBuf = None;
     /// Whether systemd keeps the listening sockets, so that they survive a primary that is killed. Default:
     /// [`FdStore::Auto`].
     fd_store: FdStore = FdStore::Auto;
@@ -318,6 +326,12 @@ impl<'a> Borrowed<'a, Option<&'a str>> for Option<String> {
 impl<'a> Borrowed<'a, Option<&'a Path>> for Option<PathBuf> {
     fn borrowed(&'a self) -> Option<&'a Path> {
         self.as_deref()
+    }
+}
+
+impl<'a> Borrowed<'a, Option<&'a ListenAddr>> for Option<ListenAddr> {
+    fn borrowed(&'a self) -> Option<&'a ListenAddr> {
+        self.as_ref()
     }
 }
 

@@ -26,6 +26,7 @@ use crate::privilege::WorkerCredentials;
 pub use crate::dispatch::{Dispatch, KernelProgram};
 pub use crate::listener::{BindAddr, HostAddr, ListenAddr, UnixAddr};
 pub use builder::ConfigBuilder;
+pub(crate) use builder::missing_token_error;
 pub(crate) use choice::impl_choice;
 pub use concurrency_model::ConcurrencyModel;
 pub use control_socket::ControlSocket;
@@ -59,7 +60,8 @@ impl Config {
     pub(crate) fn measures_durations(&self) -> bool {
         match self.request_durations {
             MeasureDurations::On => true,
-            MeasureDurations::Auto | MeasureDurations::Off => false,
+            MeasureDurations::Auto => self.admin.is_some(),
+            MeasureDurations::Off => false,
         }
     }
 
@@ -117,6 +119,11 @@ impl Config {
     /// Takes the listening sockets that the program made itself.
     pub(crate) fn take_own_listeners(&mut self) -> Vec<OwnListener> {
         std::mem::take(&mut self.own_listeners)
+    }
+
+    /// Returns the addresses of the service and of the admin listener.
+    pub(crate) fn all_listen_addrs(&self) -> Vec<ListenAddr> {
+        self.bind.iter().chain(&self.admin).cloned().collect()
     }
 
     /// Returns the user and groups that workers change to, if any.

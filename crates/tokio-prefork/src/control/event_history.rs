@@ -5,6 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::Level;
 
+use super::Event;
+
 /// How many events the history keeps.
 const MAX_KEPT_EVENTS: usize = 1000;
 
@@ -19,6 +21,13 @@ pub(crate) struct LoggedEvent {
     pub(crate) text: String,
 }
 
+impl From<Event> for LoggedEvent {
+    fn from(event: Event) -> LoggedEvent {
+        let Event { sequence, time_ms, level, text } = event;
+        LoggedEvent { sequence, time_ms, level: level.parse().unwrap_or(Level::Info), text }
+    }
+}
+
 /// Keeps the last thousand events.
 #[derive(Debug, Default)]
 pub(crate) struct EventHistory {
@@ -31,6 +40,14 @@ impl EventHistory {
     /// first event.
     pub(crate) fn continue_after(&mut self, last: u64) {
         self.last = last;
+    }
+
+    /// Adds the events of the previous image, oldest first and without gaps, if they end where this history continues.
+    pub(crate) fn restore(&mut self, events: Vec<Event>) {
+        if events.last().is_some_and(|event| event.sequence == self.last) {
+            let events = events.into_iter().map(LoggedEvent::from);
+            self.entries = events.collect();
+        }
     }
 
     /// Appends an event with the current time.

@@ -20,6 +20,8 @@ pub enum ProcessRole {
     Primary,
     /// The process that supervises the isolated pools of a program without a cluster.
     PoolsPrimary,
+    /// The process of the admin listener.
+    Admin,
     /// A worker process, with all of its threads.
     Worker(WorkerTag),
 }
@@ -49,6 +51,7 @@ impl ProcessRole {
         match self {
             ProcessRole::Primary => "primary",
             ProcessRole::PoolsPrimary => "pools-primary",
+            ProcessRole::Admin => "admin",
             ProcessRole::Worker(_) => "worker",
         }
     }
@@ -58,7 +61,7 @@ impl ProcessRole {
     /// Messages of the library name their process for loggers that do not, so the tag would stand there twice.
     pub(super) fn strip_own_tag<'a>(&self, message: &'a str) -> &'a str {
         match self {
-            ProcessRole::Primary | ProcessRole::PoolsPrimary => message,
+            ProcessRole::Primary | ProcessRole::PoolsPrimary | ProcessRole::Admin => message,
             ProcessRole::Worker(own) => match LeadingTag::split(message) {
                 Some((tag, rest)) if tag.is_of(own) => rest,
                 _ => message,

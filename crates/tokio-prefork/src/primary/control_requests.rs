@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::status::{AcceptQueueStatus, ClusterStatus, PrimaryReport, WorkerStatus};
 use crate::upgrade::PassedControl;
 use prefork_os::poll::WatchedFd;
-use prefork_supervisor::{ClusterCommand, Event, Requester, ScaleChange};
+use prefork_supervisor::{ClusterCommand, Event, Requester, ScaleChange, WorkerId};
 
 /// The control server and the setting that says where it listens.
 pub(super) struct ControlEndpoint {
@@ -227,6 +227,18 @@ impl Primary {
 
     /// Builds the status from memory and the scoreboard. No worker is asked, so none can delay it.
     fn cluster_status(&self, now: Instant) -> ClusterStatus {
+        self.status_with_workers(now, |id| {
+            let process = self.workers.get(&id);
+            process.and_then(|process| self.scoreboard.worker_status(process.pages))
+        })
+    }
+
+    /// Builds the status. `read_worker` returns the figures of a worker.
+    pub(super) fn status_with_workers(
+        &self,
+        now: Instant,
+        read_worker: impl Fn(WorkerId) -> Option<WorkerStatus>,
+    ) -> ClusterStatus {
         let config = self.current_config();
         let queues = self.listeners.accept_queues();
         self.publish_losses();
@@ -245,13 +257,17 @@ impl Primary {
             supervision: self.scoreboard.supervision_counters(),
             isolated: self.scoreboard.isolated_pools(),
             shared: crate::shared::read_shared_metrics(),
+            admin: self.admin.status(now),
             cannot_accept: self.scoreboard.cannot_accept(),
         };
         ClusterStatus::from_primary(&self.supervisor.view(), report, now, |id| {
-            let process = self.workers.get(&id);
-            let status =
-                process.and_then(|process| self.scoreboard.worker_status(process.pages))?;
-            Some(WorkerStatus { stalled_in: self.stacks.stalled_in(id), ..status })
+            let stalled_in = self.stacks.stalled_in(id);
+            match (read_worker(id), stalled_in) {
+                (None, None) => None,
+                (status, stalled_in) => {
+                    Some(WorkerStatus { stalled_in, ..status.unwrap_or_default() })
+                }
+            }
         })
     }
 }

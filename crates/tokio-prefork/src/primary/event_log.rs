@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::path::Path;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use log::Level;
@@ -19,7 +20,7 @@ use crate::text::HumanDuration;
 use crate::text::{Printable, printable};
 use crate::worker_stdio::OutputStream;
 use prefork_os::signal::Signal;
-use prefork_supervisor::{ExitReport, LogEvent};
+use prefork_supervisor::{AdminKillReason, ExitReport, LogEvent};
 use prefork_supervisor::{Slot, WorkerTag};
 
 /// Writes the primary's log, and keeps its last lines for clients of the control socket.
@@ -207,6 +208,29 @@ impl EventLog {
         self.write_line(warn_line(format!(
             "cannot notify the service manager at NOTIFY_SOCKET: {reason}"
         )));
+    }
+
+    pub(super) fn log_admin_listening(&mut self, local: &str) {
+        self.write_line(info_line(format!("admin listener on {local}")));
+    }
+
+    pub(super) fn log_admin_ready(&mut self, pid: u32) {
+        self.write_line(info_line(format!("admin process is ready; pid={pid}")));
+    }
+
+    pub(super) fn log_admin_exited(&mut self, pid: u32, status: ExitStatus, reason: Option<&str>) {
+        let reason = reason.map_or(String::new(), |reason| format!(" reason={reason:?}"));
+        self.write_line(warn_line(format!(
+            "admin process exited unexpectedly, starting another one; pid={pid} status={status:?}{reason}"
+        )));
+    }
+
+    pub(super) fn log_admin_killed(&mut self, pid: u32, reason: AdminKillReason) {
+        self.write_line(warn_line(format!("admin process is killed: {reason}; pid={pid}")));
+    }
+
+    pub(super) fn log_admin_fork_error(&mut self, reason: &dyn Display) {
+        self.write_line(warn_line(format!("{reason}; trying again later")));
     }
 
     pub(super) fn log_job_timeout(&mut self, worker: WorkerTag) {

@@ -233,11 +233,12 @@ impl Primary {
     }
 
     /// Closes, in the child, all descriptors that only the primary uses. Files of the primary stay in place.
-    fn close_primary_state(&mut self) {
+    pub(super) fn close_primary_state(&mut self) {
         self.upgrade.drop_check_in_worker();
         self.configs.drop_lookup_in_worker();
         self.pid_file.close_in_worker();
         self.control.close_in_worker();
+        self.admin.close_in_worker();
         self.service_manager = None;
         self.handover = HandoverRelay::default();
         self.round_robin = RoundRobinAcceptor::default();
@@ -268,7 +269,7 @@ impl Primary {
 }
 
 /// Returns whether a variable is for the primary, so that workers and the programs that they start do not get it.
-fn is_variable_of_primary(name: &str) -> bool {
+pub(super) fn is_variable_of_primary(name: &str) -> bool {
     #[cfg(feature = "testing")]
     if crate::testing::is_variable_of_cluster_process(name) {
         return true;

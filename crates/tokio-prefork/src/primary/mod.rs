@@ -4,6 +4,7 @@
 //! Each part owns its state: the worker table, the control endpoint, the upgrade and so on. What needs several parts is
 //! a method of [`Primary`], in the file of the part that it is about.
 
+mod admin;
 mod cluster_event;
 mod control_requests;
 mod empty_cluster;
@@ -57,6 +58,8 @@ use crate::worker_init::WorkerEntry;
 use prefork_supervisor::{Event, ShutdownReason, Supervisor, SupervisorConfig, WorkerKindConfig};
 use prefork_supervisor::{Slot, WEB_KIND};
 
+use admin::AdminListener;
+pub(crate) use admin::{AdminSettings, AdminSockets};
 pub use cluster_event::{ClusterEvent, WorkerExit, WorkerExitReason};
 use control_requests::ControlEndpoint;
 use event_log::EventLog;
@@ -88,6 +91,8 @@ pub(crate) struct PrimaryResources {
     pub(crate) pid_file: Option<PidFile>,
     /// `None` if no service manager wants to be notified.
     pub(crate) service_manager: Option<ServiceManager>,
+    pub(crate) admin_sockets: AdminSockets,
+    pub(crate) admin_settings: AdminSettings,
 }
 
 /// The application's hooks and settings for the primary: its functions, worker kinds and pools.
@@ -140,6 +145,7 @@ pub(crate) struct Primary {
     /// The sockets of the application that the next image gets, as of the last manifest.
     application_sockets: Vec<ApplicationSocket>,
     control: ControlEndpoint,
+    admin: AdminListener,
     pid_file: ConfiguredPidFile,
     service_manager: Option<ServiceManager>,
     event_log: EventLog,
@@ -159,7 +165,8 @@ impl Primary {
         mut manifest: Option<UpgradeManifest>,
     ) -> Result<Primary> {
         let Application { worker_entry, read_config, hooks, kinds, scoreboard, .. } = application;
-        let PrimaryResources { listeners, pid_file, service_manager } = resources;
+        let PrimaryResources { listeners, pid_file, service_manager, .. } = resources;
+        let admin = AdminListener::new(resources.admin_sockets, resources.admin_settings);
         if config.titles {
             let title =
                 prefork_os::process::set_process_title(&format!("{}: primary", config.name()));
@@ -183,9 +190,13 @@ impl Primary {
         let last_event = manifest.as_ref().map_or(0, |manifest| manifest.last_event);
         let mut event_log = EventLog::continue_after(last_event);
         let stacks = StackCaptures::new(scoreboard.worker_page_count() + 1, &mut event_log);
+        if let Some(passed) = manifest.as_ref().and_then(|manifest| manifest.admin.as_ref()) {
+            event_log.history.restore(admin::read_passed_events(passed));
+        }
         let inherited_workers = manifest.as_ref().map(|manifest| manifest.workers.len());
         let locals = listeners.bound_addr_texts();
         event_log.log_primary_started(inherited_workers, wanted_workers, &config, &locals);
+        admin.bound_addr_texts().iter().for_each(|local| event_log.log_admin_listening(local));
         let control = match &mut manifest {
             None => ControlEndpoint::open_socket(&config.control, &mut event_log)?,
             Some(manifest) => ControlEndpoint::take_over_socket(
@@ -220,6 +231,7 @@ impl Primary {
             upgrade: UpgradeState::new(launcher),
             application_sockets: Vec::new(),
             control,
+            admin,
             service_manager,
             started: Instant::now(),
             event_log,
@@ -235,6 +247,7 @@ impl Primary {
             // The SIGCHLD of a worker that exited during the exec may be lost.
             self.reap_children();
         }
+        self.admin.want_generation(self.supervisor.wanted_generation())?;
         self.publish_isolated_pools();
         self.update_kernel_selector();
         self.store_sockets();
@@ -276,8 +289,9 @@ impl Primary {
         self.configs.config_of_generation(self.supervisor.wanted_generation())
     }
 
-    fn publish_cluster_state(&self) {
-        let Primary { supervisor, scoreboard, .. } = self;
+    fn publish_cluster_state(&mut self) {
+        let Primary { supervisor, scoreboard, admin, .. } = self;
+        admin.cluster_changed(supervisor.is_stop_requested());
         scoreboard.publish(
             supervisor.generation(),
             supervisor.wanted_workers(),

@@ -101,6 +101,7 @@ impl Primary {
         self.finish_messages();
         self.control.send_new_events(&self.event_log);
         self.notify_service_manager_if_due(Instant::now());
+        self.admin.kill_all(&mut self.killed_children);
         reason
     }
 

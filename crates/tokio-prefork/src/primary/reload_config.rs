@@ -95,7 +95,9 @@ impl ConfigStore {
     /// Reads the configuration again. Returns `None` if its host names have to be resolved first.
     fn read(&mut self, generation: Generation) -> Result<Option<Config>> {
         let config = (self.read_config)()?;
-        let Some(lookup) = HostLookup::start(&config.bind)? else { return Ok(Some(config)) };
+        let Some(lookup) = HostLookup::start(&config.all_listen_addrs())? else {
+            return Ok(Some(config));
+        };
         self.pending = Some(PendingConfig { generation, config, lookup });
         Ok(None)
     }
@@ -196,6 +198,7 @@ impl Primary {
             self.event_log.log_listening(local);
         }
         self.serve_with_running_workers(&opened.took_over_traffic);
+        self.admin.open_for_reload(generation, &config, names, &mut self.event_log)?;
         self.store_sockets();
         let supervisor_config = config.supervisor_config();
         let config = Arc::new(config);
@@ -233,5 +236,8 @@ impl Primary {
         self.update_kernel_selector();
         let current = self.supervisor.wanted_generation();
         self.log_file.switch_to_generation(current, &self.workers, &mut self.event_log);
+        self.admin.reopen_log();
+        let kept_admin = self.admin.keep_generations(current, kept, &mut self.event_log);
+        kept_admin.unwrap_or_else(|e| self.event_log.log_admin_fork_error(&e));
     }
 }

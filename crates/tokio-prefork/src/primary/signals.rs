@@ -55,6 +55,7 @@ impl Primary {
                 None if signal == Signal::SIGCHLD => self.reap_children(),
                 None if signal == Signal::SIGUSR1 => {
                     self.log_file.reopen(&self.workers, &mut self.event_log);
+                    self.admin.reopen_log();
                 }
                 None => self.event_log.log_ignored_signal(signal),
             }

@@ -16,9 +16,10 @@ use crate::scoreboard::{PageRange, WorkerPages};
 use crate::shared::passed_state::PassedFds;
 use crate::status::SumsOfDeadWorkers;
 use crate::upgrade::{
-    BinaryLauncher, ISOLATED_JOBS_REVISION, MANIFEST_REVISION, MANIFEST_VERSION, MESSAGES_REVISION,
-    PassedClientState, PassedConnection, PassedControl, PassedKind, PassedListener, PassedMessages,
-    PassedSocket, PassedWorker, SHARED_STATE_REVISION, UpgradeCheck, UpgradeManifest,
+    ADMIN_REVISION, BinaryLauncher, ISOLATED_JOBS_REVISION, MANIFEST_REVISION, MANIFEST_VERSION,
+    MESSAGES_REVISION, PassedClientState, PassedConnection, PassedControl, PassedKind,
+    PassedListener, PassedMessages, PassedSocket, PassedWorker, SHARED_STATE_REVISION,
+    UpgradeCheck, UpgradeManifest,
 };
 use prefork_os::child::reap_child;
 use prefork_os::fd::take_inherited_fd;
@@ -189,12 +190,23 @@ impl Primary {
             _ => self.pass_control_and_pid_file(&mut manifest),
         }
         self.stop_kernel_selector();
+        self.publish_for_admin(Instant::now());
+        if self.upgrade.checked_revision >= ADMIN_REVISION {
+            manifest.admin.iter_mut().for_each(|admin| self.admin.pass_processes(admin));
+            self.admin.prepare_exec();
+        } else {
+            // A binary that knows no admin listener would keep its process for ever.
+            self.admin.kill_all(&mut self.killed_children);
+        }
         let can_pass_jobs = self.upgrade.checked_revision >= ISOLATED_JOBS_REVISION;
         self.settle_isolated_jobs(can_pass_jobs);
         self.messages.primary_end.prepare_save();
         let mut fds = self.inheritable_fds();
         fds.extend(self.control.passed_fds());
         fds.extend(self.pid_file.lock_fd());
+        if self.upgrade.checked_revision >= ADMIN_REVISION {
+            fds.extend(self.admin.process_fds());
+        }
         // Not in the manifest of a check: its process would keep these connections open.
         for connection in self.round_robin.held_connections() {
             let passed =
@@ -307,6 +319,7 @@ impl Primary {
             messages: None,
             shared: None,
             isolated_jobs: None,
+            admin: self.admin.passed_sockets(),
         })
     }
 
@@ -323,6 +336,7 @@ impl Primary {
             .chain(channels.map(AsFd::as_fd))
             .chain(queues.flat_map(ConnectionQueue::ends))
             .chain(self.output.passed_fds())
+            .chain(self.admin.socket_fds())
             .chain(self.application_sockets.iter().map(|one| one.fd.as_fd()))
             .chain(self.scoreboard.memory().into_iter().chain(older_boards).map(AsFd::as_fd))
             .chain(stacks)
@@ -387,6 +401,9 @@ impl Primary {
         }
         if let Some(messages) = &manifest.messages {
             self.restore_messages(messages, &kinds);
+        }
+        if let Some(admin) = &manifest.admin {
+            self.admin.restore_processes(admin)?;
         }
         if let Some(jobs) = &manifest.isolated_jobs {
             self.restore_isolated_jobs(jobs, WorkerId(manifest.next_id));

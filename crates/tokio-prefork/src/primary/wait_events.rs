@@ -14,7 +14,7 @@ use crate::dispatch::round_robin::AcceptorContext;
 use crate::error::{Error, Result};
 use crate::messages::MessagePollToken;
 use prefork_os::poll::{PollSet, WatchedFd};
-use prefork_supervisor::{Event, WorkerId};
+use prefork_supervisor::{AdminProcessId, Event, WorkerId};
 
 /// The source that a polled descriptor belongs to.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +28,7 @@ enum PollToken {
     Control(ControlPollToken),
     Application(FdWatchId),
     Output(OutputPipeId),
+    Admin(AdminProcessId),
 }
 
 /// The tokens whose descriptors are ready, by what reads them.
@@ -40,6 +41,7 @@ struct ReadySources {
     control: Vec<ControlPollToken>,
     application: Vec<FdWatchId>,
     output: Vec<OutputPipeId>,
+    admin: Vec<AdminProcessId>,
 }
 
 impl FromIterator<PollToken> for ReadySources {
@@ -56,6 +58,7 @@ impl FromIterator<PollToken> for ReadySources {
                 PollToken::Control(source) => ready.control.push(source),
                 PollToken::Application(watch) => ready.application.push(watch),
                 PollToken::Output(pipe) => ready.output.push(pipe),
+                PollToken::Admin(process) => ready.admin.push(process),
             }
         }
         ready
@@ -99,6 +102,7 @@ impl Primary {
         if !self.pending_events.is_empty() {
             return Ok(());
         }
+        self.attend_admin_listener();
         self.deliver_held_messages(now);
         self.messages.primary_end.flush();
         let until = self.next_wake_up(now, log_retry).into_iter().chain(notify_at);
@@ -126,6 +130,7 @@ impl Primary {
             self.configs.lookup_deadline(),
             self.event_loop.next_deadline(now),
             self.stacks.next_deadline(now),
+            self.admin.next_deadline(),
         ];
         let delays = [
             self.handover.retry_after(),
@@ -167,8 +172,11 @@ impl Primary {
         let application = application.map(|(id, watched)| (PollToken::Application(id), watched));
         let output = self.output.poll_sources();
         let output = output.map(|(id, watched)| (PollToken::Output(id), watched));
+        let admin = self.admin.poll_sources();
+        let admin = admin.map(|(id, watched)| (PollToken::Admin(id), watched));
         let sources = signals.into_iter().chain(channels).chain(check).chain(lookup).chain(stacks);
         let sources = sources.chain(messages).chain(control).chain(application).chain(output);
+        let sources = sources.chain(admin);
         let (tokens, watched): (Vec<_>, Vec<_>) = sources.unzip();
         let workers = QueueWorkers {
             workers: &self.workers,
@@ -199,6 +207,9 @@ impl Primary {
         self.pending_events.extend(self.messages.read_ready(&ready.messages));
         // Before the signals: the lines of a worker come before its exit.
         self.output.read_ready(&ready.output);
+        for process in ready.admin {
+            self.admin.read_reports(process, &mut self.event_log);
+        }
         // After the channels: SIGCHLD reports the exit of a worker or of the upgrade check.
         if ready.has_signals {
             self.read_signals()?;

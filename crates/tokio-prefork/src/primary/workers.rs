@@ -309,6 +309,7 @@ impl Primary {
     pub(super) fn reap_children(&mut self) {
         self.reap_upgrade_check();
         self.killed_children.reap_exited();
+        self.admin.reap(&mut self.event_log);
         for (worker, change) in self.workers.poll_state_changes(&mut self.event_log) {
             match change {
                 ChildStateChange::Exited(status) => self.forget_worker(worker, status),
@@ -371,5 +372,6 @@ impl Primary {
             || self.configs.is_lookup_pid(pid)
             || self.stacks.is_reader_pid(pid)
             || self.killed_children.0.contains(&pid)
+            || self.admin.is_process_pid(pid)
     }
 }

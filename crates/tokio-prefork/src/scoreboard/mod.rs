@@ -404,6 +404,12 @@ impl Scoreboard {
         Some(WorkerStatus { pools: self.read_pools(pages), ..worker })
     }
 
+    /// Keeps only the reading side, in a forked process that is no worker.
+    pub(crate) fn unmap_writable_pages(&mut self) -> io::Result<()> {
+        self.memory = None;
+        self.writable.unmap_all()
+    }
+
     /// Returns the reading side, with the kinds besides `web` and their first slots.
     pub(crate) fn reader(&self, kinds: &[(&'static str, Slot)]) -> ScoreboardReader {
         let inherited = self.inherited.iter().map(|board| board.pages).collect();
@@ -500,6 +506,28 @@ impl ScoreboardReader {
         ClusterStatus { isolated: self.isolated_pools(), supervision, ..status }
     }
 
+    /// Returns how many workers of the kind `web` serve, those of earlier images included.
+    #[cfg(feature = "admin")]
+    pub(crate) fn serving_web_worker_count(&self, now_ms: u64) -> usize {
+        if self.cannot_accept() {
+            return 0;
+        }
+        let own = PageRange { first: PRIMARY_PAGE + 1, count: self.pages_used() };
+        let ranges = [(self.pages, own)].into_iter().chain(self.inherited_workers());
+        let pages = ranges.flat_map(|(board, range)| {
+            existing_pages(board, range).map(move |index| board.page(index))
+        });
+        let serving = pages.filter(|page| worker_page::is_serving(page, now_ms));
+        serving.map(|page| WORKER_ID.load(page)).collect::<std::collections::BTreeSet<_>>().len()
+    }
+
+    /// Returns the pages of workers of earlier images.
+    fn inherited_workers(&self) -> impl Iterator<Item = (ReadOnlyPages, PageRange)> {
+        let table = inherited_pages(self.pages.count()).map(|index| self.pages.page(index));
+        let table = InheritedTable::new(table.collect()).read().into_iter();
+        table.filter_map(|(board, range)| Some((*self.inherited.get(board)?, range)))
+    }
+
     /// Returns the figures of all pools of isolated processes.
     pub(crate) fn isolated_pools(&self) -> Vec<IsolatedPoolStatus> {
         read_isolated_pools(self.pages)
@@ -512,11 +540,7 @@ impl ScoreboardReader {
         let of_workers = numbers
             .chunk_by(|_, next| THREAD.load(self.pages.page(*next)) != 0)
             .map(|pages| (self.pages, PageRange { first: pages[0], count: pages.len() }));
-        let table = inherited_pages(self.pages.count()).map(|index| self.pages.page(index));
-        let table = InheritedTable::new(table.collect()).read().into_iter();
-        let inherited =
-            table.filter_map(|(board, range)| Some((*self.inherited.get(board)?, range)));
-        let read = of_workers.chain(inherited).filter_map(|(board, range)| {
+        let read = of_workers.chain(self.inherited_workers()).filter_map(|(board, range)| {
             let worker = page_reader::read_worker(page_pairs(board, range))?;
             let (pools, kind) = (read_pools_of_worker(board, range.first), worker.slot);
             Some(WorkerStatus { pools, kind: self.kind_of_slot(kind), ..worker })

@@ -9,6 +9,7 @@
 //! The figures are to show, not to rely on: a worker can publish anything.
 
 mod accept_queue;
+mod admin_status;
 mod isolated_pool_status;
 mod job_durations;
 mod kept_figures;
@@ -30,6 +31,7 @@ use crate::text::printable_json;
 use prefork_supervisor::{ClusterView, Generation, Slot, WEB_KIND, WorkerId};
 
 pub use accept_queue::{AcceptQueueStatus, QueueWaitStatus};
+pub use admin_status::AdminStatus;
 pub use isolated_pool_status::IsolatedPoolStatus;
 pub use job_durations::JobDurations;
 pub(crate) use job_durations::{JOB_DURATION_BUCKETS, duration_bucket, duration_us};
@@ -101,6 +103,9 @@ pub struct ClusterStatus {
     /// numbers of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shared: Vec<SharedMetric>,
+    /// The process of the admin listener. `None` without one, and in a worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin: Option<AdminStatus>,
     /// Every worker that exists or is being forked, oldest first. In a worker: every forked worker, by its page on the
     /// scoreboard.
     pub workers: Vec<WorkerStatus>,
@@ -190,6 +195,7 @@ pub(crate) struct PrimaryReport {
     pub(crate) supervision: SupervisionCounters,
     pub(crate) isolated: Vec<IsolatedPoolStatus>,
     pub(crate) shared: Vec<SharedMetric>,
+    pub(crate) admin: Option<AdminStatus>,
     /// Whether the primary accepts for all workers, and none of its sockets gives it a connection.
     pub(crate) cannot_accept: bool,
 }
@@ -249,8 +255,54 @@ impl ClusterStatus {
             empty_slots: view.empty_slots.clone(),
         };
         let status = ClusterStatus::new(primary, report.dead, report.shared, workers);
-        let PrimaryReport { listeners, queues, isolated, supervision, .. } = report;
-        ClusterStatus { listeners, queues, isolated, supervision, ..status }
+        let PrimaryReport { listeners, queues, isolated, supervision, admin, .. } = report;
+        ClusterStatus { listeners, queues, isolated, supervision, admin, ..status }
+    }
+
+    /// Adds to a status that was read from the scoreboard what only the primary's memory knows. `primary` is that part,
+    /// made `age_ms` ago, with workers without figures.
+    #[cfg(feature = "admin")]
+    pub(crate) fn with_primary_part(self, primary: &ClusterStatus, age_ms: u64) -> ClusterStatus {
+        let is_stopping = self.primary.phase == PrimaryPhase::Stopping;
+        let own = &primary.primary;
+        let of_primary = PrimaryStatus {
+            uptime_ms: own.uptime_ms + age_ms,
+            phase: match own.phase {
+                PrimaryPhase::Booting | PrimaryPhase::Running if is_stopping => {
+                    PrimaryPhase::Stopping
+                }
+                phase => phase,
+            },
+            restarts: own.restarts.max(self.primary.restarts),
+            log_lines_dropped: self.primary.log_lines_dropped,
+            messages_lost: self.primary.messages_lost,
+            ..own.clone()
+        };
+        let known_of = |id| primary.workers.iter().find(|known| known.id == id);
+        let add_known = |mut worker: WorkerStatus| {
+            if let Some(known) = known_of(worker.id) {
+                worker.set_known_by_primary(known, age_ms);
+            }
+            worker
+        };
+        let is_unforked = |known: &&WorkerStatus| known.state == WorkerState::Forking;
+        let has_no_page =
+            |known: &&WorkerStatus| !self.workers.iter().any(|one| one.id == known.id);
+        let unforked = primary.workers.iter().filter(is_unforked).filter(has_no_page);
+        let unforked: Vec<WorkerStatus> = unforked.cloned().collect();
+        let workers = self.workers.into_iter().map(add_known).chain(unforked);
+        let admin = primary
+            .admin
+            .clone()
+            .map(|admin| AdminStatus { uptime_ms: admin.uptime_ms + age_ms, ..admin });
+        ClusterStatus {
+            primary: of_primary,
+            listeners: primary.listeners.clone(),
+            queues: primary.queues.clone(),
+            admin,
+            workers: workers.collect(),
+            ..self
+        }
     }
 
     /// Builds a status without listeners, queues and isolated pools, with sums over `workers`.
@@ -288,6 +340,7 @@ impl ClusterStatus {
             pools,
             isolated: Vec::new(),
             shared: shared_metrics::limit_shared_metrics(shared),
+            admin: None,
             workers,
         }
     }
@@ -351,6 +404,7 @@ pub(crate) mod tests {
             supervision: SupervisionCounters::default(),
             isolated: vec![],
             shared: vec![],
+            admin: None,
             cannot_accept: false,
         };
         ClusterStatus::from_primary(&view, report, Instant::now(), |_| published.cloned())

@@ -164,6 +164,20 @@ impl WorkerStatus {
         }
     }
 
+    /// Sets identity, state and age to what the primary knew `age_ms` ago.
+    #[cfg(feature = "admin")]
+    pub(super) fn set_known_by_primary(&mut self, known: &WorkerStatus, age_ms: u64) {
+        self.state = match known.state {
+            // As in `from_primary`.
+            WorkerState::Serving if self.state == WorkerState::CannotAccept => self.state,
+            state => state,
+        };
+        (self.slot, self.generation, self.pid) = (known.slot, known.generation, known.pid);
+        self.kind.clone_from(&known.kind);
+        self.stalled_in.clone_from(&known.stalled_in);
+        self.uptime_ms = known.uptime_ms + age_ms;
+    }
+
     /// Adds the figures of another thread of the same worker. The heartbeat is that of the most delayed thread.
     pub(crate) fn add_thread(&mut self, other: WorkerStatus) {
         let sum = |a: u64, b: u64| a.saturating_add(b).min(MAX_JSON_INTEGER);

@@ -19,8 +19,8 @@ pub(crate) const MANIFEST_VERSION: u32 = 1;
 /// number, and an older one is not passed what it would ignore.
 ///
 /// 1: `control`, `pid_file`, `older_boards`, `last_event`. 2: `messages`. 3: `shared`.
-/// 4: `isolated_jobs`.
-pub(crate) const MANIFEST_REVISION: u32 = 4;
+/// 4: `isolated_jobs`. 5: `admin`.
+pub(crate) const MANIFEST_REVISION: u32 = 5;
 
 /// The first revision whose programs take over the message channels of workers.
 pub(crate) const MESSAGES_REVISION: u32 = 2;
@@ -30,6 +30,9 @@ pub(crate) const SHARED_STATE_REVISION: u32 = 3;
 
 /// The first revision whose programs take over isolated jobs.
 pub(crate) const ISOLATED_JOBS_REVISION: u32 = 4;
+
+/// The first revision whose programs take over the admin listener and its process.
+pub(crate) const ADMIN_REVISION: u32 = 5;
 
 /// The largest manifest in bytes: 1024 workers, and as many of each of ten previous images, need less.
 pub(super) const MAX_MANIFEST_BYTES: usize = 8 << 20;
@@ -108,6 +111,32 @@ pub(crate) struct UpgradeManifest {
     /// The isolated jobs; `None` in an upgrade check.
     #[serde(default)]
     pub isolated_jobs: Option<PassedIsolatedJobs>,
+    /// The admin listener; only its sockets in an upgrade check.
+    #[serde(default)]
+    pub admin: Option<PassedAdmin>,
+}
+
+/// The admin listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PassedAdmin {
+    pub listeners: Vec<PassedListener>,
+    pub processes: Vec<PassedAdminProcess>,
+    /// The memory with the last events.
+    pub memory_fd: Option<i32>,
+    /// How many processes replaced one that exited unexpectedly.
+    pub restarts: u64,
+}
+
+/// A living process of the admin listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PassedAdminProcess {
+    pub id: u64,
+    pub pid: u32,
+    pub generation: u64,
+    /// Whether it does not serve: it drains, or was not ready.
+    pub is_draining: bool,
+    /// `None` if it has closed it.
+    pub channel_fd: Option<i32>,
 }
 
 /// The isolated jobs that run and wait.
@@ -428,6 +457,23 @@ mod tests {
             sockets: vec![PassedSocket { name: "dns".to_string(), fd: 14 }],
             messages: Some(PassedMessages { format: 1, state_fd: 14, channels: vec![(4, 15)] }),
             isolated_jobs: Some(PassedIsolatedJobs { format: 1, state_fd: 18 }),
+            admin: Some(PassedAdmin {
+                listeners: vec![PassedListener {
+                    addr: "127.0.0.1:9090".to_string(),
+                    slot: 0,
+                    keeper: String::new(),
+                    fd: 19,
+                }],
+                processes: vec![PassedAdminProcess {
+                    id: 1,
+                    pid: 4713,
+                    generation: 2,
+                    is_draining: false,
+                    channel_fd: Some(20),
+                }],
+                memory_fd: Some(21),
+                restarts: 0,
+            }),
             shared: Some(shared_state()),
         }
     }
@@ -444,6 +490,7 @@ mod tests {
             "last_event",
             "messages",
             "isolated_jobs",
+            "admin",
             "workers_configured",
             "kinds",
             "reserved_ids",

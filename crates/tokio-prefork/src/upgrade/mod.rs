@@ -30,8 +30,9 @@ pub(crate) use launcher::{
     read_passed_manifest, read_passed_sockets, report_check_result,
 };
 pub(crate) use manifest::{
-    ISOLATED_JOBS_REVISION, MANIFEST_REVISION, MANIFEST_VERSION, MESSAGES_REVISION, PassedClient,
-    PassedClientState, PassedConnection, PassedControl, PassedFile, PassedIsolatedJobs, PassedKind,
-    PassedListener, PassedLockFile, PassedMemory, PassedMessages, PassedOutput, PassedPiece,
-    PassedSharedState, PassedSocket, PassedWorker, SHARED_STATE_REVISION, UpgradeManifest,
+    ADMIN_REVISION, ISOLATED_JOBS_REVISION, MANIFEST_REVISION, MANIFEST_VERSION, MESSAGES_REVISION,
+    PassedAdmin, PassedAdminProcess, PassedClient, PassedClientState, PassedConnection,
+    PassedControl, PassedFile, PassedIsolatedJobs, PassedKind, PassedListener, PassedLockFile,
+    PassedMemory, PassedMessages, PassedOutput, PassedPiece, PassedSharedState, PassedSocket,
+    PassedWorker, SHARED_STATE_REVISION, UpgradeManifest,
 };
