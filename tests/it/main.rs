@@ -27,6 +27,7 @@
 mod support;
 
 mod accept_queue;
+mod access_log;
 mod app_name;
 mod bench;
 mod bind;

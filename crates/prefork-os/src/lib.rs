@@ -36,6 +36,7 @@ pub mod system;
 pub mod thread;
 pub mod unix_path;
 pub mod unshareable_fds;
+pub mod wall_clock;
 
 use std::{fmt, io};
 

@@ -28,8 +28,8 @@ use crate::log_file::{LogFile, inherited_log_fd};
 use crate::log_output;
 use crate::pid_file::PidFile;
 use crate::primary::{
-    self, AdminSockets, AppMessages, Application, Hooks, JobSchedulers, OutputHook, Primary,
-    PrimaryResources, ReadConfig,
+    self, AccessLogSwitch, AdminSockets, AppMessages, Application, Hooks, JobSchedulers,
+    OutputHook, Primary, PrimaryResources, ReadConfig,
 };
 use crate::process_settings::{ProcessOptions, SlotEnvironments};
 use crate::runtime::AppThreading;
@@ -263,6 +263,10 @@ impl Cluster {
         if let Err(e) = prefork_os::process::raise_open_file_limit() {
             log::warn!("cannot raise the limit on open files: {e}");
         }
+        let access_log = AccessLogSwitch::open(&self.config.access_log).or_else(|e| {
+            log_error_after_upgrade(e, manifest.is_some())
+                .map(|()| AccessLogSwitch::not_opened(&self.config.access_log))
+        })?;
         let pid_file = self.take_pid_file(manifest.as_ref());
         let pid_file =
             pid_file.or_else(|e| log_error_after_upgrade(e, manifest.is_some()).map(|()| None))?;
@@ -283,6 +287,7 @@ impl Cluster {
             listeners,
             pid_file,
             service_manager,
+            access_log,
             admin_sockets,
             admin_settings,
         };
@@ -353,6 +358,7 @@ impl Cluster {
             .and_then(|()| self.take_inherited_sockets(Some(manifest), &[]))
             .and_then(|mut listeners| {
                 check_can_drop_privileges(&self.config)?;
+                self.config.access_log.check()?;
                 let resolved = resolve_hosts(&self.config.all_listen_addrs())?;
                 listeners.set_ipv6_only(self.config.ipv6_only);
                 self.config.resolve_bind_addrs(&mut listeners, &resolved);

@@ -78,6 +78,7 @@
 //! - Values read from shared memory or from a channel are checked before they are used.
 //! - Every wait for another process has a deadline, and every queue has a limit.
 
+mod access_log;
 #[cfg_attr(not(feature = "admin"), expect(dead_code, reason = "only the primary's part is used"))]
 mod admin;
 mod app_name;
@@ -146,8 +147,9 @@ pub use client::{
 };
 #[doc(hidden)]
 pub use config::{
-    BindAddr, ConcurrencyModel, ControlSocket, Dispatch, FdStore, HalfClosePolicy, HostAddr,
-    KernelProgram, ListenAddr, MeasureDurations, ParseValueError, UnixAddr, WhenFull, WorkerCount,
+    AccessLog, AccessLogFormat, AccessLogSample, BindAddr, ConcurrencyModel, ControlSocket,
+    Dispatch, FdStore, HalfClosePolicy, HostAddr, KernelProgram, ListenAddr, MeasureDurations,
+    ParseValueError, UnixAddr, WhenFull, WorkerCount,
 };
 #[doc(hidden)]
 pub use events::{
@@ -198,6 +200,7 @@ mod documentation {
 
     pages! {
         Readme: "README.md",
+        AccessLogPage: "docs/src/access-log.md",
         Axum: "docs/src/axum.md",
         Control: "docs/src/control.md",
         CpuBoundWork: "docs/src/cpu-bound-work.md",

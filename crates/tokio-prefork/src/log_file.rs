@@ -98,6 +98,54 @@ impl LogFile {
     }
 }
 
+/// Opens `path` for the access log: a regular file, a FIFO, a character device or a standard stream.
+///
+/// A FIFO is opened for reading as well: that needs no reader, and its readers may come and go.
+pub(crate) fn open_access_log(path: &Path) -> Result<OwnedFd> {
+    let opened = match resolve_log_destination(path) {
+        Ok(LogDestination::Descriptor(fd @ 0..=2)) => duplicate_log_fd(fd),
+        Ok(LogDestination::Descriptor(fd)) => Err(format!(
+            "descriptor {fd} is not a standard stream, and may be anything later; {LOG_DESTINATIONS}"
+        )),
+        Ok(LogDestination::File(found)) if is_fifo(&found) => open_fifo(&found),
+        Ok(LogDestination::File(found)) => open_log_path(&found),
+        Err(why) => Err(why),
+    };
+    opened.map_err(|why| access_log_error(path, why))
+}
+
+/// Checks whether the access log could be opened, as far as that can be told without creating it.
+pub(crate) fn check_access_log(path: &Path) -> Result<()> {
+    match resolve_log_destination(path) {
+        Ok(LogDestination::Descriptor(0..=2)) => Ok(()),
+        Ok(LogDestination::File(found)) if is_fifo(&found) => open_access_log(path).map(drop),
+        Ok(LogDestination::File(_)) => LogFile::check(path),
+        Ok(LogDestination::Descriptor(_)) | Err(_) => open_access_log(path).map(drop),
+    }
+}
+
+fn access_log_error(path: &Path, why: String) -> Error {
+    let operation = format!("write the access log to {}", path.display());
+    Error::system(operation, io::Error::other(why))
+}
+
+fn is_fifo(path: &Path) -> bool {
+    let kind = path.symlink_metadata();
+    let kind = kind.map(|meta| prefork_os::nonblocking_writer::file_kind_of_mode(meta.mode()));
+    kind.is_ok_and(|kind| kind == FileKind::Pipe)
+}
+
+fn open_fifo(path: &Path) -> std::result::Result<OwnedFd, String> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).write(true).custom_flags(flags.bits()).open(path);
+    let file = OwnedFd::from(file.map_err(|e| open_error_text(path, &e))?);
+    // It may have been replaced meanwhile.
+    match file_kind(&file)? {
+        FileKind::Pipe => Ok(file),
+        kind => check_can_hold_log(kind).map(|()| file),
+    }
+}
+
 /// Returns the descriptor that `path` names, if it is not a standard stream. It must not be closed at the start.
 pub(crate) fn inherited_log_fd(path: &Path) -> Option<i32> {
     match resolve_log_destination(path) {

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use crate::access_log::AccessLogWriter;
 use crate::config::Config;
 use crate::dispatch::LoadPage;
 use crate::error::{Error, Result};
@@ -36,6 +37,8 @@ pub(crate) struct WorkerInit {
     pub(crate) board: ScoreboardReader,
     /// The configuration of the worker's generation.
     pub(crate) config: Arc<Config>,
+    /// Writes the access log of the process; `None` if there is none.
+    pub(crate) access_log: Option<Arc<AccessLogWriter>>,
     /// Set by SIGTERM to the worker itself, which asks it to retire.
     pub(crate) terminate: Arc<AtomicBool>,
 }

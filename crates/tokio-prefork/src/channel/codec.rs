@@ -26,6 +26,7 @@ const DRAIN: u8 = 0x81;
 const TAKE_OVER_CONNECTION: u8 = 0x82;
 const RETIRE_ACKNOWLEDGED: u8 = 0x83;
 const REOPEN_LOG: u8 = 0x84;
+const REOPEN_ACCESS_LOG: u8 = 0x87;
 const ADOPT_SLOT: u8 = 0x85;
 const RELEASE_SLOT: u8 = 0x86;
 const TAKE_OVER_PROXIED: u8 = 0x88;
@@ -101,6 +102,7 @@ impl WorkerCommand {
             }
             WorkerCommand::RetireAcknowledged => vec![RETIRE_ACKNOWLEDGED],
             WorkerCommand::ReopenLog => vec![REOPEN_LOG],
+            WorkerCommand::ReopenAccessLog => vec![REOPEN_ACCESS_LOG],
             WorkerCommand::AdoptSlot { slot, closing } => {
                 let mut bytes = encode_with_slot(ADOPT_SLOT, *slot);
                 bytes.push(u8::from(*closing));
@@ -139,13 +141,16 @@ impl WorkerCommand {
             }
             [RETIRE_ACKNOWLEDGED] => Ok(WorkerCommand::RetireAcknowledged),
             [REOPEN_LOG] => Ok(WorkerCommand::ReopenLog),
+            [REOPEN_ACCESS_LOG] => Ok(WorkerCommand::ReopenAccessLog),
             [ADOPT_SLOT, slot @ .., closing @ (0 | 1)] => {
                 Ok(WorkerCommand::AdoptSlot { slot: decode_slot(slot)?, closing: *closing == 1 })
             }
             [RELEASE_SLOT, slot @ ..] => decode_slot(slot).map(WorkerCommand::ReleaseSlot),
-            [RETIRE_ACKNOWLEDGED | REOPEN_LOG | ADOPT_SLOT | TAKE_OVER_ACCEPTED, ..] => {
-                Err(wrong_length)
-            }
+            [
+                RETIRE_ACKNOWLEDGED | REOPEN_LOG | REOPEN_ACCESS_LOG | ADOPT_SLOT
+                | TAKE_OVER_ACCEPTED,
+                ..,
+            ] => Err(wrong_length),
             [] => Err(wrong_length),
             [kind, ..] => Err(ChannelDecodeError::UnknownKind(*kind)),
         }
@@ -282,7 +287,7 @@ mod tests {
             let adopt = WorkerCommand::AdoptSlot { slot, closing };
             let adoption = [adopt, WorkerCommand::ReleaseSlot(slot)];
             let accepted = WorkerCommand::TakeOverConnection(HandoverState::accepted());
-            let others = [drain, accepted, WorkerCommand::TakeOverConnection(unread), WorkerCommand::RetireAcknowledged, WorkerCommand::ReopenLog];
+            let others = [drain, accepted, WorkerCommand::TakeOverConnection(unread), WorkerCommand::RetireAcknowledged, WorkerCommand::ReopenLog, WorkerCommand::ReopenAccessLog];
             for message in others.into_iter().chain(adoption) {
                 prop_assert_eq!(WorkerCommand::decode(&message.encode()), Ok(message));
             }

@@ -72,6 +72,8 @@ pub(crate) enum WorkerCommand {
     ReleaseSlot(Slot),
     /// Write the log to this file from now on. A descriptor is attached.
     ReopenLog,
+    /// Write the access log to this file from now on. A descriptor is attached.
+    ReopenAccessLog,
 }
 
 /// When a draining worker hands over its connections.

@@ -23,6 +23,8 @@ pub(crate) enum ReceivedCommand {
     AdoptSlot { fd: OwnedFd, slot: Slot, closing: bool },
     /// Write the log to this file.
     ReopenLog(OwnedFd),
+    /// Write the access log to this file.
+    ReopenAccessLog(OwnedFd),
 }
 
 /// The worker's end of its channel to the primary. Created inside the worker's runtime.
@@ -76,7 +78,10 @@ impl WorkerChannelEnd {
                 (WorkerCommand::ReopenLog, PassedFd::One(fd)) => {
                     return Some(ReceivedCommand::ReopenLog(fd));
                 }
-                (WorkerCommand::ReopenLog, _) => {
+                (WorkerCommand::ReopenAccessLog, PassedFd::One(fd)) => {
+                    return Some(ReceivedCommand::ReopenAccessLog(fd));
+                }
+                (WorkerCommand::ReopenLog | WorkerCommand::ReopenAccessLog, _) => {
                     log::error!(
                         "cannot switch to the reopened log: no free descriptor; the old file stays in use"
                     );

@@ -51,7 +51,8 @@ impl<A: AppKeys> Settings<A> {
             CheckFormat::Table => format_table(self.effective_values()),
             CheckFormat::Json => format_json(self.effective_values()),
         })?;
-        self.config().log_file().map_or(Ok(()), LogFile::check)
+        self.config().log_file().map_or(Ok(()), LogFile::check)?;
+        self.config().access_log().check()
     }
 }
 

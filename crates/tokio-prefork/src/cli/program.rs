@@ -24,7 +24,7 @@ Signals:
   QUIT        stop immediately
   HUP         reload: read the configuration again and replace the workers one by one
   TTIN, TTOU  add or remove one worker
-  USR1        reopen the log file
+  USR1        reopen the log file and the access log
   USR2        upgrade in place to the binary now installed at the same path";
 
 /// The name and version of a program, as the log, the status and errors show them. A `&'static str` converts into one without a version;

@@ -16,6 +16,7 @@ mod heading {
     pub(super) const RELOADING: &str = "Reloading";
     pub(super) const STOPPING: &str = "Stopping";
     pub(super) const HTTP: &str = "HTTP";
+    pub(super) const ACCESS_LOG: &str = "Access log";
     pub(super) const GENERAL: &str = super::GENERAL_HEADING;
 }
 
@@ -412,6 +413,45 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
         heading::GENERAL,
         Field::File(|c| &mut c.log_file),
         "Append the log to this file instead of standard error; SIGUSR1 reopens it",
+    ),
+    Key::new(
+        "access-log",
+        heading::ACCESS_LOG,
+        choice!("PATH", access_log),
+        "Append a line for each request to this file or FIFO, or - for standard output, or off; SIGUSR1 reopens it",
+    ),
+    Key::new(
+        "access-log-format",
+        heading::ACCESS_LOG,
+        choice!("FORMAT", access_log_format),
+        "Format of the lines: combined, common, json or a template with variables such as $status",
+    ),
+    Key::new(
+        "access-log-sample",
+        heading::ACCESS_LOG,
+        choice!("SHARE", access_log_sample),
+        "Share of the requests that get a line, such as 0.01 or 1/100; those with status 5xx always do",
+    ),
+    Key::new(
+        "access-log-slower-than",
+        heading::ACCESS_LOG,
+        Field::OptionalDuration(|c| &mut c.access_log_slower_than),
+        "Only requests that take at least this long get a line, and those with status 5xx; or off",
+    ),
+    Key::new(
+        "access-log-skip",
+        heading::ACCESS_LOG,
+        Field::Other {
+            value_name: "PATHS",
+            parse: |config, text| {
+                crate::access_log::parse_paths(text).map(|paths| config.access_log_skip = paths)
+            },
+            format: |config| match config.access_log_skip.as_slice() {
+                [] => value_syntax::OFF.to_string(),
+                paths => paths.join(","),
+            },
+        },
+        "Paths, separated by commas, that get no line and do not count for max-requests; /PREFIX* for several; or off",
     ),
     Key::new(
         "control",

@@ -127,7 +127,7 @@ impl ConnectionInfo {
     }
 
     /// Returns the client as the connection knows it.
-    pub(super) fn client(&self) -> ClientAddr {
+    pub(crate) fn client(&self) -> ClientAddr {
         self.proxy_header().map_or_else(|| self.peer().into(), |header| header.source().into())
     }
 
@@ -138,7 +138,7 @@ impl ConnectionInfo {
     }
 
     /// Whether the client has encrypted the connection.
-    pub(super) fn is_tls(&self) -> bool {
+    pub(crate) fn is_tls(&self) -> bool {
         self.proxy_header().is_some_and(ProxyHeader::is_tls)
     }
 

@@ -14,14 +14,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{Cluster, start_checks};
+use crate::access_log::AccessLog;
 use crate::config::{Config, ControlSocket};
 use crate::error::{Error, Result, exit};
 use crate::isolated::IsolatedPool;
 use crate::log_output::ProcessRole;
 use crate::messages::{MessageThread, WorkerMessageEnd};
 use crate::primary::{
-    AdminSettings, AdminSockets, Application, ClusterEvent, PROGRAM_ID, Primary, PrimaryResources,
-    create_scoreboard,
+    AccessLogSwitch, AdminSettings, AdminSockets, Application, ClusterEvent, PROGRAM_ID, Primary,
+    PrimaryResources, create_scoreboard,
 };
 use crate::scoreboard::{Scoreboard, ScoreboardReader};
 use crate::upgrade::BinaryLauncher;
@@ -218,6 +219,7 @@ impl IsolatedPools {
             service_manager: None,
             admin_sockets: AdminSockets::default(),
             admin_settings: AdminSettings::default(),
+            access_log: AccessLogSwitch::open(&AccessLog::Off)?,
         };
         Primary::new(cluster.config, application, resources, BinaryLauncher::disabled(), None)
     }

@@ -181,6 +181,7 @@ impl ConfigBuilder {
                 log.display()
             )));
         }
+        check_access_log(&c)?;
         c.credentials = WorkerCredentials::resolve(c.user.as_deref(), c.group.as_deref())?;
         Ok(c)
     }
@@ -288,6 +289,22 @@ pub(crate) fn missing_token_error(addr: &dyn std::fmt::Display) -> Error {
     Error::config(format!(
         "admin = {addr} can be reached from other machines and has no token: give admin-token-file, or an address of this          machine only, such as 127.0.0.1:9090 or unix:PATH"
     ))
+}
+
+/// Checks the paths of the access log.
+fn check_access_log(c: &Config) -> Result<()> {
+    crate::access_log::check_paths(&c.access_log_skip)
+        .map_err(|why| Error::config(format!("access-log-skip {why}")))?;
+    let Some(log) = c.access_log.path() else { return Ok(()) };
+    for (key, other) in [("pid-file", &c.pid_file), ("log-file", &c.log_file)] {
+        if other.as_ref().is_some_and(|other| is_same_file(&log, other)) {
+            return Err(Error::config(format!(
+                "access-log = {} is the {key}, too: give each a file of its own",
+                log.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Checks that no setting contradicts the concurrency model: one process has one accept queue.

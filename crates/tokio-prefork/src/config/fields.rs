@@ -10,6 +10,7 @@ use super::{
     ConcurrencyModel, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClosePolicy,
     MeasureDurations, WhenFull, WorkerCount,
 };
+use crate::access_log::{AccessLog, AccessLogFormat, AccessLogSample};
 use crate::client::{ProxyProtocol, TrustedProxies};
 use crate::error::{Error, Result};
 use crate::listener::{ListenAddr, OwnListener};
@@ -290,6 +291,20 @@ config_fields! {
     /// File to which the log, and whatever else is printed to standard error, is appended; SIGUSR1 opens it again after a
     /// rename. Default: `None`, standard error.
     log_file: Option<PathBuf> as Option<&Path>, from PathBuf = None;
+    /// Where a line for each request goes; see [`AccessLog`]. SIGUSR1 opens the file again after a rename. Default:
+    /// [`AccessLog::Off`].
+    access_log: AccessLog as &AccessLog, from AccessLog = AccessLog::Off;
+    /// The format of the lines of the access log. Default: [`AccessLogFormat::combined`].
+    access_log_format: AccessLogFormat as &AccessLogFormat = AccessLogFormat::combined();
+    /// The share of requests that get a line in the access log; those with a status of 500 or more get one in any case. Default:
+    /// [`AccessLogSample::ALL`].
+    access_log_sample: AccessLogSample = AccessLogSample::ALL;
+    /// How long a request must take to get a line in the access log, unless its status is 500 or more, or
+    /// `access_log_sample` is set and contains it. `None`: any time. Default: `None`.
+    access_log_slower_than: Option<Duration>, from Option<Duration> = None, in Duration::from_micros(1)..=MAX_DURATION;
+    /// Paths whose requests get no line in the access log and do not count for `max_requests`, such as those of health checks.
+    /// A path that ends with `*` stands for all that begin with what is before it. Default: none.
+    access_log_skip: Vec<String> as &[String] = Vec::new();
     /// Whether `ps` shows `NAME: primary` and `NAME: worker 3 (gen 2)`; see [`ConfigBuilder::name`]. Default: false; the `prefork` command sets it.
     titles: bool = false;
     /// Where the primary answers `prefork status` and the other verbs. Default: [`ControlSocket::Off`].
@@ -343,6 +358,18 @@ impl<'a> Borrowed<'a, &'a ControlSocket> for ControlSocket {
 
 impl<'a> Borrowed<'a, &'a TrustedProxies> for TrustedProxies {
     fn borrowed(&'a self) -> &'a TrustedProxies {
+        self
+    }
+}
+
+impl<'a> Borrowed<'a, &'a AccessLog> for AccessLog {
+    fn borrowed(&'a self) -> &'a AccessLog {
+        self
+    }
+}
+
+impl<'a> Borrowed<'a, &'a AccessLogFormat> for AccessLogFormat {
+    fn borrowed(&'a self) -> &'a AccessLogFormat {
         self
     }
 }

@@ -23,6 +23,7 @@ use crate::client::ProxyProtocol;
 use crate::listener::{ListenerSet, OwnListener, ResolvedHosts};
 use crate::privilege::WorkerCredentials;
 
+pub use crate::access_log::{AccessLog, AccessLogFormat, AccessLogSample};
 pub use crate::dispatch::{Dispatch, KernelProgram};
 pub use crate::listener::{BindAddr, HostAddr, ListenAddr, UnixAddr};
 pub use builder::ConfigBuilder;
@@ -92,7 +93,9 @@ impl Config {
 
     /// Whether connections are described: for the application, or because proxies are trusted.
     pub(crate) fn wants_connection_info(&self) -> bool {
-        self.gives_all_requests_info() || self.connection_info_path.is_some()
+        self.gives_all_requests_info()
+            || self.connection_info_path.is_some()
+            || self.access_log != AccessLog::Off
     }
 
     /// Whether a request for `path` gets its `ConnectionInfo`.

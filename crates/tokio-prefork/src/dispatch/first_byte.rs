@@ -97,7 +97,7 @@ impl ConnectionStarter {
         NewConnection { fd, is_unix, info }
     }
 
-    /// Whether the application can see where a connection comes from.
+    /// Whether the application or the access log can see where a connection comes from.
     fn wants_info(&self) -> bool {
         self.state.config.wants_connection_info() || !self.client_speaks_first
     }
@@ -109,6 +109,9 @@ impl ConnectionStarter {
             queue_wait::check_queue_wait(&self.state, connection, waited, self.client_speaks_first);
         let Some(connection) = connection else { return };
         let accepted = self.register(connection, self.state.now_ms());
+        if let Some(waited) = waited.filter(|_| self.state.observers.is_some()) {
+            accepted.entry.conn.set_queue_wait(waited);
+        }
         if self.client_speaks_first && accepted.first.is_empty() && self.backoff.should_try() {
             self.pending = Some(accepted);
         } else {

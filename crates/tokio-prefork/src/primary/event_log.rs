@@ -140,6 +140,16 @@ impl EventLog {
         )));
     }
 
+    pub(super) fn log_access_log_opened(&mut self, path: &Path) {
+        self.write_line(info_line(format!("access log opened: {}", path.display())));
+    }
+
+    pub(super) fn log_access_log_error(&mut self, reason: &dyn Display) {
+        self.write_line(error_line(format!(
+            "cannot reopen the access log, keeping the old file: {reason}"
+        )));
+    }
+
     /// Logs the output of a new binary whose check was stopped, as it may show where it hangs.
     pub(super) fn log_new_binary_output(&mut self, text: &str) {
         if !text.is_empty() {

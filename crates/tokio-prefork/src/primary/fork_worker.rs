@@ -214,6 +214,7 @@ impl Primary {
         let bind = if tag.slot.is_web() { config.bind.as_slice() } else { &[] };
         let per_slot = config.dispatch.has_socket_per_slot();
         let listeners = self.listeners.take_for_worker(bind, tag.slot, per_slot);
+        let access_log = self.access_log.take_for_worker(tag.generation);
         forked.limits.apply(forked.primary_pid)?;
         drop(forked.blocked_signals);
         Ok(Some(WorkerInit {
@@ -228,6 +229,7 @@ impl Primary {
             load_page,
             board,
             config,
+            access_log,
             terminate,
         }))
     }

@@ -10,7 +10,6 @@ use super::workers::WorkerTable;
 use crate::channel::WorkerCommand;
 use crate::error::{Error, Result};
 use crate::log_file::LogFile;
-use prefork_os::signal::Signal;
 use prefork_supervisor::Generation;
 
 /// The log file in use, and the one that a reload has opened.
@@ -25,6 +24,11 @@ pub(super) struct LogFileSwitch {
 impl LogFileSwitch {
     pub(super) fn new(path: Option<PathBuf>) -> LogFileSwitch {
         LogFileSwitch { path, opened: None }
+    }
+
+    /// Returns whether there is a log file.
+    pub(super) fn is_open(&self) -> bool {
+        self.path.is_some()
     }
 
     /// Opens the log file of a reload, if it is another one. Returns whether the change needs a restart.
@@ -47,7 +51,7 @@ impl LogFileSwitch {
 
     /// Opens the renamed log file again for all processes, with the primary's privileges.
     pub(super) fn reopen(&mut self, workers: &WorkerTable, event_log: &mut EventLog) {
-        let Some(path) = &self.path else { return event_log.log_ignored_signal(Signal::SIGUSR1) };
+        let Some(path) = &self.path else { return };
         match LogFile::reopen(path) {
             Ok(file) => redirect_log(path, file, workers, event_log),
             Err(e) => event_log.log_rotation_error(&e),

@@ -4,6 +4,7 @@
 //! Each part owns its state: the worker table, the control endpoint, the upgrade and so on. What needs several parts is
 //! a method of [`Primary`], in the file of the part that it is about.
 
+mod access_log_switch;
 mod admin;
 mod cluster_event;
 mod control_requests;
@@ -58,6 +59,7 @@ use crate::worker_init::WorkerEntry;
 use prefork_supervisor::{Event, ShutdownReason, Supervisor, SupervisorConfig, WorkerKindConfig};
 use prefork_supervisor::{Slot, WEB_KIND};
 
+pub(crate) use access_log_switch::AccessLogSwitch;
 use admin::AdminListener;
 pub(crate) use admin::{AdminSettings, AdminSockets};
 pub use cluster_event::{ClusterEvent, WorkerExit, WorkerExitReason};
@@ -91,6 +93,7 @@ pub(crate) struct PrimaryResources {
     pub(crate) pid_file: Option<PidFile>,
     /// `None` if no service manager wants to be notified.
     pub(crate) service_manager: Option<ServiceManager>,
+    pub(crate) access_log: AccessLogSwitch,
     pub(crate) admin_sockets: AdminSockets,
     pub(crate) admin_settings: AdminSettings,
 }
@@ -150,6 +153,7 @@ pub(crate) struct Primary {
     service_manager: Option<ServiceManager>,
     event_log: EventLog,
     log_file: LogFileSwitch,
+    access_log: AccessLogSwitch,
     started: Instant,
 }
 
@@ -165,7 +169,7 @@ impl Primary {
         mut manifest: Option<UpgradeManifest>,
     ) -> Result<Primary> {
         let Application { worker_entry, read_config, hooks, kinds, scoreboard, .. } = application;
-        let PrimaryResources { listeners, pid_file, service_manager, .. } = resources;
+        let PrimaryResources { listeners, pid_file, service_manager, access_log, .. } = resources;
         let admin = AdminListener::new(resources.admin_sockets, resources.admin_settings);
         if config.titles {
             let title =
@@ -216,6 +220,7 @@ impl Primary {
             listeners,
             pid_file: ConfiguredPidFile::new(config.pid_file.clone(), pid_file),
             log_file: LogFileSwitch::new(config.log_file.clone()),
+            access_log,
             configs: ConfigStore::new(read_config, Arc::new(config), manifest.as_ref()),
             worker_entry,
             round_robin: RoundRobinAcceptor::default(),

@@ -181,6 +181,7 @@ impl Primary {
         if self.log_file.open_for_reload(generation, config.log_file.as_deref())? {
             self.event_log.log_restart_needed("log-file");
         }
+        self.access_log.open_for_reload(generation, &config.access_log)?;
         self.warn_about_fixed_keys(&config);
         self.listeners.set_ipv6_only(config.ipv6_only);
         config.resolve_bind_addrs(&mut self.listeners, names);
@@ -235,7 +236,9 @@ impl Primary {
         self.drain_closed_sockets(&closed);
         self.update_kernel_selector();
         let current = self.supervisor.wanted_generation();
-        self.log_file.switch_to_generation(current, &self.workers, &mut self.event_log);
+        let Primary { workers, scoreboard, event_log, .. } = self;
+        self.log_file.switch_to_generation(current, workers, event_log);
+        self.access_log.switch_to_generation(current, workers, scoreboard, event_log);
         self.admin.reopen_log();
         let kept_admin = self.admin.keep_generations(current, kept, &mut self.event_log);
         kept_admin.unwrap_or_else(|e| self.event_log.log_admin_fork_error(&e));

@@ -54,7 +54,14 @@ impl Primary {
                 }
                 None if signal == Signal::SIGCHLD => self.reap_children(),
                 None if signal == Signal::SIGUSR1 => {
-                    self.log_file.reopen(&self.workers, &mut self.event_log);
+                    let Primary { workers, scoreboard, event_log, .. } = self;
+                    if self.log_file.is_open() {
+                        self.log_file.reopen(workers, event_log);
+                    }
+                    let has_log = self.access_log.reopen(workers, scoreboard, event_log);
+                    if !has_log && !self.log_file.is_open() {
+                        event_log.log_ignored_signal(signal);
+                    }
                     self.admin.reopen_log();
                 }
                 None => self.event_log.log_ignored_signal(signal),

@@ -107,6 +107,7 @@ fn become_check_worker(
         load_page: LoadPage::default(),
         board,
         config: Arc::new(config),
+        access_log: None,
         terminate,
     }))
 }

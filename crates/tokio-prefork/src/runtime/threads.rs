@@ -11,6 +11,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
@@ -22,6 +23,7 @@ use hyper_util::rt::TokioExecutor;
 use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinError;
 
+use crate::access_log::{LineBuffer, WorkerAccessLog};
 use crate::client::ConnectionInfo;
 use crate::config::Config;
 use crate::dispatch::first_byte::AcceptedConnection;
@@ -30,7 +32,7 @@ use crate::scoreboard::SharedWorkerPage;
 use crate::worker::boot_app::boot_panic_error;
 use crate::worker::http::connection_state::ConnectionState;
 use crate::worker::http::into_service::IntoHttpService;
-use crate::worker::http::request_record::RequestObservers;
+use crate::worker::http::request_observers::RequestObservers;
 use crate::worker::http::serve_connection;
 use crate::worker::http::serve_context::{ConnectionHandle, ServeContext};
 use crate::worker::lazy_stream::LazyStream;
@@ -53,6 +55,8 @@ pub(crate) struct ThreadsServeContext {
     worker: Arc<WorkerShared>,
     page: SharedWorkerPage,
     observers: Option<Box<RequestObservers>>,
+    /// Lines of the access log that were not handed over yet; a thread uses one of the buffers.
+    line_buffers: Box<[Mutex<LineBuffer>]>,
 }
 
 impl ThreadsServeContext {
@@ -61,9 +65,35 @@ impl ThreadsServeContext {
         let page = page.ok_or_else(|| {
             Error::internal("the scoreboard page of this worker is for one thread")
         })?;
-        let observers = RequestObservers::from_config(&state.config);
-        Ok(ThreadsServeContext { worker: Arc::clone(&state.shared), page, observers })
+        let writer = state.access_log_writer.clone();
+        let counters = state.worker_page.log_lines();
+        let access_log =
+            writer.map(|writer| WorkerAccessLog::new(&state.config, state.tag, writer, counters));
+        let observers = RequestObservers::new(&state.config, access_log, counters);
+        let buffers = (state.config.threads() as usize).clamp(1, MAX_LINE_BUFFERS);
+        let line_buffers = (0..buffers).map(|_| Mutex::default()).collect();
+        Ok(ThreadsServeContext { worker: Arc::clone(&state.shared), page, observers, line_buffers })
     }
+
+    /// Hands the lines of the access log over to the thread that writes them. Called at each heartbeat.
+    pub(crate) fn hand_over_log_lines(&self, now_ms: u64) {
+        let Some(observers) = &self.observers else { return };
+        for buffer in &self.line_buffers {
+            let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
+            observers.hand_over_lines(&mut buffer, now_ms);
+        }
+    }
+}
+
+/// The most buffers for lines of the access log. More threads share them.
+const MAX_LINE_BUFFERS: usize = 64;
+
+/// The number that the next thread gets.
+static NEXT_THREAD: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// The number of this thread, which chooses its buffer for lines of the access log.
+    static THREAD_NUMBER: usize = NEXT_THREAD.fetch_add(1, Ordering::Relaxed);
 }
 
 impl ServeContext for ThreadsServeContext {
@@ -88,6 +118,13 @@ impl ServeContext for ThreadsServeContext {
 
     fn observers(&self) -> Option<&RequestObservers> {
         self.observers.as_deref()
+    }
+
+    fn with_line_buffer(&self, act: impl FnOnce(&mut LineBuffer)) {
+        // A thread that ends has no number any more.
+        let number = THREAD_NUMBER.try_with(|number| *number).unwrap_or(0);
+        let buffer = &self.line_buffers[number % self.line_buffers.len()];
+        act(&mut buffer.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     fn is_draining(&self) -> bool {

@@ -198,7 +198,7 @@ impl Scoreboard {
         let (mut last, mut kept) = (TrafficCounters::default(), KeptFigures::default());
         for PagePair { worker, requests } in self.pages(pages) {
             last = last.sum_with(page_reader::read_counters(worker));
-            kept = kept.sum_with(&request_page::read_kept(worker, requests));
+            kept = kept.sum_with(&request_page::read_last(worker, requests));
         }
         self.add_to_sums(&last, &kept, &self.read_pools(pages));
         match pages {

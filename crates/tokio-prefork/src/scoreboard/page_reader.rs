@@ -173,7 +173,7 @@ fn read_requests(pages: PagePair, now_ms: u64) -> Vec<InFlightRequest> {
 pub(crate) struct HeartbeatSample {
     /// Time of the last heartbeat, in milliseconds on the monotonic clock.
     pub(crate) heartbeat_ms: u64,
-    /// Requests received so far.
+    /// Requests received so far, without those that do not count for `max-requests`.
     pub(crate) requests: u64,
     pub(crate) open_connections: u64,
     /// The request whose handler is on the event loop, or else the oldest one.
@@ -186,6 +186,9 @@ impl HeartbeatSample {
         let sum = |word: PageWord| {
             pages.clone().fold(0u64, |sum, page| sum.wrapping_add(word.load(page.worker)))
         };
+        let uncounted = pages.clone().filter_map(|page| page.requests);
+        let uncounted: u64 =
+            uncounted.map(request_page::uncounted_requests).fold(0, u64::wrapping_add);
         let has_ended = |page: &PagePair| load_state(page.worker) == Some(WorkerState::ThreadEnded);
         let running = pages.clone().filter(|page| !has_ended(page));
         let slowest = running.min_by_key(|page| HEARTBEAT_MS.load(page.worker));
@@ -197,7 +200,7 @@ impl HeartbeatSample {
         let on_loop = requests.iter().position(|request| request.on_loop).unwrap_or(0);
         HeartbeatSample {
             heartbeat_ms: HEARTBEAT_MS.load(slowest.worker),
-            requests: sum(REQUESTS),
+            requests: sum(REQUESTS).saturating_sub(uncounted),
             open_connections: sum(OPEN_CONNECTIONS),
             current_request: (on_loop < requests.len()).then(|| requests.swap_remove(on_loop)),
         }

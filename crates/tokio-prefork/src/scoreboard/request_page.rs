@@ -7,7 +7,10 @@
 use std::sync::atomic::{Ordering, fence};
 
 use super::duration_histogram::DURATION_BUCKETS;
-use super::page_layout::{IN_FLIGHT_ENTRIES, LOOP_LAG, PageWord, QUEUE_WAIT, REQUEST_PAGES_START};
+use super::page_layout::{
+    IN_FLIGHT_ENTRIES, LOOP_LAG, PageWord, QUEUE_WAIT, REQUEST_PAGES_START, REQUESTS,
+};
+use super::{Scoreboard, WorkerPages};
 use crate::status::{
     AccessLogCounters, DelayHistogram, KeptFigures, METHOD_CLASSES, REQUEST_DURATION_BUCKETS,
     RequestDurations, RequestsBy, STATUS_CLASSES,
@@ -32,7 +35,11 @@ const LOOP_LAG_SUM_US: PageWord = PageWord::at(77);
 const QUEUE_WAIT_SUM_US: PageWord = PageWord::at(78);
 /// CPU time of the process in microseconds, on the page of its first thread.
 const CPU_TIME_US: PageWord = PageWord::at(79);
-// The words from 80 to 95 are free.
+/// Requests for the paths of `access-log-skip`, which do not count for `max-requests`.
+const UNCOUNTED_REQUESTS: PageWord = PageWord::at(80);
+/// 1 if each request gets a line in the access log or is counted as skipped.
+const IS_LOGGING: PageWord = PageWord::at(81);
+// The words from 82 to 95 are free.
 /// The details of the in-flight entries of the worker page.
 const DETAILS: usize = 96;
 /// How many words the details of an entry have: the sequence number of the entry, lengths, client, request id.
@@ -109,6 +116,13 @@ impl RequestClass {
     pub(crate) fn set_status(&mut self, status: u16) {
         let class = status / 100;
         self.status = if (1..=5).contains(&class) { class as u8 } else { 0 };
+    }
+
+    /// Returns the class of a request that was refused before its method was known.
+    pub(crate) fn refused(status: u16) -> RequestClass {
+        let mut class = RequestClass { method: METHOD_CLASSES.len() as u8 - 1, status: 0 };
+        class.set_status(status);
+        class
     }
 
     fn word(self) -> PageWord {
@@ -189,8 +203,32 @@ impl RequestPage {
 #[derive(Clone, Copy)]
 pub(crate) struct LogLineCounters(&'static SharedPage);
 
-#[allow(dead_code, reason = "the access log lands next")]
 impl LogLineCounters {
+    /// Records that each request counted on the page gets a line or is skipped.
+    pub(crate) fn set_logging(self) {
+        IS_LOGGING.store(self.0, 1);
+    }
+
+    /// Counts a request that does not count for `max-requests`.
+    pub(crate) fn add_uncounted(self) {
+        UNCOUNTED_REQUESTS.add_shared(self.0, 1);
+    }
+
+    /// Returns counters on a page of their own.
+    #[cfg(test)]
+    pub(crate) fn for_test() -> LogLineCounters {
+        let mut pages = prefork_os::shared_memory::create_shared_pages(1).expect("page");
+        LogLineCounters(pages.0.keep_only_page(0).expect("own"))
+    }
+
+    /// Returns how many lines were written, dropped and skipped.
+    #[cfg(test)]
+    pub(crate) fn read(self) -> (u64, u64, u64) {
+        [LOG_LINES_WRITTEN, LOG_LINES_DROPPED, LOG_LINES_SKIPPED]
+            .map(|word| word.load(self.0))
+            .into()
+    }
+
     pub(crate) fn add_written(self, lines: u64) {
         LOG_LINES_WRITTEN.add_shared(self.0, lines);
     }
@@ -229,6 +267,37 @@ pub(super) fn read_details(
     let client_length = (lengths as u32 as usize).min(MAX_CLIENT_BYTES);
     let id_length = ((lengths >> 32) as usize).min(MAX_REQUEST_ID_BYTES);
     Some((printable_ascii(&client[..client_length]), printable_ascii(&id[..id_length])))
+}
+
+impl Scoreboard {
+    /// Returns whether a worker has an access log, and so knows the command to reopen it.
+    pub(crate) fn has_access_log(&self, pages: WorkerPages) -> bool {
+        self.pages(pages).filter_map(|page| page.requests).any(|page| IS_LOGGING.load(page) == 1)
+    }
+}
+
+/// Returns how many requests of a worker do not count for `max-requests`.
+pub(super) fn uncounted_requests(requests: &SharedPage) -> u64 {
+    UNCOUNTED_REQUESTS.load(requests)
+}
+
+/// Returns how many requests of a dead worker have neither a line nor a count: those in progress, and those whose lines were
+/// not written yet.
+fn lines_lost_by_death(worker: &SharedPage, requests: &SharedPage) -> u64 {
+    if IS_LOGGING.load(requests) != 1 {
+        return 0;
+    }
+    let words = [LOG_LINES_WRITTEN, LOG_LINES_DROPPED, LOG_LINES_SKIPPED];
+    let known = words.iter().fold(0u64, |sum, word| sum.saturating_add(word.load(requests)));
+    REQUESTS.load(worker).saturating_sub(known)
+}
+
+/// Reads what is kept of the two pages of a dead worker. Requests whose lines are lost count as dropped ones.
+pub(super) fn read_last(worker: &SharedPage, requests: Option<&SharedPage>) -> KeptFigures {
+    let mut kept = read_kept(worker, requests);
+    let lost = requests.map_or(0, |requests| lines_lost_by_death(worker, requests));
+    kept.access_log.dropped = kept.access_log.dropped.saturating_add(lost);
+    kept
 }
 
 /// Reads what is kept of the two pages of a worker. A count that no worker can reach is read as 0.

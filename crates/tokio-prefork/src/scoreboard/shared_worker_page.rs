@@ -80,6 +80,12 @@ impl RequestRecorder for SharedWorkerPage {
         self.requests.count_duration(took_us);
     }
 
+    fn request_refused(&self, status: u16) {
+        REQUESTS.add_shared(self.page, 1);
+        self.response_started(status);
+        self.request_counted(RequestClass::refused(status));
+    }
+
     fn request_finished(&self, entry: Option<InFlightEntry>) {
         ACTIVE_REQUESTS.add_shared(self.page, u64::MAX);
         if let Some(entry) = entry {

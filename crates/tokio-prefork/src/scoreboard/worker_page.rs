@@ -44,6 +44,8 @@ pub(crate) trait RequestRecorder {
     /// Writes the address of the client and the request id of a request, for the status. An entry has them until its end.
     #[allow(dead_code, reason = "its caller lands next")]
     fn set_request_details(&self, entry: Option<InFlightEntry>, client: &str, request_id: &str);
+    /// Counts a request that was refused before it reached hyper.
+    fn request_refused(&self, status: u16);
     /// Records the end of a request, answered or not.
     fn request_finished(&self, entry: Option<InFlightEntry>);
     /// Counts a finished request by its method and status.
@@ -191,7 +193,6 @@ impl WorkerPage {
     }
 
     /// Returns the counters of the access log, for any thread.
-    #[allow(dead_code, reason = "its caller lands next")]
     pub(crate) fn log_lines(&self) -> LogLineCounters {
         self.requests().log_lines()
     }
@@ -262,6 +263,12 @@ impl RequestRecorder for WorkerPage {
 
     fn request_measured(&self, took_us: u64) {
         self.requests().count_duration(took_us);
+    }
+
+    fn request_refused(&self, status: u16) {
+        REQUESTS.add(self.page, 1);
+        self.response_started(status);
+        self.request_counted(RequestClass::refused(status));
     }
 
     fn request_finished(&self, entry: Option<InFlightEntry>) {

@@ -39,6 +39,7 @@ pub(crate) async fn run_heartbeat(
             log::info!("{} received SIGTERM directly, and drains", state.tag);
             state.begin_own_drain(&WorkerReport::Retiring);
         }
+        state.hand_over_log_lines(now);
         queue_wait::report_queue_wait_rejections(&state, now);
         capacity_warning::report_capacity(&state, now);
         let limits = ConnectionTimeouts::new(&state.config, state.drain.current_order(), now);

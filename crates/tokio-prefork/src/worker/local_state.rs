@@ -11,8 +11,9 @@ use super::capacity_warning::CapacityWarning;
 use super::connection_registry::ConnectionRegistry;
 use super::drain::{DrainOrder, DrainState};
 use super::http::connection_state::ConnectionState;
-use super::http::request_record::RequestObservers;
+use super::http::request_observers::RequestObservers;
 use super::worker_shared::WorkerShared;
+use crate::access_log::{self, AccessLogWriter, LineBuffer};
 use crate::channel::{HandoverMode, WorkerChannelEnd, WorkerReport};
 use crate::client::ListenerNames;
 use crate::config::Config;
@@ -35,6 +36,10 @@ pub(crate) struct LocalWorkerState {
     pub(crate) worker_page: WorkerPage,
     /// What observes the requests; `None` if nothing does.
     pub(crate) observers: Option<Box<RequestObservers>>,
+    /// Lines of the access log that were not handed over yet.
+    pub(crate) line_buffer: RefCell<LineBuffer>,
+    /// Writes the access log of the process.
+    pub(crate) access_log_writer: Option<Arc<AccessLogWriter>>,
     /// The shared page on which this slot counts its connections for the kernel's dispatch program.
     pub(crate) load_page: LoadPage,
     pub(crate) scoreboard: ScoreboardReader,
@@ -80,6 +85,24 @@ impl LocalWorkerState {
         };
         let (grace, linger) = (self.config.graceful_timeout, self.config.linger_timeout);
         self.begin_drain(DrainOrder::new(grace, linger, false, hand_over));
+    }
+
+    /// Hands the lines of the access log over to the thread that writes them. Called at each heartbeat.
+    pub(crate) fn hand_over_log_lines(&self, now_ms: u64) {
+        if let Some(observers) = &self.observers {
+            observers.hand_over_lines(&mut self.line_buffer.borrow_mut(), now_ms);
+        }
+        if let Some(threads) = self.serving_threads.get() {
+            threads.context.hand_over_log_lines(now_ms);
+        }
+    }
+
+    /// Writes the last lines of the access log, unless other threads of the process still add some.
+    pub(crate) fn finish_access_log(&self, owns_process: bool) {
+        self.hand_over_log_lines(LocalWorkerState::monotonic_ms());
+        if let Some(writer) = self.access_log_writer.as_ref().filter(|_| owns_process) {
+            access_log::flush(writer, self.tag);
+        }
     }
 
     /// Whether this worker drains and another worker can take over its idle connections.

@@ -37,6 +37,7 @@ use std::sync::atomic::AtomicBool;
 
 use tokio::sync::{Notify, mpsc};
 
+use crate::access_log::WorkerAccessLog;
 use crate::channel::{WorkerChannelEnd, WorkerReport};
 use crate::client::ListenerNames;
 use crate::dispatch::{self, AcceptedConnection, ConnectionStarter};
@@ -49,7 +50,7 @@ use cpu_pool::WorkerPools;
 pub(crate) use custom_kind::custom_kind_app;
 pub use end_on_drain::EndOnDrain;
 use http::into_service::IntoHttpService;
-use http::request_record::RequestObservers;
+use http::request_observers::RequestObservers;
 use http::serve_connection;
 pub use http::timeouts::request_deadline::RequestDeadline;
 pub(crate) use isolated_jobs::isolated_process_app;
@@ -168,9 +169,13 @@ fn create_state(init: WorkerInit) -> Result<(Rc<LocalWorkerState>, AcceptSources
         tag, listeners, channel, messages, queue, mut worker_pages, load_page, ..
     } = init;
     let WorkerInit { board, config, kinds, .. } = init;
+    let access_log = init.access_log.clone();
     let worker_page = worker_pages
         .pop()
         .ok_or_else(|| Error::internal("the worker was forked without a scoreboard page"))?;
+    let counters = worker_page.log_lines();
+    let access_log = access_log.map(|writer| WorkerAccessLog::new(&config, tag, writer, counters));
+    let observers = RequestObservers::new(&config, access_log, counters);
     let channel = WorkerChannelEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
     let listener_names = Arc::new(ListenerNames::new(&listeners, &config));
@@ -194,7 +199,9 @@ fn create_state(init: WorkerInit) -> Result<(Rc<LocalWorkerState>, AcceptSources
     let state = Rc::new(LocalWorkerState {
         shared,
         tag,
-        observers: RequestObservers::from_config(&config),
+        observers,
+        line_buffer: RefCell::default(),
+        access_log_writer: init.access_log,
         config,
         listener_names,
         worker_page,
@@ -268,6 +275,7 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     };
     shutdown::finish(&state, pool_user).await;
     shutdown::finish_messages(&state, owns_messages).await;
+    state.finish_access_log(owns_messages);
     outcome.map(|()| exit::OK)
 }
 

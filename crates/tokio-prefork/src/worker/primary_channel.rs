@@ -33,6 +33,11 @@ pub(crate) async fn follow_primary(state: Rc<LocalWorkerState>) {
                     log::error!("{} cannot switch stderr to the reopened log: {e}", state.tag);
                 }
             }
+            ReceivedCommand::ReopenAccessLog(file) => {
+                if let Some(writer) = &state.access_log_writer {
+                    writer.set_file(file);
+                }
+            }
             ReceivedCommand::AdoptSlot { fd, slot, closing } => {
                 adopted_sockets::adopt_socket(&state, slot, fd, closing)
             }
@@ -47,7 +52,8 @@ pub(crate) async fn follow_primary(state: Rc<LocalWorkerState>) {
             ReceivedCommand::Command(
                 WorkerCommand::RetireAcknowledged
                 | WorkerCommand::TakeOverConnection(_)
-                | WorkerCommand::ReopenLog,
+                | WorkerCommand::ReopenLog
+                | WorkerCommand::ReopenAccessLog,
             ) => {
                 set_released(&state);
             }

@@ -102,6 +102,7 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
             load_page: LoadPage::default(),
             board: board.clone(),
             config: Arc::clone(&config),
+            access_log: init.access_log.clone(),
             terminate: Arc::clone(&terminate),
         };
         spawn_thread(thread_init, number, app, exit_reports.clone())?;
@@ -109,14 +110,17 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     // The threads have copies. A copy here would keep the sockets open after the threads have closed theirs.
     drop(listeners);
     let (ready, is_draining) = (Cell::new(0), Cell::new(false));
-    let relay =
-        Rc::new(ThreadRelay { tag, channel, messages, config, threads, ready, is_draining });
-    for (number, read_half) in reads.into_iter().enumerate() {
-        let task =
-            tokio::task::spawn_local(relay::forward_reports(Rc::clone(&relay), number, read_half));
-        relay.threads[number].report_task.replace(Some(task));
-    }
-    tokio::task::spawn_local(relay::forward_commands(Rc::clone(&relay)));
+    let relay = Rc::new(ThreadRelay {
+        tag,
+        channel,
+        messages,
+        config,
+        access_log: init.access_log,
+        threads,
+        ready,
+        is_draining,
+    });
+    relay::start_forwarding(&relay, reads);
     let (mut left, mut worst) = (0, exit::OK);
     while left < relay.threads.len() {
         // Never `None`: this function holds a sender as well.
@@ -135,7 +139,7 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
             relay.begin_drain(&WorkerReport::Retiring);
         }
     }
-    relay.messages.leave(worker::shutdown::MESSAGE_LEAVE_TIMEOUT).await;
+    relay.finish().await;
     Ok(worst)
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
+use crate::access_log::{self, AccessLogWriter};
 use crate::channel::{
     HandoverMode, HandoverState, PrimaryChannelEnd, ReceivedCommand, ReceivedReport,
     WorkerChannelEnd, WorkerCommand, WorkerReport,
@@ -16,6 +17,7 @@ use crate::channel::{
 use crate::config::Config;
 use crate::messages::WorkerMessageEnd;
 use crate::scoreboard::ThreadPageView;
+use crate::worker::shutdown::MESSAGE_LEAVE_TIMEOUT;
 use prefork_supervisor::{Slot, WorkerTag};
 
 /// How long a connection that is handed over waits for room in the channel to the primary.
@@ -39,6 +41,8 @@ pub(super) struct ThreadRelay {
     /// The application's messages, which all threads share.
     pub(super) messages: Arc<WorkerMessageEnd>,
     pub(super) config: Arc<Config>,
+    /// Writes the access log of all threads.
+    pub(super) access_log: Option<Arc<AccessLogWriter>>,
     pub(super) threads: Vec<RelayedThread>,
     /// How many threads have reported READY.
     pub(super) ready: Cell<usize>,
@@ -46,8 +50,20 @@ pub(super) struct ThreadRelay {
     pub(super) is_draining: Cell<bool>,
 }
 
+/// Starts the tasks that forward commands and reports, each over the channel of one thread.
+pub(super) fn start_forwarding(
+    relay: &Rc<ThreadRelay>,
+    channels: Vec<tokio::io::unix::AsyncFd<OwnedFd>>,
+) {
+    for (number, channel) in channels.into_iter().enumerate() {
+        let task = tokio::task::spawn_local(forward_reports(Rc::clone(relay), number, channel));
+        relay.threads[number].report_task.replace(Some(task));
+    }
+    tokio::task::spawn_local(forward_commands(Rc::clone(relay)));
+}
+
 /// Forwards the commands of the primary until it closes its channel.
-pub(super) async fn forward_commands(relay: Rc<ThreadRelay>) {
+async fn forward_commands(relay: Rc<ThreadRelay>) {
     while let Some(order) = relay.channel.receive().await {
         match order {
             ReceivedCommand::Command(word @ WorkerCommand::Drain { .. }) => {
@@ -64,6 +80,11 @@ pub(super) async fn forward_commands(relay: Rc<ThreadRelay>) {
                     log::error!("{} cannot write to the reopened log: {e}", relay.tag);
                 }
             }
+            ReceivedCommand::ReopenAccessLog(file) => {
+                if let Some(writer) = &relay.access_log {
+                    writer.set_file(file);
+                }
+            }
             // One thread is enough for a socket that the next worker of the slot takes over.
             ReceivedCommand::AdoptSlot { fd, slot, closing } => {
                 relay.adopt_socket(&fd, slot, closing)
@@ -76,7 +97,9 @@ pub(super) async fn forward_commands(relay: Rc<ThreadRelay>) {
             }
             // ARRIVE and LOG come with a descriptor, as `Take` and `Log`.
             ReceivedCommand::Command(
-                WorkerCommand::TakeOverConnection(_) | WorkerCommand::ReopenLog,
+                WorkerCommand::TakeOverConnection(_)
+                | WorkerCommand::ReopenLog
+                | WorkerCommand::ReopenAccessLog,
             ) => {}
         }
     }
@@ -91,7 +114,7 @@ pub(super) async fn forward_commands(relay: Rc<ThreadRelay>) {
 }
 
 /// Forwards the reports of a thread until it closes its channel.
-pub(super) async fn forward_reports(
+async fn forward_reports(
     relay: Rc<ThreadRelay>,
     number: usize,
     read_half: tokio::io::unix::AsyncFd<OwnedFd>,
@@ -105,6 +128,14 @@ pub(super) async fn forward_reports(
 }
 
 impl ThreadRelay {
+    /// Sends the last messages and writes the last lines of the access log, when all threads have ended.
+    pub(super) async fn finish(&self) {
+        self.messages.leave(MESSAGE_LEAVE_TIMEOUT).await;
+        if let Some(writer) = &self.access_log {
+            access_log::flush(writer, self.tag);
+        }
+    }
+
     /// Forwards all reports that a thread has sent so far. Returns `false` at the end of its channel.
     pub(super) async fn read_reports(&self, number: usize) -> bool {
         let _reading = self.threads[number].reading.lock().await;

@@ -8,9 +8,11 @@
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use super::http2::stream_tracking::Http2StreamTracker;
 use super::request_boundary::RequestRejection;
+use super::request_record::RequestRecord;
 use super::timeouts::http_exchange::{HttpExchange, RequestExpiry, TrackedExchanges};
 use super::timeouts::transfer_clock::TransferClock;
 
@@ -112,6 +114,10 @@ pub(crate) struct ConnectionState {
     pub(crate) exchanges: TrackedExchanges,
     /// The streams of an HTTP/2 connection; empty for HTTP/1.
     http2: OnceLock<Box<Http2StreamTracker>>,
+    /// The record of the request that has upgraded the connection.
+    upgrade_record: Mutex<Option<Box<RequestRecord>>>,
+    /// How many microseconds the connection was in the accept queue, plus one; 0 if that is unknown or was taken.
+    queue_wait_us: AtomicU64,
     /// The stream that the application received last; hyper spawns its task next.
     next_stream: Mutex<Option<Arc<HttpExchange>>>,
 }
@@ -163,6 +169,8 @@ impl ConnectionState {
             unsent_check_ms: AtomicU64::new(0),
             exchanges: TrackedExchanges::default(),
             http2: OnceLock::new(),
+            upgrade_record: Mutex::new(None),
+            queue_wait_us: AtomicU64::new(0),
             next_stream: Mutex::new(None),
         }
     }
@@ -182,6 +190,33 @@ impl ConnectionState {
     pub(crate) fn set_next_stream(&self, exchange: &Arc<HttpExchange>) {
         *self.next_stream.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(Arc::clone(exchange));
+    }
+
+    /// Keeps the record of the request that has upgraded the connection, until the connection ends.
+    pub(crate) fn set_upgrade_record(&self, record: Box<RequestRecord>) {
+        *self.upgrade_record.lock().unwrap_or_else(PoisonError::into_inner) = Some(record);
+    }
+
+    /// Takes the record of the request that has upgraded the connection.
+    pub(crate) fn take_upgrade_record(&self) -> Option<Box<RequestRecord>> {
+        self.upgrade_record.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Sets how long the connection was in the accept queue.
+    pub(crate) fn set_queue_wait(&self, wait: Duration) {
+        let micros = u64::try_from(wait.as_micros()).unwrap_or(u64::MAX - 1);
+        self.queue_wait_us.store(micros + 1, Relaxed);
+    }
+
+    /// Takes how long the connection was in the accept queue, for its first request.
+    pub(crate) fn take_queue_wait(&self) -> Option<Duration> {
+        match self.queue_wait_us.load(Relaxed) {
+            0 => None,
+            micros => {
+                self.queue_wait_us.store(0, Relaxed);
+                Some(Duration::from_micros(micros - 1))
+            }
+        }
     }
 
     /// HTTP/2: takes the stream remembered by `set_next_stream`.

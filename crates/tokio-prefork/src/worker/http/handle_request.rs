@@ -134,7 +134,9 @@ where
                 Some(polled) => match ready!(polled) {
                     Ok(response) => response.map(Either::Left),
                     Err(e) => {
-                        tracked.set_handler_failed();
+                        if let Some(tracked) = this.tracked {
+                            tracked.set_handler_failed();
+                        }
                         return Poll::Ready(Err(e.into()));
                     }
                 },
@@ -154,8 +156,10 @@ where
         let is_rejected_connect = *this.is_connect && !is_tunnel && *this.version < Version::HTTP_2;
         let mut response =
             set_connection_header(response, &tracked.tracker, *this.version, is_rejected_connect);
-        tracked.set_response_started(&mut response);
-        let tracked = this.tracked.take();
+        let mut tracked = this.tracked.take();
+        if let Some(tracked) = &mut tracked {
+            tracked.set_response_started(&mut response);
+        }
         Poll::Ready(Ok(response.map(|body| TrackedBody { body, tracked })))
     }
 }

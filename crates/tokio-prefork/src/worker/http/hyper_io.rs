@@ -37,7 +37,12 @@ const MAX_UNSENT_WRITE: usize = 8 * 1024;
 pub(crate) struct LingeringSocket {
     pub(crate) stream: LazyStream,
     pub(crate) unsent: BytesMut,
+    /// The first line of a request that was refused before it reached hyper.
+    pub(crate) refused_line: Vec<u8>,
 }
+
+/// The most bytes that are kept of the first line of a refused request.
+const MAX_REFUSED_LINE: usize = 8 * 1024;
 
 /// Where `HyperIo` leaves the socket when hyper drops it, so that it can be closed without losing a response.
 #[derive(Clone, Default)]
@@ -553,9 +558,23 @@ impl Drop for HyperIo {
             && !self.conn.is_rejected();
         let is_closed = self.conn.is_upgraded() || has_nothing_to_lose;
         let unsent = std::mem::take(&mut self.unsent);
-        let socket = self.stream.take().map(|stream| LingeringSocket { stream, unsent });
+        let refused_line = match self.conn.rejected_head() {
+            Some(_) => first_line(&self.received).to_vec(),
+            None => Vec::new(),
+        };
+        let socket = self.stream.take();
+        let socket = socket.map(|stream| LingeringSocket { stream, unsent, refused_line });
         self.lingering.store_socket(socket.filter(|_| !is_closed));
     }
+}
+
+/// Returns the first line of a request head, without its end.
+fn first_line(head: &[u8]) -> &[u8] {
+    // RFC 9112 lets empty lines stand before it.
+    let start = head.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(0);
+    let head = &head[start..];
+    let end = memchr::memchr(b'\n', head).unwrap_or(head.len()).min(MAX_REFUSED_LINE);
+    head[..end].strip_suffix(b"\r").unwrap_or(&head[..end])
 }
 
 /// Closes the sending side, then reads until the client closes its side (RFC 9112, section 9.6).

@@ -11,7 +11,8 @@ use hyper::body::{Body, Frame, Incoming};
 use hyper::{Request, Response, StatusCode};
 
 use super::connection_state::ConnectionState;
-use super::request_record::{EndedRequest, RequestRecord};
+use super::request_observers::EndedRequest;
+use super::request_record::RequestRecord;
 use super::serve_context::ServeContext;
 use super::timeouts::http_exchange::{HttpExchange, RequestExpiry};
 use super::timeouts::request_deadline::RequestDeadline;
@@ -62,8 +63,10 @@ impl<H: ServeContext> TrackedRequest<H> {
         let class = Cell::new(RequestClass::of_method(request.method()));
         let is_measured = tracker.context.config().measures_durations();
         let started_ns = if is_measured { monotonic_ns() } else { 0 };
-        let record =
-            tracker.context.observers().map(|observers| observers.request_started(request));
+        let record = tracker.context.observers().and_then(|observers| {
+            let take_queue_wait = || tracker.conn.take_queue_wait();
+            observers.request_started(request, tracker.info.as_ref(), take_queue_wait)
+        });
         let ticket = tracker.context.worker_page().request_started(
             request.method().as_str(),
             request.uri().path(),
@@ -79,9 +82,11 @@ impl<H: ServeContext> TrackedRequest<H> {
     }
 
     /// Records that the handler produced the head of `response`, which observers may change.
-    pub(crate) fn set_response_started<B: Body>(&self, response: &mut Response<B>) {
+    pub(crate) fn set_response_started<B: Body>(&mut self, response: &mut Response<B>) {
         self.set_status(response.status());
-        if let (Some(record), Some(observers)) = (&self.record, self.tracker.context.observers()) {
+        if let (Some(record), Some(observers)) =
+            (&mut self.record, self.tracker.context.observers())
+        {
             observers.response_started(record, response);
         }
         if let Some(exchange) = &self.exchange {
@@ -91,9 +96,9 @@ impl<H: ServeContext> TrackedRequest<H> {
     }
 
     /// Records that the handler returned an error instead of a response.
-    pub(crate) fn set_handler_failed(&self) {
+    pub(crate) fn set_handler_failed(&mut self) {
         self.set_status(StatusCode::INTERNAL_SERVER_ERROR);
-        if let Some(record) = &self.record {
+        if let Some(record) = &mut self.record {
             record.handler_failed();
         }
     }
@@ -114,8 +119,8 @@ impl<H: ServeContext> TrackedRequest<H> {
     }
 
     /// Records what the response body returned when hyper polled it.
-    pub(crate) fn record_body_poll<E>(&self, polled: &Poll<Option<Result<Frame<Bytes>, E>>>) {
-        if let (Some(record), Poll::Ready(polled)) = (&self.record, polled) {
+    pub(crate) fn record_body_poll<E>(&mut self, polled: &Poll<Option<Result<Frame<Bytes>, E>>>) {
+        if let (Some(record), Poll::Ready(polled)) = (&mut self.record, polled) {
             record.body_polled(polled.as_ref().map(|frame| frame.as_ref()));
         }
         self.set_body_pending(polled.is_pending());
@@ -211,9 +216,15 @@ impl<H: ServeContext> Drop for TrackedRequest<H> {
             }
         }
         conn.end_request(context.now_ms());
-        if let (Some(record), Some(observers)) = (&self.record, context.observers()) {
-            let connection = self.tracker.info.as_ref();
-            observers.request_ended(&EndedRequest { record, connection });
+        if let Some(record) = self.record.take() {
+            // The request of an upgraded connection ends with it.
+            match record.is_upgrade() && conn.is_upgraded() {
+                true => conn.set_upgrade_record(record),
+                false => {
+                    let connection = self.tracker.info.as_ref();
+                    context.report_ended(&EndedRequest { record: &record, connection });
+                }
+            }
         }
     }
 }

@@ -23,6 +23,7 @@ use super::connection_state::{CloseRequest, ConnectionPhase, ConnectionState};
 use super::handle_request::{ResponseFuture, TrackedBody, TrackedService, handle_request};
 use super::http2::stream_executor::{Http2ServerConnExec, Http2StreamExecutor};
 use super::hyper_io::{HyperIo, LingeringSocket, LingeringSocketSlot, close_with_linger};
+use super::request_observers::EndedRequest;
 use super::request_tracking::RequestTracker;
 use super::serve_context::{ConnectionHandle, ServeContext};
 use crate::client::ConnectionInfo;
@@ -166,7 +167,7 @@ where
     } else if let Some(parts) = serve_http1(&**context, handle, io, service).await {
         return Some(parts);
     }
-    close_connection(&**context, handle, &lingering).await;
+    close_connection(&**context, handle, &lingering, info).await;
     None
 }
 
@@ -324,15 +325,19 @@ async fn close_connection(
     context: &impl ServeContext,
     handle: &impl ConnectionHandle,
     lingering: &LingeringSocketSlot,
+    info: Option<&ConnectionInfo>,
 ) {
     if handle.state().is_upgraded() {
         // The connection counts as open until the application drops it, or until the drain deadline.
         until_closed_now(handle, lingering.wait_released()).await;
+        if let Some(record) = handle.state().take_upgrade_record() {
+            context.report_ended(&EndedRequest { record: &record, connection: info });
+        }
     } else if let Some(socket) = lingering.take_socket()
         && handle.state().close_request() != CloseRequest::Now
     {
         handle.state().set_phase(ConnectionPhase::Lingering, context.now_ms());
-        until_closed_now(handle, send_rest_and_linger(context, handle.state(), socket)).await;
+        until_closed_now(handle, send_rest_and_linger(context, handle.state(), socket, info)).await;
     }
 }
 
@@ -341,11 +346,12 @@ async fn send_rest_and_linger(
     context: &impl ServeContext,
     conn: &ConnectionState,
     socket: LingeringSocket,
+    info: Option<&ConnectionInfo>,
 ) {
-    let LingeringSocket { mut stream, mut unsent } = socket;
+    let LingeringSocket { mut stream, mut unsent, refused_line } = socket;
     if let Some(rejection) = conn.rejected_head() {
         log::debug!("{} rejected a request: {}", context.tag(), rejection.reason());
-        context.worker_page().response_started(rejection.status().as_u16());
+        report_refused(context, rejection.status().as_u16(), &refused_line, info);
         unsent.extend_from_slice(&rejection.response());
     }
     if !unsent.is_empty() {
@@ -365,6 +371,21 @@ async fn send_rest_and_linger(
         now.saturating_sub(begun) < max_ms
     })
     .await;
+}
+
+/// Counts a request that was refused before it reached hyper, and hands it to the observers.
+fn report_refused(
+    context: &impl ServeContext,
+    status: u16,
+    first_line: &[u8],
+    info: Option<&ConnectionInfo>,
+) {
+    context.worker_page().request_refused(status);
+    if let Some(observers) = context.observers() {
+        context.with_line_buffer(|buffer| {
+            observers.request_refused(first_line, status, info, buffer);
+        });
+    }
 }
 
 /// Waits for `end`, or until the worker wants the connection closed now.

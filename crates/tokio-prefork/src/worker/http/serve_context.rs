@@ -8,7 +8,8 @@ use std::rc::Rc;
 use std::task::Waker;
 
 use super::connection_state::ConnectionState;
-use super::request_record::RequestObservers;
+use super::request_observers::{EndedRequest, RequestObservers};
+use crate::access_log::LineBuffer;
 use crate::config::Config;
 use crate::scoreboard::{RequestRecorder, WorkerPage};
 use crate::worker::connection_registry::ConnectionEntry;
@@ -30,11 +31,22 @@ pub(crate) trait ServeContext: Sized + 'static {
     fn worker_page(&self) -> &Self::Recorder;
     /// Returns what observes the requests; `None` if nothing does.
     fn observers(&self) -> Option<&RequestObservers>;
+    /// Calls `act` with the buffer for lines of the access log of this thread.
+    fn with_line_buffer(&self, act: impl FnOnce(&mut LineBuffer));
     fn is_draining(&self) -> bool;
     /// Whether connections between two requests have to move to another worker now.
     fn should_hand_over(&self) -> bool;
     /// Whether the next response has to carry `Connection: close`.
     fn should_announce_close(&self, conn: &ConnectionState) -> bool;
+
+    /// Hands a request that has ended to the observers.
+    fn report_ended(&self, ended: &EndedRequest<'_>) {
+        if let Some(observers) = self.observers() {
+            self.with_line_buffer(|buffer| {
+                observers.request_ended(ended, buffer);
+            });
+        }
+    }
 
     /// Milliseconds on the monotonic clock at the last heartbeat: up to 100 ms old, but needs no system call.
     fn now_ms(&self) -> u64 {
@@ -64,6 +76,10 @@ impl ServeContext for LocalWorkerState {
 
     fn observers(&self) -> Option<&RequestObservers> {
         self.observers.as_deref()
+    }
+
+    fn with_line_buffer(&self, act: impl FnOnce(&mut LineBuffer)) {
+        act(&mut self.line_buffer.borrow_mut());
     }
 
     fn is_draining(&self) -> bool {

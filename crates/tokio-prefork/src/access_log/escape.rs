@@ -1,0 +1,312 @@
+//! Escapes values for a line of the access log, so that no client can forge a line or a field, or reach a terminal.
+
+/// How a value is written into a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ValueStyle {
+    /// Between double quotes of the template: quotes, backslashes and all but printable ASCII as `\xNN`.
+    Quoted,
+    /// Outside of quotes: as `Quoted`, and spaces as well.
+    Bare,
+    /// Inside of a string of a JSON template.
+    JsonText,
+    /// A whole JSON value: a string with its quotes, a number, or `null`.
+    JsonValue,
+}
+
+/// The mark at the end of a value that was cut.
+pub(super) const CUT_MARK: &[u8] = b"...";
+
+const HEX_DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+
+impl ValueStyle {
+    fn is_json(self) -> bool {
+        matches!(self, ValueStyle::JsonText | ValueStyle::JsonValue)
+    }
+
+    /// Returns whether `bytes` need no escape. Written so that the compiler uses vector instructions.
+    fn is_plain(self, bytes: &[u8]) -> bool {
+        let least = if self == ValueStyle::Bare { 0x21 } else { 0x20 };
+        let needs_escape = |b: &u8| (*b < least) | (*b > 0x7e) | (*b == b'"') | (*b == b'\\');
+        !bytes.iter().fold(false, |found, b| found | needs_escape(b))
+    }
+}
+
+/// Writes one value to the end of a line, in pieces, escaped and at most `room` bytes long.
+pub(super) struct ValueWriter<'a> {
+    line: &'a mut Vec<u8>,
+    style: ValueStyle,
+    /// How many more bytes the value may have, beside the mark of a cut.
+    room: usize,
+    has_begun: bool,
+    is_cut: bool,
+}
+
+impl<'a> ValueWriter<'a> {
+    pub(super) fn new(
+        line: &'a mut Vec<u8>,
+        style: ValueStyle,
+        max_bytes: usize,
+    ) -> ValueWriter<'a> {
+        let room = max_bytes.saturating_sub(CUT_MARK.len());
+        ValueWriter { line, style, room, has_begun: false, is_cut: false }
+    }
+
+    /// Appends text of a client.
+    pub(super) fn text(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() || self.is_cut {
+            return;
+        }
+        self.begin_string();
+        if bytes.len() <= self.room && self.style.is_plain(bytes) {
+            self.line.extend_from_slice(bytes);
+            self.room -= bytes.len();
+        } else if self.style.is_json() {
+            self.escape_json(bytes);
+        } else {
+            self.escape_text(bytes);
+        }
+    }
+
+    /// Appends text that this server has made and that needs no escape, whatever the style.
+    pub(super) fn own_text(&mut self, text: &str) {
+        self.begin_string();
+        self.line.extend_from_slice(text.as_bytes());
+    }
+
+    /// Appends a number to a string.
+    pub(super) fn own_number(&mut self, number: u64) {
+        self.begin_string();
+        push_number(self.line, number);
+    }
+
+    /// Appends a number with at least `width` digits to a string.
+    pub(super) fn own_padded(&mut self, number: u64, width: usize) {
+        self.begin_string();
+        push_padded(self.line, number, width);
+    }
+
+    /// Writes a number as the whole value, without quotes in JSON.
+    pub(super) fn number_and_finish(self, number: u64) {
+        push_number(self.line, number);
+    }
+
+    /// Writes milliseconds as seconds with three decimals, as the whole value.
+    pub(super) fn seconds(self, millis: u64) {
+        push_number(self.line, millis / 1000);
+        self.line.push(b'.');
+        push_padded(self.line, millis % 1000, 3);
+    }
+
+    /// Ends the value. One without a byte is `-`, in JSON `null` or empty.
+    pub(super) fn finish(self) {
+        match (self.has_begun, self.style) {
+            (false, ValueStyle::Quoted | ValueStyle::Bare) => self.line.push(b'-'),
+            (false, ValueStyle::JsonValue) => self.line.extend_from_slice(b"null"),
+            _ => {}
+        }
+    }
+
+    /// Ends a value that is a string.
+    pub(super) fn finish_string(self) {
+        if self.has_begun && self.style == ValueStyle::JsonValue {
+            self.line.push(b'"');
+        }
+        self.finish();
+    }
+
+    fn begin_string(&mut self) {
+        if !self.has_begun && self.style == ValueStyle::JsonValue {
+            self.line.push(b'"');
+        }
+        self.has_begun = true;
+    }
+
+    /// Appends an escape or a character. Returns `false` if the value is cut before it.
+    fn push_whole(&mut self, piece: &[u8]) -> bool {
+        if piece.len() > self.room {
+            self.line.extend_from_slice(CUT_MARK);
+            self.is_cut = true;
+            return false;
+        }
+        self.room -= piece.len();
+        self.line.extend_from_slice(piece);
+        true
+    }
+
+    fn escape_text(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            let is_plain = self.style.is_plain(std::slice::from_ref(byte));
+            let [high, low] = [byte >> 4, byte & 0xf].map(|digit| HEX_DIGITS[usize::from(digit)]);
+            let pushed = match is_plain {
+                true => self.push_whole(&[*byte]),
+                false => self.push_whole(&[b'\\', b'x', high, low]),
+            };
+            if !pushed {
+                return;
+            }
+        }
+    }
+
+    /// Appends text to a JSON string. Bytes that are not UTF-8 become U+FFFD.
+    fn escape_json(&mut self, bytes: &[u8]) {
+        for chunk in bytes.utf8_chunks() {
+            for c in chunk.valid().chars() {
+                if !self.push_json_char(c) {
+                    return;
+                }
+            }
+            if !chunk.invalid().is_empty() && !self.push_json_char(char::REPLACEMENT_CHARACTER) {
+                return;
+            }
+        }
+    }
+
+    fn push_json_char(&mut self, c: char) -> bool {
+        match c {
+            '"' => self.push_whole(b"\\\""),
+            '\\' => self.push_whole(b"\\\\"),
+            c if needs_unicode_escape(c) => {
+                let mut escape = *b"\\u0000";
+                let number = u32::from(c);
+                for (i, digit) in escape[2..].iter_mut().enumerate() {
+                    *digit = HEX_DIGITS[(number >> (12 - 4 * i)) as usize & 0xf];
+                }
+                self.push_whole(&escape)
+            }
+            c => {
+                let mut buffer = [0; 4];
+                let character = c.encode_utf8(&mut buffer);
+                self.push_whole(character.as_bytes())
+            }
+        }
+    }
+}
+
+/// Returns whether a character acts on terminals, lines or the direction of text. All of these have four digits.
+fn needs_unicode_escape(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
+/// Appends a number in decimal.
+pub(super) fn push_number(line: &mut Vec<u8>, mut number: u64) {
+    let mut digits = [0; 20];
+    let mut start = digits.len();
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    line.extend_from_slice(&digits[start..]);
+}
+
+/// Appends a number with at least `width` digits.
+pub(super) fn push_padded(line: &mut Vec<u8>, number: u64, width: usize) {
+    let digits = number.checked_ilog10().unwrap_or(0) as usize + 1;
+    line.extend(std::iter::repeat_n(b'0', width.saturating_sub(digits)));
+    push_number(line, number);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn write(style: ValueStyle, bytes: &[u8], max_bytes: usize) -> String {
+        let mut line = Vec::new();
+        let mut value = ValueWriter::new(&mut line, style, max_bytes);
+        value.text(bytes);
+        value.finish_string();
+        String::from_utf8(line).expect("UTF-8")
+    }
+
+    /// Reads `\xNN` back.
+    fn unescape(text: &str) -> Vec<u8> {
+        let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
+        while let [first, tail @ ..] = rest {
+            rest = match (first, tail) {
+                (b'\\', [b'x', high, low, tail @ ..]) => {
+                    let digit = |c: &u8| (*c as char).to_digit(16).expect("a digit") as u8;
+                    bytes.push(digit(high) << 4 | digit(low));
+                    tail
+                }
+                _ => {
+                    bytes.push(*first);
+                    tail
+                }
+            };
+        }
+        bytes
+    }
+
+    #[test]
+    fn hostile_values_are_escaped_for_each_style() {
+        let hostile = b"a \"b\\\n\x1b[2J\xc2\x9b\xff\xe2\x80\xae";
+        let text = r#"a \x22b\x5C\x0A\x1B[2J\xC2\x9B\xFF\xE2\x80\xAE"#;
+        assert_eq!(write(ValueStyle::Quoted, hostile, 1000), text);
+        assert_eq!(write(ValueStyle::Bare, hostile, 1000), text.replace(' ', r"\x20"));
+        let json = "a \\\"b\\\\\\u000A\\u001B[2J\\u009B\u{fffd}\\u202E";
+        assert_eq!(write(ValueStyle::JsonText, hostile, 1000), json);
+        assert_eq!(write(ValueStyle::JsonValue, hostile, 1000), format!("\"{json}\""));
+    }
+
+    #[test]
+    fn a_missing_value_is_a_dash_or_null() {
+        for (style, shown) in [
+            (ValueStyle::Quoted, "-"),
+            (ValueStyle::Bare, "-"),
+            (ValueStyle::JsonText, ""),
+            (ValueStyle::JsonValue, "null"),
+        ] {
+            assert_eq!(write(style, b"", 10), shown);
+        }
+    }
+
+    #[test]
+    fn numbers_are_padded_and_seconds_have_three_decimals() {
+        let mut line = Vec::new();
+        for number in [0, 7, 10, u64::MAX] {
+            push_number(&mut line, number);
+            line.push(b' ');
+        }
+        push_padded(&mut line, 0, 2);
+        push_padded(&mut line, 123, 2);
+        line.push(b' ');
+        ValueWriter::new(&mut line, ValueStyle::JsonValue, 10).seconds(12_034);
+        assert_eq!(line, b"0 7 10 18446744073709551615 00123 12.034");
+    }
+
+    proptest! {
+        #[test]
+        fn every_text_value_can_be_read_back(bytes in prop::collection::vec(any::<u8>(), 1..200)) {
+            for style in [ValueStyle::Quoted, ValueStyle::Bare] {
+                let text = write(style, &bytes, 10_000);
+                prop_assert!(text.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b'"'), "{}", text);
+                prop_assert!(style == ValueStyle::Quoted || !text.contains(' '));
+                prop_assert_eq!(unescape(&text), bytes.clone());
+            }
+        }
+
+        #[test]
+        fn every_json_value_can_be_read_back(bytes in prop::collection::vec(any::<u8>(), 1..200)) {
+            let text = write(ValueStyle::JsonValue, &bytes, 10_000);
+            prop_assert!(!text.chars().any(needs_unicode_escape), "{}", text);
+            let read: String = serde_json::from_str(&text).expect("JSON");
+            prop_assert_eq!(read, String::from_utf8_lossy(&bytes).into_owned());
+        }
+
+        #[test]
+        fn a_cut_value_is_marked_and_still_valid(text in "\\PC{1,60}|[\\x00-\\x1f\"]{1,60}", max in 4usize..40) {
+            let cut = write(ValueStyle::JsonValue, text.as_bytes(), max);
+            prop_assert!(cut.len() <= max + 2, "{}", cut);
+            let read: String = serde_json::from_str(&cut).expect("JSON");
+            prop_assert!(read == text || text.starts_with(read.strip_suffix("...").expect("a mark")));
+            let cut = write(ValueStyle::Quoted, text.as_bytes(), max);
+            prop_assert!(cut.len() <= max, "{}", cut);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What a worker does with its requests beside serving them; decided once, from its configuration.
+
+use std::time::Duration;
+
+use hyper::body::Body;
+use hyper::{Request, Response};
+
+use super::request_record::RequestRecord;
+use crate::access_log::{LineBuffer, LogPolicy, WorkerAccessLog};
+use crate::client::ConnectionInfo;
+use crate::config::Config;
+use crate::scoreboard::LogLineCounters;
+
+/// What a worker does with its requests beside serving them.
+pub(crate) struct RequestObservers {
+    policy: LogPolicy,
+    access_log: Option<WorkerAccessLog>,
+    counters: LogLineCounters,
+}
+
+/// A request that has ended.
+pub(crate) struct EndedRequest<'a> {
+    pub(crate) record: &'a RequestRecord,
+    /// Where its connection comes from. `None` if the application does not use that.
+    pub(crate) connection: Option<&'a ConnectionInfo>,
+}
+
+impl RequestObservers {
+    /// Returns the observers that `config` asks for; `None` if there are none.
+    pub(crate) fn new(
+        config: &Config,
+        access_log: Option<WorkerAccessLog>,
+        counters: LogLineCounters,
+    ) -> Option<Box<RequestObservers>> {
+        if access_log.is_none() && config.access_log_skip.is_empty() {
+            return None;
+        }
+        let policy = LogPolicy::new(
+            config.access_log_sample,
+            config.access_log_slower_than,
+            &config.access_log_skip,
+        );
+        Some(Box::new(RequestObservers { policy, access_log, counters }))
+    }
+
+    /// Starts to observe `request`, which may still be changed. Returns its record, unless nothing needs one.
+    pub(crate) fn request_started<B>(
+        &self,
+        request: &mut Request<B>,
+        connection: Option<&ConnectionInfo>,
+        take_queue_wait: impl FnOnce() -> Option<Duration>,
+    ) -> Option<Box<RequestRecord>> {
+        if self.policy.skips_path(request.uri().path()) {
+            self.counters.add_uncounted();
+            if self.access_log.is_some() {
+                self.counters.add_skipped(1);
+            }
+            return None;
+        }
+        let log = self.access_log.as_ref()?;
+        let mut record = Box::new(RequestRecord::new(request, log.captures()));
+        record.set_forwarded(request, connection);
+        record.queue_wait = take_queue_wait();
+        Some(record)
+    }
+
+    /// Takes the head of a response, which may still be changed.
+    pub(crate) fn response_started<B: Body>(
+        &self,
+        record: &mut RequestRecord,
+        response: &mut Response<B>,
+    ) {
+        if let Some(log) = &self.access_log {
+            record.response_started(response, log.captures());
+        }
+    }
+
+    /// Takes a request that has ended.
+    pub(crate) fn request_ended(&self, ended: &EndedRequest<'_>, buffer: &mut LineBuffer) {
+        let Some(log) = &self.access_log else { return };
+        if !log.log_ended(ended.record, ended.connection, &self.policy, buffer) {
+            self.counters.add_skipped(1);
+        }
+    }
+
+    /// Takes a request that was refused with `status` before it reached hyper.
+    pub(crate) fn request_refused(
+        &self,
+        first_line: &[u8],
+        status: u16,
+        connection: Option<&ConnectionInfo>,
+        buffer: &mut LineBuffer,
+    ) {
+        let Some(log) = &self.access_log else { return };
+        if !log.log_refused(first_line, status, connection, &self.policy, buffer) {
+            self.counters.add_skipped(1);
+        }
+    }
+
+    /// Hands the lines in `buffer` over to the thread that writes them, and reports dropped ones. Called at each heartbeat.
+    pub(crate) fn hand_over_lines(&self, buffer: &mut LineBuffer, now_ms: u64) {
+        if let Some(log) = &self.access_log {
+            log.hand_over(buffer);
+            log.report_drops(now_ms);
+        }
+    }
+}
