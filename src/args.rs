@@ -13,6 +13,7 @@ use crate::commands::demo::{self, DemoCall};
 use crate::commands::health::{self, HealthCall};
 use crate::commands::man_pages::{self, GenerateCall};
 use crate::commands::reference_pages::{self, ReferenceCall};
+use crate::commands::top::{self, TopCall};
 use crate::settings::{AppSettings, FlagValues, PROGRAM};
 use tokio_prefork::cli::{CheckFormat, SIGNALS_HELP};
 
@@ -32,6 +33,8 @@ pub(crate) enum Verb {
     DispatchProgram(FlagValues),
     /// Send a request to a running primary.
     Control(ControlCall),
+    /// Watch a running primary in a terminal.
+    Top(Box<TopCall>),
     /// Check over HTTP whether a server is ready.
     Health(HealthCall),
     /// Generate load and measure a server.
@@ -74,6 +77,7 @@ pub(crate) fn prefork_command() -> Command {
         .subcommand(check_command())
         .subcommand(dispatch_program_command())
         .subcommands(control::control_commands())
+        .subcommand(top::top_command())
         .subcommand(health::health_command())
         .subcommand(bench::bench_command())
         .subcommand(compare::compare_command())
@@ -145,6 +149,9 @@ pub(crate) fn parse_args(
             compare::parse_compare(matches).map(Verb::Compare).map_err(usage_error)
         }
         Some(("demo", matches)) => demo::parse_demo(matches).map(Verb::Demo).map_err(usage_error),
+        Some(("top", matches)) => {
+            top::parse_top(matches).map(|call| Verb::Top(Box::new(call))).ok_or_else(unknown_verb)
+        }
         Some(("health", matches)) => {
             health::parse_health(matches).map(Verb::Health).ok_or_else(unknown_verb)
         }

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use args::Verb;
 use commands::{
     bench, check, compare, control, demo, dispatch_program, health, man_pages, reference_pages,
-    serve,
+    serve, top,
 };
 
 fn main() -> ExitCode {
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Verb::Check { flags, format } => check::run_check(flags, format),
         Verb::DispatchProgram(flags) => dispatch_program::run_dispatch_program(flags),
         Verb::Control(call) => control::run_control(call),
+        Verb::Top(call) => top::run_top(*call),
         Verb::Health(call) => health::run_health(call),
         Verb::Bench(call) => bench::run_bench(*call),
         Verb::Generate(call) => man_pages::run_generate(call),

@@ -11,3 +11,4 @@ pub(crate) mod man_pages;
 pub(crate) mod reference_pages;
 mod report_file;
 pub(crate) mod serve;
+pub(crate) mod top;

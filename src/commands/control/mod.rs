@@ -2,7 +2,7 @@
 
 mod control_target;
 mod pool_lines;
-mod shared_metrics_table;
+pub(crate) mod shared_metrics_table;
 pub(crate) mod status_table;
 
 use std::process::ExitCode;

@@ -20,7 +20,8 @@ pub(super) fn format_shared_metrics(metrics: &[SharedMetric]) -> String {
     text
 }
 
-fn format_metric_value(value: &SharedMetricValue) -> String {
+/// Formats the value of a metric.
+pub(crate) fn format_metric_value(value: &SharedMetricValue) -> String {
     match value {
         SharedMetricValue::Counter { value } | SharedMetricValue::Number { value } => {
             value.to_string()
