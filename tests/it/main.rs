@@ -91,6 +91,7 @@ mod process_titles;
 mod program_pools;
 mod reload;
 mod reload_listeners;
+mod request_ids;
 mod resource_limits;
 mod respawn;
 mod scale;

@@ -23,6 +23,7 @@ mod primary_loop;
 mod primary_requests;
 mod process_limits;
 mod program_pools;
+mod request_ids;
 mod request_summary;
 mod serve_http;
 mod serving;
@@ -100,6 +101,7 @@ fn main() -> ExitCode {
         "extended-connect" => serving::extended_connect(arguments),
         "pass-websockets" => websocket_passing::pass_websockets(arguments),
         "connections" => serving::line_protocol(arguments),
+        "request-ids" => request_ids::request_ids(arguments),
         "request-summary" => request_summary::request_summary(arguments),
         "inherited-sockets" => inherited_sockets::inherited_sockets(arguments),
         "roles-at-start" => serving::roles_forked_at_start(arguments),
@@ -185,6 +187,11 @@ fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArgumen
                     "dispatch" => {
                         let policy = value.parse::<Dispatch>().map_err(|_| bad(other))?;
                         builder = builder.dispatch(policy);
+                    }
+                    "request-id" => builder = builder.request_id(value == "on"),
+                    "trusted-proxies" => {
+                        let trusted = value.parse().map_err(|_| bad(other))?;
+                        builder = builder.trusted_proxies(trusted);
                     }
                     "pipeline-flush" => {
                         let flush = value.parse().map_err(|_| bad(other))?;

@@ -3,6 +3,7 @@
 mod control_target;
 mod pool_lines;
 pub(crate) mod shared_metrics_table;
+mod request_lines;
 pub(crate) mod status_table;
 
 use std::process::ExitCode;

@@ -106,6 +106,7 @@ pub(super) fn format_status(status: &ClusterStatus) -> String {
     text.push_str(&super::pool_lines::format_pools(status));
     text.push('\n');
     text.push_str(&format_table(status.workers.iter().flat_map(rows).collect()));
+    text.push_str(&super::request_lines::format_requests(status));
     text + &super::shared_metrics_table::format_shared_metrics(&status.shared)
 }
 

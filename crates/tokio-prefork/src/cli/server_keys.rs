@@ -385,6 +385,16 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
         "HTTP/2: accept tunnels by extended CONNECT (RFC 8441), as for WebSocket",
     ),
     Key::new(
+        "request-id",
+        heading::HTTP,
+        Field::Other {
+            value_name: "WHEN",
+            parse: |c, text| value_syntax::parse_on_off(text).map(|is_on| c.request_id = is_on),
+            format: |c| if c.request_id { "on" } else { "off" }.to_string(),
+        },
+        "Give every request an id, X-Request-Id, and show id and client in the status and the log: on or off",
+    ),
+    Key::new(
         "request-durations",
         heading::HTTP,
         choice!("WHEN", request_durations),

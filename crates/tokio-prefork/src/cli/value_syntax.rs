@@ -152,6 +152,11 @@ pub(super) fn parse_switch(text: &str) -> Result<bool, String> {
     }
 }
 
+/// Parses `on` or `off`, and what [`parse_switch`] takes.
+pub(super) fn parse_on_off(text: &str) -> Result<bool, String> {
+    parse_switch(text).map_err(|_| "is neither on nor off".to_string())
+}
+
 /// Parses a boolean of the TOML file, which has only one notation for it.
 pub(super) fn parse_toml_switch(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| "is not a switch: write true or false".to_string())

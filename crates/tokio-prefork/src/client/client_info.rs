@@ -6,7 +6,7 @@ use hyper::http::request::Parts;
 use hyper::http::{Extensions, Uri};
 
 use super::forwarded::{self, ForwardedFacts, is_host_and_port};
-use super::{ClientAddr, ConnectionInfo, PeerAddr};
+use super::{ClientAddr, ConnectionInfo, PeerAddr, RequestId};
 use crate::listener::ListenAddr;
 
 /// Who has sent a request, and what they have asked for it: the answers of the connection, of its PROXY header, and of the
@@ -41,6 +41,7 @@ pub struct ClientInfo {
     local: Option<ListenAddr>,
     is_https: bool,
     host: Option<String>,
+    request_id: Option<RequestId>,
 }
 
 impl ClientInfo {
@@ -55,7 +56,8 @@ impl ClientInfo {
     }
 
     fn from_extensions(extensions: &Extensions, uri: &Uri, headers: &HeaderMap) -> ClientInfo {
-        ClientInfo::new(extensions.get(), uri, headers)
+        let request_id = extensions.get().cloned();
+        ClientInfo { request_id, ..ClientInfo::new(extensions.get(), uri, headers) }
     }
 
     /// Finds out who has sent a request over `connection`.
@@ -77,6 +79,7 @@ impl ClientInfo {
                 .unwrap_or_else(|| connection.is_some_and(ConnectionInfo::is_tls)),
             host: facts.host.or_else(|| own_host(uri, headers)),
             connection: connection.cloned(),
+            request_id: None,
         }
     }
 
@@ -113,6 +116,11 @@ impl ClientInfo {
     /// request itself. `None` if that is no valid host.
     pub fn host(&self) -> Option<&str> {
         self.host.as_deref()
+    }
+
+    /// Returns the id of the request. `None` without [`request_id`](crate::ConfigBuilder::request_id).
+    pub fn request_id(&self) -> Option<&RequestId> {
+        self.request_id.as_ref()
     }
 
     /// Returns the connection that the request has come over. `None` if the configuration has `connection_info = false`.

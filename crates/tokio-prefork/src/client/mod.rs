@@ -9,6 +9,8 @@ mod forwarded;
 mod listener_names;
 mod peer_addr;
 mod proxy_protocol;
+mod request_id;
+mod trace_context;
 mod trusted_proxies;
 
 pub use client_addr::ClientAddr;
@@ -19,4 +21,7 @@ pub(crate) use listener_names::{ListenerName, ListenerNames};
 pub use peer_addr::{PeerAddr, UnixPeer};
 pub(crate) use proxy_protocol::{HeaderProgress, ProxiedClient, parse_proxy_header};
 pub use proxy_protocol::{ProxyHeader, ProxyProtocol};
+pub use request_id::RequestId;
+pub(crate) use request_id::{RequestIds, X_REQUEST_ID};
+pub use trace_context::{ParentId, TraceContext, TraceId};
 pub use trusted_proxies::TrustedProxies;

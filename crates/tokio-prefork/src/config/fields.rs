@@ -277,6 +277,9 @@ config_fields! {
     proxy_protocol: ProxyProtocol = ProxyProtocol::Off;
     /// Proxies whose PROXY header and forwarded headers are believed; see [`ClientInfo`](crate::ClientInfo). Default: none.
     trusted_proxies: TrustedProxies as &TrustedProxies = TrustedProxies::default();
+    /// Whether every request has a [`RequestId`](crate::RequestId): in its extensions, in both of its headers `X-Request-Id`, in log lines
+    /// about it, and, with its client, in the status. Default: false.
+    request_id: bool = false;
     /// Whether to measure how long requests take, for the status and the metrics. Default: [`MeasureDurations::Auto`], while the admin
     /// listener is on.
     request_durations: MeasureDurations = MeasureDurations::Auto;

@@ -91,11 +91,12 @@ impl Config {
         self.bind_proxy_protocols = origins.into_iter().map(of_origin).collect();
     }
 
-    /// Whether connections are described: for the application, or because proxies are trusted.
+    /// Whether connections are described: for the application, because proxies are trusted, or for the client of requests with ids.
     pub(crate) fn wants_connection_info(&self) -> bool {
         self.gives_all_requests_info()
             || self.connection_info_path.is_some()
             || self.access_log != AccessLog::Off
+            || self.request_id
     }
 
     /// Whether a request for `path` gets its `ConnectionInfo`.

@@ -10,6 +10,7 @@ use log::{Level, Record};
 
 use super::json_line::JsonLine;
 use super::process_role::{LeadingTag, ProcessRole};
+use crate::client::RequestId;
 use crate::config::impl_choice;
 use crate::text::{MAX_PRINTABLE_BYTES, Printable, cut_between_characters, format_system_time};
 
@@ -137,6 +138,9 @@ fn push_text(out: &mut String, role: Option<ProcessRole>, line: &Line<'_>) {
         // Fails never: neither the visitor nor a string does.
         let _ = fields.visit(&mut TextFields(out));
     }
+    if let Some(id) = RequestId::current() {
+        let _ = write!(out, " request_id={id}");
+    }
 }
 
 /// Writes each field as ` key=value`.
@@ -187,6 +191,9 @@ fn push_json(out: &mut String, now: SystemTime, role: Option<ProcessRole>, line:
                 message = rest;
             }
         }
+    }
+    if let Some(id) = RequestId::current() {
+        json.add_short_text("request_id", id.as_str());
     }
     if let Some(fields) = line.fields {
         json.add_fields(fields);

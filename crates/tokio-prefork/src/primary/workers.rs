@@ -272,7 +272,7 @@ impl WorkerTable {
                 requests: sample.requests,
                 memory: if with_memory { resident_bytes(process.pid) } else { None },
                 is_full: sample.open_connections >= max_connections(process),
-                current_request: sample.current_request.map(|request| request.request),
+                current_request: sample.current_request.map(|request| request.describe()),
             }
         });
         samples.collect()

@@ -24,7 +24,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinError;
 
 use crate::access_log::{LineBuffer, WorkerAccessLog};
-use crate::client::ConnectionInfo;
+use crate::client::{ConnectionInfo, RequestIds};
 use crate::config::Config;
 use crate::dispatch::first_byte::AcceptedConnection;
 use crate::error::{BoxError, Error, Result};
@@ -125,6 +125,10 @@ impl ServeContext for ThreadsServeContext {
         let number = THREAD_NUMBER.try_with(|number| *number).unwrap_or(0);
         let buffer = &self.line_buffers[number % self.line_buffers.len()];
         act(&mut buffer.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn request_ids(&self) -> Option<&RequestIds> {
+        self.worker.request_ids.as_ref()
     }
 
     fn is_draining(&self) -> bool {

@@ -81,4 +81,5 @@ pub use rate_limiter::{KeyedRateLimiter, RateLimited, RateLimiter};
 #[cfg(feature = "testing")]
 pub(crate) use registry::refuse_repeated_declarations;
 pub use registry::{MetricScale, SharedMetric, SharedMetricValue, read_shared_metrics};
+pub(crate) use shared_hasher::SharedHasher;
 pub(crate) use wait::wake_after_exit;

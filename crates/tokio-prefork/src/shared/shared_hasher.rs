@@ -17,7 +17,7 @@ pub(super) const HASH_KEY_WORDS: usize = 16;
 /// Hashes with keys that clients cannot know, so that they cannot choose keys that collide.
 #[derive(Debug, Clone)]
 #[expect(deprecated, reason = "see above")]
-pub(super) struct SharedHasher(SipHasher);
+pub(crate) struct SharedHasher(SipHasher);
 
 impl SharedHasher {
     /// Reads the keys from the first words of `piece`, or draws them if the piece is new.
@@ -37,12 +37,12 @@ impl SharedHasher {
 
     /// Creates a hasher with these keys.
     #[expect(deprecated, reason = "see above")]
-    pub(super) fn with_keys(keys: u128) -> SharedHasher {
+    pub(crate) fn with_keys(keys: u128) -> SharedHasher {
         SharedHasher(SipHasher::new_with_keys(keys as u64, (keys >> 64) as u64))
     }
 
     /// Returns the hash of the parts, one after the other.
-    pub(super) fn hash_bytes(&self, parts: &[&[u8]]) -> u64 {
+    pub(crate) fn hash_bytes(&self, parts: &[&[u8]]) -> u64 {
         let mut hasher = self.build_hasher();
         parts.iter().for_each(|part| hasher.write(part));
         hasher.finish()

@@ -133,6 +133,17 @@ pub struct InFlightRequest {
 }
 
 impl InFlightRequest {
+    /// Returns method and path, and if they are known ` client=... request_id=...`.
+    pub(crate) fn describe(&self) -> String {
+        let mut text = self.request.clone();
+        for (name, value) in [("client", &self.client), ("request_id", &self.request_id)] {
+            if let Some(value) = value {
+                text.push_str(&format!(" {name}={value}"));
+            }
+        }
+        text
+    }
+
     /// Whether this is no request but the holds that a draining worker waits for.
     pub fn is_hold(&self) -> bool {
         self.request.split(' ').next() == Some(HOLD_METHOD)

@@ -182,6 +182,7 @@ fn create_test_worker(config: Config) -> Result<TestWorker> {
     };
     let (messages, primary_end) = (Arc::clone(messages), Arc::clone(primary_end));
     let worker = Worker(Arc::new(WorkerShared {
+        request_ids: None,
         tag,
         kinds: Vec::new(),
         listener_names: Arc::new(ListenerNames::default()),

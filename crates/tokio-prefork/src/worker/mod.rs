@@ -39,7 +39,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::access_log::WorkerAccessLog;
 use crate::channel::{WorkerChannelEnd, WorkerReport};
-use crate::client::ListenerNames;
+use crate::client::{ListenerNames, RequestIds};
 use crate::dispatch::{self, AcceptedConnection, ConnectionStarter};
 use crate::error::{BoxError, Error, ErrorKind, Result, exit};
 use crate::listener::Listener;
@@ -189,6 +189,7 @@ fn create_state(init: WorkerInit) -> Result<(Rc<LocalWorkerState>, AcceptSources
         own_page: worker_page.thread_view(),
         messages: messages.start(tag)?,
         pools: init.pools.unwrap_or_else(|| WorkerPools::new(&config, &worker_page, tag, 1)),
+        request_ids: RequestIds::for_worker(&config)?,
         is_primary_connected: AtomicBool::new(true),
         drain: worker_shared::DrainSignal::default(),
         holds: pending_work::Holds::default(),

@@ -14,7 +14,7 @@ use super::cpu_pool::WorkerPools;
 use super::local_state::LocalWorkerState;
 use super::pending_work::{Holds, StopFunctions};
 use crate::channel::WorkerReport;
-use crate::client::ListenerNames;
+use crate::client::{ListenerNames, RequestIds};
 use crate::config::Config;
 use crate::messages::WorkerMessageEnd;
 use crate::scoreboard::{ScoreboardReader, ThreadPageView};
@@ -34,6 +34,8 @@ pub(crate) struct WorkerShared {
     pub(crate) messages: Arc<WorkerMessageEnd>,
     /// The application's CPU pools, shared by all event loops of the process.
     pub(crate) pools: Arc<WorkerPools>,
+    /// Gives ids to requests; `None` without `request-id`.
+    pub(crate) request_ids: Option<RequestIds>,
     /// Whether the channel to the primary is open.
     pub(crate) is_primary_connected: AtomicBool,
     pub(crate) drain: DrainSignal,

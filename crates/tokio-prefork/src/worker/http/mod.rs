@@ -7,6 +7,7 @@ mod http2;
 pub(crate) mod hyper_io;
 pub(crate) mod into_service;
 mod request_boundary;
+pub(crate) mod request_identity;
 pub(crate) mod request_observers;
 pub(crate) mod request_record;
 pub(crate) mod request_tracking;

@@ -11,6 +11,7 @@ use hyper::body::{Body, Frame, Incoming};
 use hyper::{Request, Response, StatusCode};
 
 use super::connection_state::ConnectionState;
+use super::request_identity::{IdentityFields, RequestIdentity};
 use super::request_observers::EndedRequest;
 use super::request_record::RequestRecord;
 use super::serve_context::ServeContext;
@@ -42,6 +43,8 @@ pub(crate) struct TrackedRequest<H: ServeContext> {
     class: Cell<RequestClass>,
     /// When it started, in nanoseconds on the monotonic clock; 0 if durations are not measured.
     started_ns: u64,
+    /// `None` without `request-id`.
+    identity: Option<Box<RequestIdentity>>,
     /// `None` if nothing observes the requests.
     record: Option<Box<RequestRecord>>,
 }
@@ -60,6 +63,10 @@ impl<H: ServeContext> TrackedRequest<H> {
         {
             info.insert_into(request.extensions_mut());
         }
+        let identity = tracker
+            .context
+            .request_ids()
+            .map(|ids| RequestIdentity::assign(ids, request, tracker.info.as_ref()));
         let class = Cell::new(RequestClass::of_method(request.method()));
         let is_measured = tracker.context.config().measures_durations();
         let started_ns = if is_measured { monotonic_ns() } else { 0 };
@@ -72,7 +79,12 @@ impl<H: ServeContext> TrackedRequest<H> {
             request.uri().path(),
             now,
         );
-        TrackedRequest { tracker: tracker.clone(), ticket, exchange, class, started_ns, record }
+        if let Some(identity) = &identity {
+            let (client, id) = (&identity.client, identity.id.as_str());
+            tracker.context.worker_page().set_request_details(ticket, client, id);
+        }
+        let tracker = tracker.clone();
+        TrackedRequest { tracker, ticket, exchange, class, started_ns, identity, record }
     }
 
     /// Returns why the request ends early, if it does.
@@ -84,6 +96,9 @@ impl<H: ServeContext> TrackedRequest<H> {
     /// Records that the handler produced the head of `response`, which observers may change.
     pub(crate) fn set_response_started<B: Body>(&mut self, response: &mut Response<B>) {
         self.set_status(response.status());
+        if let Some(identity) = &self.identity {
+            identity.add_to_response(response);
+        }
         if let (Some(record), Some(observers)) =
             (&mut self.record, self.tracker.context.observers())
         {
@@ -140,7 +155,10 @@ impl<H: ServeContext> TrackedRequest<H> {
     pub(crate) fn run_handler<T>(&self, run: impl FnOnce() -> T) -> Option<T> {
         let context = &self.tracker.context;
         context.worker_page().set_running_request(self.ticket);
-        let done = catch_unwind(AssertUnwindSafe(run));
+        let done = catch_unwind(AssertUnwindSafe(|| match &self.identity {
+            None => run(),
+            Some(identity) => identity.run(run),
+        }));
         context.worker_page().set_running_request(None);
         done.map_err(|panic| self.report_panic(&*panic)).ok()
     }
@@ -155,7 +173,8 @@ impl<H: ServeContext> TrackedRequest<H> {
             .describe_request(self.ticket)
             .unwrap_or_else(|| "a request".to_string());
         let tag = context.tag();
-        log::error!("{tag} the handler of {request} panicked: {text}");
+        let fields = IdentityFields(self.identity.as_deref());
+        log::error!("{tag} the handler of {request}{fields} panicked: {text}");
     }
 
     /// Logs and counts that the request took longer than `request-timeout`.
@@ -168,7 +187,8 @@ impl<H: ServeContext> TrackedRequest<H> {
             false => "with 503",
         };
         let (tag, request) = (context.tag(), &exchange.request_line);
-        log::warn!("{tag} ended {request} {how}: it exceeded request-timeout");
+        let fields = IdentityFields(self.identity.as_deref());
+        log::warn!("{tag} ended {request}{fields} {how}: it exceeded request-timeout");
     }
 }
 

@@ -10,6 +10,7 @@ use std::task::Waker;
 use super::connection_state::ConnectionState;
 use super::request_observers::{EndedRequest, RequestObservers};
 use crate::access_log::LineBuffer;
+use crate::client::RequestIds;
 use crate::config::Config;
 use crate::scoreboard::{RequestRecorder, WorkerPage};
 use crate::worker::connection_registry::ConnectionEntry;
@@ -33,6 +34,8 @@ pub(crate) trait ServeContext: Sized + 'static {
     fn observers(&self) -> Option<&RequestObservers>;
     /// Calls `act` with the buffer for lines of the access log of this thread.
     fn with_line_buffer(&self, act: impl FnOnce(&mut LineBuffer));
+    /// Returns what gives ids to requests; `None` without `request-id`.
+    fn request_ids(&self) -> Option<&RequestIds>;
     fn is_draining(&self) -> bool;
     /// Whether connections between two requests have to move to another worker now.
     fn should_hand_over(&self) -> bool;
@@ -80,6 +83,10 @@ impl ServeContext for LocalWorkerState {
 
     fn with_line_buffer(&self, act: impl FnOnce(&mut LineBuffer)) {
         act(&mut self.line_buffer.borrow_mut());
+    }
+
+    fn request_ids(&self) -> Option<&RequestIds> {
+        self.shared.request_ids.as_ref()
     }
 
     fn is_draining(&self) -> bool {
