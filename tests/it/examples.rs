@@ -181,3 +181,22 @@ fn cpu_bound_work_runs_where_it_belongs() {
     assert_eq!(server.get("/").text(), "12 jobs in all workers\n");
     server.stop();
 }
+
+#[test]
+fn tracing_shows_worker_and_request_of_every_event() {
+    for when in [&[][..], &["after-fork"]] {
+        let server = ProcessBuilder::example("tracing").args(when.iter().copied()).start();
+        let response = server.get("/");
+        let id = format!("request_id=\"{}\"", response.header("x-request-id").expect("an id"));
+        let worker = format!("pid={}", response.pid());
+        let request =
+            ["worker{worker=", &worker, "request{method=\"GET\" path=\"/\"", "client=", &id];
+        for event in ["asked the oracle", "in a task"] {
+            let words: Vec<&str> = request.iter().copied().chain([event]).collect();
+            wait::wait_until(&format!("{words:?} in the log"), || {
+                server.log().lines().any(|line| words.iter().all(|word| line.contains(word)))
+            });
+        }
+        server.stop();
+    }
+}

@@ -161,15 +161,24 @@ fn http2_requests_have_ids() {
 
 #[test]
 fn error_responses_of_the_server_carry_the_id() {
-    let args =
-        ["--faults", "--request-id", "on", "--body-timeout", "200ms", "--request-timeout", "400ms"];
-    let server = Server::with(1, &args).allow_errors(&["panicked", "request-timeout"]);
-    let send = |request: &str| server.connect().send_and_read(request).expect("a response");
-    let panicked = send("GET /fault/panic HTTP/1.1\r\nHost: a\r\n\r\n");
-    let slow_body = send("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx");
-    let slow_handler = send("GET /sleep/3600000 HTTP/1.1\r\nHost: a\r\n\r\n");
-    let bad_body =
-        send("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n");
+    let send = |server: &Server, request: &str| {
+        server.connect().send_and_read(request).expect("a response")
+    };
+    let start = |more: [&str; 2]| Server::with(1, &[&["--request-id", "on"][..], &more].concat());
+    let server = start(["--body-timeout", "300ms"]);
+    let slow_body = send(&server, "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx");
+    server.stop();
+    // Together with its head it would be rejected before there is a request.
+    let server = start(["--faults", "--request-timeout=1h"]).allow_errors(&["panicked"]);
+    let mut client = server.connect();
+    let head = "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    client.send(head).expect("send");
+    server.wait_in_flight("/echo");
+    let bad_body = client.send_and_read("xyz\r\n").expect("a response");
+    let panicked = send(&server, "GET /fault/panic HTTP/1.1\r\nHost: a\r\n\r\n");
+    let panic_log = server.stop();
+    let server = start(["--request-timeout", "300ms"]).allow_errors(&["request-timeout"]);
+    let slow_handler = send(&server, "GET /sleep/3600000 HTTP/1.1\r\nHost: a\r\n\r\n");
     for (response, status) in
         [(&panicked, 500), (&slow_body, 408), (&slow_handler, 503), (&bad_body, 400)]
     {
@@ -179,11 +188,13 @@ fn error_responses_of_the_server_carry_the_id() {
     // The log names the client and the id of what went wrong.
     let client = "client=127.0.0.1";
     let request_id = |response| format!("request_id={}", id_of(response));
-    server.wait_log(&["ERROR", "GET /fault/panic", client, &request_id(&panicked)]);
     server.wait_log(&["WARN", "GET /sleep/3600000", client, &request_id(&slow_handler)]);
-    let log = server.stop();
-    // The line of the panic hook has it as well.
-    assert_eq!(log::lines_with(&log, &["ERROR", &request_id(&panicked)]).count(), 2, "{log}");
+    server.stop();
+    let words = ["ERROR", &request_id(&panicked)];
+    // The line of the panic hook, and that about the request.
+    assert_eq!(log::lines_with(&panic_log, &words).count(), 2, "{panic_log}");
+    let words = ["ERROR", "GET /fault/panic", client, &request_id(&panicked)];
+    assert_eq!(log::lines_with(&panic_log, &words).count(), 1, "{panic_log}");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 mod control_target;
 mod pool_lines;
-pub(crate) mod shared_metrics_table;
 mod request_lines;
+pub(crate) mod shared_metrics_table;
 pub(crate) mod status_table;
 
 use std::process::ExitCode;

@@ -83,6 +83,14 @@ impl ClientInfo {
         }
     }
 
+    /// Returns only the client of a request that has come over `connection`.
+    pub(crate) fn client_of(connection: &ConnectionInfo, headers: &HeaderMap) -> ClientAddr {
+        let trusted = connection.trusted_for_headers();
+        let forwarded =
+            trusted.and_then(|trusted| forwarded::read_forwarded_headers(headers, trusted).client);
+        forwarded.unwrap_or_else(|| connection.client())
+    }
+
     /// Returns the client that the request comes from: the first one from the right that is not a trusted proxy.
     ///
     /// [`ClientAddr::rate_limit_key`] is the key for a limit per client.

@@ -24,6 +24,7 @@ pub(crate) mod primary_channel;
 pub(crate) mod raw_connection;
 pub(crate) mod shutdown;
 pub(crate) mod socket_stream;
+pub(crate) mod spans;
 pub(crate) mod worker_handle;
 pub(crate) mod worker_shared;
 
@@ -56,6 +57,7 @@ pub use http::timeouts::request_deadline::RequestDeadline;
 pub(crate) use isolated_jobs::isolated_process_app;
 use local_state::LocalWorkerState;
 pub use pending_work::HoldGuard;
+use spans::WorkerSpan;
 pub use worker_handle::Worker;
 pub use worker_shared::is_worker;
 use worker_shared::{LoopJob, WorkerShared};
@@ -231,6 +233,7 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     let terminate = Arc::clone(&init.terminate);
     let (state, AcceptSources { listeners, queue }, loop_jobs) = create_state(init)?;
     worker_shared::set_current(&state);
+    let span = WorkerSpan::enter(state.tag);
     let pool_user = state.shared.pools.user();
     tokio::task::spawn_local(worker_shared::run_loop_jobs(Rc::clone(&state), loop_jobs));
     // If this fails, the task that reads the channel notices that the primary is gone.
@@ -254,6 +257,8 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
             return Ok(exit_status);
         }
     };
+    // Entered on this thread as long as the worker runs, so that everything on it is inside.
+    let _span = span.enter_after_boot(state.tag);
     let app = Rc::new(booted);
     state.app.replace(Some(Rc::clone(&app)));
     dispatch::start_accepting(&state, &app, listeners, queue)?;

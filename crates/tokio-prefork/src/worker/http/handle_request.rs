@@ -231,7 +231,10 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.project();
-        let polled = this.body.poll_frame(cx);
+        let polled = match this.tracked.as_ref() {
+            Some(tracked) => tracked.in_scope(|| this.body.poll_frame(cx)),
+            None => this.body.poll_frame(cx),
+        };
         if let Some(tracked) = this.tracked {
             tracked.record_body_poll(&polled);
         }

@@ -25,7 +25,7 @@ impl RequestIdentity {
     ) -> Box<RequestIdentity> {
         let id = ids.identify(request.headers(), connection);
         let client = connection.map_or_else(String::new, |connection| {
-            ClientInfo::new(Some(connection), request.uri(), request.headers()).client().to_string()
+            ClientInfo::client_of(connection, request.headers()).to_string()
         });
         // Also if it was received: a client could have sent another one in a second header.
         request.headers_mut().insert(X_REQUEST_ID, id.as_header_value().clone());

@@ -20,6 +20,7 @@ use super::timeouts::request_deadline::RequestDeadline;
 use crate::client::ConnectionInfo;
 use crate::scoreboard::{InFlightEntry, RequestClass, RequestRecorder};
 use crate::text::panic_text;
+use crate::worker::spans::RequestSpan;
 use prefork_os::system::{monotonic_ms, monotonic_ns};
 
 /// How many characters of a request line the log shows.
@@ -45,6 +46,8 @@ pub(crate) struct TrackedRequest<H: ServeContext> {
     started_ns: u64,
     /// `None` without `request-id`.
     identity: Option<Box<RequestIdentity>>,
+    /// The span that the handler and the body run in.
+    span: RequestSpan,
     /// `None` if nothing observes the requests.
     record: Option<Box<RequestRecord>>,
 }
@@ -67,6 +70,7 @@ impl<H: ServeContext> TrackedRequest<H> {
             .context
             .request_ids()
             .map(|ids| RequestIdentity::assign(ids, request, tracker.info.as_ref()));
+        let span = RequestSpan::new(request, tracker.info.as_ref(), identity.as_deref());
         let class = Cell::new(RequestClass::of_method(request.method()));
         let is_measured = tracker.context.config().measures_durations();
         let started_ns = if is_measured { monotonic_ns() } else { 0 };
@@ -84,7 +88,7 @@ impl<H: ServeContext> TrackedRequest<H> {
             tracker.context.worker_page().set_request_details(ticket, client, id);
         }
         let tracker = tracker.clone();
-        TrackedRequest { tracker, ticket, exchange, class, started_ns, identity, record }
+        TrackedRequest { tracker, ticket, exchange, class, started_ns, identity, span, record }
     }
 
     /// Returns why the request ends early, if it does.
@@ -119,6 +123,7 @@ impl<H: ServeContext> TrackedRequest<H> {
     }
 
     fn set_status(&self, status: StatusCode) {
+        self.span.record_status(status);
         let mut class = self.class.get();
         class.set_status(status.as_u16());
         self.class.set(class);
@@ -155,12 +160,17 @@ impl<H: ServeContext> TrackedRequest<H> {
     pub(crate) fn run_handler<T>(&self, run: impl FnOnce() -> T) -> Option<T> {
         let context = &self.tracker.context;
         context.worker_page().set_running_request(self.ticket);
-        let done = catch_unwind(AssertUnwindSafe(|| match &self.identity {
-            None => run(),
-            Some(identity) => identity.run(run),
-        }));
+        let done = catch_unwind(AssertUnwindSafe(|| self.in_scope(run)));
         context.worker_page().set_running_request(None);
         done.map_err(|panic| self.report_panic(&*panic)).ok()
+    }
+
+    /// Runs part of the handler or of the response body inside of the request's span, with its id as the current one.
+    pub(crate) fn in_scope<T>(&self, run: impl FnOnce() -> T) -> T {
+        self.span.in_scope(|| match &self.identity {
+            None => run(),
+            Some(identity) => identity.run(run),
+        })
     }
 
     #[cold]
