@@ -77,6 +77,7 @@ mod log_format;
 mod log_output;
 mod message_delivery;
 mod messages;
+mod metrics;
 mod misbehaving_workers;
 mod node_behaviour;
 mod orphaned_workers;

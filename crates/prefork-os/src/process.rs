@@ -128,6 +128,16 @@ fn clock_ticks_per_second() -> u64 {
     u64::try_from(ticks).ok().filter(|ticks| *ticks > 0).unwrap_or(100)
 }
 
+/// Returns how many descriptors process `pid` has open; `None` if it does not exist or belongs to another user.
+pub fn open_fd_count(pid: u32) -> Option<u64> {
+    let path = format!("/proc/{pid}/fd");
+    // Since Linux 6.2 the size of the directory is the number; before, it is 0. A process always has at least one open.
+    match std::fs::metadata(&path).ok()?.len() {
+        0 => std::fs::read_dir(path).ok().map(|entries| entries.count() as u64),
+        count => Some(count),
+    }
+}
+
 /// Returns the children of process `pid`, which has one thread. Empty if it does not exist, or if the kernel does not tell.
 pub fn child_pids(pid: u32) -> Vec<u32> {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));

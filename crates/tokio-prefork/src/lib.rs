@@ -100,6 +100,8 @@ pub mod log_file;
 pub mod log_output;
 mod main_result;
 pub mod messages;
+#[cfg(feature = "admin")]
+mod metrics;
 mod panic_location;
 mod pid_file;
 pub mod pool;

@@ -3,16 +3,16 @@
 use std::borrow::Cow;
 use std::rc::Rc;
 
-use hyper::header::HeaderMap;
+use hyper::header::{ACCEPT, HeaderMap};
 
 use super::status_reader::StatusReader;
+use crate::metrics::{self, Exposition};
 use crate::status::ClusterStatus;
 
 /// What a page is made from.
 pub(crate) struct PageRequest<'a> {
     pub(crate) reader: &'a StatusReader,
     /// The headers of the request.
-    #[expect(dead_code, reason = "the exposition of metrics selects its format by them")]
     pub(crate) headers: &'a HeaderMap,
 }
 
@@ -26,7 +26,8 @@ pub(crate) struct PageContent {
 type PageFunction = fn(&PageRequest<'_>) -> Option<PageContent>;
 
 /// The pages by path, in the order in which they are listed.
-pub(crate) const PAGES: &[(&str, PageFunction)] = &[("/status", status_page)];
+pub(crate) const PAGES: &[(&str, PageFunction)] =
+    &[("/status", status_page), ("/metrics", metrics_page)];
 
 impl PageRequest<'_> {
     /// Returns the status of the cluster.
@@ -37,7 +38,19 @@ impl PageRequest<'_> {
 
 /// Shows the status as `prefork status --json` does.
 fn status_page(request: &PageRequest<'_>) -> Option<PageContent> {
-    let json = request.status()?.to_json() + "\n";
+    let mut status = ClusterStatus::clone(&*request.status()?);
+    status.read_process_usage();
+    let json = status.to_json() + "\n";
     let body = Cow::Owned(json.into_bytes());
     Some(PageContent { content_type: "application/json", body })
+}
+
+/// Shows the metrics, in the format that the client prefers.
+fn metrics_page(request: &PageRequest<'_>) -> Option<PageContent> {
+    let mut status = ClusterStatus::clone(&*request.status()?);
+    status.read_process_usage();
+    let accept = request.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let accept: Vec<&str> = accept.collect();
+    let Exposition { content_type, body } = metrics::exposition(&status, Some(&accept.join(",")));
+    Some(PageContent { content_type, body: Cow::Owned(body.into_bytes()) })
 }

@@ -306,7 +306,8 @@ impl Scoreboard {
 
     /// Returns what was published last.
     pub(crate) fn supervision_counters(&self) -> SupervisionCounters {
-        supervision_words::read(self.own_request_page())
+        let counters = supervision_words::read(self.own_request_page());
+        SupervisionCounters { started_at_ms: self.started_at_ms(), ..counters }
     }
 
     /// Returns the request page of the primary.
@@ -474,8 +475,10 @@ impl ScoreboardReader {
 
     fn read_status(&self, config: &Config) -> ClusterStatus {
         let requests = request_page::request_page_of(self.pages, PRIMARY_PAGE);
-        let supervision =
-            requests.map_or_else(SupervisionCounters::default, supervision_words::read);
+        let supervision = SupervisionCounters {
+            started_at_ms: STARTED_AT_MS.load(self.pages.page(PRIMARY_PAGE)),
+            ..requests.map_or_else(SupervisionCounters::default, supervision_words::read)
+        };
         let page = self.pages.page(PRIMARY_PAGE);
         let phase = if self.is_stopping() { PrimaryPhase::Stopping } else { PrimaryPhase::Running };
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);

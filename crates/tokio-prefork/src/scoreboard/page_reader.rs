@@ -126,9 +126,10 @@ fn read_pages(pages: PagePair) -> Option<WorkerStatus> {
         pools: Vec::new(),
         job: read_running_job(page, now_ms),
         serving: read_requests(pages, now_ms),
-        rss_bytes: None,
-        cpu_ms: None,
         threads: Vec::new(),
+        rss_bytes: None,
+        open_fds: None,
+        cpu_ms: None,
         kept,
     })
 }

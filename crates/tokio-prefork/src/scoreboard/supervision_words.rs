@@ -39,13 +39,14 @@ pub(super) fn store_losses(page: &SharedPage, log_lines: u64, messages: u64) {
     MESSAGES_LOST.store(page, messages);
 }
 
-/// Reads the counters.
+/// Reads the counters, without the start time.
 pub(super) fn read(page: &SharedPage) -> SupervisionCounters {
     let word = |word: PageWord| word.load(page).min(MAX_JSON_INTEGER);
     let exits = EXIT_REASONS.iter().enumerate().map(|(n, reason)| (*reason, word(EXITS.plus(n))));
     let changes =
         |first: PageWord| ChangeCounters::from_array(std::array::from_fn(|n| word(first.plus(n))));
     SupervisionCounters {
+        started_at_ms: 0,
         forks: word(FORKS),
         exits: exits.filter(|exit| exit.1 > 0).map(|(name, n)| (name.to_string(), n)).collect(),
         reloads: changes(RELOADS),
@@ -65,6 +66,7 @@ mod tests {
         let page = pages.keep_only_page(0).expect("own");
         let exits = EXIT_REASONS.iter().zip(1..).map(|(reason, n)| (reason.to_string(), n));
         let counters = SupervisionCounters {
+            started_at_ms: 0,
             forks: 50,
             exits: exits.collect(),
             reloads: ChangeCounters::from_array([1, 2, 3, 4, 5, 6]),

@@ -60,6 +60,13 @@ impl JobDurations {
         (self.counts, self.sum_us, self.max_us)
     }
 
+    /// Returns the upper bounds in microseconds with the counts of the buckets, not cumulative. The last bucket has no bound.
+    #[cfg(feature = "admin")]
+    pub(crate) fn buckets_us(&self) -> impl Iterator<Item = (Option<u64>, u64)> {
+        let bound = |bucket| (bucket < JOB_DURATION_BUCKETS - 1).then(|| bucket_bound_us(bucket));
+        self.counts.iter().enumerate().map(move |(bucket, count)| (bound(bucket), *count))
+    }
+
     /// Adds one duration.
     pub(crate) fn record(&mut self, duration: Duration) {
         let us = duration_us(duration);

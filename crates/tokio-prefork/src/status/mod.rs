@@ -111,7 +111,7 @@ pub struct ClusterStatus {
     pub workers: Vec<WorkerStatus>,
     /// All that is kept of dead workers, with the living ones added; its public parts are fields above.
     #[serde(skip)]
-    #[allow(dead_code, reason = "the metrics land next")]
+    #[cfg_attr(not(feature = "admin"), allow(dead_code, reason = "only metrics read it"))]
     pub(crate) kept: KeptFigures,
 }
 
@@ -443,9 +443,10 @@ pub(crate) mod tests {
             job: Some(RunningJob { id: MAX_JSON_INTEGER, age_ms: MAX_JSON_INTEGER }),
             serving: vec![request; 23],
             threads: Vec::new(),
-            rss_bytes: Some(MAX_JSON_INTEGER),
-            cpu_ms: Some(MAX_JSON_INTEGER),
             durations: RequestDurations::from_parts([MAX_JSON_INTEGER; 17], MAX_JSON_INTEGER),
+            rss_bytes: Some(MAX_JSON_INTEGER),
+            open_fds: Some(MAX_JSON_INTEGER),
+            cpu_ms: Some(MAX_JSON_INTEGER),
             kept: KeptFigures::default(),
         }
     }

@@ -1,11 +1,11 @@
 //! Memory and CPU time of the workers, read from `/proc` by the process that shows them.
 
 use super::{ClusterStatus, MAX_JSON_INTEGER};
-use prefork_os::process::process_usage;
+use prefork_os::process::{open_fd_count, process_usage};
 
 impl ClusterStatus {
-    /// Reads memory and CPU time of the workers into [`rss_bytes`](super::WorkerStatus::rss_bytes) and
-    /// [`cpu_ms`](super::WorkerStatus::cpu_ms).
+    /// Reads memory, CPU time and open descriptors of the workers into [`rss_bytes`](super::WorkerStatus::rss_bytes),
+    /// [`cpu_ms`](super::WorkerStatus::cpu_ms) and [`open_fds`](super::WorkerStatus::open_fds).
     ///
     /// For the process that shows the status, on the machine of the cluster: the primary does not read them. Leaves out processes
     /// that are not children of the primary as seen from here, as in another pid namespace the same numbers name other processes.
@@ -14,6 +14,8 @@ impl ClusterStatus {
             let usage = worker.pid.and_then(process_usage);
             let usage = usage.filter(|usage| usage.parent == self.primary.pid);
             worker.rss_bytes = usage.map(|usage| usage.resident_bytes.min(MAX_JSON_INTEGER));
+            let pid = worker.pid.filter(|_| usage.is_some());
+            worker.open_fds = pid.and_then(open_fd_count).map(|count| count.min(MAX_JSON_INTEGER));
             worker.cpu_ms = usage.map(|usage| {
                 u64::try_from(usage.cpu_time.as_millis()).unwrap_or(u64::MAX).min(MAX_JSON_INTEGER)
             });

@@ -11,6 +11,8 @@ use super::MAX_JSON_INTEGER;
 #[serde(default)]
 #[non_exhaustive]
 pub struct SupervisionCounters {
+    /// When the primary started, in milliseconds since 1970. An upgrade in place is no start.
+    pub started_at_ms: u64,
     /// Workers that were forked, of all kinds.
     pub forks: u64,
     /// Workers that have exited, of all kinds, by the reason. The reasons are the names of

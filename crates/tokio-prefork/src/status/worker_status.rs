@@ -77,6 +77,9 @@ pub struct WorkerStatus {
     /// which `prefork status --json` and `/status` of the admin listener call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rss_bytes: Option<u64>,
+    /// Open file descriptors. As `rss_bytes`; not of processes of another user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open_fds: Option<u64>,
     /// CPU time of all its threads since its fork, in milliseconds. As `rss_bytes`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_ms: Option<u64>,

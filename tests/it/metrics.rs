@@ -1,0 +1,243 @@
+//! The page `/metrics`: its counters never go back and lose no request, whatever happens to the workers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::JoinHandle;
+
+use nix::sys::signal::Signal;
+
+use crate::support::command::ProcessBuilder;
+use crate::support::http::{Address, Client};
+use crate::support::load::Load;
+use crate::support::{Server, env_count, process, wait};
+
+const OPEN_METRICS: &str = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;q=0.3";
+const PLAIN_TEXT: &str = "text/plain;version=0.0.4";
+
+/// One scrape: the value of each series, by its name and labels, and the type of each metric.
+#[derive(Debug, Default)]
+struct Scrape {
+    series: BTreeMap<String, f64>,
+    types: BTreeMap<String, String>,
+}
+
+impl Scrape {
+    fn parse(text: &str) -> Scrape {
+        let mut scrape = Scrape::default();
+        for line in text.lines() {
+            if let Some(kind) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = kind.split_once(' ').expect(line);
+                scrape.types.insert(name.to_string(), kind.to_string());
+            } else if !line.starts_with('#') {
+                let (series, value) = line.rsplit_once(' ').expect(line);
+                let value = value.parse().unwrap_or_else(|_| panic!("no number: {line}"));
+                assert!(scrape.series.insert(series.to_string(), value).is_none(), "twice: {line}");
+            }
+        }
+        assert!(scrape.series.len() > 100, "too few series: {text}");
+        scrape
+    }
+
+    fn value(&self, series: &str) -> f64 {
+        self.series.get(series).copied().unwrap_or_else(|| panic!("no {series} in {self:?}"))
+    }
+
+    fn sum(&self, name: &str) -> f64 {
+        let prefix = format!("{name}{{");
+        let found = self.series.iter().filter(|(series, _)| series.starts_with(&prefix));
+        found.map(|(_, value)| value).sum()
+    }
+
+    /// Returns the series that may only grow: counters, and the buckets, counts and sums of histograms.
+    fn growing(&self) -> impl Iterator<Item = (&String, f64)> {
+        let suffixes = ["_total", "_bucket", "_count", "_sum"];
+        let is_growing = move |series: &str| {
+            let name = series.split('{').next().unwrap_or_default();
+            suffixes.iter().any(|suffix| name.ends_with(suffix))
+        };
+        self.series.iter().filter(move |one| is_growing(one.0)).map(|(name, value)| (name, *value))
+    }
+
+    /// Checks that buckets are cumulative and that the last one is the count.
+    fn assert_consistent_histograms(&self) {
+        for name in self.types.iter().filter(|one| one.1 == "histogram").map(|one| one.0) {
+            let mut buckets: Vec<(f64, f64)> = self
+                .series
+                .iter()
+                .filter_map(|(series, value)| {
+                    let rest = series.strip_prefix(&format!("{name}_bucket{{le=\""))?;
+                    Some((rest.strip_suffix("\"}")?.parse().expect("a bound"), *value))
+                })
+                .collect();
+            buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
+            assert!(buckets.is_sorted_by(|a, b| a.1 <= b.1), "{name}: {buckets:?}");
+            let last = buckets.last().unwrap_or_else(|| panic!("{name} has no buckets"));
+            assert_eq!((last.0, last.1), (f64::INFINITY, self.value(&format!("{name}_count"))));
+        }
+    }
+}
+
+fn admin_address(server: &Server) -> Address {
+    Address::Unix(server.dir().join("admin.sock"))
+}
+
+/// Starts a server with an admin listener on a Unix socket.
+fn start(builder: ProcessBuilder) -> Server {
+    let socket = builder.dir().join("admin.sock");
+    builder.args(["--admin".to_string(), format!("unix:{}", socket.display())]).start()
+}
+
+fn scrape_over(client: &mut Client, accept: &str) -> Result<Scrape, String> {
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n");
+    let response = client.send_and_read(request).map_err(|e| format!("{e:?}"))?;
+    match response.status {
+        200 => Ok(Scrape::parse(response.text())),
+        status => Err(format!("status {status}: {}", response.text())),
+    }
+}
+
+fn scrape(server: &Server) -> Scrape {
+    let mut client = Client::connect(&admin_address(server)).expect("connected");
+    scrape_over(&mut client, PLAIN_TEXT).expect("a scrape")
+}
+
+/// Scrapes one time after the other, and checks each scrape.
+struct Scraper {
+    stop: Arc<AtomicBool>,
+    scrapes: Arc<AtomicU64>,
+    thread: JoinHandle<()>,
+}
+
+impl Scraper {
+    fn start(server: &Server) -> Scraper {
+        let (stop, scrapes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (address, stopped, count) =
+            (admin_address(server), Arc::clone(&stop), Arc::clone(&scrapes));
+        let thread = std::thread::spawn(move || {
+            let mut highest: BTreeMap<String, f64> = BTreeMap::new();
+            let mut kept: Option<Client> = None;
+            while !stopped.load(Relaxed) {
+                // Both formats, over new and kept connections. One that was closed between two requests is opened again.
+                let turn = count.load(Relaxed);
+                let accept = if turn % 4 < 2 { OPEN_METRICS } else { PLAIN_TEXT };
+                let open = kept.take().filter(|client| !client.is_closed());
+                let mut client =
+                    open.unwrap_or_else(|| Client::connect(&address).expect("the admin listener"));
+                let scrape = scrape_over(&mut client, accept).expect("no scrape fails");
+                scrape.assert_consistent_histograms();
+                for (series, value) in scrape.growing() {
+                    // The two formats write bounds differently.
+                    let key = format!("{} {series}", series.contains("le=") && turn % 4 < 2);
+                    let before = highest.entry(key).or_insert(value);
+                    assert!(value >= *before, "{series} went back from {before} to {value}");
+                    *before = value;
+                }
+                kept = (turn % 2 == 0).then_some(client);
+                count.fetch_add(1, Relaxed);
+            }
+        });
+        Scraper { stop, scrapes, thread }
+    }
+
+    /// Waits for this many more scrapes.
+    fn wait_scrapes(&self, more: u64) {
+        let wanted = self.scrapes.load(Relaxed) + more;
+        wait::wait_until("scrapes", || {
+            self.thread.is_finished() || self.scrapes.load(Relaxed) >= wanted
+        });
+    }
+
+    fn stop(self) {
+        self.stop.store(true, Relaxed);
+        self.thread.join().expect("every scrape is right");
+    }
+}
+
+fn upgrade_and_wait(server: &Server, generation: usize) {
+    let old = server.worker_pids();
+    server.signal(Signal::SIGUSR2);
+    server.wait_generation(generation);
+    server.wait_new_workers(old.len(), &old);
+}
+
+#[test]
+fn no_counter_goes_back_while_workers_are_killed_reloaded_recycled_and_upgraded() {
+    let builder =
+        Server::builder().workers(3).with_copied_program().args(["--max-requests", "300"]);
+    let server = start(builder).allow_errors(&["SIGKILL"]);
+    let load = Load::keep_alive(server.address(), 4).with_posts().start();
+    let scraper = Scraper::start(&server);
+    let rounds = env_count("PREFORK_STORM_ROUNDS", 3);
+    for round in 0..rounds {
+        for _ in 0..5 {
+            let killed = server.worker_pids().into_iter().next().expect("a worker");
+            process::send_signal(killed, Signal::SIGKILL);
+            scraper.wait_scrapes(3);
+        }
+        server.run_verb(&["reload"]);
+        scraper.wait_scrapes(3);
+        upgrade_and_wait(&server, 3 + 2 * round);
+        scraper.wait_scrapes(3);
+    }
+    scraper.stop();
+    let tally = load.stop();
+    assert!(tally.ok > 0, "{tally:?}");
+    let seen = scrape(&server);
+    let killed = seen.value(r#"prefork_worker_exits_total{reason="killed"}"#);
+    // A worker that is killed while it drains, and reaped by the next image, counts as well.
+    assert_eq!(killed, 5.0 * rounds as f64, "{seen:?}");
+    assert_eq!(seen.value(r#"prefork_reloads_total{outcome="succeeded"}"#), rounds as f64);
+    assert_eq!(seen.value(r#"prefork_upgrades_total{outcome="succeeded"}"#), rounds as f64);
+    assert!(seen.value("prefork_http_requests_received_total") >= tally.ok as f64);
+    server.stop();
+}
+
+#[test]
+fn the_sums_are_what_clients_have_sent_over_reload_upgrade_and_recycling() {
+    for model in ["prefork", "threads", "thread-per-core"] {
+        let builder = Server::builder().model(model, 2).with_copied_program();
+        let builder = match model {
+            "prefork" => builder.args(["--max-requests", "50"]),
+            _ => builder,
+        };
+        let server = start(builder);
+        let load = Load::new_connections(server.address(), 3).with_posts().start();
+        load.wait_answered(100);
+        server.run_verb(&["reload"]);
+        load.wait_answered(50);
+        upgrade_and_wait(&server, 3);
+        load.wait_answered(50);
+        let tally = load.stop();
+        assert_eq!((tally.failures(), tally.refused), (0, 0), "{model}: {tally:?}");
+        let posts = r#"prefork_http_requests_total{method="POST",status="2xx"}"#;
+        wait::wait_until("each request is counted", || {
+            scrape(&server).value(posts) >= tally.ok as f64
+        });
+        let seen = scrape(&server);
+        assert_eq!(seen.value(posts), tally.ok as f64, "{model}");
+        let measured = seen.value("prefork_http_request_duration_seconds_count");
+        assert_eq!(measured, seen.sum("prefork_http_requests_total"), "{model}");
+        assert!(seen.value("prefork_received_bytes_total") > 0.0, "{model}");
+        server.stop();
+    }
+}
+
+#[test]
+fn metrics_answer_while_all_workers_are_frozen() {
+    let server = start(Server::builder().workers(2).args(["--stall-timeout", "off"]))
+        .allow_errors(&["stalled", "stands"]);
+    server.get("/");
+    let workers = server.worker_pids();
+    for pid in &workers {
+        process::send_signal(*pid, Signal::SIGSTOP);
+    }
+    wait::wait_until("the age of the heartbeats grows", || {
+        let age = scrape(&server);
+        age.value(r#"prefork_worker_heartbeat_age_seconds{kind="web",slot="0"}"#) > 1.0
+    });
+    for pid in &workers {
+        process::send_signal(*pid, Signal::SIGCONT);
+    }
+    server.stop();
+}
