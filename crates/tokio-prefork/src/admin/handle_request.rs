@@ -7,6 +7,7 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use super::access::{is_local_host, presents_token};
 use super::connections::Connection;
+use super::dashboard::dashboard_file;
 use super::events;
 use super::health::{self, HealthReport};
 use super::pages::{PAGES, PageRequest};
@@ -55,6 +56,9 @@ fn answer<B>(
     }
     if path == EVENTS_PATH {
         return events::events_response(state, request);
+    }
+    if let Some(file) = dashboard_file(path) {
+        return response::response(StatusCode::OK, file.content_type, file.body.as_bytes());
     }
     let Some((_, make_page)) = PAGES.iter().find(|(known, _)| *known == path) else {
         return unknown_path();
@@ -108,7 +112,8 @@ fn health_response(state: &AdminState, name: &str, query: Option<&str>) -> Respo
 /// Returns an error that lists the known paths.
 fn unknown_path() -> Response<AdminBody> {
     let pages = PAGES.iter().map(|(path, _)| *path);
-    let known: Vec<&str> = HEALTH_PATHS.into_iter().chain(pages).chain([EVENTS_PATH]).collect();
+    let known: Vec<&str> =
+        HEALTH_PATHS.into_iter().chain(pages).chain([EVENTS_PATH, "/"]).collect();
     let text = format!("unknown path, try one of these:\n{}\n", known.join("\n"));
     response::text(StatusCode::NOT_FOUND, text)
 }

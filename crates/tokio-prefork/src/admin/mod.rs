@@ -19,6 +19,8 @@ mod access;
 #[cfg(feature = "admin")]
 mod connections;
 #[cfg(feature = "admin")]
+mod dashboard;
+#[cfg(feature = "admin")]
 mod events;
 #[cfg(feature = "admin")]
 mod handle_request;
