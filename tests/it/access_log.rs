@@ -262,7 +262,9 @@ fn a_reload_switches_to_another_file_or_off() {
     assert_ne!(server.try_verb(&["reload"]).status, Some(0), "the old file stays in use");
     server.get("/third");
     wait::wait_until("a line", || lines(&dir.join("second.log")).len() == 2);
+    let old = server.worker_pids();
     reload(&config(""));
+    server.wait_new_workers(1, &old);
     server.get("/fourth");
     server.stop();
     assert_eq!(lines(&dir.join("first.log")).len(), 1);

@@ -73,6 +73,14 @@ impl<'a> ValueWriter<'a> {
         self.line.extend_from_slice(text.as_bytes());
     }
 
+    /// Appends a space.
+    pub(super) fn space(&mut self) {
+        match self.style {
+            ValueStyle::Bare => self.own_text("\\x20"),
+            ValueStyle::Quoted | ValueStyle::JsonText | ValueStyle::JsonValue => self.own_text(" "),
+        }
+    }
+
     /// Appends a number to a string.
     pub(super) fn own_number(&mut self, number: u64) {
         self.begin_string();

@@ -1,6 +1,6 @@
 //! Writes the line of one request.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use hyper::{Uri, Version};
@@ -133,7 +133,7 @@ fn write_value(
         Variable::RemoteAddr => write_remote_addr(&mut value, &request.client()),
         Variable::Peer => {
             if let Some(peer) = request.peer() {
-                value.own_text(&peer.to_string());
+                write_peer(&mut value, peer);
             }
         }
         _ => write_head_value(variable, &mut value, request),
@@ -150,13 +150,14 @@ fn write_head_value(variable: Variable, value: &mut ValueWriter<'_>, request: &L
     };
     match variable {
         Variable::Request => {
-            value.text(record.method.as_str().as_bytes());
-            value.text(b" ");
+            value.own_text(record.method.as_str());
+            value.space();
             write_target(value, record);
-            value.text(b" ");
-            value.text(version_text(record.version).as_bytes());
+            value.space();
+            value.own_text(version_text(record.version));
         }
-        Variable::RequestMethod => value.text(record.method.as_str().as_bytes()),
+        // A method is a token, which needs no escape in any style.
+        Variable::RequestMethod => value.own_text(record.method.as_str()),
         Variable::RequestUri => write_target(value, record),
         Variable::Uri => value.text(record.target.path().as_bytes()),
         Variable::Args => value.text(record.target.query().unwrap_or_default().as_bytes()),
@@ -211,17 +212,30 @@ impl<'a> LoggedRequest<'a> {
     }
 }
 
+fn write_peer(value: &mut ValueWriter<'_>, peer: &PeerAddr) {
+    match peer.socket_addr() {
+        Some(SocketAddr::V4(addr)) => {
+            write_ipv4(value, *addr.ip());
+            value.own_text(":");
+            value.own_number(addr.port().into());
+        }
+        _ => value.own_text(&peer.to_string()),
+    }
+}
+
+fn write_ipv4(value: &mut ValueWriter<'_>, addr: Ipv4Addr) {
+    for (n, octet) in addr.octets().into_iter().enumerate() {
+        if n > 0 {
+            value.own_text(".");
+        }
+        value.own_number(octet.into());
+    }
+}
+
 fn write_remote_addr(value: &mut ValueWriter<'_>, client: &ClientAddr) {
     match client {
         ClientAddr::Unknown => {}
-        ClientAddr::Ip { ip: IpAddr::V4(v4), .. } => {
-            for (n, octet) in v4.octets().into_iter().enumerate() {
-                if n > 0 {
-                    value.own_text(".");
-                }
-                value.own_number(octet.into());
-            }
-        }
+        ClientAddr::Ip { ip: IpAddr::V4(v4), .. } => write_ipv4(value, *v4),
         ClientAddr::Ip { ip: IpAddr::V6(v6), .. } => value.own_text(&v6.to_string()),
         ClientAddr::Unix(_) => value.own_text("unix:"),
     }

@@ -171,11 +171,7 @@ impl Primary {
         let Application { worker_entry, read_config, hooks, kinds, scoreboard, .. } = application;
         let PrimaryResources { listeners, pid_file, service_manager, access_log, .. } = resources;
         let admin = AdminListener::new(resources.admin_sockets, resources.admin_settings);
-        if config.titles {
-            let title =
-                prefork_os::process::set_process_title(&format!("{}: primary", config.name()));
-            title.unwrap_or_else(|e| event_log::log_title_error(&e));
-        }
+        set_primary_title(&config);
         let scoreboard = match scoreboard {
             Some(scoreboard) => scoreboard.into_primary(),
             None => create_scoreboard(!kinds.is_empty())?,
@@ -304,6 +300,14 @@ impl Primary {
             supervisor.is_stop_requested(),
         );
         self.publish_losses();
+    }
+}
+
+/// Sets the title of the process, if the configuration wants titles.
+fn set_primary_title(config: &Config) {
+    if config.titles {
+        let title = prefork_os::process::set_process_title(&format!("{}: primary", config.name()));
+        title.unwrap_or_else(|e| event_log::log_title_error(&e));
     }
 }
 
