@@ -59,6 +59,9 @@
   equal('a stale heartbeat', stalledMillis(worker(1, 0, { beat_age_ms: 5000 })), 5000);
   equal('a fresh heartbeat', stalledMillis(worker(1, 0)), 0);
   equal('a stale thread', stalledMillis(worker(1, 0, { threads: [{ state: 'serving', beat_age_ms: 3000 }, { state: 'left', beat_age_ms: 9000 }] })), 3000);
+  const threads = (...ages) => worker(1, 0, { threads: ages.map((beat_age_ms) => ({ state: 'serving', beat_age_ms })) });
+  equal('a worker serves while one of its threads does', [threads(9000, 10), threads(9000, 9000), worker(1, 0), worker(1, 0, { beat_age_ms: 9000 })]
+    .map((one) => history.servingWorkers({ workers: [one] })), [1, 0, 1, 0]);
   equal('an isolated job is no stall', stalledMillis(worker(1, 0, { beat_age_ms: 5000, job: { id: 1, age_ms: 1 } })), 0);
   const kindOf = (text) => markOf({ text })?.kind ?? null;
   equal('marks', [

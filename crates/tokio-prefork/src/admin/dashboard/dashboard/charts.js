@@ -34,7 +34,7 @@ const TILES = [
   },
   {
     id: 'connections', title: 'Open connections', lines: ['connections'], format: formatCount,
-    note: (sample) => `${formatCount(sample.active)} requests in progress`,
+    note: (sample) => `requests in progress: ${formatCount(sample.active)}`,
   },
   {
     id: 'queue', title: 'Accept queue', lines: ['queued'], format: formatCount,

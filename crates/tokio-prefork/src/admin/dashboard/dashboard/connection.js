@@ -47,8 +47,11 @@ export class StatusPoller {
   }
 }
 
+/** Leaves out a user and password in the page's address, which `fetch` refuses. */
+const address = (name) => location.origin + location.pathname + name;
+
 async function fetchStatus() {
-  const response = await fetch('status', { cache: 'no-store', signal: AbortSignal.timeout(ANSWER_TIMEOUT_MS) });
+  const response = await fetch(address('status'), { cache: 'no-store', signal: AbortSignal.timeout(ANSWER_TIMEOUT_MS) });
   if (!response.ok) throw new Error(`HTTP status ${response.status}`);
   const status = await response.json();
   if (!status?.primary || !Array.isArray(status.workers)) throw new Error('the answer is not a status');
@@ -73,11 +76,11 @@ export class EventStream {
   open() {
     this.close();
     if (document.hidden) return;
-    const source = new EventSource(this.#last === null ? 'events' : `events?since=${encodeURIComponent(this.#last)}`);
+    const source = new EventSource(address(this.#last === null ? 'events' : `events?since=${encodeURIComponent(this.#last)}`));
     this.#source = source;
     source.onopen = () => { this.#failures = 0; };
     source.onmessage = (message) => this.#receive(message);
-    // A browser retries by itself after a lost connection, but not after an answer other than 200.
+    // A browser does not retry after an answer other than 200.
     source.onerror = () => {
       if (source.readyState !== EventSource.CLOSED || source !== this.#source) return;
       this.#failures += 1;

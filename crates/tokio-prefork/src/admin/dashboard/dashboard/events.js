@@ -7,7 +7,6 @@ import { HISTORY_MS, markOf } from './history.js';
 const MAX_EVENTS = 100;
 const LEVELS = ['error', 'warn', 'info', 'debug', 'trace'];
 
-/** Returns whether an event is at least as severe as `level` and contains `words`. */
 export const passes = (event, level, words) =>
   LEVELS.indexOf(event.level) <= LEVELS.indexOf(level) && event.text.toLowerCase().includes(words);
 
@@ -49,7 +48,7 @@ export class EventList {
     return this.#marks;
   }
 
-  /** Draws once for a burst of events. */
+  /** Once for a burst. */
   #plan() {
     if (this.#isPlanned) return;
     this.#isPlanned = true;

@@ -16,13 +16,18 @@ const STORAGE_KEY = 'prefork-samples';
 export function stalledMillis(worker) {
   // An isolated process blocks its loop on purpose while it runs a job.
   if (worker.job || worker.state === 'booting' || worker.state === 'forking') return 0;
-  const loops = [worker, ...(worker.threads ?? []).filter((thread) => thread.state !== 'left')];
-  const age = Math.max(...loops.map((loop) => loop.beat_age_ms ?? 0));
+  const age = Math.max(...heartbeatAges(worker));
   return age >= STALL_MS ? age : 0;
 }
 
+/** Returns the age of the last heartbeat of each event loop. */
+function heartbeatAges(worker) {
+  const threads = (worker.threads ?? []).filter((thread) => thread.state !== 'left');
+  return (threads.length > 0 ? threads : [worker]).map((loop) => loop.beat_age_ms ?? 0);
+}
+
 export const servingWorkers = (status) =>
-  status.workers.filter((one) => one.kind === 'web' && one.state === 'serving' && stalledMillis(one) === 0).length;
+  status.workers.filter((one) => one.kind === 'web' && one.state === 'serving' && Math.min(...heartbeatAges(one)) < STALL_MS).length;
 
 const errorsOf = (totals) => sum([totals.responses?.[4], totals.shed]);
 

@@ -195,7 +195,6 @@ function updateRequest(item, { entry }) {
   setClass(item, entry.on_loop ? 'on-loop' : '');
   setText(age, formatMillis(entry.age_ms));
   setText(request, entry.request);
-  setAttribute(request, 'title', entry.request);
   const known = [entry.on_loop && 'on the event loop', entry.client, entry.request_id && `id ${entry.request_id}`];
   setText(who, known.filter(Boolean).join(' · '));
 }
