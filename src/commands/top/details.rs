@@ -187,7 +187,13 @@ fn request_lines(worker: &WorkerStatus) -> Vec<DetailLine> {
     };
     let requests = worker.serving.iter().map(|request| {
         let age = format_ms(request.age_ms);
-        let text = format!("{age:>8}  {}", printable(&request.request));
+        let mut text = format!("{age:>8}  {}", printable(&request.request));
+        let identity = [("client", &request.client), ("id", &request.request_id)];
+        for (name, value) in identity {
+            if let Some(value) = value {
+                text += &format!("  {name} {}", printable(value));
+            }
+        }
         match request.on_loop {
             true if is_frozen(worker) => {
                 DetailLine::toned(format!("{text}  (on the event loop)"), Tone::Error)
@@ -276,6 +282,8 @@ mod tests {
             let threads = r#"[{"thread":0,"state":"serving","beat_age_ms":40,"connections":1,"active":1,"requests":9}]"#;
             worker.threads = serde_json::from_str(threads).expect("threads");
             worker.active = 30;
+            worker.serving[0].client = Some("192.0.2.7".to_string());
+            worker.serving[0].request_id = Some("7f-1\u{1b}".to_string());
         });
         sample.events = vec![
             event(1, "info", "worker=3 slot=0 ready"),
@@ -290,6 +298,7 @@ mod tests {
             "event loop late by: p50 4 ms, p99 4 ms, longest over 16.4 s",
             "waited to be accepted: p50 -, p99 -, longest -",
             "Requests in progress: the 2 oldest of 30",
+            "    13 s  GET /slow  client 192.0.2.7  id 7f-1\\u{1b}",
             "    12 s  GET /spin  (on the event loop)",
             "loop 0: serving, last heartbeat 40 ms ago, 1 connections, 1 in progress, 9 requests in all",
             "default: 1/1 busy (97%), 3 of 8 queued, 0 done, run p50 - p99 -",

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::sample::Sample;
 use tokio_prefork::WorkerId;
 use tokio_prefork::shared::SharedMetricValue;
-use tokio_prefork::status::{ClusterStatus, WorkerStatus};
+use tokio_prefork::status::{ClusterStatus, RequestDurations, WorkerStatus};
 
 /// How far two clocks may differ before a status counts as one of another image: 1 s.
 const MAX_CLOCK_DIFFERENCE: f64 = 1.0;
@@ -33,6 +33,9 @@ pub(super) struct TotalRates {
     pub(super) bytes_in: Option<f64>,
     pub(super) bytes_out: Option<f64>,
     pub(super) accepted: Option<f64>,
+    /// The median and the 99th percentile of the requests that finished between the samples; `None` without any, or if the
+    /// durations are not measured.
+    pub(super) durations: Option<[Duration; 2]>,
 }
 
 /// Rates of one worker.
@@ -59,6 +62,7 @@ impl Rates {
             bytes_in: rate(old.totals.bytes_in, new.totals.bytes_in),
             bytes_out: rate(old.totals.bytes_out, new.totals.bytes_out),
             accepted: rate(old.totals.accepted, new.totals.accepted),
+            durations: new_quantiles(&old.durations, &new.durations),
         };
         let workers = new.workers.iter().filter_map(|worker| {
             let earlier = find_worker(old, worker)?;
@@ -120,6 +124,30 @@ fn cpu_percent(before: &Sample, after: &Sample, id: WorkerId) -> Option<f64> {
 fn longest_new_delay(before: &[u64], after: &[u64]) -> Option<u64> {
     let mut buckets = before.iter().zip(after).enumerate().rev();
     buckets.find(|(_, (before, after))| after > before).map(|(bucket, _)| 1u64 << bucket.min(62))
+}
+
+/// Returns the median and the 99th percentile of the durations that were added.
+fn new_quantiles(before: &RequestDurations, after: &RequestDurations) -> Option<[Duration; 2]> {
+    let growth = before.buckets().zip(after.buckets());
+    let growth: Option<Vec<(Option<Duration>, u64)>> =
+        growth.map(|((_, old), (bound, new))| Some((bound, new.checked_sub(old)?))).collect();
+    let growth = growth?;
+    Some([quantile(&growth, 0.5)?, quantile(&growth, 0.99)?])
+}
+
+/// Returns the duration that this share did not exceed, interpolated within its bucket; above all bounds it is the highest one.
+fn quantile(buckets: &[(Option<Duration>, u64)], share: f64) -> Option<Duration> {
+    let total: f64 = buckets.iter().map(|(_, count)| *count as f64).sum();
+    let wanted = (share * total).max(1.0);
+    let (mut lower, mut sum) = (Duration::ZERO, 0.0);
+    for (bound, count) in buckets {
+        let (Some(upper), count) = (*bound, *count as f64) else { break };
+        if count > 0.0 && sum + count >= wanted {
+            return Some(lower + (upper - lower).mul_f64((wanted - sum) / count));
+        }
+        (lower, sum) = (upper, sum + count);
+    }
+    (total > 0.0).then_some(lower)
 }
 
 fn ended_pool_jobs(status: &ClusterStatus) -> BTreeMap<String, u64> {
@@ -213,6 +241,23 @@ mod tests {
         before.usage.insert(id, usage(0, 1000));
         after.usage.insert(id, usage(2000, 4000));
         assert_eq!(Rates::between(&before, &after).workers[&id].cpu_percent, Some(150.0));
+    }
+
+    #[test]
+    fn percentiles_are_those_of_the_requests_between_the_samples() {
+        let durations = |buckets: &str| -> RequestDurations {
+            let json = format!(r#"{{"count":0,"sum_us":0,"buckets":{buckets}}}"#);
+            serde_json::from_str(&json).expect("durations")
+        };
+        let before = durations("[[1000,900]]");
+        let after = durations("[[1000,900],[2500,98],[100000,2]]");
+        let [p50, p99] = new_quantiles(&before, &after).expect("quantiles");
+        assert!(p50 > Duration::from_millis(1) && p50 < Duration::from_micros(2500), "{p50:?}");
+        assert_eq!(p99, Duration::from_millis(75));
+        assert_eq!(new_quantiles(&after, &after), None);
+        assert_eq!(new_quantiles(&after, &before), None, "began anew");
+        let longest = durations("[[1000,900],[null,5]]");
+        assert_eq!(new_quantiles(&before, &longest), Some([Duration::from_secs(10); 2]));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The lines above the table: the cluster and its totals, as pieces in the order of their importance.
 
-use super::format::{format_bytes, format_ms, format_rate};
+use super::format::{format_bytes, format_duration, format_ms, format_rate};
 use super::rates::Rates;
 use super::sample::Sample;
 use super::table::Tone;
@@ -133,7 +133,7 @@ fn traffic(status: &ClusterStatus, rates: &Rates) -> Vec<Piece> {
     let is_positive = |rate: Option<f64>| rate.is_some_and(|rate| rate > 0.0);
     let bytes = |rate: Option<f64>| rate.map_or("-".to_string(), format_bytes);
     let active = status.workers.iter().fold(0u64, |sum, one| sum.saturating_add(one.active));
-    vec![
+    let mut pieces = vec![
         Piece::new(format!("{} requests/s", format_rate(totals.requests))),
         Piece::toned(
             format!("{} 5xx/s", format_rate(totals.server_errors)),
@@ -145,11 +145,17 @@ fn traffic(status: &ClusterStatus, rates: &Rates) -> Vec<Piece> {
             Tone::Warning,
             is_positive(totals.client_errors),
         ),
+    ];
+    if let Some([p50, p99]) = totals.durations.map(|both| both.map(Some).map(format_duration)) {
+        pieces.push(Piece::new(format!("p50 {p50} p99 {p99}")));
+    }
+    pieces.extend([
         Piece::new(format!("{active} in progress")),
         Piece::new(format!("in {}B/s", bytes(totals.bytes_in))),
         Piece::new(format!("out {}B/s", bytes(totals.bytes_out))),
         Piece::new(format!("{} requests in all", status.totals.requests)),
-    ]
+    ]);
+    pieces
 }
 
 fn connections(status: &ClusterStatus, rates: &Rates) -> Vec<Piece> {
