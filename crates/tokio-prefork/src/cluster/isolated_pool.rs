@@ -31,7 +31,8 @@ impl Cluster {
             kind = kind.max_rss_hard(bytes);
         }
         let make_runner = Arc::clone(&pool.make_runner);
-        self.kinds.add(kind, worker::isolated_process_app(make_runner, limits.thread_limits()));
+        let app = worker::isolated_process_app(make_runner, limits.thread_limits());
+        self.kinds.add_pool(kind, app, config.processes);
         self.isolated_pools.insert(name, IsolatedJobScheduler::new(config));
         self.on_message(&caller_message_kind(name), move |primary, from, message| {
             primary.handle_job_caller(name, from, message);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::Cluster;
 use crate::config::WorkerCount;
 use crate::error::{BoxError, Error, Result};
+use crate::isolated::ProcessCount;
 use crate::process_limits::ProcessLimits;
 use crate::process_settings::{ProcessOptions, collect_environment};
 use crate::runtime;
@@ -157,23 +158,36 @@ impl WorkerKind {
 
 /// The kinds other than `web` that the program declared.
 #[derive(Default)]
-pub(super) struct WorkerKinds(Vec<(WorkerKind, WorkerApp)>);
+pub(super) struct WorkerKinds {
+    declared: Vec<(WorkerKind, WorkerApp)>,
+    /// The numbers of processes of those that are isolated pools.
+    pools: BTreeMap<&'static str, ProcessCount>,
+}
 
 impl WorkerKinds {
     pub(super) fn add(&mut self, kind: WorkerKind, app: WorkerApp) {
-        self.0.push((kind, app));
+        self.declared.push((kind, app));
+    }
+
+    /// Adds the processes of an isolated pool.
+    pub(super) fn add_pool(&mut self, kind: WorkerKind, app: WorkerApp, processes: ProcessCount) {
+        self.pools.insert(kind.config.name, processes);
+        self.add(kind, app);
     }
 
     /// Returns the configuration of the kinds for the supervisor.
     pub(super) fn check_configs(&self) -> Result<Vec<WorkerKindConfig>> {
         let (mut names, mut workers) = (BTreeSet::from([WEB_KIND]), 0u32);
-        for (WorkerKind { config, .. }, _) in &self.0 {
+        for (WorkerKind { config, .. }, _) in &self.declared {
             let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-_".contains(&c);
             let name = config.name;
             if name.is_empty() || !name.bytes().all(plain) {
                 return Err(Error::config(format!(
                     "{name:?} is no name for a kind of workers: take small letters, digits, - and _"
                 )));
+            }
+            if let Some(processes) = self.pools.get(name) {
+                check_pool(name, *processes)?;
             }
             if !names.insert(name) {
                 return Err(Error::config(format!("the kind of workers {name} is there twice")));
@@ -187,24 +201,45 @@ impl WorkerKinds {
                 "{workers} workers of other kinds than web are out of range: give up to {most}"
             )));
         }
-        Ok(self.0.iter().map(|(kind, _)| kind.config.clone()).collect())
+        Ok(self.declared.iter().map(|(kind, _)| kind.config.clone()).collect())
     }
 
     /// Returns the process settings of each kind, as the program gave them.
     pub(super) fn process_options(&self) -> impl Iterator<Item = (&'static str, &ProcessOptions)> {
-        self.0.iter().map(|(kind, _)| (kind.config.name, &kind.process))
+        self.declared.iter().map(|(kind, _)| (kind.config.name, &kind.process))
     }
 
     /// The entry function of a worker, by its kind: `web` is the application's that serves, under any concurrency model; a
     /// worker of another kind always is one process with one loop.
     pub(super) fn into_worker_entry(self, web: WorkerApp) -> WorkerEntry {
         let apps: Vec<(&'static str, WorkerApp)> =
-            self.0.into_iter().map(|(kind, app)| (kind.config.name, app)).collect();
+            self.declared.into_iter().map(|(kind, app)| (kind.config.name, app)).collect();
         Box::new(move |init| match apps.iter().find(|(name, _)| *name == init.tag.kind) {
             Some((_, app)) => worker::run_worker(init, app),
             None => runtime::enter(init, &web),
         })
     }
+}
+
+/// Checks what is particular to an isolated pool.
+fn check_pool(name: &str, processes: ProcessCount) -> Result<()> {
+    let ProcessCount { min, max } = processes;
+    if name == WEB_KIND {
+        return Err(Error::config(format!(
+            "an isolated pool cannot have the name {name}, which is the kind of the workers that serve: choose another one"
+        )));
+    }
+    if min > max {
+        return Err(Error::config(format!(
+            "the isolated pool {name} has the range {min}..={max} of processes, which is empty: give {max}..={min}"
+        )));
+    }
+    if max == 0 {
+        return Err(Error::config(format!(
+            "the isolated pool {name} has no processes and would never run a job: give 1 or more"
+        )));
+    }
+    Ok(())
 }
 
 impl Cluster {
@@ -283,5 +318,30 @@ mod tests {
             assert!(check_kinds(bad).is_err(), "{bad:?}");
         }
         assert!(check_kinds(&[("a", WorkerCount::MAX), ("b", 1)]).is_err());
+    }
+
+    fn check_pool_named(name: &'static str, processes: impl Into<ProcessCount>) -> Result<()> {
+        let mut all = WorkerKinds::default();
+        let kind = WorkerKind::new(name, 1);
+        all.add_pool(kind, worker::custom_kind_app(|_| async { Ok(()) }), processes.into());
+        all.check_configs().map(drop)
+    }
+
+    #[test]
+    fn an_isolated_pool_has_processes_and_a_name_of_its_own() {
+        for fine in [ProcessCount::from(1), (0..=1).into(), (2..=2).into()] {
+            check_pool_named("danger", fine).expect("fine");
+        }
+        #[expect(clippy::reversed_empty_ranges, reason = "what is refused")]
+        let reversed = ProcessCount::from(4..=1);
+        for (name, processes, reason) in [
+            ("danger", ProcessCount::from(0), "danger has no processes"),
+            ("danger", (0..=0).into(), "danger has no processes"),
+            ("danger", reversed, "the range 4..=1"),
+            ("web", 1.into(), "cannot have the name web"),
+        ] {
+            let error = check_pool_named(name, processes).expect_err(reason).to_string();
+            assert!(error.contains(reason), "{error}");
+        }
     }
 }

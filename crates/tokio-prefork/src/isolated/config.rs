@@ -18,7 +18,8 @@ pub struct IsolatedPoolConfig {
     pub(crate) limits: PoolLimits,
 }
 
-/// How many processes a pool has: a number, or a range such as `1..=4`.
+/// How many processes a pool has: a number from 1, or a range such as `1..=4` or `0..=4`. A pool without processes, or with an
+/// empty range, is an error when the cluster starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProcessCount {
     pub(crate) min: u32,
@@ -33,7 +34,7 @@ impl From<u32> for ProcessCount {
 
 impl From<RangeInclusive<u32>> for ProcessCount {
     fn from(range: RangeInclusive<u32>) -> ProcessCount {
-        ProcessCount { min: *range.start(), max: (*range.end()).max(*range.start()) }
+        ProcessCount { min: *range.start(), max: *range.end() }
     }
 }
 

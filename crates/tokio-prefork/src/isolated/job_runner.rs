@@ -1,9 +1,6 @@
 //! The function of a pool as its processes run it: encoded input to encoded output.
 
-use std::any::Any;
-use std::cell::RefCell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -11,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::{EncodeError, JobContext, JobHost, JobOutcome, JobPayload, JobValue, ValueSource};
 use crate::error::{BoxError, Error};
-use crate::text::panic_text;
+use crate::panic_location::{CaughtPanic, catch_panic_with_location};
 use prefork_os::cpu_time::CpuTimeLimit;
 
 /// Runs one job after the other, with the state of its thread.
@@ -19,11 +16,6 @@ pub(crate) type JobRunner = Box<dyn FnMut(&JobHost, JobPayload) -> (JobOutcome, 
 
 /// Makes the state of a process, and returns the function that runs jobs with it.
 pub(crate) type MakeJobRunner = Arc<dyn Fn() -> Result<JobRunner, BoxError> + Send + Sync>;
-
-thread_local! {
-    /// Where the last panic of this thread was.
-    static PANIC_LOCATION: RefCell<Option<String>> = const { RefCell::new(None) };
-}
 
 /// Wraps the typed functions of a pool. `max_payload_bytes` is the size of the largest output.
 pub(super) fn make_job_runner<S, I, O, E, P, N, W>(
@@ -44,8 +36,8 @@ where
     Arc::new(move || {
         let (mut state, work) = (init()?, Arc::clone(&work));
         let run = move |host: &JobHost, input: JobPayload| {
-            let decode = AssertUnwindSafe(|| input.decode::<I>(ValueSource::Trusted));
-            let input = match catch_unwind(decode) {
+            let input = match catch_panic_with_location(|| input.decode::<I>(ValueSource::Trusted))
+            {
                 Ok(Ok(input)) => input,
                 Ok(Err(reason)) => return transfer_failed(JobValue::Input, reason),
                 Err(panic) => {
@@ -56,11 +48,11 @@ where
             host.record_begin();
             let context = JobContext::new(host, max_payload_bytes);
             // The encoding and the drop of the output are code of the application too.
-            let run = AssertUnwindSafe(|| match work(&mut state, input, &context) {
+            let run = || match work(&mut state, input, &context) {
                 Ok(output) => encode_result(JobOutcome::Done, &output, max_payload_bytes),
                 Err(error) => encode_result(JobOutcome::Failed, &error, max_payload_bytes),
-            });
-            catch_unwind(run).unwrap_or_else(|panic| {
+            };
+            catch_panic_with_location(run).unwrap_or_else(|panic| {
                 let (message, location) = take_panic(panic);
                 (JobOutcome::Panicked { message, location }, JobPayload::default())
             })
@@ -69,12 +61,12 @@ where
     })
 }
 
-/// Returns the message and the place of a panic that this thread has just caught.
-fn take_panic(panic: Box<dyn Any + Send>) -> (String, Option<String>) {
-    let message = panic_text(&*panic).into_owned();
+/// Returns the message and the place of a panic.
+fn take_panic(panic: CaughtPanic) -> (String, Option<String>) {
+    let message = panic.message();
     // Dropping the payload could panic again.
-    std::mem::forget(panic);
-    (message, PANIC_LOCATION.take())
+    std::mem::forget(panic.payload);
+    (message, panic.location)
 }
 
 /// Ends the process with SIGXCPU in a job that takes more CPU time than `limit`. The creation of the state is not limited.
@@ -111,18 +103,4 @@ fn encode_result<T: Serialize + 'static>(
 
 fn transfer_failed(value: JobValue, reason: String) -> (JobOutcome, JobPayload) {
     (JobOutcome::Transfer { value, reason }, JobPayload::default())
-}
-
-/// Records where panics of this process are, before the panic hook that is set already.
-pub(crate) fn record_panic_locations() {
-    static INSTALLED: Once = Once::new();
-    INSTALLED.call_once(|| {
-        let next = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            // A thread that ends has no such variable any more.
-            let location = panic.location().map(ToString::to_string);
-            let _ = PANIC_LOCATION.try_with(|last| last.replace(location));
-            next(panic);
-        }));
-    });
 }

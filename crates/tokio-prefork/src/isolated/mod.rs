@@ -48,7 +48,7 @@ pub(crate) use job_protocol::{
     job_envelope, process_report_kind,
 };
 pub use job_request::{JobRequest, RefusedJob};
-pub(crate) use job_runner::{JobRunner, MakeJobRunner, limit_cpu_time, record_panic_locations};
+pub(crate) use job_runner::{JobRunner, MakeJobRunner, limit_cpu_time};
 pub(crate) use job_scheduler::{
     IsolatedJobScheduler, IsolatedWorkerExit, KillReason, SchedulerAction,
 };

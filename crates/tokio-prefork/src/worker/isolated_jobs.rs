@@ -14,7 +14,7 @@ use crate::error::{BoxError, Error, Result};
 use crate::isolated::{
     IsolatedJobId, JobHost, JobOutcome, JobPayload, JobRunner, JobStart, JobThreadLimits, JobValue,
     MakeJobRunner, ProcessReport, START_JOB_KIND, decode_job_message, job_envelope, limit_cpu_time,
-    process_report_kind, record_panic_locations,
+    process_report_kind,
 };
 use crate::messages::Inbox;
 use crate::text::panic_text;
@@ -71,7 +71,6 @@ impl JobThread {
         let (report_init, made) = oneshot::channel();
         let worker_of_thread = worker.clone();
         let run = move || {
-            record_panic_locations();
             let made = make_state(&make_runner);
             let (runner, result) = match made {
                 Ok(runner) => (Some(runner), Ok(())),
@@ -107,6 +106,17 @@ fn make_state(make_runner: &MakeJobRunner) -> std::result::Result<JobRunner, Box
         .unwrap_or_else(|panic| Err(format!("init panicked: {}", panic_text(&*panic)).into()))
 }
 
+/// Drops the state after a panic. A second panic, of a `Drop` that meets a half-changed state, must not end the thread: its
+/// message is the error.
+fn drop_state(runner: JobRunner) -> std::result::Result<(), String> {
+    catch_unwind(AssertUnwindSafe(|| drop(runner))).map_err(|panic| {
+        let message = panic_text(&*panic).into_owned();
+        // Dropping the payload could panic again.
+        std::mem::forget(panic);
+        message
+    })
+}
+
 /// Runs jobs until the event loop has ended. Ends early if the state cannot be made again after a panic.
 fn run_thread(
     worker: &Worker,
@@ -124,7 +134,10 @@ fn run_thread(
         send_outcome(&host, outcome, &value);
         if has_panicked {
             // The old state is dropped first, as the new one may need what it holds.
-            drop(runner);
+            if let Err(message) = drop_state(runner) {
+                let tag = &worker.0.tag;
+                log::warn!("{tag} the drop of the state of its jobs panicked: {message}");
+            }
             runner = match make_state(make_runner) {
                 Ok(runner) => runner,
                 Err(e) => {
@@ -193,5 +206,31 @@ impl Drop for CutGuard<'_> {
             // If it fails, the primary sees from the exit of this process that the job had begun.
             let _ = self.worker.0.messages.try_send(envelope);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct PanicsOnDrop;
+
+    impl Drop for PanicsOnDrop {
+        #[expect(clippy::panic, reason = "a panic is what this is about")]
+        fn drop(&mut self) {
+            panic!("half-changed");
+        }
+    }
+
+    #[test]
+    fn a_panic_of_the_drop_of_a_state_is_contained() {
+        let state = PanicsOnDrop;
+        let runner: JobRunner = Box::new(move |_, _| {
+            let _ = &state;
+            (JobOutcome::Done, JobPayload::default())
+        });
+        assert_eq!(drop_state(runner), Err("half-changed".to_string()));
+        let runner: JobRunner = Box::new(|_, _| (JobOutcome::Done, JobPayload::default()));
+        assert_eq!(drop_state(runner), Ok(()));
     }
 }
