@@ -4,10 +4,16 @@
 //! of the mapping; a deleted program is still reachable through `/proc/PID/exe`.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::{Cursor, Read, Seek};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::libc;
+use object::ReadCache;
+use prefork_os::stack_capture::vdso_image;
+
+/// The name of the code that the kernel maps into every process.
+const VDSO_NAME: &str = "[vdso]";
 
 /// The most mappings that are read.
 const MAX_MAPPINGS: usize = 65_536;
@@ -25,6 +31,26 @@ pub(super) struct LoadedFile {
     pub(super) file: Option<File>,
     inode: u64,
     path: String,
+}
+
+/// A file that is read in pieces.
+pub(super) trait ReadSeek: Read + Seek {}
+
+impl<T: Read + Seek> ReadSeek for T {}
+
+/// Reads the pieces of a file that are needed, and keeps them.
+pub(super) type FileReader = ReadCache<Box<dyn ReadSeek>>;
+
+impl LoadedFile {
+    /// Returns a reader of the file. `None` if it could not be opened.
+    pub(super) fn reader(&self) -> Option<FileReader> {
+        let source: Box<dyn ReadSeek> = match &self.file {
+            Some(file) => Box::new(file.try_clone().ok()?),
+            None if self.name == VDSO_NAME => Box::new(Cursor::new(vdso_image()?)),
+            None => return None,
+        };
+        Some(ReadCache::new(source))
+    }
 }
 
 /// An executable mapping of a file.
@@ -94,7 +120,7 @@ fn parse_code_mapping(line: &str) -> Option<(CodeMapping, u64, String)> {
     let (addresses, access) = (next_field()?, next_field()?);
     let (offset, _device, inode) = (next_field()?, next_field()?, next_field()?);
     let (path, hex) = (rest.trim_end(), |text: &str| u64::from_str_radix(text, 16).ok());
-    if !access.contains('x') || !(path.starts_with('/') || path == "[vdso]") {
+    if !access.contains('x') || !(path.starts_with('/') || path == VDSO_NAME) {
         return None;
     }
     let (start, end) = addresses.split_once('-')?;

@@ -2,7 +2,7 @@
 //!
 //! Debug information is large and slow to read, and what a worker has copied may be anything. So the primary forks a
 //! process for it, which has limits of time and memory, no descriptor of the primary and the user of the workers. It writes
-//! three lines of JSON: which threads have answered, that it no longer needs the worker, and the stacks.
+//! lines of JSON: which threads have answered, that it no longer needs the worker, and the stacks.
 
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::loaded_files::loaded_files;
 use super::proc_threads::{ThreadFiles, handles_signal, thread_ids};
-use super::symbolize::Symbolizer;
+use super::symbolize::{Symbolizer, symbol_names};
 use super::unwind::StackUnwinder;
 use super::worker_stack::ThreadStack;
 use crate::error::{Error, Result, exit};
@@ -26,8 +26,11 @@ use prefork_os::stack_capture::{StackMemory, send_capture_request};
 /// How long the threads of a worker may take to copy their stacks.
 const CAPTURE_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// How long a thread may take that could run, but gets no CPU.
+const BUSY_CAPTURE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long all of it may take: large debug information is slow to read.
-const READER_TIMEOUT: Duration = Duration::from_secs(15);
+const READER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How much CPU time the reader may use, in seconds.
 const READER_CPU_SECONDS: u64 = 12;
@@ -45,7 +48,7 @@ enum ReaderMessage {
     Threads(Vec<ThreadStack>),
     /// The reader no longer needs the worker.
     ReleasedWorker,
-    /// All threads with their frames.
+    /// All threads with their frames: first with names only, then again with source lines and inlined functions.
     Stacks(Vec<ThreadStack>),
 }
 
@@ -154,13 +157,16 @@ impl StackReader {
     pub(crate) fn finish(&mut self) -> Result<Vec<ThreadStack>, String> {
         let is_complete = self.read_answer();
         let _ = prefork_os::child::signal_child(self.pid, Signal::SIGKILL);
-        let mut threads = None;
+        let (mut threads, mut stacks) = (None, None);
         for line in self.answer.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             match serde_json::from_slice(line) {
-                Ok(ReaderMessage::Stacks(stacks)) => return Ok(stacks),
+                Ok(ReaderMessage::Stacks(found)) => stacks = Some(found),
                 Ok(ReaderMessage::Threads(found)) => threads = Some(found),
                 Ok(ReaderMessage::ReleasedWorker) | Err(_) => {}
             }
+        }
+        if let Some(stacks) = stacks {
+            return Ok(stacks);
         }
         let why = match is_complete {
             true => "the process that reads stacks failed (out of memory?)",
@@ -226,22 +232,27 @@ impl Request {
         if let Some(credentials) = target.credentials {
             credentials.drop_privileges().map_err(|e| e.to_string())?;
         }
-        // Serving comes first.
-        let _ = prefork_os::thread::set_thread_niceness(5);
         let mut unwinder = StackUnwinder::new(&files);
-        let mut symbolizer = Symbolizer::new(&files);
+        let mut stacks = Vec::new();
         let captured =
             memory.captured_threads(self.area, self.number).map_err(|e| e.to_string())?;
         for (slot, id) in captured {
-            let Some(thread) = threads.iter_mut().find(|thread| thread.thread == id) else {
-                continue;
-            };
+            let index = threads.iter().position(|thread| thread.thread == id);
+            let Some(index) = index else { continue };
             let copy = memory.read_stack(self.area, slot).map_err(|e| e.to_string())?;
-            let unwound = unwinder.unwind(&copy);
-            thread.frames.clear();
-            symbolizer.add_frames(thread, &unwound, &unwinder);
+            stacks.push((index, unwinder.unwind(&copy)));
         }
-        send(&mut pipe, &ReaderMessage::Stacks(threads))
+        let addresses = stacks.iter().flat_map(|(_, stack)| stack.addresses.iter().copied());
+        let names = symbol_names(&files, &unwinder, addresses);
+        // The names first: the debug information of a large program takes seconds, and may be too much.
+        for has_lines in [false, true] {
+            let mut symbolizer = Symbolizer::new(&files, &unwinder, &names, has_lines);
+            for (index, stack) in &stacks {
+                symbolizer.set_frames(&mut threads[*index], stack);
+            }
+            send(&mut pipe, &ReaderMessage::Stacks(threads.clone()))?;
+        }
+        Ok(())
     }
 
     /// Waits until all threads that can answer have copied their stacks, or the time is over.
@@ -259,7 +270,14 @@ impl Request {
                 let cannot = |state| matches!(state, 'T' | 't' | 'Z' | 'X');
                 !is_done(*id) && !files.state().is_none_or(cannot) && !files.blocks_signal(signal)
             };
-            if start.elapsed() >= CAPTURE_TIMEOUT || !files.iter().any(|one| is_awaited(&one)) {
+            let mut awaited = files.iter().filter(is_awaited).peekable();
+            let is_starved = |(_, files): &(u32, ThreadFiles)| files.state() == Some('R');
+            let elapsed = start.elapsed();
+            let is_over = match elapsed >= CAPTURE_TIMEOUT {
+                true => elapsed >= BUSY_CAPTURE_TIMEOUT || !awaited.any(is_starved),
+                false => awaited.peek().is_none(),
+            };
+            if is_over {
                 break;
             }
             std::thread::sleep(Duration::from_millis(1));

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 
 use addr2line::Loader;
+use object::{Object, ObjectSymbol, SymbolKind};
 
-use super::loaded_files::LoadedFile;
+use super::loaded_files::{FileReader, LoadedFile};
 use super::unwind::{StackUnwinder, UnwoundStack};
 use super::worker_stack::{StackFrame, ThreadStack};
 
@@ -18,29 +19,79 @@ const MAX_NAME_CHARS: usize = 1024;
 /// The most functions that were inlined into each other and are shown.
 const MAX_INLINED: usize = 32;
 
-/// Finds the names of addresses in the files of one worker.
-pub(super) struct Symbolizer<'files> {
-    files: &'files [LoadedFile],
+/// Returns the names of the functions at `addresses` from the symbol tables: quickly, in one pass over each table.
+pub(super) fn symbol_names(
+    files: &[LoadedFile],
+    unwinder: &StackUnwinder,
+    addresses: impl Iterator<Item = u64>,
+) -> BTreeMap<u64, String> {
+    let mut wanted: BTreeMap<usize, BTreeMap<u64, u64>> = BTreeMap::new();
+    for address in addresses {
+        if let Some((index, in_file)) = unwinder.locate(files, address) {
+            wanted.entry(index).or_default().insert(in_file, address);
+        }
+    }
+    let mut names = BTreeMap::new();
+    for (index, wanted) in wanted {
+        let Some(reader) = files[index].reader() else { continue };
+        if let Ok(object) = object::File::parse(&reader) {
+            add_symbol_names(&object, &wanted, &mut names);
+        }
+    }
+    names
+}
+
+/// Adds the names of the addresses in `wanted`, whose values are the keys in `names`.
+fn add_symbol_names<'data>(
+    object: &object::File<'data, &'data FileReader>,
+    wanted: &BTreeMap<u64, u64>,
+    names: &mut BTreeMap<u64, String>,
+) {
+    // A stripped file has the symbols that it exports.
+    let symbols = object.symbols().chain(object.dynamic_symbols());
+    for symbol in symbols.filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.size() > 0) {
+        let end = symbol.address().saturating_add(symbol.size());
+        for (_, address) in wanted.range(symbol.address()..end) {
+            if !names.contains_key(address)
+                && let Ok(name) = symbol.name()
+            {
+                let name = addr2line::demangle_auto(name.into(), None).into_owned();
+                names.insert(*address, shorten(name));
+            }
+        }
+    }
+}
+
+/// Makes frames of the addresses in the files of one worker.
+pub(super) struct Symbolizer<'a> {
+    files: &'a [LoadedFile],
+    unwinder: &'a StackUnwinder,
+    /// The names from the symbol tables.
+    names: &'a BTreeMap<u64, String>,
+    /// Whether the debug information is read, for lines and inlined functions. It may be large.
+    has_lines: bool,
     /// The loader of each file that a stack has needed; `None` if the file cannot be read.
     loaders: BTreeMap<usize, Option<Loader>>,
     known: BTreeMap<u64, Vec<StackFrame>>,
 }
 
-impl<'files> Symbolizer<'files> {
-    pub(super) fn new(files: &'files [LoadedFile]) -> Symbolizer<'files> {
-        Symbolizer { files, loaders: BTreeMap::new(), known: BTreeMap::new() }
+impl<'a> Symbolizer<'a> {
+    pub(super) fn new(
+        files: &'a [LoadedFile],
+        unwinder: &'a StackUnwinder,
+        names: &'a BTreeMap<u64, String>,
+        has_lines: bool,
+    ) -> Symbolizer<'a> {
+        let (loaders, known) = (BTreeMap::new(), BTreeMap::new());
+        Symbolizer { files, unwinder, names, has_lines, loaders, known }
     }
 
-    /// Adds the frames of an unwound stack to its thread.
-    pub(super) fn add_frames(
-        &mut self,
-        thread: &mut ThreadStack,
-        stack: &UnwoundStack,
-        unwinder: &StackUnwinder,
-    ) {
+    /// Replaces the frames of a thread by those of its unwound stack.
+    pub(super) fn set_frames(&mut self, thread: &mut ThreadStack, stack: &UnwoundStack) {
+        thread.frames.clear();
         thread.is_cut = stack.is_cut;
         for address in &stack.addresses {
-            for frame in self.frames_at(*address, unwinder) {
+            for frame in self.frames_at(*address) {
                 let is_same = |last: &StackFrame| {
                     last.function.is_some()
                         && (&last.function, &last.file) == (&frame.function, &frame.file)
@@ -59,41 +110,38 @@ impl<'files> Symbolizer<'files> {
     }
 
     /// Returns the function at `address`, after those that are inlined there.
-    fn frames_at(&mut self, address: u64, unwinder: &StackUnwinder) -> Vec<StackFrame> {
+    fn frames_at(&mut self, address: u64) -> Vec<StackFrame> {
         if let Some(frames) = self.known.get(&address) {
             return frames.clone();
         }
-        let frames = match unwinder.locate(self.files, address) {
-            Some((index, in_file)) => self.frames_in_file(index, in_file),
-            None => vec![StackFrame {
-                module: "?".to_string(),
-                address,
-                repeats: 1,
-                ..StackFrame::default()
-            }],
+        let function = self.names.get(&address).cloned();
+        let plain = StackFrame { function, repeats: 1, ..StackFrame::default() };
+        let frames = match self.unwinder.locate(self.files, address) {
+            Some((index, in_file)) => {
+                let module = self.files[index].name.clone();
+                self.frames_in_file(index, StackFrame { module, address: in_file, ..plain })
+            }
+            None => vec![StackFrame { module: "?".to_string(), address, ..plain }],
         };
         self.known.insert(address, frames.clone());
         frames
     }
 
-    fn frames_in_file(&mut self, index: usize, address: u64) -> Vec<StackFrame> {
+    fn frames_in_file(&mut self, index: usize, plain: StackFrame) -> Vec<StackFrame> {
+        if !self.has_lines {
+            return vec![plain];
+        }
         let file = &self.files[index];
         let loader = self.loaders.entry(index).or_insert_with(|| {
             let fd = file.file.as_ref()?.as_raw_fd();
             Loader::new(format!("/proc/self/fd/{fd}")).ok()
         });
-        let plain =
-            StackFrame { module: file.name.clone(), address, repeats: 1, ..StackFrame::default() };
-        let Some(loader) = loader else { return vec![plain] };
-        let mut frames = inlined_frames(loader, &plain);
-        // The symbol of the function into which the others are inlined: debug information may have its name without a path.
-        let symbol = loader.find_symbol(address);
-        let symbol = symbol.map(|name| addr2line::demangle_auto(name.into(), None).into_owned());
+        let mut frames =
+            loader.as_ref().map_or(Vec::new(), |loader| inlined_frames(loader, &plain));
         match frames.last_mut() {
-            Some(outermost) => {
-                outermost.function = symbol.map(shorten).or(outermost.function.take())
-            }
-            None => frames.push(StackFrame { function: symbol.map(shorten), ..plain }),
+            // The function into which the others are inlined: debug information may have its name without a path.
+            Some(outermost) => outermost.function = plain.function.or(outermost.function.take()),
+            None => frames.push(plain),
         }
         frames
     }

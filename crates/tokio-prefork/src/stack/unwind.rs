@@ -7,8 +7,8 @@ use framehop::{
     Unwinder, UnwinderNative,
 };
 use object::elf::PF_X;
-use object::{Object, ObjectSection, ObjectSegment, ReadCache, ReadRef, SegmentFlags};
-use prefork_os::stack_capture::{CapturedStack, vdso_image};
+use object::{Object, ObjectSection, ObjectSegment, SegmentFlags};
+use prefork_os::stack_capture::CapturedStack;
 
 use super::loaded_files::LoadedFile;
 
@@ -99,25 +99,14 @@ fn registers_of(copy: &CapturedStack) -> UnwindRegsNative {
     UnwindRegsNative::new_with_ptr_auth_mask(mask, copy.lr, copy.sp, copy.fp)
 }
 
-/// Adds the unwind information of a file. Returns the difference between its addresses in memory and in the file.
-fn add_file(unwinder: &mut FileUnwinder, file: &LoadedFile) -> Option<u64> {
-    if file.name == "[vdso]" {
-        return add_object(unwinder, file, vdso_image()?);
-    }
-    let cache = ReadCache::new(file.file.as_ref()?.try_clone().ok()?);
-    add_object(unwinder, file, &cache)
-}
-
 fn is_executable<'data>(segment: &impl ObjectSegment<'data>) -> bool {
     matches!(segment.flags(), SegmentFlags::Elf { p_flags } if p_flags & PF_X != 0)
 }
 
-fn add_object<'data>(
-    unwinder: &mut FileUnwinder,
-    file: &LoadedFile,
-    data: impl ReadRef<'data>,
-) -> Option<u64> {
-    let object = object::File::parse(data).ok()?;
+/// Adds the unwind information of a file. Returns the difference between its addresses in memory and in the file.
+fn add_file(unwinder: &mut FileUnwinder, file: &LoadedFile) -> Option<u64> {
+    let reader = file.reader()?;
+    let object = object::File::parse(&reader).ok()?;
     let code = file.code.first()?;
     // Only executable segments: the one before may end in the page in which the code begins.
     let bias = object.segments().filter(is_executable).find_map(|segment| {
