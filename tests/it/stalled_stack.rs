@@ -7,9 +7,6 @@ use crate::support::command::ProcessBuilder;
 use crate::support::load::Load;
 use crate::support::{Server, log, process, wait};
 
-/// Debug information takes seconds to read on a busy machine with programs that are not optimised.
-const LONG: &str = "100s";
-
 fn start(workers: usize, args: &[&str]) -> Server {
     let builder = ProcessBuilder::program("stuck-handlers").workers(workers);
     builder.args(args.iter().copied()).start()
@@ -17,7 +14,7 @@ fn start(workers: usize, args: &[&str]) -> Server {
 
 /// Starts workers that are not killed when they stall.
 fn start_patient(workers: usize, args: &[&str]) -> Server {
-    let all = ["--stall-warn", "600ms", "--stall-timeout", LONG, "--graceful-timeout", "1s"];
+    let all = ["stall-warn-ms=600", "stall-timeout-ms=100000", "graceful-timeout-ms=1000"];
     start(workers, &[&all[..], args].concat())
 }
 
@@ -95,7 +92,7 @@ fn stack_shows_a_thread_that_waits_in_a_system_call_or_a_lock() {
 
 #[test]
 fn stack_shows_the_threads_of_pools_and_the_idle_event_loop() {
-    let server = start_patient(1, &["--pool-threads", "1"]);
+    let server = start_patient(1, &["pool-threads=1"]);
     let _client = server.send_get("/pool");
     wait_serving(&server, "/pool");
     wait::wait_until("the job on the stack", || {
@@ -112,7 +109,7 @@ fn stack_shows_the_threads_of_pools_and_the_idle_event_loop() {
 fn stack_shows_the_busy_threads_of_the_models_with_threads() {
     for model in ["threads", "thread-per-core"] {
         let builder = ProcessBuilder::program("stuck-handlers").model(model, 2);
-        let server = builder.args(["--stall-timeout", LONG, "--graceful-timeout", "1s"]).start();
+        let server = builder.args(["stall-timeout-ms=100000", "graceful-timeout-ms=1000"]).start();
         let _client = server.send_get("/spin");
         wait::wait_until(&format!("the handler under {model}"), || {
             has_frames(&stack_of(&server, 1), &["spin_in_a_loop", "stuck_handlers::answer"])
@@ -124,7 +121,7 @@ fn stack_shows_the_busy_threads_of_the_models_with_threads() {
 #[test]
 fn the_stalled_thread_of_thread_per_core_is_the_one_in_the_log() {
     let builder = ProcessBuilder::program("stuck-handlers").model("thread-per-core", 2);
-    let args = ["--stall-warn", "600ms", "--stall-timeout", LONG, "--graceful-timeout", "1s"];
+    let args = ["stall-warn-ms=600", "stall-timeout-ms=100000", "graceful-timeout-ms=1000"];
     let server = builder.args(args).start();
     let _client = server.send_get("/spin");
     server.wait_log(&["WARN", "spin_in_a_loop", "thread"]);
@@ -151,7 +148,7 @@ fn deep_recursion_is_cut_and_counted() {
 
 #[test]
 fn a_stack_is_taken_before_a_stalled_worker_is_aborted() {
-    let args = ["--stall-warn", "60s", "--stall-timeout", "1500ms", "--graceful-timeout", "1s"];
+    let args = ["stall-warn-ms=60000", "stall-timeout-ms=1500", "graceful-timeout-ms=1000"];
     let server = start(1, &args).allow_errors(&["worker="]);
     let pid = server.worker_pids()[0];
     let _client = server.send_get("/spin");
@@ -181,7 +178,7 @@ fn a_stopped_worker_is_named_as_stopped() {
 
 #[test]
 fn a_worker_that_dies_meanwhile_is_replaced_and_the_client_gets_an_answer() {
-    let server = start(2, &["--graceful-timeout", "1s"]).allow_errors(&["worker="]);
+    let server = start(2, &["graceful-timeout-ms=1000"]).allow_errors(&["worker="]);
     for round in 0..4 {
         let pid = server.worker_pids()[0];
         let status = server.status();
@@ -204,7 +201,7 @@ fn a_worker_that_dies_meanwhile_is_replaced_and_the_client_gets_an_answer() {
 
 #[test]
 fn a_stack_that_overflows_while_stacks_are_taken_ends_its_worker_only() {
-    let server = start(2, &["--stall-timeout", LONG, "--graceful-timeout", "1s"]);
+    let server = start(2, &["stall-timeout-ms=100000", "graceful-timeout-ms=1000"]);
     let server = server.allow_errors(&["worker=", "overflow"]);
     let pids = server.worker_pids();
     let mut client = server.send_get("/recurse");
@@ -261,7 +258,7 @@ fn an_unknown_worker_and_missing_arguments_are_errors() {
 #[test]
 fn workers_from_before_an_upgrade_show_their_stacks() {
     let server =
-        start(1, &["--graceful-timeout", LONG, "--stall-timeout", LONG, "--stall-warn", "600ms"]);
+        start(1, &["graceful-timeout-ms=100000", "stall-timeout-ms=100000", "stall-warn-ms=600"]);
     let pid = server.worker_pids()[0];
     let _client = server.send_get("/spin");
     wait_serving(&server, "/spin");

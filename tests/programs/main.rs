@@ -172,6 +172,12 @@ fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArgumen
                         let limit = Duration::from_millis(number()?.into());
                         builder = builder.graceful_timeout(limit);
                     }
+                    "stall-warn-ms" => {
+                        builder = builder.stall_warn(Duration::from_millis(number()?.into()));
+                    }
+                    "stall-timeout-ms" => {
+                        builder = builder.stall_timeout(Duration::from_millis(number()?.into()));
+                    }
                     "request-timeout-ms" => {
                         let limit = Duration::from_millis(number()?.into());
                         builder = builder.request_timeout(limit);

@@ -90,15 +90,21 @@ impl AsFd for StackMemory {
 }
 
 impl StackMemory {
-    /// Creates memory with `areas` areas. Untouched areas cost nothing.
+    /// Creates memory with `areas` areas, or with fewer if `ulimit -f` limits the size of files. Untouched areas cost nothing.
     ///
     /// # Errors
-    /// The kernel has no descriptor left, or `ulimit -f` is too low for the size of the file.
+    /// The kernel has no descriptor left, or `ulimit -f` leaves no room for an area.
     pub fn create(areas: usize) -> io::Result<StackMemory> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let memory = memfd_create("prefork-stacks", flags)?;
-        let bytes = areas.checked_mul(AREA_BYTES).and_then(|bytes| i64::try_from(bytes).ok());
-        nix::unistd::ftruncate(&memory, bytes.ok_or(io::ErrorKind::InvalidInput)?)?;
+        let mut areas = areas;
+        loop {
+            let bytes = areas.checked_mul(AREA_BYTES).and_then(|bytes| i64::try_from(bytes).ok());
+            match nix::unistd::ftruncate(&memory, bytes.ok_or(io::ErrorKind::InvalidInput)?) {
+                Err(nix::errno::Errno::EFBIG) if areas > 1 => areas /= 2,
+                done => break done?,
+            }
+        }
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&memory, FcntlArg::F_ADD_SEALS(seals))?;
         Ok(StackMemory(File::from(memory)))

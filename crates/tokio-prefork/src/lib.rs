@@ -57,6 +57,7 @@
 //! | `axum` | axum's extractors `ConnectInfo<SocketAddr>` and `ConnectInfo<PeerAddr>`; [`ConnectionInfo`] is an extractor |
 //! | `cli` | module `cli`: the flags, environment variables and TOML file of `prefork serve` for your own program |
 //! | `http2` | HTTP/2 without TLS, by prior knowledge; tonic needs it |
+//! | `stack-traces` | [`stack`]: where in the code a stuck request stands, in the log and on demand |
 //! | `testing` | module `testing`: clusters in the tests of your program |
 //!
 //! None is on by default. Services of tower and axum need no feature.
