@@ -12,6 +12,9 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a process may serve its open connections after it was told to drain.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a ready process waits for the one before it to stop accepting.
+const STOP_ACCEPTING_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How long the event loop of a process may stall before it is killed.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -45,6 +48,8 @@ pub struct AdminProcessId(pub u64);
 pub enum AdminAction {
     /// Forks a process with this id.
     Fork(AdminProcessId),
+    /// Tells the process to accept connections.
+    StartAccepting(AdminProcessId),
     /// Tells the process to accept no more and to exit when its requests are answered.
     Drain(AdminProcessId),
     /// Sends SIGKILL.
@@ -69,7 +74,9 @@ pub enum AdminKillReason {
 pub enum AdminProcessState {
     /// Forked and not ready yet.
     Booting,
-    /// Ready: it answers.
+    /// Ready, and waiting until no other process accepts: an upgraded primary has other figures than the one before.
+    Ready,
+    /// Accepts connections and answers.
     Serving,
     /// Told to drain.
     Draining,
@@ -102,6 +109,8 @@ struct AdminProcess {
     /// When it is killed, while it boots or drains.
     deadline: Option<Instant>,
     ready_at: Option<Instant>,
+    /// Until when a draining process may still accept. `None`: it accepts no more.
+    accepts_until: Option<Instant>,
     killed_for: Option<AdminKillReason>,
     heartbeat: u64,
     /// How long `heartbeat` has been the same.
@@ -137,11 +146,16 @@ impl AdminSupervisor {
     pub fn on_ready(&mut self, now: Instant, id: AdminProcessId) {
         let Some(process) = self.get_mut(id) else { return };
         if process.state == AdminProcessState::Booting {
-            process.state = AdminProcessState::Serving;
+            process.state = AdminProcessState::Ready;
             process.deadline = None;
             process.ready_at = Some(now);
             process.unchanged_for = Duration::ZERO;
         }
+    }
+
+    /// Records that a draining process accepts no more connections.
+    pub fn on_stopped_accepting(&mut self, id: AdminProcessId) {
+        self.get_mut(id).into_iter().for_each(|process| process.accepts_until = None);
     }
 
     /// Records that a process has exited, or that its fork failed. Returns whether nobody has asked for it.
@@ -196,29 +210,53 @@ impl AdminSupervisor {
     pub fn actions(&mut self, now: Instant) -> Vec<AdminAction> {
         let mut actions = Vec::new();
         self.kill_overdue(now, &mut actions);
+        self.drain_obsolete(now, &mut actions);
+        self.start_accepting(now, &mut actions);
+        self.fork_if_due(now, &mut actions);
+        actions
+    }
+
+    /// Drains or kills what is not wanted any more. A process serves until its successor is ready.
+    fn drain_obsolete(&mut self, now: Instant, actions: &mut Vec<AdminAction>) {
         let wanted = self.wanted;
         let has_successor = self.processes.iter().any(|process| {
-            process.version == wanted && process.state == AdminProcessState::Serving
+            process.version == wanted
+                && matches!(process.state, AdminProcessState::Ready | AdminProcessState::Serving)
         });
         for process in &mut self.processes {
             let is_obsolete = wanted.is_none() || process.version != wanted;
             match process.state {
-                // It serves until its successor does.
                 AdminProcessState::Serving
                     if is_obsolete && (wanted.is_none() || has_successor) =>
                 {
                     process.state = AdminProcessState::Draining;
                     process.deadline = Some(now + DRAIN_TIMEOUT);
+                    process.accepts_until = Some(now + STOP_ACCEPTING_TIMEOUT);
                     actions.push(AdminAction::Drain(process.id));
                 }
-                AdminProcessState::Booting if is_obsolete => {
-                    process.kill(AdminKillReason::Superseded, &mut actions);
+                AdminProcessState::Booting | AdminProcessState::Ready if is_obsolete => {
+                    process.kill(AdminKillReason::Superseded, actions);
                 }
                 _ => {}
             }
         }
-        self.fork_if_due(now, &mut actions);
-        actions
+    }
+
+    /// Lets the ready process accept when no other one does.
+    fn start_accepting(&mut self, now: Instant, actions: &mut Vec<AdminAction>) {
+        let is_accepting = |process: &AdminProcess| match process.state {
+            AdminProcessState::Serving => true,
+            AdminProcessState::Draining => process.accepts_until.is_some_and(|until| until > now),
+            _ => false,
+        };
+        if self.processes.iter().any(is_accepting) {
+            return;
+        }
+        let ready = self.processes.iter_mut().find(|one| one.state == AdminProcessState::Ready);
+        if let Some(process) = ready {
+            process.state = AdminProcessState::Serving;
+            actions.push(AdminAction::StartAccepting(process.id));
+        }
     }
 
     fn kill_overdue(&mut self, now: Instant, actions: &mut Vec<AdminAction>) {
@@ -231,7 +269,9 @@ impl AdminSupervisor {
                 AdminProcessState::Draining if is_overdue => {
                     process.kill(AdminKillReason::DrainTimeout, actions);
                 }
-                AdminProcessState::Serving if process.unchanged_for >= STALL_TIMEOUT => {
+                AdminProcessState::Ready | AdminProcessState::Serving
+                    if process.unchanged_for >= STALL_TIMEOUT =>
+                {
                     process.kill(AdminKillReason::Stalled, actions);
                 }
                 _ => {}
@@ -273,15 +313,18 @@ impl AdminSupervisor {
         let of_processes = self.processes.iter().filter_map(|process| process.deadline);
         let of_check = self.last_check.map(|last| last + CHECK_INTERVAL);
         let of_check = of_check.filter(|_| !self.processes.is_empty());
+        let is_waiting = self.processes.iter().any(|one| one.state == AdminProcessState::Ready);
+        let of_handover = self.processes.iter().filter_map(|process| process.accepts_until);
+        let of_handover = of_handover.filter(|_| is_waiting).min();
         let of_fork = self.next_fork.filter(|_| self.is_fork_wanted());
-        of_processes.chain(of_check).chain(of_fork).min()
+        of_processes.chain(of_check).chain(of_handover).chain(of_fork).min()
     }
 
     /// Returns the process that answers, or else the one that boots, with its state.
     pub fn current(&self) -> Option<(AdminProcessId, AdminProcessState)> {
         let rank = |process: &&AdminProcess| match process.state {
             AdminProcessState::Serving => (2, process.id),
-            AdminProcessState::Booting => (1, process.id),
+            AdminProcessState::Booting | AdminProcessState::Ready => (1, process.id),
             AdminProcessState::Draining | AdminProcessState::Killed => (0, process.id),
         };
         self.processes.iter().max_by_key(rank).map(|process| (process.id, process.state))
@@ -310,6 +353,7 @@ impl AdminProcess {
             state: AdminProcessState::Booting,
             deadline: Some(now + BOOT_TIMEOUT),
             ready_at: None,
+            accepts_until: None,
             killed_for: None,
             heartbeat: 0,
             unchanged_for: Duration::ZERO,
@@ -328,7 +372,7 @@ impl AdminProcessState {
     /// Returns the name that the status shows.
     pub fn name(self) -> &'static str {
         match self {
-            AdminProcessState::Booting => "booting",
+            AdminProcessState::Booting | AdminProcessState::Ready => "booting",
             AdminProcessState::Serving => "serving",
             AdminProcessState::Draining => "draining",
             AdminProcessState::Killed => "killed",
@@ -364,7 +408,7 @@ mod tests {
         supervisor.set_wanted(Some(1));
         let id = forked(&mut supervisor, now);
         supervisor.on_ready(now, id);
-        assert!(supervisor.actions(now).is_empty());
+        assert_eq!(supervisor.actions(now), [AdminAction::StartAccepting(id)]);
         (supervisor, id)
     }
 
@@ -385,9 +429,24 @@ mod tests {
         assert_eq!(supervisor.current(), Some((old, AdminProcessState::Serving)));
         supervisor.on_ready(now, new);
         assert_eq!(supervisor.actions(now), [AdminAction::Drain(old)]);
-        assert!(!supervisor.on_exited(now, old));
+        supervisor.on_stopped_accepting(old);
+        assert_eq!(supervisor.actions(now), [AdminAction::StartAccepting(new)]);
         assert_eq!(supervisor.current(), Some((new, AdminProcessState::Serving)));
+        assert!(!supervisor.on_exited(now, old));
         assert_eq!((supervisor.actions(now), supervisor.restart_count()), (vec![], 0));
+    }
+
+    #[test]
+    fn a_process_that_does_not_stop_accepting_delays_its_successor_by_a_second_only() {
+        let now = Instant::now();
+        let (mut supervisor, old) = serving(now);
+        supervisor.set_wanted(Some(2));
+        let new = forked(&mut supervisor, now);
+        supervisor.on_ready(now, new);
+        assert_eq!(supervisor.actions(now), [AdminAction::Drain(old)]);
+        let later = supervisor.next_deadline().expect("the end of the wait");
+        assert!(later <= now + SECOND);
+        assert_eq!(supervisor.actions(later), [AdminAction::StartAccepting(new)]);
     }
 
     #[test]
@@ -430,6 +489,7 @@ mod tests {
             }
             id = forked(&mut supervisor, now);
             supervisor.on_ready(now, id);
+            assert_eq!(supervisor.actions(now), [AdminAction::StartAccepting(id)]);
         }
         assert_eq!(supervisor.restart_count(), 20);
     }
@@ -488,5 +548,7 @@ mod tests {
         assert_eq!(new, AdminProcessId(8));
         supervisor.on_ready(now, new);
         assert_eq!(supervisor.actions(now), [AdminAction::Drain(old)]);
+        assert!(!supervisor.on_exited(now, old));
+        assert_eq!(supervisor.actions(now), [AdminAction::StartAccepting(new)]);
     }
 }

@@ -88,29 +88,38 @@ async fn serve(init: AdminProcessInit) -> Result<()> {
     let acceptors = acceptors.collect::<Result<Vec<_>>>()?;
     state.own_page.record_heartbeat(monotonic_ms());
     tokio::task::spawn_local(run_heartbeat(Rc::clone(&state), init.terminate));
-    let accepting: Vec<_> = acceptors
-        .into_iter()
-        .map(|acceptor| tokio::task::spawn_local(acceptor.run(Rc::clone(&state))))
-        .collect();
     channel
         .send(&WorkerReport::Ready)
         .map_err(|e| Error::system("report to the primary that the admin process is ready", e))?;
     tokio::select! {
-        () = follow_primary(&channel) => {}
+        () = follow_primary(&channel, &state, acceptors) => {}
         () = state.wait_for_drain() => {}
     }
+    // The acceptors are gone. What waits in the queues of their sockets is for the successor.
     state.begin_drain();
-    // What waits in the queue of the socket is for the successor.
-    accepting.iter().for_each(tokio::task::JoinHandle::abort);
+    // Without a primary nobody wants to know.
+    let _ = channel.send(&WorkerReport::Retiring);
     state.connections.wait_until_none().await;
     Ok(())
 }
 
-/// Handles what the primary sends until it tells the process to drain, or is gone.
-async fn follow_primary(channel: &WorkerChannelEnd) {
+/// Accepts when the primary says so, until it tells the process to drain, or is gone.
+async fn follow_primary(
+    channel: &WorkerChannelEnd,
+    state: &Rc<AdminState>,
+    acceptors: Vec<AdminAcceptor>,
+) {
+    let mut waiting = acceptors;
+    // Dropped at the end, which stops accepting at once.
+    let mut accepting = tokio::task::JoinSet::new();
     while let Some(received) = channel.receive().await {
         match received {
-            ReceivedCommand::Command(WorkerCommand::Drain { .. }) => return,
+            ReceivedCommand::Command(WorkerCommand::StartAccepting) => {
+                for acceptor in waiting.drain(..) {
+                    accepting.spawn_local(acceptor.run(Rc::clone(state)));
+                }
+            }
+            ReceivedCommand::Command(WorkerCommand::Drain { .. }) => break,
             ReceivedCommand::ReopenLog(file) => {
                 if let Err(e) = crate::log_output::replace_log_stream(&file) {
                     log::error!("the admin process cannot switch stderr to the reopened log: {e}");
@@ -120,6 +129,7 @@ async fn follow_primary(channel: &WorkerChannelEnd) {
             _ => {}
         }
     }
+    accepting.shutdown().await;
 }
 
 /// Publishes the heartbeat, closes overdue connections, and looks for SIGTERM.

@@ -31,6 +31,7 @@ const ADOPT_SLOT: u8 = 0x85;
 const RELEASE_SLOT: u8 = 0x86;
 const TAKE_OVER_PROXIED: u8 = 0x88;
 const TAKE_OVER_ACCEPTED: u8 = 0x89;
+const START_ACCEPTING: u8 = 0x8a;
 
 /// Why a datagram is invalid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -101,6 +102,7 @@ impl WorkerCommand {
                 encode_with_handover_state(TAKE_OVER_CONNECTION, TAKE_OVER_PROXIED, state)
             }
             WorkerCommand::RetireAcknowledged => vec![RETIRE_ACKNOWLEDGED],
+            WorkerCommand::StartAccepting => vec![START_ACCEPTING],
             WorkerCommand::ReopenLog => vec![REOPEN_LOG],
             WorkerCommand::ReopenAccessLog => vec![REOPEN_ACCESS_LOG],
             WorkerCommand::AdoptSlot { slot, closing } => {
@@ -140,6 +142,7 @@ impl WorkerCommand {
                 Ok(WorkerCommand::TakeOverConnection(HandoverState::accepted()))
             }
             [RETIRE_ACKNOWLEDGED] => Ok(WorkerCommand::RetireAcknowledged),
+            [START_ACCEPTING] => Ok(WorkerCommand::StartAccepting),
             [REOPEN_LOG] => Ok(WorkerCommand::ReopenLog),
             [REOPEN_ACCESS_LOG] => Ok(WorkerCommand::ReopenAccessLog),
             [ADOPT_SLOT, slot @ .., closing @ (0 | 1)] => {
@@ -147,7 +150,7 @@ impl WorkerCommand {
             }
             [RELEASE_SLOT, slot @ ..] => decode_slot(slot).map(WorkerCommand::ReleaseSlot),
             [
-                RETIRE_ACKNOWLEDGED | REOPEN_LOG | REOPEN_ACCESS_LOG | ADOPT_SLOT
+                RETIRE_ACKNOWLEDGED | START_ACCEPTING | REOPEN_LOG | REOPEN_ACCESS_LOG | ADOPT_SLOT
                 | TAKE_OVER_ACCEPTED,
                 ..,
             ] => Err(wrong_length),
@@ -287,7 +290,7 @@ mod tests {
             let adopt = WorkerCommand::AdoptSlot { slot, closing };
             let adoption = [adopt, WorkerCommand::ReleaseSlot(slot)];
             let accepted = WorkerCommand::TakeOverConnection(HandoverState::accepted());
-            let others = [drain, accepted, WorkerCommand::TakeOverConnection(unread), WorkerCommand::RetireAcknowledged, WorkerCommand::ReopenLog, WorkerCommand::ReopenAccessLog];
+            let others = [drain, accepted, WorkerCommand::TakeOverConnection(unread), WorkerCommand::RetireAcknowledged, WorkerCommand::StartAccepting, WorkerCommand::ReopenLog, WorkerCommand::ReopenAccessLog];
             for message in others.into_iter().chain(adoption) {
                 prop_assert_eq!(WorkerCommand::decode(&message.encode()), Ok(message));
             }

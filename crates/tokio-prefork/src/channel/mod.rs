@@ -74,6 +74,8 @@ pub(crate) enum WorkerCommand {
     ReopenLog,
     /// Write the access log to this file from now on. A descriptor is attached.
     ReopenAccessLog,
+    /// Begin to accept connections. For a process of the admin listener, which waits for it when it is ready.
+    StartAccepting,
 }
 
 /// When a draining worker hands over its connections.

@@ -57,6 +57,8 @@ pub(crate) async fn follow_primary(state: Rc<LocalWorkerState>) {
             ) => {
                 set_released(&state);
             }
+            // For processes of the admin listener only.
+            ReceivedCommand::Command(WorkerCommand::StartAccepting) => {}
         }
     }
     state.shared.is_primary_connected.store(false, Ordering::Release);

@@ -135,6 +135,9 @@ impl AdminListener {
                     event_log.log_admin_ready(process.pid);
                     self.is_changed = true;
                 }
+                ReceivedReport::Report(WorkerReport::Retiring) => {
+                    self.supervisor.on_stopped_accepting(id);
+                }
                 ReceivedReport::Report(WorkerReport::BootFailed(reason)) => {
                     process.boot_error = Some(reason);
                 }
@@ -184,6 +187,9 @@ impl AdminListener {
         for action in supervisor.actions(now) {
             match action {
                 AdminAction::Fork(id) => fork = Some(id),
+                AdminAction::StartAccepting(id) => {
+                    processes.get(&id).into_iter().for_each(AdminProcess::start_accepting);
+                }
                 AdminAction::Drain(id) => {
                     processes.get(&id).into_iter().for_each(AdminProcess::drain);
                 }
@@ -308,6 +314,11 @@ impl AdminListener {
 }
 
 impl AdminProcess {
+    fn start_accepting(&self) {
+        // One that does not read its channel has stalled, and is killed.
+        let _ = self.channel.as_ref().map(|one| one.send(&WorkerCommand::StartAccepting));
+    }
+
     fn drain(&self) {
         let order = WorkerCommand::Drain {
             grace: DRAIN_GRACE,

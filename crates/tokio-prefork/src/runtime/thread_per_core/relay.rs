@@ -99,7 +99,8 @@ async fn forward_commands(relay: Rc<ThreadRelay>) {
             ReceivedCommand::Command(
                 WorkerCommand::TakeOverConnection(_)
                 | WorkerCommand::ReopenLog
-                | WorkerCommand::ReopenAccessLog,
+                | WorkerCommand::ReopenAccessLog
+                | WorkerCommand::StartAccepting,
             ) => {}
         }
     }
