@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::settings::{FlagValues, PROGRAM};
@@ -23,12 +23,13 @@ use tokio_prefork::{ListenAddr, UnixAddr};
 
 const HELP: &str = "\
 ADDRESS is HOST:PORT, :PORT or unix:PATH. The default is the first listening address that the environment or the \
-configuration file sets (PREFORK_BIND, PORT, PREFORK_CONFIG).
+configuration file sets (PREFORK_BIND, PORT, PREFORK_CONFIG); with --admin, the admin listener (PREFORK_ADMIN).
 
 Exit status: 0 the response has a status of 200 to 299, 1 it has another status, 69 there was no response in time.
 
 Examples:
   prefork health
+  prefork health --admin --path /livez
   prefork health :8080 --path /readyz --timeout 1s
   HEALTHCHECK CMD [\"/prefork\", \"health\"]";
 
@@ -42,6 +43,8 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct HealthCall {
     address: Option<ListenAddr>,
+    /// Whether the default address is that of the admin listener.
+    admin: bool,
     path: String,
     timeout: Duration,
 }
@@ -55,6 +58,12 @@ pub(crate) fn health_command() -> Command {
         .about("Check over HTTP whether a server is ready, for container health checks")
         .after_help(HELP)
         .arg(address.help("Address of the server"))
+        .arg(
+            Arg::new("admin")
+                .long("admin")
+                .action(ArgAction::SetTrue)
+                .help("Ask the admin listener that the environment or the configuration file sets"),
+        )
         .arg(path.help("Path to request"))
         .arg(timeout.value_parser(parse_duration).help("Timeout for the response"))
 }
@@ -63,6 +72,7 @@ pub(crate) fn health_command() -> Command {
 pub(crate) fn parse_health(matches: &ArgMatches) -> Option<HealthCall> {
     Some(HealthCall {
         address: matches.get_one::<ListenAddr>("address").cloned(),
+        admin: matches.get_flag("admin"),
         path: matches.get_one::<String>("path")?.clone(),
         timeout: *matches.get_one("timeout")?,
     })
@@ -71,10 +81,11 @@ pub(crate) fn parse_health(matches: &ArgMatches) -> Option<HealthCall> {
 /// Sends the request. A status other than 200 to 299 is an error.
 pub(crate) fn run_health(call: HealthCall) -> Result<ExitCode> {
     let configured = || {
-        let bind = FlagValues::default().sources(PROGRAM).resolve()?.config().bind().to_vec();
-        bind.into_iter()
-            .next()
-            .ok_or_else(|| Error::config("no address of a server is configured: give ADDRESS"))
+        let settings = FlagValues::default().sources(PROGRAM).resolve()?;
+        let config = settings.config();
+        let first = if call.admin { config.admin() } else { config.bind().first() };
+        let missing = "no address of a server is configured: give ADDRESS";
+        first.cloned().ok_or_else(|| Error::config(missing))
     };
     let address = call.address.map_or_else(configured, Ok)?;
     if call.path.contains(|c: char| c.is_whitespace() || c.is_control()) {
@@ -218,6 +229,9 @@ mod tests {
         let call = parse_health(&matches).expect("call");
         let address = Some(":80".parse().expect("address"));
         let timeout = Duration::from_secs(1);
-        assert_eq!(call, HealthCall { address, path: "/readyz".to_string(), timeout });
+        assert_eq!(
+            call,
+            HealthCall { address, admin: false, path: "/readyz".to_string(), timeout }
+        );
     }
 }

@@ -28,6 +28,7 @@ mod support;
 
 mod accept_queue;
 mod access_log;
+mod admin;
 mod app_name;
 mod bench;
 mod bind;
