@@ -287,7 +287,7 @@ fn check_admin_keys(c: &Config) -> Result<()> {
 /// Returns the error of an admin listener that other machines reach and that asks for no token.
 pub(crate) fn missing_token_error(addr: &dyn std::fmt::Display) -> Error {
     Error::config(format!(
-        "admin = {addr} can be reached from other machines and has no token: give admin-token-file, or an address of this          machine only, such as 127.0.0.1:9090 or unix:PATH"
+        "admin = {addr} can be reached from other machines and has no token: give admin-token-file, or an address of this machine only, such as 127.0.0.1:9090 or unix:PATH"
     ))
 }
 
