@@ -231,6 +231,26 @@ fn the_status_and_the_stall_warning_name_client_and_id() {
 }
 
 #[test]
+fn the_access_log_has_request_and_trace_ids() {
+    for model in MODELS {
+        let builder = Server::builder().model(model, 2);
+        let path = builder.dir().join("access.log");
+        let args = ["--request-id", "on", "--access-log-format", "$request_id $trace_id $status"];
+        let server = builder.args(args).args(["--access-log".as_ref(), path.as_os_str()]).start();
+        let trace = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let traced = id_of(&get_with(&mut server.connect(), "/", &[trace]));
+        let malformed = id_of(&get_with(&mut server.connect(), "/", &["traceparent: 00-1-2-3"]));
+        server.stop();
+        let log = std::fs::read_to_string(&path).expect("a log");
+        let mut lines: Vec<&str> = log.lines().collect();
+        lines.sort_unstable();
+        let traced = format!("{traced} 4bf92f3577b34da6a3ce929d0e0e4736 200");
+        let malformed = format!("{malformed} - 200");
+        assert!(lines == [traced.as_str(), &malformed] || lines == [malformed.as_str(), &traced]);
+    }
+}
+
+#[test]
 fn log_lines_of_a_handler_have_its_id() {
     for format in ["text", "json"] {
         let builder = program(&["request-id=on"]).env("TEST_LOG_FORMAT", format);

@@ -81,6 +81,10 @@ pub(crate) struct Captures {
     pub(crate) user: bool,
     /// Whether the exact duration is logged.
     pub(crate) duration: bool,
+    /// Whether the id of the request is logged.
+    pub(crate) request_id: bool,
+    /// Whether the id of the trace is logged.
+    pub(crate) trace_id: bool,
 }
 
 impl AccessLogFormat {
@@ -231,6 +235,8 @@ impl FormatBuilder {
         if let Some((_, variable)) = VARIABLES.iter().find(|(known, _)| *known == name) {
             match variable {
                 Variable::RemoteUser => self.captures.user = true,
+                Variable::RequestId => self.captures.request_id = true,
+                Variable::TraceId => self.captures.trace_id = true,
                 Variable::Host(_) => {
                     let index = index_of(&mut self.captures.request_headers, HOST);
                     return Ok(Variable::Host(index));

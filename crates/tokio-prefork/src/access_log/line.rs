@@ -9,7 +9,7 @@ use super::escape::ValueWriter;
 use super::format::{AccessLogFormat, FormatPart};
 use super::time_text::TimeText;
 use super::variable::Variable;
-use crate::client::{ClientAddr, ConnectionInfo, PeerAddr};
+use crate::client::{ClientAddr, ConnectionInfo, PeerAddr, RequestId};
 use crate::worker::http::request_record::RequestRecord;
 use prefork_supervisor::WorkerTag;
 
@@ -177,6 +177,14 @@ fn write_head_value(variable: Variable, value: &mut ValueWriter<'_>, request: &L
                 (_, Some(authority)) => value.text(authority.as_str().as_bytes()),
                 (Some(host), None) => value.text(host.as_bytes()),
                 (None, None) => {}
+            }
+        }
+        Variable::RequestId => {
+            value.text(record.request_id.as_ref().map_or("", RequestId::as_str).as_bytes());
+        }
+        Variable::TraceId => {
+            if let Some(id) = record.trace_id {
+                value.own_text(&id.to_string());
             }
         }
         Variable::RequestHeader(index) => {

@@ -2,10 +2,12 @@
 
 use std::io::{Read, Seek};
 
+use hyper::header::HeaderValue;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use proptest::prelude::*;
 
 use super::*;
+use crate::client::RequestId;
 use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId};
 
 const TAG: WorkerTag = WorkerTag {
@@ -105,6 +107,17 @@ fn json_lines_have_numbers_strings_and_nulls() {
         assert_eq!(json[key], value, "{key}");
     }
     assert_eq!(json.as_object().map(serde_json::Map::len), Some(22));
+}
+
+#[test]
+fn request_and_trace_ids_are_those_of_the_request() {
+    let mut request = get("/");
+    let id: RequestId = "from-a-proxy".parse().expect("an id");
+    request.extensions_mut().insert(id);
+    let trace = HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    request.headers_mut().insert("traceparent", trace);
+    let ids = line("$request_id $trace_id", request);
+    assert_eq!(ids, "from-a-proxy 4bf92f3577b34da6a3ce929d0e0e4736");
 }
 
 #[test]

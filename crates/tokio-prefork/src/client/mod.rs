@@ -23,7 +23,6 @@ pub(crate) use proxy_protocol::{HeaderProgress, ProxiedClient, parse_proxy_heade
 pub use proxy_protocol::{ProxyHeader, ProxyProtocol};
 pub use request_id::RequestId;
 pub(crate) use request_id::{RequestIds, X_REQUEST_ID};
-#[cfg(feature = "tracing")]
 pub(crate) use trace_context::TraceParent;
 pub use trace_context::{ParentId, TraceContext, TraceId};
 pub use trusted_proxies::TrustedProxies;

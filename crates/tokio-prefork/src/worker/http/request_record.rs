@@ -11,7 +11,7 @@ use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
 use crate::access_log::Captures;
-use crate::client::{ClientInfo, ConnectionInfo};
+use crate::client::{ClientInfo, ConnectionInfo, RequestId, TraceId, TraceParent};
 
 /// What is recorded of one request.
 #[derive(Debug)]
@@ -27,6 +27,10 @@ pub(crate) struct RequestRecord {
     pub(crate) forwarded: Option<Box<ClientInfo>>,
     /// The user of HTTP Basic authentication, if wanted.
     pub(crate) user: Option<Box<[u8]>>,
+    /// The id of the request, if wanted and if requests have ids.
+    pub(crate) request_id: Option<RequestId>,
+    /// The id of the trace that the request belongs to, if wanted.
+    pub(crate) trace_id: Option<TraceId>,
     /// The wanted headers of the request, in the order of `Captures`.
     pub(crate) request_headers: CapturedHeaders,
     /// The wanted headers of the response, in the order of `Captures`.
@@ -91,6 +95,16 @@ impl RequestRecord {
             queue_wait: None,
             forwarded: None,
             user: if captures.user { basic_auth_user(headers) } else { None },
+            request_id: if captures.request_id {
+                request.extensions().get().cloned()
+            } else {
+                None
+            },
+            trace_id: captures
+                .trace_id
+                .then(|| TraceParent::of_headers(headers))
+                .flatten()
+                .map(|parent| parent.trace_id),
             request_headers: CapturedHeaders::capture(&captures.request_headers, headers),
             response_headers: CapturedHeaders::default(),
             status: None,
