@@ -108,7 +108,7 @@ function drawCharts() {
 function serverTime(response) {
   const ahead = Date.parse(response.headers.get('date') ?? '') - Date.now();
   if (Math.abs(ahead - clockOffset) > 2_000) clockOffset = ahead;
-  return performance.timeOrigin + performance.now() + clockOffset;
+  return Date.now() + clockOffset;
 }
 
 /** Names the saved samples of a cluster: they continue over an upgrade, not over a restart. */
@@ -141,10 +141,11 @@ function onConnected(version) {
   if (loadedVersion !== version) setText(byId('banner'), `The server now runs version ${version}: reload this page.`);
 }
 
-function onLost(reason, pause) {
+function onLost(reason) {
   lostSince ??= Date.now();
   setClass(document.body, 'lost');
-  setText(byId('banner'), `Connection lost since ${formatTime(lostSince)}: ${reason}. Next try in ${Math.ceil(pause / 1000)} s.`);
+  // The same text each time, so that readers tell it once.
+  setText(byId('banner'), `Connection lost since ${formatTime(lostSince)}: ${reason}. Trying again.`);
   setHidden(byId('banner'), false);
   setTitle('connection lost');
 }

@@ -26,20 +26,20 @@ export class StatusPoller {
     if (this.#isAsking || document.hidden) return;
     this.#isAsking = true;
     const began = performance.now();
-    let pause;
+    let [reply, pause] = [null, 0];
     try {
-      const [status, response] = await fetchStatus();
+      reply = await fetchStatus();
       this.#failures = 0;
       pause = Math.max(0, POLL_MS - (performance.now() - began));
-      this.onStatus(status, response);
     } catch (error) {
       this.#failures += 1;
       pause = pauseAfter(this.#failures);
-      this.onLost(reasonOf(error), pause);
-    } finally {
-      this.#isAsking = false;
+      this.onLost(reasonOf(error));
     }
+    this.#isAsking = false;
     if (!document.hidden) this.#timer = setTimeout(() => this.ask(), pause);
+    // Last: one that cannot be shown must not end the polling.
+    if (reply) this.onStatus(...reply);
   }
 
   pause() {
