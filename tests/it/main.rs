@@ -34,6 +34,7 @@ mod bench;
 mod bind;
 mod boot;
 mod client_address;
+mod client_identity;
 mod compare;
 mod concurrency_models;
 mod config;

@@ -86,6 +86,30 @@ pub(super) fn raw_connections(arguments: ProgramArguments) -> Result<()> {
     })
 }
 
+/// Answers each line of a connection on the bare socket, with what its PROXY header says.
+pub(super) fn proxied_connections(arguments: ProgramArguments) -> Result<()> {
+    Cluster::new(arguments.config).serve_connections(|_: Worker| async {
+        Ok(|stream: AcceptedStream| async move {
+            let header = stream.connection_info().proxy_header().copied();
+            let addrs = header.map(|header| (header.source(), header.destination()));
+            let (source, destination) = addrs.unzip();
+            let shown = |addr: Option<SocketAddr>| addr.map_or("none".into(), |a| a.to_string());
+            let unread = stream.unread_bytes().len();
+            let Ok(socket) = stream.into_tcp() else { return };
+            let mut lines = BufReader::new(socket);
+            let mut line = String::new();
+            while let Ok(1..) = lines.read_line(&mut line).await {
+                let (source, destination) = (shown(source), shown(destination));
+                let text = format!("{source} {destination} unread={unread} {line}");
+                if lines.get_mut().write_all(text.as_bytes()).await.is_err() {
+                    return;
+                }
+                line.clear();
+            }
+        })
+    })
+}
+
 /// Serves what axum's extractors find: `/addr`, `/peer` and `/info`.
 pub(super) fn axum_extractors(arguments: ProgramArguments) -> Result<()> {
     use axum::routing::get;

@@ -96,6 +96,7 @@ fn main() -> ExitCode {
         "axum" => serving::axum_router(arguments),
         "connection-info" => connection_info::http_connections(arguments),
         "raw-connection-info" => connection_info::raw_connections(arguments),
+        "proxied-connections" => connection_info::proxied_connections(arguments),
         "cpu-pool" => cpu_pool::cpu_pool(arguments),
         "connect-info" => connection_info::axum_extractors(arguments),
         "extended-connect" => serving::extended_connect(arguments),
@@ -199,6 +200,7 @@ fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArgumen
                         let trusted = value.parse().map_err(|_| bad(other))?;
                         builder = builder.trusted_proxies(trusted);
                     }
+                    "proxy-protocol" => builder = builder.proxy_protocol(value.parse()?),
                     "pipeline-flush" => {
                         let flush = value.parse().map_err(|_| bad(other))?;
                         builder = builder.pipeline_flush(flush);
