@@ -198,6 +198,9 @@ fn needs_unicode_escape(c: char) -> bool {
 
 /// Appends a number in decimal.
 pub(super) fn push_number(line: &mut Vec<u8>, mut number: u64) {
+    if number < 10 {
+        return line.push(b'0' + number as u8);
+    }
     let mut digits = [0; 20];
     let mut start = digits.len();
     loop {

@@ -1,6 +1,6 @@
 //! Writes the line of one request.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use hyper::{Uri, Version};
@@ -45,14 +45,34 @@ pub(super) struct LineContext<'a> {
     pub(super) max_line_bytes: usize,
 }
 
+/// Texts that are kept from one line to the next.
+#[derive(Debug, Default)]
+pub(super) struct LineTexts {
+    time: TimeText,
+    client_ip: Option<IpAddr>,
+    /// The text of `client_ip`.
+    client: String,
+}
+
+impl LineTexts {
+    /// Returns the text of an address, which is most likely the one of the line before.
+    fn client(&mut self, ip: IpAddr) -> &str {
+        if self.client_ip != Some(ip) {
+            self.client_ip = Some(ip);
+            self.client = ip.to_string();
+        }
+        &self.client
+    }
+}
+
 /// Appends the line of `request` to `out`.
 pub(super) fn write_line(
     context: &LineContext<'_>,
     request: &LoggedRequest<'_>,
-    time: &mut TimeText,
+    texts: &mut LineTexts,
     out: &mut Vec<u8>,
 ) {
-    time.set(request.now);
+    texts.time.set(request.now);
     let start = out.len();
     let limits = std::iter::once(context.max_line_bytes).chain(VALUE_LIMITS);
     for max_value_bytes in limits {
@@ -62,7 +82,7 @@ pub(super) fn write_line(
                 FormatPart::Literal(text) => out.extend_from_slice(text.as_bytes()),
                 FormatPart::Value(variable, style) => {
                     let value = ValueWriter::new(out, *style, max_value_bytes);
-                    write_value(*variable, value, context, request, time);
+                    write_value(*variable, value, context, request, texts);
                 }
             }
         }
@@ -81,8 +101,9 @@ fn write_value(
     mut value: ValueWriter<'_>,
     context: &LineContext<'_>,
     request: &LoggedRequest<'_>,
-    time: &TimeText,
+    texts: &mut LineTexts,
 ) {
+    let time = &texts.time;
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     match variable {
         Variable::Status => return value.number_and_finish(request.status.into()),
@@ -130,7 +151,7 @@ fn write_value(
                 value.own_text("OK");
             }
         }
-        Variable::RemoteAddr => write_remote_addr(&mut value, &request.client()),
+        Variable::RemoteAddr => write_remote_addr(&mut value, &request.client(), texts),
         Variable::Peer => {
             if let Some(peer) = request.peer() {
                 write_peer(&mut value, peer);
@@ -223,7 +244,12 @@ impl<'a> LoggedRequest<'a> {
 fn write_peer(value: &mut ValueWriter<'_>, peer: &PeerAddr) {
     match peer.socket_addr() {
         Some(SocketAddr::V4(addr)) => {
-            write_ipv4(value, *addr.ip());
+            for (n, octet) in addr.ip().octets().into_iter().enumerate() {
+                if n > 0 {
+                    value.own_text(".");
+                }
+                value.own_number(octet.into());
+            }
             value.own_text(":");
             value.own_number(addr.port().into());
         }
@@ -231,20 +257,10 @@ fn write_peer(value: &mut ValueWriter<'_>, peer: &PeerAddr) {
     }
 }
 
-fn write_ipv4(value: &mut ValueWriter<'_>, addr: Ipv4Addr) {
-    for (n, octet) in addr.octets().into_iter().enumerate() {
-        if n > 0 {
-            value.own_text(".");
-        }
-        value.own_number(octet.into());
-    }
-}
-
-fn write_remote_addr(value: &mut ValueWriter<'_>, client: &ClientAddr) {
+fn write_remote_addr(value: &mut ValueWriter<'_>, client: &ClientAddr, texts: &mut LineTexts) {
     match client {
         ClientAddr::Unknown => {}
-        ClientAddr::Ip { ip: IpAddr::V4(v4), .. } => write_ipv4(value, *v4),
-        ClientAddr::Ip { ip: IpAddr::V6(v6), .. } => value.own_text(&v6.to_string()),
+        ClientAddr::Ip { ip, .. } => value.own_text(texts.client(*ip)),
         ClientAddr::Unix(_) => value.own_text("unix:"),
     }
 }

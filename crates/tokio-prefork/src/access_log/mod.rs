@@ -26,13 +26,12 @@ use crate::scoreboard::LogLineCounters;
 use crate::worker::http::request_record::{RequestRecord, ResponseEnd};
 pub use format::AccessLogFormat;
 pub(crate) use format::Captures;
-use line::{LineContext, LoggedHead, LoggedRequest, write_line};
+use line::{LineContext, LineTexts, LoggedHead, LoggedRequest, write_line};
 pub use policy::AccessLogSample;
 pub(crate) use policy::{LogPolicy, check_paths, parse_paths};
 use prefork_os::wall_clock::coarse_unix_time;
 use prefork_supervisor::WorkerTag;
 pub use target::AccessLog;
-use time_text::TimeText;
 pub(crate) use writer::{AccessLogWriter, SharedLogState};
 
 /// The status of a request whose client left before there was a response: nginx's.
@@ -52,7 +51,7 @@ pub(crate) const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) struct LineBuffer {
     bytes: Vec<u8>,
     lines: u64,
-    time: TimeText,
+    texts: LineTexts,
     random: u64,
 }
 
@@ -154,13 +153,13 @@ impl WorkerAccessLog {
     }
 
     fn append(&self, request: &LoggedRequest<'_>, buffer: &mut LineBuffer) {
-        let LineBuffer { bytes, lines, time, .. } = buffer;
+        let LineBuffer { bytes, lines, texts, .. } = buffer;
         if bytes.capacity() == 0 {
             bytes.reserve(FIRST_BUFFER_BYTES);
         }
         let max_line_bytes = self.writer.max_line_bytes();
         let context = LineContext { format: &self.format, tag: self.tag, max_line_bytes };
-        write_line(&context, request, time, bytes);
+        write_line(&context, request, texts, bytes);
         *lines += 1;
         if bytes.len() >= HAND_OVER_BYTES {
             self.hand_over(buffer);

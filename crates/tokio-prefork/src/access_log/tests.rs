@@ -41,7 +41,7 @@ fn line_of(format: &AccessLogFormat, head: LoggedHead<'_>, max_line_bytes: usize
     };
     let context = LineContext { format, tag: TAG, max_line_bytes };
     let mut line = Vec::new();
-    write_line(&context, &logged, &mut TimeText::default(), &mut line);
+    write_line(&context, &logged, &mut LineTexts::default(), &mut line);
     let line = String::from_utf8(line).expect("UTF-8");
     assert_eq!(line.matches('\n').count(), 1, "{line}");
     line.strip_suffix('\n').expect("a line feed").to_string()

@@ -296,6 +296,10 @@ fn check_access_log(c: &Config) -> Result<()> {
     crate::access_log::check_paths(&c.access_log_skip)
         .map_err(|why| Error::config(format!("access-log-skip {why}")))?;
     let Some(log) = c.access_log.path() else { return Ok(()) };
+    // Both logs may go to a device such as /dev/null, or to the same standard stream.
+    if log.metadata().is_ok_and(|meta| !meta.is_file()) {
+        return Ok(());
+    }
     for (key, other) in [("pid-file", &c.pid_file), ("log-file", &c.log_file)] {
         if other.as_ref().is_some_and(|other| is_same_file(&log, other)) {
             return Err(Error::config(format!(

@@ -48,9 +48,13 @@ pub(crate) struct CapturedHeaders {
 
 impl CapturedHeaders {
     fn capture(names: &[HeaderName], headers: &HeaderMap) -> CapturedHeaders {
-        let mut values = names.iter().map(|name| headers.get(name).cloned());
-        let first = std::array::from_fn(|_| values.next().flatten());
-        CapturedHeaders { first, more: values.collect() }
+        let value = |index| find_header(headers, names.get(index)?).cloned();
+        let first = [value(0), value(1)];
+        let more = match names.len() {
+            0..=2 => Vec::new(),
+            count => (2..count).map(value).collect(),
+        };
+        CapturedHeaders { first, more }
     }
 
     /// Returns the header with this index; `None` if the message has none.
@@ -59,6 +63,14 @@ impl CapturedHeaders {
             Some(value) => value.as_ref(),
             None => self.more.get(index - self.first.len())?.as_ref(),
         }
+    }
+}
+
+/// Returns a header. Comparing the names of a few headers is faster than hashing one.
+fn find_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    match headers.len() {
+        0..=3 => headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value),
+        _ => headers.get(name),
     }
 }
 
@@ -187,7 +199,7 @@ impl RequestRecord {
 
 /// Returns the user name of HTTP Basic authentication.
 fn basic_auth_user(headers: &HeaderMap) -> Option<Box<[u8]>> {
-    let (scheme, token) = headers.get(AUTHORIZATION)?.as_bytes().split_at_checked(6)?;
+    let (scheme, token) = find_header(headers, &AUTHORIZATION)?.as_bytes().split_at_checked(6)?;
     if !scheme.eq_ignore_ascii_case(b"Basic ") {
         return None;
     }
