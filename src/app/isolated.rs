@@ -1,6 +1,6 @@
 //! `/isolated/{job}` (`--faults`): runs the faults as isolated jobs, in processes of their own.
 //!
-//! The pool starts with no process: `prefork scale isolated=1` adds one.
+//! The pool starts with no process; its first job starts one.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub(super) type FaultPool = IsolatedPool<String, String>;
 
 /// Declares the pool.
 pub(super) fn declare_pool() -> FaultPool {
-    let config = IsolatedPoolConfig::new(ISOLATED_POOL, 0);
+    let config = IsolatedPoolConfig::new(ISOLATED_POOL, 0..=1);
     IsolatedPool::new(config, || Ok(()), |(), job: String| run_isolated_job(&job))
 }
 
