@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::command::{ProcessBuilder, ProcessOutput};
 use super::server::Server;
-use super::{process, wait};
+use super::wait;
 
 impl Server {
     /// Returns the path of the control socket.
@@ -142,7 +142,7 @@ impl Server {
     #[track_caller]
     pub fn wait_new_workers(&self, count: usize, old: &[u32]) -> Vec<u32> {
         wait::wait_until_some(&format!("{count} workers, none of {old:?}"), || {
-            let now = process::children(self.pid());
+            let now = self.worker_pids();
             (now.len() == count && !now.iter().any(|pid| old.contains(pid))).then_some(now)
         })
     }

@@ -109,6 +109,12 @@ pub fn listening_addresses(pid: u32) -> Vec<SocketAddr> {
     listening.collect()
 }
 
+/// Returns the name of a process; empty if it has ended.
+pub fn command_name(pid: u32) -> String {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.trim_end().to_string()
+}
+
 /// Returns the command line that `ps` shows.
 pub fn command_line(pid: u32) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

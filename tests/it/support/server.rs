@@ -134,9 +134,11 @@ impl Server {
         self.dir.as_ref().expect("kept until the end").path()
     }
 
-    /// Returns the pids of the living workers, in order.
+    /// Returns the pids of the living workers, in order: of all children of the primary but those that read stacks.
     pub fn worker_pids(&self) -> Vec<u32> {
-        process::children(self.pid())
+        let mut pids = process::children(self.pid());
+        pids.retain(|pid| process::command_name(*pid) != "stack-reader");
+        pids
     }
 
     /// Opens a connection to the first address.

@@ -188,6 +188,8 @@ impl AsFd for StackReader {
 
 /// Turns the forked child into a reader: tied to the primary, without its descriptors, with limits.
 fn enter_reader(parent: u32, memory: &StackMemory, pipe: impl AsFd) -> Result<(), String> {
+    // How `ps` tells it from the workers.
+    let _ = nix::sys::prctl::set_name(c"stack-reader");
     let failed = |e: io::Error| e.to_string();
     if !prefork_os::parent_death::kill_on_parent_death(parent).map_err(failed)? {
         return Err("the primary is gone".to_string());
