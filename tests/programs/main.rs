@@ -70,7 +70,12 @@ fn main() -> ExitCode {
     if name == "end-as-main" {
         return arguments.map_or_else(|e| e.report(), start_errors::end_as_main);
     }
-    let result = arguments.and_then(|arguments| match name.as_str() {
+    let result = arguments.and_then(|arguments| run_program(&name, arguments));
+    Main::from(result).report()
+}
+
+fn run_program(name: &str, arguments: ProgramArguments) -> Result<()> {
+    match name {
         "start-in-runtime" => start_errors::start_in_runtime(arguments),
         "start-with-threads" => start_errors::start_with_threads(arguments),
         "print-error-kinds" => start_errors::print_error_kinds(arguments),
@@ -136,9 +141,8 @@ fn main() -> ExitCode {
         "shared-locks" => shared_locks::shared_locks(arguments),
         "shared-upgrade" => shared_upgrade::shared_upgrade(arguments),
         "shared-too-late" => shared_state::shared_state_declared_in_worker(arguments),
-        _ => Err(Error::application("no such program", name)),
-    });
-    Main::from(result).report()
+        _ => Err(Error::application("no such program", name.to_string())),
+    }
 }
 
 fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArguments> {

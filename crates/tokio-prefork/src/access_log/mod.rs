@@ -28,7 +28,9 @@ pub use format::AccessLogFormat;
 pub(crate) use format::Captures;
 use line::{LineContext, LineTexts, LoggedHead, LoggedRequest, write_line};
 pub use policy::AccessLogSample;
-pub(crate) use policy::{LogPolicy, check_paths, parse_paths};
+#[cfg(feature = "cli")]
+pub(crate) use policy::parse_paths;
+pub(crate) use policy::{LogPolicy, check_paths};
 use prefork_os::wall_clock::coarse_unix_time;
 use prefork_supervisor::WorkerTag;
 pub use target::AccessLog;

@@ -112,6 +112,7 @@ impl SkippedPath {
 }
 
 /// Parses paths with commas between them.
+#[cfg(any(feature = "cli", test))]
 pub(crate) fn parse_paths(text: &str) -> Result<Vec<String>, String> {
     let paths = text.split(',').map(str::trim).filter(|path| !path.is_empty() && *path != "off");
     let paths: Vec<String> = paths.map(str::to_string).collect();

@@ -1,6 +1,8 @@
 use super::page_layout::{POOL_RECORDS_IN_USE, REQUESTS};
 use super::*;
-use prefork_supervisor::WorkerId;
+use crate::config::Config;
+use crate::status::{ClusterStatus, PrimaryPhase};
+use prefork_supervisor::{WEB_KIND, WorkerId};
 
 fn worker_tag_in_slot(id: u64, slot: u32) -> WorkerTag {
     let (id, slot, generation) = (WorkerId(id), Slot(slot), Generation(1));

@@ -389,6 +389,26 @@ mod tests {
         }
     }
 
+    fn admin_process() -> PassedAdmin {
+        PassedAdmin {
+            listeners: vec![PassedListener {
+                addr: "127.0.0.1:9090".to_string(),
+                slot: 0,
+                keeper: String::new(),
+                fd: 19,
+            }],
+            processes: vec![PassedAdminProcess {
+                id: 1,
+                pid: 4713,
+                generation: 2,
+                is_draining: false,
+                channel_fd: Some(20),
+            }],
+            memory_fd: Some(21),
+            restarts: 0,
+        }
+    }
+
     fn manifest() -> UpgradeManifest {
         UpgradeManifest {
             version: MANIFEST_VERSION,
@@ -457,23 +477,7 @@ mod tests {
             sockets: vec![PassedSocket { name: "dns".to_string(), fd: 14 }],
             messages: Some(PassedMessages { format: 1, state_fd: 14, channels: vec![(4, 15)] }),
             isolated_jobs: Some(PassedIsolatedJobs { format: 1, state_fd: 18 }),
-            admin: Some(PassedAdmin {
-                listeners: vec![PassedListener {
-                    addr: "127.0.0.1:9090".to_string(),
-                    slot: 0,
-                    keeper: String::new(),
-                    fd: 19,
-                }],
-                processes: vec![PassedAdminProcess {
-                    id: 1,
-                    pid: 4713,
-                    generation: 2,
-                    is_draining: false,
-                    channel_fd: Some(20),
-                }],
-                memory_fd: Some(21),
-                restarts: 0,
-            }),
+            admin: Some(admin_process()),
             shared: Some(shared_state()),
         }
     }
