@@ -191,7 +191,7 @@ fn a_worker_that_dies_meanwhile_is_replaced_and_the_client_gets_an_answer() {
             asking.join().expect("asked")
         });
         // A stack, why there is none, or that there is no such worker.
-        assert!(matches!(asking.status, Some(0 | 1..=99)), "{asking:?}");
+        assert!(matches!(asking.status, Some(0..=99)), "{asking:?}");
         assert!(!asking.stdout.is_empty() || !asking.stderr.is_empty(), "{asking:?}");
         server.wait_replaced(round + 1);
         server.wait_new_workers(2, &[pid]);

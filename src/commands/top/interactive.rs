@@ -29,7 +29,7 @@ const MAX_WAITING_MESSAGES: usize = 64;
 /// What the threads beside the loop send to it.
 pub(super) enum Message {
     /// A sample, or why there is none.
-    Sample(Result<Sample, String>),
+    Sample(Result<Box<Sample>, String>),
     /// A key or a new size of the terminal.
     Input(io::Result<Event>),
 }
@@ -145,7 +145,7 @@ impl LiveView {
                 Message::Sample(sample) => {
                     let shown = u64::from(sample.is_ok());
                     self.left = self.left.map(|left| left.saturating_sub(shown));
-                    self.model.apply(sample, Instant::now());
+                    self.model.apply(sample.map(|sample| *sample), Instant::now());
                 }
                 Message::Input(event) => {
                     let event = event.map_err(|e| Error::system("read a key", e))?;

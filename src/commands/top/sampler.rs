@@ -94,7 +94,7 @@ fn run_sampler(mut source: SampleSource, shared: &Shared, sender: &SyncSender<Me
     loop {
         shared.wait_until_due(last, limit);
         last = Instant::now();
-        let sample = source.take_sample().map_err(|error| error.to_string());
+        let sample = source.take_sample().map(Box::new).map_err(|error| error.to_string());
         limit = if sample.is_ok() { Duration::MAX } else { MAX_RETRY_INTERVAL };
         if sender.send(Message::Sample(sample)).is_err() {
             return;
