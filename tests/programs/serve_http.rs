@@ -14,19 +14,20 @@ use hyper::{Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_prefork::{
-    AcceptedStream, BoxError, Cluster, ConcurrencyModel, ConnectionInfo, PassedConnection, Result,
-    Slot, Worker,
+    AcceptedStream, BoxError, ClientInfo, Cluster, ConcurrencyModel, ConnectionInfo,
+    PassedConnection, Result, Slot, Worker,
 };
 
 use super::ProgramArguments;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Serves through the door that `door=` names: `raw`, or else `serve` and `serve_threads` with a listener of its own, whose
+/// Serves through the door that `door=` names: `raw`, `passed` (as raw, through a [`PassedConnection`]), or else `serve` and `serve_threads` with a listener of its own, whose
 /// port is in the file `port`.
 pub(super) fn serve_http(arguments: ProgramArguments) -> Result<()> {
     let is_threads = arguments.config.model() == ConcurrencyModel::Threads;
     let is_raw = arguments.value("door").is_ok();
+    let is_passed = arguments.value("door").is_ok_and(|door| door == "passed");
     let cluster = Cluster::new(arguments.config);
     let boot = |worker: Worker| async move {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -35,7 +36,7 @@ pub(super) fn serve_http(arguments: ProgramArguments) -> Result<()> {
         Ok(service(worker))
     };
     match (is_raw, is_threads) {
-        (true, _) => cluster.serve_connections(|worker: Worker| async move {
+        (true, _) => cluster.serve_connections(move |worker: Worker| async move {
             // Before the first connection: other workers may send already.
             let mut greetings = worker.open_inbox("greet");
             let replying = worker.clone();
@@ -48,7 +49,16 @@ pub(super) fn serve_http(arguments: ProgramArguments) -> Result<()> {
             });
             Ok(move |stream: AcceptedStream| {
                 let worker = worker.clone();
-                async move { worker.serve_http(stream, service(worker.clone())).await }
+                async move {
+                    let stream = match is_passed {
+                        true => {
+                            PassedConnection::try_from(stream).and_then(AcceptedStream::try_from)
+                        }
+                        false => Ok(stream),
+                    };
+                    let Ok(stream) = stream else { return };
+                    worker.serve_http(stream, service(worker.clone())).await;
+                }
             })
         }),
         (false, true) => cluster.serve_threads(boot),
@@ -104,6 +114,7 @@ async fn run_path(
             Some(info) => info.peer().to_string(),
             None => "unknown".to_string(),
         },
+        "/client" => ClientInfo::of(request).client().to_string(),
         "/ask-other" => {
             let other = Slot(1 - worker.slot().0);
             worker.request_to(other, "greet", &(), TIMEOUT).await?.decode()?

@@ -67,7 +67,9 @@ async fn receive_websockets(worker: Worker) {
 /// Answers each text with the path, the pid and the address of the client before it.
 async fn echo(connection: PassedConnection, path: &str) -> std::result::Result<(), BoxError> {
     let stream = AcceptedStream::try_from(connection)?;
-    let client = stream.connection_info().peer().to_string();
+    let info = stream.connection_info();
+    let proxied = info.proxy_header().map(|header| header.source().to_string());
+    let client = proxied.unwrap_or_else(|| info.peer().to_string());
     let mut socket = WebSocketStream::from_raw_socket(stream, Role::Server, None).await;
     while let Some(message) = socket.next().await.transpose()? {
         if message.is_text() {

@@ -4,7 +4,8 @@ use std::hash::Hasher;
 
 use bytes::{Buf, BufMut, Bytes};
 
-use super::{AttachedConnection, MessageError, Payload, PayloadEncoding};
+use super::{AttachedConnection, MessageError, PassedHistory, Payload, PayloadEncoding};
+use crate::client::ProxiedClient;
 use prefork_supervisor::{Slot, WorkerId};
 
 /// The most bytes before the payload.
@@ -20,6 +21,10 @@ const MAX_HASHED_PAYLOAD_BYTES: usize = 1024;
 /// The bit of the encoding that says that bytes read from the attached connection precede the payload: their number, then
 /// themselves.
 const HAS_UNREAD_BYTES: u8 = 0x80;
+
+/// The bit of the encoding that says what the PROXY header of the attached connection has said, behind the unread bytes: a
+/// length of one byte, and what it says.
+const HAS_PROXIED_CLIENT: u8 = 0x40;
 
 /// The kind of a message, which selects its handler or inbox.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -194,13 +199,19 @@ impl Envelope {
         head.put_u8(self.delivery.route_byte());
         head.put_u64_le(self.delivery.code);
         let unread = self.payload.unread_bytes();
-        let flag = if unread.is_empty() { 0 } else { HAS_UNREAD_BYTES };
-        head.put_u8(self.payload.encoding() as u8 | flag);
+        let proxied = self.payload.encoded_proxied_client();
+        let unread_flag = if unread.is_empty() { 0 } else { HAS_UNREAD_BYTES };
+        let proxied_flag = if proxied.is_empty() { 0 } else { HAS_PROXIED_CLIENT };
+        head.put_u8(self.payload.encoding() as u8 | unread_flag | proxied_flag);
         head.put_u8(self.kind.0.len() as u8);
         head.put_slice(&self.kind.0);
         if !unread.is_empty() {
             head.put_u32_le(u32::try_from(unread.len()).unwrap_or(u32::MAX));
             head.put_slice(unread);
+        }
+        if !proxied.is_empty() {
+            head.put_u8(proxied.len() as u8);
+            head.put_slice(&proxied);
         }
         head
     }
@@ -211,7 +222,11 @@ impl Envelope {
             0 => 0,
             length => size_of::<u32>() + length,
         };
-        FIXED_HEADER_BYTES + self.kind.0.len() + unread + self.payload.bytes().len()
+        let proxied = match self.payload.encoded_proxied_client().len() {
+            0 => 0,
+            length => 1 + length,
+        };
+        FIXED_HEADER_BYTES + self.kind.0.len() + unread + proxied + self.payload.bytes().len()
     }
 
     /// Clones the envelope without its connection, which cannot be cloned.
@@ -234,6 +249,7 @@ impl Envelope {
         state.write(&[self.payload.encoding() as u8, self.kind.0.len() as u8]);
         state.write(&self.kind.0);
         state.write_usize(self.payload.unread_bytes().len());
+        state.write(&self.payload.encoded_proxied_client());
         state.write_usize(payload.len());
         state.write(&payload[..payload.len().min(MAX_HASHED_PAYLOAD_BYTES)]);
     }
@@ -277,8 +293,20 @@ impl Envelope {
             }
             unread = content.split_to(count);
         }
-        let encoding = PayloadEncoding::from_byte(encoding & !HAS_UNREAD_BYTES)?;
-        let payload = Payload::new(encoding, content).with_unread_bytes(unread);
+        let mut proxied = None;
+        if encoding & HAS_PROXIED_CLIENT != 0 {
+            let count = usize::from(content.try_get_u8().ok()?);
+            if count > content.len() {
+                return None;
+            }
+            // What another version of this program says is not understood; then the headers of requests are not believed.
+            let client = ProxiedClient::from_bytes(&content.split_to(count));
+            proxied = Some(client.unwrap_or(ProxiedClient::Unknown));
+        }
+        let flags = HAS_UNREAD_BYTES | HAS_PROXIED_CLIENT;
+        let encoding = PayloadEncoding::from_byte(encoding & !flags)?;
+        let history = PassedHistory { unread, proxied };
+        let payload = Payload::new(encoding, content).with_history(history);
         let kind = MessageKind(bytes.slice(FIXED_HEADER_BYTES..FIXED_HEADER_BYTES + length));
         Some(Envelope { class, address, id: number(10), delivery, kind, payload, attached })
     }
@@ -287,7 +315,11 @@ impl Envelope {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use std::net::SocketAddr;
+
     use proptest::prelude::*;
+
+    use crate::client::ProxyHeader;
 
     /// Creates a message of `size` bytes to the primary.
     pub(in crate::messages) fn test_envelope(kind: &str, size: usize) -> Envelope {
@@ -327,7 +359,7 @@ pub(super) mod tests {
     proptest! {
         #[test]
         fn encoded_envelopes_are_decoded(
-            class in 1u8..=6, address in 0u8..=3, n: u32, id: u64, route in 0u8..=2, is_returned: bool, code: u64, encoding in 0u8..=2, kind in ".{1,16}", unread: Vec<u8>, payload: Vec<u8>,
+            class in 1u8..=6, address in 0u8..=3, n: u32, id: u64, route in 0u8..=2, is_returned: bool, code: u64, encoding in 0u8..=2, kind in ".{1,16}", unread: Vec<u8>, proxied in 0u8..=3, payload: Vec<u8>,
         ) {
             let class = [MessageClass::Message, MessageClass::Request, MessageClass::Reply, MessageClass::Refusal,
                 MessageClass::EndRequest, MessageClass::EndOfMessages]
@@ -341,7 +373,15 @@ pub(super) mod tests {
             let kind = MessageKind::new(&kind).expect("short enough");
             let attached = AttachedConnection::Absent;
             let encoding = PayloadEncoding::from_byte(encoding).expect("an encoding");
-            let payload = Payload::new(encoding, payload.into()).with_unread_bytes(unread.into());
+            let addr = SocketAddr::from(([192, 0, 2, 1], n as u16));
+            let proxied = match proxied {
+                0 => None,
+                1 => Some(ProxiedClient::Proxy),
+                2 => Some(ProxiedClient::Unknown),
+                _ => Some(ProxiedClient::Known(ProxyHeader::new(addr, addr, is_returned))),
+            };
+            let history = PassedHistory { unread: unread.into(), proxied };
+            let payload = Payload::new(encoding, payload.into()).with_history(history);
             let delivery = DeliveryRecord { is_returned, ..DeliveryRecord::decode(route, code).expect("a route") };
             let envelope = Envelope { class, address, id, delivery, kind, payload, attached };
             let read = Envelope::decode(encode_for_test(&envelope), AttachedConnection::Absent).expect("a envelope");

@@ -150,8 +150,8 @@ impl Message {
     /// Takes the connection that was sent with the message. A connection that is not taken is closed with the message.
     pub fn take_connection(&mut self) -> Option<PassedConnection> {
         let fd = self.envelope.attached.take_fd()?;
-        let unread = self.envelope.payload.take_unread_bytes();
-        Some(PassedConnection { fd, unread })
+        let history = self.envelope.payload.take_history();
+        Some(PassedConnection { fd, history })
     }
 
     /// Returns whether a connection was sent with the message but closed, because this process had no free descriptor.

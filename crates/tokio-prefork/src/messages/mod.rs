@@ -56,6 +56,7 @@ pub use message::{Message, MessageSender, MessageTarget, ReplyTo};
 pub(crate) use message_thread::MessageThread;
 pub(crate) use passed_connection::AttachedConnection;
 pub use passed_connection::{PassedConnection, SendConnectionError};
+pub(crate) use payload::PassedHistory;
 pub use payload::{Compact, IntoPayload, Payload, PayloadEncoding};
 pub(crate) use primary_end::{MessagePollToken, PrimaryMessageEnd, RouterStep};
 pub(crate) use saved_messages::{MAX_SAVED_STATE_BYTES, MESSAGE_FORMAT, SavedMessages};

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 
 use bytes::Bytes;
 
-use super::{Envelope, MessageError};
+use super::{Envelope, MessageError, PassedHistory};
 
 /// An open connection (or another descriptor) that is sent or received with a message.
 ///
@@ -15,7 +15,8 @@ use super::{Envelope, MessageError};
 ///
 /// Made from a `TcpStream` or `UnixStream` of std, an [`AcceptedStream`](crate::AcceptedStream), any descriptor, or an HTTP
 /// connection after its upgrade ([`hyper::upgrade::Upgraded`]), such as a WebSocket. Bytes that were read from it already
-/// travel with it. A worker that receives it converts it into an [`AcceptedStream`](crate::AcceptedStream).
+/// travel with it, and what its PROXY header has said. A worker that receives it converts it into an
+/// [`AcceptedStream`](crate::AcceptedStream).
 ///
 /// ```no_run
 /// use hyper::{Request, body::Incoming};
@@ -39,7 +40,7 @@ use super::{Envelope, MessageError};
 #[derive(Debug)]
 pub struct PassedConnection {
     pub(crate) fd: OwnedFd,
-    pub(crate) unread: Bytes,
+    pub(crate) history: PassedHistory,
 }
 
 impl PassedConnection {
@@ -51,7 +52,7 @@ impl PassedConnection {
     /// Returns the bytes that were read from the connection before it was sent, and that come before what the descriptor
     /// has. Most connections have none.
     pub fn unread_bytes(&self) -> &Bytes {
-        &self.unread
+        &self.history.unread
     }
 
     /// Duplicates the descriptor, to send the connection to two workers or to keep it.
@@ -59,8 +60,8 @@ impl PassedConnection {
     /// # Errors
     /// No descriptor is left.
     pub fn try_clone(&self) -> std::io::Result<PassedConnection> {
-        let unread = self.unread.clone();
-        self.fd.try_clone().map(|fd| PassedConnection { fd, unread })
+        let history = self.history.clone();
+        self.fd.try_clone().map(|fd| PassedConnection { fd, history })
     }
 }
 
@@ -72,7 +73,7 @@ impl AsFd for PassedConnection {
 
 impl From<OwnedFd> for PassedConnection {
     fn from(fd: OwnedFd) -> PassedConnection {
-        PassedConnection { fd, unread: Bytes::new() }
+        PassedConnection { fd, history: PassedHistory::default() }
     }
 }
 
@@ -116,7 +117,7 @@ impl SendConnectionError {
     pub(crate) fn new((error, mut envelope): (MessageError, Envelope)) -> SendConnectionError {
         let connection = match envelope.attached {
             AttachedConnection::Present(fd) => {
-                Some(PassedConnection { fd, unread: envelope.payload.take_unread_bytes() })
+                Some(PassedConnection { fd, history: envelope.payload.take_history() })
             }
             AttachedConnection::Absent | AttachedConnection::Lost => None,
         };

@@ -8,6 +8,7 @@ use serde::de::{Error as _, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::MessageError;
+use crate::client::ProxiedClient;
 
 /// The longest reason in an error, in characters. Errors of serde may quote a whole value.
 const MAX_REASON_CHARS: usize = 300;
@@ -57,28 +58,43 @@ pub struct Payload {
     bytes: Bytes,
     /// What was read from the connection that is sent along. Not part of the content.
     /// Boxed, as few messages have any.
-    unread: Option<Box<Bytes>>,
+    history: Option<Box<PassedHistory>>,
+}
+
+/// What was read from a connection that is sent along with a message.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct PassedHistory {
+    /// What comes before the bytes that the descriptor has.
+    pub(crate) unread: Bytes,
+    /// What its PROXY header says, if it had one.
+    pub(crate) proxied: Option<ProxiedClient>,
 }
 
 impl Payload {
     pub(crate) fn new(encoding: PayloadEncoding, bytes: Bytes) -> Payload {
-        Payload { encoding, bytes, unread: None }
+        Payload { encoding, bytes, history: None }
     }
 
-    /// Adds the bytes that were read from the connection that is sent along.
-    pub(crate) fn with_unread_bytes(self, unread: Bytes) -> Payload {
-        let unread = (!unread.is_empty()).then(|| Box::new(unread));
-        Payload { unread, ..self }
+    /// Adds what was read from the connection that is sent along.
+    pub(crate) fn with_history(self, history: PassedHistory) -> Payload {
+        let history = (history != PassedHistory::default()).then(|| Box::new(history));
+        Payload { history, ..self }
     }
 
     /// Returns the bytes that were read from the connection that is sent along.
     pub(super) fn unread_bytes(&self) -> &[u8] {
-        self.unread.as_ref().map_or(&[], |unread| unread)
+        self.history.as_ref().map_or(&[], |history| &history.unread)
     }
 
-    /// Takes the bytes that were read from the connection that was sent along.
-    pub(super) fn take_unread_bytes(&mut self) -> Bytes {
-        self.unread.take().map_or_else(Bytes::new, |unread| *unread)
+    /// Returns what the PROXY header of the connection says that is sent along, encoded. Empty without one.
+    pub(super) fn encoded_proxied_client(&self) -> Vec<u8> {
+        let proxied = self.history.as_ref().and_then(|history| history.proxied);
+        proxied.map(ProxiedClient::to_bytes).unwrap_or_default()
+    }
+
+    /// Takes what was read from the connection that was sent along.
+    pub(super) fn take_history(&mut self) -> PassedHistory {
+        self.history.take().map_or_else(PassedHistory::default, |history| *history)
     }
 
     /// Returns how the bytes are encoded.

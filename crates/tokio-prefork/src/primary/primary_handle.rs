@@ -355,14 +355,14 @@ impl PrimaryHandle<'_> {
         payload: impl IntoPayload,
         connection: impl Into<PassedConnection>,
     ) -> Result<(), SendConnectionError> {
-        let PassedConnection { fd, unread } = connection.into();
+        let PassedConnection { fd, history } = connection.into();
         let envelope = match payload.into_payload().and_then(|payload| {
-            let payload = payload.with_unread_bytes(unread.clone());
+            let payload = payload.with_history(history.clone());
             Envelope::new(MessageAddress::Primary, kind, payload, AttachedConnection::Absent)
         }) {
             Ok(envelope) => envelope,
             Err(error) => {
-                let connection = PassedConnection { fd, unread };
+                let connection = PassedConnection { fd, history };
                 return Err(SendConnectionError::not_sent(error, connection));
             }
         };

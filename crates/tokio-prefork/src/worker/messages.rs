@@ -16,7 +16,7 @@ use crate::messages::{
     AttachedConnection, Envelope, Inbox, IntoPayload, Message, MessageClass, MessageError,
     PassedConnection,
 };
-use crate::messages::{MessageAddress, MessageTarget, ReplyTo, SendConnectionError};
+use crate::messages::{MessageAddress, MessageTarget, PassedHistory, ReplyTo, SendConnectionError};
 
 /// Creates a message without a connection attached.
 fn without_connection(
@@ -218,9 +218,8 @@ impl Worker {
         payload: impl IntoPayload,
         connection: PassedConnection,
     ) -> Result<(), SendConnectionError> {
-        let PassedConnection { fd, unread } = connection;
-        let payload =
-            payload.into_payload().map(|payload| payload.with_unread_bytes(unread.clone()));
+        let PassedConnection { fd, history } = connection;
+        let payload = payload.into_payload().map(|payload| payload.with_history(history.clone()));
         match payload.and_then(|payload| without_connection(address, kind, payload)) {
             Ok(envelope) => {
                 let envelope = Envelope { attached: AttachedConnection::Present(fd), ..envelope };
@@ -231,7 +230,7 @@ impl Worker {
                     .map_err(|rejected| SendConnectionError::new(*rejected))
             }
             Err(error) => {
-                Err(SendConnectionError::not_sent(error, PassedConnection { fd, unread }))
+                Err(SendConnectionError::not_sent(error, PassedConnection { fd, history }))
             }
         }
     }
@@ -242,7 +241,9 @@ impl TryFrom<AcceptedStream> for PassedConnection {
 
     /// Removes the connection from this worker's event loop.
     fn try_from(stream: AcceptedStream) -> std::io::Result<PassedConnection> {
-        stream.into_parts().map(|(fd, unread)| PassedConnection { fd, unread })
+        let proxied = stream.connection_info().proxied_client();
+        let (fd, unread) = stream.into_parts()?;
+        Ok(PassedConnection { fd, history: PassedHistory { unread, proxied } })
     }
 }
 
@@ -258,7 +259,11 @@ impl TryFrom<PassedConnection> for AcceptedStream {
         let trusted = worker.map(|worker| worker.0.config.trusted_proxies.clone());
         let (names, trusted) = (names.unwrap_or_default(), trusted.unwrap_or_default());
         let info = ConnectionInfo::of_socket(&connection, &names, &trusted);
-        let PassedConnection { fd, unread } = connection;
+        let PassedConnection { fd, history: PassedHistory { unread, proxied } } = connection;
+        let info = match proxied {
+            Some(client) => info.with_proxied_client(client),
+            None => info,
+        };
         Ok(AcceptedStream::new(SocketStream::new(fd, unix)?, unread, info))
     }
 }
@@ -277,11 +282,13 @@ impl TryFrom<Upgraded> for PassedConnection {
                 "only an upgraded HTTP/1 connection of this worker has a socket of its own",
             )
         })?;
-        let (stream, received) = parts.io.into_inner().into_upgraded_parts()?;
+        let hyper_io = parts.io.into_inner();
+        let proxied = hyper_io.info.as_ref().and_then(ConnectionInfo::proxied_client);
+        let (stream, received) = hyper_io.into_upgraded_parts()?;
         let unread = match parts.read_buf.is_empty() {
             true => received,
             false => [parts.read_buf, received].concat().into(),
         };
-        Ok(PassedConnection { fd: stream.into_fd()?, unread })
+        Ok(PassedConnection { fd: stream.into_fd()?, history: PassedHistory { unread, proxied } })
     }
 }

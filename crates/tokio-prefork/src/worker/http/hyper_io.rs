@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use super::connection_state::{CloseRequest, ConnectionState};
 use super::half_close::{HalfCloseVerdict, HalfClosedClient};
 use super::request_boundary::{BoundaryProgress, RequestBoundaryScanner};
+use crate::client::ConnectionInfo;
 use crate::config::{Config, HalfClosePolicy};
 use crate::scoreboard::ByteMeter;
 use crate::worker::lazy_stream::LazyStream;
@@ -86,6 +87,8 @@ pub(crate) struct HyperIo {
     conn: Arc<ConnectionState>,
     meter: ByteMeter,
     lingering: LingeringSocketSlot,
+    /// Where the connection comes from, if it had a PROXY header: for the worker that gets it after an upgrade.
+    pub(crate) info: Option<ConnectionInfo>,
 }
 
 impl HyperIo {
@@ -96,10 +99,12 @@ impl HyperIo {
         conn: Arc<ConnectionState>,
         meter: ByteMeter,
         config: &Config,
+        info: Option<&ConnectionInfo>,
     ) -> HyperIo {
         let boundary = RequestBoundaryScanner::new(config.max_header_size);
         let mut hyper_io = HyperIo::new(stream, first, conn, meter, Some(boundary));
         hyper_io.half_close = config.half_close;
+        hyper_io.info = info.filter(|info| info.proxied_client().is_some()).cloned();
         hyper_io
     }
 
@@ -132,6 +137,7 @@ impl HyperIo {
             conn,
             meter,
             lingering: LingeringSocketSlot::default(),
+            info: None,
         };
         if !hyper_io.received.is_empty() {
             hyper_io.record_received(hyper_io.received.len());

@@ -145,7 +145,7 @@ where
             conn.set_http2(context.now_ms());
             HyperIo::http2(stream, first, conn, meter)
         }
-        false => HyperIo::http1(stream, first, conn, meter, context.config()),
+        false => HyperIo::http1(stream, first, conn, meter, context.config(), info),
     };
     let lingering = hyper_io.lingering_slot();
     let tracker = RequestTracker::<H> {
