@@ -15,7 +15,7 @@ use super::static_files::StaticFiles;
 use super::zero_body::ZeroBody;
 use super::{AppOptions, faults};
 use tokio_prefork::pool::{PoolError, PoolJob};
-use tokio_prefork::{ClientInfo, ConnectionInfo, ProxyHeader, Worker};
+use tokio_prefork::{ClientInfo, ConnectionInfo, ProxyHeader, RequestId, Worker};
 
 pub(super) type AppBody = Either<Full<Bytes>, ZeroBody>;
 type AppResponse = Response<AppBody>;
@@ -257,6 +257,7 @@ fn client_json(info: &ClientInfo) -> String {
         "proxy_destination": proxy_header.map(ProxyHeader::destination),
         "scheme": info.scheme(),
         "host": info.host(),
+        "request_id": info.request_id().map(RequestId::as_str),
     });
     format!("{answer}\n")
 }

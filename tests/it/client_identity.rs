@@ -7,7 +7,8 @@ use nix::sys::signal::Signal;
 use crate::concurrency_models::ALL_MODELS;
 use crate::support::command::ProcessBuilder;
 use crate::support::http2::{self, HEADERS};
-use crate::support::{Address, Client, Failure, Server, wait};
+use crate::support::websocket::{self, TEXT};
+use crate::support::{Address, Client, Failure, Server, process, wait};
 
 /// What `PROXY_V1` and `proxy_v2` say.
 const CLIENT: &str = "192.0.2.1:51000";
@@ -482,4 +483,102 @@ fn raw_connections_begin_behind_the_header() {
         assert!(other.read_to_end().is_ok_and(|rest| rest.is_empty()) || other.is_closed());
         server.stop();
     }
+}
+
+#[test]
+fn a_header_of_anybody_else_is_not_waited_for() {
+    let server = start_with_every_setting(&[TRUST[0], "192.0.2.0/24", "--header-timeout", "1h"]);
+    for address in &server.addresses()[1..] {
+        for start in [&b"PROXY "[..], &proxy_v2(&padding(60_000))[..12]] {
+            assert_seen(address, start, &Seen::Closed);
+        }
+    }
+    wait::wait_until("6 refused", || refused(&server) == 6);
+    server.stop();
+}
+
+#[test]
+fn only_the_configured_kind_of_forwarded_headers_counts() {
+    let both = "X-Forwarded-For: 192.0.2.1\r\nForwarded: for=192.0.2.7\r\n";
+    let x_alone = "X-Forwarded-For: 192.0.2.1\r\n";
+    for (kind, of_both, of_x) in [
+        ("auto", Seen::Client("192.0.2.1"), Seen::Client("192.0.2.1")),
+        ("x-forwarded", Seen::Client("192.0.2.1"), Seen::Client("192.0.2.1")),
+        ("forwarded", Seen::Client("192.0.2.7"), Seen::Peer),
+    ] {
+        let server = Server::with(1, &["--forwarded-headers", kind, TRUST[0], TRUST[1]]);
+        assert_seen(server.address(), &request(both), &of_both);
+        assert_seen(server.address(), &request(x_alone), &of_x);
+        server.stop();
+    }
+}
+
+#[test]
+fn rejected_connections_get_503_before_their_header_is_read() {
+    let limits = ["--worker-connections", "1", "--when-full", "close", "--max-queue-wait", "200ms"];
+    let args: Vec<&str> =
+        ["--proxy-protocol", "v2"].into_iter().chain(TRUST).chain(limits).collect();
+    let server = Server::with(1, &args);
+    let with_header = [proxy_v2(&[]), request("")].concat();
+    let mut first = server.connect();
+    first.send(proxy_v2(&[])).expect("send");
+    assert_eq!(ask(&mut first, "client"), CLIENT);
+    wait::wait_until("a full worker", || server.status()["workers"][0]["full"] == true);
+    assert_eq!(server.connect().send_and_read(&with_header).expect("an answer").status, 503);
+    drop(first);
+    wait::wait_until("a free worker", || server.status()["workers"][0]["connections"] == 0);
+    let pids = server.worker_pids();
+    process::send_signal(pids[0], Signal::SIGSTOP);
+    let mut late = server.connect();
+    late.send(&with_header).expect("send");
+    wait::wait_for_duration(std::time::Duration::from_millis(400));
+    process::send_signal(pids[0], Signal::SIGCONT);
+    assert_eq!(late.read().expect("an answer").status, 503);
+    assert_eq!(refused(&server), 0);
+    wait::wait_until("a free worker", || server.status()["workers"][0]["connections"] == 0);
+    assert_seen(server.address(), &with_header, &Seen::Client(CLIENT));
+    server.stop();
+}
+
+#[test]
+fn an_inherited_listener_reads_the_header() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let server = Server::builder()
+        .script(r#"exec "$0" "$@" 3<&0 </dev/null"#)
+        .stdin(listener.into())
+        .bind(["fd://3?proxy-protocol=v1"])
+        .args(TRUST)
+        .start();
+    assert_seen(server.address(), &[PROXY_V1, &request("")].concat(), &Seen::Client(CLIENT));
+    assert_seen(server.address(), &request(""), &Seen::Closed);
+    server.stop();
+}
+
+#[test]
+fn http_on_raw_and_passed_connections_has_the_client_of_the_header() {
+    let args = ["proxy-protocol=v1", "trusted-proxies=127.0.0.1"];
+    for door in ["door=raw", "door=passed"] {
+        let program = ProcessBuilder::program("serve-http").model("prefork", 1);
+        let server = program.args(args).args([door]).start();
+        let mut client = server.connect();
+        // The client of the header is none of the proxies, so it cannot name another one.
+        let ask = [PROXY_V1, &request("X-Forwarded-For: 6.6.6.6\r\n")].concat();
+        assert_eq!(client.send_and_read(ask).expect("an answer").text(), CLIENT, "{door}");
+        drop(client);
+        server.stop();
+    }
+}
+
+#[test]
+fn a_websocket_at_another_worker_has_the_client_of_the_header() {
+    let args = ["proxy-protocol=v1", "trusted-proxies=127.0.0.1"];
+    let server = ProcessBuilder::program("pass-websockets").args(args).start();
+    let mut client = server.connect();
+    client.send([PROXY_V1, websocket::handshake("/room").as_bytes()].concat()).expect("send");
+    websocket::accept(&mut client);
+    client.send(websocket::frame(TEXT, b"hello")).expect("send");
+    let echo = websocket::read(&mut client).expect("an echo").text();
+    assert!(echo.ends_with(&format!(" {CLIENT} hello")), "{echo}");
+    drop(client);
+    server.stop();
 }

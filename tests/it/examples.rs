@@ -129,6 +129,20 @@ fn rate_limit_counts_over_all_workers() {
 }
 
 #[test]
+fn rate_limit_counts_each_client_behind_a_trusted_proxy() {
+    let server = ProcessBuilder::example("rate_limit").args(["127.0.0.1"]).start();
+    let ask = |client: &str| {
+        let request = format!(
+            "GET /mine HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {client}\r\nConnection: close\r\n\r\n"
+        );
+        server.connect().send_and_read(request).expect("an answer").status
+    };
+    wait::wait_until("one client is refused", || ask("192.0.2.1") == 429);
+    assert_eq!(ask("192.0.2.2"), 200);
+    server.stop();
+}
+
+#[test]
 fn leader_is_succeeded_by_another_worker() {
     let server = ProcessBuilder::example("leader").start().allow_errors(&["SIGKILL"]);
     let read = || {

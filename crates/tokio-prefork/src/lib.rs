@@ -145,8 +145,8 @@ pub use worker_stdio::{OutputStream, WorkerStdio};
 // Shorter paths to what the modules document.
 #[doc(hidden)]
 pub use client::{
-    ClientAddr, ClientInfo, ConnectionInfo, ParentId, PeerAddr, ProxyHeader, ProxyProtocol,
-    RequestId, TraceContext, TraceId, TrustedProxies, UnixPeer,
+    ClientAddr, ClientInfo, ConnectionInfo, ForwardedHeaders, ParentId, PeerAddr, ProxyHeader,
+    ProxyProtocol, RequestId, TraceContext, TraceId, TrustedProxies, UnixPeer,
 };
 #[doc(hidden)]
 pub use config::{

@@ -119,6 +119,12 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
         "Believe the PROXY header and forwarded headers of these proxies: networks, IP addresses, unix (may be repeated)",
     ),
     Key::new(
+        "forwarded-headers",
+        heading::LISTENING,
+        choice!("KIND", forwarded_headers),
+        "Headers of trusted-proxies to believe: x-forwarded, forwarded, or auto: Forwarded without X-Forwarded-For only",
+    ),
+    Key::new(
         "dispatch",
         heading::LISTENING,
         choice!("POLICY", dispatch),

@@ -5,7 +5,7 @@ use hyper::header::{HOST, HeaderMap};
 use hyper::http::request::Parts;
 use hyper::http::{Extensions, Uri};
 
-use super::forwarded::{self, ForwardedFacts, is_host_and_port};
+use super::forwarded::{self, ForwardedFacts, parse_host_and_port};
 use super::{ClientAddr, ConnectionInfo, PeerAddr, RequestId};
 use crate::listener::ListenAddr;
 
@@ -22,7 +22,7 @@ use crate::listener::ListenAddr;
 /// 1. The connection: its two addresses, and the scheme `http`.
 /// 2. The header of the PROXY protocol, from a trusted peer: the addresses of the connection that the proxy has accepted.
 /// 3. If the client so far is trusted: `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Host`; for requests without
-///    `X-Forwarded-For`, `Forwarded`. The addresses are followed from right to left, as long as they are those of trusted
+///    `X-Forwarded-For`, `Forwarded` (see [`ForwardedHeaders`](crate::ForwardedHeaders)). The addresses are followed from right to left, as long as they are those of trusted
 ///    proxies.
 ///
 /// ```
@@ -66,10 +66,8 @@ impl ClientInfo {
         uri: &Uri,
         headers: &HeaderMap,
     ) -> ClientInfo {
-        let trusted = connection.and_then(ConnectionInfo::trusted_for_headers);
-        let facts = trusted.map_or_else(ForwardedFacts::default, |trusted| {
-            forwarded::read_forwarded_headers(headers, trusted)
-        });
+        let facts = connection.map(|connection| read_facts(connection, headers));
+        let facts = facts.unwrap_or_default();
         let client = || connection.map_or(ClientAddr::Unknown, ConnectionInfo::client);
         ClientInfo {
             client: facts.client.unwrap_or_else(client),
@@ -85,10 +83,7 @@ impl ClientInfo {
 
     /// Returns only the client of a request that has come over `connection`.
     pub(crate) fn client_of(connection: &ConnectionInfo, headers: &HeaderMap) -> ClientAddr {
-        let trusted = connection.trusted_for_headers();
-        let forwarded =
-            trusted.and_then(|trusted| forwarded::read_forwarded_headers(headers, trusted).client);
-        forwarded.unwrap_or_else(|| connection.client())
+        read_facts(connection, headers).client.unwrap_or_else(|| connection.client())
     }
 
     /// Returns the client that the request comes from: the first one from the right that is not a trusted proxy.
@@ -137,9 +132,17 @@ impl ClientInfo {
     }
 }
 
+/// Returns what trusted proxies say about a request over `connection`.
+fn read_facts(connection: &ConnectionInfo, headers: &HeaderMap) -> ForwardedFacts {
+    let trusted = connection.trusted_for_headers();
+    trusted.map_or_else(ForwardedFacts::default, |trusted| {
+        forwarded::read_forwarded_headers(headers, trusted, connection.forwarded_headers())
+    })
+}
+
 /// Returns the host that the request itself names.
 fn own_host(uri: &Uri, headers: &HeaderMap) -> Option<String> {
     let of_uri = uri.authority().map(|authority| authority.as_str());
     let host = of_uri.or_else(|| headers.get(HOST)?.to_str().ok())?;
-    is_host_and_port(host).then(|| host.to_string())
+    parse_host_and_port(host).map(str::to_string)
 }

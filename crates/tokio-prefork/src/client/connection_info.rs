@@ -10,8 +10,8 @@ use prefork_os::socket_name::{SocketName, local_name, peer_name};
 
 use super::listener_names::local_listen_addr;
 use super::{
-    ClientAddr, ListenerName, ListenerNames, PeerAddr, ProxiedClient, ProxyHeader, ProxyProtocol,
-    TrustedProxies,
+    ClientAddr, ForwardedHeaders, ListenerName, ListenerNames, PeerAddr, ProxiedClient,
+    ProxyHeader, ProxyProtocol, TrustedProxies,
 };
 use crate::listener::ListenAddr;
 
@@ -124,6 +124,11 @@ impl ConnectionInfo {
     /// Returns the proxies that are trusted, if the headers of this connection's requests are to be believed.
     pub(crate) fn trusted_for_headers(&self) -> Option<&TrustedProxies> {
         self.0.trusted.as_ref()
+    }
+
+    /// Returns which headers of trusted proxies are believed.
+    pub(super) fn forwarded_headers(&self) -> ForwardedHeaders {
+        self.0.listener.forwarded_headers
     }
 
     /// Returns the client as the connection knows it.

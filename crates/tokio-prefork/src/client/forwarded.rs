@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use hyper::header::{FORWARDED, GetAll, HeaderMap, HeaderName, HeaderValue};
 
-use super::{ClientAddr, TrustedProxies};
+use super::{ClientAddr, ForwardedHeaders, TrustedProxies};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -38,8 +38,16 @@ pub(super) struct ForwardedFacts {
 pub(super) fn read_forwarded_headers(
     headers: &HeaderMap,
     trusted: &TrustedProxies,
+    kind: ForwardedHeaders,
 ) -> ForwardedFacts {
-    match headers.contains_key(FORWARDED) && !headers.contains_key(X_FORWARDED_FOR) {
+    let is_standard = match kind {
+        ForwardedHeaders::Auto => {
+            headers.contains_key(FORWARDED) && !headers.contains_key(X_FORWARDED_FOR)
+        }
+        ForwardedHeaders::XForwarded => false,
+        ForwardedHeaders::Forwarded => true,
+    };
+    match is_standard {
         true => read_forwarded(headers, trusted),
         false => read_x_forwarded(headers, trusted),
     }
@@ -68,7 +76,7 @@ fn read_x_forwarded(headers: &HeaderMap, trusted: &TrustedProxies) -> ForwardedF
     ForwardedFacts {
         client,
         is_https: of_client(X_FORWARDED_PROTO).and_then(|proto| parse_scheme(&proto)),
-        host: of_client(X_FORWARDED_HOST).filter(|host| is_host_and_port(host)),
+        host: of_client(X_FORWARDED_HOST).and_then(|host| owned_host(&host)),
     }
 }
 
@@ -78,7 +86,7 @@ fn read_forwarded(headers: &HeaderMap, trusted: &TrustedProxies) -> ForwardedFac
         let parsed = std::str::from_utf8(element).ok().and_then(ForwardedElement::parse);
         let Some(ForwardedElement { node, proto, host }) = parsed else { break };
         facts.is_https = proto.and_then(|proto| parse_scheme(&proto)).or(facts.is_https);
-        facts.host = host.filter(|host| is_host_and_port(host)).or(facts.host);
+        facts.host = host.and_then(|host| owned_host(&host)).or(facts.host);
         let Some(Node::Ip(hop)) = node else { break };
         let is_proxy = is_trusted(&hop, trusted);
         facts.client = Some(hop);
@@ -161,7 +169,8 @@ impl ForwardedElement {
             let (name, after) = rest.split_once('=')?;
             let (value, after) = parse_value(after)?;
             rest = after.trim_start_matches([' ', '\t']);
-            if !name.bytes().all(is_token_byte) || !(rest.is_empty() || rest.starts_with(';')) {
+            let is_name = !name.is_empty() && name.bytes().all(is_token_byte);
+            if !is_name || !(rest.is_empty() || rest.starts_with(';')) {
                 return None;
             }
             let (bit, slot) = match name.to_ascii_lowercase().as_str() {
@@ -262,8 +271,18 @@ fn parse_scheme(text: &str) -> Option<bool> {
     is_any(["http", "ws"]).then_some(false)
 }
 
-/// Returns whether the text is a host name or IP address, perhaps with a port.
-pub(super) fn is_host_and_port(text: &str) -> bool {
+fn owned_host(text: &str) -> Option<String> {
+    parse_host_and_port(text).map(str::to_string)
+}
+
+/// Returns the text if it is a host name or IP address, perhaps with a port. The colon before an empty port, which RFC 3986
+/// allows, is left out.
+pub(super) fn parse_host_and_port(text: &str) -> Option<&str> {
+    let host = text.strip_suffix(':').unwrap_or(text);
+    is_host_and_port(host).then_some(host)
+}
+
+fn is_host_and_port(text: &str) -> bool {
     if text.len() > MAX_HOST_LENGTH {
         return false;
     }
@@ -279,7 +298,10 @@ pub(super) fn is_host_and_port(text: &str) -> bool {
         None => (text, None),
     };
     let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    // A name may end with a dot; an empty label before that could be taken for a path.
+    let has_empty_label = name.starts_with('.') || name.contains("..");
     let is_name = !name.is_empty() && name.len() <= 255 && name.bytes().all(is_name_byte);
+    let is_name = is_name && !has_empty_label;
     is_name && port.is_none_or(|port| parse_port(port).is_some())
 }
 

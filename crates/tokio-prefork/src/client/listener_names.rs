@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use prefork_os::socket_name::{SocketName, local_name};
 
-use super::ProxyProtocol;
+use super::{ForwardedHeaders, ProxyProtocol};
 use crate::config::Config;
 use crate::listener::{ListenAddr, Listener};
 
@@ -17,6 +17,8 @@ pub(crate) struct ListenerName {
     name: Option<SocketName>,
     /// Whether its connections begin with a PROXY header.
     pub(super) proxy_protocol: ProxyProtocol,
+    /// Which headers of trusted proxies are believed.
+    pub(super) forwarded_headers: ForwardedHeaders,
 }
 
 /// The listening sockets that a worker was forked with.
@@ -26,13 +28,18 @@ pub(crate) struct ListenerNames {
     addrs: Vec<ListenAddr>,
     /// The setting for connections that came by none of them.
     proxy_protocol: ProxyProtocol,
+    forwarded_headers: ForwardedHeaders,
 }
 
 impl ListenerName {
     /// Reads the name of a listening socket.
-    fn new(listener: &Listener, proxy_protocol: ProxyProtocol) -> Arc<ListenerName> {
-        let name = local_name(&listener.socket).ok();
-        Arc::new(ListenerName { addr: listener.real_addr(), name, proxy_protocol })
+    fn new(
+        listener: &Listener,
+        proxy_protocol: ProxyProtocol,
+        forwarded_headers: ForwardedHeaders,
+    ) -> Arc<ListenerName> {
+        let (addr, name) = (listener.real_addr(), local_name(&listener.socket).ok());
+        Arc::new(ListenerName { addr, name, proxy_protocol, forwarded_headers })
     }
 
     /// Whether connections have other local addresses than the socket: it listens on all addresses of the machine.
@@ -68,10 +75,12 @@ impl ListenerNames {
         listeners: impl IntoIterator<Item = &'a Listener>,
         config: &Config,
     ) -> ListenerNames {
-        let proxy_protocol = config.proxy_protocol;
-        let mut all = ListenerNames { proxy_protocol, ..ListenerNames::default() };
+        let (proxy_protocol, forwarded_headers) = (config.proxy_protocol, config.forwarded_headers);
+        let mut all =
+            ListenerNames { proxy_protocol, forwarded_headers, ..ListenerNames::default() };
         for listener in listeners {
-            let name = ListenerName::new(listener, config.proxy_protocol_at(&listener.addr));
+            let protocol = config.proxy_protocol_at(&listener.addr);
+            let name = ListenerName::new(listener, protocol, forwarded_headers);
             if !all.addrs.contains(&name.addr) {
                 all.addrs.push(name.addr.clone());
                 all.names.push(name);
@@ -82,7 +91,7 @@ impl ListenerNames {
 
     /// Returns the name of a listening socket, perhaps that of another slot.
     pub(crate) fn name_of(&self, listener: &Listener) -> Arc<ListenerName> {
-        let name = ListenerName::new(listener, self.proxy_protocol);
+        let name = ListenerName::new(listener, self.proxy_protocol, self.forwarded_headers);
         let is_same = |known: &&Arc<ListenerName>| known.name == name.name && name.name.is_some();
         self.names.iter().find(is_same).map_or(name, Arc::clone)
     }
@@ -94,7 +103,8 @@ impl ListenerNames {
             SocketName::Unix(name) => ListenAddr::from_unix_name(name.as_deref()),
         };
         let (name, proxy_protocol) = (Some(local.clone()), self.proxy_protocol);
-        Arc::new(ListenerName { addr, name, proxy_protocol })
+        let forwarded_headers = self.forwarded_headers;
+        Arc::new(ListenerName { addr, name, proxy_protocol, forwarded_headers })
     }
 
     /// Returns the addresses with their real ports.
@@ -130,6 +140,7 @@ mod tests {
                 addr: ListenAddr::Tcp(addr),
                 name,
                 proxy_protocol: ProxyProtocol::Off,
+                forwarded_headers: ForwardedHeaders::Auto,
             })
         };
         let names = addrs.iter().map(parse).map(named).collect();
@@ -157,7 +168,8 @@ mod tests {
         let path = SocketName::Unix(Some(b"/run/app.sock"[..].into()));
         let addr: ListenAddr = "unix:/run/app.sock".parse().expect("an address");
         let (name, proxy_protocol) = (Some(path.clone()), ProxyProtocol::Off);
-        let name = Arc::new(ListenerName { addr, name, proxy_protocol });
+        let forwarded_headers = ForwardedHeaders::Auto;
+        let name = Arc::new(ListenerName { addr, name, proxy_protocol, forwarded_headers });
         let all = ListenerNames { names: vec![name], ..ListenerNames::default() };
         assert_eq!(
             all.find(&path).map(|one| one.addr.to_string()).as_deref(),

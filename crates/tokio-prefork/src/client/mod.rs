@@ -6,6 +6,7 @@ mod client_info;
 pub(crate) mod connect_info;
 mod connection_info;
 mod forwarded;
+mod forwarded_headers;
 mod listener_names;
 mod peer_addr;
 mod proxy_protocol;
@@ -17,9 +18,12 @@ pub use client_addr::ClientAddr;
 pub use client_info::ClientInfo;
 pub use connection_info::ConnectionInfo;
 pub(crate) use connection_info::ExpectedProxyHeader;
+pub use forwarded_headers::ForwardedHeaders;
 pub(crate) use listener_names::{ListenerName, ListenerNames};
 pub use peer_addr::{PeerAddr, UnixPeer};
-pub(crate) use proxy_protocol::{HeaderProgress, ProxiedClient, parse_proxy_header};
+pub(crate) use proxy_protocol::{
+    HeaderProgress, ProxiedClient, is_proxy_header, parse_proxy_header,
+};
 pub use proxy_protocol::{ProxyHeader, ProxyProtocol};
 pub use request_id::RequestId;
 pub(crate) use request_id::{RequestIds, X_REQUEST_ID};

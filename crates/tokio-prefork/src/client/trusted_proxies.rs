@@ -91,7 +91,14 @@ fn parse_network(text: &str) -> Result<IpNet, String> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Ok(IpNet::from(ip.to_canonical()));
     }
-    let network: IpNet = text.parse().map_err(|_| match text {
+    let parsed = text.split_once('/').and_then(|(ip, prefix)| {
+        // Stricter than the parser of networks: 010.0.0.0/8 is 8.0.0.0/8 to some programs.
+        let is_decimal = prefix.bytes().all(|b| b.is_ascii_digit());
+        let has_leading_zero = prefix.len() > 1 && prefix.starts_with('0');
+        let prefix = prefix.parse().ok().filter(|_| is_decimal && !has_leading_zero)?;
+        IpNet::new(ip.parse().ok()?, prefix).ok()
+    });
+    let network = parsed.ok_or_else(|| match text {
         "*" => "is no network: for all clients give 0.0.0.0/0, ::/0 and unix".to_string(),
         _ => "is no network: give addresses such as 10.0.0.0/8 or ::1, or unix".to_string(),
     })?;
@@ -158,6 +165,13 @@ mod tests {
             ("*", "0.0.0.0/0, ::/0 and unix"),
             ("10.0.0.1:80", "such as"),
             ("fe80::1%lo", "such as"),
+            ("fe80::%lo/64", "such as"),
+            ("010.0.0.0/8", "such as"),
+            ("10.0.0.0/08", "such as"),
+            ("10.0.0.0/+8", "such as"),
+            ("10.0.0.0/", "such as"),
+            ("10.0.0.0/255.0.0.0", "such as"),
+            ("::/129", "such as"),
         ] {
             let error = text.parse::<TrustedProxies>().expect_err(text);
             assert!(error.reason().contains(advice), "{text}: {error}");

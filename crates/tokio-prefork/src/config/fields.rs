@@ -11,7 +11,7 @@ use super::{
     MeasureDurations, WhenFull, WorkerCount,
 };
 use crate::access_log::{AccessLog, AccessLogFormat, AccessLogSample};
-use crate::client::{ProxyProtocol, TrustedProxies};
+use crate::client::{ForwardedHeaders, ProxyProtocol, TrustedProxies};
 use crate::error::{Error, Result};
 use crate::listener::{ListenAddr, OwnListener};
 use crate::privilege::WorkerCredentials;
@@ -277,6 +277,9 @@ config_fields! {
     proxy_protocol: ProxyProtocol = ProxyProtocol::Off;
     /// Proxies whose PROXY header and forwarded headers are believed; see [`ClientInfo`](crate::ClientInfo). Default: none.
     trusted_proxies: TrustedProxies as &TrustedProxies = TrustedProxies::default();
+    /// Which headers of `trusted_proxies` are believed. Name the kind that they set, as clients can make up the other one. Default:
+    /// [`ForwardedHeaders::Auto`].
+    forwarded_headers: ForwardedHeaders = ForwardedHeaders::Auto;
     /// Whether every request has a [`RequestId`](crate::RequestId): in its extensions, in both of its headers `X-Request-Id`, in log lines
     /// about it, and, with its client, in the status. Default: false.
     request_id: bool = false;

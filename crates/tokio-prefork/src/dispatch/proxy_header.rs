@@ -62,15 +62,16 @@ pub(super) fn serve_after_header(
 /// Judges a connection by its first bytes.
 fn judge(expected: ExpectedProxyHeader, first: &[u8]) -> Verdict {
     let ExpectedProxyHeader { protocol, is_trusted } = expected;
+    // Neither waits for the rest of such a header, nor parses it.
+    if !is_trusted && crate::client::is_proxy_header(first) {
+        return Verdict::Refuse("its sender is none of trusted-proxies");
+    }
     match crate::client::parse_proxy_header(first, expected.accepted_versions()) {
         HeaderProgress::Incomplete { missing } => Verdict::ReadOn(missing),
         HeaderProgress::Absent if expected.is_required() => {
             Verdict::Refuse("its first bytes are not one")
         }
         HeaderProgress::Absent => Verdict::Serve { length: 0, client: None },
-        HeaderProgress::Complete { .. } | HeaderProgress::Invalid(_) if !is_trusted => {
-            Verdict::Refuse("its sender is none of trusted-proxies")
-        }
         HeaderProgress::Invalid(reason) => Verdict::Refuse(reason),
         HeaderProgress::Complete { length, client } => {
             debug_assert!(protocol.is_on());

@@ -2,6 +2,10 @@ use super::*;
 
 /// Reads headers, one to a line, of a request from a trusted proxy. Trusted are 10.0.0.0/8 and 2001:db8:a::/48.
 fn read(lines: &str) -> ForwardedFacts {
+    read_kind(lines, ForwardedHeaders::Auto)
+}
+
+fn read_kind(lines: &str, kind: ForwardedHeaders) -> ForwardedFacts {
     let trusted = "10.0.0.0/8, 2001:db8:a::/48".parse().expect("a list");
     let mut headers = HeaderMap::new();
     for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -10,7 +14,7 @@ fn read(lines: &str) -> ForwardedFacts {
         let value = HeaderValue::from_bytes(value.as_bytes()).expect("a value");
         headers.append(HeaderName::from_bytes(name.as_bytes()).expect("a name"), value);
     }
-    read_forwarded_headers(&headers, &trusted)
+    read_forwarded_headers(&headers, &trusted, kind)
 }
 
 fn client_in(lines: &str) -> String {
@@ -170,6 +174,25 @@ fn hops_of_the_two_headers_are_never_mixed() {
 }
 
 #[test]
+fn only_the_kind_of_headers_that_the_proxies_set_is_read() {
+    let both = "forwarded: for=192.0.2.7;proto=https;host=a.example
+        x-forwarded-for: 192.0.2.1
+        x-forwarded-host: b.example";
+    let seen = |lines: &str, kind| {
+        let facts = read_kind(lines, kind);
+        (facts.client.map(|client| client.to_string()), facts.is_https, facts.host)
+    };
+    let text = |text: &str| Some(text.to_string());
+    let of_forwarded = (text("192.0.2.7"), Some(true), text("a.example"));
+    assert_eq!(seen(both, ForwardedHeaders::Forwarded), of_forwarded);
+    let of_x = (text("192.0.2.1"), None, text("b.example"));
+    assert_eq!(seen(both, ForwardedHeaders::XForwarded), of_x);
+    let (forwarded, x_forwarded) = both.split_once('\n').expect("two kinds");
+    assert_eq!(seen(forwarded, ForwardedHeaders::XForwarded), (None, None, None));
+    assert_eq!(seen(x_forwarded, ForwardedHeaders::Forwarded), (None, None, None));
+}
+
+#[test]
 fn names_with_underscores_do_not_count() {
     for name in ["x_forwarded_for", "x-forwarded_for", "x_forwarded-proto"] {
         assert_eq!(read(&format!("{name}: 192.0.2.1")), ForwardedFacts::default(), "{name}");
@@ -231,7 +254,11 @@ fn a_host_is_a_name_or_an_address_with_a_port_at_most() {
         ("192.0.2.1:80", true),
         ("[2001:db8::1]", true),
         ("[2001:db8::1]:80", true),
-        ("shop.example:", false),
+        ("shop.example.", true),
+        (".", false),
+        ("..", false),
+        (".shop.example", false),
+        ("shop..example", false),
         ("shop.example:http", false),
         ("shop.example:99999", false),
         ("user@shop.example", false),
@@ -249,5 +276,13 @@ fn a_host_is_a_name_or_an_address_with_a_port_at_most() {
         assert_eq!(is_host_and_port(value), is_valid, "{value}");
         let facts = read(&format!("x-forwarded-host: {value}"));
         assert_eq!(facts.host.is_some(), is_valid, "{value}");
+    }
+    for (value, host) in [
+        ("shop.example:", Some("shop.example")),
+        ("[2001:db8::1]:", Some("[2001:db8::1]")),
+        ("shop.example::", None),
+        (":", None),
+    ] {
+        assert_eq!(parse_host_and_port(value), host, "{value}");
     }
 }

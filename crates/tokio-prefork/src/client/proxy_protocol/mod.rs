@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::config::impl_choice;
-pub(crate) use parse_header::{HeaderProgress, parse_proxy_header};
+pub(crate) use parse_header::{HeaderProgress, is_proxy_header, parse_proxy_header};
 
 /// Whether connections begin with a header of the PROXY protocol.
 ///

@@ -193,6 +193,8 @@ fn the_longest_header_of_version_2_is_read() {
 fn malformed_headers_of_version_2_are_refused() {
     let mut wrong_sum = with_checksum(v4_with(&field(0x03, &[0; 4])));
     wrong_sum[20] ^= 1;
+    let sum = with_checksum(v4_with(&field(0x03, &[0; 4])));
+    let two_sums = with_checksum([&sum[..15], &[26], &sum[16..], &[3, 0, 4, 0, 0, 0, 0]].concat());
     for header in [
         v2(0x11, 0x11, V4_ADDRS),
         v2(0x31, 0x11, V4_ADDRS),
@@ -213,6 +215,7 @@ fn malformed_headers_of_version_2_are_refused() {
         v4_with(&field(0x03, &[0; 4])),
         v4_with(&field(0x03, &[0; 3])),
         v4_with(&field(0x03, &[])),
+        two_sums,
         wrong_sum,
     ] {
         let outcome = parse_proxy_header(&header, ProxyProtocol::V2);
