@@ -159,6 +159,9 @@ impl FromStr for AccessLogFormat {
         }
         let mut builder = FormatBuilder::default();
         builder.add_template(text).map_err(error)?;
+        if is_json(text) {
+            builder.check_json().map_err(error)?;
+        }
         Ok(builder.build(text))
     }
 }
@@ -183,6 +186,11 @@ impl PartialEq for AccessLogFormat {
 
 impl Eq for AccessLogFormat {}
 
+/// Returns whether a template is one of JSON.
+fn is_json(template: &str) -> bool {
+    template.trim_start().starts_with('{')
+}
+
 #[derive(Default)]
 struct FormatBuilder {
     parts: Vec<FormatPart>,
@@ -200,7 +208,7 @@ impl FormatBuilder {
 
     /// Adds `$name`, `${name}`, `$$` and what is between them.
     fn add_template(&mut self, template: &str) -> Result<(), String> {
-        let is_json = template.trim_start().starts_with('{');
+        let is_json = is_json(template);
         let (mut rest, mut is_quoted) = (template, false);
         while let Some(at) = rest.find('$') {
             let (literal, variable) = (&rest[..at], &rest[at + 1..]);
@@ -222,6 +230,24 @@ impl FormatBuilder {
             rest = after;
         }
         self.literal(rest);
+        Ok(())
+    }
+
+    /// Checks that lines are JSON, whether the values are strings or not.
+    fn check_json(&self) -> Result<(), String> {
+        for value in ["null", "\"\""] {
+            let line = self.parts.iter().map(|part| match part {
+                FormatPart::Literal(text) => text.as_str(),
+                FormatPart::Value(_, ValueStyle::JsonValue) => value,
+                FormatPart::Value(..) => "",
+            });
+            let line: String = line.collect();
+            serde_json::from_str::<serde::de::IgnoredAny>(&line).map_err(|e| {
+                format!(
+                    "begins with {{, and would make lines that are no JSON, such as {line}: {e}"
+                )
+            })?;
+        }
         Ok(())
     }
 
@@ -384,6 +410,10 @@ mod tests {
             ("$status\n", "line break"),
             ("${http_ä}", "names no header"),
             (&"$status".repeat(400), "too long"),
+            ("{\"a\":$status", "no JSON"),
+            ("{\"a\":$http_a\"}", "no JSON"),
+            ("{$status:1}", "no JSON"),
+            ("{\"a\":\"\\\"$http_a\"}", "no JSON"),
         ] {
             let refused = refused(text);
             assert!(refused.contains(why), "{refused}");

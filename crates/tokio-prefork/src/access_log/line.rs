@@ -171,14 +171,13 @@ fn write_head_value(variable: Variable, value: &mut ValueWriter<'_>, request: &L
     };
     match variable {
         Variable::Request => {
-            value.own_text(record.method.as_str());
+            write_method(value, record);
             value.space();
             write_target(value, record);
             value.space();
             value.own_text(version_text(record.version));
         }
-        // A method is a token, which needs no escape in any style.
-        Variable::RequestMethod => value.own_text(record.method.as_str()),
+        Variable::RequestMethod => write_method(value, record),
         Variable::RequestUri => write_target(value, record),
         Variable::Uri => value.text(record.target.path().as_bytes()),
         Variable::Args => value.text(record.target.query().unwrap_or_default().as_bytes()),
@@ -217,6 +216,15 @@ fn write_head_value(variable: Variable, value: &mut ValueWriter<'_>, request: &L
             value.text(header.map_or(&[], |header| header.as_bytes()));
         }
         _ => {}
+    }
+}
+
+/// Writes the method. It is a token, which needs no escape in any style, but may be as long as a request head.
+fn write_method(value: &mut ValueWriter<'_>, record: &RequestRecord) {
+    let method = record.method.as_str();
+    match method.len() > 16 {
+        true => value.text(method.as_bytes()),
+        false => value.own_text(method),
     }
 }
 
