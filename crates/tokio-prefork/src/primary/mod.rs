@@ -41,6 +41,7 @@ mod worker_output;
 mod workers;
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -311,12 +312,22 @@ fn set_primary_title(config: &Config) {
     }
 }
 
+/// What to do if the kernel refuses the scoreboard because of its size.
+const FILE_SIZE_HINT: &str = "the limit of the file size counts for shared memory, too: set ulimit -f or LimitFSIZE= to 64 MiB or more";
+
 /// Creates a scoreboard with two pages for each possible worker, as a draining worker keeps its page beside its
 /// successor's.
 pub(crate) fn create_scoreboard(has_other_kinds: bool) -> Result<Scoreboard> {
     let max_workers = WorkerCount::MAX as usize * if has_other_kinds { 2 } else { 1 };
-    Scoreboard::create(2 * max_workers)
-        .map_err(|e| Error::system("create the scoreboard in shared memory", e))
+    Scoreboard::create(2 * max_workers).map_err(|e| {
+        let e = match e.kind() {
+            io::ErrorKind::FileTooLarge => {
+                io::Error::new(e.kind(), format!("{e}: {FILE_SIZE_HINT}"))
+            }
+            _ => e,
+        };
+        Error::system("create the scoreboard in shared memory", e)
+    })
 }
 
 /// Creates a new supervisor, or one that continues where the previous image stopped.

@@ -26,7 +26,7 @@ const MAX_READERS: usize = 4;
 /// How many workers may wait for a reader.
 const MAX_QUEUED: usize = 64;
 
-/// How long the abort of a stalled worker waits until its stack has been copied.
+/// How long the abort of a stalled worker waits until its stack has been logged.
 const MAX_ABORT_DELAY: Duration = Duration::from_millis(700);
 
 /// How often the deadline of a delayed abort and the queue are looked at while readers run.
@@ -65,7 +65,7 @@ pub(super) struct StackCaptures {
     queue: VecDeque<(WorkerId, Purpose)>,
     /// The number of the last request to a worker.
     last_number: u32,
-    /// Workers that are aborted as soon as their stack has been copied, or then.
+    /// Workers that are aborted as soon as their stack has been logged, or then.
     delayed_aborts: BTreeMap<WorkerId, Instant>,
     /// Where the stalled workers stand: as text, and the functions.
     stalled_in: BTreeMap<WorkerId, (String, Vec<String>)>,
@@ -126,9 +126,13 @@ impl StackCaptures {
 
     /// Clears the area of a dead worker. A running reader ends by itself.
     pub(super) fn forget_worker(&mut self, worker: WorkerId, pages: WorkerPages) {
-        self.clear_stall(worker);
         self.delayed_aborts.remove(&worker);
-        if let Some((memory, area)) = self.memory_of(pages).filter(|_| !self.is_running(worker)) {
+        if self.is_running(worker) {
+            // The reader's stack is compared with that of the stall: `finish_capture` clears both.
+            return;
+        }
+        self.clear_stall(worker);
+        if let Some((memory, area)) = self.memory_of(pages) {
             memory.clear_area(area);
         }
     }
@@ -206,7 +210,7 @@ impl Primary {
         self.capture_stack(worker, Purpose::Stall);
     }
 
-    /// Aborts a stalled worker, as soon as its stack has been copied.
+    /// Aborts a stalled worker, as soon as its stack has been logged.
     pub(super) fn abort_after_capture(&mut self, worker: WorkerId) {
         self.stacks.delayed_aborts.insert(worker, Instant::now() + MAX_ABORT_DELAY);
         self.capture_stack(worker, Purpose::BeforeAbort);
@@ -272,24 +276,23 @@ impl Primary {
                 ended.push(*worker);
             }
         }
-        self.abort_captured_workers();
         ended.into_iter().for_each(|worker| self.finish_capture(worker));
+        self.abort_captured_workers();
         while self.stacks.running.len() < MAX_READERS {
             let Some((worker, purpose)) = self.stacks.queue.pop_front() else { break };
             self.capture_stack(worker, purpose);
         }
     }
 
-    /// Aborts the workers whose stacks have been copied, or could not be in time.
+    /// Aborts the workers whose stacks have been logged, or could not be in time. So the log says where a worker stands before
+    /// it says that it is dead.
     fn abort_captured_workers(&mut self) {
         let now = Instant::now();
         let StackCaptures { delayed_aborts, running, queue, .. } = &self.stacks;
         let is_due = |(worker, deadline): &(&WorkerId, &Instant)| {
-            let is_copied = match running.get(worker) {
-                Some(capture) => capture.reader.has_released_worker(),
-                None => !queue.iter().any(|(queued, _)| queued == *worker),
-            };
-            is_copied || **deadline <= now
+            let is_waiting =
+                running.contains_key(worker) || queue.iter().any(|(queued, _)| queued == *worker);
+            !is_waiting || **deadline <= now
         };
         let due: Vec<WorkerId> = delayed_aborts.iter().filter(is_due).map(|one| *one.0).collect();
         for worker in due {
@@ -313,6 +316,9 @@ impl Primary {
         match result {
             Ok(threads) => self.report_stack(&capture, threads),
             Err(why) => self.report_no_stack(worker, &capture.purposes, &why),
+        }
+        if !self.workers.contains_key(&worker) {
+            self.stacks.clear_stall(worker);
         }
     }
 
@@ -338,7 +344,10 @@ impl Primary {
         let (text, functions) = (stack.stall_summary(), stack.stalled_functions());
         let before = self.stacks.stalled_in.get(&tag.id);
         if is_new_stall || before.is_none_or(|before| before.1 != functions) {
-            self.event_log.log_stalled_in(tag, &text);
+            match stack.stall_problem() {
+                Some(problem) => self.event_log.log_no_stack(tag, &problem),
+                None => self.event_log.log_stalled_in(tag, &text),
+            }
         }
         if self.workers.contains_key(&tag.id) {
             self.stacks.stalled_in.insert(tag.id, (text, functions));

@@ -145,11 +145,6 @@ impl StackReader {
         }
     }
 
-    /// Returns whether the worker is no longer needed: its stacks and its mappings have been read.
-    pub(crate) fn has_released_worker(&self) -> bool {
-        self.answer.iter().filter(|byte| **byte == b'\n').count() >= 2
-    }
-
     /// Kills the reader without reaping it, and returns the threads: with frames if it has come so far.
     ///
     /// # Errors

@@ -200,6 +200,13 @@ impl WorkerStack {
         }
     }
 
+    /// Returns why there is no stack of the stalled event loop, if there is none.
+    #[cfg_attr(not(feature = "stack-traces"), allow(dead_code))]
+    pub(crate) fn stall_problem(&self) -> Option<&str> {
+        let thread = self.stalled_thread().filter(|thread| thread.frames.is_empty())?;
+        thread.problem.as_deref()
+    }
+
     /// Returns the functions of the stalled event loop. They are the same while it stands still.
     #[cfg_attr(not(feature = "stack-traces"), allow(dead_code))]
     pub(crate) fn stalled_functions(&self) -> Vec<String> {
