@@ -66,7 +66,7 @@ pub(super) const KEYS: [(&str, &str); 17] = [
     ("p", "pause and continue"),
     ("+ -", "longer and shorter interval"),
     ("Space", "take a sample now"),
-    ("? h F1", "this help"),
+    ("? h F1", "this help; again: back"),
     ("Ctrl-L", "draw the screen again"),
     ("Ctrl-Z", "suspend; fg continues"),
     ("Esc", "close details, help or filter; else quit"),

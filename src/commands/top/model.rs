@@ -261,8 +261,13 @@ impl Model {
             Action::Erase => self.edit_filter(|text| _ = text.pop()),
             Action::Clear => self.edit_filter(String::clear),
             Action::Accept => self.accept(),
+            Action::Help if self.overlay == Some(Overlay::Help) => self.show_overlay(None),
             Action::Help => self.show_overlay(Some(Overlay::Help)),
-            Action::StartFilter => self.edited_filter = Some(self.filter.clone()),
+            Action::StartFilter => {
+                // The rows are seen while the filter is typed.
+                self.show_overlay(None);
+                self.edited_filter = Some(self.filter.clone());
+            }
             Action::NextView(step) => {
                 let index = (self.view as usize).saturating_add_signed(step + 4) % View::ALL.len();
                 self.show_view(View::ALL[index]);

@@ -99,6 +99,11 @@ fn details_follow_the_worker_and_are_closed_before_the_view() {
     assert_eq!(model.overlay(), None);
     press(&mut model, &[Action::Help, Action::NextView(1)]);
     assert_eq!((model.overlay(), model.view()), (None, View::Pools));
+    press(&mut model, &[Action::Help, Action::Help]);
+    assert_eq!(model.overlay(), None);
+    press(&mut model, &[Action::Help, Action::StartFilter]);
+    assert_eq!((model.overlay(), model.is_editing()), (None, true));
+    press(&mut model, &[Action::Back]);
     press(&mut model, &[Action::NextView(-1), Action::NextView(-1)]);
     assert_eq!(model.view(), View::Shared);
 }

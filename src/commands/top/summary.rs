@@ -131,7 +131,10 @@ fn workers(sample: &Sample, rates: &Rates) -> Vec<Piece> {
 fn traffic(status: &ClusterStatus, rates: &Rates) -> Vec<Piece> {
     let totals = &rates.totals;
     let is_positive = |rate: Option<f64>| rate.is_some_and(|rate| rate > 0.0);
-    let bytes = |rate: Option<f64>| rate.map_or("-".to_string(), format_bytes);
+    let byte_rate = |rate: Option<f64>| match rate {
+        Some(rate) => format!("{}B/s", format_bytes(rate)),
+        None => "-".to_string(),
+    };
     let active = status.workers.iter().fold(0u64, |sum, one| sum.saturating_add(one.active));
     let mut pieces = vec![
         Piece::new(format!("{} requests/s", format_rate(totals.requests))),
@@ -151,8 +154,8 @@ fn traffic(status: &ClusterStatus, rates: &Rates) -> Vec<Piece> {
     }
     pieces.extend([
         Piece::new(format!("{active} in progress")),
-        Piece::new(format!("in {}B/s", bytes(totals.bytes_in))),
-        Piece::new(format!("out {}B/s", bytes(totals.bytes_out))),
+        Piece::new(format!("in {}", byte_rate(totals.bytes_in))),
+        Piece::new(format!("out {}", byte_rate(totals.bytes_out))),
         Piece::new(format!("{} requests in all", status.totals.requests)),
     ]);
     pieces
@@ -214,7 +217,7 @@ mod tests {
             [
                 "greeter 0.1.0, running, generation 2, up 3 min, model threads, dispatch reuseport, primary pid 4711",
                 "1/2 serve, 5 respawns",
-                "120 requests/s, - 5xx/s, - 4xx/s, 2 in progress, in -B/s, out 2.0KB/s, 105 requests in all",
+                "120 requests/s, - 5xx/s, - 4xx/s, 2 in progress, in -, out 2.0KB/s, 105 requests in all",
                 "2 connections, - accepted/s, 3 queued, on http://127.0.0.1:3000",
             ]
         );
