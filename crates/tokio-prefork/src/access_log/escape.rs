@@ -23,11 +23,62 @@ impl ValueStyle {
         matches!(self, ValueStyle::JsonText | ValueStyle::JsonValue)
     }
 
-    /// Returns whether `bytes` need no escape. Written so that the compiler uses vector instructions.
+    /// Returns whether `bytes` need no escape.
     fn is_plain(self, bytes: &[u8]) -> bool {
         let least = if self == ValueStyle::Bare { 0x21 } else { 0x20 };
-        let needs_escape = |b: &u8| (*b < least) | (*b > 0x7e) | (*b == b'"') | (*b == b'\\');
-        !bytes.iter().fold(false, |found, b| found | needs_escape(b))
+        let Some(last) = bytes.last_chunk::<8>() else {
+            let needs_escape = |b: &u8| (*b < least) | (*b > 0x7e) | (*b == b'"') | (*b == b'\\');
+            return !bytes.iter().any(needs_escape);
+        };
+        let needs_escape = |word: [u8; 8]| word_needs_escape(u64::from_ne_bytes(word), least);
+        let mut words = bytes.chunks_exact(8).filter_map(|word| word.try_into().ok());
+        !words.any(needs_escape) && !needs_escape(*last)
+    }
+}
+
+/// Returns whether one of eight bytes is less than `least`, more than 0x7e, a quote or a backslash.
+fn word_needs_escape(word: u64, least: u8) -> bool {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    // The top bit of some byte is set if one is less, or is equal; the lowest such byte is always right.
+    let less = word.wrapping_sub(ONES * u64::from(least)) & !word;
+    let equal = |byte: u8| {
+        let zero = word ^ (ONES * u64::from(byte));
+        zero.wrapping_sub(ONES) & !zero
+    };
+    (word | less | equal(0x7f) | equal(b'"') | equal(b'\\')) & (ONES << 7) != 0
+}
+
+/// A text of at most `N` bytes, which is copied as `N`: faster than a copy whose length is known at run time only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ShortText<const N: usize> {
+    padded: [u8; N],
+    len: usize,
+}
+
+impl<const N: usize> ShortText<N> {
+    /// Returns the beginning of `text`.
+    pub(super) fn new(text: &str) -> ShortText<N> {
+        let (mut padded, len) = ([0; N], text.len().min(N));
+        padded[..len].copy_from_slice(&text.as_bytes()[..len]);
+        ShortText { padded, len }
+    }
+
+    #[cfg(test)]
+    pub(super) fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.padded[..self.len]).expect("UTF-8")
+    }
+
+    /// Appends the text to `out`.
+    pub(super) fn push_to(&self, out: &mut Vec<u8>) {
+        let end = out.len() + self.len;
+        out.extend_from_slice(&self.padded);
+        out.truncate(end);
+    }
+}
+
+impl<const N: usize> Default for ShortText<N> {
+    fn default() -> ShortText<N> {
+        ShortText { padded: [0; N], len: 0 }
     }
 }
 
@@ -56,21 +107,38 @@ impl<'a> ValueWriter<'a> {
         if bytes.is_empty() || self.is_cut {
             return;
         }
+        if self.plain_text(bytes) {
+            return;
+        }
         self.begin_string();
-        if bytes.len() <= self.room && self.style.is_plain(bytes) {
-            self.line.extend_from_slice(bytes);
-            self.room -= bytes.len();
-        } else if self.style.is_json() {
+        if self.style.is_json() {
             self.escape_json(bytes);
         } else {
             self.escape_text(bytes);
         }
     }
 
+    /// Appends text of a client if it needs no escape and is not too long. Returns whether it was appended.
+    pub(super) fn plain_text(&mut self, bytes: &[u8]) -> bool {
+        let is_plain = bytes.len() <= self.room && self.style.is_plain(bytes);
+        if is_plain {
+            self.begin_string();
+            self.line.extend_from_slice(bytes);
+            self.room -= bytes.len();
+        }
+        is_plain
+    }
+
     /// Appends text that this server has made and that needs no escape, whatever the style.
-    pub(super) fn own_text(&mut self, text: &str) {
+    pub(super) fn own_text(&mut self, text: impl AsRef<[u8]>) {
         self.begin_string();
-        self.line.extend_from_slice(text.as_bytes());
+        self.line.extend_from_slice(text.as_ref());
+    }
+
+    /// Appends short text of this server, as `own_text`.
+    pub(super) fn own_short<const N: usize>(&mut self, text: &ShortText<N>) {
+        self.begin_string();
+        text.push_to(self.line);
     }
 
     /// Appends a space.
@@ -197,16 +265,23 @@ fn needs_unicode_escape(c: char) -> bool {
 }
 
 /// Appends a number in decimal.
-pub(super) fn push_number(line: &mut Vec<u8>, mut number: u64) {
-    if number < 10 {
-        return line.push(b'0' + number as u8);
+pub(super) fn push_number(line: &mut Vec<u8>, number: u64) {
+    let digit = |n: u32| b'0' + (n % 10) as u8;
+    match number as u32 {
+        _ if number > 999 => push_long_number(line, number),
+        n @ 0..=9 => line.push(digit(n)),
+        n @ 10..=99 => line.extend_from_slice(&[digit(n / 10), digit(n)]),
+        n => line.extend_from_slice(&[digit(n / 100), digit(n / 10), digit(n)]),
     }
+}
+
+fn push_long_number(line: &mut Vec<u8>, mut number: u64) {
     let mut digits = [0; 20];
     let mut start = digits.len();
-    loop {
-        start -= 1;
-        digits[start] = b'0' + (number % 10) as u8;
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
         number /= 10;
+        start -= 1;
         if number == 0 {
             break;
         }
@@ -280,7 +355,7 @@ mod tests {
     #[test]
     fn numbers_are_padded_and_seconds_have_three_decimals() {
         let mut line = Vec::new();
-        for number in [0, 7, 10, u64::MAX] {
+        for number in [0, 7, 10, 99, 100, 404, 1000, u64::MAX] {
             push_number(&mut line, number);
             line.push(b' ');
         }
@@ -288,10 +363,18 @@ mod tests {
         push_padded(&mut line, 123, 2);
         line.push(b' ');
         ValueWriter::new(&mut line, ValueStyle::JsonValue, 10).seconds(12_034);
-        assert_eq!(line, b"0 7 10 18446744073709551615 00123 12.034");
+        assert_eq!(line, b"0 7 10 99 100 404 1000 18446744073709551615 00123 12.034");
     }
 
     proptest! {
+        #[test]
+        fn bytes_are_plain_if_each_of_them_is(bytes in prop::collection::vec(prop_oneof![4 => 0x20u8..0x7f, 1 => any::<u8>()], 0..40)) {
+            for (style, least) in [(ValueStyle::Quoted, 0x20), (ValueStyle::Bare, 0x21)] {
+                let is_plain = |b: &u8| (least..0x7f).contains(b) && *b != b'"' && *b != b'\\';
+                prop_assert_eq!(style.is_plain(&bytes), bytes.iter().all(is_plain));
+            }
+        }
+
         #[test]
         fn every_text_value_can_be_read_back(bytes in prop::collection::vec(any::<u8>(), 1..200)) {
             for style in [ValueStyle::Quoted, ValueStyle::Bare] {

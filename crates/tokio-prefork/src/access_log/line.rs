@@ -3,9 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use hyper::{Uri, Version};
-
-use super::escape::ValueWriter;
+use super::escape::{ShortText, ValueStyle, ValueWriter};
 use super::format::{AccessLogFormat, FormatPart};
 use super::time_text::TimeText;
 use super::variable::Variable;
@@ -37,12 +35,76 @@ pub(super) enum LoggedHead<'a> {
     Refused(&'a [u8]),
 }
 
-/// What the lines of one worker have in common.
-pub(super) struct LineContext<'a> {
-    pub(super) format: &'a AccessLogFormat,
-    pub(super) tag: WorkerTag,
-    /// The most bytes of a line, with its line feed.
-    pub(super) max_line_bytes: usize,
+/// The format of the lines of one worker, with its pid and numbers filled in.
+pub(super) struct LineLayout {
+    pieces: Vec<LinePiece>,
+}
+
+/// A part of a line.
+struct LinePiece {
+    before: Literal,
+    /// `None` at the end of the line.
+    value: Option<(Variable, ValueStyle)>,
+}
+
+/// Text that each line has.
+enum Literal {
+    Short(ShortText<32>),
+    Long(String),
+}
+
+impl Literal {
+    fn new(text: &str) -> Literal {
+        match text.len() {
+            0..=32 => Literal::Short(ShortText::new(text)),
+            _ => Literal::Long(text.to_string()),
+        }
+    }
+}
+
+impl LineLayout {
+    pub(super) fn new(format: &AccessLogFormat, tag: WorkerTag) -> LineLayout {
+        let (mut pieces, mut text) = (Vec::new(), String::new());
+        for part in &*format.parts {
+            match part {
+                FormatPart::Literal(literal) => text.push_str(literal),
+                FormatPart::Value(Variable::Pid, _) => {
+                    text.push_str(&tag.pid.unwrap_or(0).to_string());
+                }
+                FormatPart::Value(Variable::Worker, _) => text.push_str(&tag.id.0.to_string()),
+                FormatPart::Value(Variable::Slot, _) => text.push_str(&tag.slot.0.to_string()),
+                FormatPart::Value(Variable::Generation, _) => {
+                    text.push_str(&tag.generation.0.to_string());
+                }
+                FormatPart::Value(variable, style) => {
+                    let before = Literal::new(&std::mem::take(&mut text));
+                    pieces.push(LinePiece { before, value: Some((*variable, *style)) });
+                }
+            }
+        }
+        text.push('\n');
+        pieces.push(LinePiece { before: Literal::new(&text), value: None });
+        LineLayout { pieces }
+    }
+
+    fn write(
+        &self,
+        request: &LoggedRequest<'_>,
+        texts: &mut LineTexts,
+        max_value_bytes: usize,
+        out: &mut Vec<u8>,
+    ) {
+        for piece in &self.pieces {
+            match &piece.before {
+                Literal::Short(text) => text.push_to(out),
+                Literal::Long(text) => out.extend_from_slice(text.as_bytes()),
+            }
+            if let Some((variable, style)) = piece.value {
+                let value = ValueWriter::new(out, style, max_value_bytes);
+                write_value(variable, value, request, texts);
+            }
+        }
+    }
 }
 
 /// Texts that are kept from one line to the next.
@@ -51,55 +113,61 @@ pub(super) struct LineTexts {
     time: TimeText,
     client_ip: Option<IpAddr>,
     /// The text of `client_ip`.
-    client: String,
+    client: ShortText<48>,
 }
 
 impl LineTexts {
     /// Returns the text of an address, which is most likely the one of the line before.
-    fn client(&mut self, ip: IpAddr) -> &str {
+    fn client(&mut self, ip: IpAddr) -> &ShortText<48> {
         if self.client_ip != Some(ip) {
             self.client_ip = Some(ip);
-            self.client = ip.to_string();
+            self.client = ShortText::new(&ip.to_string());
         }
         &self.client
     }
 }
 
-/// Appends the line of `request` to `out`.
+/// Appends the line of `request`, of at most `max_line_bytes` with its line feed, to `out`.
 pub(super) fn write_line(
-    context: &LineContext<'_>,
+    layout: &LineLayout,
     request: &LoggedRequest<'_>,
+    max_line_bytes: usize,
     texts: &mut LineTexts,
     out: &mut Vec<u8>,
 ) {
     texts.time.set(request.now);
     let start = out.len();
-    let limits = std::iter::once(context.max_line_bytes).chain(VALUE_LIMITS);
-    for max_value_bytes in limits {
+    layout.write(request, texts, max_line_bytes, out);
+    if out.len() - start > max_line_bytes {
+        write_short_line(layout, request, max_line_bytes, texts, out, start);
+    }
+}
+
+/// Writes the line at `start` again, with its values cut.
+#[cold]
+fn write_short_line(
+    layout: &LineLayout,
+    request: &LoggedRequest<'_>,
+    max_line_bytes: usize,
+    texts: &mut LineTexts,
+    out: &mut Vec<u8>,
+    start: usize,
+) {
+    for max_value_bytes in VALUE_LIMITS {
         out.truncate(start);
-        for part in &*context.format.parts {
-            match part {
-                FormatPart::Literal(text) => out.extend_from_slice(text.as_bytes()),
-                FormatPart::Value(variable, style) => {
-                    let value = ValueWriter::new(out, *style, max_value_bytes);
-                    write_value(*variable, value, context, request, texts);
-                }
-            }
-        }
-        out.push(b'\n');
-        if out.len() - start <= context.max_line_bytes {
+        layout.write(request, texts, max_value_bytes, out);
+        if out.len() - start <= max_line_bytes {
             return;
         }
     }
     // Only a template of very many variables gets here.
-    out.truncate(start + context.max_line_bytes - 1);
+    out.truncate(start + max_line_bytes - 1);
     out.push(b'\n');
 }
 
 fn write_value(
     variable: Variable,
     mut value: ValueWriter<'_>,
-    context: &LineContext<'_>,
     request: &LoggedRequest<'_>,
     texts: &mut LineTexts,
 ) {
@@ -108,10 +176,6 @@ fn write_value(
     match variable {
         Variable::Status => return value.number_and_finish(request.status.into()),
         Variable::BodyBytesSent => return value.number_and_finish(request.body_bytes),
-        Variable::Pid => return value.number_and_finish(context.tag.pid.unwrap_or(0).into()),
-        Variable::Worker => return value.number_and_finish(context.tag.id.0),
-        Variable::Slot => return value.number_and_finish(context.tag.slot.0.into()),
-        Variable::Generation => return value.number_and_finish(context.tag.generation.0),
         Variable::TimeEpochMs => return value.number_and_finish(millis(request.now)),
         Variable::Msec => return value.seconds(millis(request.now)),
         Variable::RemotePort => match request.client().port() {
@@ -135,16 +199,16 @@ fn write_value(
                 }
             };
         }
-        Variable::TimeLocal => value.own_text(&time.common),
+        Variable::TimeLocal => value.own_short(&time.common),
         Variable::TimeIso8601 => {
-            value.own_text(&time.iso_second);
-            value.own_text(&time.iso_offset);
+            value.own_short(&time.iso_second);
+            value.own_short(&time.iso_offset);
         }
         Variable::TimeIso8601Ms => {
-            value.own_text(&time.iso_second);
+            value.own_short(&time.iso_second);
             value.own_text(".");
             value.own_padded(request.now.subsec_millis().into(), 3);
-            value.own_text(&time.iso_offset);
+            value.own_short(&time.iso_offset);
         }
         Variable::RequestCompletion => {
             if request.is_complete {
@@ -154,7 +218,7 @@ fn write_value(
         Variable::RemoteAddr => write_remote_addr(&mut value, &request.client(), texts),
         Variable::Peer => {
             if let Some(peer) = request.peer() {
-                write_peer(&mut value, peer);
+                write_peer(&mut value, peer, texts);
             }
         }
         _ => write_head_value(variable, &mut value, request),
@@ -170,18 +234,12 @@ fn write_head_value(variable: Variable, value: &mut ValueWriter<'_>, request: &L
         LoggedHead::Refused(_) => return,
     };
     match variable {
-        Variable::Request => {
-            write_method(value, record);
-            value.space();
-            write_target(value, record);
-            value.space();
-            value.own_text(version_text(record.version));
-        }
-        Variable::RequestMethod => write_method(value, record),
-        Variable::RequestUri => write_target(value, record),
-        Variable::Uri => value.text(record.target.path().as_bytes()),
-        Variable::Args => value.text(record.target.query().unwrap_or_default().as_bytes()),
-        Variable::ServerProtocol => value.own_text(version_text(record.version)),
+        Variable::Request => write_request_line(value, record),
+        Variable::RequestMethod => value.text(record.method()),
+        Variable::RequestUri => value.text(record.target()),
+        Variable::Uri => value.text(record.path_and_query().0),
+        Variable::Args => value.text(record.path_and_query().1),
+        Variable::ServerProtocol => value.own_text(record.protocol()),
         Variable::Scheme => {
             let is_tls = || request.connection.is_some_and(ConnectionInfo::is_tls);
             let is_https =
@@ -192,40 +250,34 @@ fn write_head_value(variable: Variable, value: &mut ValueWriter<'_>, request: &L
         Variable::Host(_) if let Some(host) = record.forwarded.as_ref().and_then(|c| c.host()) => {
             value.text(host.as_bytes());
         }
-        Variable::Host(index) => {
-            match (record.request_headers.get(index), record.target.authority()) {
-                (_, Some(authority)) => value.text(authority.as_str().as_bytes()),
-                (Some(host), None) => value.text(host.as_bytes()),
-                (None, None) => {}
-            }
-        }
+        Variable::Host(index) => match record.authority() {
+            b"" => value.text(record.request_header(index)),
+            authority => value.text(authority),
+        },
         Variable::RequestId => {
             value.text(record.request_id.as_ref().map_or("", RequestId::as_str).as_bytes());
         }
         Variable::TraceId => {
             if let Some(id) = record.trace_id {
-                value.own_text(&id.to_string());
+                value.own_text(id.to_string());
             }
         }
-        Variable::RequestHeader(index) => {
-            let header = record.request_headers.get(index);
-            value.text(header.map_or(&[], |header| header.as_bytes()));
-        }
-        Variable::ResponseHeader(index) => {
-            let header = record.response_headers.get(index);
-            value.text(header.map_or(&[], |header| header.as_bytes()));
-        }
+        Variable::RequestHeader(index) => value.text(record.request_header(index)),
+        Variable::ResponseHeader(index) => value.text(record.response_header(index)),
         _ => {}
     }
 }
 
-/// Writes the method. It is a token, which needs no escape in any style, but may be as long as a request head.
-fn write_method(value: &mut ValueWriter<'_>, record: &RequestRecord) {
-    let method = record.method.as_str();
-    match method.len() > 16 {
-        true => value.text(method.as_bytes()),
-        false => value.own_text(method),
+fn write_request_line(value: &mut ValueWriter<'_>, record: &RequestRecord) {
+    if value.plain_text(record.request_line()) {
+        return;
     }
+    // In parts, so that the protocol follows a target that is cut.
+    value.text(record.method());
+    value.space();
+    value.text(record.target());
+    value.space();
+    value.own_text(record.protocol());
 }
 
 impl<'a> LoggedRequest<'a> {
@@ -249,47 +301,21 @@ impl<'a> LoggedRequest<'a> {
     }
 }
 
-fn write_peer(value: &mut ValueWriter<'_>, peer: &PeerAddr) {
+fn write_peer(value: &mut ValueWriter<'_>, peer: &PeerAddr, texts: &mut LineTexts) {
     match peer.socket_addr() {
         Some(SocketAddr::V4(addr)) => {
-            for (n, octet) in addr.ip().octets().into_iter().enumerate() {
-                if n > 0 {
-                    value.own_text(".");
-                }
-                value.own_number(octet.into());
-            }
+            value.own_short(texts.client((*addr.ip()).into()));
             value.own_text(":");
             value.own_number(addr.port().into());
         }
-        _ => value.own_text(&peer.to_string()),
+        _ => value.own_text(peer.to_string()),
     }
 }
 
 fn write_remote_addr(value: &mut ValueWriter<'_>, client: &ClientAddr, texts: &mut LineTexts) {
     match client {
         ClientAddr::Unknown => {}
-        ClientAddr::Ip { ip, .. } => value.own_text(texts.client(*ip)),
+        ClientAddr::Ip { ip, .. } => value.own_short(texts.client(*ip)),
         ClientAddr::Unix(_) => value.own_text("unix:"),
-    }
-}
-
-/// Writes the target as the client sent it: path and query, a whole URI, or an authority.
-fn write_target(value: &mut ValueWriter<'_>, record: &RequestRecord) {
-    let target: &Uri = &record.target;
-    let is_http2 = record.version >= Version::HTTP_2;
-    match (target.path_and_query(), target.authority()) {
-        (Some(path), None) => value.text(path.as_str().as_bytes()),
-        (Some(path), Some(_)) if is_http2 => value.text(path.as_str().as_bytes()),
-        _ => value.text(target.to_string().as_bytes()),
-    }
-}
-
-fn version_text(version: Version) -> &'static str {
-    match version {
-        Version::HTTP_09 => "HTTP/0.9",
-        Version::HTTP_10 => "HTTP/1.0",
-        Version::HTTP_2 => "HTTP/2.0",
-        Version::HTTP_3 => "HTTP/3.0",
-        _ => "HTTP/1.1",
     }
 }

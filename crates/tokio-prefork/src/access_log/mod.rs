@@ -18,15 +18,16 @@ mod variable;
 mod writer;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::client::ConnectionInfo;
 use crate::config::Config;
 use crate::scoreboard::LogLineCounters;
+use crate::worker::http::request_observers::EndedRequest;
 use crate::worker::http::request_record::{RequestRecord, ResponseEnd};
 pub use format::AccessLogFormat;
 pub(crate) use format::Captures;
-use line::{LineContext, LineTexts, LoggedHead, LoggedRequest, write_line};
+use line::{LineLayout, LineTexts, LoggedHead, LoggedRequest, write_line};
 pub use policy::AccessLogSample;
 #[cfg(feature = "cli")]
 pub(crate) use policy::parse_paths;
@@ -45,6 +46,9 @@ const HAND_OVER_BYTES: usize = 32 * 1024;
 /// The memory that a buffer gets for its first line.
 const FIRST_BUFFER_BYTES: usize = HAND_OVER_BYTES + 4096;
 
+/// How many records an event loop keeps for its next requests.
+const MAX_KEPT_RECORDS: usize = 64;
+
 /// How long an exiting worker waits for the disk or the reader to take its last lines.
 pub(crate) const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -55,9 +59,25 @@ pub(crate) struct LineBuffer {
     lines: u64,
     texts: LineTexts,
     random: u64,
+    /// Records for the next requests.
+    #[expect(clippy::vec_box, reason = "records go from here to requests and back without a copy")]
+    records: Vec<Box<RequestRecord>>,
 }
 
 impl LineBuffer {
+    /// Returns a record to start.
+    pub(crate) fn take_record(&mut self) -> Box<RequestRecord> {
+        self.records.pop().unwrap_or_default()
+    }
+
+    /// Keeps a record for a later request.
+    pub(crate) fn keep_record(&mut self, mut record: Box<RequestRecord>) {
+        if self.records.len() < MAX_KEPT_RECORDS {
+            record.clear();
+            self.records.push(record);
+        }
+    }
+
     /// Returns a random number, by xorshift: good enough to choose a sample.
     fn next_random(&mut self) -> u32 {
         if self.random == 0 {
@@ -72,7 +92,8 @@ impl LineBuffer {
 
 /// The access log of one event loop, or of the threads that share a scoreboard page.
 pub(crate) struct WorkerAccessLog {
-    format: AccessLogFormat,
+    captures: Arc<Captures>,
+    layout: LineLayout,
     tag: WorkerTag,
     writer: Arc<AccessLogWriter>,
     counters: LogLineCounters,
@@ -89,28 +110,30 @@ impl WorkerAccessLog {
         let format = config.access_log_format.clone();
         let format =
             if config.access_log_slower_than.is_some() { format.with_duration() } else { format };
-        WorkerAccessLog { format, tag, writer, counters }
+        let layout = LineLayout::new(&format, tag);
+        WorkerAccessLog { captures: format.captures, layout, tag, writer, counters }
     }
 
     /// Returns what the format needs of requests and responses.
     pub(crate) fn captures(&self) -> &Captures {
-        &self.format.captures
+        &self.captures
     }
 
     /// Appends the line of a request that has ended, if `policy` wants one. Returns whether it does.
     pub(crate) fn log_ended(
         &self,
-        record: &RequestRecord,
-        connection: Option<&ConnectionInfo>,
+        ended: &EndedRequest<'_>,
         policy: &LogPolicy,
         buffer: &mut LineBuffer,
     ) -> bool {
+        let EndedRequest { record, ended_ns, connection } = *ended;
         let (status, is_complete) = match record.response_end() {
             ResponseEnd::Complete(status) => (status.as_u16(), true),
             ResponseEnd::Partial(status) => (status.as_u16(), false),
             ResponseEnd::Missing => (CLIENT_CLOSED_REQUEST, false),
         };
-        let duration = record.started.map(|started| Instant::now().duration_since(started));
+        let duration = (record.started_ns != 0)
+            .then(|| Duration::from_nanos(ended_ns.saturating_sub(record.started_ns)));
         if !policy.wants_line(status, duration, || buffer.next_random()) {
             return false;
         }
@@ -160,8 +183,7 @@ impl WorkerAccessLog {
             bytes.reserve(FIRST_BUFFER_BYTES);
         }
         let max_line_bytes = self.writer.max_line_bytes();
-        let context = LineContext { format: &self.format, tag: self.tag, max_line_bytes };
-        write_line(&context, request, texts, bytes);
+        write_line(&self.layout, request, max_line_bytes, texts, bytes);
         *lines += 1;
         if bytes.len() >= HAND_OVER_BYTES {
             self.hand_over(buffer);

@@ -18,8 +18,14 @@ const TAG: WorkerTag = WorkerTag {
     kind: WEB_KIND,
 };
 
+fn started(request: &Request<()>, captures: &Captures) -> RequestRecord {
+    let mut record = RequestRecord::default();
+    record.start(request, captures, 0);
+    record
+}
+
 fn record(format: &AccessLogFormat, request: Request<()>) -> RequestRecord {
-    let mut record = RequestRecord::new(&request, &format.captures);
+    let mut record = started(&request, &format.captures);
     let response = Response::builder().header("etag", "\"v1\"").body("hello".to_string());
     record.response_started(&response.expect("a response"), &format.captures);
     let frame = hyper::body::Frame::data(bytes::Bytes::from_static(b"hello"));
@@ -39,9 +45,9 @@ fn line_of(format: &AccessLogFormat, head: LoggedHead<'_>, max_line_bytes: usize
         duration: Some(Duration::from_micros(1_234_567)),
         now: Duration::from_millis(1_795_886_431_042),
     };
-    let context = LineContext { format, tag: TAG, max_line_bytes };
+    let layout = LineLayout::new(format, TAG);
     let mut line = Vec::new();
-    write_line(&context, &logged, &mut LineTexts::default(), &mut line);
+    write_line(&layout, &logged, max_line_bytes, &mut LineTexts::default(), &mut line);
     let line = String::from_utf8(line).expect("UTF-8");
     assert_eq!(line.matches('\n').count(), 1, "{line}");
     line.strip_suffix('\n').expect("a line feed").to_string()
@@ -207,19 +213,20 @@ fn ended_requests_have_the_status_that_nginx_logs() {
     let log = WorkerAccessLog::new(&config, TAG, Arc::clone(&writer), counters);
     let policy = LogPolicy::new(AccessLogSample::ALL, None, &[]);
     let mut buffer = LineBuffer::default();
-    let aborted = RequestRecord::new(&get("/"), log.captures());
+    let aborted = started(&get("/"), log.captures());
     let complete = record(&format, get("/"));
-    let mut partial = RequestRecord::new(&get("/"), log.captures());
+    let mut partial = started(&get("/"), log.captures());
     let mut response = Response::new("hello".to_string());
     *response.status_mut() = StatusCode::CREATED;
     partial.response_started(&response, log.captures());
-    let mut failed = RequestRecord::new(&get("/"), log.captures());
+    let mut failed = started(&get("/"), log.captures());
     failed.handler_failed();
+    let ended = |record| EndedRequest { record, ended_ns: 0, connection: None };
     for record in [&aborted, &complete, &partial, &failed] {
-        assert!(log.log_ended(record, None, &policy, &mut buffer));
+        assert!(log.log_ended(&ended(record), &policy, &mut buffer));
     }
     let none = LogPolicy::new(AccessLogSample::new(0.0).expect("a share"), None, &[]);
-    assert!(!log.log_ended(&complete, None, &none, &mut buffer));
+    assert!(!log.log_ended(&ended(&complete), &none, &mut buffer));
     log.hand_over(&mut buffer);
     assert!(writer.wait_until_written(Duration::from_secs(10)));
     let mut text = String::new();

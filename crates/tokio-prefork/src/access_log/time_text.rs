@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::escape::ShortText;
 use prefork_os::wall_clock::{LocalTime, local_time};
 
 const MONTHS: [&str; 12] =
@@ -12,11 +13,11 @@ const MONTHS: [&str; 12] =
 pub(super) struct TimeText {
     second: Option<u64>,
     /// `28/Nov/2026:17:20:31 +0000`, as in the common log format.
-    pub(super) common: String,
+    pub(super) common: ShortText<32>,
     /// `2026-11-28T17:20:31`.
-    pub(super) iso_second: String,
+    pub(super) iso_second: ShortText<32>,
     /// `+00:00`.
-    pub(super) iso_offset: String,
+    pub(super) iso_offset: ShortText<32>,
 }
 
 impl TimeText {
@@ -44,12 +45,13 @@ impl TimeText {
         let sign = if utc_offset_minutes < 0 { '-' } else { '+' };
         let offset = utc_offset_minutes.abs();
         let (zone_hours, zone_minutes) = (offset / 60, offset % 60);
-        self.common = format!(
+        self.common = ShortText::new(&format!(
             "{day:02}/{name}/{year:04}:{hour:02}:{minute:02}:{second:02} {sign}{zone_hours:02}{zone_minutes:02}"
-        );
-        self.iso_second =
-            format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}");
-        self.iso_offset = format!("{sign}{zone_hours:02}:{zone_minutes:02}");
+        ));
+        self.iso_second = ShortText::new(&format!(
+            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}"
+        ));
+        self.iso_offset = ShortText::new(&format!("{sign}{zone_hours:02}:{zone_minutes:02}"));
     }
 }
 
@@ -70,7 +72,7 @@ mod tests {
             utc_offset_minutes: -210,
         };
         text.format(&time);
-        assert_eq!(text.common, "08/Nov/2026:07:05:09 -0330");
+        assert_eq!(text.common.as_str(), "08/Nov/2026:07:05:09 -0330");
         assert_eq!(
             (text.iso_second.as_str(), text.iso_offset.as_str()),
             ("2026-11-08T07:05:09", "-03:30")
@@ -81,7 +83,7 @@ mod tests {
     fn the_texts_change_with_the_second() {
         let mut text = TimeText::default();
         text.set(Duration::from_millis(1_000_999));
-        let first = text.common.clone();
+        let first = text.common;
         text.set(Duration::from_millis(1_000_000));
         assert_eq!(text.common, first);
         text.set(Duration::from_millis(1_001_000));

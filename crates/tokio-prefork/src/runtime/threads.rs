@@ -120,11 +120,11 @@ impl ServeContext for ThreadsServeContext {
         self.observers.as_deref()
     }
 
-    fn with_line_buffer(&self, act: impl FnOnce(&mut LineBuffer)) {
+    fn with_line_buffer<T>(&self, act: impl FnOnce(&mut LineBuffer) -> T) -> T {
         // A thread that ends has no number any more.
         let number = THREAD_NUMBER.try_with(|number| *number).unwrap_or(0);
         let buffer = &self.line_buffers[number % self.line_buffers.len()];
-        act(&mut buffer.lock().unwrap_or_else(PoisonError::into_inner));
+        act(&mut buffer.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn request_ids(&self) -> Option<&RequestIds> {

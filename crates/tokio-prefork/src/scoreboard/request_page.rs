@@ -174,7 +174,7 @@ impl RequestPage {
     }
 
     pub(super) fn log_lines(self) -> LogLineCounters {
-        LogLineCounters(self.page)
+        LogLineCounters(self)
     }
 
     /// Writes the details of the request in an entry, whose sequence number is `sequence`. Nobody else writes these words until the
@@ -199,46 +199,49 @@ impl RequestPage {
     }
 }
 
-/// Counts lines of the access log, from any thread of the worker.
+/// Counts lines of the access log.
 #[derive(Clone, Copy)]
-pub(crate) struct LogLineCounters(&'static SharedPage);
+pub(crate) struct LogLineCounters(RequestPage);
 
 impl LogLineCounters {
     /// Records that each request counted on the page gets a line or is skipped.
     pub(crate) fn set_logging(self) {
-        IS_LOGGING.store(self.0, 1);
+        IS_LOGGING.store(self.0.page, 1);
     }
 
-    /// Counts a request that does not count for `max-requests`.
+    /// Counts a request that does not count for `max-requests`. Called by the threads that the page belongs to.
     pub(crate) fn add_uncounted(self) {
-        UNCOUNTED_REQUESTS.add_shared(self.0, 1);
+        self.0.add(UNCOUNTED_REQUESTS, 1);
     }
 
     /// Returns counters on a page of their own.
     #[cfg(test)]
     pub(crate) fn for_test() -> LogLineCounters {
         let mut pages = prefork_os::shared_memory::create_shared_pages(1).expect("page");
-        LogLineCounters(pages.0.keep_only_page(0).expect("own"))
+        LogLineCounters(RequestPage::new(pages.0.keep_only_page(0).expect("own"), true))
     }
 
     /// Returns how many lines were written, dropped and skipped.
     #[cfg(test)]
     pub(crate) fn read(self) -> (u64, u64, u64) {
         [LOG_LINES_WRITTEN, LOG_LINES_DROPPED, LOG_LINES_SKIPPED]
-            .map(|word| word.load(self.0))
+            .map(|word| word.load(self.0.page))
             .into()
     }
 
+    /// Counts lines that were written, from any thread.
     pub(crate) fn add_written(self, lines: u64) {
-        LOG_LINES_WRITTEN.add_shared(self.0, lines);
+        LOG_LINES_WRITTEN.add_shared(self.0.page, lines);
     }
 
+    /// Counts lines that were dropped, from any thread.
     pub(crate) fn add_dropped(self, lines: u64) {
-        LOG_LINES_DROPPED.add_shared(self.0, lines);
+        LOG_LINES_DROPPED.add_shared(self.0.page, lines);
     }
 
+    /// Counts requests without a line. Called by the threads that the page belongs to.
     pub(crate) fn add_skipped(self, requests: u64) {
-        LOG_LINES_SKIPPED.add_shared(self.0, requests);
+        self.0.add(LOG_LINES_SKIPPED, requests);
     }
 }
 

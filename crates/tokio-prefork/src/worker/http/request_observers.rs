@@ -21,6 +21,8 @@ pub(crate) struct RequestObservers {
 /// A request that has ended.
 pub(crate) struct EndedRequest<'a> {
     pub(crate) record: &'a RequestRecord,
+    /// When it ended, in nanoseconds on the monotonic clock; 0 if its record has no start.
+    pub(crate) ended_ns: u64,
     /// Where its connection comes from. `None` if the application does not use that.
     pub(crate) connection: Option<&'a ConnectionInfo>,
 }
@@ -43,12 +45,19 @@ impl RequestObservers {
         Some(Box::new(RequestObservers { policy, access_log, counters }))
     }
 
+    /// Returns whether the duration of each request is needed.
+    pub(crate) fn needs_durations(&self) -> bool {
+        self.access_log.as_ref().is_some_and(|log| log.captures().duration)
+    }
+
     /// Starts to observe `request`, which may still be changed. Returns its record, unless nothing needs one.
     pub(crate) fn request_started<B>(
         &self,
         request: &mut Request<B>,
         connection: Option<&ConnectionInfo>,
+        started_ns: u64,
         take_queue_wait: impl FnOnce() -> Option<Duration>,
+        take_record: impl FnOnce() -> Box<RequestRecord>,
     ) -> Option<Box<RequestRecord>> {
         if self.policy.skips_path(request.uri().path()) {
             self.counters.add_uncounted();
@@ -58,7 +67,8 @@ impl RequestObservers {
             return None;
         }
         let log = self.access_log.as_ref()?;
-        let mut record = Box::new(RequestRecord::new(request, log.captures()));
+        let mut record = take_record();
+        record.start(request, log.captures(), started_ns);
         record.set_forwarded(request, connection);
         record.queue_wait = take_queue_wait();
         Some(record)
@@ -78,7 +88,7 @@ impl RequestObservers {
     /// Takes a request that has ended.
     pub(crate) fn request_ended(&self, ended: &EndedRequest<'_>, buffer: &mut LineBuffer) {
         let Some(log) = &self.access_log else { return };
-        if !log.log_ended(ended.record, ended.connection, &self.policy, buffer) {
+        if !log.log_ended(ended, &self.policy, buffer) {
             self.counters.add_skipped(1);
         }
     }

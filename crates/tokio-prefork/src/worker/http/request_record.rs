@@ -3,24 +3,27 @@
 //! A record exists only if the configuration of the worker asks for one: see `RequestObservers`. It is created when the
 //! request reaches the worker, and handed to the observers when the request has ended, whatever ended it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame};
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper::{Method, Request, Response, StatusCode, Version};
 
 use crate::access_log::Captures;
 use crate::client::{ClientInfo, ConnectionInfo, RequestId, TraceId, TraceParent};
 
 /// What is recorded of one request.
-#[derive(Debug)]
+///
+/// Its texts are copied, which costs less than to share them and pins no buffer of the connection. An event loop uses its
+/// records again, so that a request needs no new memory for one.
+#[derive(Debug, Default)]
 pub(crate) struct RequestRecord {
-    /// `None` if nothing wants to know how long the request took.
-    pub(crate) started: Option<Instant>,
-    pub(crate) method: Method,
-    pub(crate) target: Uri,
+    /// When it started, in nanoseconds on the monotonic clock; 0 if nothing wants to know how long the request took.
+    pub(crate) started_ns: u64,
     pub(crate) version: Version,
+    is_head: bool,
+    is_connect: bool,
     /// How long the connection was in the accept queue, for the first request of a connection, if that was measured.
     pub(crate) queue_wait: Option<Duration>,
     /// What a trusted proxy says about the client; `None` if the connection comes from no such proxy.
@@ -31,45 +34,78 @@ pub(crate) struct RequestRecord {
     pub(crate) request_id: Option<RequestId>,
     /// The id of the trace that the request belongs to, if wanted.
     pub(crate) trace_id: Option<TraceId>,
-    /// The wanted headers of the request, in the order of `Captures`.
-    pub(crate) request_headers: CapturedHeaders,
-    /// The wanted headers of the response, in the order of `Captures`.
-    pub(crate) response_headers: CapturedHeaders,
+    /// The request line, the authority of the target, the wanted headers of the request, and those of the response.
+    texts: TextList,
+    parts: RequestLineParts,
+    request_headers: usize,
     status: Option<StatusCode>,
     body: BodyProgress,
 }
 
-/// Values of headers, of which the first two need no memory of their own.
-#[derive(Debug, Default)]
-pub(crate) struct CapturedHeaders {
-    first: [Option<HeaderValue>; 2],
-    more: Vec<Option<HeaderValue>>,
+/// Where the parts of a request line are.
+#[derive(Debug, Clone, Copy, Default)]
+struct RequestLineParts {
+    target: usize,
+    path: usize,
+    target_end: usize,
 }
 
-impl CapturedHeaders {
-    fn capture(names: &[HeaderName], headers: &HeaderMap) -> CapturedHeaders {
-        let value = |index| find_header(headers, names.get(index)?).cloned();
-        let first = [value(0), value(1)];
-        let more = match names.len() {
-            0..=2 => Vec::new(),
-            count => (2..count).map(value).collect(),
-        };
-        CapturedHeaders { first, more }
+/// The index of the request line in the texts.
+const REQUEST_LINE: usize = 0;
+
+/// The index of the authority of the target.
+const AUTHORITY: usize = 1;
+
+/// The index of the first header.
+const HEADERS: usize = 2;
+
+/// The memory for texts that a record keeps for the next request.
+const MAX_KEPT_BYTES: usize = 4096;
+
+/// Texts one after the other, in memory that is used again. A missing text is an empty one.
+#[derive(Debug, Default)]
+struct TextList {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl TextList {
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.ends.clear();
     }
 
-    /// Returns the header with this index; `None` if the message has none.
-    pub(crate) fn get(&self, index: usize) -> Option<&HeaderValue> {
-        match self.first.get(index) {
-            Some(value) => value.as_ref(),
-            None => self.more.get(index - self.first.len())?.as_ref(),
+    fn push(&mut self, text: &[u8]) {
+        if !text.is_empty() {
+            self.bytes.extend_from_slice(text);
         }
+        self.end_text();
+    }
+
+    /// Makes a text of what was added to `bytes`.
+    fn end_text(&mut self) {
+        self.ends.push(self.bytes.len());
+    }
+
+    fn push_headers(&mut self, names: &[HeaderName], headers: &HeaderMap) {
+        for name in names {
+            self.push(find_header(headers, name).map_or(&[], HeaderValue::as_bytes));
+        }
+    }
+
+    fn get(&self, index: usize) -> &[u8] {
+        let start = match index {
+            0 => 0,
+            _ => self.ends.get(index - 1).copied().unwrap_or_default(),
+        };
+        self.ends.get(index).and_then(|end| self.bytes.get(start..*end)).unwrap_or_default()
     }
 }
 
 /// Returns a header. Comparing the names of a few headers is faster than hashing one.
 fn find_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     match headers.len() {
-        0..=3 => headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value),
+        0..=6 => headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value),
         _ => headers.get(name),
     }
 }
@@ -96,32 +132,116 @@ pub(crate) enum ResponseEnd {
 }
 
 impl RequestRecord {
-    /// Starts the record of `request`.
-    pub(crate) fn new<B>(request: &Request<B>, captures: &Captures) -> RequestRecord {
+    /// Starts the record of `request`, in place of that of an earlier one.
+    pub(crate) fn start<B>(&mut self, request: &Request<B>, captures: &Captures, started_ns: u64) {
         let headers = request.headers();
-        RequestRecord {
-            started: captures.duration.then(Instant::now),
-            method: request.method().clone(),
-            target: request.uri().clone(),
-            version: request.version(),
-            queue_wait: None,
-            forwarded: None,
-            user: if captures.user { basic_auth_user(headers) } else { None },
-            request_id: if captures.request_id {
-                request.extensions().get().cloned()
-            } else {
-                None
-            },
-            trace_id: captures
-                .trace_id
-                .then(|| TraceParent::of_headers(headers))
-                .flatten()
-                .map(|parent| parent.trace_id),
-            request_headers: CapturedHeaders::capture(&captures.request_headers, headers),
-            response_headers: CapturedHeaders::default(),
-            status: None,
-            body: BodyProgress::default(),
+        self.started_ns = started_ns;
+        self.version = request.version();
+        self.is_head = request.method() == Method::HEAD;
+        self.is_connect = request.method() == Method::CONNECT;
+        self.queue_wait = None;
+        self.forwarded = None;
+        self.user = if captures.user { basic_auth_user(headers) } else { None };
+        self.request_id =
+            if captures.request_id { request.extensions().get().cloned() } else { None };
+        self.trace_id = match captures.trace_id {
+            true => TraceParent::of_headers(headers).map(|parent| parent.trace_id),
+            false => None,
+        };
+        self.status = None;
+        self.body = BodyProgress::default();
+        self.texts.clear();
+        self.push_request_line(request);
+        let authority = request.uri().authority();
+        self.texts.push(authority.map_or(&[], |authority| authority.as_str().as_bytes()));
+        self.texts.push_headers(&captures.request_headers, headers);
+        self.request_headers = captures.request_headers.len();
+    }
+
+    /// Copies the request line, with the target as the client has sent it: path and query, a whole URI, or an authority.
+    fn push_request_line<B>(&mut self, request: &Request<B>) {
+        let line = &mut self.texts.bytes;
+        line.extend_from_slice(request.method().as_str().as_bytes());
+        line.push(b' ');
+        let (target, uri) = (line.len(), request.uri());
+        let mut path = target;
+        match (uri.path_and_query(), uri.authority()) {
+            (Some(path), None) => line.extend_from_slice(path.as_str().as_bytes()),
+            (Some(path), Some(_)) if self.version >= Version::HTTP_2 => {
+                line.extend_from_slice(path.as_str().as_bytes());
+            }
+            _ => {
+                line.extend_from_slice(uri.to_string().as_bytes());
+                let query = uri.query().map_or(0, |query| query.len() + 1);
+                path = line.len() - uri.path().len() - query;
+            }
         }
+        self.parts = RequestLineParts { target, path, target_end: line.len() };
+        match self.version {
+            Version::HTTP_09 => line.extend_from_slice(b" HTTP/0.9"),
+            Version::HTTP_10 => line.extend_from_slice(b" HTTP/1.0"),
+            Version::HTTP_2 => line.extend_from_slice(b" HTTP/2.0"),
+            Version::HTTP_3 => line.extend_from_slice(b" HTTP/3.0"),
+            _ => line.extend_from_slice(b" HTTP/1.1"),
+        }
+        self.texts.end_text();
+    }
+
+    /// Forgets the request, and keeps memory for the next one.
+    pub(crate) fn clear(&mut self) {
+        if self.texts.bytes.capacity() > MAX_KEPT_BYTES {
+            self.texts.bytes = Vec::new();
+        }
+        self.forwarded = None;
+        self.user = None;
+        self.request_id = None;
+    }
+
+    /// Returns method, target and protocol, with a space between them.
+    pub(crate) fn request_line(&self) -> &[u8] {
+        self.texts.get(REQUEST_LINE)
+    }
+
+    /// Returns the method, which is a token.
+    pub(crate) fn method(&self) -> &[u8] {
+        let line = self.request_line();
+        line.get(..self.parts.target.saturating_sub(1)).unwrap_or_default()
+    }
+
+    /// Returns the target as the client has sent it.
+    pub(crate) fn target(&self) -> &[u8] {
+        let RequestLineParts { target, target_end, .. } = self.parts;
+        self.request_line().get(target..target_end).unwrap_or_default()
+    }
+
+    /// Returns the path of the target, and its query, which is empty if there is none.
+    pub(crate) fn path_and_query(&self) -> (&[u8], &[u8]) {
+        let RequestLineParts { path, target_end, .. } = self.parts;
+        let text = self.request_line().get(path..target_end).unwrap_or_default();
+        match memchr::memchr(b'?', text) {
+            Some(end) => (&text[..end], &text[end + 1..]),
+            None => (text, &[]),
+        }
+    }
+
+    /// Returns the protocol, such as `HTTP/1.1`.
+    pub(crate) fn protocol(&self) -> &[u8] {
+        self.request_line().get(self.parts.target_end + 1..).unwrap_or_default()
+    }
+
+    /// Returns the authority of the target; empty if it has none.
+    pub(crate) fn authority(&self) -> &[u8] {
+        self.texts.get(AUTHORITY)
+    }
+
+    /// Returns the wanted header of the request with this index in `Captures`; empty if it has none.
+    pub(crate) fn request_header(&self, index: usize) -> &[u8] {
+        self.texts.get(HEADERS + index)
+    }
+
+    /// Returns the wanted header of the response with this index in `Captures`; empty if it has none.
+    pub(crate) fn response_header(&self, index: usize) -> &[u8] {
+        self.texts.get(HEADERS + self.request_headers + index)
     }
 
     /// Records what a trusted proxy says about the client, if `connection` comes from one.
@@ -143,7 +263,7 @@ impl RequestRecord {
         captures: &Captures,
     ) {
         let status = response.status();
-        let has_no_body = self.method == Method::HEAD
+        let has_no_body = self.is_head
             || status.is_informational()
             || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
             || response.body().is_end_stream();
@@ -151,8 +271,7 @@ impl RequestRecord {
         let expected = response.body().size_hint().exact();
         self.body = BodyProgress { bytes: 0, expected, has_ended: has_no_body };
         if !captures.response_headers.is_empty() {
-            self.response_headers =
-                CapturedHeaders::capture(&captures.response_headers, response.headers());
+            self.texts.push_headers(&captures.response_headers, response.headers());
         }
     }
 
@@ -190,8 +309,7 @@ impl RequestRecord {
 
     /// Returns whether the connection goes on as something else than HTTP/1: after 101, or a CONNECT that succeeded.
     pub(crate) fn is_upgrade(&self) -> bool {
-        let is_tunnel =
-            self.method == Method::CONNECT && self.status.is_some_and(|s| s.is_success());
+        let is_tunnel = self.is_connect && self.status.is_some_and(|s| s.is_success());
         let is_upgrade = self.status == Some(StatusCode::SWITCHING_PROTOCOLS) || is_tunnel;
         is_upgrade && self.version < Version::HTTP_2
     }
@@ -246,7 +364,13 @@ mod tests {
 
     fn record_of(method: Method) -> RequestRecord {
         let request = Request::builder().method(method).uri("/path?query").body(());
-        RequestRecord::new(&request.expect("a request"), &Captures::default())
+        new_record(&request.expect("a request"), &Captures::default())
+    }
+
+    fn new_record(request: &Request<()>, captures: &Captures) -> RequestRecord {
+        let mut record = RequestRecord::default();
+        record.start(request, captures, 0);
+        record
     }
 
     fn start<B: Body>(record: &mut RequestRecord, response: &Response<B>) {
@@ -324,10 +448,47 @@ mod tests {
         let names = ["a", "b", "c", "d"].map(|name| name.parse().expect("a name"));
         let captures = Captures { request_headers: names.to_vec(), ..Captures::default() };
         let request = Request::builder().header("c", "3").header("a", "1").body(());
-        let record = RequestRecord::new(&request.expect("a request"), &captures);
-        let values: Vec<_> = (0..4).map(|n| record.request_headers.get(n)).collect();
-        let values: Vec<_> = values.iter().map(|v| v.and_then(|v| v.to_str().ok())).collect();
-        assert_eq!(values, [Some("1"), None, Some("3"), None]);
+        let record = new_record(&request.expect("a request"), &captures);
+        assert_eq!([0, 1, 2, 3].map(|n| record.request_header(n)), [&b"1"[..], b"", b"3", b""]);
+    }
+
+    #[test]
+    fn a_record_that_is_used_again_has_nothing_of_the_request_before() {
+        let names = ["a", "b"].map(|name| name.parse().expect("a name"));
+        let captures = Captures {
+            request_headers: names.to_vec(),
+            response_headers: names.to_vec(),
+            user: true,
+            ..Captures::default()
+        };
+        let first = Request::builder()
+            .method(Method::HEAD)
+            .uri("http://example.org/first?query")
+            .header("authorization", "Basic YTpi")
+            .header("b", "of the request");
+        let mut record = new_record(&first.body(()).expect("a request"), &captures);
+        let response =
+            Response::builder().header("a", "of the response").body(Empty::<Bytes>::new());
+        record.response_started(&response.expect("a response"), &captures);
+        assert_eq!(record.request_line(), b"HEAD http://example.org/first?query HTTP/1.1");
+        assert_eq!(record.path_and_query(), (&b"/first"[..], &b"query"[..]));
+        assert_eq!(
+            (record.authority(), record.user.as_deref()),
+            (&b"example.org"[..], Some(&b"a"[..]))
+        );
+        assert_eq!([0, 1].map(|n| record.response_header(n)), [&b"of the response"[..], b""]);
+        record.clear();
+        let second = Request::builder().uri("/").body(()).expect("a request");
+        record.start(&second, &captures, 0);
+        assert_eq!(record.response_end(), ResponseEnd::Missing);
+        assert_eq!(
+            (record.method(), record.target(), record.protocol()),
+            (&b"GET"[..], &b"/"[..], &b"HTTP/1.1"[..])
+        );
+        assert_eq!((record.authority(), record.user.as_deref()), (&b""[..], None));
+        for n in [0, 1] {
+            assert_eq!((record.request_header(n), record.response_header(n)), (&b""[..], &b""[..]));
+        }
     }
 
     #[test]

@@ -12,11 +12,12 @@ use hyper::{Request, Response, StatusCode};
 
 use super::connection_state::ConnectionState;
 use super::request_identity::{IdentityFields, RequestIdentity};
-use super::request_observers::EndedRequest;
+use super::request_observers::RequestObservers;
 use super::request_record::RequestRecord;
 use super::serve_context::ServeContext;
 use super::timeouts::http_exchange::{HttpExchange, RequestExpiry};
 use super::timeouts::request_deadline::RequestDeadline;
+use crate::access_log::LineBuffer;
 use crate::client::ConnectionInfo;
 use crate::scoreboard::{InFlightEntry, RequestClass, RequestRecorder};
 use crate::text::panic_text;
@@ -42,7 +43,7 @@ pub(crate) struct TrackedRequest<H: ServeContext> {
     exchange: Option<Arc<HttpExchange>>,
     /// Method and, once it is known, status, for the count of finished requests.
     class: Cell<RequestClass>,
-    /// When it started, in nanoseconds on the monotonic clock; 0 if durations are not measured.
+    /// When it started, in nanoseconds on the monotonic clock; 0 if nothing needs its duration.
     started_ns: u64,
     /// `None` without `request-id`.
     identity: Option<Box<RequestIdentity>>,
@@ -72,11 +73,15 @@ impl<H: ServeContext> TrackedRequest<H> {
             .map(|ids| RequestIdentity::assign(ids, request, tracker.info.as_ref()));
         let span = RequestSpan::new(request, tracker.info.as_ref(), identity.as_deref());
         let class = Cell::new(RequestClass::of_method(request.method()));
-        let is_measured = tracker.context.config().measures_durations();
+        let context = &*tracker.context;
+        let is_measured = context.config().measures_durations()
+            || context.observers().is_some_and(RequestObservers::needs_durations);
         let started_ns = if is_measured { monotonic_ns() } else { 0 };
-        let record = tracker.context.observers().and_then(|observers| {
+        let record = context.observers().and_then(|observers| {
             let take_queue_wait = || tracker.conn.take_queue_wait();
-            observers.request_started(request, tracker.info.as_ref(), take_queue_wait)
+            let take_record = || context.with_line_buffer(LineBuffer::take_record);
+            let info = tracker.info.as_ref();
+            observers.request_started(request, info, started_ns, take_queue_wait, take_record)
         });
         let ticket = tracker.context.worker_page().request_started(
             request.method().as_str(),
@@ -129,13 +134,19 @@ impl<H: ServeContext> TrackedRequest<H> {
         self.class.set(class);
     }
 
-    /// Counts the request, which has ended.
-    fn count(&self) {
-        let page = self.tracker.context.worker_page();
-        page.request_counted(self.class.get());
-        if self.started_ns != 0 {
-            page.request_measured(monotonic_ns().saturating_sub(self.started_ns) / 1000);
+    /// Counts the request, which has ended. Returns when, in nanoseconds; 0 if nothing needs its duration.
+    fn count(&self) -> u64 {
+        let context = &self.tracker.context;
+        context.worker_page().request_counted(self.class.get());
+        if self.started_ns == 0 {
+            return 0;
         }
+        let ended_ns = monotonic_ns();
+        if context.config().measures_durations() {
+            let took_us = ended_ns.saturating_sub(self.started_ns) / 1000;
+            context.worker_page().request_measured(took_us);
+        }
+        ended_ns
     }
 
     /// Records what the response body returned when hyper polled it.
@@ -234,7 +245,7 @@ impl<H: ServeContext> RequestTracker<H> {
 impl<H: ServeContext> Drop for TrackedRequest<H> {
     fn drop(&mut self) {
         let RequestTracker { context, conn, .. } = &*self.tracker;
-        self.count();
+        let ended_ns = self.count();
         context.worker_page().request_finished(self.ticket);
         if let Some(exchange) = &self.exchange {
             conn.exchanges.remove(exchange);
@@ -252,7 +263,7 @@ impl<H: ServeContext> Drop for TrackedRequest<H> {
                 true => conn.set_upgrade_record(record),
                 false => {
                     let connection = self.tracker.info.as_ref();
-                    context.report_ended(&EndedRequest { record: &record, connection });
+                    context.report_ended(record, connection, ended_ns);
                 }
             }
         }

@@ -23,7 +23,6 @@ use super::connection_state::{CloseRequest, ConnectionPhase, ConnectionState};
 use super::handle_request::{ResponseFuture, TrackedBody, TrackedService, handle_request};
 use super::http2::stream_executor::{Http2ServerConnExec, Http2StreamExecutor};
 use super::hyper_io::{HyperIo, LingeringSocket, LingeringSocketSlot, close_with_linger};
-use super::request_observers::EndedRequest;
 use super::request_tracking::RequestTracker;
 use super::serve_context::{ConnectionHandle, ServeContext};
 use crate::client::ConnectionInfo;
@@ -35,6 +34,7 @@ use crate::worker::connection_registry::{ConnectionEntry, ConnectionGuard};
 use crate::worker::handover::{self, HandoverOutcome};
 use crate::worker::lazy_stream::LazyStream;
 use crate::worker::local_state::LocalWorkerState;
+use prefork_os::system::monotonic_ns;
 
 /// The HTTP/2 connection preface (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -331,7 +331,7 @@ async fn close_connection(
         // The connection counts as open until the application drops it, or until the drain deadline.
         until_closed_now(handle, lingering.wait_released()).await;
         if let Some(record) = handle.state().take_upgrade_record() {
-            context.report_ended(&EndedRequest { record: &record, connection: info });
+            context.report_ended(record, info, monotonic_ns());
         }
     } else if let Some(socket) = lingering.take_socket()
         && handle.state().close_request() != CloseRequest::Now

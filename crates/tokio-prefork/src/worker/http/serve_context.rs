@@ -9,8 +9,9 @@ use std::task::Waker;
 
 use super::connection_state::ConnectionState;
 use super::request_observers::{EndedRequest, RequestObservers};
+use super::request_record::RequestRecord;
 use crate::access_log::LineBuffer;
-use crate::client::RequestIds;
+use crate::client::{ConnectionInfo, RequestIds};
 use crate::config::Config;
 use crate::scoreboard::{RequestRecorder, WorkerPage};
 use crate::worker::connection_registry::ConnectionEntry;
@@ -33,7 +34,7 @@ pub(crate) trait ServeContext: Sized + 'static {
     /// Returns what observes the requests; `None` if nothing does.
     fn observers(&self) -> Option<&RequestObservers>;
     /// Calls `act` with the buffer for lines of the access log of this thread.
-    fn with_line_buffer(&self, act: impl FnOnce(&mut LineBuffer));
+    fn with_line_buffer<T>(&self, act: impl FnOnce(&mut LineBuffer) -> T) -> T;
     /// Returns what gives ids to requests; `None` without `request-id`.
     fn request_ids(&self) -> Option<&RequestIds>;
     fn is_draining(&self) -> bool;
@@ -42,11 +43,18 @@ pub(crate) trait ServeContext: Sized + 'static {
     /// Whether the next response has to carry `Connection: close`.
     fn should_announce_close(&self, conn: &ConnectionState) -> bool;
 
-    /// Hands a request that has ended to the observers.
-    fn report_ended(&self, ended: &EndedRequest<'_>) {
+    /// Hands a request that has ended to the observers. `ended_ns` is 0 if the record has no start.
+    fn report_ended(
+        &self,
+        record: Box<RequestRecord>,
+        connection: Option<&ConnectionInfo>,
+        ended_ns: u64,
+    ) {
         if let Some(observers) = self.observers() {
             self.with_line_buffer(|buffer| {
-                observers.request_ended(ended, buffer);
+                let ended = EndedRequest { record: &record, ended_ns, connection };
+                observers.request_ended(&ended, buffer);
+                buffer.keep_record(record);
             });
         }
     }
@@ -81,8 +89,8 @@ impl ServeContext for LocalWorkerState {
         self.observers.as_deref()
     }
 
-    fn with_line_buffer(&self, act: impl FnOnce(&mut LineBuffer)) {
-        act(&mut self.line_buffer.borrow_mut());
+    fn with_line_buffer<T>(&self, act: impl FnOnce(&mut LineBuffer) -> T) -> T {
+        act(&mut self.line_buffer.borrow_mut())
     }
 
     fn request_ids(&self) -> Option<&RequestIds> {
