@@ -233,10 +233,15 @@ fn the_status_and_the_stall_warning_name_client_and_id() {
 #[test]
 fn the_access_log_has_request_and_trace_ids() {
     for model in MODELS {
-        let builder = Server::builder().model(model, 2);
-        let path = builder.dir().join("access.log");
+        // The server removes its own directory when it stops.
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("access.log");
         let args = ["--request-id", "on", "--access-log-format", "$request_id $trace_id $status"];
-        let server = builder.args(args).args(["--access-log".as_ref(), path.as_os_str()]).start();
+        let server = Server::builder()
+            .model(model, 2)
+            .args(args)
+            .args(["--access-log".as_ref(), path.as_os_str()])
+            .start();
         let trace = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let traced = id_of(&get_with(&mut server.connect(), "/", &[trace]));
         let malformed = id_of(&get_with(&mut server.connect(), "/", &["traceparent: 00-1-2-3"]));

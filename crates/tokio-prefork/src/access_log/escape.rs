@@ -23,8 +23,17 @@ impl ValueStyle {
         matches!(self, ValueStyle::JsonText | ValueStyle::JsonValue)
     }
 
+    /// Returns what stands for a value without a byte.
+    pub(super) fn missing(self) -> &'static str {
+        match self {
+            ValueStyle::Quoted | ValueStyle::Bare => "-",
+            ValueStyle::JsonText => "",
+            ValueStyle::JsonValue => "null",
+        }
+    }
+
     /// Returns whether `bytes` need no escape.
-    fn is_plain(self, bytes: &[u8]) -> bool {
+    pub(super) fn is_plain(self, bytes: &[u8]) -> bool {
         let least = if self == ValueStyle::Bare { 0x21 } else { 0x20 };
         let Some(last) = bytes.last_chunk::<8>() else {
             let needs_escape = |b: &u8| (*b < least) | (*b > 0x7e) | (*b == b'"') | (*b == b'\\');
@@ -175,10 +184,8 @@ impl<'a> ValueWriter<'a> {
 
     /// Ends the value. One without a byte is `-`, in JSON `null` or empty.
     pub(super) fn finish(self) {
-        match (self.has_begun, self.style) {
-            (false, ValueStyle::Quoted | ValueStyle::Bare) => self.line.push(b'-'),
-            (false, ValueStyle::JsonValue) => self.line.extend_from_slice(b"null"),
-            _ => {}
+        if !self.has_begun {
+            self.line.extend_from_slice(self.style.missing().as_bytes());
         }
     }
 

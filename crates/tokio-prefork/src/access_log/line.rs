@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::escape::{ShortText, ValueStyle, ValueWriter};
+use super::escape::{CUT_MARK, ShortText, ValueStyle, ValueWriter, push_number};
 use super::format::{AccessLogFormat, FormatPart};
 use super::time_text::TimeText;
 use super::variable::Variable;
@@ -44,7 +44,15 @@ pub(super) struct LineLayout {
 struct LinePiece {
     before: Literal,
     /// `None` at the end of the line.
-    value: Option<(Variable, ValueStyle)>,
+    value: Option<LineValue>,
+}
+
+/// A value of each line.
+struct LineValue {
+    variable: Variable,
+    style: ValueStyle,
+    /// The text of a value that the request does not have.
+    missing: ShortText<8>,
 }
 
 /// Text that each line has.
@@ -78,7 +86,8 @@ impl LineLayout {
                 }
                 FormatPart::Value(variable, style) => {
                     let before = Literal::new(&std::mem::take(&mut text));
-                    pieces.push(LinePiece { before, value: Some((*variable, *style)) });
+                    let value = Some(LineValue::new(*variable, *style));
+                    pieces.push(LinePiece { before, value });
                 }
             }
         }
@@ -99,11 +108,79 @@ impl LineLayout {
                 Literal::Short(text) => text.push_to(out),
                 Literal::Long(text) => out.extend_from_slice(text.as_bytes()),
             }
-            if let Some((variable, style)) = piece.value {
-                let value = ValueWriter::new(out, style, max_value_bytes);
-                write_value(variable, value, request, texts);
+            if let Some(value) = &piece.value
+                && !value.write_plain(request, texts, max_value_bytes, out)
+            {
+                let writer = ValueWriter::new(out, value.style, max_value_bytes);
+                write_value(value.variable, writer, request, texts);
             }
         }
+    }
+}
+
+impl LineValue {
+    fn new(variable: Variable, style: ValueStyle) -> LineValue {
+        let missing = ShortText::new(style.missing());
+        LineValue { variable, style, missing }
+    }
+
+    /// Writes a value that is often logged and needs no escape. Returns whether it is one.
+    fn write_plain(
+        &self,
+        request: &LoggedRequest<'_>,
+        texts: &mut LineTexts,
+        max_value_bytes: usize,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let LoggedHead::Parsed(record) = request.head else { return false };
+        let text = match self.variable {
+            Variable::Status => {
+                push_number(out, request.status.into());
+                return true;
+            }
+            Variable::BodyBytesSent => {
+                push_number(out, request.body_bytes);
+                return true;
+            }
+            Variable::TimeLocal if self.style != ValueStyle::JsonValue => {
+                texts.time.common.push_to(out);
+                return true;
+            }
+            Variable::Request => record.request_line(),
+            Variable::RequestMethod => record.method(),
+            Variable::RequestUri => record.target(),
+            Variable::ServerProtocol => record.protocol(),
+            Variable::RemoteUser => record.user.as_deref().unwrap_or_default(),
+            Variable::RequestId => {
+                record.request_id.as_ref().map_or("", RequestId::as_str).as_bytes()
+            }
+            Variable::TraceId if record.trace_id.is_none() => b"",
+            Variable::Host(index) if record.forwarded.is_none() => match record.authority() {
+                b"" => record.request_header(index),
+                authority => authority,
+            },
+            Variable::RequestCompletion if request.is_complete => b"OK",
+            Variable::RequestCompletion => b"",
+            Variable::RequestHeader(index) => record.request_header(index),
+            Variable::ResponseHeader(index) => record.response_header(index),
+            _ => return false,
+        };
+        if text.is_empty() {
+            self.missing.push_to(out);
+            return true;
+        }
+        if text.len() + CUT_MARK.len() > max_value_bytes || !self.style.is_plain(text) {
+            return false;
+        }
+        let is_whole_json = self.style == ValueStyle::JsonValue;
+        if is_whole_json {
+            out.push(b'"');
+        }
+        out.extend_from_slice(text);
+        if is_whole_json {
+            out.push(b'"');
+        }
+        true
     }
 }
 

@@ -62,6 +62,12 @@ const HEADERS: usize = 2;
 /// The memory for texts that a record keeps for the next request.
 const MAX_KEPT_BYTES: usize = 4096;
 
+/// Up to how many headers are compared by name. Hashing is faster for more.
+const FEW_HEADERS: usize = 6;
+
+/// Up to how many wanted headers are found in one pass.
+const FEW_NAMES: usize = 4;
+
 /// Texts one after the other, in memory that is used again. A missing text is an empty one.
 #[derive(Debug, Default)]
 struct TextList {
@@ -88,8 +94,24 @@ impl TextList {
     }
 
     fn push_headers(&mut self, names: &[HeaderName], headers: &HeaderMap) {
-        for name in names {
-            self.push(find_header(headers, name).map_or(&[], HeaderValue::as_bytes));
+        let mut found = [&b""[..]; FEW_NAMES];
+        match found.get_mut(..names.len()) {
+            // Comparing a few names is faster than hashing them.
+            Some(found) if headers.len() <= FEW_HEADERS => {
+                for (known, value) in headers {
+                    for (name, found) in names.iter().zip(&mut *found) {
+                        // The first one of a name, of those with a value.
+                        if found.is_empty() && known == name {
+                            *found = value.as_bytes();
+                        }
+                    }
+                }
+                found.iter().for_each(|text| self.push(text));
+            }
+            _ => {
+                let value = |name| headers.get(name).map_or(&[][..], HeaderValue::as_bytes);
+                names.iter().for_each(|name| self.push(value(name)));
+            }
         }
     }
 
@@ -99,14 +121,6 @@ impl TextList {
             _ => self.ends.get(index - 1).copied().unwrap_or_default(),
         };
         self.ends.get(index).and_then(|end| self.bytes.get(start..*end)).unwrap_or_default()
-    }
-}
-
-/// Returns a header. Comparing the names of a few headers is faster than hashing one.
-fn find_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
-    match headers.len() {
-        0..=6 => headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value),
-        _ => headers.get(name),
     }
 }
 
@@ -141,7 +155,9 @@ impl RequestRecord {
         self.is_connect = request.method() == Method::CONNECT;
         self.queue_wait = None;
         self.forwarded = None;
-        self.user = if captures.user { basic_auth_user(headers) } else { None };
+        let may_have_user = captures.user
+            && (headers.len() > FEW_HEADERS || headers.keys().any(|name| name == AUTHORIZATION));
+        self.user = if may_have_user { basic_auth_user(headers) } else { None };
         self.request_id =
             if captures.request_id { request.extensions().get().cloned() } else { None };
         self.trace_id = match captures.trace_id {
@@ -317,7 +333,7 @@ impl RequestRecord {
 
 /// Returns the user name of HTTP Basic authentication.
 fn basic_auth_user(headers: &HeaderMap) -> Option<Box<[u8]>> {
-    let (scheme, token) = find_header(headers, &AUTHORIZATION)?.as_bytes().split_at_checked(6)?;
+    let (scheme, token) = headers.get(AUTHORIZATION)?.as_bytes().split_at_checked(6)?;
     if !scheme.eq_ignore_ascii_case(b"Basic ") {
         return None;
     }
