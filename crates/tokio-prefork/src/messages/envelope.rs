@@ -301,7 +301,7 @@ impl Envelope {
             }
             // What another version of this program says is not understood; then the headers of requests are not believed.
             let client = ProxiedClient::from_bytes(&content.split_to(count));
-            proxied = Some(client.unwrap_or(ProxiedClient::Unknown));
+            proxied = Some(Box::new(client.unwrap_or(ProxiedClient::Unknown)));
         }
         let flags = HAS_UNREAD_BYTES | HAS_PROXIED_CLIENT;
         let encoding = PayloadEncoding::from_byte(encoding & !flags)?;
@@ -380,7 +380,7 @@ pub(super) mod tests {
                 2 => Some(ProxiedClient::Unknown),
                 _ => Some(ProxiedClient::Known(ProxyHeader::new(addr, addr, is_returned))),
             };
-            let history = PassedHistory { unread: unread.into(), proxied };
+            let history = PassedHistory { unread: unread.into(), proxied: proxied.map(Box::new) };
             let payload = Payload::new(encoding, payload.into()).with_history(history);
             let delivery = DeliveryRecord { is_returned, ..DeliveryRecord::decode(route, code).expect("a route") };
             let envelope = Envelope { class, address, id, delivery, kind, payload, attached };

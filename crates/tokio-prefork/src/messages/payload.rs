@@ -66,8 +66,8 @@ pub struct Payload {
 pub(crate) struct PassedHistory {
     /// What comes before the bytes that the descriptor has.
     pub(crate) unread: Bytes,
-    /// What its PROXY header says, if it had one.
-    pub(crate) proxied: Option<ProxiedClient>,
+    /// What its PROXY header says, if it had one. Boxed, as few connections have one.
+    pub(crate) proxied: Option<Box<ProxiedClient>>,
 }
 
 impl Payload {
@@ -88,8 +88,8 @@ impl Payload {
 
     /// Returns what the PROXY header of the connection says that is sent along, encoded. Empty without one.
     pub(super) fn encoded_proxied_client(&self) -> Vec<u8> {
-        let proxied = self.history.as_ref().and_then(|history| history.proxied);
-        proxied.map(ProxiedClient::to_bytes).unwrap_or_default()
+        let proxied = self.history.as_ref().and_then(|history| history.proxied.as_deref());
+        proxied.map(|client| client.to_bytes()).unwrap_or_default()
     }
 
     /// Takes what was read from the connection that was sent along.

@@ -241,7 +241,7 @@ impl TryFrom<AcceptedStream> for PassedConnection {
 
     /// Removes the connection from this worker's event loop.
     fn try_from(stream: AcceptedStream) -> std::io::Result<PassedConnection> {
-        let proxied = stream.connection_info().proxied_client();
+        let proxied = stream.connection_info().proxied_client().map(Box::new);
         let (fd, unread) = stream.into_parts()?;
         Ok(PassedConnection { fd, history: PassedHistory { unread, proxied } })
     }
@@ -261,7 +261,7 @@ impl TryFrom<PassedConnection> for AcceptedStream {
         let info = ConnectionInfo::of_socket(&connection, &names, &trusted);
         let PassedConnection { fd, history: PassedHistory { unread, proxied } } = connection;
         let info = match proxied {
-            Some(client) => info.with_proxied_client(client),
+            Some(client) => info.with_proxied_client(*client),
             None => info,
         };
         Ok(AcceptedStream::new(SocketStream::new(fd, unix)?, unread, info))
@@ -284,6 +284,7 @@ impl TryFrom<Upgraded> for PassedConnection {
         })?;
         let hyper_io = parts.io.into_inner();
         let proxied = hyper_io.info.as_ref().and_then(ConnectionInfo::proxied_client);
+        let proxied = proxied.map(Box::new);
         let (stream, received) = hyper_io.into_upgraded_parts()?;
         let unread = match parts.read_buf.is_empty() {
             true => received,
