@@ -97,6 +97,8 @@ pub(super) struct ValueWriter<'a> {
     style: ValueStyle,
     /// How many more bytes the value may have, beside the mark of a cut.
     room: usize,
+    /// How many bytes each part of the value may have.
+    part_room: usize,
     has_begun: bool,
     is_cut: bool,
 }
@@ -108,7 +110,7 @@ impl<'a> ValueWriter<'a> {
         max_bytes: usize,
     ) -> ValueWriter<'a> {
         let room = max_bytes.saturating_sub(CUT_MARK.len());
-        ValueWriter { line, style, room, has_begun: false, is_cut: false }
+        ValueWriter { line, style, room, part_room: room, has_begun: false, is_cut: false }
     }
 
     /// Appends text of a client.
@@ -148,6 +150,12 @@ impl<'a> ValueWriter<'a> {
     pub(super) fn own_short<const N: usize>(&mut self, text: &ShortText<N>) {
         self.begin_string();
         text.push_to(self.line);
+    }
+
+    /// Begins a part of the value that is cut by itself.
+    pub(super) fn next_part(&mut self) {
+        self.room = self.part_room;
+        self.is_cut = false;
     }
 
     /// Appends a space.

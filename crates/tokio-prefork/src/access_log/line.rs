@@ -349,9 +349,10 @@ fn write_request_line(value: &mut ValueWriter<'_>, record: &RequestRecord) {
     if value.plain_text(record.request_line()) {
         return;
     }
-    // In parts, so that the protocol follows a target that is cut.
+    // In parts, so that a target follows a method that is cut, and the protocol a target.
     value.text(record.method());
     value.space();
+    value.next_part();
     value.text(record.target());
     value.space();
     value.own_text(record.protocol());
