@@ -365,8 +365,7 @@ impl Cluster {
                 let slots = self.sockets_per_addr(Some(manifest));
                 listeners.check_can_bind(&self.config.bind, self.config.backlog, slots)?;
                 drop(listeners);
-                AdminSockets::inherit(manifest.admin.as_ref())?
-                    .check_can_open(&self.config, &resolved)?;
+                AdminSockets::inherit(Some(manifest))?.check_can_open(&self.config, &resolved)?;
                 before_fork::run_all(std::mem::take(&mut self.before_fork))?;
                 self.preload_data()?;
                 primary::check_worker_boots(self.config, &self.kinds.into_worker_entry(app))

@@ -46,7 +46,7 @@ impl Cluster {
         manifest: Option<&UpgradeManifest>,
         names: &ResolvedHosts,
     ) -> Result<(AdminSockets, AdminSettings)> {
-        let mut sockets = AdminSockets::inherit(manifest.and_then(|one| one.admin.as_ref()))?;
+        let mut sockets = AdminSockets::inherit(manifest)?;
         match sockets.open(&self.config, names) {
             Ok((settings, _)) => Ok((sockets, settings)),
             Err(e) => {

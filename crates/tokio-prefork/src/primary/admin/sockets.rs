@@ -4,7 +4,7 @@ use crate::admin::AdminToken;
 use crate::config::{Config, missing_token_error};
 use crate::error::{Error, Result};
 use crate::listener::{ListenAddr, Listener, ListenerSet, ResolvedHosts, SocketKeeper};
-use crate::upgrade::{PassedAdmin, PassedListener};
+use crate::upgrade::{PassedListener, UpgradeManifest};
 use prefork_os::fd::take_inherited_fd;
 use prefork_supervisor::Slot;
 
@@ -26,14 +26,15 @@ pub(crate) struct AdminSettings {
 }
 
 impl AdminSockets {
-    /// Takes over the sockets of the previous image.
-    pub(crate) fn inherit(passed: Option<&PassedAdmin>) -> Result<AdminSockets> {
+    /// Takes over the sockets of the previous image, in the primary or in a check, which removes no file of them at its end.
+    pub(crate) fn inherit(manifest: Option<&UpgradeManifest>) -> Result<AdminSockets> {
         let mut sockets = AdminSockets::default();
-        let Some(passed) = passed else { return Ok(sockets) };
+        let passed = manifest.and_then(|one| Some((one.pid, one.admin.as_ref()?)));
+        let Some((owner, passed)) = passed else { return Ok(sockets) };
         for PassedListener { addr, slot, keeper, fd } in &passed.listeners {
             let fd = take_inherited_fd(*fd)
                 .map_err(|e| Error::system(format!("take over the socket of {addr}"), e))?;
-            let (keeper, owner) = (SocketKeeper::from_name(keeper), std::process::id());
+            let keeper = SocketKeeper::from_name(keeper);
             sockets.set.inherit(addr.parse()?, Slot(*slot), fd, owner, keeper)?;
         }
         sockets.set.set_started_by_upgrade();
