@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -29,7 +29,10 @@ impl AdminToken {
             Error::config(format!("admin-token-file = {} {why}", path.display()))
         };
         let cannot_read = |e| failed(&format!("cannot be read: {e}"));
-        let mut file = File::open(path).map_err(cannot_read)?;
+        // Opening a FIFO would wait for its writer, in the primary.
+        let mut options = File::options();
+        options.read(true).custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits());
+        let mut file = options.open(path).map_err(cannot_read)?;
         let metadata = file.metadata().map_err(cannot_read)?;
         if !metadata.is_file() {
             return Err(failed(&"is no regular file: write the token to a file"));
@@ -108,6 +111,11 @@ mod tests {
             assert_eq!(error.exit_status(), crate::error::exit::CONFIG);
         }
         assert!(AdminToken::read(Path::new("/no/such/file")).is_err());
+        let dir = tempfile::tempdir().expect("dir");
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).expect("a FIFO");
+        let error = AdminToken::read(&fifo).expect_err("nobody writes to it");
+        assert!(error.to_string().contains("is no regular file"), "{error}");
         assert!(AdminToken::read(Path::new("/dev/null")).is_err());
     }
 
