@@ -3,6 +3,8 @@
 mod job_families;
 mod worker_families;
 
+use std::collections::BTreeMap;
+
 use super::family::{
     CounterValue, HistogramValue, Labels, MetricFamily, MetricUnit, Series, label, labels,
 };
@@ -196,19 +198,23 @@ fn connection_families(status: &ClusterStatus) -> Vec<MetricFamily> {
 }
 
 fn queue_families(status: &ClusterStatus) -> Vec<MetricFamily> {
+    // With reuseport, each worker has a socket of its own at the same address.
     let queues = |figure: fn(&crate::status::AcceptQueueStatus) -> u32| {
-        let series = status.queues.iter();
-        series.map(|one| (label("listener", &*one.listener), f64::from(figure(one)))).collect()
+        let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
+        for queue in &status.queues {
+            *sums.entry(&queue.listener).or_default() += f64::from(figure(queue));
+        }
+        sums.into_iter().map(|(address, sum)| (label("listener", address), sum)).collect()
     };
     vec![
         MetricFamily::gauges(
             "prefork_accept_queue_connections",
-            "Connections that wait to be accepted, by listening TCP socket.",
+            "Connections that wait to be accepted, by listening TCP address.",
             queues(|queue| queue.depth),
         ),
         MetricFamily::gauges(
             "prefork_accept_queue_limit",
-            "How many connections may wait to be accepted, by listening TCP socket.",
+            "How many connections may wait to be accepted, by listening TCP address.",
             queues(|queue| queue.limit),
         ),
         MetricFamily::durations(

@@ -85,6 +85,16 @@ fn both_formats_are_negotiated() {
 }
 
 #[test]
+fn the_accept_queues_of_one_address_are_one_series() {
+    let mut status = full_status();
+    status.queues.push(AcceptQueueStatus::new("127.0.0.1:80".to_string(), 2, 4096));
+    let body = exposition(&status, None).body;
+    let name = "prefork_accept_queue_connections{";
+    let series: Vec<&str> = body.lines().filter(|line| line.starts_with(name)).collect();
+    assert_eq!(series, [r#"prefork_accept_queue_connections{listener="127.0.0.1:80"} 3.0"#]);
+}
+
+#[test]
 fn no_series_names_a_worker_by_its_id_or_pid() {
     for family in all_families(&full_status()) {
         let labels: Vec<_> = match family.series {
