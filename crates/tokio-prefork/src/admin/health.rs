@@ -40,7 +40,8 @@ fn readiness_checks(readiness: Option<Readiness>) -> Vec<Check> {
     let Some(readiness) = readiness else {
         return vec![("status", Some("the primary has not published its status yet".to_string()))];
     };
-    let Readiness { is_stop_requested, serving, wanted, missing_of_other_kinds } = readiness;
+    let Readiness { is_stop_requested, serving, is_replaced, wanted, missing_of_other_kinds } =
+        readiness;
     let stop = is_stop_requested.then(|| "the cluster is stopping".to_string());
     let workers = match (wanted, serving) {
         // A program without web workers is ready when its other workers are.
@@ -48,6 +49,7 @@ fn readiness_checks(readiness: Option<Readiness>) -> Vec<Check> {
             Some(format!("workers of other kinds do not serve; missing={missing_of_other_kinds}"))
         }
         (0, _) | (_, 1..) => None,
+        (_, 0) if is_replaced => None,
         (_, 0) => Some(format!("no web worker serves; wanted={wanted}")),
     };
     vec![("stop", stop), ("workers", workers)]
@@ -85,6 +87,7 @@ mod tests {
         let all = Readiness {
             is_stop_requested: false,
             serving: 2,
+            is_replaced: false,
             wanted: 2,
             missing_of_other_kinds: 0,
         };
@@ -92,6 +95,9 @@ mod tests {
         assert_eq!(ready(all), ok);
         assert_eq!(ready(Readiness { serving: 1, missing_of_other_kinds: 1, ..all }), ok);
         assert_eq!(ready(Readiness { serving: 0, ..all }), not);
+        let replaced = Readiness { serving: 0, is_replaced: true, ..all };
+        assert_eq!(ready(replaced), ok, "the workers of the next image serve");
+        assert_eq!(ready(Readiness { is_stop_requested: true, ..replaced }), not);
         assert_eq!(ready(Readiness { is_stop_requested: true, ..all }), not);
         let none = Readiness { serving: 0, wanted: 0, ..all };
         assert_eq!(ready(none), ok, "a program without web workers");

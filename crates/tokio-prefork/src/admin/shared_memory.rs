@@ -43,6 +43,7 @@ const LAST_EVENT: usize = 2;
 /// Twice the number of published states of the status, plus the area in force.
 const STATUS_VERSION: usize = 3;
 const IS_STOP_REQUESTED: usize = 4;
+const IS_IMAGE_REPLACED: usize = 5;
 
 /// Changes with the places of the header's words and of the events, which the next image reads.
 const LAYOUT_VERSION: u64 = 1;
@@ -168,6 +169,12 @@ impl AdminMemory {
         header(&self.writable).word(IS_STOP_REQUESTED).store(word, Ordering::Release);
     }
 
+    /// Publishes whether the next image runs: this memory and the scoreboard beside it know nothing of its workers.
+    pub(crate) fn set_image_replaced(&self, is_replaced: bool) {
+        let word = u64::from(is_replaced);
+        header(&self.writable).word(IS_IMAGE_REPLACED).store(word, Ordering::Release);
+    }
+
     /// Clears the page of a process that is about to be forked.
     pub(crate) fn clear_process_page(&self, index: usize) {
         self.writable.zero_page(index.min(PROCESS_PAGES - 1));
@@ -239,6 +246,11 @@ impl AdminMemoryReader {
     /// Returns whether the cluster stops or is about to.
     pub(crate) fn is_stop_requested(&self) -> bool {
         header(&self.0).word(IS_STOP_REQUESTED).load(Ordering::Acquire) != 0
+    }
+
+    /// Returns whether the next image runs, or is about to.
+    pub(crate) fn is_image_replaced(&self) -> bool {
+        header(&self.0).word(IS_IMAGE_REPLACED).load(Ordering::Acquire) != 0
     }
 
     /// Returns the figures of the process with this page.

@@ -27,6 +27,8 @@ pub(crate) struct Readiness {
     pub(crate) is_stop_requested: bool,
     /// How many workers of the kind `web` serve.
     pub(crate) serving: usize,
+    /// Whether the workers of the next image have taken over from all that this process knows.
+    pub(crate) is_replaced: bool,
     /// How many workers of the kind `web` should serve.
     pub(crate) wanted: u32,
     /// How many workers of other kinds are missing.
@@ -86,6 +88,9 @@ impl StatusReader {
         Some(Readiness {
             is_stop_requested: self.memory.is_stop_requested(),
             serving: self.scoreboard.serving_web_worker_count(monotonic_ms()),
+            // A worker leaves the service of its own accord only when another one has taken its place.
+            is_replaced: self.memory.is_image_replaced()
+                && !self.scoreboard.has_web_worker_in_service(),
             wanted: primary.workers_wanted,
             missing_of_other_kinds: missing.sum(),
         })

@@ -96,22 +96,33 @@ impl ScoreboardReader {
         ClusterStatus { isolated: self.isolated_pools(), supervision, ..status }
     }
 
-    /// Returns how many workers of the kind `web` serve, those of earlier images included.
+    /// Returns how many workers of the kind `web` serve and have a recent heartbeat, those of earlier images included.
     #[cfg(feature = "admin")]
     pub(crate) fn serving_web_worker_count(&self, now_ms: u64) -> usize {
         if self.cannot_accept() {
             return 0;
         }
-        let own = PageRange { first: PRIMARY_PAGE + 1, count: self.pages_used() };
-        let ranges = [(self.pages, own)].into_iter().chain(self.inherited_workers());
-        let pages = ranges.flat_map(|(board, range)| {
-            consistent_sums::existing_pages(board, range).map(move |index| board.page(index))
-        });
-        let serving = pages.filter(|page| worker_page::is_serving(page, now_ms));
+        let serving = self.pages_of_workers().filter(|page| worker_page::is_ready(page, now_ms));
         serving
             .map(|page| super::page_layout::WORKER_ID.load(page))
             .collect::<std::collections::BTreeSet<_>>()
             .len()
+    }
+
+    /// Returns whether a worker of the kind `web` is in the state in which it serves, even if its event loop is blocked.
+    #[cfg(feature = "admin")]
+    pub(crate) fn has_web_worker_in_service(&self) -> bool {
+        self.pages_of_workers().any(worker_page::has_serving_state)
+    }
+
+    /// Returns the pages of all workers, those of earlier images included.
+    #[cfg(feature = "admin")]
+    fn pages_of_workers(&self) -> impl Iterator<Item = &'static SharedPage> {
+        let own = PageRange { first: PRIMARY_PAGE + 1, count: self.pages_used() };
+        let ranges = [(self.pages, own)].into_iter().chain(self.inherited_workers());
+        ranges.flat_map(|(board, range)| {
+            consistent_sums::existing_pages(board, range).map(move |index| board.page(index))
+        })
     }
 
     /// Returns the pages of workers of earlier images.

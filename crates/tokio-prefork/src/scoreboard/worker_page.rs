@@ -25,6 +25,11 @@ use prefork_supervisor::Slot;
 /// Age of a heartbeat above which an event loop counts as busy: three intervals. Other workers do not wait for a busy one.
 const STALE_HEARTBEAT_MS: u64 = 300;
 
+/// Age of a heartbeat above which a worker does not count as ready for health checks. On a machine without idle cores a heartbeat is
+/// often late by several intervals.
+#[cfg(feature = "admin")]
+const UNREADY_HEARTBEAT_MS: u64 = 2000;
+
 /// Records the life of one request, on the page of one thread or on a page that threads share.
 pub(crate) trait RequestRecorder {
     /// Returns the counter of bytes for a connection.
@@ -363,8 +368,19 @@ pub(super) fn can_accept(page: &SharedPage, now_ms: u64) -> bool {
 
 /// Returns whether the worker of `page` serves connections, full or not, and its event loop runs.
 pub(super) fn is_serving(page: &SharedPage, now_ms: u64) -> bool {
+    has_serving_state(page) && has_fresh_heartbeat(page, now_ms)
+}
+
+/// Returns whether a health check counts the worker of `page` as serving.
+#[cfg(feature = "admin")]
+pub(super) fn is_ready(page: &SharedPage, now_ms: u64) -> bool {
+    has_serving_state(page) && now_ms.saturating_sub(HEARTBEAT_MS.load(page)) < UNREADY_HEARTBEAT_MS
+}
+
+/// Returns whether `page` is one of a worker that serves connections, if its event loop runs.
+pub(super) fn has_serving_state(page: &SharedPage) -> bool {
     let is_web = SLOT.load(page) < u64::from(Slot::MAX_SLOTS_PER_KIND);
-    is_web && load_state(page) == Some(WorkerState::Serving) && has_fresh_heartbeat(page, now_ms)
+    is_web && load_state(page) == Some(WorkerState::Serving)
 }
 
 /// Returns whether the event loop of the worker of `page` runs.

@@ -48,6 +48,8 @@ impl Primary {
     pub(in crate::primary) fn publish_for_admin(&mut self, now: Instant) {
         let Some(memory) = &self.admin.memory else { return };
         memory.set_live_until(monotonic_ms() + LIVENESS_TIMEOUT.as_millis() as u64);
+        // It may have been set by an upgrade that failed.
+        memory.set_image_replaced(false);
         self.admin.publish_events(&self.event_log.history);
         if self.admin.is_on() && self.admin.is_publication_due(now) {
             self.publish_status_for_admin(now);

@@ -61,10 +61,13 @@ impl AdminListener {
         channels.map(AsFd::as_fd).chain(memory)
     }
 
-    /// Lets the primary count as alive while the new image loads the application.
+    /// Lets the primary count as alive while the new image loads the application, and the processes know that it replaces theirs.
     pub(in crate::primary) fn prepare_exec(&self) {
         let until = monotonic_ms() + UPGRADE_LIVENESS_TIMEOUT.as_millis() as u64;
-        self.memory.iter().for_each(|memory| memory.set_live_until(until));
+        if let Some(memory) = &self.memory {
+            memory.set_live_until(until);
+            memory.set_image_replaced(true);
+        }
     }
 
     /// Takes over the processes of the previous image, which serve until their successor does.
