@@ -21,7 +21,7 @@ use super::process::AdminState;
 use crate::error::{Error, Result};
 use crate::listener::Listener;
 
-/// How many connections are open at a time. Another one takes the place of the one that has been idle for longest.
+/// How many connections are open at a time. Another one takes the place of the one whose client has been idle for longest.
 const MAX_CONNECTIONS: usize = 256;
 
 /// How long a client may take to send a request head.
@@ -64,6 +64,8 @@ pub(crate) struct Connection {
     since: Cell<Instant>,
     /// Since when the client has not read what was to be written.
     write_blocked_since: Cell<Option<Instant>>,
+    /// Told when the client has read.
+    written: Notify,
     task: RefCell<Option<AbortHandle>>,
 }
 
@@ -82,12 +84,22 @@ impl Connection {
             phase: Cell::new(Phase::ReadingHead),
             since: Cell::new(Instant::now()),
             write_blocked_since: Cell::new(None),
+            written: Notify::new(),
             task: RefCell::new(None),
         }
     }
 
     pub(crate) fn request_started(&self) {
         self.set_phase(Phase::Responding);
+    }
+
+    /// Waits for the turn of the next request of this connection: other connections come first, and the client must have read what
+    /// was written, so that no client fills the memory with responses to pipelined requests.
+    async fn wait_for_turn(&self) {
+        tokio::task::yield_now().await;
+        while self.write_blocked_since.get().is_some() {
+            self.written.notified().await;
+        }
     }
 
     pub(crate) fn response_ended(&self) {
@@ -118,6 +130,12 @@ impl Connection {
             (Phase::ReadingHead, None) => waited(since) >= HEAD_TIMEOUT,
             (Phase::Idle, None) => waited(since) >= IDLE_TIMEOUT,
         }
+    }
+
+    /// Returns since when the connection waits for its client. `None` while a response is on its way to a client that reads.
+    fn waits_for_client_since(&self) -> Option<Instant> {
+        let is_waiting = self.phase.get() != Phase::Responding;
+        self.write_blocked_since.get().or_else(|| is_waiting.then(|| self.since.get()))
     }
 
     fn close(&self) {
@@ -156,8 +174,9 @@ impl Connections {
 
     fn close_most_idle(&self) {
         let open = self.open.borrow();
-        let waiting = open.iter().filter(|one| one.phase.get() != Phase::Responding);
-        waiting.min_by_key(|one| one.since.get()).into_iter().for_each(|one| one.close());
+        let waiting = open.iter().filter_map(|one| Some((one.waits_for_client_since()?, one)));
+        let longest = waiting.min_by_key(|(since, _)| *since);
+        longest.into_iter().for_each(|(_, one)| one.close());
     }
 
     fn remove(&self, connection: &Rc<Connection>) {
@@ -238,16 +257,15 @@ impl Drop for OpenConnection {
 
 async fn serve_http<S: AsyncRead + AsyncWrite + Unpin>(guard: OpenConnection, stream: S) {
     let OpenConnection { state, connection } = &guard;
-    let service = service_fn(|request| {
-        let response = handle_request(state, connection, &request);
-        async move { Ok::<_, std::convert::Infallible>(response) }
+    let service = service_fn(|request| async move {
+        connection.wait_for_turn().await;
+        Ok::<_, std::convert::Infallible>(handle_request(state, connection, &request))
     });
     let stream = ObservedStream { stream, connection: Rc::clone(connection) };
     let serving = http1::Builder::new()
         .max_buf_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADER_FIELDS)
         .half_close(true)
-        .pipeline_flush(true)
         .serve_connection(TokioIo::new(stream), service);
     // An error is one of the client: it went away, or sent no HTTP.
     let _ = serving.await;
@@ -263,7 +281,10 @@ impl<S> ObservedStream<S> {
     fn record_write<T>(&self, outcome: Poll<T>) -> Poll<T> {
         let blocked = &self.connection.write_blocked_since;
         match outcome {
-            Poll::Ready(_) => blocked.set(None),
+            Poll::Ready(_) => {
+                blocked.set(None);
+                self.connection.written.notify_waiters();
+            }
             Poll::Pending => blocked.set(blocked.get().or_else(|| Some(Instant::now()))),
         }
         outcome
@@ -332,7 +353,9 @@ mod tests {
         assert!(!after(IDLE_TIMEOUT * 10), "a stream of events may last");
         connection.write_blocked_since.set(Some(start));
         assert!(after(WRITE_TIMEOUT), "but not without a reader");
+        assert_eq!(connection.waits_for_client_since(), Some(start), "and gives way to others");
         connection.write_blocked_since.set(None);
+        assert_eq!(connection.waits_for_client_since(), None);
         connection.response_ended();
         connection.since.set(start);
         assert!(!after(HEAD_TIMEOUT) && after(IDLE_TIMEOUT), "a kept connection");
