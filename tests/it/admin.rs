@@ -46,6 +46,9 @@ fn start(args: &[&str]) -> (Server, Address) {
 fn it_shows_the_status_of_the_control_socket_and_is_no_worker() {
     let (server, admin) = start(&[]);
     server.get("/");
+    // What only the primary knows is published a moment after it has changed.
+    let phase = || get(&admin, "/status").json()["primary"]["phase"].clone();
+    wait::wait_until("the primary runs", || phase() == "running");
     let (shown, known) = (get(&admin, "/status").json(), server.status());
     for path in ["generation", "workers_wanted", "dispatch", "model", "restarts", "pid", "phase"] {
         assert_eq!(shown["primary"][path], known["primary"][path], "{path}");

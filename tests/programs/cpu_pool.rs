@@ -56,20 +56,22 @@ pub(super) fn cpu_pool(arguments: ProgramArguments) -> Result<()> {
     // Without other workers, an error of the first boot ends the cluster.
     let others = u32::from(!is_broken);
     let isolated = IsolatedPool::new(
-        IsolatedPoolConfig::new("signals", others),
+        IsolatedPoolConfig::new("signals", 1),
         || Ok(()),
         |(): &mut (), (): ()| Ok::<_, String>(child_signals()),
     );
-    let cluster = Cluster::new(arguments.config).isolated_pool(&isolated).kind(
-        WorkerKind::new("background", others),
-        |worker: Worker| async move {
+    let cluster = match is_broken {
+        true => Cluster::new(arguments.config),
+        false => Cluster::new(arguments.config).isolated_pool(&isolated),
+    };
+    let cluster =
+        cluster.kind(WorkerKind::new("background", others), |worker: Worker| async move {
             std::fs::write("kind-signals.tmp", child_signals())?;
             std::fs::rename("kind-signals.tmp", "kind-signals")?;
             worker.draining().await;
             worker.pool().run(|| record("job of the kind")).detach()?;
             Ok(())
-        },
-    );
+        });
     let boot = move |worker: Worker| {
         let isolated = isolated.clone();
         async move {
