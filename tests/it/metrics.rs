@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use nix::sys::signal::Signal;
 
 use crate::support::command::ProcessBuilder;
+use crate::support::control::serving;
 use crate::support::http::{Address, Client};
 use crate::support::load::Load;
 use crate::support::{Server, env_count, process, wait};
@@ -88,18 +89,22 @@ fn start(builder: ProcessBuilder) -> Server {
     builder.args(["--admin".to_string(), format!("unix:{}", socket.display())]).start()
 }
 
-fn scrape_over(client: &mut Client, accept: &str) -> Result<Scrape, String> {
+/// Scrapes over a connection, and tells whether it stays open.
+fn scrape_over(client: &mut Client, accept: &str) -> Result<(Scrape, bool), String> {
     let request = format!("GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n");
     let response = client.send_and_read(request).map_err(|e| format!("{e:?}"))?;
     match response.status {
-        200 => Ok(Scrape::parse(response.text())),
+        200 => {
+            let is_kept = response.header("connection") != Some("close");
+            Ok((Scrape::parse(response.text()), is_kept))
+        }
         status => Err(format!("status {status}: {}", response.text())),
     }
 }
 
 fn scrape(server: &Server) -> Scrape {
     let mut client = Client::connect(&admin_address(server)).expect("connected");
-    scrape_over(&mut client, PLAIN_TEXT).expect("a scrape")
+    scrape_over(&mut client, PLAIN_TEXT).expect("a scrape").0
 }
 
 /// Scrapes one time after the other, and checks each scrape.
@@ -124,7 +129,7 @@ impl Scraper {
                 let open = kept.take().filter(|client| !client.is_closed());
                 let mut client =
                     open.unwrap_or_else(|| Client::connect(&address).expect("the admin listener"));
-                let scrape = scrape_over(&mut client, accept).expect("no scrape fails");
+                let (scrape, is_kept) = scrape_over(&mut client, accept).expect("no scrape fails");
                 scrape.assert_consistent_histograms();
                 for (series, value) in scrape.growing() {
                     // The two formats write bounds differently.
@@ -133,7 +138,7 @@ impl Scraper {
                     assert!(value >= *before, "{series} went back from {before} to {value}");
                     *before = value;
                 }
-                kept = (turn % 2 == 0).then_some(client);
+                kept = (turn % 2 == 0 && is_kept).then_some(client);
                 count.fetch_add(1, Relaxed);
             }
         });
@@ -158,7 +163,14 @@ fn upgrade_and_wait(server: &Server, generation: usize) {
     let old = server.worker_pids();
     server.signal(Signal::SIGUSR2);
     server.wait_generation(generation);
-    server.wait_new_workers(old.len(), &old);
+    // Workers that drain for a reload or for `max-requests` have a successor already.
+    wait::wait_until("all serving workers are new", || {
+        let status = server.status();
+        let wanted = status["primary"]["workers_wanted"].as_u64();
+        let pids: Vec<u64> = serving(&status).filter_map(|worker| worker["pid"].as_u64()).collect();
+        let is_old = |pid: &u64| old.iter().any(|old| u64::from(*old) == *pid);
+        wanted == Some(pids.len() as u64) && !pids.iter().any(is_old)
+    });
 }
 
 #[test]
