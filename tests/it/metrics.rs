@@ -159,6 +159,13 @@ impl Scraper {
     }
 }
 
+/// Returns the pids of the serving workers: the admin process is a child of the primary as well.
+fn serving_pids(server: &Server) -> Vec<u32> {
+    let status = server.status();
+    let pids = serving(&status).filter_map(|worker| u32::try_from(worker["pid"].as_u64()?).ok());
+    pids.collect()
+}
+
 fn upgrade_and_wait(server: &Server, generation: usize) {
     let old = server.worker_pids();
     server.signal(Signal::SIGUSR2);
@@ -183,11 +190,7 @@ fn no_counter_goes_back_while_workers_are_killed_reloaded_recycled_and_upgraded(
     let rounds = env_count("PREFORK_STORM_ROUNDS", 3);
     for round in 0..rounds {
         for _ in 0..5 {
-            // Of the status: the admin process is a child of the primary as well.
-            let status = server.status();
-            let pid = serving(&status).find_map(|worker| worker["pid"].as_u64());
-            let killed = u32::try_from(pid.expect("a worker")).expect("a pid");
-            process::send_signal(killed, Signal::SIGKILL);
+            process::send_signal(serving_pids(&server)[0], Signal::SIGKILL);
             scraper.wait_scrapes(3);
         }
         server.run_verb(&["reload"]);
@@ -243,7 +246,7 @@ fn metrics_answer_while_all_workers_are_frozen() {
     let server = start(Server::builder().workers(2).args(["--stall-timeout", "off"]))
         .allow_errors(&["stalled", "stands"]);
     server.get("/");
-    let workers = server.worker_pids();
+    let workers = serving_pids(&server);
     for pid in &workers {
         process::send_signal(*pid, Signal::SIGSTOP);
     }
