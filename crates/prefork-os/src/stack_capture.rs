@@ -373,7 +373,7 @@ extern "C" fn handle_capture_signal(
     // SAFETY: gettid has no preconditions.
     let thread = unsafe { libc::syscall(libc::SYS_gettid) };
     area_atomic(slot, slot_word::THREAD).store(thread as u64, Ordering::Relaxed);
-    // SAFETY: the slot has room for MAX_STACK_BYTES behind its header, and nobody else writes to it.
+    // SAFETY: the slot has room for MAX_STACK_BYTES behind its header, and no other thread writes to it.
     let copied = unsafe { copy_stack(pid, registers.sp, slot) };
     area_atomic(slot, slot_word::STACK_BYTES).store(copied as u64, Ordering::Relaxed);
     area_atomic(slot, slot_word::DONE_REQUEST).store(number, Ordering::Release);

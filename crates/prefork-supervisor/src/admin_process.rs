@@ -158,7 +158,7 @@ impl AdminSupervisor {
         self.get_mut(id).into_iter().for_each(|process| process.accepts_until = None);
     }
 
-    /// Records that a process has exited, or that its fork failed. Returns whether nobody has asked for it.
+    /// Records that a process has exited, or that its fork failed. Returns whether it was not requested.
     pub fn on_exited(&mut self, now: Instant, id: AdminProcessId) -> bool {
         let Some(index) = self.processes.iter().position(|process| process.id == id) else {
             return false;
