@@ -8,6 +8,7 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
+use rustix::process::{Resource, getrlimit};
 use tokio_prefork::{BoxError, Cluster, ConcurrencyModel, Result, Worker};
 
 use super::ProgramArguments;
@@ -40,7 +41,7 @@ async fn answer(path: &str, worker: &Worker) -> Result<Response<Full<Bytes>>, Bo
         "/spin-briefly" => spin_in_a_loop(Duration::from_millis(1500)),
         "/sleep" => sleep_in_the_handler(),
         "/lock" => wait_for_a_lock(),
-        "/recurse" => drop(recurse_without_end(0)),
+        "/recurse" => drop(recurse_without_end(fast_until())),
         "/deep" => recurse_and_spin(20_000),
         "/pool" => worker.pool().run(|| spin_in_a_loop(HOLD_TIME)).await?,
         _ => {}
@@ -87,16 +88,24 @@ fn recurse_and_spin(depth: u32) {
     black_box(depth);
 }
 
-/// Uses the stack up, slowly enough for signals to arrive on its last pages, until the kernel ends the process.
+/// Returns the address above which the main thread's stack may be used up fast: the last 256 KiB are left for signals to arrive on.
+/// What lies before this frame (arguments, environment, first frames) is part of them.
+fn fast_until() -> usize {
+    let local = black_box(0_u8);
+    let limit = getrlimit(Resource::Stack).current.unwrap_or(8 << 20);
+    std::ptr::from_ref(&local).addr().saturating_sub(limit as usize).saturating_add(256 << 10)
+}
+
+/// Uses the stack up, the last part slowly enough for signals to arrive on it, until the kernel ends the process.
 #[inline(never)]
-fn recurse_without_end(depth: u64) -> u64 {
-    let words = black_box([depth; 64]);
-    if depth > 11_000 {
+fn recurse_without_end(fast_until: usize) -> u64 {
+    let words = black_box([0_u64; 64]);
+    if std::ptr::from_ref(&words).addr() < fast_until {
         spin_in_a_loop(Duration::from_millis(20));
     }
     // Never true: the kernel ends the process first.
-    if depth == u64::MAX {
+    if fast_until == usize::MAX {
         return 0;
     }
-    words[0] + recurse_without_end(black_box(depth + 1)) + black_box(words)[1]
+    words[0] + recurse_without_end(black_box(fast_until)) + black_box(words)[1]
 }
