@@ -16,6 +16,7 @@ pub mod fd;
 pub mod fd_passing;
 pub mod futex;
 pub mod interval_timer;
+pub mod locked_memory;
 pub mod nonblocking_writer;
 pub mod parent_death;
 pub mod poll;

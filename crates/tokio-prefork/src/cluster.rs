@@ -259,6 +259,7 @@ impl Cluster {
             signal_guard.map_err(|e| Error::system("catch signals before the start", e))?;
         self.redirect_log(manifest.is_some())
             .or_else(|e| log_error_after_upgrade(e, manifest.is_some()))?;
+        self.load_tls_certificates(manifest.is_some())?;
         // Each connection is a descriptor; if the limit cannot be raised, accepting pauses when it is reached.
         if let Err(e) = prefork_os::process::raise_open_file_limit() {
             log::warn!("cannot raise the limit on open files: {e}");
@@ -331,6 +332,18 @@ impl Cluster {
         }
     }
 
+    /// Reads the certificates and keys.
+    fn load_tls_certificates(&mut self, is_upgrade: bool) -> Result<()> {
+        let loaded = self.config.load_tls_certificates();
+        let warnings = loaded.or_else(|e| {
+            // The check has read them, so they were changed since. No new worker starts, and the old ones serve on.
+            self.config.set_tls_unavailable(&e);
+            log_error_after_upgrade(e, is_upgrade).map(|()| Vec::new())
+        })?;
+        warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        Ok(())
+    }
+
     fn redirect_log(&self, is_upgrade: bool) -> Result<()> {
         let Some(path) = self.config.log_file.as_deref() else { return Ok(()) };
         // The previous image has left this descriptor as standard error.
@@ -358,6 +371,7 @@ impl Cluster {
             .and_then(|()| self.take_inherited_sockets(Some(manifest), &[]))
             .and_then(|mut listeners| {
                 check_can_drop_privileges(&self.config)?;
+                self.config.load_tls_certificates()?;
                 self.config.access_log.check()?;
                 let resolved = resolve_hosts(&self.config.all_listen_addrs())?;
                 listeners.set_ipv6_only(self.config.ipv6_only);

@@ -58,6 +58,7 @@
 //! | `cli` | module `cli`: the flags, environment variables and TOML file of `prefork serve` for your own program |
 //! | `http2` | HTTP/2 without TLS, by prior knowledge; tonic needs it |
 //! | `stack-traces` | [`stack`]: where in the code a stuck request stands, in the log and on demand |
+//! | `tls` | TLS with certificates from files: keys `tls-cert` and `tls-key` |
 //! | `testing` | module `testing`: clusters in the tests of your program |
 //!
 //! None is on by default. Services of tower and axum need no feature.
@@ -121,6 +122,7 @@ mod systemd;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod text;
+mod tls;
 mod transfer;
 mod upgrade;
 mod worker;

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::listener::Listener;
 use crate::messages::{MessageLimits, WorkerMessageEnd};
 use crate::scoreboard::{ScoreboardReader, WorkerPage};
+use crate::tls::WorkerTls;
 use crate::worker::cpu_pool::WorkerPools;
 use prefork_supervisor::{Slot, WorkerTag};
 
@@ -37,6 +38,8 @@ pub(crate) struct WorkerInit {
     pub(crate) board: ScoreboardReader,
     /// The configuration of the worker's generation.
     pub(crate) config: Arc<Config>,
+    /// How the worker speaks TLS.
+    pub(crate) tls: WorkerTls,
     /// Writes the access log of the process; `None` if there is none.
     pub(crate) access_log: Option<Arc<AccessLogWriter>>,
     /// Set by SIGTERM to the worker itself, which asks it to retire.

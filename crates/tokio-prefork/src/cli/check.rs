@@ -42,7 +42,7 @@ impl<A: AppKeys> Settings<A> {
     ///
     /// # Errors
     ///
-    /// The log file or standard output cannot be written. A closed pipe (`| head`) is not an error.
+    /// A certificate, its key, the log file or standard output cannot be used. A closed pipe (`| head`) is not an error.
     pub fn print_check(&self, format: CheckFormat) -> Result<()> {
         for warning in self.warnings() {
             print_error(&format!("warning: {warning}"));
@@ -51,6 +51,9 @@ impl<A: AppKeys> Settings<A> {
             CheckFormat::Table => format_table(self.effective_values()),
             CheckFormat::Json => format_json(self.effective_values()),
         })?;
+        for warning in self.config().clone().load_tls_certificates()? {
+            print_error(&format!("warning: {warning}"));
+        }
         self.config().log_file().map_or(Ok(()), LogFile::check)?;
         self.config().access_log().check()
     }

@@ -11,6 +11,7 @@ use crate::config::Config;
 /// Headings of the help, in display order.
 mod heading {
     pub(super) const LISTENING: &str = "Listening";
+    pub(super) const TLS: &str = "TLS";
     pub(super) const WORKERS: &str = "Workers";
     pub(super) const POOL: &str = "CPU pool";
     pub(super) const RELOADING: &str = "Reloading";
@@ -38,6 +39,21 @@ macro_rules! user_or_group {
             value_name: "NAME",
             parse: value_syntax::parse_user_or_group,
             field: |config| &mut config.$field,
+        }
+    };
+}
+
+/// Declares a field that is a list of files.
+macro_rules! file_list {
+    ($field:ident) => {
+        Field::List {
+            value_name: "FILE",
+            may_be_empty: true,
+            clear: |c| c.$field.clear(),
+            add: |c, text| value_syntax::parse_file(text).map(|path| c.$field.push(path)),
+            format: |c| {
+                c.$field.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+            },
         }
     };
 }
@@ -129,6 +145,24 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
         heading::LISTENING,
         choice!("POLICY", dispatch),
         "How connections are distributed: shared, round-robin, reuseport, least-conn or ip-hash",
+    ),
+    Key::new(
+        "tls-cert",
+        heading::TLS,
+        file_list!(tls_cert),
+        "PEM file with a certificate chain; clients select one by SNI, the first is the default (may be repeated)",
+    ),
+    Key::new(
+        "tls-key",
+        heading::TLS,
+        file_list!(tls_key),
+        "PEM file with the private key of each tls-cert, in the same order; by default in the same file (may be repeated)",
+    ),
+    Key::new(
+        "core-dumps",
+        heading::TLS,
+        Field::Switch(|c| &mut c.core_dumps),
+        "Let workers that serve TLS write core dumps, which contain the private keys",
     ),
     Key::new(
         "model",

@@ -147,6 +147,12 @@ impl ConnectionInfo {
         self.proxy_header().is_some_and(ProxyHeader::is_tls)
     }
 
+    /// Whether connections of its listener speak TLS with this server.
+    #[expect(dead_code, reason = "the handshake comes with the next change")]
+    pub(crate) fn is_of_tls_listener(&self) -> bool {
+        self.0.listener.is_tls
+    }
+
     /// Returns what to expect at the start of the connection, if its listener accepts PROXY headers.
     pub(crate) fn expected_proxy_header(&self) -> Option<ExpectedProxyHeader> {
         let protocol = self.0.listener.proxy_protocol;

@@ -19,6 +19,8 @@ pub(crate) struct ListenerName {
     pub(super) proxy_protocol: ProxyProtocol,
     /// Which headers of trusted proxies are believed.
     pub(super) forwarded_headers: ForwardedHeaders,
+    /// Whether its connections speak TLS.
+    pub(super) is_tls: bool,
 }
 
 /// The listening sockets that a worker was forked with.
@@ -37,9 +39,10 @@ impl ListenerName {
         listener: &Listener,
         proxy_protocol: ProxyProtocol,
         forwarded_headers: ForwardedHeaders,
+        is_tls: bool,
     ) -> Arc<ListenerName> {
         let (addr, name) = (listener.real_addr(), local_name(&listener.socket).ok());
-        Arc::new(ListenerName { addr, name, proxy_protocol, forwarded_headers })
+        Arc::new(ListenerName { addr, name, proxy_protocol, forwarded_headers, is_tls })
     }
 
     /// Whether connections have other local addresses than the socket: it listens on all addresses of the machine.
@@ -80,7 +83,9 @@ impl ListenerNames {
             ListenerNames { proxy_protocol, forwarded_headers, ..ListenerNames::default() };
         for listener in listeners {
             let protocol = config.proxy_protocol_at(&listener.addr);
-            let name = ListenerName::new(listener, protocol, forwarded_headers);
+            let is_unix = matches!(listener.real_addr(), ListenAddr::Unix(_));
+            let is_tls = config.speaks_tls_at(&listener.addr, is_unix);
+            let name = ListenerName::new(listener, protocol, forwarded_headers, is_tls);
             if !all.addrs.contains(&name.addr) {
                 all.addrs.push(name.addr.clone());
                 all.names.push(name);
@@ -91,7 +96,8 @@ impl ListenerNames {
 
     /// Returns the name of a listening socket, perhaps that of another slot.
     pub(crate) fn name_of(&self, listener: &Listener) -> Arc<ListenerName> {
-        let name = ListenerName::new(listener, self.proxy_protocol, self.forwarded_headers);
+        let (protocol, headers) = (self.proxy_protocol, self.forwarded_headers);
+        let name = ListenerName::new(listener, protocol, headers, false);
         let is_same = |known: &&Arc<ListenerName>| known.name == name.name && name.name.is_some();
         self.names.iter().find(is_same).map_or(name, Arc::clone)
     }
@@ -103,8 +109,8 @@ impl ListenerNames {
             SocketName::Unix(name) => ListenAddr::from_unix_name(name.as_deref()),
         };
         let (name, proxy_protocol) = (Some(local.clone()), self.proxy_protocol);
-        let forwarded_headers = self.forwarded_headers;
-        Arc::new(ListenerName { addr, name, proxy_protocol, forwarded_headers })
+        let (forwarded_headers, is_tls) = (self.forwarded_headers, false);
+        Arc::new(ListenerName { addr, name, proxy_protocol, forwarded_headers, is_tls })
     }
 
     /// Returns the addresses with their real ports.
@@ -141,6 +147,7 @@ mod tests {
                 name,
                 proxy_protocol: ProxyProtocol::Off,
                 forwarded_headers: ForwardedHeaders::Auto,
+                is_tls: false,
             })
         };
         let names = addrs.iter().map(parse).map(named).collect();
@@ -168,8 +175,8 @@ mod tests {
         let path = SocketName::Unix(Some(b"/run/app.sock"[..].into()));
         let addr: ListenAddr = "unix:/run/app.sock".parse().expect("an address");
         let (name, proxy_protocol) = (Some(path.clone()), ProxyProtocol::Off);
-        let forwarded_headers = ForwardedHeaders::Auto;
-        let name = Arc::new(ListenerName { addr, name, proxy_protocol, forwarded_headers });
+        let (forwarded_headers, is_tls) = (ForwardedHeaders::Auto, false);
+        let name = Arc::new(ListenerName { addr, name, proxy_protocol, forwarded_headers, is_tls });
         let all = ListenerNames { names: vec![name], ..ListenerNames::default() };
         assert_eq!(
             all.find(&path).map(|one| one.addr.to_string()).as_deref(),

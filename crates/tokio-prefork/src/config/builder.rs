@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::app_settings::AppSettings;
 use super::{ConcurrencyModel, Config, Dispatch, WorkerCount};
 use crate::error::{Error, Result};
-use crate::listener::{BindAddr, ListenAddr, OwnListener};
+use crate::listener::{BindAddr, BindOptions, ListenAddr, OwnListener};
 use crate::log_file::is_same_file;
 use crate::privilege::WorkerCredentials;
 
@@ -169,6 +169,7 @@ impl ConfigBuilder {
             ));
         }
         c.check_proxy_protocol()?;
+        c.check_tls_keys()?;
         check_admin_keys(&c)?;
         c.app.check()?;
         check_model_limits(&c)?;
@@ -191,21 +192,21 @@ impl Config {
     /// Removes all addresses to listen on.
     pub(crate) fn clear_bind(&mut self) {
         self.bind.clear();
-        self.bind_proxy_protocols.clear();
+        self.bind_options.clear();
     }
 
     /// Adds an address to listen on, with its options.
     pub(crate) fn push_bind(&mut self, bind: BindAddr) {
-        self.bind_proxy_protocols.resize(self.bind.len(), None);
-        self.bind_proxy_protocols.push(bind.proxy_protocol);
+        self.bind_options.resize(self.bind.len(), BindOptions::default());
+        self.bind_options.push(bind.options());
         self.bind.push(bind.addr);
     }
 
     /// Returns the addresses to listen on with their options.
     pub(crate) fn bind_addrs(&self) -> impl Iterator<Item = BindAddr> + '_ {
-        let own = |index: usize| self.bind_proxy_protocols.get(index).copied().flatten();
+        let own = |index: usize| self.bind_options.get(index).copied().unwrap_or_default();
         let addrs = self.bind.iter().cloned().enumerate();
-        addrs.map(move |(index, addr)| BindAddr { addr, proxy_protocol: own(index) })
+        addrs.map(move |(index, addr)| BindAddr::new(addr, own(index)))
     }
 
     /// Returns an address whose connections may begin with a PROXY header.

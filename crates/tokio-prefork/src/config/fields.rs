@@ -13,8 +13,9 @@ use super::{
 use crate::access_log::{AccessLog, AccessLogFormat, AccessLogSample};
 use crate::client::{ForwardedHeaders, ProxyProtocol, TrustedProxies};
 use crate::error::{Error, Result};
-use crate::listener::{ListenAddr, OwnListener};
+use crate::listener::{BindOptions, ListenAddr, OwnListener};
 use crate::privilege::WorkerCredentials;
+use crate::tls::TlsCertificates;
 
 /// The longest configurable duration: no deadline arithmetic overflows with it.
 const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
@@ -56,8 +57,10 @@ macro_rules! config_fields {
             $(pub(crate) $name: $type,)*
             /// Whether `bind` is the default, which the first [`ConfigBuilder::listen`] replaces.
             pub(super) is_default_bind: bool,
-            /// What each address of `bind` says about the PROXY protocol itself. May be shorter than `bind`.
-            pub(super) bind_proxy_protocols: Vec<Option<ProxyProtocol>>,
+            /// The options of each address of `bind`. May be shorter than `bind`.
+            pub(super) bind_options: Vec<BindOptions>,
+            /// What was read from the files of `tls_cert` and `tls_key`.
+            pub(crate) tls_certificates: TlsCertificates,
             /// The path whose requests have their `ConnectionInfo` in any case.
             pub(super) connection_info_path: Option<&'static str>,
             pub(super) app: AppIdentity,
@@ -73,7 +76,8 @@ macro_rules! config_fields {
                 Config {
                     $($name: $default,)*
                     is_default_bind: true,
-                    bind_proxy_protocols: Vec::new(),
+                    bind_options: Vec::new(),
+                    tls_certificates: TlsCertificates::default(),
                     connection_info_path: None,
                     app: AppIdentity::default(),
                     own_listeners: Vec::new(),
@@ -286,6 +290,17 @@ config_fields! {
     /// Whether to measure how long requests take, for the status and the metrics. Default: [`MeasureDurations::Auto`], while the admin
     /// listener is on.
     request_durations: MeasureDurations = MeasureDurations::Auto;
+    /// Files with the certificate chains in PEM, each with the server's own certificate first. With any, TCP addresses speak TLS; see
+    /// [`BindAddr`](crate::BindAddr). The name that a client asks for (SNI) selects the certificate; the first one is the default.
+    /// `credential:NAME` is a file in `$CREDENTIALS_DIRECTORY` (systemd: `LoadCredential=NAME:PATH`). Read by the primary at the start
+    /// and at each reload. Needs the feature `tls` of this crate. Default: none.
+    tls_cert: Vec<PathBuf> as &[PathBuf] = Vec::new();
+    /// Files with the private keys in PEM, one for each of `tls_cert` in the same order. Read by the primary, before workers change
+    /// their user. None: the keys are in the files of `tls_cert`. Default: none.
+    tls_key: Vec<PathBuf> as &[PathBuf] = Vec::new();
+    /// Whether workers may write core dumps although they serve TLS: a dump holds the private keys. Without TLS, dumps are not
+    /// changed. Default: false.
+    core_dumps: bool = false;
     /// User that workers become, by name or number, with its groups and without any capability. The primary must be started
     /// as root, and stays root. Default: `None`, the primary's user.
     user: Option<String> as Option<&str>, from String = None;

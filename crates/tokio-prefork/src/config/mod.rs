@@ -13,6 +13,7 @@ mod fields;
 mod half_close;
 mod parse_error;
 mod request_durations;
+mod tls_keys;
 mod when_full;
 mod worker_count;
 
@@ -20,7 +21,7 @@ use std::any::Any;
 use std::time::Duration;
 
 use crate::client::ProxyProtocol;
-use crate::listener::{ListenerSet, OwnListener, ResolvedHosts};
+use crate::listener::{BindOptions, ListenerSet, OwnListener, ResolvedHosts};
 use crate::privilege::WorkerCredentials;
 
 pub use crate::access_log::{AccessLog, AccessLogFormat, AccessLogSample};
@@ -78,17 +79,22 @@ impl Config {
 
     /// Returns whether connections of a listener at `addr`, as it was written, begin with a PROXY header.
     pub fn proxy_protocol_at(&self, addr: &ListenAddr) -> ProxyProtocol {
+        self.bind_options_at(addr).proxy_protocol.unwrap_or(self.proxy_protocol)
+    }
+
+    /// Returns the options of a listener at `addr`, as it was written.
+    fn bind_options_at(&self, addr: &ListenAddr) -> BindOptions {
         let index = self.bind.iter().position(|bind| bind == addr);
-        let own = index.and_then(|index| *self.bind_proxy_protocols.get(index)?);
-        own.unwrap_or(self.proxy_protocol)
+        let own = index.and_then(|index| self.bind_options.get(index).copied());
+        own.unwrap_or_default()
     }
 
     /// Resolves the addresses to listen on: see [`ListenerSet::resolve_bind_addrs`].
     pub(crate) fn resolve_bind_addrs(&mut self, sockets: &mut ListenerSet, names: &ResolvedHosts) {
         let origins = sockets.resolve_bind_addrs(&mut self.bind, names);
-        let written = std::mem::take(&mut self.bind_proxy_protocols);
-        let of_origin = |origin: usize| written.get(origin).copied().flatten();
-        self.bind_proxy_protocols = origins.into_iter().map(of_origin).collect();
+        let written = std::mem::take(&mut self.bind_options);
+        let of_origin = |origin: usize| written.get(origin).copied().unwrap_or_default();
+        self.bind_options = origins.into_iter().map(of_origin).collect();
     }
 
     /// Whether connections are described: for the application, because proxies are trusted, or for the client of requests with ids.

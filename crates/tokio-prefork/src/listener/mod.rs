@@ -33,6 +33,7 @@ use socket2::{SockFilter, Socket};
 use crate::error::Result;
 use crate::socket_file::UnixSocketFile;
 pub use bind_addr::BindAddr;
+pub(crate) use bind_addr::BindOptions;
 use bind_socket::{BindContext, OpenedSocket};
 pub(crate) use host_lookup::{HostLookup, ResolvedHosts, resolve_hosts};
 pub(crate) use inherited_sockets::{OwnListener, SocketKeeper, add_passed_sockets};
@@ -371,6 +372,11 @@ impl ListenerSet {
     /// Sets whether the application speaks a protocol of its own, not HTTP.
     pub(crate) fn set_serves_raw_connections(&mut self, serves_raw_connections: bool) {
         self.serves_raw_connections = serves_raw_connections;
+    }
+
+    /// Returns whether connections speak a protocol of their own, not HTTP.
+    pub(crate) fn serves_raw_connections(&self) -> bool {
+        self.serves_raw_connections
     }
 
     /// Returns the address of a listener as the kernel has it, with the scheme of what is served there.

@@ -20,6 +20,7 @@ use crate::messages::PrimaryMessageEnd;
 use crate::process_limits::ProcessLimits;
 use crate::scoreboard::WorkerPages;
 use crate::systemd::SERVICE_MANAGER_VARIABLES;
+use crate::tls::{TlsCertificates, WorkerTls};
 use crate::worker_init::{MessageEndInit, WorkerInit};
 use crate::worker_stdio::{OutputPipes, WorkerStdio, set_worker_streams};
 use prefork_os::child::{ForkResult, exit_without_cleanup, fork_process};
@@ -97,6 +98,10 @@ impl Primary {
         let limits = self.process_settings.get(tag.kind).map(|one| one.limits.clone());
         let limits = limits.unwrap_or_default();
         let primary_pid = std::process::id();
+        // Other processes than workers for the web get no keys.
+        let config = self.configs.config_of_worker(tag)?;
+        let certificates = Some(&config.tls_certificates).filter(|_| tag.slot.is_web());
+        let _keys = certificates.map(TlsCertificates::keep_over_fork).transpose()?;
         let blocked_signals =
             BlockedSignals::block_all().map_err(|e| Error::system("block signals", e))?;
         match fork_process()? {
@@ -215,6 +220,10 @@ impl Primary {
         let per_slot = config.dispatch.has_socket_per_slot();
         let listeners = self.listeners.take_for_worker(bind, tag.slot, per_slot);
         let access_log = self.access_log.take_for_worker(tag.generation);
+        let tls = match tag.slot.is_web() {
+            true => config.make_worker_tls(self.listeners.serves_raw_connections())?,
+            false => WorkerTls::default(),
+        };
         forked.limits.apply(forked.primary_pid)?;
         drop(forked.blocked_signals);
         Ok(Some(WorkerInit {
@@ -229,6 +238,7 @@ impl Primary {
             load_page,
             board,
             config,
+            tls,
             access_log,
             terminate,
         }))

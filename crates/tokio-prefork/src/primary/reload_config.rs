@@ -178,6 +178,9 @@ impl Primary {
         mut config: Config,
         names: &ResolvedHosts,
     ) -> Result<SupervisorConfig> {
+        for warning in config.load_tls_certificates()? {
+            log::warn!("{warning}");
+        }
         if self.log_file.open_for_reload(generation, config.log_file.as_deref())? {
             self.event_log.log_restart_needed("log-file");
         }

@@ -42,6 +42,8 @@ pub(crate) fn check_worker_boots(config: Config, worker_entry: &WorkerEntry) -> 
     let (own_end, worker_end) =
         create_seqpacket_pair().map_err(|e| Error::system("create a channel", e))?;
     let check_pid = std::process::id();
+    let certificates = config.tls_certificates.clone();
+    let _keys = certificates.keep_over_fork()?;
     match fork_process()? {
         ForkResult::Parent(pid) => {
             drop(worker_end);
@@ -95,6 +97,8 @@ fn become_check_worker(
     let worker_pages = scoreboard
         .keep_only_own_pages(pages)
         .map_err(failed("keep only the worker's own scoreboard pages"))?;
+    // Its connections are those of no client, so the protocols over TLS do not matter.
+    let tls = config.make_worker_tls(false)?;
     Ok(Some(WorkerInit {
         tag: UPGRADE_CHECK_WORKER_TAG,
         kinds: Vec::new(),
@@ -107,6 +111,7 @@ fn become_check_worker(
         load_page: LoadPage::default(),
         board,
         config: Arc::new(config),
+        tls,
         access_log: None,
         terminate,
     }))

@@ -102,6 +102,7 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
             load_page: LoadPage::default(),
             board: board.clone(),
             config: Arc::clone(&config),
+            tls: init.tls.clone(),
             access_log: init.access_log.clone(),
             terminate: Arc::clone(&terminate),
         };

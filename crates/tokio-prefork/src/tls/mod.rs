@@ -1,0 +1,33 @@
+//! TLS: certificates and keys, which the primary reads and workers use.
+//!
+//! The primary reads and checks the files at the start, at each reload and at each upgrade, and keeps the keys in locked pages. A
+//! worker gets a copy of these pages at its fork, makes the signing keys of them, and discards its copy. Only workers speak TLS.
+
+#[cfg(feature = "tls")]
+mod certificate_chain;
+#[cfg(feature = "tls")]
+mod certificate_pair;
+#[cfg(feature = "tls")]
+mod certificate_resolver;
+mod certificates;
+#[cfg(feature = "tls")]
+mod pem;
+#[cfg(feature = "tls")]
+mod private_key;
+#[cfg(feature = "tls")]
+mod secret_file;
+#[cfg(feature = "tls")]
+mod server_config;
+
+pub(crate) use certificates::TlsCertificates;
+#[cfg(feature = "tls")]
+pub(crate) use server_config::{AlpnProtocols, TlsOptions};
+
+/// How a worker speaks TLS with the clients of its TLS listeners.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct WorkerTls {
+    /// `None` without certificates.
+    #[cfg(feature = "tls")]
+    #[expect(dead_code, reason = "the handshake comes with the next change")]
+    pub(crate) server_config: Option<std::sync::Arc<rustls::ServerConfig>>,
+}
