@@ -1,40 +1,15 @@
 //! The admin listener: it answers whatever happens to the workers, the primary and its own process.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
 
-use crate::support::http::{Address, Client, Failure, Response};
+use crate::support::admin_listener::{admin_address, admin_pid, get, try_get};
+use crate::support::http::{Address, Client, Failure};
 use crate::support::{Server, process, wait};
-
-/// Returns the address of the admin listener.
-fn admin_address(server: &Server) -> Address {
-    let text = wait::wait_until_some("an admin process", || {
-        let status = server.try_status()?;
-        (status["admin"]["state"] == "serving").then(|| status["admin"]["listeners"][0].clone())
-    });
-    let text = text.as_str().expect("an address").trim_start_matches("http://").to_string();
-    Address::Tcp(text.parse::<SocketAddr>().expect("an address"))
-}
-
-fn admin_pid(server: &Server) -> Option<u32> {
-    u32::try_from(server.try_status()?["admin"]["pid"].as_u64()?).ok()
-}
-
-fn try_get(address: &Address, path: &str, headers: &str) -> Result<Response, Failure> {
-    let mut client = Client::connect(address)?;
-    client.send_and_read(format!(
-        "GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Connection: close\r\n\r\n"
-    ))
-}
-
-#[track_caller]
-fn get(address: &Address, path: &str) -> Response {
-    try_get(address, path, "").unwrap_or_else(|e| panic!("GET {path}: {e:?}"))
-}
 
 fn start(args: &[&str]) -> (Server, Address) {
     let server = Server::with(2, &[&["--admin", "127.0.0.1:0"], args].concat());
@@ -72,12 +47,7 @@ fn it_shows_the_status_of_the_control_socket_and_is_no_worker() {
 #[test]
 fn it_answers_while_the_workers_and_the_primary_are_stopped() {
     let (server, admin) = start(&["--stall-timeout", "off"]);
-    let workers: Vec<u32> = server.status()["workers"]
-        .as_array()
-        .expect("workers")
-        .iter()
-        .filter_map(|one| u32::try_from(one["pid"].as_u64()?).ok())
-        .collect();
+    let workers = server.worker_pids();
     workers.iter().for_each(|pid| process::send_signal(*pid, Signal::SIGSTOP));
     wait::wait_until("no worker serves", || get(&admin, "/readyz").status == 503);
     assert_eq!(get(&admin, "/livez").status, 200);
@@ -200,29 +170,44 @@ fn events_go_on_after_the_last_one_that_a_client_has() {
 }
 
 #[test]
-fn a_reload_adds_and_removes_it() {
-    let config = |admin: &str| format!("workers = 1\nbind = \"127.0.0.1:0\"\n{admin}");
-    let server = Server::builder().config(1, &config("")).start();
-    let path = server.dir().join("prefork.toml");
-    assert!(server.status()["admin"].is_null());
-    std::fs::write(&path, config("admin = \"127.0.0.1:0\"\n")).expect("written");
-    server.run_verb(&["reload"]);
-    let admin = admin_address(&server);
-    assert_eq!(get(&admin, "/livez").status, 200);
-    std::fs::write(&path, config("")).expect("written");
-    server.run_verb(&["reload"]);
-    assert!(server.status()["admin"].is_null());
-    wait::wait_until("its socket is closed", || Client::connect(&admin).is_err());
+fn requests_that_are_no_http_or_too_large_get_an_answer() {
+    let (server, admin) = start(&[]);
+    let head = |fields: &str| format!("GET /livez HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n");
+    let many: String = (0..100).map(|n| format!("X-{n}: 1\r\n")).collect();
+    for (what, request, status) in [
+        ("garbage", "\u{1}\u{2}\u{3}\r\n\r\n".to_string(), 400),
+        ("a bad header field", head("no colon\r\n"), 400),
+        ("too many fields", head(&many), 431),
+        ("a large head", head(&format!("X: {}\r\n", "a".repeat(60_000))), 431),
+        ("a long target", head("").replace("/livez", &format!("/{}", "a".repeat(60_000))), 431),
+        ("a good head", head("X: 1\r\n"), 200),
+    ] {
+        let answer = Client::connect(&admin).and_then(|mut client| client.send_and_read(request));
+        assert_eq!(answer.map(|answer| answer.status), Ok(status), "{what}");
+    }
     server.stop();
 }
 
 #[test]
-fn a_public_address_without_a_token_and_an_occupied_one_are_errors() {
-    let public = Server::builder().args(["--admin", "0.0.0.0:0"]).run();
-    assert_eq!(public.status, Some(78), "{}", public.stderr);
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
-    let addr = taken.local_addr().expect("address").to_string();
-    let occupied = Server::builder().args(["--admin", &addr]).run();
-    assert_eq!(occupied.status, Some(69), "{}", occupied.stderr);
-    assert!(occupied.stderr.contains("pid"), "it names the holder: {}", occupied.stderr);
+fn clients_that_do_not_read_do_not_keep_others_from_an_answer() {
+    let (server, admin) = start(&[]);
+    let Address::Tcp(addr) = &admin else { panic!("{admin}") };
+    // A large page that costs the process little.
+    let requests = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(200);
+    let deaf: Vec<TcpStream> = (0..260)
+        .map(|_| {
+            let mut stream = TcpStream::connect(addr).expect("connected");
+            stream.set_nonblocking(true).expect("non-blocking");
+            // As much as the socket takes. The process may have closed the connection already.
+            let _ = stream.write(requests.as_bytes());
+            stream
+        })
+        .collect();
+    let pid = admin_pid(&server);
+    for _ in 0..5 {
+        assert_eq!(get(&admin, "/livez").status, 200);
+    }
+    assert_eq!(admin_pid(&server), pid, "the process has not been replaced");
+    drop(deaf);
+    server.stop();
 }

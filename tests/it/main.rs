@@ -29,6 +29,7 @@ mod support;
 mod accept_queue;
 mod access_log;
 mod admin;
+mod admin_lifecycle;
 mod app_name;
 mod bench;
 mod bind;

@@ -159,13 +159,6 @@ impl Scraper {
     }
 }
 
-/// Returns the pids of the serving workers: the admin process is a child of the primary as well.
-fn serving_pids(server: &Server) -> Vec<u32> {
-    let status = server.status();
-    let pids = serving(&status).filter_map(|worker| u32::try_from(worker["pid"].as_u64()?).ok());
-    pids.collect()
-}
-
 fn upgrade_and_wait(server: &Server, generation: usize) {
     let old = server.worker_pids();
     server.signal(Signal::SIGUSR2);
@@ -190,7 +183,7 @@ fn no_counter_goes_back_while_workers_are_killed_reloaded_recycled_and_upgraded(
     let rounds = env_count("PREFORK_STORM_ROUNDS", 3);
     for round in 0..rounds {
         for _ in 0..5 {
-            process::send_signal(serving_pids(&server)[0], Signal::SIGKILL);
+            process::send_signal(server.worker_pids()[0], Signal::SIGKILL);
             scraper.wait_scrapes(3);
         }
         server.run_verb(&["reload"]);
@@ -246,7 +239,7 @@ fn metrics_answer_while_all_workers_are_frozen() {
     let server = start(Server::builder().workers(2).args(["--stall-timeout", "off"]))
         .allow_errors(&["stalled", "stands"]);
     server.get("/");
-    let workers = serving_pids(&server);
+    let workers = server.worker_pids();
     for pid in &workers {
         process::send_signal(*pid, Signal::SIGSTOP);
     }

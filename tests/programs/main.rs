@@ -171,6 +171,7 @@ fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArgumen
                         let limit = Duration::from_millis(number()?.into());
                         builder = builder.boot_timeout(limit);
                     }
+                    "admin" => builder = builder.admin(value)?,
                     "access-log" => builder = builder.access_log(value),
                     "pool-threads" => builder = builder.pool_threads(number()?),
                     "graceful-timeout-ms" => {

@@ -1,6 +1,7 @@
 //! Support code of the integration tests: servers, clients, load, waiting, and `/proc`.
 
 pub mod admin;
+pub mod admin_listener;
 pub mod boot_barrier;
 pub mod command;
 pub mod control;

@@ -134,10 +134,12 @@ impl Server {
         self.dir.as_ref().expect("kept until the end").path()
     }
 
-    /// Returns the pids of the living workers, in order: of all children of the primary but those that read stacks.
+    /// Returns the pids of the living workers, in order: of all children of the primary but those that read stacks or serve the admin
+    /// listener.
     pub fn worker_pids(&self) -> Vec<u32> {
         let mut pids = process::children(self.pid());
         pids.retain(|pid| process::command_name(*pid) != "stack-reader");
+        pids.retain(|pid| !process::command_line(*pid).contains(": admin (gen "));
         pids
     }
 

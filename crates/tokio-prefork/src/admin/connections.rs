@@ -10,7 +10,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -33,7 +33,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long a client may take to read the next bytes of a response.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a draining process keeps idle connections for a request that is on its way.
+/// How long a draining process keeps idle connections for a request that is on its way, and how long a client has to read an error
+/// response.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The largest request head in bytes, and the size of the buffers of a connection. hyper allows no less.
@@ -261,14 +262,29 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin>(guard: OpenConnection, st
         connection.wait_for_turn().await;
         Ok::<_, std::convert::Infallible>(handle_request(state, connection, &request))
     });
-    let stream = ObservedStream { stream, connection: Rc::clone(connection) };
+    let mut stream = ObservedStream { stream, connection: Rc::clone(connection) };
     let serving = http1::Builder::new()
         .max_buf_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADER_FIELDS)
         .half_close(true)
-        .serve_connection(TokioIo::new(stream), service);
-    // An error is one of the client: it went away, or sent no HTTP.
-    let _ = serving.await;
+        .serve_connection(TokioIo::new(&mut stream), service);
+    // An error is one of the client: it went away, or sent no HTTP, which hyper has answered.
+    if serving.await.is_err() {
+        discard_rest(stream).await;
+    }
+}
+
+/// Closes the sending side and reads until the client has closed its own. Bytes that nobody has read when a socket closes reset the
+/// connection, and the client would not see the error response.
+async fn discard_rest<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
+    let discard = async {
+        stream.shutdown().await?;
+        let mut sink = [0; 4096];
+        while stream.read(&mut sink).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // A client that goes on sending is cut off.
+    let _ = tokio::time::timeout(LINGER_TIMEOUT, discard).await;
 }
 
 /// A stream that records what its client does.

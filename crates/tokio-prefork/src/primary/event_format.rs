@@ -214,7 +214,7 @@ impl Display for HumanBytes {
     }
 }
 
-fn format_exit_status(status: ExitStatus) -> String {
+pub(super) fn format_exit_status(status: ExitStatus) -> String {
     let core = if status.core_dumped() { ", core dumped" } else { "" };
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),

@@ -9,7 +9,8 @@ use log::Level;
 
 use super::FdWatchId;
 use super::event_format::{
-    LogLine, error_line, format_count, format_event, format_killed_with_job, info_line, warn_line,
+    LogLine, error_line, format_count, format_event, format_exit_status, format_killed_with_job,
+    info_line, warn_line,
 };
 use crate::config::{Config, Dispatch};
 use crate::control::EventHistory;
@@ -230,8 +231,9 @@ impl EventLog {
 
     pub(super) fn log_admin_exited(&mut self, pid: u32, status: ExitStatus, reason: Option<&str>) {
         let reason = reason.map_or(String::new(), |reason| format!(" reason={reason:?}"));
+        let status = format_exit_status(status);
         self.write_line(warn_line(format!(
-            "admin process exited unexpectedly, starting another one; pid={pid} status={status:?}{reason}"
+            "admin process ended unexpectedly, starting another one: {status}; pid={pid}{reason}"
         )));
     }
 
