@@ -148,7 +148,7 @@ pub use worker_stdio::{OutputStream, WorkerStdio};
 #[doc(hidden)]
 pub use client::{
     ClientAddr, ClientInfo, ConnectionInfo, ForwardedHeaders, ParentId, PeerAddr, ProxyHeader,
-    ProxyProtocol, RequestId, TraceContext, TraceId, TrustedProxies, UnixPeer,
+    ProxyProtocol, RequestId, TlsInfo, TraceContext, TraceId, TrustedProxies, UnixPeer,
 };
 #[doc(hidden)]
 pub use config::{

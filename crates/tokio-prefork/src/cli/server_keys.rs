@@ -329,6 +329,18 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
         "Timeout for a client to send a complete request head",
     ),
     Key::new(
+        "tls-handshake-timeout",
+        heading::HTTP,
+        Field::Duration(|c| &mut c.tls_handshake_timeout),
+        "Timeout for a client to complete its TLS handshake",
+    ),
+    Key::new(
+        "tls-max-handshakes",
+        heading::HTTP,
+        Field::Count(|c| &mut c.tls_max_handshakes),
+        "TLS handshakes at once per worker; one more closes the one that has waited longest",
+    ),
+    Key::new(
         "keep-alive-timeout",
         heading::HTTP,
         Field::Duration(|c| &mut c.keep_alive_timeout),

@@ -19,8 +19,9 @@ use crate::listener::ListenAddr;
 ///
 /// Each source replaces what the ones before it say:
 ///
-/// 1. The connection: its two addresses, and the scheme `http`.
-/// 2. The header of the PROXY protocol, from a trusted peer: the addresses of the connection that the proxy has accepted.
+/// 1. The connection: its two addresses, and the scheme, `https` over TLS and `http` otherwise.
+/// 2. The header of the PROXY protocol, from a trusted peer: the addresses of the connection that the proxy has accepted, and that
+///    it used TLS.
 /// 3. If the client so far is trusted: `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Host`; for requests without
 ///    `X-Forwarded-For`, `Forwarded` (see [`ForwardedHeaders`](crate::ForwardedHeaders)). The addresses are followed from right to left, as long as they are those of trusted
 ///    proxies.

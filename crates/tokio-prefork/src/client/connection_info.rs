@@ -11,7 +11,7 @@ use prefork_os::socket_name::{SocketName, local_name, peer_name};
 use super::listener_names::local_listen_addr;
 use super::{
     ClientAddr, ForwardedHeaders, ListenerName, ListenerNames, PeerAddr, ProxiedClient,
-    ProxyHeader, ProxyProtocol, TrustedProxies,
+    ProxyHeader, ProxyProtocol, TlsInfo, TrustedProxies,
 };
 use crate::listener::ListenAddr;
 
@@ -52,6 +52,8 @@ struct ConnectionAddrs {
     trusted: Option<TrustedProxies>,
     /// What the PROXY header says, if there was one.
     proxied: Option<ProxiedClient>,
+    /// What the TLS handshake with this server has agreed on, if there was one.
+    tls: Option<TlsInfo>,
 }
 
 /// What is expected at the start of a connection to a listener with the PROXY protocol.
@@ -142,15 +144,22 @@ impl ConnectionInfo {
         proxied.unwrap_or_else(|| self.local().clone())
     }
 
-    /// Whether the client has encrypted the connection.
-    pub(crate) fn is_tls(&self) -> bool {
-        self.proxy_header().is_some_and(ProxyHeader::is_tls)
+    /// Returns what the TLS handshake of this connection has agreed on. `None` for a connection without TLS, and for one whose
+    /// TLS ends at a proxy; see [`ClientInfo::is_https`](crate::ClientInfo::is_https).
+    pub fn tls(&self) -> Option<&TlsInfo> {
+        self.0.tls.as_ref()
     }
 
-    /// Whether connections of its listener speak TLS with this server.
-    #[expect(dead_code, reason = "the handshake comes with the next change")]
-    pub(crate) fn is_of_tls_listener(&self) -> bool {
-        self.0.listener.is_tls
+    /// Whether the client has encrypted the connection.
+    pub(crate) fn is_tls(&self) -> bool {
+        self.0.tls.is_some() || self.proxy_header().is_some_and(ProxyHeader::is_tls)
+    }
+
+    /// Adds what the TLS handshake has agreed on.
+    #[cfg(feature = "tls")]
+    pub(crate) fn with_tls(mut self, tls: TlsInfo) -> ConnectionInfo {
+        Arc::make_mut(&mut self.0).tls = Some(tls);
+        self
     }
 
     /// Returns what to expect at the start of the connection, if its listener accepts PROXY headers.
@@ -199,7 +208,8 @@ impl ConnectionInfo {
         trusted: &TrustedProxies,
     ) -> ConnectionInfo {
         let trusted = trusted.contains_peer(&peer).then(|| trusted.clone());
-        ConnectionInfo(Arc::new(ConnectionAddrs { peer, local, listener, trusted, proxied: None }))
+        let (proxied, tls) = (None, None);
+        ConnectionInfo(Arc::new(ConnectionAddrs { peer, local, listener, trusted, proxied, tls }))
     }
 
     /// Describes a connection that another process has accepted, perhaps from one of `listeners`.
@@ -225,6 +235,7 @@ impl fmt::Debug for ConnectionInfo {
             .field("local", self.local())
             .field("listener", self.listener())
             .field("proxy_header", &self.proxy_header())
+            .field("tls", &self.tls())
             .finish()
     }
 }

@@ -1,5 +1,6 @@
 //! The names of a worker's listening sockets, by which a connection is attributed to one of them.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use prefork_os::socket_name::{SocketName, local_name};
@@ -43,6 +44,11 @@ impl ListenerName {
     ) -> Arc<ListenerName> {
         let (addr, name) = (listener.real_addr(), local_name(&listener.socket).ok());
         Arc::new(ListenerName { addr, name, proxy_protocol, forwarded_headers, is_tls })
+    }
+
+    /// Whether its connections speak TLS.
+    pub(crate) fn is_tls(&self) -> bool {
+        self.is_tls
     }
 
     /// Whether connections have other local addresses than the socket: it listens on all addresses of the machine.
@@ -116,6 +122,13 @@ impl ListenerNames {
     /// Returns the addresses with their real ports.
     pub(crate) fn addrs(&self) -> &[ListenAddr] {
         &self.addrs
+    }
+
+    /// Returns whether a connection that another process has accepted speaks TLS, as far as its local name shows it.
+    pub(crate) fn is_tls_connection(&self, connection: impl AsFd) -> bool {
+        self.names.iter().any(|one| one.is_tls)
+            && local_name(connection)
+                .is_ok_and(|local| self.find(&local).is_some_and(|one| one.is_tls))
     }
 
     /// Returns the socket that a connection with this local name came by, as far as its name shows it.

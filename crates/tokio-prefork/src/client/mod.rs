@@ -11,6 +11,7 @@ mod listener_names;
 mod peer_addr;
 mod proxy_protocol;
 mod request_id;
+mod tls_info;
 mod trace_context;
 mod trusted_proxies;
 
@@ -27,6 +28,9 @@ pub(crate) use proxy_protocol::{
 pub use proxy_protocol::{ProxyHeader, ProxyProtocol};
 pub use request_id::RequestId;
 pub(crate) use request_id::{RequestIds, X_REQUEST_ID};
+#[cfg(feature = "tls")]
+pub(crate) use tls_info::TlsFacts;
+pub use tls_info::TlsInfo;
 pub(crate) use trace_context::TraceParent;
 pub use trace_context::{ParentId, TraceContext, TraceId};
 pub use trusted_proxies::TrustedProxies;

@@ -200,6 +200,11 @@ config_fields! {
     stall_timeout: Option<Duration>, from Option<Duration> = Some(Duration::from_secs(30)), in FROM_ONE_MS;
     /// How long a client may take to send a request head. Default: 10 s.
     header_timeout: Duration = Duration::from_secs(10), in FROM_ONE_MS;
+    /// How long a client may take for the TLS handshake, from the accept on. Default: 10 s.
+    tls_handshake_timeout: Duration = Duration::from_secs(10), in FROM_ONE_MS;
+    /// TLS handshakes in progress per worker; per thread if `workers` counts threads. A further one closes the connection whose
+    /// handshake has waited longest. At most half of `worker_connections` are used for handshakes. Default: 512.
+    tls_max_handshakes: u32 = 512, in 1..=1_000_000;
     /// How long a kept-alive connection may stay idle. Default: 65 s, longer than the 60 s of common load balancers, so
     /// that they close first.
     keep_alive_timeout: Duration = Duration::from_secs(65), in FROM_ONE_MS;

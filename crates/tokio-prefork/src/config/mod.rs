@@ -173,6 +173,11 @@ impl Config {
         self.worker_connections.saturating_mul(self.threads())
     }
 
+    /// Returns how many TLS handshakes of one event loop may be in progress. Half of the connections are for other clients.
+    pub(crate) fn max_tls_handshakes(&self) -> usize {
+        self.tls_max_handshakes.min(self.worker_connections / 2).max(1) as usize
+    }
+
     pub(crate) fn supervisor_config(&self) -> SupervisorConfig {
         let workers = if self.model.is_one_process() { 1 } else { self.workers.resolve() };
         let max_workers = if self.model.is_one_process() { 1 } else { WorkerCount::MAX };

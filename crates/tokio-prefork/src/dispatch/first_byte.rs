@@ -34,6 +34,8 @@ pub(crate) struct AcceptedConnection {
     pub(crate) first: Bytes,
     /// Where it comes from. `None` if the application does not use it.
     pub(crate) info: Option<ConnectionInfo>,
+    /// Whether it begins with a TLS handshake.
+    pub(crate) is_tls: bool,
     pub(crate) entry: Rc<ConnectionEntry>,
     pub(crate) guard: ConnectionGuard,
 }
@@ -44,6 +46,8 @@ pub(crate) struct NewConnection {
     /// Whether it is a Unix socket, not TCP.
     pub(crate) is_unix: bool,
     pub(crate) info: Option<ConnectionInfo>,
+    /// Whether it begins with a TLS handshake.
+    pub(crate) is_tls: bool,
 }
 
 /// How long to wait for a client's first byte before the next accept.
@@ -87,14 +91,15 @@ impl ConnectionStarter {
         let trusted = &self.state.config.trusted_proxies;
         let info =
             self.wants_info().then(|| ConnectionInfo::accepted(&fd, peer, listener, trusted));
-        NewConnection { fd, is_unix, info }
+        NewConnection { fd, is_unix, info, is_tls: listener.is_tls() }
     }
 
     /// Describes a connection that another process has accepted, if the application uses that.
     pub(crate) fn describe_received(&self, fd: OwnedFd, is_unix: bool) -> NewConnection {
         let (listeners, trusted) = (&self.state.listener_names, &self.state.config.trusted_proxies);
         let info = self.wants_info().then(|| ConnectionInfo::of_socket(&fd, listeners, trusted));
-        NewConnection { fd, is_unix, info }
+        let is_tls = listeners.is_tls_connection(&fd);
+        NewConnection { fd, is_unix, info, is_tls }
     }
 
     /// Whether the application or the access log can see where a connection comes from.
@@ -145,6 +150,8 @@ impl ConnectionStarter {
         proxied: Option<ProxiedClient>,
     ) {
         let mut accepted = self.register_taken_over(connection);
+        // A worker that has read from a TLS connection keeps it.
+        accepted.is_tls = false;
         accepted.first = unread.into();
         if let Some(proxied) = proxied {
             accepted.info = accepted.info.map(|info| info.with_proxied_client(proxied));
@@ -153,13 +160,13 @@ impl ConnectionStarter {
     }
 
     fn register_taken_over(&self, connection: NewConnection) -> AcceptedConnection {
-        let NewConnection { fd, is_unix, info } = connection;
+        let NewConnection { fd, is_unix, info, is_tls } = connection;
         let entry = ConnectionEntry::new(self.state.now_ms());
         entry.conn.set_phase(ConnectionPhase::Idle, self.state.now_ms());
         self.state.worker_page.connection_taken_over();
         let guard = ConnectionGuard::new(&self.state, &entry);
         let (stream, first) = (LazyStream::new(fd, is_unix), Bytes::new());
-        AcceptedConnection { stream, first, info, entry, guard }
+        AcceptedConnection { stream, first, info, is_tls, entry, guard }
     }
 
     /// Whether the connection started last is kept until its first byte.
@@ -190,6 +197,10 @@ impl ConnectionStarter {
 
     /// Passes a connection to the application, behind its PROXY header if it may have one.
     fn serve(&self, accepted: AcceptedConnection) {
+        if accepted.is_tls {
+            let max = self.state.config.max_tls_handshakes();
+            self.state.handshakes.begin(&accepted.entry, max, self.state.now_ms());
+        }
         let expected = accepted.info.as_ref().and_then(ConnectionInfo::expected_proxy_header);
         match expected {
             None => (self.handle)(accepted),
@@ -204,12 +215,13 @@ impl ConnectionStarter {
     }
 
     fn register(&self, connection: NewConnection, now: u64) -> AcceptedConnection {
-        let NewConnection { fd, is_unix, info } = connection;
+        let NewConnection { fd, is_unix, info, is_tls } = connection;
         let first = if self.client_speaks_first { first_bytes(&fd) } else { Bytes::new() };
         let entry = ConnectionEntry::new(now);
         self.state.worker_page.connection_accepted();
         let guard = ConnectionGuard::new(&self.state, &entry);
-        AcceptedConnection { stream: LazyStream::new(fd, is_unix), first, info, entry, guard }
+        let stream = LazyStream::new(fd, is_unix);
+        AcceptedConnection { stream, first, info, is_tls, entry, guard }
     }
 }
 

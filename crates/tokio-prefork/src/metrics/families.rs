@@ -22,6 +22,7 @@ pub(super) fn families_of(status: &ClusterStatus) -> Vec<MetricFamily> {
     all.extend(request_families(status));
     all.extend(connection_families(status));
     all.extend(queue_families(status));
+    all.extend(tls_families(status));
     all.extend(job_families::families_of(status));
     all.extend(log_families(status));
     all
@@ -226,6 +227,23 @@ fn queue_families(status: &ClusterStatus) -> Vec<MetricFamily> {
             "prefork_event_loop_lag",
             "How late the heartbeats of the event loops were.",
             vec![(Labels::new(), delays(&status.kept.loop_lag))],
+        ),
+    ]
+}
+
+fn tls_families(status: &ClusterStatus) -> [MetricFamily; 2] {
+    let handshakes = &status.tls_handshakes;
+    let results = handshakes.iter().map(|(result, count)| (label("result", result), count));
+    [
+        MetricFamily::counters(
+            "prefork_tls_handshakes",
+            "TLS handshakes that have ended, by result: full, resumed, or why they failed.",
+            results.collect(),
+        ),
+        MetricFamily::gauge(
+            "prefork_tls_handshakes_in_progress",
+            "TLS handshakes in progress.",
+            handshakes.in_progress() as f64,
         ),
     ]
 }

@@ -82,6 +82,7 @@ pub(crate) fn enter(mut init: WorkerInit, app: &WorkerApp) -> u8 {
             // One thread accepts for all, so it may have as many connections as N processes together.
             let mut config = Config::clone(&init.config);
             config.worker_connections = config.max_process_connections();
+            config.tls_max_handshakes = config.tls_max_handshakes.saturating_mul(config.threads());
             init.config = Arc::new(config);
             init.worker_pages
                 .iter_mut()

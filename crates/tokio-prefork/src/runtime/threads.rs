@@ -33,9 +33,8 @@ use crate::worker::boot_app::boot_panic_error;
 use crate::worker::http::connection_state::ConnectionState;
 use crate::worker::http::into_service::IntoHttpService;
 use crate::worker::http::request_observers::RequestObservers;
-use crate::worker::http::serve_connection;
+use crate::worker::http::serve_connection::{self, HttpTransport};
 use crate::worker::http::serve_context::{ConnectionHandle, ServeContext};
-use crate::worker::lazy_stream::LazyStream;
 use crate::worker::local_state::LocalWorkerState;
 use crate::worker::worker_shared::WorkerShared;
 use crate::worker::{BootedApp, Worker, WorkerApp};
@@ -131,6 +130,11 @@ impl ServeContext for ThreadsServeContext {
         self.worker.request_ids.as_ref()
     }
 
+    #[cfg(feature = "tls")]
+    fn tls_config(&self) -> Option<&Arc<rustls::ServerConfig>> {
+        self.worker.tls_config.as_ref()
+    }
+
     fn is_draining(&self) -> bool {
         self.worker.drain.is_draining()
     }
@@ -202,7 +206,7 @@ pub(crate) async fn supervise_connection<S, B>(
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let AcceptedConnection { stream, first, info, entry, guard } = accepted;
+    let AcceptedConnection { stream, first, info, is_tls, entry, guard } = accepted;
     entry.conn.pin_to_worker();
     // Moves the socket from the epoll instance of this thread to that of the runtime.
     let stream = match stream.detach() {
@@ -211,7 +215,8 @@ pub(crate) async fn supervise_connection<S, B>(
     };
     let handle =
         Arc::new(ThreadConnectionHandle { conn: Arc::clone(&entry.conn), waker: Mutex::default() });
-    let serving = serve_on_runtime(shared, app, Arc::clone(&handle), (stream, first), info);
+    let transport = HttpTransport { stream, first, is_http2: false };
+    let serving = serve_on_runtime(shared, app, Arc::clone(&handle), (transport, info), is_tls);
     let mut task = pin!(runtime.spawn(serving));
     // The panic hook has reported a panic; it ends this connection only.
     let _ = poll_fn(|cx| {
@@ -228,8 +233,8 @@ async fn serve_on_runtime<S, B>(
     shared: Arc<ThreadsServeContext>,
     app: Arc<S>,
     handle: Arc<ThreadConnectionHandle>,
-    (mut stream, mut first): (LazyStream, Bytes),
-    info: Option<ConnectionInfo>,
+    accepted: (HttpTransport, Option<ConnectionInfo>),
+    is_tls: bool,
 ) where
     S: Service<Request<Incoming>, Response = Response<B>> + Send + Sync + 'static,
     S::Future: Send + 'static,
@@ -237,16 +242,15 @@ async fn serve_on_runtime<S, B>(
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    if serve_connection::is_http2_enabled(shared.config()) {
-        first = serve_connection::detect_protocol(&*shared, &*handle, &mut stream, first).await;
-    }
+    let begun = serve_connection::begin_http(&*shared, &*handle, accepted, is_tls).await;
+    let Some((transport, info)) = begun else { return };
     let exec = TokioExecutor::new();
     let left = serve_connection::serve_until_handover::<S, B, ThreadsServeContext, _, _>(
         &shared,
         &app,
         &*handle,
         exec,
-        (stream, first),
+        transport,
         info.as_ref(),
     );
     // Never handed over to another worker in this model: see `should_hand_over`.

@@ -13,7 +13,7 @@ use super::page_layout::{
 use super::{Scoreboard, WorkerPages};
 use crate::status::{
     AccessLogCounters, DelayHistogram, KeptFigures, METHOD_CLASSES, REQUEST_DURATION_BUCKETS,
-    RequestDurations, RequestsBy, STATUS_CLASSES,
+    RequestDurations, RequestsBy, STATUS_CLASSES, TLS_HANDSHAKE_RESULTS, TlsHandshakes,
 };
 use crate::text::printable_ascii;
 use prefork_os::shared_memory::{ReadOnlyPages, SharedPage, WORDS_PER_PAGE};
@@ -44,7 +44,10 @@ const IS_LOGGING: PageWord = PageWord::at(81);
 const DETAILS: usize = 96;
 /// How many words the details of an entry have: the sequence number of the entry, lengths, client, request id.
 const DETAIL_WORDS: usize = 2 + (MAX_CLIENT_BYTES + MAX_REQUEST_ID_BYTES) / 8;
-// The words behind the details, from 464 on, are free.
+/// TLS handshakes that have begun, and those that have ended: a word for each `TlsHandshakeResult`.
+const TLS_HANDSHAKES_BEGUN: PageWord = PageWord::at(464);
+const TLS_HANDSHAKES: PageWord = PageWord::at(465);
+// The words behind these, from 480 on, are free.
 
 /// How many bytes of a client's address are kept.
 pub(crate) const MAX_CLIENT_BYTES: usize = 48;
@@ -61,7 +64,8 @@ const _: () = assert!(
     METHOD_CLASSES.len() * STATUS_CLASSES.len() == 48
         && 48 + REQUEST_DURATION_BUCKETS <= 72
         && DETAIL_WORDS == 16
-        && DETAILS + IN_FLIGHT_ENTRIES * DETAIL_WORDS <= WORDS_PER_PAGE
+        && DETAILS + IN_FLIGHT_ENTRIES * DETAIL_WORDS <= 464
+        && 465 + TLS_HANDSHAKE_RESULTS <= WORDS_PER_PAGE
 );
 
 /// How many request pages a scoreboard with `pages` worker pages has.
@@ -159,6 +163,16 @@ impl RequestPage {
 
     pub(super) fn count_proxy_refused(self) {
         self.add(PROXY_REFUSED, 1);
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn count_tls_handshake_begun(self) {
+        self.add(TLS_HANDSHAKES_BEGUN, 1);
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn count_tls_handshake(self, result: crate::status::TlsHandshakeResult) {
+        self.add(TLS_HANDSHAKES.plus(result as usize), 1);
     }
 
     pub(super) fn add_loop_lag_us(self, us: u64) {
@@ -347,6 +361,10 @@ fn read(
         cpu_us: sum_us(CPU_TIME_US),
         loop_lag: histogram(LOOP_LAG, LOOP_LAG_SUM_US),
         queue_wait: histogram(QUEUE_WAIT, QUEUE_WAIT_SUM_US),
+        tls_handshakes: TlsHandshakes::from_counts(
+            std::array::from_fn(|result| of_requests(TLS_HANDSHAKES.plus(result))),
+            of_requests(TLS_HANDSHAKES_BEGUN),
+        ),
     }
 }
 
@@ -372,6 +390,9 @@ pub(super) fn add_to_sums(primary: &SharedPage, requests: &SharedPage, kept: &Ke
         (QUEUE_WAIT_SUM_US, kept.queue_wait.sum_us),
     ] {
         word.add(requests, value);
+    }
+    for (result, count) in kept.tls_handshakes.counts().iter().enumerate() {
+        TLS_HANDSHAKES.plus(result).add(requests, *count);
     }
     for (first, histogram) in [(LOOP_LAG, &kept.loop_lag), (QUEUE_WAIT, &kept.queue_wait)] {
         for (bucket, count) in histogram.counts.into_iter().enumerate() {
@@ -433,7 +454,7 @@ mod tests {
     #[test]
     fn figures_are_added_to_the_sums() {
         let (worker, page) = pages();
-        for (n, word) in (1..).zip(&page[..DETAILS]) {
+        for (n, word) in (1..).zip(page[..DETAILS].iter().chain(&page[465..480])) {
             word.store(n, Ordering::Relaxed);
         }
         LOOP_LAG.store(worker, 3);

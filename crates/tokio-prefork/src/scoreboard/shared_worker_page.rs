@@ -76,6 +76,16 @@ impl RequestRecorder for SharedWorkerPage {
         self.requests.count_request(class);
     }
 
+    #[cfg(feature = "tls")]
+    fn tls_handshake_begun(&self) {
+        self.requests.count_tls_handshake_begun();
+    }
+
+    #[cfg(feature = "tls")]
+    fn tls_handshake_ended(&self, result: crate::status::TlsHandshakeResult) {
+        self.requests.count_tls_handshake(result);
+    }
+
     fn request_measured(&self, took_us: u64) {
         self.requests.count_duration(took_us);
     }

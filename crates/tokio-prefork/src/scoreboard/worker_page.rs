@@ -57,6 +57,12 @@ pub(crate) trait RequestRecorder {
     fn request_counted(&self, class: RequestClass);
     /// Counts how long a finished request took, in microseconds.
     fn request_measured(&self, took_us: u64);
+    /// Counts a TLS handshake that begins.
+    #[cfg(feature = "tls")]
+    fn tls_handshake_begun(&self);
+    /// Counts a TLS handshake that has ended.
+    #[cfg(feature = "tls")]
+    fn tls_handshake_ended(&self, result: crate::status::TlsHandshakeResult);
 }
 
 /// Writes to one page of the scoreboard. Methods neither fail nor block.
@@ -264,6 +270,16 @@ impl RequestRecorder for WorkerPage {
 
     fn request_counted(&self, class: RequestClass) {
         self.requests().count_request(class);
+    }
+
+    #[cfg(feature = "tls")]
+    fn tls_handshake_begun(&self) {
+        self.requests().count_tls_handshake_begun();
+    }
+
+    #[cfg(feature = "tls")]
+    fn tls_handshake_ended(&self, result: crate::status::TlsHandshakeResult) {
+        self.requests().count_tls_handshake(result);
     }
 
     fn request_measured(&self, took_us: u64) {

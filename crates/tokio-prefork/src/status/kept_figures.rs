@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::request_counters::bounded_sum;
-use super::{AccessLogCounters, RequestDurations, RequestsBy};
+use super::{AccessLogCounters, RequestDurations, RequestsBy, TlsHandshakes};
 use crate::scoreboard::DURATION_BUCKETS;
 
 /// Counts of a worker, or sums over workers, that are kept when a worker dies.
@@ -19,6 +19,8 @@ pub(crate) struct KeptFigures {
     pub(crate) cpu_us: u64,
     pub(crate) loop_lag: DelayHistogram,
     pub(crate) queue_wait: DelayHistogram,
+    /// Those in progress count only while the worker lives.
+    pub(crate) tls_handshakes: TlsHandshakes,
 }
 
 /// A histogram by powers of two of a millisecond, with the sum of its durations.
@@ -39,6 +41,7 @@ impl KeptFigures {
             cpu_us: bounded_sum(self.cpu_us, other.cpu_us),
             loop_lag: self.loop_lag.sum_with(&other.loop_lag),
             queue_wait: self.queue_wait.sum_with(&other.queue_wait),
+            tls_handshakes: self.tls_handshakes.sum_with(&other.tls_handshakes),
         }
     }
 }

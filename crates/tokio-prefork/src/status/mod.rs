@@ -19,6 +19,7 @@ mod request_counters;
 mod shared_metrics;
 mod states;
 mod supervision;
+mod tls_handshakes;
 mod traffic_counters;
 mod worker_status;
 
@@ -45,6 +46,10 @@ pub(crate) use request_counters::{
 pub use states::{PrimaryPhase, WorkerState};
 pub(crate) use supervision::EXIT_REASONS;
 pub use supervision::{ChangeCounters, SupervisionCounters};
+pub(crate) use tls_handshakes::TLS_HANDSHAKE_RESULTS;
+#[cfg(feature = "tls")]
+pub(crate) use tls_handshakes::TlsHandshakeResult;
+pub use tls_handshakes::TlsHandshakes;
 pub(crate) use traffic_counters::TRAFFIC_COUNTERS;
 pub use traffic_counters::TrafficCounters;
 pub use worker_status::{InFlightRequest, RunningJob, ThreadStatus, WorkerStatus};
@@ -92,6 +97,9 @@ pub struct ClusterStatus {
     /// Connections closed because of their PROXY header, by all workers, living and dead.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub proxy_refused: u64,
+    /// The TLS handshakes of all workers, living and dead.
+    #[serde(default, skip_serializing_if = "TlsHandshakes::is_empty")]
+    pub tls_handshakes: TlsHandshakes,
     /// The CPU pools by name, each added up over all workers: its gauges over the living ones, its counts and durations over
     /// living and dead ones. A pool is listed from its first job on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -336,6 +344,7 @@ impl ClusterStatus {
             durations: kept.durations,
             access_log: kept.access_log,
             proxy_refused: kept.proxy_refused,
+            tls_handshakes: kept.tls_handshakes,
             kept,
             pools,
             isolated: Vec::new(),

@@ -183,6 +183,8 @@ fn create_test_worker(config: Config) -> Result<TestWorker> {
     let (messages, primary_end) = (Arc::clone(messages), Arc::clone(primary_end));
     let worker = Worker(Arc::new(WorkerShared {
         request_ids: None,
+        #[cfg(feature = "tls")]
+        tls_config: None,
         tag,
         kinds: Vec::new(),
         listener_names: Arc::new(ListenerNames::default()),

@@ -28,6 +28,5 @@ pub(crate) use server_config::{AlpnProtocols, TlsOptions};
 pub(crate) struct WorkerTls {
     /// `None` without certificates.
     #[cfg(feature = "tls")]
-    #[expect(dead_code, reason = "the handshake comes with the next change")]
     pub(crate) server_config: Option<std::sync::Arc<rustls::ServerConfig>>,
 }

@@ -31,6 +31,13 @@ impl ConnectionEntry {
         }
     }
 
+    /// Closes the connection, whose TLS handshake is in progress, in favour of a newer one.
+    pub(crate) fn evict_handshake(&self, now_ms: u64) {
+        self.conn.set_evicted();
+        self.conn.request_close(CloseRequest::Now, now_ms);
+        self.wake();
+    }
+
     fn wake(&self) {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();

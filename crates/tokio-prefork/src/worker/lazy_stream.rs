@@ -14,6 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop::poll_proceed;
 
 use super::socket_stream::SocketStream;
+#[cfg(feature = "tls")]
+use super::tls::ServerTlsStream;
 
 /// An accepted, non-blocking connection. Registers with the runtime of the task that first has to wait for it.
 pub(crate) struct LazyStream {
@@ -26,7 +28,10 @@ pub(crate) struct LazyStream {
 enum SocketState {
     Plain(OwnedFd),
     Registered(SocketStream),
-    /// No socket of ours but a stream of the application, such as TLS over one.
+    /// TLS over a socket.
+    #[cfg(feature = "tls")]
+    Tls(Box<ServerTlsStream>),
+    /// No socket of ours but a stream of the application.
     Other(Box<dyn ApplicationStream>),
 }
 
@@ -51,14 +56,24 @@ impl LazyStream {
         LazyStream { is_unix: false, socket: Some(SocketState::Other(Box::new(stream))) }
     }
 
+    /// Wraps a TLS connection whose handshake is complete.
+    #[cfg(feature = "tls")]
+    pub(crate) fn from_tls(stream: ServerTlsStream) -> LazyStream {
+        let is_unix = stream.get_ref().0.socket().is_unix();
+        LazyStream { is_unix, socket: Some(SocketState::Tls(Box::new(stream))) }
+    }
+
     /// Returns a stream without a socket, whose calls fail.
     pub(crate) fn closed() -> LazyStream {
         LazyStream { is_unix: false, socket: None }
     }
 
-    /// Removes the socket from this runtime, so that another one may use it. A stream of the application stays where it is.
+    /// Removes the socket from this runtime, so that another one may use it. TLS and streams of the application stay where they
+    /// are.
     pub(crate) fn detach(self) -> io::Result<LazyStream> {
         match self.socket {
+            #[cfg(feature = "tls")]
+            Some(SocketState::Tls(_)) => Ok(self),
             Some(SocketState::Other(_)) => Ok(self),
             _ => {
                 let is_unix = self.is_unix;
@@ -76,9 +91,11 @@ impl LazyStream {
         self.register()?.readable().await
     }
 
-    /// Returns the socket; fails if it is closed.
+    /// Returns the socket, of a TLS connection the one below it: to ask the kernel about it. Fails if it is closed.
     pub(crate) fn socket_fd(&self) -> io::Result<BorrowedFd<'_>> {
         match &self.socket {
+            #[cfg(feature = "tls")]
+            Some(SocketState::Tls(stream)) => stream.get_ref().0.socket().socket_fd(),
             Some(SocketState::Plain(fd)) => Ok(fd.as_fd()),
             Some(SocketState::Registered(stream)) => Ok(stream.as_fd()),
             Some(SocketState::Other(_)) | None => Err(not_connected()),
@@ -90,6 +107,8 @@ impl LazyStream {
         match self.socket.ok_or_else(not_connected)? {
             SocketState::Plain(fd) => Ok(fd),
             SocketState::Registered(stream) => stream.into_fd(),
+            #[cfg(feature = "tls")]
+            SocketState::Tls(_) => Err(bound_by_keys()),
             SocketState::Other(_) => Err(not_connected()),
         }
     }
@@ -99,6 +118,8 @@ impl LazyStream {
         match self.socket.ok_or_else(not_connected)? {
             SocketState::Plain(fd) => SocketStream::new(fd, self.is_unix),
             SocketState::Registered(stream) => Ok(stream),
+            #[cfg(feature = "tls")]
+            SocketState::Tls(_) => Err(bound_by_keys()),
             SocketState::Other(_) => Err(not_connected()),
         }
     }
@@ -120,9 +141,52 @@ impl LazyStream {
 
     fn other(&mut self) -> Option<Pin<&mut dyn ApplicationStream>> {
         match &mut self.socket {
+            None | Some(SocketState::Plain(_) | SocketState::Registered(_)) => None,
+            #[cfg(feature = "tls")]
+            Some(SocketState::Tls(stream)) => Some(Pin::new(&mut **stream)),
             Some(SocketState::Other(stream)) => Some(Pin::new(&mut **stream)),
-            _ => None,
         }
+    }
+
+    /// Whether it is a TLS connection.
+    pub(crate) fn is_tls(&self) -> bool {
+        match &self.socket {
+            #[cfg(feature = "tls")]
+            Some(SocketState::Tls(_)) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether a part of a TLS record has arrived, so that more of it must follow.
+    pub(crate) fn is_within_tls_record(&self) -> bool {
+        match &self.socket {
+            #[cfg(feature = "tls")]
+            Some(SocketState::Tls(stream)) => stream.get_ref().0.is_within_record(),
+            _ => false,
+        }
+    }
+
+    /// Returns how many bytes the client has acknowledged if `written` bytes were written to this stream; of a TLS connection
+    /// those on the wire.
+    pub(crate) fn acknowledged_bytes(&self, written: u64) -> u64 {
+        let unsent = self.socket_fd().and_then(prefork_os::socket::unsent_bytes).unwrap_or(0);
+        let sent = match &self.socket {
+            #[cfg(feature = "tls")]
+            Some(SocketState::Tls(stream)) => stream.get_ref().0.sent_bytes(),
+            _ => written,
+        };
+        sent.saturating_sub(unsent)
+    }
+
+    /// Writes a few bytes if that is possible without waiting.
+    pub(crate) fn write_now(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<usize> {
+        if self.is_tls() {
+            return match Pin::new(self).poll_write(cx, bytes) {
+                Poll::Ready(written) => written,
+                Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+            };
+        }
+        prefork_os::socket::write_nonblocking(self.socket_fd()?, bytes)
     }
 
     /// Tries `call` on a plain socket. Registers the socket if `call` would block, and uses `later` from then on.
@@ -150,6 +214,13 @@ impl LazyStream {
 #[cold]
 fn not_connected() -> io::Error {
     io::ErrorKind::NotConnected.into()
+}
+
+/// Returns the error of a TLS connection that shall leave the process.
+#[cold]
+pub(crate) fn bound_by_keys() -> io::Error {
+    let reason = "a TLS connection cannot leave this process, which has its keys";
+    io::Error::new(io::ErrorKind::Unsupported, reason)
 }
 
 impl AsyncRead for LazyStream {
@@ -209,7 +280,7 @@ impl AsyncWrite for LazyStream {
         true
     }
 
-    /// A socket has nothing to flush, a stream of the application may have.
+    /// A socket has nothing to flush; TLS and streams of the application may have.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.get_mut().other().map_or(Poll::Ready(Ok(())), |stream| stream.poll_flush(cx))
     }

@@ -10,6 +10,7 @@ use super::BootedApp;
 use super::capacity_warning::CapacityWarning;
 use super::connection_registry::ConnectionRegistry;
 use super::drain::{DrainOrder, DrainState};
+use super::handshake_queue::HandshakeQueue;
 use super::http::connection_state::ConnectionState;
 use super::http::request_observers::RequestObservers;
 use super::worker_shared::WorkerShared;
@@ -47,6 +48,8 @@ pub(crate) struct LocalWorkerState {
     pub(crate) drain: DrainState,
     /// All open connections.
     pub(crate) connections: RefCell<ConnectionRegistry>,
+    /// The TLS handshakes in progress.
+    pub(crate) handshakes: HandshakeQueue,
     /// Notified when a connection closes.
     pub(crate) capacity_freed: Notify,
     /// Notified when acceptors have to compare workers and check the accept queue: at least at each heartbeat.

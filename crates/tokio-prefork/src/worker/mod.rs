@@ -12,6 +12,7 @@ pub(crate) mod custom_kind;
 pub(crate) mod drain;
 pub(crate) mod end_on_drain;
 pub(crate) mod handover;
+pub(crate) mod handshake_queue;
 pub(crate) mod heartbeat;
 pub(crate) mod http;
 pub(crate) mod isolated_jobs;
@@ -25,6 +26,8 @@ pub(crate) mod raw_connection;
 pub(crate) mod shutdown;
 pub(crate) mod socket_stream;
 pub(crate) mod spans;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
 pub(crate) mod worker_handle;
 pub(crate) mod worker_shared;
 
@@ -192,6 +195,8 @@ fn create_state(init: WorkerInit) -> Result<(Rc<LocalWorkerState>, AcceptSources
         messages: messages.start(tag)?,
         pools: init.pools.unwrap_or_else(|| WorkerPools::new(&config, &worker_page, tag, 1)),
         request_ids: RequestIds::for_worker(&config)?,
+        #[cfg(feature = "tls")]
+        tls_config: init.tls.server_config,
         is_primary_connected: AtomicBool::new(true),
         drain: worker_shared::DrainSignal::default(),
         holds: pending_work::Holds::default(),
@@ -213,6 +218,7 @@ fn create_state(init: WorkerInit) -> Result<(Rc<LocalWorkerState>, AcceptSources
         channel,
         drain: drain::DrainState::default(),
         connections: RefCell::default(),
+        handshakes: handshake_queue::HandshakeQueue::default(),
         capacity_freed: Notify::new(),
         accept_recheck: Notify::new(),
         busiest_worker_connections: Cell::new(0),

@@ -38,7 +38,7 @@ pub(crate) fn serve_raw_connection<H, C>(
     H: Fn(AcceptedStream) -> C + 'static,
     C: Future<Output = ()> + 'static,
 {
-    let AcceptedConnection { stream, first, info, entry, guard } = accepted;
+    let AcceptedConnection { stream, first, info, entry, guard, .. } = accepted;
     let socket = match stream.into_stream() {
         Ok(socket) => socket,
         Err(e) => return log::warn!("{} cannot serve a connection: {e}", state.tag),

@@ -36,6 +36,9 @@ pub(crate) struct WorkerShared {
     pub(crate) pools: Arc<WorkerPools>,
     /// Gives ids to requests; `None` without `request-id`.
     pub(crate) request_ids: Option<RequestIds>,
+    /// How TLS is spoken; `None` without a certificate.
+    #[cfg(feature = "tls")]
+    pub(crate) tls_config: Option<Arc<rustls::ServerConfig>>,
     /// Whether the channel to the primary is open.
     pub(crate) is_primary_connected: AtomicBool,
     pub(crate) drain: DrainSignal,

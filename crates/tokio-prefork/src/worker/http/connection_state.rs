@@ -22,7 +22,7 @@ use super::timeouts::transfer_clock::TransferClock;
 pub(crate) enum ConnectionPhase {
     /// Accepted; no bytes received yet.
     New = 0,
-    /// A request head has arrived in part.
+    /// A request head, or the client's part of a TLS handshake, has arrived in part.
     ReadingHead = 1,
     /// One or more requests are being handled.
     Responding = 2,
@@ -102,6 +102,10 @@ pub(crate) struct ConnectionState {
     has_response_started: AtomicBool,
     /// HTTP/1: the response body returned pending when hyper last polled it.
     is_response_body_pending: AtomicBool,
+    /// The TLS handshake is in progress, or has just failed.
+    is_handshaking: AtomicBool,
+    /// The handshake was ended in favour of a newer one.
+    is_evicted: AtomicBool,
     /// Bytes written to the socket.
     written: AtomicU64,
     /// Bytes of `written` that the client is known to have acknowledged.
@@ -163,6 +167,8 @@ impl ConnectionState {
             request_expiry: AtomicU8::new(0),
             has_response_started: AtomicBool::new(false),
             is_response_body_pending: AtomicBool::new(false),
+            is_handshaking: AtomicBool::new(false),
+            is_evicted: AtomicBool::new(false),
             written: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
             unsent_check: AtomicU8::new(UnsentCheck::None as u8),
@@ -241,6 +247,35 @@ impl ConnectionState {
         self.phase_since_ms.store(now_ms, Relaxed);
     }
 
+    /// Whether the TLS handshake is in progress, or has failed.
+    pub(crate) fn is_handshaking(&self) -> bool {
+        self.is_handshaking.load(Relaxed)
+    }
+
+    pub(crate) fn set_handshaking(&self, is_handshaking: bool) {
+        self.is_handshaking.store(is_handshaking, Relaxed);
+    }
+
+    /// Records that the client has begun its handshake, whose timeout has run since the connection was accepted.
+    #[cfg(feature = "tls")]
+    pub(crate) fn record_handshake_bytes(&self) {
+        let (new, reading) = (ConnectionPhase::New as u8, ConnectionPhase::ReadingHead as u8);
+        let _ = self.phase.compare_exchange(new, reading, Relaxed, Relaxed);
+        // The worker wanted to close a silent connection.
+        let (idle, none) = (CloseRequest::WhenIdle as u8, CloseRequest::None as u8);
+        let _ = self.close_request.compare_exchange(idle, none, Relaxed, Relaxed);
+    }
+
+    /// Whether the TLS handshake was ended in favour of a newer one.
+    #[cfg(feature = "tls")]
+    pub(crate) fn is_evicted(&self) -> bool {
+        self.is_evicted.load(Relaxed)
+    }
+
+    pub(crate) fn set_evicted(&self) {
+        self.is_evicted.store(true, Relaxed);
+    }
+
     /// Records that bytes arrived.
     pub(crate) fn record_received(&self, now_ms: u64) {
         if self.http2().is_some() {
@@ -268,9 +303,13 @@ impl ConnectionState {
         }
     }
 
-    /// Records that a write would block, with `unsent` bytes that the client has not acknowledged.
-    pub(crate) fn record_write_blocked(&self, unsent: u64, now_ms: u64) {
-        let acknowledged = self.written.load(Relaxed).saturating_sub(unsent);
+    /// Returns how many bytes were written.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.written.load(Relaxed)
+    }
+
+    /// Records that a write would block, and how many bytes the client has acknowledged.
+    pub(crate) fn record_write_blocked(&self, acknowledged: u64, now_ms: u64) {
         let more = acknowledged.saturating_sub(self.acknowledged.swap(acknowledged, Relaxed));
         match self.sending.is_waiting() {
             true if more == 0 => {}

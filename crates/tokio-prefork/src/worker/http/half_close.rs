@@ -4,7 +4,7 @@
 //! so one interim response tells them apart (RFC 9110, section 15.2: clients must parse interim responses they do not
 //! know). A Unix socket reports it without a probe.
 
-use std::os::fd::AsFd;
+use std::io;
 
 use super::connection_state::ConnectionState;
 use crate::config::HalfClosePolicy;
@@ -38,29 +38,31 @@ impl HalfClosedClient {
         HalfClosedClient { since_ms: now_ms, is_probed: false }
     }
 
-    /// Checks whether the client at the other end of `socket` still reads; sends the probe when it is due.
+    /// Checks whether the client still reads; sends the probe with `send` when it is due. `is_hung_up` if the kernel knows that the
+    /// client has closed its socket.
     pub(crate) fn check_client(
         &mut self,
         mode: HalfClosePolicy,
         conn: &ConnectionState,
-        socket: impl AsFd,
+        is_hung_up: bool,
         is_unix: bool,
         now_ms: u64,
+        send: impl FnOnce(&[u8]) -> io::Result<usize>,
     ) -> HalfCloseVerdict {
-        if mode == HalfClosePolicy::Cancel || prefork_os::socket::is_hung_up(&socket) {
+        if mode == HalfClosePolicy::Cancel || is_hung_up {
             return HalfCloseVerdict::Gone;
         }
         if mode != HalfClosePolicy::Probe || is_unix || !self.is_probe_due(conn, now_ms) {
             return HalfCloseVerdict::MayRead;
         }
-        match prefork_os::socket::write_nonblocking(&socket, PROBE_RESPONSE) {
+        match send(PROBE_RESPONSE) {
             Ok(sent) if sent == PROBE_RESPONSE.len() => {
                 self.is_probed = true;
                 HalfCloseVerdict::ProbeSent(sent)
             }
             // A partly sent probe would corrupt the response that follows.
             Ok(_) => HalfCloseVerdict::Gone,
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => HalfCloseVerdict::MayRead,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => HalfCloseVerdict::MayRead,
             Err(_) => HalfCloseVerdict::Gone,
         }
     }
@@ -78,7 +80,8 @@ impl HalfClosedClient {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
+    use prefork_os::socket::is_hung_up;
+    use std::io::{Read, Write};
     use std::net::{Shutdown, TcpListener, TcpStream};
 
     fn connected_pair() -> (TcpStream, TcpStream) {
@@ -99,7 +102,16 @@ mod tests {
         let (near, mut far) = connected_pair();
         far.shutdown(Shutdown::Write).expect("shut down");
         let (conn, mut half) = (conn_with_request(), HalfClosedClient::new(1000));
-        let mut check = |now| half.check_client(HalfClosePolicy::Probe, &conn, &near, false, now);
+        let mut check = |now| {
+            half.check_client(
+                HalfClosePolicy::Probe,
+                &conn,
+                is_hung_up(&near),
+                false,
+                now,
+                |probe| (&near).write(probe),
+            )
+        };
         assert_eq!(check(1199), HalfCloseVerdict::MayRead);
         assert_eq!(check(1200), HalfCloseVerdict::ProbeSent(PROBE_RESPONSE.len()));
         assert_eq!(check(9000), HalfCloseVerdict::MayRead);
@@ -111,22 +123,23 @@ mod tests {
     #[test]
     fn closed_client_is_detected_by_the_second_check() {
         let (near, far) = connected_pair();
+        let send = |probe: &[u8]| (&near).write(probe);
         drop(far);
         let (conn, mut half) = (conn_with_request(), HalfClosedClient::new(0));
         assert_eq!(
-            half.check_client(HalfClosePolicy::Finish, &conn, &near, false, 5000),
+            half.check_client(HalfClosePolicy::Finish, &conn, is_hung_up(&near), false, 5000, send),
             HalfCloseVerdict::MayRead
         );
         assert_eq!(
-            half.check_client(HalfClosePolicy::Probe, &conn, &near, false, 200),
+            half.check_client(HalfClosePolicy::Probe, &conn, is_hung_up(&near), false, 200, send),
             HalfCloseVerdict::ProbeSent(PROBE_RESPONSE.len())
         );
         assert_eq!(
-            half.check_client(HalfClosePolicy::Probe, &conn, &near, false, 300),
+            half.check_client(HalfClosePolicy::Probe, &conn, is_hung_up(&near), false, 300, send),
             HalfCloseVerdict::Gone
         );
         assert_eq!(
-            half.check_client(HalfClosePolicy::Cancel, &conn, &near, false, 0),
+            half.check_client(HalfClosePolicy::Cancel, &conn, is_hung_up(&near), false, 0, send),
             HalfCloseVerdict::Gone
         );
     }
@@ -137,7 +150,14 @@ mod tests {
         far.shutdown(Shutdown::Write).expect("shut down");
         let mut half = HalfClosedClient::new(0);
         let mut check = |conn: &ConnectionState| {
-            half.check_client(HalfClosePolicy::Probe, conn, &near, false, 1000)
+            half.check_client(
+                HalfClosePolicy::Probe,
+                conn,
+                is_hung_up(&near),
+                false,
+                1000,
+                |probe| (&near).write(probe),
+            )
         };
         let http10 = conn_with_request();
         http10.set_accepts_interim_responses(false);

@@ -20,7 +20,7 @@ use super::request_boundary::{BoundaryProgress, RequestBoundaryScanner};
 use crate::client::ConnectionInfo;
 use crate::config::{Config, HalfClosePolicy};
 use crate::scoreboard::ByteMeter;
-use crate::worker::lazy_stream::LazyStream;
+use crate::worker::lazy_stream::{LazyStream, bound_by_keys};
 
 /// Size of the stack buffer for reading ahead, in bytes.
 const READ_AHEAD_BUFFER_SIZE: usize = 2048;
@@ -80,6 +80,8 @@ pub(crate) struct HyperIo {
     is_at_eof: bool,
     /// Bytes written by hyper, to be sent with the next response.
     unsent: BytesMut,
+    /// The last flush would have blocked.
+    is_flush_blocked: bool,
     /// What to do when a client closes its sending side while it waits for a response.
     half_close: HalfClosePolicy,
     /// The client, once it has done so.
@@ -132,6 +134,7 @@ impl HyperIo {
             boundary,
             is_at_eof: false,
             unsent: BytesMut::new(),
+            is_flush_blocked: false,
             half_close: HalfClosePolicy::Cancel,
             half_closed_client: None,
             conn,
@@ -158,6 +161,9 @@ impl HyperIo {
     /// Returns the socket of an upgraded connection, and the bytes that the application has not read.
     pub(crate) fn into_upgraded_parts(mut self) -> io::Result<(LazyStream, Bytes)> {
         let gone = || io::Error::from(io::ErrorKind::NotConnected);
+        if self.stream.as_ref().is_some_and(LazyStream::is_tls) {
+            return Err(bound_by_keys());
+        }
         if !self.unsent.is_empty() {
             let stream = self.stream.as_ref().ok_or_else(gone)?;
             let sent = prefork_os::socket::write_nonblocking(stream.socket_fd()?, &self.unsent)?;
@@ -200,10 +206,10 @@ impl HyperIo {
             }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
-                let fd = self.stream.as_ref().and_then(|stream| stream.socket_fd().ok());
-                let unsent =
-                    fd.and_then(|fd| prefork_os::socket::unsent_bytes(fd).ok()).unwrap_or(0);
-                self.conn.record_write_blocked(unsent, now_ms);
+                let written = self.conn.written_bytes();
+                let stream = self.stream.as_ref();
+                let acknowledged = stream.map_or(0, |stream| stream.acknowledged_bytes(written));
+                self.conn.record_write_blocked(acknowledged, now_ms);
             }
         }
         self.conn.record_write(outcome.is_pending(), now_ms);
@@ -222,7 +228,20 @@ impl HyperIo {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<usize>> {
         let before = buf.filled().len();
-        ready!(self.stream()?.poll_read(cx, buf))?;
+        match self.stream()?.poll_read(cx, buf) {
+            Poll::Ready(Ok(())) => {}
+            // A TLS client that has closed the connection without saying so: HTTP knows itself whether a message is complete.
+            Poll::Ready(Err(e))
+                if e.kind() == io::ErrorKind::UnexpectedEof && !self.conn.is_upgraded() => {}
+            Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+            Poll::Pending => {
+                if self.stream()?.is_within_tls_record() {
+                    // More must follow, so the connection is not idle.
+                    self.conn.record_received(self.meter.coarse_now_ms());
+                }
+                return Poll::Pending;
+            }
+        }
         let length = buf.filled().len() - before;
         if length == 0 {
             self.is_at_eof = true;
@@ -300,7 +319,7 @@ impl HyperIo {
                 Poll::Pending => break,
             }
         }
-        if self.is_at_eof && self.conn.has_active_request() && self.is_client_gone() {
+        if self.is_at_eof && self.conn.has_active_request() && self.is_client_gone(cx) {
             return match self.received.is_empty() {
                 true => Poll::Ready(Ok(())),
                 false => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
@@ -314,12 +333,9 @@ impl HyperIo {
     }
 
     /// Whether a half-closed client no longer reads. Each heartbeat checks again.
-    fn is_client_gone(&mut self) -> bool {
+    fn is_client_gone(&mut self, cx: &mut Context<'_>) -> bool {
         let now_ms = self.meter.coarse_now_ms();
-        let Some((stream, fd)) = self.stream.as_ref().and_then(|l| Some((l, l.socket_fd().ok()?)))
-        else {
-            return true;
-        };
+        let Some(stream) = &mut self.stream else { return true };
         self.conn.set_half_closed();
         let client = self.half_closed_client.get_or_insert_with(|| HalfClosedClient::new(now_ms));
         let mode = match self.half_close {
@@ -327,7 +343,11 @@ impl HyperIo {
             HalfClosePolicy::Cancel if !self.received.is_empty() => HalfClosePolicy::Finish,
             mode => mode,
         };
-        match client.check_client(mode, &self.conn, fd, stream.is_unix(), now_ms) {
+        let Ok(fd) = stream.socket_fd() else { return true };
+        let is_hung_up = mode != HalfClosePolicy::Cancel && prefork_os::socket::is_hung_up(fd);
+        let (conn, is_unix) = (&self.conn, stream.is_unix());
+        let send = |probe: &[u8]| stream.write_now(cx, probe);
+        match client.check_client(mode, conn, is_hung_up, is_unix, now_ms, send) {
             HalfCloseVerdict::MayRead => false,
             HalfCloseVerdict::ProbeSent(length) => {
                 self.meter.add_bytes_out(length);
@@ -529,9 +549,20 @@ impl AsyncWrite for HyperIo {
             ready!(this.poll_send_unsent(cx))?;
         }
         let outcome = this.stream()?.poll_flush(cx);
-        if let Poll::Ready(Ok(())) = &outcome {
-            this.conn.set_flushed();
-            this.conn.record_flush();
+        match &outcome {
+            Poll::Ready(Ok(())) => {
+                if std::mem::take(&mut this.is_flush_blocked) {
+                    let _ = this.record_write(Poll::Ready(Ok(0)), &[]);
+                }
+                this.conn.set_flushed();
+                this.conn.record_flush();
+            }
+            Poll::Ready(Err(_)) => {}
+            // TLS: rustls has taken the bytes, but the socket has not.
+            Poll::Pending => {
+                this.is_flush_blocked = true;
+                let _ = this.record_write(Poll::Pending, &[]);
+            }
         }
         outcome
     }
@@ -575,7 +606,7 @@ impl Drop for HyperIo {
 }
 
 /// Returns the first line of a request head, without its end.
-fn first_line(head: &[u8]) -> &[u8] {
+pub(crate) fn first_line(head: &[u8]) -> &[u8] {
     // RFC 9112 lets empty lines stand before it.
     let start = head.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(0);
     let head = &head[start..];

@@ -34,6 +34,8 @@ use crate::worker::connection_registry::{ConnectionEntry, ConnectionGuard};
 use crate::worker::handover::{self, HandoverOutcome};
 use crate::worker::lazy_stream::LazyStream;
 use crate::worker::local_state::LocalWorkerState;
+#[cfg(feature = "tls")]
+use crate::worker::tls;
 use prefork_os::system::monotonic_ns;
 
 /// The HTTP/2 connection preface (RFC 9113, section 3.4).
@@ -60,16 +62,16 @@ pub(crate) async fn serve_connection<S, B>(
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<BoxError>,
 {
-    let AcceptedConnection { mut stream, mut first, info, entry, guard } = accepted;
-    if is_http2_enabled(&state.config) {
-        first = detect_protocol(&*state, &*entry, &mut stream, first).await;
-    }
+    let AcceptedConnection { stream, first, info, is_tls, entry, guard } = accepted;
+    let transport = HttpTransport { stream, first, is_http2: false };
+    let begun = begin_http(&*state, &*entry, (transport, info), is_tls).await;
+    let Some((mut transport, info)) = begun else { return };
     while let Some((left, unread)) = serve_until_handover::<S, B, LocalWorkerState, _, _>(
         &state,
         &app,
         &*entry,
         LocalExecutor,
-        (stream, first),
+        transport,
         info.as_ref(),
     )
     .await
@@ -77,17 +79,51 @@ pub(crate) async fn serve_connection<S, B>(
         match handover::hand_over_connection(&state, left, unread, info.as_ref()).await {
             HandoverOutcome::Gone => break,
             // Hand-over failed; keep serving the connection here.
-            HandoverOutcome::Kept(kept, unread) => (stream, first) = (kept, unread),
+            HandoverOutcome::Kept(stream, first) => {
+                transport = HttpTransport { stream, first, is_http2: false };
+            }
         }
         entry.conn.pin_to_worker();
     }
     drop(guard);
 }
 
+/// What HTTP is served on.
+pub(crate) struct HttpTransport {
+    pub(crate) stream: LazyStream,
+    /// Bytes that were read from the stream before.
+    pub(crate) first: Bytes,
+    pub(crate) is_http2: bool,
+}
+
+/// Performs the TLS handshake if there is one to perform, and finds out the version of HTTP. Returns `None` if the connection has
+/// ended.
+pub(crate) async fn begin_http<H: ServeContext, W: ConnectionHandle>(
+    context: &H,
+    handle: &W,
+    (mut transport, info): (HttpTransport, Option<ConnectionInfo>),
+    is_tls: bool,
+) -> Option<(HttpTransport, Option<ConnectionInfo>)> {
+    #[cfg(feature = "tls")]
+    if is_tls {
+        handle.state().pin_to_worker();
+        let HttpTransport { stream, first, .. } = transport;
+        // Boxed, because a handshake needs memory that most of the life of a connection does not.
+        return Box::pin(tls::accept(context, handle, stream, first, info)).await;
+    }
+    debug_assert!(!is_tls);
+    if is_http2_enabled(context.config()) {
+        let HttpTransport { stream, first, is_http2 } = &mut transport;
+        *first = detect_protocol(context, handle, stream, std::mem::take(first)).await;
+        *is_http2 = first.starts_with(HTTP2_PREFACE);
+    }
+    Some((transport, info))
+}
+
 /// Reads until the bytes after `first` tell HTTP/2 from HTTP/1, and returns all of them.
 ///
 /// The preface may arrive in pieces. Returns early when the worker drains or wants the connection closed.
-pub(crate) async fn detect_protocol<H: ServeContext, W: ConnectionHandle>(
+async fn detect_protocol<H: ServeContext, W: ConnectionHandle>(
     context: &H,
     handle: &W,
     stream: &mut LazyStream,
@@ -124,7 +160,7 @@ pub(crate) async fn serve_until_handover<S, B, H, W, X>(
     app: &H::Ptr<S>,
     handle: &W,
     exec: X,
-    (stream, first): (LazyStream, Bytes),
+    HttpTransport { stream, first, is_http2 }: HttpTransport,
     info: Option<&ConnectionInfo>,
 ) -> Option<(LazyStream, Bytes)>
 where
@@ -138,7 +174,6 @@ where
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<BoxError>,
 {
-    let is_http2 = is_http2_enabled(context.config()) && first.starts_with(HTTP2_PREFACE);
     let (conn, meter) = (Arc::clone(handle.state()), context.worker_page().byte_meter());
     let hyper_io = match is_http2 {
         true => {
@@ -374,7 +409,7 @@ async fn send_rest_and_linger(
 }
 
 /// Counts a request that was refused before it reached hyper, and hands it to the observers.
-fn report_refused(
+pub(crate) fn report_refused(
     context: &impl ServeContext,
     status: u16,
     first_line: &[u8],

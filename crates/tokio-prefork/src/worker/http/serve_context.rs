@@ -5,6 +5,7 @@
 
 use std::ops::Deref;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Waker;
 
 use super::connection_state::ConnectionState;
@@ -37,6 +38,9 @@ pub(crate) trait ServeContext: Sized + 'static {
     fn with_line_buffer<T>(&self, act: impl FnOnce(&mut LineBuffer) -> T) -> T;
     /// Returns what gives ids to requests; `None` without `request-id`.
     fn request_ids(&self) -> Option<&RequestIds>;
+    /// Returns how to speak TLS; `None` without a certificate.
+    #[cfg(feature = "tls")]
+    fn tls_config(&self) -> Option<&Arc<rustls::ServerConfig>>;
     fn is_draining(&self) -> bool;
     /// Whether connections between two requests have to move to another worker now.
     fn should_hand_over(&self) -> bool;
@@ -97,6 +101,11 @@ impl ServeContext for LocalWorkerState {
         self.shared.request_ids.as_ref()
     }
 
+    #[cfg(feature = "tls")]
+    fn tls_config(&self) -> Option<&Arc<rustls::ServerConfig>> {
+        self.shared.tls_config.as_ref()
+    }
+
     fn is_draining(&self) -> bool {
         self.drain.current_order().is_some()
     }
@@ -112,14 +121,14 @@ impl ServeContext for LocalWorkerState {
 
 /// What the task that serves a connection needs of it: its state, and to be woken when the state changes.
 pub(crate) trait ConnectionHandle {
-    fn state(&self) -> &std::sync::Arc<ConnectionState>;
+    fn state(&self) -> &Arc<ConnectionState>;
 
     /// Registers the task's waker. Called in each poll.
     fn register_waker(&self, waker: &Waker);
 }
 
 impl ConnectionHandle for ConnectionEntry {
-    fn state(&self) -> &std::sync::Arc<ConnectionState> {
+    fn state(&self) -> &Arc<ConnectionState> {
         &self.conn
     }
 

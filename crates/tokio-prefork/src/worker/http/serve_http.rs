@@ -161,6 +161,7 @@ impl HttpStream {
                 ConnectionGuard::new(state, &entry)
             }
         };
-        AcceptedConnection { stream: self.stream, first: self.first, info: self.info, entry, guard }
+        let HttpStream { stream, first, info, .. } = self;
+        AcceptedConnection { stream, first, info, is_tls: false, entry, guard }
     }
 }

@@ -31,6 +31,7 @@ const UNSENT_CHECK_TIMEOUT_MS: u64 = 10_000;
 /// The timeouts and rates in force at one heartbeat.
 pub(crate) struct ConnectionTimeouts {
     header_ms: u64,
+    handshake_ms: u64,
     keep_alive_ms: u64,
     /// Idle timeout of connections that cannot be handed over.
     idle_ms: u64,
@@ -60,6 +61,7 @@ impl ConnectionTimeouts {
         let keep_alive = config.keep_alive_timeout.as_millis() as u64;
         ConnectionTimeouts {
             header_ms: config.header_timeout.as_millis() as u64,
+            handshake_ms: config.tls_handshake_timeout.as_millis() as u64,
             keep_alive_ms: keep_alive,
             keeps_transferable_open: drain
                 .is_some_and(|order| order.keeps_transferable_open(now_ms)),
@@ -201,11 +203,16 @@ impl ConnectionTimeouts {
             true => self.keep_alive_ms,
             false => self.idle_ms,
         };
-        match conn.phase() {
-            ConnectionPhase::ReadingHead if age >= self.header_ms => Some(CloseRequest::WhenIdle),
-            ConnectionPhase::New if age >= self.header_ms.min(idle_ms) => {
-                Some(CloseRequest::WhenIdle)
+        let header_ms = match conn.is_handshaking() {
+            true if conn.phase() != ConnectionPhase::New && age >= self.handshake_ms => {
+                return Some(CloseRequest::Now);
             }
+            true => self.handshake_ms,
+            false => self.header_ms,
+        };
+        match conn.phase() {
+            ConnectionPhase::ReadingHead if age >= header_ms => Some(CloseRequest::WhenIdle),
+            ConnectionPhase::New if age >= header_ms.min(idle_ms) => Some(CloseRequest::WhenIdle),
             ConnectionPhase::Idle if age >= idle_ms && !conn.is_write_blocked() => {
                 Some(CloseRequest::WhenIdle)
             }

@@ -1,0 +1,51 @@
+//! What the TLS handshake of a connection has agreed on.
+
+use std::sync::Arc;
+
+/// What the TLS handshake of a connection has agreed on. Cheap to clone.
+///
+/// See [`ConnectionInfo::tls`](crate::ConnectionInfo::tls). Names are those of the registries of IANA.
+#[derive(Debug, Clone)]
+pub struct TlsInfo(Arc<TlsFacts>);
+
+#[derive(Debug)]
+pub(crate) struct TlsFacts {
+    pub(crate) version: &'static str,
+    pub(crate) cipher_suite: &'static str,
+    pub(crate) alpn: Option<&'static str>,
+    pub(crate) server_name: Option<Box<str>>,
+    pub(crate) is_resumed: bool,
+}
+
+impl TlsInfo {
+    #[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "no connection uses TLS"))]
+    pub(crate) fn new(facts: TlsFacts) -> TlsInfo {
+        TlsInfo(Arc::new(facts))
+    }
+
+    /// Returns the version of the protocol: `TLSv1.3` or `TLSv1.2`.
+    pub fn version(&self) -> &'static str {
+        self.0.version
+    }
+
+    /// Returns the cipher suite, such as `TLS_AES_128_GCM_SHA256`.
+    pub fn cipher_suite(&self) -> &'static str {
+        self.0.cipher_suite
+    }
+
+    /// Returns the protocol that client and server have agreed on by ALPN, `h2` or `http/1.1`. `None` if the client has offered
+    /// none; it gets HTTP/1.1.
+    pub fn alpn_protocol(&self) -> Option<&'static str> {
+        self.0.alpn
+    }
+
+    /// Returns the host name that the client has sent in its handshake (SNI). Clients that connect to an IP address send none.
+    pub fn server_name(&self) -> Option<&str> {
+        self.0.server_name.as_deref()
+    }
+
+    /// Returns whether the client has resumed an earlier session, which costs no signature.
+    pub fn is_resumed(&self) -> bool {
+        self.0.is_resumed
+    }
+}
