@@ -9,12 +9,14 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::report_file::ReportFile;
 use crate::output::print_stdout;
-use prefork_bench::load::{self as load_generator, FaultPlan, LoadPlan, LoadProgress, TargetUrl};
+use prefork_bench::load::{
+    self as load_generator, FaultPlan, LoadPlan, LoadProgress, TargetUrl, TlsOptions, TlsVersions,
+};
 use tokio_prefork::cli::parse_duration;
 use tokio_prefork::{Error, Result};
 
 const HELP: &str = "\
-URL is http://HOST:PORT/PATH or unix:/run/app.sock:/PATH. Without --rate each connection sends its next request when the \
+URL is http://HOST:PORT/PATH, https://HOST:PORT/PATH or unix:/run/app.sock:/PATH. Without --rate each connection sends its next request when the \
 previous response is complete (closed loop). With --rate requests are scheduled by the clock, and latency is measured from \
 the scheduled time, so that stalls of the server are visible. The line `as wrk` is for comparison with wrk: a response slower \
 than twice the mean interval of a connection is counted once more for each further interval, to correct for coordinated omission.
@@ -25,6 +27,10 @@ the time after the slash. A failed or late request is attributed to the latest f
 before it. A frozen worker is resumed when the bench ends, however it ends; only if its guard process, a shell, is killed too \
 does it wait for the stall check of its primary.
 
+The certificate of an https:// URL is verified with the roots of the system, which SSL_CERT_FILE and SSL_CERT_DIR replace. With \
+--close each request makes a TLS handshake: a full one, or with --resume one that resumes an earlier session. A run ends at once \
+if no handshake can succeed.
+
 Ctrl-C ends the run and prints the results so far; a second Ctrl-C does not wait for outstanding requests.
 
 Exit status: 0 all requests got a status below 400, 1 some did not, 64 invalid command line, 69 the server cannot be reached.
@@ -34,6 +40,8 @@ Examples:
   prefork bench -c 256 --duration 30s --rounds 3 --html report.html 127.0.0.1:3000
   prefork bench --rate 2000 http://127.0.0.1:3000/fib/20
   prefork bench --duration 20s --chaos kill=1s,reload=5s,freeze=10s 127.0.0.1:3000
+  prefork bench --ca cert.pem https://localhost:8443/
+  prefork bench --close --resume --insecure https://127.0.0.1:8443/
   prefork bench -d hello unix:/run/app.sock:/echo";
 
 /// A load test and where its report goes.
@@ -55,6 +63,7 @@ pub(crate) fn bench_command() -> Command {
         .arg(url.help("URL to request"))
         .args(load())
         .args(request())
+        .args(tls())
         .args(output())
 }
 
@@ -125,6 +134,50 @@ fn request() -> [Arg; 5] {
     .map(|arg| arg.help_heading("Request"))
 }
 
+fn tls() -> [Arg; 8] {
+    let file = |name: &'static str, help: &'static str| {
+        let arg = Arg::new(name).long(name).value_name("FILE");
+        arg.value_parser(value_parser!(PathBuf)).help(help)
+    };
+    let list = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name("LIST").value_delimiter(',').help(help)
+    };
+    [
+        file("ca", "PEM file with the trusted certificates [default: those of the system]"),
+        switch("insecure", "Accept any certificate").short('k').conflicts_with("ca"),
+        file("cert", "PEM file with the client's certificate chain").requires("key"),
+        file("key", "PEM file with the private key of --cert").requires("cert"),
+        switch("resume", "Resume sessions in new connections, each TLS 1.3 ticket once"),
+        Arg::new("tls-version")
+            .long("tls-version")
+            .value_name("VERSION")
+            .value_parser(TlsVersions::parse)
+            .help("Offer only this version, 1.2 or 1.3 [default: both]"),
+        list("tls-groups", "Key exchange groups to offer, such as X25519 [default: all]"),
+        list(
+            "tls-ciphers",
+            "Cipher suites to offer, such as TLS_AES_128_GCM_SHA256 [default: all]",
+        ),
+    ]
+    .map(|arg| arg.help_heading("TLS"))
+}
+
+fn parse_tls(matches: &ArgMatches) -> TlsOptions {
+    let path = |name: &str| matches.get_one::<PathBuf>(name).cloned();
+    let list = |name: &str| -> Vec<String> {
+        matches.get_many::<String>(name).map(|list| list.cloned().collect()).unwrap_or_default()
+    };
+    TlsOptions {
+        ca_file: path("ca"),
+        insecure: matches.get_flag("insecure"),
+        client_certificate: path("cert").zip(path("key")),
+        resume: matches.get_flag("resume"),
+        versions: matches.get_one("tls-version").copied().unwrap_or_default(),
+        groups: list("tls-groups"),
+        cipher_suites: list("tls-ciphers"),
+    }
+}
+
 fn output() -> [Arg; 2] {
     [
         switch("json", "Print a JSON object instead of the table"),
@@ -162,6 +215,7 @@ pub(crate) fn parse_bench(matches: &ArgMatches) -> Result<BenchCall, String> {
     let has_body = body.is_some() || data_file.is_some();
     let method = text("method").unwrap_or(if has_body { "POST" } else { "GET" }.to_string());
     let plan = LoadPlan {
+        tls: parse_tls(matches),
         connections,
         threads: number("threads").unwrap_or(standard.threads),
         rate: matches.get_one("rate").copied(),
@@ -267,10 +321,26 @@ mod tests {
     }
 
     #[test]
+    fn flags_become_tls_options() {
+        let line = "prefork bench --ca ca.pem --cert c.pem --key k.pem --resume --tls-version 1.3 \
+                    --tls-groups X25519,secp256r1 https://h/";
+        let tls = call(line).plan.tls;
+        assert_eq!(tls.ca_file, Some(PathBuf::from("ca.pem")));
+        assert_eq!(tls.client_certificate, Some(("c.pem".into(), "k.pem".into())));
+        assert_eq!((tls.resume, tls.insecure, tls.versions), (true, false, TlsVersions::Only13));
+        assert_eq!(tls.groups, ["X25519", "secp256r1"]);
+        assert!(call("prefork bench -k https://h/").plan.tls.insecure);
+    }
+
+    #[test]
     fn mistakes_are_usage_errors() {
         for line in [
             "prefork bench",
-            "prefork bench https://h/",
+            "prefork bench ftp://h/",
+            "prefork bench --insecure http://h/",
+            "prefork bench --cert a https://h/",
+            "prefork bench --tls-version 1.1 https://h/",
+            "prefork bench --insecure --ca a https://h/",
             "prefork bench -c 0 h",
             "prefork bench --pipeline 2 --close h",
             "prefork bench --data a --data-file b h",

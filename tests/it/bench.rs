@@ -241,7 +241,7 @@ fn invalid_bench_arguments_are_named() {
     for (args, status, piece) in [
         (vec![unreachable.as_str()], 69, unreachable.trim_end_matches('/')),
         (vec!["unix:/nowhere/a.sock"], 69, "unix:/nowhere/a.sock"),
-        (vec!["https://127.0.0.1/"], 64, "https://"),
+        (vec!["ftp://127.0.0.1/"], 64, "ftp://"),
         (vec!["-c", "0", &unreachable], 64, "--connections"),
         (vec!["--rate", "5", "--pipeline", "2", &unreachable], 64, "--pipeline"),
         (vec!["--data-file", "missing", &unreachable], 71, "missing"),

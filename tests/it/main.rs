@@ -32,6 +32,7 @@ mod admin;
 mod admin_lifecycle;
 mod app_name;
 mod bench;
+mod bench_https;
 mod bind;
 mod boot;
 mod client_address;

@@ -1,23 +1,22 @@
-//! One connection of the load: its socket, requests in flight, and bytes still to write.
+//! One connection of the load: its transport, requests in flight, and bytes still to write.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
-use socket2::Socket;
 
-use super::counters::RequestFailure;
 use super::http_response::ResponseReader;
+use super::request_failure::RequestFailure;
+use super::transport::Transport;
 
 /// Edge-triggered reading, which saves an epoll call per request.
 pub(crate) const EDGE_TRIGGERED: EpollFlags =
     EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP).union(EpollFlags::EPOLLET);
 
-/// A connection to the server; `socket` is `None` between two connections.
-#[derive(Debug)]
+/// A connection to the server; `transport` is `None` between two connections.
 pub(crate) struct LoadConnection {
-    pub(crate) socket: Option<Socket>,
+    pub(crate) transport: Option<Transport>,
     registered: bool,
     /// Whether epoll also reports writability.
     wants_writable: bool,
@@ -45,7 +44,7 @@ pub(crate) struct PendingRequest {
 impl LoadConnection {
     pub(crate) fn new() -> LoadConnection {
         LoadConnection {
-            socket: None,
+            transport: None,
             registered: false,
             wants_writable: false,
             is_idle: false,
@@ -67,20 +66,19 @@ impl LoadConnection {
         epoll: &Epoll,
         at: usize,
     ) -> Result<(), RequestFailure> {
-        let Some(mut socket) = self.socket.as_ref() else { return Ok(()) };
+        let Some(transport) = self.transport.as_mut() else { return Ok(()) };
         while self.unsent_bytes > 0 {
             let until = requests.len().min(self.write_offset + self.unsent_bytes);
-            match socket.write(&requests[self.write_offset..until]) {
-                Ok(n) => {
-                    self.unsent_bytes -= n;
-                    self.write_offset = (self.write_offset + n) % request_len;
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(io_error_kind(&e)),
+            let written = transport.write(&requests[self.write_offset..until])?;
+            if written == 0 {
+                break;
             }
+            self.unsent_bytes -= written;
+            self.write_offset = (self.write_offset + written) % request_len;
         }
-        let wants_writable = self.wants_writable || self.unsent_bytes > 0;
+        let is_full = transport.flush()? || (transport.tls.is_none() && self.unsent_bytes > 0);
+        let wants_writable = self.wants_writable || is_full;
+        let socket = &transport.socket;
         let room = if wants_writable { EpollFlags::EPOLLOUT } else { EpollFlags::empty() };
         let mut event = EpollEvent::new(EDGE_TRIGGERED | room, at as u64);
         let registration = match (self.registered, self.wants_writable == wants_writable) {
@@ -90,6 +88,14 @@ impl LoadConnection {
         };
         (self.registered, self.wants_writable) = (true, wants_writable);
         registration.map_err(|_| RequestFailure::Local)
+    }
+
+    /// Returns the failure that a timeout means at this moment.
+    pub(crate) fn timeout_kind(&self) -> RequestFailure {
+        match self.transport.as_ref().is_some_and(Transport::is_handshaking) {
+            true => RequestFailure::HandshakeTimedOut,
+            false => RequestFailure::TimedOut,
+        }
     }
 }
 

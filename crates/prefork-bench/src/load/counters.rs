@@ -3,6 +3,8 @@
 
 use hdrhistogram::Histogram;
 
+use super::request_failure::{REQUEST_FAILURE_KINDS, RequestFailure};
+use super::tls::handshake_counters::HandshakeCounters;
 use crate::chaos::{AffectedRequest, FaultEffect};
 
 /// Width of a bin of the timeline: 100 ms.
@@ -12,32 +14,6 @@ const MAX_TRACKED_PROCESSES: usize = 1024;
 
 /// Affected requests that one thread keeps individually.
 const MAX_AFFECTED_REQUESTS: usize = 100_000;
-
-/// Why a request has no response.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum RequestFailure {
-    /// The connection was refused.
-    Refused,
-    /// The connection was reset.
-    Reset,
-    /// The connection ended before the response did.
-    ClosedEarly,
-    /// The response did not arrive in time.
-    TimedOut,
-    /// The response is not HTTP.
-    Malformed,
-    /// This machine had no port, file descriptor or memory for the connection.
-    Local,
-    /// The response has more header fields than the parser allows.
-    TooManyFields,
-    /// The head of the response is larger than the parser allows.
-    HeadTooLarge,
-    /// The size line of a chunk, or the trailers, are longer than the parser allows.
-    ChunkLineTooLong,
-}
-
-/// Number of kinds of [`RequestFailure`].
-pub(crate) const REQUEST_FAILURE_KINDS: usize = 9;
 
 /// Everything counted in one round, or by one thread of it.
 #[derive(Debug, Clone)]
@@ -58,6 +34,8 @@ pub(crate) struct LoadCounters {
     pub(crate) bytes: u64,
     /// Opened connections, warm-up included.
     pub(crate) connections_opened: u64,
+    /// Handshakes of connections with TLS.
+    pub(crate) handshakes: HandshakeCounters,
     /// Counters of each process.
     pub(crate) processes: Vec<ProcessCounters>,
     /// Responses of processes beyond [`MAX_TRACKED_PROCESSES`].
@@ -91,6 +69,7 @@ impl LoadCounters {
             completed_in_time: 0,
             bytes: 0,
             connections_opened: 0,
+            handshakes: HandshakeCounters::new(),
             processes: Vec::new(),
             untracked_responses: 0,
             timeline_bins: Vec::new(),
@@ -179,6 +158,7 @@ impl LoadCounters {
         self.completed_in_time += other.completed_in_time;
         self.bytes += other.bytes;
         self.connections_opened += other.connections_opened;
+        self.handshakes.merge(&other.handshakes);
         self.untracked_responses += other.untracked_responses;
         self.affected.extend_from_slice(&other.affected);
         self.unlisted_affected += other.unlisted_affected;
@@ -206,6 +186,11 @@ impl LoadCounters {
         self.status_classes.iter().sum()
     }
 
+    /// Returns whether any request was answered, warm-up included.
+    pub(crate) fn has_responses(&self) -> bool {
+        self.warm_up[0] > 0 || self.responses() > 0
+    }
+
     /// Returns the number of requests due in the measurement without a response.
     pub(crate) fn failed_requests(&self) -> u64 {
         self.failures.iter().sum()
@@ -218,7 +203,7 @@ impl LoadCounters {
 }
 
 /// Creates a histogram from 100 ns up, with the given number of significant digits; it grows as needed.
-fn new_histogram(digits: u8) -> Histogram<u64> {
+pub(crate) fn new_histogram(digits: u8) -> Histogram<u64> {
     let mut histogram = match Histogram::new_with_bounds(100, 1_000_000_000, digits) {
         Ok(histogram) => histogram,
         Err(_) => unreachable!("the bounds are constants that fit"),
@@ -228,19 +213,19 @@ fn new_histogram(digits: u8) -> Histogram<u64> {
 }
 
 /// Records a latency. Not `saturating_record`, which never grows and caps values at one second.
-fn record_latency(histogram: &mut Histogram<u64>, latency: u64) {
+pub(crate) fn record_latency(histogram: &mut Histogram<u64>, latency: u64) {
     // Only a histogram of fixed size can refuse a value.
     let recorded = histogram.record(latency);
     debug_assert!(recorded.is_ok());
 }
 
-fn add_histogram(own: &mut Histogram<u64>, other: &Histogram<u64>) {
+pub(crate) fn add_histogram(own: &mut Histogram<u64>, other: &Histogram<u64>) {
     // Only a histogram that may not grow refuses.
     let added = own.add(other);
     debug_assert!(added.is_ok());
 }
 
-fn add_arrays<const N: usize>(own: &mut [u64; N], other: &[u64; N]) {
+pub(crate) fn add_arrays<const N: usize>(own: &mut [u64; N], other: &[u64; N]) {
     own.iter_mut().zip(other).for_each(|(own, other)| *own += other);
 }
 

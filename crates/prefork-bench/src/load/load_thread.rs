@@ -2,19 +2,22 @@
 //! responses.
 
 use std::collections::VecDeque;
-use std::io::{self, Read};
+use std::io;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use super::connection::{self, EDGE_TRIGGERED, LoadConnection, PendingRequest};
-use super::counters::{LoadCounters, RequestFailure};
+use super::counters::LoadCounters;
 use super::http_response::{ParsedResponse, ResponseError, ResponseExpectations};
 use super::plan::LoadPlan;
+use super::request_failure::RequestFailure;
 use super::request_schedule::RequestSchedule;
 use super::round_state::RoundState;
 use super::target_url::ServerAddress;
+use super::tls::{CompletedHandshake, TlsClient, TlsStream};
+use super::transport::{ReadOutcome, Transport};
 use crate::chaos::FaultEffect;
 
 /// Longest wait for events, and interval between checks for timed-out requests.
@@ -39,6 +42,8 @@ fn response_error_kind(why: ResponseError) -> RequestFailure {
 pub(crate) struct LoadThread<'a> {
     plan: &'a LoadPlan,
     address: &'a ServerAddress,
+    /// `None` for plain HTTP.
+    tls: Option<TlsClient>,
     round: &'a RoundState,
     /// The request, repeated as often as it fits into one write.
     requests: Vec<u8>,
@@ -62,6 +67,7 @@ impl<'a> LoadThread<'a> {
     pub(crate) fn new(
         plan: &'a LoadPlan,
         address: &'a ServerAddress,
+        tls: Option<&TlsClient>,
         round: &'a RoundState,
         thread: usize,
     ) -> io::Result<LoadThread<'a>> {
@@ -87,6 +93,7 @@ impl<'a> LoadThread<'a> {
         Ok(LoadThread {
             plan,
             address,
+            tls: tls.map(TlsClient::for_thread),
             round,
             request_len: request.len(),
             // One write fills the pipeline, unless the request is large.
@@ -182,13 +189,13 @@ impl<'a> LoadThread<'a> {
         connection.unsent_bytes += count * self.request_len;
         connection.is_idle = false;
         self.in_flight += count;
-        if connection.socket.is_none() {
-            match self.address.start_connect() {
-                Ok(socket) => {
+        if connection.transport.is_none() {
+            match start_connection(self.address, self.tls.as_ref()) {
+                Ok(transport) => {
                     self.counters.connections_opened += 1;
-                    connection.socket = Some(socket);
+                    connection.transport = Some(transport);
                 }
-                Err(e) => return self.fail_connection(at, connection::io_error_kind(&e), now),
+                Err(why) => return self.fail_connection(at, why, now),
             }
         }
         if let Err(why) =
@@ -205,16 +212,19 @@ impl<'a> LoadThread<'a> {
             .open_loop
             .iter()
             .flat_map(|(schedule, ..)| schedule.remaining_until(self.round.measure_end()));
-        let unsent = unsent.map(|due| (PendingRequest { due, sent_at: now }, None));
+        let unsent = unsent
+            .map(|due| (PendingRequest { due, sent_at: now }, RequestFailure::TimedOut, None));
         let waiting = |connection: &'_ LoadConnection| -> Vec<_> {
-            connection.in_flight.iter().map(|sent| (*sent, connection.process_index)).collect()
+            let (why, process) = (connection.timeout_kind(), connection.process_index);
+            connection.in_flight.iter().map(|sent| (*sent, why, process)).collect()
         };
         let sent = self.connections.iter().flat_map(waiting);
-        let left: Vec<(PendingRequest, Option<usize>)> = sent.chain(unsent).collect();
-        for (sent, process) in left {
+        let left: Vec<(PendingRequest, RequestFailure, Option<usize>)> =
+            sent.chain(unsent).collect();
+        for (sent, why, process) in left {
             match self.round.is_abandoned() {
                 true => self.counters.abandoned += 1,
-                false => self.record_failure(sent, RequestFailure::TimedOut, now, process),
+                false => self.record_failure(sent, why, now, process),
             }
         }
     }
@@ -223,84 +233,134 @@ impl<'a> LoadThread<'a> {
 impl LoadThread<'_> {
     /// Handles an epoll event of connection `at`.
     pub(crate) fn handle_event(&mut self, at: usize, flags: EpollFlags) {
-        if flags.contains(EpollFlags::EPOLLOUT) && self.connections[at].unsent_bytes > 0 {
-            let written = self.connections[at].write_requests(
-                &self.requests,
-                self.request_len,
-                &self.epoll,
-                at,
-            );
-            if let Err(why) = written {
-                return self.fail_connection(at, why, self.round.elapsed_nanos());
-            }
+        if flags.contains(EpollFlags::EPOLLOUT) && !self.write_requests(at) {
+            return;
         }
         // Each edge is reported once: after a hang-up, read to the end of file.
         let to_the_end =
             flags.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR);
         let mut buffer = std::mem::take(&mut self.buffer);
-        while let Some(mut socket) = self.connections[at].socket.as_ref() {
-            let outcome = socket.read(&mut buffer);
-            let now = self.round.elapsed_nanos();
-            match outcome {
-                Ok(0) => self.handle_eof(at, now),
-                Ok(n) => {
-                    let goes_on = self.handle_bytes(at, &buffer[..n], now);
-                    if !goes_on || (n < buffer.len() && !to_the_end) {
-                        break;
-                    }
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => {
-                    self.fail_connection(at, connection::io_error_kind(&e), now);
-                    break;
-                }
+        while let Some(outcome) = self.read_once(at, &mut buffer) {
+            if outcome == ReadOutcome::Blocked || (outcome == ReadOutcome::Drained && !to_the_end) {
+                break;
             }
         }
         self.buffer = buffer;
     }
 
-    /// Parses received bytes and sends the next requests; returns `false` if the connection ended.
-    fn handle_bytes(&mut self, at: usize, bytes: &[u8], now: u64) -> bool {
-        let (mut used, mut answered) = (0, 0);
+    /// Reads once from connection `at` and handles what came; `None` if there is no connection, or it ended.
+    fn read_once(&mut self, at: usize, buffer: &mut [u8]) -> Option<ReadOutcome> {
+        // Taken out of the connection, which the responses change meanwhile.
+        let mut transport = self.connections[at].transport.take()?;
+        let mut answered = 0;
+        let read = transport.read(buffer, |bytes| {
+            let now = self.round.elapsed_nanos();
+            self.handle_bytes(at, bytes, now, &mut answered)
+        });
+        let has_unsent = transport.tls.as_ref().is_some_and(|tls| tls.has_unsent());
+        self.connections[at].transport = Some(transport);
+        let now = self.round.elapsed_nanos();
+        let (outcome, handshake) = match read {
+            Ok(read) => read,
+            Err(why) => {
+                self.fail_connection(at, why, now);
+                return None;
+            }
+        };
+        if let Some(handshake) = handshake
+            && let Err(why) = self.record_handshake(at, handshake, now)
+        {
+            self.fail_connection(at, why, now);
+            return None;
+        }
+        if let ReadOutcome::Ended { is_complete } = outcome {
+            self.handle_eof(at, is_complete, now);
+            return None;
+        }
+        match answered {
+            0 if (handshake.is_some() || has_unsent) && !self.write_requests(at) => None,
+            0 => Some(outcome),
+            answered => {
+                self.replace_answered(at, answered, now);
+                Some(outcome)
+            }
+        }
+    }
+
+    /// Writes what connection `at` has to send; returns `false` if that ended the connection.
+    fn write_requests(&mut self, at: usize) -> bool {
+        let written =
+            self.connections[at].write_requests(&self.requests, self.request_len, &self.epoll, at);
+        if let Err(why) = written {
+            self.fail_connection(at, why, self.round.elapsed_nanos());
+        }
+        written.is_ok()
+    }
+
+    /// Counts a completed handshake.
+    ///
+    /// # Errors
+    /// The server has chosen another protocol than the load needs.
+    fn record_handshake(
+        &mut self,
+        at: usize,
+        handshake: CompletedHandshake,
+        now: u64,
+    ) -> Result<(), RequestFailure> {
+        let transport = self.connections[at].transport.as_ref();
+        let Some(tls) = transport.and_then(|transport| transport.tls.as_ref()) else {
+            return Ok(());
+        };
+        let counters = &mut self.counters.handshakes;
+        if counters.negotiated.is_none() {
+            counters.negotiated = tls.negotiated();
+        }
+        if now >= self.round.measure_start() && now < self.round.measure_end() {
+            counters.record_completed(handshake);
+        }
+        Ok(())
+    }
+
+    /// Parses received bytes, and adds the number of complete responses to `answered`.
+    ///
+    /// # Errors
+    /// The connection must be closed: with requests in flight it failed, without it is done.
+    fn handle_bytes(
+        &mut self,
+        at: usize,
+        bytes: &[u8],
+        now: u64,
+        answered: &mut usize,
+    ) -> Result<(), RequestFailure> {
+        let mut used = 0;
         while used < bytes.len() {
-            match self.connections[at]
-                .response_reader
+            let reader = &mut self.connections[at].response_reader;
+            let (taken, response) = reader
                 .read_bytes(&bytes[used..], &self.expectations)
-            {
-                Ok((taken, None)) => used += taken,
-                Ok((taken, Some(response))) => {
-                    used += taken;
-                    let Some(sent) = self.connections[at].in_flight.pop_front() else {
-                        self.fail_connection(at, RequestFailure::Malformed, now);
-                        return false;
-                    };
-                    self.record_response(at, sent, response, now);
-                    answered += 1;
-                    if self.plan.reconnect_each_request || !response.can_reuse_connection {
-                        self.fail_connection(at, RequestFailure::ClosedEarly, now);
-                        return false;
-                    }
-                }
-                Err(why) => {
-                    self.fail_connection(at, response_error_kind(why), now);
-                    return false;
-                }
+                .map_err(response_error_kind)?;
+            used += taken;
+            let Some(response) = response else { continue };
+            let sent = self.connections[at].in_flight.pop_front();
+            let sent = sent.ok_or(RequestFailure::Malformed)?;
+            self.record_response(at, sent, response, now);
+            *answered += 1;
+            if self.plan.reconnect_each_request || !response.can_reuse_connection {
+                return Err(RequestFailure::ClosedEarly);
             }
         }
-        if answered > 0 {
-            match &mut self.open_loop {
-                Some((_, idle, _)) => {
-                    self.connections[at].is_idle = true;
-                    idle.push_back(at);
-                }
-                None if now < self.round.measure_end() => {
-                    self.send_requests(at, now, now, answered)
-                }
-                None => {}
+        Ok(())
+    }
+
+    /// Sends as many requests as were answered, or makes the connection available for the next due one.
+    fn replace_answered(&mut self, at: usize, answered: usize, now: u64) {
+        match &mut self.open_loop {
+            Some((_, idle, _)) => {
+                self.connections[at].is_idle = true;
+                idle.push_back(at);
             }
+            None if now < self.round.measure_end() => self.send_requests(at, now, now, answered),
+            None => {}
         }
-        true
     }
 
     fn record_response(
@@ -341,8 +401,10 @@ impl LoadThread<'_> {
         }
     }
 
-    fn handle_eof(&mut self, at: usize, now: u64) {
-        if let Some(response) = self.connections[at].response_reader.finish_at_eof()
+    /// Handles the end of a connection; `is_complete` says that nothing was cut off.
+    fn handle_eof(&mut self, at: usize, is_complete: bool, now: u64) {
+        if is_complete
+            && let Some(response) = self.connections[at].response_reader.finish_at_eof()
             && let Some(sent) = self.connections[at].in_flight.pop_front()
         {
             self.record_response(at, sent, response, now);
@@ -355,6 +417,12 @@ impl LoadThread<'_> {
         let connection = &mut self.connections[at];
         let lost = std::mem::take(&mut connection.in_flight);
         let (is_idle, process) = (connection.is_idle, connection.process_index);
+        match connection.transport.take() {
+            Some(transport) if lost.is_empty() => transport.close(),
+            Some(transport) => self.end_handshake(transport, why),
+            None => {}
+        }
+        let connection = &mut self.connections[at];
         // Closing the socket removes it from the epoll instance.
         *connection = LoadConnection::new();
         connection.is_idle = true;
@@ -367,6 +435,22 @@ impl LoadThread<'_> {
             Some((_, idle, _)) => idle.push_back(at),
             None if lost.is_empty() => self.ready_queue.push_front((now, at)),
             None => self.ready_queue.push_back((now + RECONNECT_DELAY_NANOS, at)),
+        }
+    }
+
+    /// Counts the handshake of a failed connection if it was not complete.
+    ///
+    /// Ends the round at once if no handshake can succeed, so that the user need not wait for the report.
+    fn end_handshake(&mut self, transport: Transport, why: RequestFailure) {
+        let counters = &mut self.counters.handshakes;
+        if transport.is_handshaking() || why == RequestFailure::HandshakeRefused {
+            counters.record_failed(why);
+        }
+        if let Some(error) = transport.abort() {
+            counters.note_error(why, error);
+        }
+        if why.is_permanent() && !self.counters.has_responses() {
+            self.round.end_measurement();
         }
     }
 
@@ -405,8 +489,18 @@ impl LoadThread<'_> {
                 .front()
                 .is_some_and(|sent| sent.sent_at + limit <= now)
             {
-                self.fail_connection(at, RequestFailure::TimedOut, now);
+                self.fail_connection(at, self.connections[at].timeout_kind(), now);
             }
         }
     }
+}
+
+/// Starts to connect, and with TLS to shake hands.
+fn start_connection(
+    address: &ServerAddress,
+    tls: Option<&TlsClient>,
+) -> Result<Transport, RequestFailure> {
+    let socket = address.start_connect().map_err(|e| connection::io_error_kind(&e))?;
+    let tls = tls.map(TlsStream::start).transpose()?.map(Box::new);
+    Ok(Transport { socket, tls })
 }

@@ -12,6 +12,9 @@
 //! A round is warm-up, measurement, then up to `--timeout` for requests in flight. Every request due in the
 //! measurement counts once: answered, failed by kind, or (after a second Ctrl-C) abandoned.
 //!
+//! With TLS, each thread has a `TlsClient` with its own sessions, and each connection a `TlsStream` between the
+//! socket and the parser.
+//!
 //! The generator reads nothing from the server but its responses and, for a server on this machine, `/proc`.
 
 mod connection;
@@ -21,9 +24,12 @@ mod load_thread;
 mod plan;
 pub(crate) mod process_tree;
 pub(crate) mod report;
+mod request_failure;
 mod request_schedule;
 mod round_state;
 pub(crate) mod target_url;
+pub(crate) mod tls;
+mod transport;
 
 use std::io;
 use std::time::Duration;
@@ -33,6 +39,7 @@ pub use plan::LoadPlan;
 pub use report::LatencySummary;
 pub use report::{LoadReport, MedianRange};
 pub use target_url::TargetUrl;
+pub use tls::{TlsOptions, TlsVersions};
 
 use crate::chaos::{ChaosTarget, FaultInjector, InjectedFaults};
 use counters::LoadCounters;
@@ -43,6 +50,7 @@ use prefork_os::signal::{Signal, SignalPipe};
 use process_tree::{ProcessTree, ProcessTreeSample, ProcessTreeUsage};
 use round_state::RoundState;
 use target_url::ServerAddress;
+use tls::TlsClient;
 use tokio_prefork::{Error, Result};
 
 /// How often `on_progress` is called.
@@ -91,6 +99,10 @@ pub fn run_load(plan: &LoadPlan, mut on_progress: impl FnMut(LoadProgress)) -> R
             plan.connections
         )));
     }
+    let tls = match plan.target.is_https() {
+        true => Some(TlsClient::from_options(&plan.tls, plan.target.server_name(), false)?),
+        false => None,
+    };
     let address = plan.target.find_reachable_address()?;
     let tree =
         if address.is_local() { ProcessTree::find_by_listener(&address.listen_addr) } else { None };
@@ -104,6 +116,7 @@ pub fn run_load(plan: &LoadPlan, mut on_progress: impl FnMut(LoadProgress)) -> R
         let mut runner = RoundRunner {
             plan,
             address: &address,
+            tls: tls.as_ref(),
             tree: tree.as_ref(),
             chaos_target: chaos_target.as_ref(),
             number,
@@ -148,6 +161,7 @@ impl CpuTime {
 struct RoundRunner<'a> {
     plan: &'a LoadPlan,
     address: &'a ServerAddress,
+    tls: Option<&'a TlsClient>,
     tree: Option<&'a ProcessTree>,
     chaos_target: Option<&'a ChaosTarget>,
     number: usize,
@@ -165,7 +179,7 @@ impl RoundRunner<'_> {
         std::thread::scope(|scope| {
             let mut threads = Vec::new();
             for thread in 0..self.plan.thread_count() {
-                let thread = LoadThread::new(self.plan, self.address, &state, thread);
+                let thread = LoadThread::new(self.plan, self.address, self.tls, &state, thread);
                 let thread = thread.map_err(|e| Error::system("create a load thread", e))?;
                 let started = std::thread::Builder::new()
                     .name("bench".to_string())

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::target_url::TargetUrl;
+use super::tls::TlsOptions;
 use crate::chaos::FaultPlan;
 
 /// Most connections of one run.
@@ -17,9 +18,11 @@ const MAX_REQUESTS_PER_SECOND: u32 = 10_000_000;
 pub struct LoadPlan {
     /// The URL to request.
     pub target: TargetUrl,
+    /// TLS of an `https://` target. Default: the system's roots, full handshakes.
+    pub tls: TlsOptions,
     /// Connections of all threads. Default 64.
     pub connections: usize,
-    /// Returns the number of threads that have at least one connection.
+    /// Threads of the load generator. Default 2.
     pub threads: usize,
     /// Requests due per second (open loop). `None`, the default: each connection sends its next request when
     /// it has the response (closed loop).
@@ -60,6 +63,7 @@ impl LoadPlan {
     pub fn new(target: TargetUrl) -> LoadPlan {
         LoadPlan {
             target,
+            tls: TlsOptions::default(),
             connections: 64,
             threads: 2,
             rate: None,
@@ -107,6 +111,9 @@ impl LoadPlan {
         }
         if self.pipeline_depth > 1 && (self.reconnect_each_request || self.rate.is_some()) {
             return Err("--pipeline cannot be combined with --close or --rate".to_string());
+        }
+        if !self.target.is_https() && self.tls != TlsOptions::default() {
+            return Err(format!("options of TLS need an https:// URL: {} has none", self.target));
         }
         if !is_http_token(&self.method) {
             return Err(format!("{:?} is not a method: give one like GET or POST", self.method));

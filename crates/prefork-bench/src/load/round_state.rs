@@ -57,6 +57,11 @@ impl RoundState {
         self.abandoned.load(Relaxed)
     }
 
+    /// Ends the measurement now; requests in flight are waited for.
+    pub(crate) fn end_measurement(&self) {
+        self.measure_end.fetch_min(self.elapsed_nanos(), Relaxed);
+    }
+
     /// Ends the measurement now; a second call also abandons requests in flight.
     pub(crate) fn stop_round(&self) {
         let now = self.elapsed_nanos();

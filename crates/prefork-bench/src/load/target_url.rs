@@ -19,6 +19,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetUrl {
     endpoint: TargetEndpoint,
+    is_https: bool,
+    /// Host of the URL, as a certificate names it.
+    server_name: String,
     /// Value of the `Host` header field.
     pub(crate) host_header: String,
     /// Path and query for the request line.
@@ -33,7 +36,7 @@ enum TargetEndpoint {
 }
 
 impl TargetUrl {
-    /// Parses `http://HOST[:PORT][/URI]`, the same without `http://`, or `unix:/PATH[:/URI]`.
+    /// Parses `http://HOST[:PORT][/URI]`, the same with `https://` or no scheme, or `unix:/PATH[:/URI]`.
     ///
     /// # Errors
     /// Says what is wrong with the text and what to write instead.
@@ -49,16 +52,21 @@ impl TargetUrl {
             let endpoint = TargetEndpoint::Unix(PathBuf::from(path));
             return Ok(TargetUrl {
                 endpoint,
+                is_https: false,
+                server_name: "localhost".to_string(),
                 host_header: "localhost".to_string(),
                 request_target: validate_request_target(request_target)?,
             });
         }
-        let rest = match text.split_once("://") {
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
+        let (is_https, rest) = match text.split_once("://") {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
             Some((scheme, _)) => {
-                return Err(format!("{scheme}:// is not supported: use http:// or unix:PATH"));
+                return Err(format!(
+                    "{scheme}:// is not supported: use http://, https:// or unix:PATH"
+                ));
             }
-            None => text,
+            None => (false, text),
         };
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, request_target) = rest.split_at(end);
@@ -67,10 +75,13 @@ impl TargetUrl {
         } else {
             format!("/{request_target}")
         };
-        let (name, port) = split_host_port(authority)?;
+        let (name, port) = split_host_port(authority, if is_https { "443" } else { "80" })?;
+        let server_name = name.split('%').next().unwrap_or_default().to_string();
         let endpoint = TargetEndpoint::Tcp(name, port);
         Ok(TargetUrl {
             endpoint,
+            is_https,
+            server_name,
             host_header: strip_ipv6_zone(authority),
             request_target: validate_request_target(&request_target)?,
         })
@@ -80,6 +91,16 @@ impl TargetUrl {
     pub fn with_unix_socket(mut self, path: PathBuf) -> TargetUrl {
         self.endpoint = TargetEndpoint::Unix(path);
         self
+    }
+
+    /// Returns whether the URL begins with `https://`.
+    pub fn is_https(&self) -> bool {
+        self.is_https
+    }
+
+    /// Returns the host that the certificate must name.
+    pub(crate) fn server_name(&self) -> &str {
+        &self.server_name
     }
 
     /// Connects once and returns the address that accepted.
@@ -120,12 +141,17 @@ impl TargetUrl {
 
 impl fmt::Display for TargetUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.is_https { "https" } else { "http" };
         match &self.endpoint {
             TargetEndpoint::Tcp(name, port) if name.contains('%') => {
-                write!(f, "http://[{name}]:{port}{}", self.request_target)
+                write!(f, "{scheme}://[{name}]:{port}{}", self.request_target)
             }
             TargetEndpoint::Tcp(..) => {
-                write!(f, "http://{}{}", self.host_header, self.request_target)
+                write!(f, "{scheme}://{}{}", self.host_header, self.request_target)
+            }
+            TargetEndpoint::Unix(path) if self.is_https => {
+                let path = path.display();
+                write!(f, "https://{}{} on unix:{path}", self.host_header, self.request_target)
             }
             TargetEndpoint::Unix(path) => {
                 write!(f, "unix:{}:{}", path.display(), self.request_target)
@@ -178,13 +204,13 @@ impl ServerAddress {
     }
 }
 
-/// Splits `name`, `name:port` or `[v6]:port`; the default port is 80.
-fn split_host_port(authority: &str) -> Result<(String, u16), String> {
+/// Splits `name`, `name:port` or `[v6]:port`.
+fn split_host_port(authority: &str, default_port: &str) -> Result<(String, u16), String> {
     const EXPECTED_FORMAT: &str = "give http://HOST:PORT/PATH, for example http://127.0.0.1:3000/";
     let bracket = authority.rfind(']').unwrap_or(0);
     let (name, port) = match authority[bracket..].rfind(':') {
         Some(at) => (&authority[..bracket + at], &authority[bracket + at + 1..]),
-        None => (authority, "80"),
+        None => (authority, default_port),
     };
     let name = match name.strip_prefix('[').and_then(|n| n.strip_suffix(']')) {
         Some(address) => parse_ipv6_host(address),
@@ -250,12 +276,8 @@ mod tests {
             let target = TargetUrl::parse(text).expect(text);
             let endpoint = TargetEndpoint::Tcp(endpoint.0.to_string(), endpoint.1);
             assert_eq!(
-                target,
-                TargetUrl {
-                    endpoint,
-                    host_header: host_header.into(),
-                    request_target: request_target.into()
-                },
+                (target.endpoint, target.host_header.as_str(), target.request_target.as_str()),
+                (endpoint, host_header, request_target),
                 "{text}"
             );
         }
@@ -275,11 +297,29 @@ mod tests {
     }
 
     #[test]
+    fn https_urls_name_the_host_of_the_certificate() {
+        for (text, name, shown) in [
+            ("https://example.org/a", "example.org", "https://example.org/a"),
+            ("HTTPS://127.0.0.1:8443", "127.0.0.1", "https://127.0.0.1:8443/"),
+            ("https://[fe80::1%lo]:81/x", "fe80::1", "https://[fe80::1%lo]:81/x"),
+        ] {
+            let target = TargetUrl::parse(text).expect(text);
+            assert!(target.is_https(), "{text}");
+            assert_eq!((target.server_name(), target.to_string().as_str()), (name, shown));
+        }
+        let target = TargetUrl::parse("https://example.org").expect("url");
+        assert_eq!(target.endpoint, TargetEndpoint::Tcp("example.org".to_string(), 443));
+        let target = target.with_unix_socket("/run/a".into());
+        assert_eq!((target.server_name(), target.is_https()), ("example.org", true));
+        assert_eq!(target.to_string(), "https://example.org/ on unix:/run/a");
+    }
+
+    #[test]
     fn invalid_urls_say_what_to_write() {
         for (text, piece) in [
             ("", "not a host"),
             ("http://", "not a host"),
-            ("https://a/", "https:// is not supported"),
+            ("ftp://a/", "ftp:// is not supported"),
             ("http://a:0/", "not a port"),
             ("http://a:99999/", "not a port"),
             ("http://a:b/", "not a port"),

@@ -59,6 +59,12 @@ fn summary_tiles(report: &LoadReport) -> String {
         ("slowest", format_micros(report.latency.max)),
         ("errors", format_count(report.error_count() as f64)),
     ];
+    if let Some(tls) = &report.tls {
+        tiles.push(("handshakes/s", format_count(tls.handshakes_per_second)));
+        if let Some(negotiated) = &tls.negotiated {
+            tiles.push(("TLS", negotiated.version.trim_start_matches("TLS ").to_string()));
+        }
+    }
     if let Some(balance) = &report.balance {
         tiles.push(("most/least by process", format!("{:.2}", balance.max_to_min)));
     }

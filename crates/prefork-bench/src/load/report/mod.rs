@@ -1,17 +1,21 @@
 //! The report of a load test, as the plain data that `--json` prints.
 
+mod failure_counts;
 mod html;
 mod text;
+mod tls_report;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::counters::{LoadCounters, REQUEST_FAILURE_KINDS, RequestFailure, TIMELINE_BIN_NANOS};
+use super::counters::{LoadCounters, TIMELINE_BIN_NANOS};
 use super::plan::LoadPlan;
 use super::{CpuTime, RoundResult};
 use crate::chaos::{self, FaultCost, FaultKind};
 use crate::load::process_tree::ProcessTreeUsage;
 use crate::report_format::statistics;
+pub use failure_counts::FailureCounts;
+pub use tls_report::{HandshakeSummary, TlsReport};
 use tokio_prefork::ListenAddr;
 use tokio_prefork::exit;
 
@@ -62,6 +66,8 @@ pub struct LoadReport {
     pub statuses: StatusCounts,
     /// Requests without a response, by reason.
     pub failures: FailureCounts,
+    /// TLS and its handshakes; `None` for plain HTTP.
+    pub tls: Option<TlsReport>,
     /// Counts by process, busiest first; empty if responses name no pid.
     pub pids: Vec<ProcessShare>,
     /// Responses of processes beyond the first 1024.
@@ -182,6 +188,10 @@ impl LoadReport {
             }),
             statuses: StatusCounts::from_status_classes(&all.status_classes),
             failures: FailureCounts::from_kind_counts(&all.failures),
+            tls: plan
+                .target
+                .is_https()
+                .then(|| TlsReport::from_counters(plan, &all.handshakes, measured_s)),
             balance: process_balance(&all),
             pids: process_shares(&all),
             other_pids: all.untracked_responses,
@@ -320,29 +330,6 @@ pub struct StatusCounts {
     pub other: u64,
 }
 
-/// Requests without a response, by reason.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct FailureCounts {
-    /// The connection was refused.
-    pub refused: u64,
-    /// The connection was reset.
-    pub reset: u64,
-    /// The connection ended before the response did.
-    pub closed_early: u64,
-    /// The response did not arrive in time.
-    pub timed_out: u64,
-    /// The response is not HTTP.
-    pub malformed: u64,
-    /// This machine had no port, file descriptor or route for the connection.
-    pub local: u64,
-    /// Responses with too many header fields.
-    pub too_many_fields: u64,
-    /// Responses with too large a head.
-    pub head_too_large: u64,
-    /// Responses with too long a chunk size line, or trailers.
-    pub chunk_line_too_long: u64,
-}
-
 /// Responses of one process.
 #[derive(Debug, Clone, Serialize)]
 pub struct ProcessShare {
@@ -476,43 +463,6 @@ impl StatusCounts {
     pub(crate) fn from_status_classes(classes: &[u64; 6]) -> StatusCounts {
         let [zero, one, success, redirect, client_error, server_error] = *classes;
         StatusCounts { success, redirect, client_error, server_error, other: zero + one }
-    }
-}
-
-impl FailureCounts {
-    pub(crate) fn from_kind_counts(counts: &[u64; REQUEST_FAILURE_KINDS]) -> FailureCounts {
-        let count = |kind: RequestFailure| counts[kind as usize];
-        FailureCounts {
-            refused: count(RequestFailure::Refused),
-            reset: count(RequestFailure::Reset),
-            closed_early: count(RequestFailure::ClosedEarly),
-            timed_out: count(RequestFailure::TimedOut),
-            malformed: count(RequestFailure::Malformed),
-            local: count(RequestFailure::Local),
-            too_many_fields: count(RequestFailure::TooManyFields),
-            head_too_large: count(RequestFailure::HeadTooLarge),
-            chunk_line_too_long: count(RequestFailure::ChunkLineTooLong),
-        }
-    }
-
-    /// Returns each kind of failure with its name in text reports.
-    pub fn named_counts(&self) -> [(&'static str, u64); REQUEST_FAILURE_KINDS] {
-        [
-            ("refused", self.refused),
-            ("reset", self.reset),
-            ("closed early", self.closed_early),
-            ("timed out", self.timed_out),
-            ("not HTTP", self.malformed),
-            ("no port, file or route here", self.local),
-            ("more than 4096 header fields", self.too_many_fields),
-            ("head larger than 1 MiB", self.head_too_large),
-            ("chunk line or trailers longer than 64 KiB", self.chunk_line_too_long),
-        ]
-    }
-
-    /// Returns the number of all failures.
-    pub fn total_failures(&self) -> u64 {
-        self.named_counts().iter().map(|(_, count)| count).sum()
     }
 }
 

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::chaos::InjectedFaults;
-use crate::load::counters::RequestFailure;
+use crate::load::request_failure::RequestFailure;
 use crate::load::target_url::TargetUrl;
 use tokio_prefork::ListenAddr;
 

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::LoadReport;
 use super::{FaultImpact, ProcessShare};
+use super::{HandshakeSummary, LoadReport};
 use crate::report_format::text_table::{format_bytes, format_count, format_micros, write_table};
 use tokio_prefork::text::HumanDuration;
 
@@ -16,6 +16,7 @@ pub(crate) fn render_text(report: &LoadReport) -> String {
     write_head(&mut text, report);
     write_latency(&mut text, report);
     write_errors(&mut text, report);
+    write_tls(&mut text, report);
     write_faults(&mut text, report);
     write_processes(&mut text, report);
     write_costs(&mut text, report);
@@ -86,7 +87,8 @@ fn write_errors(text: &mut String, report: &LoadReport) {
         ("status 4xx", report.statuses.client_error),
         ("status 5xx", report.statuses.server_error),
     ];
-    let all = report.failures.named_counts().into_iter().chain(statuses);
+    let failures = report.failures.occurred().map(|(kind, count)| (kind.phrase(), count));
+    let all = failures.chain(statuses);
     let found: Vec<String> =
         all.filter(|(_, n)| *n > 0).map(|(name, n)| format!("{n} {name}")).collect();
     let found = if found.is_empty() { "none".to_string() } else { found.join(", ") };
@@ -96,6 +98,34 @@ fn write_errors(text: &mut String, report: &LoadReport) {
     }
     if report.abandoned > 0 {
         let _ = writeln!(text, "abandoned   {} requests were in flight", report.abandoned);
+    }
+}
+
+fn write_tls(text: &mut String, report: &LoadReport) {
+    let Some(tls) = &report.tls else { return };
+    let _ = writeln!(text, "TLS         {}; {}", tls.describe_negotiated(), tls.verification);
+    let counted = |name: &str, summary: &HandshakeSummary| match summary.count {
+        0 => format!("{name} 0"),
+        count => format!(
+            "{name} {} (p50 {}, p99 {})",
+            format_count(count as f64),
+            format_micros(summary.p50),
+            format_micros(summary.p99)
+        ),
+    };
+    let _ = writeln!(
+        text,
+        "handshakes  {}/s   {}   {}   failed {}",
+        format_count(tls.handshakes_per_second),
+        counted("full", &tls.full),
+        counted("resumed", &tls.resumed),
+        tls.failed.total_failures()
+    );
+    for (kind, count) in tls.failed.occurred() {
+        let _ = writeln!(text, "  {count} {}", kind.phrase());
+    }
+    for note in &tls.errors {
+        let _ = writeln!(text, "  {}", note.describe());
     }
 }
 
