@@ -9,7 +9,7 @@ pub(crate) mod status_table;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
 
 pub(crate) use control_target::ControlTarget;
 
@@ -79,7 +79,6 @@ pub(crate) fn control_commands() -> Vec<Command> {
                 Arg::new("worker")
                     .value_name("WORKER")
                     .value_parser(value_parser!(u64))
-                    .required_unless_present("slot")
                     .help("Id of the worker, as in prefork status"),
             )
             .arg(
@@ -87,9 +86,9 @@ pub(crate) fn control_commands() -> Vec<Command> {
                     .long("slot")
                     .value_name("SLOT")
                     .value_parser(value_parser!(u32))
-                    .conflicts_with("worker")
                     .help("Slot whose worker is meant"),
             )
+            .group(ArgGroup::new("which worker").args(["worker", "slot"]).required(true))
             .arg(switch("full", "Also print the frames of the server below the application"))
             .arg(switch("json", "Print a JSON object")),
     ]

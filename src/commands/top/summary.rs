@@ -7,7 +7,7 @@ use super::table::Tone;
 use super::worker_table::{format_percent, frozen_workers};
 use tokio_prefork::WEB_KIND;
 use tokio_prefork::status::{ClusterStatus, PrimaryPhase, WorkerState};
-use tokio_prefork::text::printable;
+use tokio_prefork::text::{Count, printable};
 
 /// A piece of a line, which is shown whole or not at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,9 +112,9 @@ fn workers(sample: &Sample, rates: &Rates) -> Vec<Piece> {
             pieces.push(Piece::toned(format!("{draining} draining"), Tone::Warning, true));
         }
     }
-    pieces.push(Piece::new(format!("{} respawns", status.primary.restarts)));
+    pieces.push(Piece::new(Count(status.primary.restarts, "respawn").to_string()));
     if !status.primary.empty_slots.is_empty() {
-        let slots = format!("{} empty slots", status.primary.empty_slots.len());
+        let slots = Count(status.primary.empty_slots.len() as u64, "empty slot").to_string();
         pieces.push(Piece::toned(slots, Tone::Warning, true));
     }
     let cpu = rates.workers.values().filter_map(|worker| worker.cpu_percent);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::dispatch::first_byte::NewConnection;
 use crate::scoreboard::RequestRecorder;
-use crate::text::HumanDuration;
+use crate::text::{Count, HumanDuration};
 use crate::worker::connection_registry::{ConnectionEntry, ConnectionGuard};
 use crate::worker::http::connection_state::ConnectionPhase;
 use crate::worker::http::hyper_io::close_with_linger;
@@ -141,11 +141,11 @@ fn reject(state: &Rc<LocalWorkerState>, fd: OwnedFd) {
 /// Logs how many connections were rejected, at most once a second. Called at each heartbeat.
 pub(crate) fn report_queue_wait_rejections(state: &LocalWorkerState, now_ms: u64) {
     if let Some((count, longest)) = state.queue_wait_rejections.take_report(now_ms) {
-        let plural = if count == 1 { "" } else { "s" };
         log::warn!(
-            "{} answered 503 to {count} connection{plural} that had waited longer than max-queue-wait (up to {}): \
+            "{} answered 503 to {} that had waited longer than max-queue-wait (up to {}): \
              the workers do not keep up",
             state.tag,
+            Count(count, "connection"),
             HumanDuration(longest)
         );
     }

@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 
 use log::Level;
 
-use crate::text::HumanDuration;
+use crate::text::{Count, HumanDuration};
 use prefork_os::signal::Signal;
 use prefork_supervisor::{ExitCause, ExitReport, LogEvent, RecycleReason, WEB_KIND};
 
@@ -135,14 +135,12 @@ pub(super) fn format_event(event: &LogEvent) -> LogLine {
             "stopping ({by}): not ready any more, accepting for another {} (drain-delay)",
             HumanDuration(*delay)
         )),
-        LogEvent::Stopping { by, workers } => info_line(format!(
-            "stopping ({by}): draining {}",
-            format_count(*workers as u64, "worker")
-        )),
-        LogEvent::StoppingNow { by, workers } => info_line(format!(
-            "stopping now ({by}): killing {}",
-            format_count(*workers as u64, "worker")
-        )),
+        LogEvent::Stopping { by, workers } => {
+            info_line(format!("stopping ({by}): draining {}", Count(*workers as u64, "worker")))
+        }
+        LogEvent::StoppingNow { by, workers } => {
+            info_line(format!("stopping now ({by}): killing {}", Count(*workers as u64, "worker")))
+        }
         LogEvent::Empty => warn_line("no web worker is left, and none will be forked".to_string()),
         LogEvent::Stopped => info_line("stopped".to_string()),
     }
@@ -155,7 +153,7 @@ pub(super) fn format_killed_with_job(exit: &ExitReport) -> LogLine {
 }
 
 fn format_life(exit: &ExitReport) -> String {
-    let requests = format_count(exit.requests_served, "request");
+    let requests = Count(exit.requests_served, "request");
     format!("up {}, {requests}", HumanDuration(exit.uptime))
 }
 
@@ -186,17 +184,11 @@ fn format_exit(exit: &ExitReport) -> LogLine {
     }
 }
 
-/// Formats a number with its noun: `1 request`, `2 requests`.
-pub(super) fn format_count(n: u64, noun: &str) -> String {
-    let plural = if n == 1 { "" } else { "s" };
-    format!("{n} {noun}{plural}")
-}
-
 fn format_recycle_reason(reason: RecycleReason) -> String {
     match reason {
         RecycleReason::Requests(n) => format!("it has answered {n} requests (max-requests)"),
         RecycleReason::Memory(bytes) => format!("it uses {} (max-rss)", HumanBytes(bytes)),
-        RecycleReason::Jobs(n) => format!("it has run {} (max_jobs)", format_count(n, "job")),
+        RecycleReason::Jobs(n) => format!("it has run {} (max_jobs)", Count(n, "job")),
         RecycleReason::Lifetime(age) => format!("it is {} old (max-lifetime)", HumanDuration(age)),
     }
 }

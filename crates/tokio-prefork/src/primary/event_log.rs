@@ -9,15 +9,15 @@ use log::Level;
 
 use super::FdWatchId;
 use super::event_format::{
-    LogLine, error_line, format_count, format_event, format_exit_status, format_killed_with_job,
-    info_line, warn_line,
+    LogLine, error_line, format_event, format_exit_status, format_killed_with_job, info_line,
+    warn_line,
 };
 use crate::config::{Config, Dispatch};
 use crate::control::EventHistory;
 use crate::error::Error;
 use crate::log_output;
 use crate::messages::LossReport;
-use crate::text::HumanDuration;
+use crate::text::{Count, HumanDuration};
 use crate::text::{Printable, printable};
 use crate::worker_stdio::OutputStream;
 use prefork_os::signal::Signal;
@@ -74,7 +74,7 @@ impl EventLog {
         let (what, workers) = match inherited_workers {
             None => ("started".to_string(), format!(" workers={wanted_workers}")),
             Some(workers) => {
-                (format!("took over {}", format_count(workers as u64, "worker")), String::new())
+                (format!("took over {}", Count(workers as u64, "worker")), String::new())
             }
         };
         let dispatch = match config.dispatch == Dispatch::default() {

@@ -15,6 +15,7 @@ use crate::error::{BoxError, Error, Result};
 use crate::pool::process_pools::{DrainedPool, registered_pools};
 use crate::pool::{Pool, PoolConfig, PoolNames, TaskPool};
 use crate::scoreboard::{MAX_POOL_NAME_BYTES, PoolCounters, PoolRecords, WorkerPage};
+use crate::text::Count;
 use prefork_supervisor::WorkerTag;
 
 /// How often tasks are polled after the last job has ended, so that what they wake in turn is polled as well.
@@ -327,9 +328,9 @@ pub(crate) async fn drain_pools(
     if running == 0 && unread == 0 {
         return;
     }
-    let plural = if running == 1 { "" } else { "s" };
+    let running = Count(running as u64, "running job");
     log::warn!(
-        "{} abandoned {running} running job{plural} at the graceful timeout; unread_results={unread}",
+        "{} abandoned {running} at the graceful timeout; unread_results={unread}",
         state.tag
     );
 }

@@ -11,6 +11,7 @@ use super::http::timeouts::ConnectionTimeouts;
 use super::local_state::LocalWorkerState;
 use crate::channel::WorkerReport;
 use crate::dispatch::queue_wait;
+use crate::text::Count;
 use prefork_os::interval_timer::IntervalTimer;
 
 /// The time between two heartbeats, and so the resolution of all connection timeouts.
@@ -82,6 +83,6 @@ fn log_unfinished_requests(state: &LocalWorkerState, closed: usize) {
         .collect();
     let named =
         if requests.is_empty() { String::new() } else { format!(": {}", requests.join(", ")) };
-    let plural = if closed == 1 { "" } else { "s" };
-    log::warn!("{} closed {closed} connection{plural} at the graceful timeout{named}", state.tag);
+    let closed = Count(closed as u64, "connection");
+    log::warn!("{} closed {closed} at the graceful timeout{named}", state.tag);
 }
