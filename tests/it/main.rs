@@ -66,6 +66,7 @@ mod http;
 mod http2_settings;
 mod http_corpus;
 mod http_malformed;
+mod https_redirect;
 mod inherited_sockets;
 mod install_script;
 mod isolated_calls;

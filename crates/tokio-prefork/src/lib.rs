@@ -95,6 +95,7 @@ pub mod control;
 mod dispatch;
 mod error;
 pub mod fork_safety;
+mod https_redirect;
 mod inherited_fds;
 pub mod isolated;
 mod listener;
@@ -153,8 +154,8 @@ pub use client::{
 #[doc(hidden)]
 pub use config::{
     AccessLog, AccessLogFormat, AccessLogSample, BindAddr, ConcurrencyModel, ControlSocket,
-    Dispatch, FdStore, HalfClosePolicy, HostAddr, KernelProgram, ListenAddr, MeasureDurations,
-    ParseValueError, UnixAddr, WhenFull, WorkerCount,
+    Dispatch, FdStore, HalfClosePolicy, HostAddr, Hsts, KernelProgram, ListenAddr,
+    MeasureDurations, ParseValueError, RedirectAddr, UnixAddr, WhenFull, WorkerCount,
 };
 #[doc(hidden)]
 pub use events::{

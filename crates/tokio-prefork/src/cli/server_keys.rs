@@ -141,6 +141,28 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
         "Headers of trusted-proxies to believe: x-forwarded, forwarded, or auto: Forwarded without X-Forwarded-For only",
     ),
     Key::new(
+        "https-redirect",
+        heading::LISTENING,
+        Field::List {
+            value_name: "ADDRESS",
+            may_be_empty: true,
+            clear: |c| c.https_redirect.clear(),
+            add: |c, text| {
+                value_syntax::parse_redirect_addr(text).map(|addr| c.https_redirect.push(addr))
+            },
+            format: |c| {
+                c.https_redirect.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            },
+        },
+        "Redirect all requests for plain HTTP at HOST:PORT or :PORT to https; :8080?https-port=443 names the port (may be repeated)",
+    ),
+    Key::new(
+        "acme-challenge-dir",
+        heading::LISTENING,
+        Field::Directory(|c| &mut c.acme_challenge_dir),
+        "Serve the files of ACME challenges from this directory, or web root, on the addresses of https-redirect",
+    ),
+    Key::new(
         "dispatch",
         heading::LISTENING,
         choice!("POLICY", dispatch),
@@ -435,6 +457,18 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
         heading::HTTP,
         Field::Switch(|c| &mut c.http2_extended_connect),
         "HTTP/2: accept tunnels by extended CONNECT (RFC 8441), as for WebSocket",
+    ),
+    Key::new(
+        "hsts",
+        heading::HTTP,
+        Field::Other {
+            value_name: "VALUE",
+            parse: |c, text| value_syntax::parse_hsts(text).map(|hsts| c.hsts = hsts),
+            format: |c| {
+                c.hsts.map_or_else(|| value_syntax::OFF.to_string(), |hsts| hsts.to_string())
+            },
+        },
+        "Strict-Transport-Security of responses over TLS: seconds[; includeSubDomains[; preload]], or off",
     ),
     Key::new(
         "request-id",

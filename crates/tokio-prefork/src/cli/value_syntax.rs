@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::field::parse_value;
+use crate::config::{Hsts, RedirectAddr};
 use crate::error::Error;
 use crate::listener::{BindAddr, ListenAddr};
 
@@ -16,6 +18,21 @@ pub(super) fn parse_address(text: &str) -> Result<ListenAddr, String> {
 
 pub(super) fn parse_bind_addr(text: &str) -> Result<BindAddr, String> {
     text.parse().map_err(|error| without_value(text, &error))
+}
+
+pub(super) fn parse_redirect_addr(text: &str) -> Result<RedirectAddr, String> {
+    text.parse().map_err(|error: Error| {
+        let error = error.to_string();
+        error.strip_prefix(&format!("https-redirect = {text:?} ")).unwrap_or(&error).to_string()
+    })
+}
+
+/// Parses the value of `Strict-Transport-Security`, or `off`.
+pub(super) fn parse_hsts(text: &str) -> Result<Option<Hsts>, String> {
+    match text.trim() {
+        off if off.eq_ignore_ascii_case(OFF) => Ok(None),
+        text => parse_value(text).map(Some),
+    }
 }
 
 /// Returns the error without the key and the value, which the caller adds with the source.

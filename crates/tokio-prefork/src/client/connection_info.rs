@@ -13,6 +13,7 @@ use super::{
     ClientAddr, ForwardedHeaders, ListenerName, ListenerNames, PeerAddr, ProxiedClient,
     ProxyHeader, ProxyProtocol, TlsInfo, TrustedProxies,
 };
+use crate::https_redirect::HttpsRedirect;
 use crate::listener::ListenAddr;
 
 /// Where a connection comes from, and by which listener it came. Cheap to clone.
@@ -130,7 +131,7 @@ impl ConnectionInfo {
 
     /// Returns which headers of trusted proxies are believed.
     pub(super) fn forwarded_headers(&self) -> ForwardedHeaders {
-        self.0.listener.forwarded_headers
+        self.0.listener.settings.forwarded_headers
     }
 
     /// Returns the client as the connection knows it.
@@ -164,9 +165,14 @@ impl ConnectionInfo {
 
     /// Returns what to expect at the start of the connection, if its listener accepts PROXY headers.
     pub(crate) fn expected_proxy_header(&self) -> Option<ExpectedProxyHeader> {
-        let protocol = self.0.listener.proxy_protocol;
+        let protocol = self.0.listener.settings.proxy_protocol;
         let is_trusted = self.0.trusted.is_some();
         protocol.is_on().then_some(ExpectedProxyHeader { protocol, is_trusted })
+    }
+
+    /// Returns what answers the requests of this connection in place of the application, if its listener only redirects to https.
+    pub(crate) fn https_redirect(&self) -> Option<&Arc<HttpsRedirect>> {
+        self.0.listener.settings.https_redirect.as_ref()
     }
 
     /// Returns what the PROXY header says, for another worker.

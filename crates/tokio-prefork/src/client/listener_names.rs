@@ -7,6 +7,7 @@ use prefork_os::socket_name::{SocketName, local_name};
 
 use super::{ForwardedHeaders, ProxyProtocol};
 use crate::config::Config;
+use crate::https_redirect::HttpsRedirect;
 use crate::listener::{ListenAddr, Listener};
 
 /// A listening socket: its address for display, and its name in the kernel.
@@ -16,12 +17,37 @@ pub(crate) struct ListenerName {
     pub(super) addr: ListenAddr,
     /// `None` if the kernel has none, which is an unnamed Unix socket.
     name: Option<SocketName>,
-    /// Whether its connections begin with a PROXY header.
+    pub(super) settings: ListenerSettings,
+}
+
+/// How the connections of a listening socket are served.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ListenerSettings {
+    /// Whether they begin with a PROXY header.
     pub(super) proxy_protocol: ProxyProtocol,
     /// Which headers of trusted proxies are believed.
     pub(super) forwarded_headers: ForwardedHeaders,
-    /// Whether its connections speak TLS.
+    /// Whether they speak TLS.
     pub(super) is_tls: bool,
+    /// What answers the requests in place of the application, if they are only redirected to https.
+    pub(super) https_redirect: Option<Arc<HttpsRedirect>>,
+}
+
+impl ListenerSettings {
+    /// Returns what `config` says about the connections of `listener`.
+    fn new(listener: &Listener, config: &Config, https_port: Option<u16>) -> ListenerSettings {
+        let redirect = config.bind_options_at(&listener.addr).https_redirect;
+        let redirect = redirect.map(|to| {
+            HttpsRedirect::new(to.https_port.or(https_port), config.acme_challenge_dir())
+        });
+        let is_unix = matches!(listener.real_addr(), ListenAddr::Unix(_));
+        ListenerSettings {
+            is_tls: config.speaks_tls_at(&listener.addr, is_unix),
+            proxy_protocol: config.proxy_protocol_at(&listener.addr),
+            forwarded_headers: config.forwarded_headers,
+            https_redirect: redirect.map(Arc::new),
+        }
+    }
 }
 
 /// The listening sockets that a worker was forked with.
@@ -29,21 +55,15 @@ pub(crate) struct ListenerName {
 pub(crate) struct ListenerNames {
     names: Vec<Arc<ListenerName>>,
     addrs: Vec<ListenAddr>,
-    /// The setting for connections that came by none of them.
-    proxy_protocol: ProxyProtocol,
-    forwarded_headers: ForwardedHeaders,
+    /// The settings for connections that came by none of them.
+    settings: ListenerSettings,
 }
 
 impl ListenerName {
     /// Reads the name of a listening socket.
-    fn new(
-        listener: &Listener,
-        proxy_protocol: ProxyProtocol,
-        forwarded_headers: ForwardedHeaders,
-        is_tls: bool,
-    ) -> Arc<ListenerName> {
+    fn new(listener: &Listener, settings: ListenerSettings) -> Arc<ListenerName> {
         let (addr, name) = (listener.real_addr(), local_name(&listener.socket).ok());
-        Arc::new(ListenerName { addr, name, proxy_protocol, forwarded_headers, is_tls })
+        Arc::new(ListenerName { addr, name, settings })
     }
 
     /// Whether its connections speak TLS.
@@ -84,14 +104,18 @@ impl ListenerNames {
         listeners: impl IntoIterator<Item = &'a Listener>,
         config: &Config,
     ) -> ListenerNames {
-        let (proxy_protocol, forwarded_headers) = (config.proxy_protocol, config.forwarded_headers);
-        let mut all =
-            ListenerNames { proxy_protocol, forwarded_headers, ..ListenerNames::default() };
+        let settings = ListenerSettings {
+            proxy_protocol: config.proxy_protocol,
+            forwarded_headers: config.forwarded_headers,
+            is_tls: false,
+            https_redirect: None,
+        };
+        let listeners: Vec<&Listener> = listeners.into_iter().collect();
+        let https_port = first_https_port(&listeners, config);
+        let mut all = ListenerNames { settings, ..ListenerNames::default() };
         for listener in listeners {
-            let protocol = config.proxy_protocol_at(&listener.addr);
-            let is_unix = matches!(listener.real_addr(), ListenAddr::Unix(_));
-            let is_tls = config.speaks_tls_at(&listener.addr, is_unix);
-            let name = ListenerName::new(listener, protocol, forwarded_headers, is_tls);
+            let settings = ListenerSettings::new(listener, config, https_port);
+            let name = ListenerName::new(listener, settings);
             if !all.addrs.contains(&name.addr) {
                 all.addrs.push(name.addr.clone());
                 all.names.push(name);
@@ -102,8 +126,7 @@ impl ListenerNames {
 
     /// Returns the name of a listening socket, perhaps that of another slot.
     pub(crate) fn name_of(&self, listener: &Listener) -> Arc<ListenerName> {
-        let (protocol, headers) = (self.proxy_protocol, self.forwarded_headers);
-        let name = ListenerName::new(listener, protocol, headers, false);
+        let name = ListenerName::new(listener, self.settings.clone());
         let is_same = |known: &&Arc<ListenerName>| known.name == name.name && name.name.is_some();
         self.names.iter().find(is_same).map_or(name, Arc::clone)
     }
@@ -114,9 +137,7 @@ impl ListenerNames {
             SocketName::Tcp(addr) => ListenAddr::Tcp(*addr),
             SocketName::Unix(name) => ListenAddr::from_unix_name(name.as_deref()),
         };
-        let (name, proxy_protocol) = (Some(local.clone()), self.proxy_protocol);
-        let (forwarded_headers, is_tls) = (self.forwarded_headers, false);
-        Arc::new(ListenerName { addr, name, proxy_protocol, forwarded_headers, is_tls })
+        Arc::new(ListenerName { addr, name: Some(local.clone()), settings: self.settings.clone() })
     }
 
     /// Returns the addresses with their real ports.
@@ -138,6 +159,16 @@ impl ListenerNames {
     }
 }
 
+/// Returns the port of the first address of `bind` that speaks TLS over TCP.
+fn first_https_port(listeners: &[&Listener], config: &Config) -> Option<u16> {
+    let of_addr = |addr: &ListenAddr| {
+        let listener = listeners.iter().find(|listener| listener.addr == *addr)?;
+        let ListenAddr::Tcp(real) = listener.real_addr() else { return None };
+        config.speaks_tls_at(addr, false).then_some(real.port())
+    };
+    config.bind.iter().find_map(of_addr)
+}
+
 /// Returns the local name of a connection as an address.
 pub(super) fn local_listen_addr(local: SocketName) -> ListenAddr {
     match local {
@@ -154,14 +185,8 @@ mod tests {
     fn listening_on(addrs: &[&str]) -> ListenerNames {
         let parse = |text: &&str| -> SocketAddr { text.parse().expect("an address") };
         let named = |addr: SocketAddr| {
-            let name = Some(SocketName::Tcp(addr));
-            Arc::new(ListenerName {
-                addr: ListenAddr::Tcp(addr),
-                name,
-                proxy_protocol: ProxyProtocol::Off,
-                forwarded_headers: ForwardedHeaders::Auto,
-                is_tls: false,
-            })
+            let (name, settings) = (Some(SocketName::Tcp(addr)), ListenerSettings::default());
+            Arc::new(ListenerName { addr: ListenAddr::Tcp(addr), name, settings })
         };
         let names = addrs.iter().map(parse).map(named).collect();
         ListenerNames { names, ..ListenerNames::default() }
@@ -187,9 +212,8 @@ mod tests {
     fn a_unix_connection_belongs_to_the_socket_of_its_path() {
         let path = SocketName::Unix(Some(b"/run/app.sock"[..].into()));
         let addr: ListenAddr = "unix:/run/app.sock".parse().expect("an address");
-        let (name, proxy_protocol) = (Some(path.clone()), ProxyProtocol::Off);
-        let (forwarded_headers, is_tls) = (ForwardedHeaders::Auto, false);
-        let name = Arc::new(ListenerName { addr, name, proxy_protocol, forwarded_headers, is_tls });
+        let (name, settings) = (Some(path.clone()), ListenerSettings::default());
+        let name = Arc::new(ListenerName { addr, name, settings });
         let all = ListenerNames { names: vec![name], ..ListenerNames::default() };
         assert_eq!(
             all.find(&path).map(|one| one.addr.to_string()).as_deref(),

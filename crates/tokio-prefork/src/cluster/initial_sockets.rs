@@ -3,7 +3,7 @@
 use super::Cluster;
 use crate::config::FdStore;
 use crate::error::{Error, Result};
-use crate::listener::{ListenerSet, ResolvedHosts, SocketKeeper, add_passed_sockets};
+use crate::listener::{ListenerSet, ResolvedHosts, SocketKeeper};
 use crate::primary::{AdminSettings, AdminSockets};
 use crate::systemd::{ActivationFd, ServiceEnvironment, ServiceManager};
 use crate::upgrade::UpgradeManifest;
@@ -25,7 +25,7 @@ impl Cluster {
         }
         set.take_own_listeners(&mut self.config)?;
         let passed_addrs = set.passed_socket_addrs();
-        add_passed_sockets(&mut self.config.bind, &passed_addrs);
+        self.config.add_passed_sockets(&passed_addrs);
         let read_config = std::mem::replace(
             &mut self.read_config,
             Box::new(|| {
@@ -34,7 +34,7 @@ impl Cluster {
         );
         self.read_config = Box::new(move || {
             let mut config = read_config()?;
-            add_passed_sockets(&mut config.bind, &passed_addrs);
+            config.add_passed_sockets(&passed_addrs);
             Ok(config)
         });
         Ok(set)

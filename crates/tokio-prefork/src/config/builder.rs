@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::app_settings::AppSettings;
 use super::{ConcurrencyModel, Config, Dispatch, WorkerCount};
 use crate::error::{Error, Result};
-use crate::listener::{BindAddr, BindOptions, ListenAddr, OwnListener};
+use crate::https_redirect::RedirectAddr;
+use crate::listener::{BindAddr, ListenAddr, OwnListener};
 use crate::log_file::is_same_file;
 use crate::privilege::WorkerCredentials;
 
@@ -108,6 +109,29 @@ impl ConfigBuilder {
         Ok(self)
     }
 
+    /// Adds an address whose every request gets a redirect to https, in the text forms of [`listen`](ConfigBuilder::listen), perhaps
+    /// with `?https-port=443` (see [`RedirectAddr`]). Default: none.
+    ///
+    /// ```
+    /// use tokio_prefork::Config;
+    ///
+    /// let config = Config::builder().https_redirect("[::]:80?https-port=443")?.build()?;
+    /// assert_eq!(config.https_redirect()[0].https_port, Some(443));
+    /// # Ok::<(), tokio_prefork::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The text is no address.
+    pub fn https_redirect<A>(mut self, addr: A) -> Result<ConfigBuilder>
+    where
+        A: TryInto<RedirectAddr>,
+        A::Error: Into<Error>,
+    {
+        self.config.https_redirect.push(addr.try_into().map_err(Into::into)?);
+        Ok(self)
+    }
+
     /// Adds a listening socket that the program has made: Node's `listen(handle)`. Its address counts as one of
     /// [`listen`](ConfigBuilder::listen).
     ///
@@ -157,11 +181,14 @@ impl ConfigBuilder {
         if c.bind.is_empty() {
             return Err(Error::config("no address to listen on: give at least one bind"));
         }
+        c.remove_redirect_addrs();
         let is_repeated =
             |(i, addr): &(usize, &ListenAddr)| c.bind[..*i].contains(addr) && !addr.is_free_port();
         if let Some(twice) = c.bind.iter().enumerate().find(is_repeated) {
             return Err(Error::config(format!("bind = {} is given twice", twice.1)));
         }
+        check_redirect_keys(&c)?;
+        c.add_redirect_addrs();
         c.apply_unix_socket_defaults()?;
         if c.http2 && cfg!(not(feature = "http2")) {
             return Err(Error::config(
@@ -189,48 +216,15 @@ impl ConfigBuilder {
 }
 
 impl Config {
-    /// Removes all addresses to listen on.
-    pub(crate) fn clear_bind(&mut self) {
-        self.bind.clear();
-        self.bind_options.clear();
-    }
-
-    /// Adds an address to listen on, with its options.
-    pub(crate) fn push_bind(&mut self, bind: BindAddr) {
-        self.bind_options.resize(self.bind.len(), BindOptions::default());
-        self.bind_options.push(bind.options());
-        self.bind.push(bind.addr);
-    }
-
-    /// Returns the addresses to listen on with their options.
-    pub(crate) fn bind_addrs(&self) -> impl Iterator<Item = BindAddr> + '_ {
-        let own = |index: usize| self.bind_options.get(index).copied().unwrap_or_default();
-        let addrs = self.bind.iter().cloned().enumerate();
-        addrs.map(move |(index, addr)| BindAddr::new(addr, own(index)))
-    }
-
-    /// Returns an address whose connections may begin with a PROXY header.
-    fn bind_with_proxy_protocol(&self) -> Option<BindAddr> {
-        let is_on = |bind: &BindAddr| bind.proxy_protocol.unwrap_or(self.proxy_protocol).is_on();
-        self.bind_addrs().find(is_on)
-    }
-
-    /// Returns whether connections of any listener may begin with a PROXY header.
-    pub(crate) fn uses_proxy_protocol(&self) -> bool {
-        self.bind_with_proxy_protocol().is_some()
-    }
-
     /// Checks that somebody is trusted to send PROXY headers.
     fn check_proxy_protocol(&self) -> Result<()> {
-        let Some(bind) = self.bind_with_proxy_protocol() else { return Ok(()) };
+        let Some((addr, protocol)) = self.addr_with_proxy_protocol() else { return Ok(()) };
         if !self.trusted_proxies.is_empty() {
             return Ok(());
         }
-        let protocol = bind.proxy_protocol.unwrap_or(self.proxy_protocol);
         Err(Error::config(format!(
-            "proxy-protocol = {protocol} at {} needs trusted-proxies: give the addresses of the load balancers that send \
-             the PROXY header, such as 10.0.0.0/8 (unix for Unix sockets)",
-            bind.addr
+            "proxy-protocol = {protocol} at {addr} needs trusted-proxies: give the addresses of the load balancers that send \
+             the PROXY header, such as 10.0.0.0/8 (unix for Unix sockets)"
         )))
     }
 
@@ -253,6 +247,40 @@ impl Config {
             unix.access().map_err(|why| Error::config(format!("bind = {unix}: {why}")))?;
         }
         Ok(())
+    }
+}
+
+/// Checks the addresses that redirect to https, and what belongs to them.
+fn check_redirect_keys(c: &Config) -> Result<()> {
+    for (index, RedirectAddr { addr, .. }) in c.https_redirect.iter().enumerate() {
+        if addr.is_free_port() {
+            continue;
+        }
+        if c.bind.contains(addr) {
+            return Err(Error::config(format!(
+                "https-redirect = {addr} is an address of bind, too: give the redirect an address of its own, such as :80"
+            )));
+        }
+        if c.https_redirect[..index].iter().any(|earlier| earlier.addr == *addr) {
+            return Err(Error::config(format!("https-redirect = {addr} is given twice")));
+        }
+    }
+    let has_no_port = |redirect: &&RedirectAddr| redirect.https_port.is_none();
+    if let Some(redirect) = c.https_redirect.iter().find(has_no_port)
+        && !c.bind_addrs().any(|bind| c.speaks_tls_by(&bind))
+    {
+        return Err(Error::config(format!(
+            "https-redirect = {redirect} is given, and no address speaks TLS: give tls-cert and tls-key, or the port of the https \
+             URLs, as in {redirect}?https-port=443"
+        )));
+    }
+    match &c.acme_challenge_dir {
+        Some(dir) if !c.has_https_redirect() => Err(Error::config(format!(
+            "acme-challenge-dir = {} is given without https-redirect, whose addresses serve it: give https-redirect = \":80\" as \
+             well, or leave it out",
+            dir.display()
+        ))),
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
 use crate::access_log::{AccessLog, AccessLogFormat, AccessLogSample};
 use crate::client::{ForwardedHeaders, ProxyProtocol, TrustedProxies};
 use crate::error::{Error, Result};
+use crate::https_redirect::{Hsts, RedirectAddr};
 use crate::listener::{BindOptions, ListenAddr, OwnListener};
 use crate::privilege::WorkerCredentials;
 use crate::tls::TlsCertificates;
@@ -119,6 +120,7 @@ macro_rules! config_fields {
     };
     (@setter $(#[$doc:meta])* bind: $type:ty) => {};
     (@setter $(#[$doc:meta])* admin: $type:ty) => {};
+    (@setter $(#[$doc:meta])* https_redirect: $type:ty) => {};
     (@setter $(#[$doc:meta])* $name:ident: $type:ty, from $set:ty) => {
         $(#[$doc])*
         pub fn $name(mut self, value: impl Into<$set>) -> ConfigBuilder {
@@ -278,6 +280,15 @@ config_fields! {
     /// HTTP/2: whether clients may open tunnels with extended CONNECT (RFC 8441), as browsers do for WebSocket. Handlers see
     /// the method CONNECT, and the protocol as `hyper::ext::Protocol` in the extensions. Default: false.
     http2_extended_connect: bool = false;
+    /// Addresses that speak plain HTTP and answer each request with a redirect to its https URL, status 308. Default: none.
+    https_redirect: Vec<RedirectAddr> as &[RedirectAddr] = Vec::new();
+    /// Directory with the files of ACME challenges (RFC 8555, section 8.3), which the addresses of `https_redirect` serve under
+    /// `/.well-known/acme-challenge/`. It contains the files themselves, or is the web root that an ACME client is given, in which they
+    /// are below `.well-known/acme-challenge`. Workers must be able to read it. Default: `None`, such requests are redirected, too.
+    acme_challenge_dir: Option<PathBuf> as Option<&Path>, from PathBuf = None;
+    /// The header `Strict-Transport-Security` of responses over TLS that have none of the application. Browsers then refuse plain HTTP
+    /// to this host for its `max-age`, so begin with a short one. Default: `None`, no header.
+    hsts: Option<Hsts>, from Option<Hsts> = None;
     /// Whether each request has its [`ConnectionInfo`](crate::ConnectionInfo) in its extensions. Without it, a request of
     /// a service that does not use it costs a few hundred processor instructions less. Default: true.
     connection_info: bool = true;

@@ -4,6 +4,7 @@
 
 mod app_identity;
 mod app_settings;
+mod bind_options;
 mod builder;
 mod choice;
 mod concurrency_model;
@@ -20,12 +21,12 @@ mod worker_count;
 use std::any::Any;
 use std::time::Duration;
 
-use crate::client::ProxyProtocol;
-use crate::listener::{BindOptions, ListenerSet, OwnListener, ResolvedHosts};
+use crate::listener::OwnListener;
 use crate::privilege::WorkerCredentials;
 
 pub use crate::access_log::{AccessLog, AccessLogFormat, AccessLogSample};
 pub use crate::dispatch::{Dispatch, KernelProgram};
+pub use crate::https_redirect::{Hsts, RedirectAddr};
 pub use crate::listener::{BindAddr, HostAddr, ListenAddr, UnixAddr};
 pub use builder::ConfigBuilder;
 pub(crate) use builder::missing_token_error;
@@ -77,32 +78,14 @@ impl Config {
         self.app_settings.0.as_ref()?.downcast_ref()
     }
 
-    /// Returns whether connections of a listener at `addr`, as it was written, begin with a PROXY header.
-    pub fn proxy_protocol_at(&self, addr: &ListenAddr) -> ProxyProtocol {
-        self.bind_options_at(addr).proxy_protocol.unwrap_or(self.proxy_protocol)
-    }
-
-    /// Returns the options of a listener at `addr`, as it was written.
-    fn bind_options_at(&self, addr: &ListenAddr) -> BindOptions {
-        let index = self.bind.iter().position(|bind| bind == addr);
-        let own = index.and_then(|index| self.bind_options.get(index).copied());
-        own.unwrap_or_default()
-    }
-
-    /// Resolves the addresses to listen on: see [`ListenerSet::resolve_bind_addrs`].
-    pub(crate) fn resolve_bind_addrs(&mut self, sockets: &mut ListenerSet, names: &ResolvedHosts) {
-        let origins = sockets.resolve_bind_addrs(&mut self.bind, names);
-        let written = std::mem::take(&mut self.bind_options);
-        let of_origin = |origin: usize| written.get(origin).copied().unwrap_or_default();
-        self.bind_options = origins.into_iter().map(of_origin).collect();
-    }
-
-    /// Whether connections are described: for the application, because proxies are trusted, or for the client of requests with ids.
+    /// Whether connections are described: for the application, because proxies are trusted, for the client of requests with ids, or
+    /// because it depends on the listener what requests get.
     pub(crate) fn wants_connection_info(&self) -> bool {
         self.gives_all_requests_info()
             || self.connection_info_path.is_some()
             || self.access_log != AccessLog::Off
             || self.request_id
+            || self.has_https_redirect()
     }
 
     /// Whether a request for `path` gets its `ConnectionInfo`.

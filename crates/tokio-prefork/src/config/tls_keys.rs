@@ -15,6 +15,11 @@ impl Config {
         self.bind_options_at(addr).tls.unwrap_or(by_default)
     }
 
+    /// Returns whether connections of `bind` speak TLS. Counts `fd://` as TCP.
+    pub(super) fn speaks_tls_by(&self, bind: &BindAddr) -> bool {
+        bind.tls.unwrap_or(!self.tls_cert.is_empty() && !matches!(bind.addr, ListenAddr::Unix(_)))
+    }
+
     /// Reads and checks the files of `tls_cert` and `tls_key`, also if they were read before. Returns warnings for the log.
     ///
     /// # Errors

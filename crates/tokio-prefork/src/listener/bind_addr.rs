@@ -9,6 +9,7 @@ use super::listen_addr::listen_addr_error;
 use super::{ListenAddr, UnixAddr};
 use crate::client::ProxyProtocol;
 use crate::error::{Error, Result};
+use crate::https_redirect::RedirectOptions;
 
 /// An address to listen on, with the options of its connections. Parses from the forms of [`ListenAddr`], with a scheme before them
 /// or options behind.
@@ -44,6 +45,8 @@ pub struct BindAddr {
 pub(crate) struct BindOptions {
     pub(crate) proxy_protocol: Option<ProxyProtocol>,
     pub(crate) tls: Option<bool>,
+    /// Set if its requests are only redirected to https.
+    pub(crate) https_redirect: Option<RedirectOptions>,
 }
 
 /// The names of the options that are not those of the address itself.
@@ -89,7 +92,7 @@ impl FromStr for BindAddr {
                 host_and_port
             }
         };
-        let BindOptions { proxy_protocol, tls } = own;
+        let BindOptions { proxy_protocol, tls, .. } = own;
         if others.is_empty() {
             let parsed = addr.parse().map_err(|e: Error| match own.tls {
                 Some(_) if text.contains("://") => {
@@ -158,13 +161,13 @@ impl fmt::Display for BindAddr {
 
 impl BindAddr {
     pub(crate) fn new(addr: ListenAddr, options: BindOptions) -> BindAddr {
-        let BindOptions { proxy_protocol, tls } = options;
+        let BindOptions { proxy_protocol, tls, https_redirect: _ } = options;
         BindAddr { addr, proxy_protocol, tls }
     }
 
     pub(crate) fn options(&self) -> BindOptions {
         let BindAddr { proxy_protocol, tls, .. } = *self;
-        BindOptions { proxy_protocol, tls }
+        BindOptions { proxy_protocol, tls, https_redirect: None }
     }
 }
 

@@ -54,21 +54,6 @@ impl SocketKeeper {
     }
 }
 
-/// Adds the addresses of passed sockets to `bind`, in place of its default value.
-pub(crate) fn add_passed_sockets(bind: &mut Vec<ListenAddr>, passed: &[ListenAddr]) {
-    if passed.is_empty() {
-        return;
-    }
-    if *bind == [ListenAddr::default()] {
-        bind.clear();
-    }
-    for addr in passed {
-        if !bind.contains(addr) {
-            bind.push(addr.clone());
-        }
-    }
-}
-
 impl ListenerSet {
     /// Takes the sockets that the service manager created, except those that `bind` names as `fd://N`.
     ///
@@ -258,21 +243,6 @@ mod tests {
 
     fn addrs(texts: &[&str]) -> Vec<ListenAddr> {
         texts.iter().map(|text| text.parse().expect("address")).collect()
-    }
-
-    #[test]
-    fn passed_sockets_replace_the_default_bind_and_are_added_to_an_explicit_one() {
-        for (bind, passed, served) in [
-            (&["127.0.0.1:3000"][..], &[][..], &["127.0.0.1:3000"][..]),
-            (&["127.0.0.1:3000"], &["[::]:80", "unix:/run/a"], &["[::]:80", "unix:/run/a"]),
-            (&["127.0.0.1:3000"], &["127.0.0.1:3000"], &["127.0.0.1:3000"]),
-            (&[":80", "127.0.0.1:1"], &["[::]:80"], &["[::]:80", "127.0.0.1:1"]),
-            (&["127.0.0.1:1"], &["fd://3"], &["127.0.0.1:1", "fd://3"]),
-        ] {
-            let mut fitted = addrs(bind);
-            add_passed_sockets(&mut fitted, &addrs(passed));
-            assert_eq!(fitted, addrs(served));
-        }
     }
 
     #[test]

@@ -178,7 +178,7 @@ impl FromStr for ListenAddr {
 
 /// Returns whether `text` is a host name (RFC 1123, and the underscore that resolvers accept). A name whose last label
 /// is a number is refused: it is a mistyped IPv4 address.
-fn is_host_name(text: &str) -> bool {
+pub(crate) fn is_host_name(text: &str) -> bool {
     let name = text.strip_suffix('.').unwrap_or(text);
     let label = |label: &str| {
         let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';

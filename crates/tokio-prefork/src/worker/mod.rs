@@ -39,6 +39,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
 use tokio::sync::{Notify, mpsc};
 
 use crate::access_log::WorkerAccessLog;
@@ -121,6 +126,15 @@ where
     })
 }
 
+/// Serves a connection whose every request is redirected to https.
+async fn serve_redirect(state: Rc<LocalWorkerState>, accepted: AcceptedConnection) {
+    // Never called, as the redirect answers.
+    let service = service_fn(|_: Request<Incoming>| async {
+        Err::<Response<Full<Bytes>>, _>(Error::internal("a request of a redirecting listener"))
+    });
+    serve_connection::serve_connection(state, Rc::new(service), accepted).await;
+}
+
 /// Creates an application that serves raw connections.
 pub(crate) fn raw_connection_app<A, F, H, C>(app: A) -> WorkerApp
 where
@@ -133,8 +147,11 @@ where
         let booting = app(Worker(Arc::clone(&state.shared)));
         Box::pin(async move {
             let handler = Rc::new(booting.await.map_err(Error::from_app)?);
-            let handle = move |accepted: AcceptedConnection| {
-                raw_connection::serve_raw_connection(&state, &handler, accepted);
+            let handle = move |accepted: AcceptedConnection| match &accepted.info {
+                Some(info) if info.https_redirect().is_some() => {
+                    tokio::task::spawn_local(serve_redirect(Rc::clone(&state), accepted));
+                }
+                _ => raw_connection::serve_raw_connection(&state, &handler, accepted),
             };
             Ok(BootedApp::new(handle, false))
         })

@@ -21,6 +21,7 @@ use super::request_tracking::{RequestTracker, TrackedRequest};
 use super::serve_context::ServeContext;
 use super::timeouts::http_exchange::RequestExpiry;
 use crate::error::BoxError;
+use crate::https_redirect::RedirectFuture;
 use crate::scoreboard::RequestRecorder;
 
 /// The application's service, with the tracker of one connection.
@@ -49,6 +50,7 @@ pin_project! {
     #[project = ResponseSourceProj]
     enum ResponseSource<F> {
         Handler { #[pin] future: F },
+        Redirect { future: RedirectFuture },
         Error { status: StatusCode, reason: &'static str },
     }
 }
@@ -91,14 +93,17 @@ where
         conn.pin_to_worker();
     }
     let checked = if version == Version::HTTP_2 { check_http2_request(&request) } else { Ok(()) };
-    let source = match checked.map(|()| tracked.run_handler(|| service.app.call(request))) {
-        Err(rejection) => {
+    let source = match (checked, &service.tracker.https_redirect) {
+        (Err(rejection), _) => {
             ResponseSource::Error { status: rejection.status(), reason: rejection.reason() }
         }
-        Ok(Some(future)) => ResponseSource::Handler { future },
-        Ok(None) => ResponseSource::Error {
-            status: StatusCode::INTERNAL_SERVER_ERROR,
-            reason: HANDLER_PANICKED,
+        (Ok(()), Some(redirect)) => ResponseSource::Redirect { future: redirect.respond(&request) },
+        (Ok(()), None) => match tracked.run_handler(|| service.app.call(request)) {
+            Some(future) => ResponseSource::Handler { future },
+            None => ResponseSource::Error {
+                status: StatusCode::INTERNAL_SERVER_ERROR,
+                reason: HANDLER_PANICKED,
+            },
         },
     };
     ResponseFuture { tracked: Some(tracked), version, is_connect, source }
@@ -142,6 +147,9 @@ where
                 },
                 None => error_response(StatusCode::INTERNAL_SERVER_ERROR, HANDLER_PANICKED),
             },
+            ResponseSourceProj::Redirect { future } => {
+                ready!(future.as_mut().poll(cx)).map(Either::Right)
+            }
             ResponseSourceProj::Error { status, reason } => error_response(*status, reason),
         };
         #[cfg(feature = "axum")]
@@ -158,6 +166,7 @@ where
             set_connection_header(response, &tracked.tracker, *this.version, is_rejected_connect);
         let mut tracked = this.tracked.take();
         if let Some(tracked) = &mut tracked {
+            tracked.tracker.add_hsts(&mut response);
             tracked.set_response_started(&mut response);
         }
         Poll::Ready(Ok(response.map(|body| TrackedBody { body, tracked })))

@@ -8,6 +8,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming};
+use hyper::header::{HeaderValue, STRICT_TRANSPORT_SECURITY};
 use hyper::{Request, Response, StatusCode};
 
 use super::connection_state::ConnectionState;
@@ -19,6 +20,7 @@ use super::timeouts::http_exchange::{HttpExchange, RequestExpiry};
 use super::timeouts::request_deadline::RequestDeadline;
 use crate::access_log::LineBuffer;
 use crate::client::ConnectionInfo;
+use crate::https_redirect::HttpsRedirect;
 use crate::scoreboard::{InFlightEntry, RequestClass, RequestRecorder};
 use crate::text::panic_text;
 use crate::worker::spans::RequestSpan;
@@ -33,6 +35,10 @@ pub(crate) struct RequestTracker<H: ServeContext> {
     pub(crate) conn: Arc<ConnectionState>,
     /// What the extensions of each request get.
     pub(crate) info: Option<ConnectionInfo>,
+    /// What answers in place of the application, if the listener only redirects to https.
+    pub(crate) https_redirect: Option<Arc<HttpsRedirect>>,
+    /// The value of `Strict-Transport-Security` for responses without one; `None` without TLS.
+    pub(crate) hsts: Option<HeaderValue>,
 }
 
 /// A request in progress. Dropping this ends the request.
@@ -214,6 +220,29 @@ impl<H: ServeContext> TrackedRequest<H> {
 }
 
 impl<H: ServeContext> RequestTracker<H> {
+    /// Prepares for the requests of a connection.
+    pub(crate) fn new(
+        context: H::Ptr<H>,
+        conn: Arc<ConnectionState>,
+        info: Option<&ConnectionInfo>,
+    ) -> RequestTracker<H> {
+        let https_redirect = info.and_then(ConnectionInfo::https_redirect).map(Arc::clone);
+        if https_redirect.is_some() {
+            // The next worker may not have this listener any more, and would pass requests to the application.
+            conn.pin_to_worker();
+        }
+        let hsts = context.config().hsts.filter(|_| info.is_some_and(ConnectionInfo::is_tls));
+        let hsts = hsts.map(|hsts| hsts.header_value());
+        RequestTracker { context, conn, info: info.cloned(), https_redirect, hsts }
+    }
+
+    /// Adds `Strict-Transport-Security` to a response over TLS that has none.
+    pub(crate) fn add_hsts<B>(&self, response: &mut Response<B>) {
+        if let Some(hsts) = &self.hsts {
+            response.headers_mut().entry(STRICT_TRANSPORT_SECURITY).or_insert_with(|| hsts.clone());
+        }
+    }
+
     /// Creates the timeouts of `request`, if it has any, and puts its deadline into its extensions.
     fn create_exchange(
         &self,

@@ -183,11 +183,7 @@ where
         false => HyperIo::http1(stream, first, conn, meter, context.config(), info),
     };
     let lingering = hyper_io.lingering_slot();
-    let tracker = RequestTracker::<H> {
-        context: context.clone(),
-        conn: Arc::clone(handle.state()),
-        info: info.cloned(),
-    };
+    let tracker = RequestTracker::<H>::new(context.clone(), Arc::clone(handle.state()), info);
     let tracked = TrackedService { app: app.clone(), tracker: H::new_shared(tracker) };
     let service = service_fn(move |request| handle_request::<S, H>(&tracked, request));
     let io = TokioIo::new(hyper_io);
