@@ -68,7 +68,7 @@ impl ListenerName {
 
     /// Whether its connections speak TLS.
     pub(crate) fn is_tls(&self) -> bool {
-        self.is_tls
+        self.settings.is_tls
     }
 
     /// Whether connections have other local addresses than the socket: it listens on all addresses of the machine.
@@ -147,9 +147,9 @@ impl ListenerNames {
 
     /// Returns whether a connection that another process has accepted speaks TLS, as far as its local name shows it.
     pub(crate) fn is_tls_connection(&self, connection: impl AsFd) -> bool {
-        self.names.iter().any(|one| one.is_tls)
+        self.names.iter().any(|one| one.is_tls())
             && local_name(connection)
-                .is_ok_and(|local| self.find(&local).is_some_and(|one| one.is_tls))
+                .is_ok_and(|local| self.find(&local).is_some_and(|one| one.is_tls()))
     }
 
     /// Returns the socket that a connection with this local name came by, as far as its name shows it.

@@ -79,13 +79,14 @@ impl Config {
     }
 
     /// Whether connections are described: for the application, because proxies are trusted, for the client of requests with ids, or
-    /// because it depends on the listener what requests get.
+    /// because what requests get depends on their connection.
     pub(crate) fn wants_connection_info(&self) -> bool {
         self.gives_all_requests_info()
             || self.connection_info_path.is_some()
             || self.access_log != AccessLog::Off
             || self.request_id
             || self.has_https_redirect()
+            || self.hsts.is_some()
     }
 
     /// Whether a request for `path` gets its `ConnectionInfo`.
