@@ -7,12 +7,15 @@ use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
+use rustls::ClientConfig;
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::tls_client::TlsSession;
 use super::wait::DEADLINE;
 
 /// How long [`Client::read_within_10_seconds`] waits: longer than a busy machine needs, and shorter than the tests
@@ -57,6 +60,8 @@ pub struct Response {
 /// A connection to a server.
 pub struct Client {
     socket: Socket,
+    /// The TLS session, if the connection has one.
+    tls: Option<TlsSession>,
     /// Bytes that were read but not yet used.
     buffer: Vec<u8>,
 }
@@ -126,7 +131,33 @@ impl Client {
         if domain != Domain::UNIX {
             socket.set_tcp_nodelay(true)?;
         }
-        Ok(Client { socket, buffer: Vec::new() })
+        Ok(Client { socket, tls: None, buffer: Vec::new() })
+    }
+
+    /// Connects, and completes a TLS handshake with the server of this name.
+    pub fn connect_tls(
+        to: &Address,
+        config: &Arc<ClientConfig>,
+        name: &str,
+    ) -> Result<Client, Failure> {
+        let mut client = Client::connect(to)?;
+        client.tls = Some(TlsSession::connect(&client.socket, Arc::clone(config), name)?);
+        Ok(client)
+    }
+
+    /// Returns the TLS session of a client that has connected with TLS.
+    pub fn tls(&mut self) -> &mut TlsSession {
+        self.tls.as_mut().expect("a TLS connection")
+    }
+
+    /// Sends `close_notify`; responses can still be read.
+    pub fn send_close_notify(&mut self) {
+        self.tls.as_mut().expect("a TLS connection").send_close_notify(&self.socket);
+    }
+
+    /// Sends bytes as they are, below TLS.
+    pub fn send_raw(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
+        Ok(self.socket.write_all(bytes.as_ref())?)
     }
 
     /// Returns the client's own address of a TCP connection.
@@ -136,7 +167,10 @@ impl Client {
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
-        Ok(self.socket.write_all(bytes.as_ref())?)
+        match &mut self.tls {
+            Some(tls) => tls.send(&self.socket, bytes.as_ref()),
+            None => self.send_raw(bytes),
+        }
     }
 
     pub fn get(&mut self, path: &str) -> Result<Response, Failure> {
@@ -262,7 +296,10 @@ impl Client {
     /// Reads once into the buffer; returns `false` at the end of the connection.
     fn read_more(&mut self) -> Result<bool, Failure> {
         let mut piece = [0; 64 * 1024];
-        let n = self.socket.read(&mut piece)?;
+        let n = match &mut self.tls {
+            Some(tls) => tls.read(&self.socket, &mut piece)?,
+            None => self.socket.read(&mut piece)?,
+        };
         self.buffer.extend_from_slice(&piece[..n]);
         Ok(n > 0)
     }

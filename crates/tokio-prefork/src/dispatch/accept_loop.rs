@@ -207,7 +207,8 @@ impl AcceptLoop {
             was_full = true;
             self.queue.stop_waking();
             let refuse = || {
-                let (queue, is_http) = (&self.queue, self.starter.client_speaks_first());
+                let is_http = self.starter.client_speaks_first() && !self.listener_name.is_tls();
+                let queue = &self.queue;
                 full_worker::refuse_queued(&state, queue.socket(), queue.is_shared(), is_http);
             };
             full_worker::wait_until_freed(&state, freed, refuse).await;

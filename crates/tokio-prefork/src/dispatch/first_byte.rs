@@ -110,8 +110,8 @@ impl ConnectionStarter {
     /// Serves a connection that was in the kernel's queue for `waited`, unless that was too long. If its client is
     /// silent, it may be kept for [`ConnectionStarter::wait_for_first_byte`].
     pub(crate) fn start(&mut self, connection: NewConnection, waited: Option<Duration>) {
-        let connection =
-            queue_wait::check_queue_wait(&self.state, connection, waited, self.client_speaks_first);
+        let is_http = self.client_speaks_first;
+        let connection = queue_wait::check_queue_wait(&self.state, connection, waited, is_http);
         let Some(connection) = connection else { return };
         let accepted = self.register(connection, self.state.now_ms());
         if let Some(waited) = waited.filter(|_| self.state.observers.is_some()) {

@@ -34,7 +34,7 @@ pub(super) async fn wait_until_freed(
     }
 }
 
-/// Refuses the connections in the queue of `listener`. If `is_shared`, leaves them to another worker that is not full.
+/// Refuses the connections in the queue of `listener`, with a response if it `is_http` without TLS. If `is_shared`, leaves them to another worker that is not full.
 pub(super) fn refuse_queued(
     state: &LocalWorkerState,
     listener: impl AsFd,

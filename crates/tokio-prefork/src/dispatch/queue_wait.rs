@@ -102,7 +102,7 @@ fn is_too_long(waited: Duration, limit: Option<Duration>) -> bool {
 
 /// Counts the wait of a new connection, and rejects it if that was too long. Returns it if it is to be served.
 ///
-/// Only HTTP connections are rejected. Nothing may have been sent on the connection.
+/// Only HTTP connections are rejected; with TLS without a response, as there was no handshake yet. Nothing may have been sent on the connection.
 pub(crate) fn check_queue_wait(
     state: &Rc<LocalWorkerState>,
     connection: NewConnection,
@@ -116,7 +116,9 @@ pub(crate) fn check_queue_wait(
     }
     state.worker_page.connection_shed();
     state.queue_wait_rejections.record(waited);
-    reject(state, connection.fd);
+    if !connection.is_tls {
+        reject(state, connection.fd);
+    }
     None
 }
 

@@ -58,9 +58,9 @@ impl LazyStream {
 
     /// Wraps a TLS connection whose handshake is complete.
     #[cfg(feature = "tls")]
-    pub(crate) fn from_tls(stream: ServerTlsStream) -> LazyStream {
-        let is_unix = stream.get_ref().0.socket().is_unix();
-        LazyStream { is_unix, socket: Some(SocketState::Tls(Box::new(stream))) }
+    pub(crate) fn from_tls(stream: Box<ServerTlsStream>) -> LazyStream {
+        let is_unix = matches!(stream.get_ref().0.socket(), SocketStream::Unix(_));
+        LazyStream { is_unix, socket: Some(SocketState::Tls(stream)) }
     }
 
     /// Returns a stream without a socket, whose calls fail.
@@ -95,7 +95,7 @@ impl LazyStream {
     pub(crate) fn socket_fd(&self) -> io::Result<BorrowedFd<'_>> {
         match &self.socket {
             #[cfg(feature = "tls")]
-            Some(SocketState::Tls(stream)) => stream.get_ref().0.socket().socket_fd(),
+            Some(SocketState::Tls(stream)) => Ok(stream.get_ref().0.socket().as_fd()),
             Some(SocketState::Plain(fd)) => Ok(fd.as_fd()),
             Some(SocketState::Registered(stream)) => Ok(stream.as_fd()),
             Some(SocketState::Other(_)) | None => Err(not_connected()),

@@ -3,15 +3,21 @@
 use std::any::Any;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
 use super::accepted_stream::AcceptedStream;
+use super::connection_registry::{ConnectionEntry, ConnectionGuard};
 use super::http::serve_connection::wait_or_abort_task;
 use super::local_state::LocalWorkerState;
+#[cfg(feature = "tls")]
+use super::tls::{self, TlsConnection};
 use crate::client::ConnectionInfo;
+#[cfg(feature = "tls")]
+use crate::client::TlsInfo;
 use crate::dispatch::AcceptedConnection;
 use crate::scoreboard::{InFlightEntry, RequestRecorder};
 use crate::text::panic_text;
@@ -38,17 +44,64 @@ pub(crate) fn serve_raw_connection<H, C>(
     H: Fn(AcceptedStream) -> C + 'static,
     C: Future<Output = ()> + 'static,
 {
+    #[cfg(feature = "tls")]
+    if accepted.is_tls {
+        let (state, handler) = (Rc::clone(state), Rc::clone(handler));
+        tokio::task::spawn_local(async move {
+            serve_after_handshake(&state, &handler, accepted).await;
+        });
+        return;
+    }
     let AcceptedConnection { stream, first, info, entry, guard, .. } = accepted;
     let socket = match stream.into_stream() {
         Ok(socket) => socket,
         Err(e) => return log::warn!("{} cannot serve a connection: {e}", state.tag),
     };
+    let info = info.unwrap_or_else(|| describe_socket(state, &socket));
+    start_handler(state, handler, AcceptedStream::new(socket, first, info), entry, guard);
+}
+
+/// Starts the handler with the decrypted stream, after the TLS handshake.
+#[cfg(feature = "tls")]
+async fn serve_after_handshake<H, C>(
+    state: &Rc<LocalWorkerState>,
+    handler: &Rc<H>,
+    accepted: AcceptedConnection,
+) where
+    H: Fn(AcceptedStream) -> C + 'static,
+    C: Future<Output = ()> + 'static,
+{
+    let AcceptedConnection { stream, first, info, entry, guard, .. } = accepted;
+    let info = match (info, stream.socket_fd()) {
+        (Some(info), _) => info,
+        (None, Ok(socket)) => describe_socket(state, socket),
+        (None, Err(_)) => return,
+    };
+    let accepting = Box::pin(tls::accept(&**state, &*entry, stream, first, Some(&info)));
+    if let Some(TlsConnection { stream, facts, .. }) = accepting.await {
+        let info = info.with_tls(TlsInfo::new(facts));
+        start_handler(state, handler, AcceptedStream::from_tls(stream, info), entry, guard);
+    }
+}
+
+fn describe_socket(state: &LocalWorkerState, socket: impl AsFd) -> ConnectionInfo {
     let (listeners, trusted) = (&state.listener_names, &state.config.trusted_proxies);
-    let info = info.unwrap_or_else(|| ConnectionInfo::of_socket(&socket, listeners, trusted));
+    ConnectionInfo::of_socket(socket, listeners, trusted)
+}
+
+fn start_handler<H, C>(
+    state: &Rc<LocalWorkerState>,
+    handler: &Rc<H>,
+    stream: AcceptedStream,
+    entry: Rc<ConnectionEntry>,
+    guard: ConnectionGuard,
+) where
+    H: Fn(AcceptedStream) -> C + 'static,
+    C: Future<Output = ()> + 'static,
+{
     // Only the application knows when such a connection is idle, so only the drain deadline closes it.
     entry.conn.begin_request(state.now_ms());
-    let tracked = TrackedConnection::begin(state, &info);
-    let stream = AcceptedStream::new(socket, first, info);
+    let tracked = TrackedConnection::begin(state, stream.connection_info());
     let handler = Rc::clone(handler);
     let task = tokio::task::spawn_local(tracked.run(async move { handler(stream).await }));
     tokio::task::spawn_local(wait_or_abort_task(entry, guard, task));

@@ -176,6 +176,7 @@ impl ConnectionReceiver {
     fn refuse_queued(&self) {
         let is_http = self.starter.client_speaks_first();
         for listener in &self.listeners {
+            let is_http = is_http && !self.state.listener_names.name_of(listener).is_tls();
             full_worker::refuse_queued(&self.state, listener, true, is_http);
         }
     }

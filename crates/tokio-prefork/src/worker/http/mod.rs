@@ -15,3 +15,4 @@ pub(crate) mod serve_connection;
 pub(crate) mod serve_context;
 mod serve_http;
 pub(crate) mod timeouts;
+mod tls_hint;

@@ -23,9 +23,13 @@ use super::connection_state::{CloseRequest, ConnectionPhase, ConnectionState};
 use super::handle_request::{ResponseFuture, TrackedBody, TrackedService, handle_request};
 use super::http2::stream_executor::{Http2ServerConnExec, Http2StreamExecutor};
 use super::hyper_io::{HyperIo, LingeringSocket, LingeringSocketSlot, close_with_linger};
+use super::request_boundary::RequestRejection;
 use super::request_tracking::RequestTracker;
 use super::serve_context::{ConnectionHandle, ServeContext};
+use super::tls_hint;
 use crate::client::ConnectionInfo;
+#[cfg(feature = "tls")]
+use crate::client::TlsInfo;
 use crate::config::Config;
 use crate::dispatch::AcceptedConnection;
 use crate::error::BoxError;
@@ -35,7 +39,7 @@ use crate::worker::handover::{self, HandoverOutcome};
 use crate::worker::lazy_stream::LazyStream;
 use crate::worker::local_state::LocalWorkerState;
 #[cfg(feature = "tls")]
-use crate::worker::tls;
+use crate::worker::tls::{self, TlsConnection};
 use prefork_os::system::monotonic_ns;
 
 /// The HTTP/2 connection preface (RFC 9113, section 3.4).
@@ -109,7 +113,11 @@ pub(crate) async fn begin_http<H: ServeContext, W: ConnectionHandle>(
         handle.state().pin_to_worker();
         let HttpTransport { stream, first, .. } = transport;
         // Boxed, because a handshake needs memory that most of the life of a connection does not.
-        return Box::pin(tls::accept(context, handle, stream, first, info)).await;
+        let accepting = Box::pin(tls::accept(context, handle, stream, first, info.as_ref()));
+        let TlsConnection { stream, is_http2, facts } = accepting.await?;
+        let info = info.map(|info| info.with_tls(TlsInfo::new(facts)));
+        let (stream, first) = (LazyStream::from_tls(stream), Bytes::new());
+        return Some((HttpTransport { stream, first, is_http2 }, info));
     }
     debug_assert!(!is_tls);
     if is_http2_enabled(context.config()) {
@@ -382,6 +390,9 @@ async fn send_rest_and_linger(
     let LingeringSocket { mut stream, mut unsent, refused_line } = socket;
     if let Some(rejection) = conn.rejected_head() {
         log::debug!("{} rejected a request: {}", context.tag(), rejection.reason());
+        if rejection == RequestRejection::TlsRecord {
+            tls_hint::log_tls_on_plain_port(context, info);
+        }
         report_refused(context, rejection.status().as_u16(), &refused_line, info);
         unsent.extend_from_slice(&rejection.response());
     }

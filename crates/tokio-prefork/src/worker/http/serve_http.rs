@@ -142,9 +142,9 @@ impl HttpStream {
         let any: &mut dyn Any = &mut io;
         let accepted = any.downcast_mut::<Option<AcceptedStream>>().and_then(Option::take);
         if let Some(accepted) = accepted {
-            let (socket, first, own_info) = accepted.into_socket();
-            let (stream, info) = (LazyStream::from_socket(socket), info.unwrap_or(own_info));
-            return HttpStream { stream, first, info: Some(info), is_nested };
+            let (stream, first, own_info) = accepted.into_stream();
+            let info = Some(info.unwrap_or(own_info));
+            return HttpStream { stream, first, info, is_nested };
         }
         let stream = io.map_or_else(LazyStream::closed, LazyStream::from_stream);
         HttpStream { stream, first: Bytes::new(), info, is_nested }

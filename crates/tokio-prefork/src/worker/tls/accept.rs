@@ -21,14 +21,13 @@ use rustls::{
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio_rustls::TlsAcceptor;
 
-use super::plain_http;
 use super::tls_socket::TlsSocket;
-use crate::client::{ConnectionInfo, TlsFacts, TlsInfo};
+use super::{ServerTlsStream, plain_http};
+use crate::client::{ConnectionInfo, TlsFacts};
 use crate::scoreboard::RequestRecorder;
 use crate::status::TlsHandshakeResult;
 use crate::worker::http::connection_state::{CloseRequest, ConnectionPhase};
 use crate::worker::http::hyper_io::close_with_linger;
-use crate::worker::http::serve_connection::HttpTransport;
 use crate::worker::http::serve_context::{ConnectionHandle, ServeContext};
 use crate::worker::lazy_stream::LazyStream;
 
@@ -41,15 +40,22 @@ const FAILURE_LINGER_TIME: Duration = Duration::from_secs(1);
 /// How many bytes of the ClientHello to read at first.
 const FIRST_READ_SIZE: usize = 4096;
 
-/// Performs the handshake. Returns what to serve HTTP on and what the handshake has agreed on, or `None` if it has failed and the
-/// connection is closed.
+/// A TLS connection whose handshake is complete.
+pub(crate) struct TlsConnection {
+    pub(crate) stream: Box<ServerTlsStream>,
+    /// Whether client and server have agreed on HTTP/2.
+    pub(crate) is_http2: bool,
+    pub(crate) facts: TlsFacts,
+}
+
+/// Performs the handshake. Returns `None` if it has failed, and the connection is closed.
 pub(crate) async fn accept<H: ServeContext, W: ConnectionHandle>(
     context: &H,
     handle: &W,
     mut stream: LazyStream,
     mut first: Bytes,
-    info: Option<ConnectionInfo>,
-) -> Option<(HttpTransport, Option<ConnectionInfo>)> {
+    info: Option<&ConnectionInfo>,
+) -> Option<TlsConnection> {
     context.worker_page().tls_handshake_begun();
     let ended = |result| context.worker_page().tls_handshake_ended(result);
     let Some(config) = context.tls_config() else {
@@ -75,11 +81,19 @@ pub(crate) async fn accept<H: ServeContext, W: ConnectionHandle>(
     handle.state().record_handshake_bytes();
     let first_byte = first[0];
     if plain_http::may_be_request(first_byte) {
-        let result = plain_http::answer(context, handle, stream, first, info.as_ref()).await;
+        let result = plain_http::answer(context, handle, stream, first, info).await;
         ended(result);
         return None;
     }
-    let accepting = TlsAcceptor::from(Arc::clone(config)).accept(TlsSocket::new(stream, first));
+    let socket = match stream.into_stream() {
+        Ok(socket) => TlsSocket::new(socket, first),
+        Err(e) => {
+            log::warn!("{} closed a connection: cannot register it with epoll: {e}", context.tag());
+            ended(TlsHandshakeResult::Protocol);
+            return None;
+        }
+    };
+    let accepting = TlsAcceptor::from(Arc::clone(config)).accept(socket);
     let accepting = until_close_request(handle, CloseRequest::Now, accepting.into_fallible());
     let result = match accepting.await {
         Ok(Ok(stream)) => {
@@ -91,19 +105,17 @@ pub(crate) async fn accept<H: ServeContext, W: ConnectionHandle>(
                 true => TlsHandshakeResult::Resumed,
                 false => TlsHandshakeResult::Full,
             });
-            let info = info.map(|info| info.with_tls(TlsInfo::new(facts)));
-            let stream = LazyStream::from_tls(stream);
-            return Some((HttpTransport { stream, first: Bytes::new(), is_http2 }, info));
+            return Some(TlsConnection { stream: Box::new(stream), is_http2, facts });
         }
         Ok(Err((error, socket))) => {
             let result = classify_error(&error, first_byte);
-            log_failure(context, result, &error, info.as_ref());
-            linger(handle, socket.into_socket()).await;
+            log_failure(context, result, &error, info);
+            linger(handle, LazyStream::from_socket(socket.into_socket())).await;
             result
         }
         Err(CloseRequested) => {
             let result = closed_by_worker(handle);
-            log_failure(context, result, &"the worker has closed it", info.as_ref());
+            log_failure(context, result, &"the worker has closed it", info);
             result
         }
     };

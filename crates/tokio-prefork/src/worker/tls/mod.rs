@@ -9,7 +9,7 @@ mod accept;
 mod plain_http;
 mod tls_socket;
 
-pub(crate) use accept::accept;
+pub(crate) use accept::{TlsConnection, accept};
 use tls_socket::TlsSocket;
 
 /// A TLS connection after its handshake.

@@ -10,11 +10,12 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::worker::lazy_stream::LazyStream;
+use crate::worker::socket_stream::SocketStream;
 
 /// The socket under a TLS connection.
+#[derive(Debug)]
 pub(crate) struct TlsSocket {
-    socket: LazyStream,
+    socket: SocketStream,
     /// Bytes that were read from the socket before: they come first.
     unread: Bytes,
     received: RecordPosition,
@@ -23,15 +24,15 @@ pub(crate) struct TlsSocket {
 }
 
 impl TlsSocket {
-    pub(crate) fn new(socket: LazyStream, unread: Bytes) -> TlsSocket {
+    pub(crate) fn new(socket: SocketStream, unread: Bytes) -> TlsSocket {
         TlsSocket { socket, unread, received: RecordPosition::default(), sent: 0 }
     }
 
-    pub(crate) fn socket(&self) -> &LazyStream {
+    pub(crate) fn socket(&self) -> &SocketStream {
         &self.socket
     }
 
-    pub(crate) fn into_socket(self) -> LazyStream {
+    pub(crate) fn into_socket(self) -> SocketStream {
         self.socket
     }
 

@@ -32,10 +32,11 @@ pub(crate) enum RequestRejection {
     ChunkTooLong,
     Trailer,
     TrailersTooLarge,
+    TlsRecord,
 }
 
 impl RequestRejection {
-    const ALL: [RequestRejection; 24] = [
+    const ALL: [RequestRejection; 25] = [
         RequestRejection::RequestLine,
         RequestRejection::Method,
         RequestRejection::Target,
@@ -60,6 +61,7 @@ impl RequestRejection {
         RequestRejection::ChunkTooLong,
         RequestRejection::Trailer,
         RequestRejection::TrailersTooLarge,
+        RequestRejection::TlsRecord,
     ];
 
     /// Returns the rejection stored as `number`, or `None` for 0.
@@ -109,6 +111,7 @@ impl RequestRejection {
             RequestRejection::ChunkTooLong => "a chunk is longer than its size",
             RequestRejection::Trailer => "malformed trailer section",
             RequestRejection::TrailersTooLarge => "the trailer section is too large",
+            RequestRejection::TlsRecord => "this port speaks plain HTTP, not TLS",
         }
     }
 

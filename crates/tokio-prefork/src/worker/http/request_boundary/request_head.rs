@@ -92,6 +92,8 @@ impl RequestHeadParser {
                     .map(ParsedLine::complete_or_partial);
             }
             (_, [b'\r' | b'\n', ..]) => return Err(RequestRejection::RequestLine),
+            // A TLS handshake (RFC 8446, section 5.1).
+            ([], [22, ..]) => return Err(RequestRejection::TlsRecord),
             // PRI is the method of the HTTP/2 preface, not of a request.
             (b"" | b"PRI", _) => return Err(RequestRejection::Method),
             (method, [b' ', target @ ..]) => (method, target),
