@@ -119,6 +119,7 @@ mod test_cluster;
 mod test_script;
 mod tidy;
 mod timeouts;
+mod tls_certificates;
 mod upgrade;
 mod websocket_passing;
 mod worker_handle;

@@ -17,6 +17,7 @@ pub mod process;
 pub mod server;
 pub mod service_manager;
 pub mod source_code;
+pub mod tls;
 pub mod tls_client;
 pub mod wait;
 pub mod websocket;

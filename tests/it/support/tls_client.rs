@@ -38,6 +38,11 @@ impl TlsSession {
         &self.0
     }
 
+    /// Returns the server's own certificate in DER.
+    pub fn server_certificate(&self) -> &[u8] {
+        self.0.peer_certificates().and_then(<[_]>::first).expect("a certificate")
+    }
+
     pub fn session_mut(&mut self) -> &mut ClientConnection {
         &mut self.0
     }
