@@ -5,25 +5,28 @@
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use prefork_bench::load::unverified_stream;
 
 use crate::settings::{FlagValues, PROGRAM};
 use prefork_os::unix_path::with_unix_addr;
 use tokio_prefork::cli::parse_duration;
 use tokio_prefork::text::HumanDuration;
 use tokio_prefork::text::printable;
+use tokio_prefork::{BindAddr, ListenAddr, UnixAddr};
 use tokio_prefork::{Error, Result, exit};
-use tokio_prefork::{ListenAddr, UnixAddr};
 
 const HELP: &str = "\
-ADDRESS is HOST:PORT, :PORT or unix:PATH. The default is the first listening address that the environment or the \
-configuration file sets (PREFORK_BIND, PORT, PREFORK_CONFIG); with --admin, the admin listener (PREFORK_ADMIN).
+ADDRESS is HOST:PORT, :PORT or unix:PATH; https://HOST:PORT and unix:PATH?tls=on speak TLS. The default is the first listening \
+address that the environment or the configuration file sets (PREFORK_BIND, PORT, PREFORK_CONFIG), with TLS if it speaks TLS \
+(PREFORK_TLS_CERT); with --admin, the admin listener (PREFORK_ADMIN). The certificate is not verified. Where clients need a \
+certificate, ask the admin listener or an address without TLS.
 
 Exit status: 0 the response has a status of 200 to 299, 1 it has another status, 69 there was no response in time.
 
@@ -42,7 +45,7 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Arguments of `prefork health`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct HealthCall {
-    address: Option<ListenAddr>,
+    address: Option<BindAddr>,
     /// Whether the default address is that of the admin listener.
     admin: bool,
     path: String,
@@ -51,7 +54,7 @@ pub(crate) struct HealthCall {
 
 /// Returns the definition of the verb `health`.
 pub(crate) fn health_command() -> Command {
-    let address = Arg::new("address").value_name("ADDRESS").value_parser(value_parser!(ListenAddr));
+    let address = Arg::new("address").value_name("ADDRESS").value_parser(value_parser!(BindAddr));
     let path = Arg::new("path").long("path").value_name("PATH").default_value("/readyz");
     let timeout = Arg::new("timeout").long("timeout").value_name("DURATION").default_value("2s");
     Command::new("health")
@@ -71,7 +74,7 @@ pub(crate) fn health_command() -> Command {
 /// Reads the arguments of `health`.
 pub(crate) fn parse_health(matches: &ArgMatches) -> Option<HealthCall> {
     Some(HealthCall {
-        address: matches.get_one::<ListenAddr>("address").cloned(),
+        address: matches.get_one::<BindAddr>("address").cloned(),
         admin: matches.get_flag("admin"),
         path: matches.get_one::<String>("path")?.clone(),
         timeout: *matches.get_one("timeout")?,
@@ -80,31 +83,27 @@ pub(crate) fn parse_health(matches: &ArgMatches) -> Option<HealthCall> {
 
 /// Sends the request. A status other than 200 to 299 is an error.
 pub(crate) fn run_health(call: HealthCall) -> Result<ExitCode> {
-    let configured = || {
-        let settings = FlagValues::default().sources(PROGRAM).resolve()?;
-        let config = settings.config();
-        let first = if call.admin { config.admin() } else { config.bind().first() };
-        let missing = "no address of a server is configured: give ADDRESS";
-        first.cloned().ok_or_else(|| Error::config(missing))
+    let (address, uses_tls) = match call.address {
+        Some(BindAddr { addr, tls, .. }) => (addr, tls == Some(true)),
+        None => configured_address(call.admin)?,
     };
-    let address = call.address.map_or_else(configured, Ok)?;
     if call.path.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(Error::config(
             "--path contains white space or a control character: percent-encode it",
         ));
     }
     let timeout = call.timeout.clamp(Duration::from_millis(1), MAX_TIMEOUT);
-    let line =
-        request_status_line(&address, &call.path, Instant::now() + timeout).map_err(|e| match e
-            .kind()
-        {
+    let deadline = Instant::now() + timeout;
+    let line = request_status_line(&address, uses_tls, &call.path, deadline).map_err(|e| {
+        match e.kind() {
             // A timeout set as a socket option is reported as `WouldBlock`.
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
                 let why = format!("no response within {}", HumanDuration(timeout));
                 Error::target(&address, io::Error::new(io::ErrorKind::TimedOut, why))
             }
             _ => Error::target(&address, e),
-        })?;
+        }
+    })?;
     match parse_status(&line) {
         Some(200..=299) => Ok(ExitCode::from(exit::OK)),
         Some(code) => {
@@ -114,28 +113,74 @@ pub(crate) fn run_health(call: HealthCall) -> Result<ExitCode> {
     }
 }
 
+/// Returns the first configured address, or that of the admin listener, and whether it speaks TLS.
+fn configured_address(admin: bool) -> Result<(ListenAddr, bool)> {
+    let settings = FlagValues::default().sources(PROGRAM).resolve()?;
+    let config = settings.config();
+    let first = if admin { config.admin() } else { config.bind().first() };
+    let missing = "no address of a server is configured: give ADDRESS";
+    let address = first.cloned().ok_or_else(|| Error::config(missing))?;
+    let is_unix = matches!(address, ListenAddr::Unix(_));
+    let uses_tls = !admin && config.speaks_tls_at(&address, is_unix);
+    Ok((address, uses_tls))
+}
+
 /// Sends a GET request and returns the first line of the response.
-fn request_status_line(address: &ListenAddr, path: &str, deadline: Instant) -> io::Result<String> {
-    match address {
+fn request_status_line(
+    address: &ListenAddr,
+    uses_tls: bool,
+    path: &str,
+    deadline: Instant,
+) -> io::Result<String> {
+    let socket: Socket = match address {
         ListenAddr::Tcp(addr) => {
-            let stream =
-                TcpStream::connect_timeout(&connectable_addr(*addr), time_remaining(deadline)?)?;
-            send_request(&stream, path, deadline)
+            TcpStream::connect_timeout(&connectable_addr(*addr), time_remaining(deadline)?)?.into()
         }
-        ListenAddr::Host(host) => {
-            let addrs = (host.name.as_str(), host.port).to_socket_addrs()?;
-            let mut last_error = io::Error::other("the host name has no address");
-            for addr in addrs {
-                match TcpStream::connect_timeout(&addr, time_remaining(deadline)?) {
-                    Ok(stream) => return send_request(&stream, path, deadline),
-                    Err(e) => last_error = e,
-                }
-            }
-            Err(last_error)
-        }
-        ListenAddr::Unix(unix) => send_request(&connect_unix(unix, deadline)?, path, deadline),
+        ListenAddr::Host(host) => connect_host(&host.name, host.port, deadline)?.into(),
+        ListenAddr::Unix(unix) => connect_unix(unix, deadline)?,
         // `Fd`, and variants added later.
-        _ => Err(io::Error::other("cannot connect to a file descriptor: give ADDRESS")),
+        _ => return Err(io::Error::other("cannot connect to a file descriptor: give ADDRESS")),
+    };
+    let stream = DeadlineStream { socket, deadline };
+    match uses_tls {
+        false => send_request(stream, path),
+        true => send_request(unverified_stream(stream).map_err(io::Error::other)?, path),
+    }
+}
+
+/// Connects to the first address of a host that accepts.
+fn connect_host(name: &str, port: u16, deadline: Instant) -> io::Result<TcpStream> {
+    let mut last_error = io::Error::other("the host name has no address");
+    for addr in (name, port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&addr, time_remaining(deadline)?) {
+            Ok(stream) => return Ok(stream),
+            Err(e) => last_error = e,
+        }
+    }
+    Err(last_error)
+}
+
+/// A socket whose reads and writes end at a deadline, all together.
+struct DeadlineStream {
+    socket: Socket,
+    deadline: Instant,
+}
+
+impl Read for DeadlineStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.socket.set_read_timeout(Some(time_remaining(self.deadline)?))?;
+        self.socket.read(buffer)
+    }
+}
+
+impl Write for DeadlineStream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.socket.set_write_timeout(Some(time_remaining(self.deadline)?))?;
+        self.socket.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.socket.flush()
     }
 }
 
@@ -157,18 +202,12 @@ fn connect_unix(unix: &UnixAddr, deadline: Instant) -> io::Result<Socket> {
     }
 }
 
-fn send_request<S: AsFd>(stream: &S, path: &str, deadline: Instant) -> io::Result<String>
-where
-    for<'a> &'a S: Read + Write,
-{
-    let (socket, mut stream) = (SockRef::from(stream), stream);
-    socket.set_write_timeout(Some(time_remaining(deadline)?))?;
+fn send_request(mut stream: impl Read + Write, path: &str) -> io::Result<String> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut line = Vec::new();
     let mut chunk = [0; MAX_STATUS_LINE];
     while !line.contains(&b'\n') && line.len() < MAX_STATUS_LINE {
-        socket.set_read_timeout(Some(time_remaining(deadline)?))?;
         match stream.read(&mut chunk)? {
             0 => break,
             n => line.extend_from_slice(&chunk[..n]),
@@ -227,7 +266,7 @@ mod tests {
     fn arguments_are_parsed() {
         let matches = health_command().get_matches_from(["health", ":80", "--timeout", "1s"]);
         let call = parse_health(&matches).expect("call");
-        let address = Some(":80".parse().expect("address"));
+        let address = Some(":80".parse::<BindAddr>().expect("address"));
         let timeout = Duration::from_secs(1);
         assert_eq!(
             call,

@@ -39,7 +39,7 @@ pub use plan::LoadPlan;
 pub use report::LatencySummary;
 pub use report::{LoadReport, MedianRange};
 pub use target_url::TargetUrl;
-pub use tls::{TlsOptions, TlsVersions};
+pub use tls::{TlsOptions, TlsVersions, unverified_stream};
 
 use crate::chaos::{ChaosTarget, FaultInjector, InjectedFaults};
 use counters::LoadCounters;

@@ -10,7 +10,7 @@ use crate::tls::{TlsCertificates, WorkerTls};
 impl Config {
     /// Returns whether connections of a listener at `addr`, as it was written, speak TLS. A descriptor (`fd://3`) does not tell by its
     /// address whether it is a Unix socket.
-    pub(crate) fn speaks_tls_at(&self, addr: &ListenAddr, is_unix: bool) -> bool {
+    pub fn speaks_tls_at(&self, addr: &ListenAddr, is_unix: bool) -> bool {
         let by_default = !self.tls_cert.is_empty() && !is_unix;
         self.bind_options_at(addr).tls.unwrap_or(by_default)
     }

@@ -7,6 +7,7 @@ mod session_store;
 mod tls_stream;
 mod verification;
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -84,6 +85,21 @@ impl TlsClient {
         };
         TlsClient { config: Arc::new(config), ..self.clone() }
     }
+}
+
+/// Starts TLS on a blocking stream, and accepts any certificate: for a client that asks its own machine.
+///
+/// # Errors
+/// rustls cannot be set up.
+pub fn unverified_stream<S: Read + Write>(
+    stream: S,
+) -> Result<rustls::StreamOwned<rustls::ClientConnection, S>> {
+    let options = TlsOptions { insecure: true, ..TlsOptions::default() };
+    let TlsClient { config, server_name, .. } =
+        TlsClient::from_options(&options, "localhost", false)?;
+    let session = rustls::ClientConnection::new(config, server_name)
+        .map_err(|e| Error::config(format!("cannot set up TLS: {e}")))?;
+    Ok(rustls::StreamOwned::new(session, stream))
 }
 
 /// Returns the algorithms of aws-lc-rs, or those of them that the options name.
