@@ -25,6 +25,7 @@ pub mod process;
 pub mod process_entry;
 pub mod process_group;
 pub mod resource_limits;
+pub mod secret_pages;
 pub mod shared_listener;
 pub mod shared_memory;
 pub mod shared_segment;

@@ -108,7 +108,8 @@ pub fn map_inherited_pages(memory: &OwnedFd) -> io::Result<ReadOnlyPages> {
     Ok(ReadOnlyPages { base: map_pages(memory, count, ProtFlags::PROT_READ)?, count })
 }
 
-fn map_pages(
+/// Maps the first `count` pages of `memory`, which must be at least that long.
+pub(crate) fn map_pages(
     memory: &OwnedFd,
     count: usize,
     protection: ProtFlags,
@@ -123,6 +124,17 @@ fn map_pages(
 }
 
 impl ReadOnlyPages {
+    /// Wraps a mapping of [`map_pages`], which nothing else may unmap.
+    pub(crate) fn new(base: NonNull<SharedPage>, count: usize) -> ReadOnlyPages {
+        ReadOnlyPages { base, count }
+    }
+
+    /// Unmaps all pages. The caller must be the only one that has this value, and must not have used [`ReadOnlyPages::page`].
+    pub(crate) fn unmap_all(self) -> io::Result<()> {
+        // SAFETY: exactly the mapping that `map_pages` returned, to which there is no reference, as the caller has made none.
+        Ok(unsafe { munmap(self.base.cast(), self.count * SHARED_PAGE_BYTES) }?)
+    }
+
     /// Returns the number of pages.
     pub fn count(&self) -> usize {
         self.count
@@ -141,6 +153,11 @@ impl ReadOnlyPages {
 }
 
 impl WritablePages {
+    /// Wraps a mapping of [`map_pages`] for writing, which nothing else may unmap.
+    pub(crate) fn new(base: NonNull<SharedPage>, count: usize) -> WritablePages {
+        WritablePages { base, count }
+    }
+
     /// Returns page `index` for writing.
     ///
     /// # Panics

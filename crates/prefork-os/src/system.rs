@@ -26,6 +26,15 @@ pub fn monotonic_ns() -> u64 {
     }
 }
 
+/// Returns the seconds since the machine started, including those in which it was suspended. All processes of the machine
+/// see the same clock, and setting the wall clock does not change it.
+pub fn seconds_since_boot() -> u64 {
+    match nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME) {
+        Ok(now) => u64::try_from(now.tv_sec()).unwrap_or(0),
+        Err(_) => 0,
+    }
+}
+
 /// Returns the CPU time that all threads of this process have used, in microseconds.
 pub fn process_cpu_time_us() -> u64 {
     match nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID) {

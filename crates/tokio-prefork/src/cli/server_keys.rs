@@ -181,6 +181,12 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
         "PEM file with the private key of each tls-cert, in the same order; by default in the same file (may be repeated)",
     ),
     Key::new(
+        "tls-ticket-lifetime",
+        heading::TLS,
+        Field::OptionalDuration(|c| &mut c.tls_ticket_lifetime),
+        "How long a client may resume its TLS session, with any worker, or off",
+    ),
+    Key::new(
         "core-dumps",
         heading::TLS,
         Field::Switch(|c| &mut c.core_dumps),

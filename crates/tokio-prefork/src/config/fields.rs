@@ -314,6 +314,10 @@ config_fields! {
     /// Files with the private keys in PEM, one for each of `tls_cert` in the same order. Read by the primary, before workers change
     /// their user. None: the keys are in the files of `tls_cert`. Default: none.
     tls_key: Vec<PathBuf> as &[PathBuf] = Vec::new();
+    /// How long a client may resume its TLS session, with any worker, which saves both sides the costly part of a handshake: the
+    /// lifetime of a session ticket. The keys of tickets are replaced as often, and deleted after twice the time. In whole seconds.
+    /// `None`: sessions are not resumed. Default: 12 h.
+    tls_ticket_lifetime: Option<Duration>, from Option<Duration> = Some(Duration::from_secs(12 * 60 * 60)), in Duration::from_secs(1)..=MAX_DURATION;
     /// Whether workers may write core dumps although they serve TLS: a dump holds the private keys. Without TLS, dumps are not
     /// changed. Default: false.
     core_dumps: bool = false;

@@ -1,11 +1,15 @@
 //! The keys of TLS: which addresses speak it, and the reading of its files.
 
+#[cfg(feature = "tls")]
+use std::sync::Arc;
+use std::time::Duration;
+
 use super::Config;
 use crate::error::{Error, Result};
 use crate::listener::{BindAddr, ListenAddr};
 #[cfg(feature = "tls")]
-use crate::tls::{AlpnProtocols, TlsOptions};
-use crate::tls::{TlsCertificates, WorkerTls};
+use crate::tls::{AlpnProtocols, SessionTickets, TlsOptions};
+use crate::tls::{TicketKeyReader, TlsCertificates, WorkerTls};
 
 impl Config {
     /// Returns whether connections of a listener at `addr`, as it was written, speak TLS. A descriptor (`fd://3`) does not tell by its
@@ -35,23 +39,35 @@ impl Config {
         self.tls_certificates = TlsCertificates::unavailable(why);
     }
 
+    /// Returns how long a session can be resumed. `None` without TLS, or if sessions are not resumed.
+    pub(crate) fn ticket_lifetime(&self) -> Option<Duration> {
+        self.tls_ticket_lifetime.filter(|_| !self.tls_cert.is_empty())
+    }
+
     /// Makes what a worker of this configuration speaks TLS with, after its fork. `is_raw` if it serves another protocol than HTTP.
     ///
     /// # Errors
     /// The certificates could not be read.
     #[cfg(feature = "tls")]
-    pub(crate) fn make_worker_tls(&self, is_raw: bool) -> Result<WorkerTls> {
+    pub(crate) fn make_worker_tls(
+        &self,
+        is_raw: bool,
+        ticket_keys: Option<TicketKeyReader>,
+    ) -> Result<WorkerTls> {
         let alpn = match self.http2 {
             _ if is_raw => AlpnProtocols::Ignored,
             true => AlpnProtocols::Http2,
             false => AlpnProtocols::Http1,
         };
-        self.tls_certificates.make_worker_tls(TlsOptions::new(alpn))
+        let tickets = ticket_keys.zip(self.ticket_lifetime());
+        let tickets = tickets.map(|(keys, lifetime)| SessionTickets::new(keys, lifetime, b""));
+        let options = TlsOptions { tickets: tickets.map(Arc::new), ..TlsOptions::new(alpn) };
+        self.tls_certificates.make_worker_tls(options)
     }
 
     /// Returns no TLS, without the feature `tls`.
     #[cfg(not(feature = "tls"))]
-    pub(crate) fn make_worker_tls(&self, _: bool) -> Result<WorkerTls> {
+    pub(crate) fn make_worker_tls(&self, _: bool, _: Option<TicketKeyReader>) -> Result<WorkerTls> {
         Ok(WorkerTls::default())
     }
 

@@ -175,6 +175,28 @@ impl EventLog {
         )));
     }
 
+    #[cfg(feature = "tls")]
+    pub(super) fn log_ticket_keys_lost(&mut self, reason: &dyn Display) {
+        self.write_line(warn_line(format!(
+            "cannot take over the keys of session tickets ({reason}): TLS clients make a full handshake once"
+        )));
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn log_unlocked_ticket_keys(&mut self, reason: &dyn Display) {
+        self.write_line(warn_line(format!(
+            "keys of session tickets cannot be locked in memory and may be swapped out: {reason}; raise the limit (LimitMEMLOCK=, \
+             ulimit -l)"
+        )));
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn log_ticket_key_rotation_error(&mut self, reason: &dyn Display) {
+        self.write_line(error_line(format!(
+            "cannot rotate the keys of session tickets: {reason}; trying again later"
+        )));
+    }
+
     pub(super) fn log_listening(&mut self, local: &str) {
         self.write_line(info_line(format!("listening on {local} too")));
     }

@@ -199,6 +199,10 @@ impl Primary {
                 .unwrap_or_else(|e| super::event_log::log_title_error(&e));
         }
         let message_limits = self.messages.primary_end.limits();
+        let ticket_keys = match tag.slot.is_web() {
+            true => self.ticket_keys.take_for_worker()?,
+            false => None,
+        };
         self.close_primary_state();
         // Variables of the service manager can only be there if a hook of the application has set them.
         prefork_os::process::remove_env_vars(is_variable_of_primary)?;
@@ -221,7 +225,7 @@ impl Primary {
         let listeners = self.listeners.take_for_worker(bind, tag.slot, per_slot);
         let access_log = self.access_log.take_for_worker(tag.generation);
         let tls = match tag.slot.is_web() {
-            true => config.make_worker_tls(self.listeners.serves_raw_connections())?,
+            true => config.make_worker_tls(self.listeners.serves_raw_connections(), ticket_keys)?,
             false => WorkerTls::default(),
         };
         forked.limits.apply(forked.primary_pid)?;
@@ -251,6 +255,7 @@ impl Primary {
         self.pid_file.close_in_worker();
         self.control.close_in_worker();
         self.admin.close_in_worker();
+        self.ticket_keys.close_in_worker();
         self.service_manager = None;
         self.handover = HandoverRelay::default();
         self.round_robin = RoundRobinAcceptor::default();

@@ -32,6 +32,8 @@ mod slot_sockets;
 #[cfg_attr(not(feature = "stack-traces"), path = "stack_captures_off.rs")]
 mod stack_captures;
 mod supervision_counters;
+#[cfg_attr(not(feature = "tls"), path = "ticket_keys_off.rs")]
+mod ticket_keys;
 mod timers;
 mod upgrade;
 mod upgrade_check;
@@ -79,6 +81,7 @@ use reload_config::ConfigStore;
 pub(crate) use reload_config::ReadConfig;
 use signals::PrimarySignals;
 use stack_captures::StackCaptures;
+use ticket_keys::TicketKeys;
 pub use timers::TimerId;
 use upgrade::UpgradeState;
 pub(crate) use upgrade_check::check_worker_boots;
@@ -155,6 +158,7 @@ pub(crate) struct Primary {
     event_log: EventLog,
     log_file: LogFileSwitch,
     access_log: AccessLogSwitch,
+    ticket_keys: TicketKeys,
     started: Instant,
 }
 
@@ -198,6 +202,9 @@ impl Primary {
         let locals = listeners.bound_addr_texts();
         event_log.log_primary_started(inherited_workers, wanted_workers, &config, &locals);
         admin.bound_addr_texts().iter().for_each(|local| event_log.log_admin_listening(local));
+        let passed_keys = manifest.as_ref().and_then(|manifest| manifest.ticket_keys_fd);
+        let mut ticket_keys = TicketKeys::inherit(passed_keys, &mut event_log);
+        ticket_keys.prepare(config.ticket_lifetime(), &mut event_log)?;
         let control = match &mut manifest {
             None => ControlEndpoint::open_socket(&config.control, &mut event_log)?,
             Some(manifest) => ControlEndpoint::take_over_socket(
@@ -218,6 +225,7 @@ impl Primary {
             pid_file: ConfiguredPidFile::new(config.pid_file.clone(), pid_file),
             log_file: LogFileSwitch::new(config.log_file.clone()),
             access_log,
+            ticket_keys,
             configs: ConfigStore::new(read_config, Arc::new(config), manifest.as_ref()),
             worker_entry,
             round_robin: RoundRobinAcceptor::default(),

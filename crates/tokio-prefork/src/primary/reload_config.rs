@@ -181,6 +181,7 @@ impl Primary {
         for warning in config.load_tls_certificates()? {
             log::warn!("{warning}");
         }
+        self.ticket_keys.prepare(config.ticket_lifetime(), &mut self.event_log)?;
         if self.log_file.open_for_reload(generation, config.log_file.as_deref())? {
             self.event_log.log_restart_needed("log-file");
         }

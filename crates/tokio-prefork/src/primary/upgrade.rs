@@ -19,7 +19,7 @@ use crate::upgrade::{
     ADMIN_REVISION, BinaryLauncher, ISOLATED_JOBS_REVISION, MANIFEST_REVISION, MANIFEST_VERSION,
     MESSAGES_REVISION, PassedClientState, PassedConnection, PassedControl, PassedKind,
     PassedListener, PassedMessages, PassedSocket, PassedWorker, SHARED_STATE_REVISION,
-    UpgradeCheck, UpgradeManifest,
+    TICKET_KEYS_REVISION, UpgradeCheck, UpgradeManifest,
 };
 use prefork_os::child::reap_child;
 use prefork_os::fd::take_inherited_fd;
@@ -198,6 +198,9 @@ impl Primary {
             // A binary that knows no admin listener would keep its process for ever.
             self.admin.kill_all(&mut self.killed_children);
         }
+        if self.upgrade.checked_revision >= TICKET_KEYS_REVISION {
+            manifest.ticket_keys_fd = self.ticket_keys.fd().map(|fd| fd.as_raw_fd());
+        }
         let can_pass_jobs = self.upgrade.checked_revision >= ISOLATED_JOBS_REVISION;
         self.settle_isolated_jobs(can_pass_jobs);
         self.messages.primary_end.prepare_save();
@@ -206,6 +209,9 @@ impl Primary {
         fds.extend(self.pid_file.lock_fd());
         if self.upgrade.checked_revision >= ADMIN_REVISION {
             fds.extend(self.admin.process_fds());
+        }
+        if manifest.ticket_keys_fd.is_some() {
+            fds.extend(self.ticket_keys.fd());
         }
         // Not in the manifest of a check: its process would keep these connections open.
         for connection in self.round_robin.held_connections() {
@@ -319,6 +325,7 @@ impl Primary {
             messages: None,
             shared: None,
             isolated_jobs: None,
+            ticket_keys_fd: None,
             admin: self.admin.passed_sockets(),
         })
     }

@@ -98,7 +98,7 @@ fn become_check_worker(
         .keep_only_own_pages(pages)
         .map_err(failed("keep only the worker's own scoreboard pages"))?;
     // Its connections are those of no client, so the protocols over TLS do not matter.
-    let tls = config.make_worker_tls(false)?;
+    let tls = config.make_worker_tls(false, None)?;
     Ok(Some(WorkerInit {
         tag: UPGRADE_CHECK_WORKER_TAG,
         kinds: Vec::new(),

@@ -103,6 +103,7 @@ impl Primary {
             return Ok(());
         }
         self.attend_admin_listener();
+        self.rotate_ticket_keys();
         self.deliver_held_messages(now);
         self.messages.primary_end.flush();
         let until = self.next_wake_up(now, log_retry).into_iter().chain(notify_at);
@@ -131,6 +132,7 @@ impl Primary {
             self.event_loop.next_deadline(now),
             self.stacks.next_deadline(now),
             self.admin.next_deadline(),
+            self.ticket_keys.next_deadline(self.ticket_lifetime(), now),
         ];
         let delays = [
             self.handover.retry_after(),
@@ -141,6 +143,16 @@ impl Primary {
         ];
         let delayed = delays.into_iter().flatten().map(|delay| now + delay);
         deadlines.into_iter().flatten().chain(delayed).min()
+    }
+
+    /// Returns the lifetime of session tickets of the wanted generation. `None` without tickets.
+    fn ticket_lifetime(&self) -> Option<Duration> {
+        self.current_config().and_then(|config| config.ticket_lifetime())
+    }
+
+    fn rotate_ticket_keys(&mut self) {
+        let lifetime = self.ticket_lifetime();
+        self.ticket_keys.rotate_if_due(lifetime, &mut self.event_log);
     }
 
     /// Polls all sources until one is ready or `until` has passed.

@@ -185,6 +185,8 @@ fn create_test_worker(config: Config) -> Result<TestWorker> {
         request_ids: None,
         #[cfg(feature = "tls")]
         tls_config: None,
+        #[cfg(feature = "tls")]
+        session_tickets: None,
         tag,
         kinds: Vec::new(),
         listener_names: Arc::new(ListenerNames::default()),

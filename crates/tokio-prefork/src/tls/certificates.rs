@@ -79,8 +79,9 @@ impl TlsCertificates {
         };
         let resolver = CertificateResolver::new(pairs)?;
         pairs.iter().for_each(|pair| pair.private_key().discard());
+        let session_tickets = options.tickets.clone();
         let server_config = build_server_config(Arc::new(resolver), options)?;
-        Ok(WorkerTls { server_config: Some(server_config) })
+        Ok(WorkerTls { server_config: Some(server_config), session_tickets })
     }
 
     /// Keeps copies of the keys in processes that are forked as long as the returned value lives. All others see zeros.

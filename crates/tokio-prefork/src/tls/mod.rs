@@ -18,10 +18,22 @@ mod private_key;
 mod secret_file;
 #[cfg(feature = "tls")]
 mod server_config;
+#[cfg(feature = "tls")]
+mod session_tickets;
+#[cfg(feature = "tls")]
+mod ticket_keys;
 
 pub(crate) use certificates::TlsCertificates;
 #[cfg(feature = "tls")]
 pub(crate) use server_config::{AlpnProtocols, TlsOptions};
+#[cfg(feature = "tls")]
+pub(crate) use session_tickets::SessionTickets;
+#[cfg(feature = "tls")]
+pub(crate) use ticket_keys::{TicketKeyMemory, TicketKeyReader};
+
+/// Stands for the reader of the keys of session tickets, which there is not without the feature `tls`.
+#[cfg(not(feature = "tls"))]
+pub(crate) type TicketKeyReader = std::convert::Infallible;
 
 /// How a worker speaks TLS with the clients of its TLS listeners.
 #[derive(Debug, Clone, Default)]
@@ -29,4 +41,7 @@ pub(crate) struct WorkerTls {
     /// `None` without certificates.
     #[cfg(feature = "tls")]
     pub(crate) server_config: Option<std::sync::Arc<rustls::ServerConfig>>,
+    /// `None` if sessions are not resumed.
+    #[cfg(feature = "tls")]
+    pub(crate) session_tickets: Option<std::sync::Arc<SessionTickets>>,
 }

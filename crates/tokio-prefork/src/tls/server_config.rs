@@ -8,9 +8,10 @@ use std::sync::Arc;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use rustls::{ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
 
+use super::SessionTickets;
 use crate::error::{Error, Result};
 
 /// The cipher suites, the preferred first; the client's order counts.
@@ -46,7 +47,7 @@ pub(crate) enum AlpnProtocols {
 pub(crate) struct TlsOptions {
     pub(crate) alpn: AlpnProtocols,
     /// `None`: sessions are not resumed.
-    pub(crate) tickets: Option<Arc<dyn ProducesTickets>>,
+    pub(crate) tickets: Option<Arc<SessionTickets>>,
     /// `None`: clients are not asked for a certificate.
     pub(crate) client_verifier: Option<Arc<dyn ClientCertVerifier>>,
 }

@@ -19,8 +19,8 @@ pub(crate) const MANIFEST_VERSION: u32 = 1;
 /// number, and an older one is not passed what it would ignore.
 ///
 /// 1: `control`, `pid_file`, `older_boards`, `last_event`. 2: `messages`. 3: `shared`.
-/// 4: `isolated_jobs`. 5: `admin`.
-pub(crate) const MANIFEST_REVISION: u32 = 5;
+/// 4: `isolated_jobs`. 5: `admin`. 6: `ticket_keys_fd`.
+pub(crate) const MANIFEST_REVISION: u32 = 6;
 
 /// The first revision whose programs take over the message channels of workers.
 pub(crate) const MESSAGES_REVISION: u32 = 2;
@@ -33,6 +33,10 @@ pub(crate) const ISOLATED_JOBS_REVISION: u32 = 4;
 
 /// The first revision whose programs take over the admin listener and its process.
 pub(crate) const ADMIN_REVISION: u32 = 5;
+
+/// The first revision whose programs take over the keys of session tickets, or close their memory, which no child of theirs may
+/// inherit.
+pub(crate) const TICKET_KEYS_REVISION: u32 = 6;
 
 /// The largest manifest in bytes: 1024 workers, and as many of each of ten previous images, need less.
 pub(super) const MAX_MANIFEST_BYTES: usize = 8 << 20;
@@ -114,6 +118,9 @@ pub(crate) struct UpgradeManifest {
     /// The admin listener; only its sockets in an upgrade check.
     #[serde(default)]
     pub admin: Option<PassedAdmin>,
+    /// The memory with the keys of session tickets; `None` without TLS, and in an upgrade check.
+    #[serde(default)]
+    pub ticket_keys_fd: Option<i32>,
 }
 
 /// The admin listener.
@@ -478,6 +485,7 @@ mod tests {
             messages: Some(PassedMessages { format: 1, state_fd: 14, channels: vec![(4, 15)] }),
             isolated_jobs: Some(PassedIsolatedJobs { format: 1, state_fd: 18 }),
             admin: Some(admin_process()),
+            ticket_keys_fd: Some(22),
             shared: Some(shared_state()),
         }
     }
@@ -495,6 +503,7 @@ mod tests {
             "messages",
             "isolated_jobs",
             "admin",
+            "ticket_keys_fd",
             "workers_configured",
             "kinds",
             "reserved_ids",

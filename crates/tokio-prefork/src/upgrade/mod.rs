@@ -34,5 +34,5 @@ pub(crate) use manifest::{
     PassedAdmin, PassedAdminProcess, PassedClient, PassedClientState, PassedConnection,
     PassedControl, PassedFile, PassedIsolatedJobs, PassedKind, PassedListener, PassedLockFile,
     PassedMemory, PassedMessages, PassedOutput, PassedPiece, PassedSharedState, PassedSocket,
-    PassedWorker, SHARED_STATE_REVISION, UpgradeManifest,
+    PassedWorker, SHARED_STATE_REVISION, TICKET_KEYS_REVISION, UpgradeManifest,
 };

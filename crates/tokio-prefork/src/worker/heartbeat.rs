@@ -40,6 +40,11 @@ pub(crate) async fn run_heartbeat(
             log::info!("{} received SIGTERM directly, and drains", state.tag);
             state.begin_own_drain(&WorkerReport::Retiring);
         }
+        #[cfg(feature = "tls")]
+        if let Some(tickets) = &state.shared.session_tickets {
+            // Otherwise an idle worker would keep keys that the primary has deleted.
+            tickets.refresh();
+        }
         state.hand_over_log_lines(now);
         queue_wait::report_queue_wait_rejections(&state, now);
         capacity_warning::report_capacity(&state, now);

@@ -214,6 +214,8 @@ fn create_state(init: WorkerInit) -> Result<(Rc<LocalWorkerState>, AcceptSources
         request_ids: RequestIds::for_worker(&config)?,
         #[cfg(feature = "tls")]
         tls_config: init.tls.server_config,
+        #[cfg(feature = "tls")]
+        session_tickets: init.tls.session_tickets,
         is_primary_connected: AtomicBool::new(true),
         drain: worker_shared::DrainSignal::default(),
         holds: pending_work::Holds::default(),

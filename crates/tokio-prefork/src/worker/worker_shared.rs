@@ -39,6 +39,9 @@ pub(crate) struct WorkerShared {
     /// How TLS is spoken; `None` without a certificate.
     #[cfg(feature = "tls")]
     pub(crate) tls_config: Option<Arc<rustls::ServerConfig>>,
+    /// `None` if TLS sessions are not resumed.
+    #[cfg(feature = "tls")]
+    pub(crate) session_tickets: Option<Arc<crate::tls::SessionTickets>>,
     /// Whether the channel to the primary is open.
     pub(crate) is_primary_connected: AtomicBool,
     pub(crate) drain: DrainSignal,

@@ -1,0 +1,40 @@
+//! Stands in for `ticket_keys` without the feature `tls`: there are no session tickets.
+
+use std::os::fd::{BorrowedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use super::event_log::EventLog;
+use crate::error::Result;
+use crate::tls::TicketKeyReader;
+use prefork_os::fd::take_inherited_fd;
+
+#[derive(Default)]
+pub(super) struct TicketKeys;
+
+impl TicketKeys {
+    pub(super) fn inherit(passed: Option<RawFd>, _: &mut EventLog) -> TicketKeys {
+        // Closed: who has this descriptor can read the keys of the previous image.
+        drop(passed.map(take_inherited_fd));
+        TicketKeys
+    }
+
+    pub(super) fn prepare(&mut self, _: Option<Duration>, _: &mut EventLog) -> Result<()> {
+        Ok(())
+    }
+
+    pub(super) fn rotate_if_due(&mut self, _: Option<Duration>, _: &mut EventLog) {}
+
+    pub(super) fn next_deadline(&self, _: Option<Duration>, _: Instant) -> Option<Instant> {
+        None
+    }
+
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    pub(super) fn take_for_worker(&mut self) -> Result<Option<TicketKeyReader>> {
+        Ok(None)
+    }
+
+    pub(super) fn close_in_worker(&mut self) {}
+}
