@@ -181,6 +181,28 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
         "PEM file with the private key of each tls-cert, in the same order; by default in the same file (may be repeated)",
     ),
     Key::new(
+        "tls-client-ca",
+        heading::TLS,
+        Field::File(|c| &mut c.tls_client_ca),
+        "PEM file with the authorities whose certificates clients must show",
+    ),
+    Key::<Config>::new(
+        "tls-client-auth",
+        heading::TLS,
+        Field::Other {
+            value_name: "MODE",
+            parse: |c, text| parse_value(text).map(|mode| c.tls_client_auth = Some(mode)),
+            format: |c| c.tls_client_auth.map(|mode| mode.to_string()).unwrap_or_default(),
+        },
+        "Whether clients must show a certificate: required (default with tls-client-ca) or optional",
+    ),
+    Key::new(
+        "tls-client-crl",
+        heading::TLS,
+        Field::File(|c| &mut c.tls_client_crl),
+        "PEM file with the revocation lists of the authorities of clients",
+    ),
+    Key::new(
         "tls-ticket-lifetime",
         heading::TLS,
         Field::OptionalDuration(|c| &mut c.tls_ticket_lifetime),

@@ -1,6 +1,7 @@
 //! Who a connection and a request come from: addresses, the PROXY protocol, and the headers of trusted proxies.
 
 mod client_addr;
+mod client_certificate;
 mod client_info;
 #[cfg(feature = "axum")]
 pub(crate) mod connect_info;
@@ -16,6 +17,7 @@ mod trace_context;
 mod trusted_proxies;
 
 pub use client_addr::ClientAddr;
+pub use client_certificate::ClientCertificate;
 pub use client_info::ClientInfo;
 pub use connection_info::ConnectionInfo;
 pub(crate) use connection_info::ExpectedProxyHeader;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::app_identity::AppIdentity;
 use super::app_settings::AppSettings;
 use super::{
-    ConcurrencyModel, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClosePolicy,
+    ClientAuth, ConcurrencyModel, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClosePolicy,
     MeasureDurations, WhenFull, WorkerCount,
 };
 use crate::access_log::{AccessLog, AccessLogFormat, AccessLogSample};
@@ -314,6 +314,16 @@ config_fields! {
     /// Files with the private keys in PEM, one for each of `tls_cert` in the same order. Read by the primary, before workers change
     /// their user. None: the keys are in the files of `tls_cert`. Default: none.
     tls_key: Vec<PathBuf> as &[PathBuf] = Vec::new();
+    /// File with the certificates in PEM of the authorities (CA) that issue certificates to TLS clients. With it, clients must show one
+    /// unless `tls_client_auth` is [`ClientAuth::Optional`]; see [`ClientCertificate`](crate::client::ClientCertificate). Read by the
+    /// primary at the start and at each reload. Default: `None`, clients are not asked.
+    tls_client_ca: Option<PathBuf> as Option<&Path>, from PathBuf = None;
+    /// Whether TLS clients must show a certificate. Needs `tls_client_ca`. Default: `None`, which means [`ClientAuth::Required`] with
+    /// `tls_client_ca`.
+    tls_client_auth: Option<ClientAuth>, from Option<ClientAuth> = None;
+    /// File with the revocation lists (CRL) in PEM of all authorities that issue certificates in the chains of clients, read like
+    /// `tls_client_ca`. A client whose chain has a revoked certificate, or one without a valid list, is refused. Default: `None`.
+    tls_client_crl: Option<PathBuf> as Option<&Path>, from PathBuf = None;
     /// How long a client may resume its TLS session, with any worker, which saves both sides the costly part of a handshake: the
     /// lifetime of a session ticket. The keys of tickets are replaced as often, and deleted after twice the time. In whole seconds.
     /// `None`: sessions are not resumed. Default: 12 h.

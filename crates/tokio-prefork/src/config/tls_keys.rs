@@ -8,7 +8,7 @@ use super::Config;
 use crate::error::{Error, Result};
 use crate::listener::{BindAddr, ListenAddr};
 #[cfg(feature = "tls")]
-use crate::tls::{AlpnProtocols, SessionTickets, TlsOptions};
+use crate::tls::{AlpnProtocols, ClientAuthentication, SessionTickets, TlsOptions};
 use crate::tls::{TicketKeyReader, TlsCertificates, WorkerTls};
 
 impl Config {
@@ -24,12 +24,21 @@ impl Config {
         bind.tls.unwrap_or(!self.tls_cert.is_empty() && !matches!(bind.addr, ListenAddr::Unix(_)))
     }
 
-    /// Reads and checks the files of `tls_cert` and `tls_key`, also if they were read before. Returns warnings for the log.
+    /// Reads and checks the files of `tls_cert` and its siblings, also if they were read before. Returns warnings for the log.
     ///
     /// # Errors
     /// A file cannot be read, is not what it should be, or does not fit the others.
     pub(crate) fn load_tls_certificates(&mut self) -> Result<Vec<String>> {
-        let (certificates, warnings) = TlsCertificates::load(&self.tls_cert, &self.tls_key)?;
+        let (mut certificates, mut warnings) =
+            TlsCertificates::load(&self.tls_cert, &self.tls_key)?;
+        if let Some(ca) = &self.tls_client_ca {
+            let (crl, mode) = (self.tls_client_crl.as_deref(), self.tls_client_auth);
+            warnings.extend(certificates.load_client_authorities(
+                ca,
+                crl,
+                mode.unwrap_or_default(),
+            )?);
+        }
         self.tls_certificates = certificates;
         Ok(warnings)
     }
@@ -60,8 +69,12 @@ impl Config {
             false => AlpnProtocols::Http1,
         };
         let tickets = ticket_keys.zip(self.ticket_lifetime());
-        let tickets = tickets.map(|(keys, lifetime)| SessionTickets::new(keys, lifetime, b""));
-        let options = TlsOptions { tickets: tickets.map(Arc::new), ..TlsOptions::new(alpn) };
+        let clients = self.tls_certificates.client_authentication();
+        let tickets = tickets
+            .map(|(keys, lifetime)| SessionTickets::new(keys, lifetime, clients.cloned()))
+            .map(Arc::new);
+        let client_verifier = clients.map(ClientAuthentication::verifier);
+        let options = TlsOptions { alpn, tickets, client_verifier };
         self.tls_certificates.make_worker_tls(options)
     }
 
@@ -80,6 +93,7 @@ impl Config {
                 "tls-cert and tls-key need the feature tls of tokio-prefork: add it in Cargo.toml, or leave them out",
             ));
         }
+        self.check_client_keys()?;
         match https {
             Some(bind) if certs == 0 => Err(missing_certificate_error(&bind)),
             _ if keys != 0 && keys != certs => Err(Error::config(format!(
@@ -88,6 +102,31 @@ impl Config {
             ))),
             _ => Ok(()),
         }
+    }
+}
+
+impl Config {
+    /// Checks the keys about certificates of clients. One that has no effect is an error: its user believes that clients are checked.
+    fn check_client_keys(&self) -> Result<()> {
+        let given = [
+            ("tls-client-ca", self.tls_client_ca.is_some()),
+            ("tls-client-auth", self.tls_client_auth.is_some()),
+            ("tls-client-crl", self.tls_client_crl.is_some()),
+        ];
+        let Some((key, _)) = given.into_iter().rfind(|(_, is_given)| *is_given) else {
+            return Ok(());
+        };
+        if self.tls_cert.is_empty() {
+            return Err(Error::config(format!(
+                "{key} has no effect without TLS: give tls-cert, or leave it out"
+            )));
+        }
+        if self.tls_client_ca.is_none() {
+            return Err(Error::config(format!(
+                "{key} has no effect without tls-client-ca: give the file with the authorities that issue the certificates of clients"
+            )));
+        }
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! `TlsCertificates`: the certificates and keys of one configuration.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 #[cfg(feature = "tls")]
 use std::{sync::Arc, time::SystemTime};
 
@@ -12,7 +12,10 @@ use super::certificate_pair::{CertificatePair, CertificatePairs};
 #[cfg(feature = "tls")]
 use super::certificate_resolver::CertificateResolver;
 #[cfg(feature = "tls")]
+use super::client_authentication::ClientAuthentication;
+#[cfg(feature = "tls")]
 use super::server_config::{TlsOptions, build_server_config};
+use crate::config::ClientAuth;
 use crate::error::{Error, Result};
 
 /// The certificates and keys of one configuration. The keys are not shown in debug output.
@@ -21,6 +24,9 @@ pub(crate) struct TlsCertificates {
     /// `None` without certificates. `Err`: they were configured and could not be read, by an image that cannot go back.
     #[cfg(feature = "tls")]
     pairs: Option<std::result::Result<CertificatePairs, String>>,
+    /// `None` if clients are not asked for certificates.
+    #[cfg(feature = "tls")]
+    clients: Option<ClientAuthentication>,
 }
 
 /// Keeps copies of the keys over forks, until it is dropped in the process that forks.
@@ -52,12 +58,32 @@ impl TlsCertificates {
                 "private keys cannot be locked in memory and may be swapped out: {why}; raise the limit (LimitMEMLOCK=, ulimit -l)"
             ));
         }
-        Ok((TlsCertificates { pairs: Some(Ok(pairs)) }, warnings))
+        Ok((TlsCertificates { pairs: Some(Ok(pairs)), clients: None }, warnings))
+    }
+
+    /// Reads and checks the file of the authorities of clients, and that of their revocation lists. Returns warnings for the log.
+    ///
+    /// # Errors
+    /// A file cannot be read, or is not what it should be.
+    pub(crate) fn load_client_authorities(
+        &mut self,
+        ca: &Path,
+        crl: Option<&Path>,
+        mode: ClientAuth,
+    ) -> Result<Vec<String>> {
+        let (clients, warnings) = ClientAuthentication::load(ca, crl, mode)?;
+        self.clients = Some(clients);
+        Ok(warnings)
+    }
+
+    /// Returns how clients are authenticated. `None` if they are not asked for certificates.
+    pub(crate) fn client_authentication(&self) -> Option<&ClientAuthentication> {
+        self.clients.as_ref()
     }
 
     /// Stands for certificates that could not be read. No worker can start with them.
     pub(crate) fn unavailable(why: &Error) -> TlsCertificates {
-        TlsCertificates { pairs: Some(Err(why.to_string())) }
+        TlsCertificates { pairs: Some(Err(why.to_string())), clients: None }
     }
 
     fn pairs(&self) -> &[CertificatePair] {
@@ -101,6 +127,15 @@ impl TlsCertificates {
     /// Without the feature `tls` there are none: the configuration has refused them.
     pub(crate) fn load(_: &[PathBuf], _: &[PathBuf]) -> Result<(TlsCertificates, Vec<String>)> {
         Ok((TlsCertificates::default(), Vec::new()))
+    }
+
+    pub(crate) fn load_client_authorities(
+        &mut self,
+        _: &Path,
+        _: Option<&Path>,
+        _: ClientAuth,
+    ) -> Result<Vec<String>> {
+        Ok(Vec::new())
     }
 
     pub(crate) fn unavailable(_: &Error) -> TlsCertificates {

@@ -11,6 +11,14 @@ mod certificate_pair;
 mod certificate_resolver;
 mod certificates;
 #[cfg(feature = "tls")]
+mod client_authentication;
+#[cfg(feature = "tls")]
+mod client_certificate;
+#[cfg(feature = "tls")]
+mod distinguished_name;
+#[cfg(all(test, feature = "tls"))]
+mod handshake_tests;
+#[cfg(feature = "tls")]
 mod pem;
 #[cfg(feature = "tls")]
 mod private_key;
@@ -19,11 +27,17 @@ mod secret_file;
 #[cfg(feature = "tls")]
 mod server_config;
 #[cfg(feature = "tls")]
+mod session_certificates;
+#[cfg(feature = "tls")]
 mod session_tickets;
 #[cfg(feature = "tls")]
 mod ticket_keys;
 
 pub(crate) use certificates::TlsCertificates;
+#[cfg(feature = "tls")]
+pub(crate) use client_authentication::ClientAuthentication;
+#[cfg(feature = "tls")]
+pub(crate) use client_certificate::read_client_certificate;
 #[cfg(feature = "tls")]
 pub(crate) use server_config::{AlpnProtocols, TlsOptions};
 #[cfg(feature = "tls")]

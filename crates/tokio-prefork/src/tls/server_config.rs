@@ -52,12 +52,6 @@ pub(crate) struct TlsOptions {
     pub(crate) client_verifier: Option<Arc<dyn ClientCertVerifier>>,
 }
 
-impl TlsOptions {
-    pub(crate) fn new(alpn: AlpnProtocols) -> TlsOptions {
-        TlsOptions { alpn, tickets: None, client_verifier: None }
-    }
-}
-
 /// Returns the cryptography of this program, which does not depend on a default of the process.
 pub(crate) fn crypto_provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider {

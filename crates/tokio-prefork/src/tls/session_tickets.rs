@@ -15,10 +15,14 @@ use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, LessSafeKey, NONCE_LEN, Nonce, Unbou
 use prefork_os::system::seconds_since_boot;
 use rustls::server::ProducesTickets;
 
+use super::client_authentication::ClientAuthentication;
 use super::ticket_keys::{TicketKey, TicketKeyReader};
 
 /// Begins the authenticated data of a ticket: its format.
 const FORMAT: &[u8] = b"tokio-prefork session ticket 1";
+
+/// Is added to it if clients may show a certificate.
+const WITH_CLIENT_CERTIFICATES: &[u8] = b", client certificates";
 
 const KEY_NAME_LEN: usize = 16;
 const TIME_LEN: usize = 8;
@@ -34,7 +38,9 @@ const MAX_SESSION_BYTES: usize = 8 * 1024;
 pub(crate) struct SessionTickets {
     keys: TicketKeyReader,
     lifetime: Duration,
-    /// The authenticated data: format and context.
+    /// `None`: clients are not asked for a certificate.
+    clients: Option<ClientAuthentication>,
+    /// The authenticated data of each ticket.
     aad: Vec<u8>,
     /// The keys that were read last, ready to use.
     opened: RwLock<Option<Arc<OpenedKeys>>>,
@@ -56,12 +62,17 @@ struct OpenedKey {
 impl SessionTickets {
     /// Creates the tickets of one TLS configuration.
     ///
-    /// Only tickets of the same `context` are accepted. It is to describe what a full handshake would demand of the client, which a
-    /// resumed one does not check again: the certification authorities for client certificates. Nothing else that a reload
-    /// changes should be in it.
-    pub(crate) fn new(keys: TicketKeyReader, lifetime: Duration, context: &[u8]) -> SessionTickets {
+    /// A ticket lives over reloads that change certificates of the server: its session was begun with this server, by the name that
+    /// the client then asked for, and rustls resumes it for that name only. What a client is let in for is checked again with
+    /// `clients`.
+    pub(crate) fn new(
+        keys: TicketKeyReader,
+        lifetime: Duration,
+        clients: Option<ClientAuthentication>,
+    ) -> SessionTickets {
+        let context = if clients.is_some() { WITH_CLIENT_CERTIFICATES } else { b"" };
         let aad = [FORMAT, context].concat();
-        SessionTickets { keys, lifetime, aad, opened: RwLock::new(None) }
+        SessionTickets { keys, lifetime, clients, aad, opened: RwLock::new(None) }
     }
 
     /// Reads the keys if they have rotated, and drops older ones. Also happens with each ticket.
@@ -124,7 +135,11 @@ impl SessionTickets {
         let opened = key.cipher.open_in_place(nonce, Aad::from(&self.aad), &mut content).ok()?;
         let (issued_at, session) = opened.split_first_chunk::<TIME_LEN>()?;
         let age = now.checked_sub(u64::from_be_bytes(*issued_at))?;
-        (age <= self.lifetime.as_secs()).then(|| session.to_vec())
+        let is_client_let_in = || match &self.clients {
+            Some(clients) => clients.accepts_session(session),
+            None => true,
+        };
+        (age <= self.lifetime.as_secs() && is_client_let_in()).then(|| session.to_vec())
     }
 }
 
@@ -168,13 +183,13 @@ mod tests {
     const HOUR: u64 = 3600;
 
     fn tickets(memory: &TicketKeyMemory) -> SessionTickets {
-        tickets_of(memory, 12 * HOUR, b"")
+        tickets_of(memory, 12 * HOUR)
     }
 
-    fn tickets_of(memory: &TicketKeyMemory, lifetime_s: u64, context: &[u8]) -> SessionTickets {
+    fn tickets_of(memory: &TicketKeyMemory, lifetime_s: u64) -> SessionTickets {
         let passed = memory.fd().try_clone_to_owned().expect("descriptor");
         let reader = TicketKeyMemory::inherit(passed).and_then(TicketKeyMemory::into_reader);
-        SessionTickets::new(reader.expect("reader"), Duration::from_secs(lifetime_s), context)
+        SessionTickets::new(reader.expect("reader"), Duration::from_secs(lifetime_s), None)
     }
 
     fn keys() -> TicketKeyMemory {
@@ -241,7 +256,7 @@ mod tests {
         let memory = keys();
         let now = seconds_since_boot();
         let ticket = tickets(&memory).encrypt_at(now, b"session").expect("ticket");
-        let shorter = tickets_of(&memory, 60, b"");
+        let shorter = tickets_of(&memory, 60);
         assert!(shorter.decrypt_at(now + 60, &ticket).is_some());
         assert!(shorter.decrypt_at(now + 61, &ticket).is_none());
     }
@@ -254,16 +269,6 @@ mod tests {
         let late = tickets.encrypt_at(now + 23 * HOUR, b"session").expect("a late ticket");
         assert!(tickets.decrypt_at(now + 30 * HOUR, &late).is_some());
         assert!(tickets.encrypt_at(now + 24 * HOUR + 1, b"session").is_none());
-    }
-
-    #[test]
-    fn a_ticket_of_another_context_is_refused() {
-        let memory = keys();
-        let of = |context: &[u8]| tickets_of(&memory, HOUR, context);
-        let ticket = of(b"no client certificates").encrypt(b"session").expect("ticket");
-        assert!(of(b"no client certificates").decrypt(&ticket).is_some());
-        assert!(of(b"required").decrypt(&ticket).is_none());
-        assert!(of(b"").decrypt(&ticket).is_none());
     }
 
     #[test]

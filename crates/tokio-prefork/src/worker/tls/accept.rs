@@ -23,9 +23,10 @@ use tokio_rustls::TlsAcceptor;
 
 use super::tls_socket::TlsSocket;
 use super::{ServerTlsStream, plain_http};
-use crate::client::{ConnectionInfo, TlsFacts};
+use crate::client::{ClientCertificate, ConnectionInfo, TlsFacts};
 use crate::scoreboard::RequestRecorder;
 use crate::status::TlsHandshakeResult;
+use crate::tls::read_client_certificate;
 use crate::worker::http::connection_state::{CloseRequest, ConnectionPhase};
 use crate::worker::http::hyper_io::close_with_linger;
 use crate::worker::http::serve_context::{ConnectionHandle, ServeContext};
@@ -212,8 +213,16 @@ fn describe(session: &ServerConnection, config: &ServerConfig) -> (TlsFacts, boo
         alpn,
         server_name: session.server_name().map(Into::into),
         is_resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
+        client_certificate: client_certificate(session),
     };
     (facts, is_http2)
+}
+
+/// Returns the certificate of the client, which the handshake has verified.
+fn client_certificate(session: &ServerConnection) -> Option<Box<ClientCertificate>> {
+    let certificate = session.peer_certificates()?.first()?;
+    // The verification has read it before.
+    read_client_certificate(certificate).ok().map(Box::new)
 }
 
 /// Returns why a handshake has failed.
