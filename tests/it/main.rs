@@ -62,6 +62,7 @@ mod fork_safety;
 mod forked_workers;
 mod full_workers;
 mod half_close;
+mod health_command;
 mod http;
 mod http2_settings;
 mod http_corpus;

@@ -247,28 +247,3 @@ fn during_drain_delay_workers_are_replaced_and_reloads_refused() {
     server.signal(Signal::SIGQUIT);
     server.allow_errors(&["SIGKILL"]).wait_clean_exit(0);
 }
-
-#[test]
-fn the_health_verb_reports_readiness() {
-    let server = Server::with(1, &LONG_DRAIN_DELAY);
-    let address = server.address().to_string();
-    let ask = |words: &[&str]| ProcessBuilder::verb("health").args(words).run();
-    let healthy = ask(&[&address]);
-    assert_eq!(
-        (healthy.status, healthy.stdout.as_str(), healthy.stderr.as_str()),
-        (Some(0), "", "")
-    );
-    // In a container, the address is in the environment.
-    let named = ProcessBuilder::verb("health").env("PREFORK_BIND", &address).run();
-    assert_eq!(named.status, Some(0), "{}", named.stderr);
-    assert_eq!(ask(&[&address, "--path", "/nowhere"]).status, Some(1));
-    server.signal(Signal::SIGTERM);
-    server.wait_phase("stopping");
-    let leaving = ask(&[&address]);
-    assert_eq!(leaving.status, Some(1));
-    assert!(leaving.stderr.contains("503"), "{}", leaving.stderr);
-    server.signal(Signal::SIGQUIT);
-    server.wait_clean_exit(0);
-    let gone = ask(&[&address]);
-    assert_eq!(gone.status, Some(69), "{}", gone.stderr);
-}
