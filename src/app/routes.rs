@@ -1,7 +1,7 @@
 //! Routes of the built-in application: demonstration, health checks and fault injection.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http_body_util::{Either, Full};
@@ -15,7 +15,8 @@ use super::static_files::StaticFiles;
 use super::zero_body::ZeroBody;
 use super::{AppOptions, faults};
 use tokio_prefork::pool::{PoolError, PoolJob};
-use tokio_prefork::{ClientInfo, ConnectionInfo, ProxyHeader, RequestId, Worker};
+use tokio_prefork::text::format_utc;
+use tokio_prefork::{ClientInfo, ConnectionInfo, ProxyHeader, RequestId, TlsInfo, Worker};
 
 pub(super) type AppBody = Either<Full<Bytes>, ZeroBody>;
 type AppResponse = Response<AppBody>;
@@ -257,9 +258,40 @@ fn client_json(info: &ClientInfo) -> String {
         "proxy_destination": proxy_header.map(ProxyHeader::destination),
         "scheme": info.scheme(),
         "host": info.host(),
+        "tls": connection.and_then(ConnectionInfo::tls).map(tls_json),
         "request_id": info.request_id().map(RequestId::as_str),
     });
     format!("{answer}\n")
+}
+
+/// Describes what a TLS handshake has agreed on.
+fn tls_json(tls: &TlsInfo) -> serde_json::Value {
+    let certificate = tls.client_certificate().map(|certificate| {
+        let time = |time: SystemTime| {
+            let since_1970 = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            format_utc(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX))
+        };
+        serde_json::json!({
+            "subject": certificate.subject(),
+            "issuer": certificate.issuer(),
+            "serial_number": certificate.serial_number(),
+            "sha256_fingerprint": certificate.sha256_fingerprint(),
+            "not_before": time(certificate.not_before()),
+            "not_after": time(certificate.not_after()),
+            "dns_names": certificate.dns_names(),
+            "email_addresses": certificate.email_addresses(),
+            "uris": certificate.uris(),
+            "ip_addresses": certificate.ip_addresses(),
+        })
+    });
+    serde_json::json!({
+        "version": tls.version(),
+        "cipher_suite": tls.cipher_suite(),
+        "alpn_protocol": tls.alpn_protocol(),
+        "server_name": tls.server_name(),
+        "is_resumed": tls.is_resumed(),
+        "client_certificate": certificate,
+    })
 }
 
 fn json_response(json: String) -> AppResponse {

@@ -121,6 +121,8 @@ mod test_script;
 mod tidy;
 mod timeouts;
 mod tls_certificates;
+mod tls_client_certificates;
+mod tls_tickets;
 mod upgrade;
 mod websocket_passing;
 mod worker_handle;

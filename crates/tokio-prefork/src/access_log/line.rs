@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::escape::{CUT_MARK, ShortText, ValueStyle, ValueWriter, push_number};
 use super::format::{AccessLogFormat, FormatPart};
 use super::time_text::TimeText;
+use super::tls_variable::write_tls_value;
 use super::variable::Variable;
 use crate::client::{ClientAddr, ConnectionInfo, PeerAddr, RequestId};
 use crate::worker::http::request_record::RequestRecord;
@@ -296,6 +297,11 @@ fn write_value(
         Variable::Peer => {
             if let Some(peer) = request.peer() {
                 write_peer(&mut value, peer, texts);
+            }
+        }
+        Variable::Tls(variable) => {
+            if let Some(tls) = request.connection.and_then(ConnectionInfo::tls) {
+                write_tls_value(variable, &mut value, tls);
             }
         }
         _ => write_head_value(variable, &mut value, request),

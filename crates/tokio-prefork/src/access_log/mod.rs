@@ -14,6 +14,7 @@ mod output;
 mod policy;
 mod target;
 mod time_text;
+mod tls_variable;
 mod variable;
 mod writer;
 

@@ -1,5 +1,7 @@
 //! The variables of access log templates. Where nginx has one, it has nginx's name and meaning.
 
+use super::tls_variable::TlsVariable;
+
 /// A value of a logged request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Variable {
@@ -38,6 +40,7 @@ pub(super) enum Variable {
     RequestHeader(usize),
     /// A header of the response, by its index among those that the format wants.
     ResponseHeader(usize),
+    Tls(TlsVariable),
 }
 
 /// The prefix of the variables for request headers: `$http_user_agent`.
@@ -47,7 +50,7 @@ pub(super) const REQUEST_HEADER_PREFIX: &str = "http_";
 pub(super) const RESPONSE_HEADER_PREFIX: &str = "sent_http_";
 
 /// The variables with fixed names.
-pub(super) const VARIABLES: [(&str, Variable); 30] = [
+pub(super) const VARIABLES: [(&str, Variable); 43] = [
     ("remote_addr", Variable::RemoteAddr),
     ("remote_port", Variable::RemotePort),
     ("peer", Variable::Peer),
@@ -78,6 +81,19 @@ pub(super) const VARIABLES: [(&str, Variable); 30] = [
     ("generation", Variable::Generation),
     ("request_id", Variable::RequestId),
     ("trace_id", Variable::TraceId),
+    ("ssl_protocol", Variable::Tls(TlsVariable::Protocol)),
+    ("ssl_cipher", Variable::Tls(TlsVariable::Cipher)),
+    ("ssl_server_name", Variable::Tls(TlsVariable::ServerName)),
+    ("ssl_alpn_protocol", Variable::Tls(TlsVariable::AlpnProtocol)),
+    ("ssl_session_reused", Variable::Tls(TlsVariable::SessionReused)),
+    ("ssl_client_verify", Variable::Tls(TlsVariable::ClientVerify)),
+    ("ssl_client_s_dn", Variable::Tls(TlsVariable::ClientSubject)),
+    ("ssl_client_i_dn", Variable::Tls(TlsVariable::ClientIssuer)),
+    ("ssl_client_serial", Variable::Tls(TlsVariable::ClientSerial)),
+    ("ssl_client_fingerprint", Variable::Tls(TlsVariable::ClientSha1Fingerprint)),
+    ("ssl_client_fingerprint_sha256", Variable::Tls(TlsVariable::ClientSha256Fingerprint)),
+    ("ssl_client_v_start", Variable::Tls(TlsVariable::ClientNotBefore)),
+    ("ssl_client_v_end", Variable::Tls(TlsVariable::ClientNotAfter)),
 ];
 
 impl Variable {

@@ -35,6 +35,7 @@ mod did_you_mean;
 mod environment;
 mod field;
 mod file;
+mod heading;
 mod key;
 mod output;
 mod program;

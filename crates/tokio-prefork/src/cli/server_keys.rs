@@ -3,23 +3,11 @@
 //! A new key is one new row, plus a variant of [`Field`] if its type is new.
 
 use super::field::{Field, parse_value};
-use super::key::{EnvAlias, GENERAL_HEADING, Key};
+use super::heading;
+use super::key::{EnvAlias, Key};
 use super::value_syntax;
 use crate::client::TrustedProxies;
 use crate::config::Config;
-
-/// Headings of the help, in display order.
-mod heading {
-    pub(super) const LISTENING: &str = "Listening";
-    pub(super) const TLS: &str = "TLS";
-    pub(super) const WORKERS: &str = "Workers";
-    pub(super) const POOL: &str = "CPU pool";
-    pub(super) const RELOADING: &str = "Reloading";
-    pub(super) const STOPPING: &str = "Stopping";
-    pub(super) const HTTP: &str = "HTTP";
-    pub(super) const ACCESS_LOG: &str = "Access log";
-    pub(super) const GENERAL: &str = super::GENERAL_HEADING;
-}
 
 /// Declares a field of the configuration whose type is an enum with a text form.
 macro_rules! choice {

@@ -14,6 +14,7 @@ pub struct ClientCertificate {
     pub(crate) subject: String,
     pub(crate) issuer: String,
     pub(crate) serial_number: String,
+    pub(crate) sha1_fingerprint: String,
     pub(crate) sha256_fingerprint: String,
     pub(crate) not_before: SystemTime,
     pub(crate) not_after: SystemTime,
@@ -46,6 +47,11 @@ impl ClientCertificate {
     /// Returns the SHA-256 digest of the certificate in lower-case hexadecimal digits.
     pub fn sha256_fingerprint(&self) -> &str {
         &self.sha256_fingerprint
+    }
+
+    /// Returns the SHA-1 digest of the certificate in lower-case hexadecimal digits, as older programs name certificates.
+    pub(crate) fn sha1_fingerprint(&self) -> &str {
+        &self.sha1_fingerprint
     }
 
     /// Returns when the certificate begins to be valid.

@@ -203,7 +203,8 @@ impl Primary {
         event_log.log_primary_started(inherited_workers, wanted_workers, &config, &locals);
         admin.bound_addr_texts().iter().for_each(|local| event_log.log_admin_listening(local));
         let passed_keys = manifest.as_ref().and_then(|manifest| manifest.ticket_keys_fd);
-        let mut ticket_keys = TicketKeys::inherit(passed_keys, &mut event_log);
+        let mut ticket_keys =
+            TicketKeys::inherit(passed_keys, config.ticket_lifetime(), &mut event_log);
         ticket_keys.prepare(config.ticket_lifetime(), &mut event_log)?;
         let control = match &mut manifest {
             None => ControlEndpoint::open_socket(&config.control, &mut event_log)?,

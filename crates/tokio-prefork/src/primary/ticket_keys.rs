@@ -23,9 +23,17 @@ pub(super) struct TicketKeys {
 }
 
 impl TicketKeys {
-    /// Takes over the keys of the previous image. Without them, its tickets end: clients make a full handshake.
-    pub(super) fn inherit(passed: Option<RawFd>, event_log: &mut EventLog) -> TicketKeys {
-        let memory = passed.map(|fd| take_inherited_fd(fd).and_then(TicketKeyMemory::inherit));
+    /// Takes over the keys of the previous image, or closes them if `lifetime` says that there are no tickets. Without them, its tickets end: clients make a full handshake.
+    pub(super) fn inherit(
+        passed: Option<RawFd>,
+        lifetime: Option<Duration>,
+        event_log: &mut EventLog,
+    ) -> TicketKeys {
+        let passed = passed.map(take_inherited_fd);
+        if lifetime.is_none() {
+            return TicketKeys::default();
+        }
+        let memory = passed.map(|taken| taken.and_then(TicketKeyMemory::inherit));
         let memory = memory.and_then(|inherited| match inherited {
             Ok(memory) => Some(memory),
             Err(e) => {
@@ -151,7 +159,7 @@ mod tests {
     #[test]
     fn a_descriptor_that_was_not_passed_gives_new_keys() {
         let mut log = EventLog::continue_after(0);
-        let mut keys = TicketKeys::inherit(Some(-1), &mut log);
+        let mut keys = TicketKeys::inherit(Some(-1), LIFETIME, &mut log);
         assert!(keys.fd().is_none());
         keys.prepare(LIFETIME, &mut log).expect("keys");
         assert!(keys.fd().is_some());

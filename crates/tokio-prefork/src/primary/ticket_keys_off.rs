@@ -12,7 +12,11 @@ use prefork_os::fd::take_inherited_fd;
 pub(super) struct TicketKeys;
 
 impl TicketKeys {
-    pub(super) fn inherit(passed: Option<RawFd>, _: &mut EventLog) -> TicketKeys {
+    pub(super) fn inherit(
+        passed: Option<RawFd>,
+        _: Option<Duration>,
+        _: &mut EventLog,
+    ) -> TicketKeys {
         // Closed: who has this descriptor can read the keys of the previous image.
         drop(passed.map(take_inherited_fd));
         TicketKeys

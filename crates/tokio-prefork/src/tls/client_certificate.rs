@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 use x509_cert::ext::pkix::SubjectAltName;
@@ -24,13 +25,14 @@ pub(crate) fn read_client_certificate(der: &[u8]) -> Result<ClientCertificate, S
     };
     let names = parsed.get::<SubjectAltName>();
     let names = names.map_err(|e| format!("its alternative names are invalid: {e}"))?;
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der);
+    let fingerprint = |algorithm| format_hex(digest(algorithm, der).as_ref());
     let mut certificate = ClientCertificate {
         der: der.to_vec(),
         subject: format_name(&parsed.subject),
         issuer: format_name(&parsed.issuer),
         serial_number: format_serial(parsed.serial_number.as_bytes()),
-        sha256_fingerprint: format_hex(digest.as_ref()),
+        sha1_fingerprint: fingerprint(&SHA1_FOR_LEGACY_USE_ONLY),
+        sha256_fingerprint: fingerprint(&SHA256),
         not_before: time(&parsed.validity.not_before)?,
         not_after: time(&parsed.validity.not_after)?,
         dns_names: Vec::new(),
@@ -70,7 +72,9 @@ fn read_ip(bytes: &[u8]) -> Option<IpAddr> {
 
 fn format_hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(2 * bytes.len());
-    bytes.iter().for_each(|byte| drop(write!(text, "{byte:02x}")));
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
     text
 }
 

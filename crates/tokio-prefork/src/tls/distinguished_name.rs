@@ -52,7 +52,9 @@ fn push_attribute(text: &mut String, attribute: &AttributeTypeAndValue) {
         _ => {
             let _ = write!(text, "{}=#", attribute.oid);
             let der = attribute.value.to_der().unwrap_or_default();
-            der.iter().for_each(|byte| drop(write!(text, "{byte:02x}")));
+            for byte in der {
+                let _ = write!(text, "{byte:02x}");
+            }
         }
     }
 }
