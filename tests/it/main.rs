@@ -122,6 +122,7 @@ mod tidy;
 mod timeouts;
 mod tls_certificates;
 mod tls_client_certificates;
+mod tls_keys_in_memory;
 mod tls_tickets;
 mod upgrade;
 mod websocket_passing;

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
-use rcgen::{KeyPair, PublicKeyData, SignatureAlgorithm};
+use rcgen::{CertificateParams, KeyPair, PublicKeyData, SignatureAlgorithm};
 use rustls::ClientConfig;
 use rustls::crypto::aws_lc_rs::cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256;
 
+use crate::support::admin_listener::admin_address;
 use crate::support::command::ProcessBuilder;
 use crate::support::tls::{AnyCertificate, TestAuthority, TestPair, write_file};
 use crate::support::{Client, Server, env_count};
@@ -419,5 +420,64 @@ fn no_handshake_fails_while_certificates_are_reloaded() {
             );
         }
     });
+    server.stop();
+}
+
+#[test]
+fn status_and_metrics_show_the_certificates_in_use() {
+    let dir = tempfile::tempdir().expect("dir");
+    let authority = TestAuthority::named("the issuer");
+    let end = SystemTime::now() + 40 * DAY;
+    let until = |params: &mut CertificateParams| params.not_after = end.into();
+    let first = authority.issue_changed(&["example.org", "*.example.org"], until);
+    let second = authority.issue_changed(&["example.com"], until);
+    let args = [first.write(dir.path(), "a").args(), second.write(dir.path(), "b").args()].concat();
+    let builder = Server::builder().args(args);
+    let admin = format!("unix:{}", builder.dir().join("admin.sock").display());
+    let server = builder.args(["--admin", &admin]).start();
+    let status = server.status();
+    let listed = status["certificates"].as_array().expect("a list");
+    assert_eq!(listed.len(), 2, "{status}");
+    assert!(listed[0]["file"].as_str().is_some_and(|file| file.ends_with("a.crt")), "{status}");
+    assert_eq!(listed[0]["subject"], "CN=example.org");
+    assert_eq!(listed[0]["issuer"], "CN=the issuer");
+    assert_eq!(listed[0]["names"], serde_json::json!(["example.org", "*.example.org"]));
+    assert_eq!((&listed[1]["key_type"], &listed[1]["days_left"]), (&"ECDSA".into(), &39.into()));
+    let text = server.run_verb(&["status"]);
+    assert!(text.contains("certificate of example.com: 39 days left"), "{text}");
+
+    let end = end.duration_since(SystemTime::UNIX_EPOCH).expect("later").as_secs();
+    let admin_get = |path: &str| {
+        let answer = Client::connect(&admin_address(&server)).and_then(|mut c| c.get(path));
+        answer.expect(path).text().to_string()
+    };
+    let metrics = admin_get("/metrics");
+    let line = metrics.lines().find(|line| {
+        line.starts_with("prefork_tls_certificate_not_after_timestamp_seconds{")
+            && line.contains("b.crt")
+            && line.contains("CN=example.com")
+    });
+    let value = line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+    assert_eq!(value.map(|value| value as u64), Some(end), "{metrics}");
+    assert!(admin_get("/status").contains("\"CN=example.org\""));
+    server.stop();
+}
+
+#[test]
+fn a_certificate_that_expires_soon_is_a_warning_at_the_start_and_an_error_when_it_has() {
+    let dir = tempfile::tempdir().expect("dir");
+    let authority = TestAuthority::new();
+    let soon = authority.issue_changed(&["example.org"], |params| {
+        params.not_after = (SystemTime::now() + Duration::from_secs(8)).into();
+    });
+    let args = soon.write(dir.path(), "a").args();
+    let server = Server::builder().args(args).start().allow_errors(&["has expired"]);
+    server.wait_log(&["WARN", "expires soon", "a.crt", "CN=example.org", "days_left=0"]);
+    server.wait_log(&["ERROR", "has expired", "a.crt", "days_left=-1"]);
+    assert_eq!(server.status()["certificates"][0]["days_left"], -1);
+    authority.issue(&["example.org"]).write(dir.path(), "a");
+    server.run_verb(&["reload"]);
+    assert!(server.status()["certificates"][0]["days_left"].as_i64() > Some(14));
+    assert_eq!(server.count_log(&["expires soon"]), 1);
     server.stop();
 }

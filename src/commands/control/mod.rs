@@ -1,5 +1,6 @@
 //! `prefork status`, `reload`, `scale`, `stop`, `upgrade`, `events` and `stack`: requests to a running primary.
 
+mod certificate_lines;
 mod control_target;
 mod pool_lines;
 mod request_lines;

@@ -74,6 +74,7 @@ pub(super) fn format_status(status: &ClusterStatus) -> String {
         other => format!(", model {other}"),
     };
     let _ = writeln!(text, "listening on {}{dispatch}{model}", listeners(status));
+    text.push_str(&super::certificate_lines::format_certificates(status));
     if let Some(admin) = &status.admin {
         let _ = writeln!(text, "{}", admin_line(admin));
     }

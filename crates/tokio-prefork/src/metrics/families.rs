@@ -1,5 +1,6 @@
 //! The metrics of a cluster, made of its status. All names begin with `prefork_`; units are seconds and bytes.
 
+mod certificate_families;
 mod job_families;
 mod worker_families;
 
@@ -21,6 +22,7 @@ pub(super) fn families_of(status: &ClusterStatus) -> Vec<MetricFamily> {
     all.extend(supervision_families(&status.supervision));
     all.extend(request_families(status));
     all.extend(connection_families(status));
+    all.extend(certificate_families::families_of(status));
     all.extend(queue_families(status));
     all.extend(tls_families(status));
     all.extend(job_families::families_of(status));

@@ -1,6 +1,8 @@
 use super::*;
 use crate::status::tests::status_of_booting_workers;
-use crate::status::{AcceptQueueStatus, IsolatedPoolStatus, PoolStatus, WorkerState, WorkerStatus};
+use crate::status::{
+    AcceptQueueStatus, CertificateStatus, IsolatedPoolStatus, PoolStatus, WorkerState, WorkerStatus,
+};
 use family::{MetricUnit, Series};
 
 /// Returns a status in which every metric has a series.
@@ -16,6 +18,7 @@ fn full_status() -> ClusterStatus {
     let mut status = status_of_booting_workers(2, Some(&published));
     let pool = PoolStatus { name: "default".to_string(), done: 3, ..PoolStatus::default() };
     let isolated = IsolatedPoolStatus { name: "images".to_string(), ..Default::default() };
+    status.certificates.push(CertificateStatus::default());
     status.pools.push(pool);
     status.isolated.push(isolated);
     status.queues.push(AcceptQueueStatus::new("127.0.0.1:80".to_string(), 1, 4096));

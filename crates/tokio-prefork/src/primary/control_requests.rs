@@ -250,6 +250,7 @@ impl Primary {
             dispatch_backend: self.selector_backend_name(),
             model: config.map_or("", |config| config.model.name()),
             listeners: self.listeners.bound_addr_texts(),
+            certificates: config.map_or_else(Vec::new, |config| config.tls_certificates.status()),
             queues: queues
                 .map(|(name, queue)| AcceptQueueStatus::new(name, queue.depth, queue.limit))
                 .collect(),

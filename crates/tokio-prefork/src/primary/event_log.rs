@@ -17,8 +17,9 @@ use crate::control::EventHistory;
 use crate::error::Error;
 use crate::log_output;
 use crate::messages::LossReport;
+use crate::status::CertificateStatus;
 use crate::text::{Count, HumanDuration};
-use crate::text::{Printable, printable};
+use crate::text::{Printable, format_utc, printable};
 use crate::worker_stdio::OutputStream;
 use prefork_os::signal::Signal;
 use prefork_supervisor::{AdminKillReason, ExitReport, LogEvent};
@@ -194,6 +195,24 @@ impl EventLog {
     pub(super) fn log_ticket_key_rotation_error(&mut self, reason: &dyn Display) {
         self.write_line(error_line(format!(
             "cannot rotate the keys of session tickets: {reason}; trying again later"
+        )));
+    }
+
+    pub(super) fn log_certificate_warning(&mut self, warning: &str) {
+        self.write_line(warn_line(warning.to_string()));
+    }
+
+    pub(super) fn log_certificate_expires(&mut self, certificate: &CertificateStatus) {
+        self.write_line(warn_line(format!(
+            "certificate expires soon: {}; renew it and reload",
+            expiry_fields(certificate)
+        )));
+    }
+
+    pub(super) fn log_certificate_expired(&mut self, certificate: &CertificateStatus) {
+        self.write_line(error_line(format!(
+            "certificate has expired, clients refuse it: {}; renew it and reload",
+            expiry_fields(certificate)
         )));
     }
 
@@ -389,6 +408,16 @@ impl EventLog {
 }
 
 /// Returns whether a count has passed a power of two: the first, second, fourth and so on is logged.
+fn expiry_fields(certificate: &CertificateStatus) -> String {
+    let CertificateStatus { file, subject, not_after_ms, days_left, .. } = certificate;
+    format!(
+        "file={} subject={:?} not_after={} days_left={days_left}",
+        printable(file),
+        printable(subject),
+        format_utc(*not_after_ms)
+    )
+}
+
 pub(super) fn has_passed_power_of_two(before: u64, after: u64) -> bool {
     before.checked_ilog2() != after.checked_ilog2()
 }

@@ -12,6 +12,7 @@ use super::handover_relay::HandoverRelay;
 use super::{Primary, WorkerProcess};
 use crate::application_sockets;
 use crate::channel::PrimaryChannelEnd;
+use crate::config::Config;
 use crate::dispatch::round_robin::{ConnectionQueue, RoundRobinAcceptor};
 use crate::dispatch::{LoadPage, LoadPageLease};
 use crate::error::{Error, Result, exit};
@@ -20,13 +21,14 @@ use crate::messages::PrimaryMessageEnd;
 use crate::process_limits::ProcessLimits;
 use crate::scoreboard::WorkerPages;
 use crate::systemd::SERVICE_MANAGER_VARIABLES;
-use crate::tls::{TlsCertificates, WorkerTls};
+use crate::tls::{TicketKeyReader, TlsCertificates, WorkerTls};
 use crate::worker_init::{MessageEndInit, WorkerInit};
 use crate::worker_stdio::{OutputPipes, WorkerStdio, set_worker_streams};
 use prefork_os::child::{ForkResult, exit_without_cleanup, fork_process};
 use prefork_os::fd::FdCloseBatch;
 use prefork_os::fd_passing::create_seqpacket_pair;
 use prefork_os::process_group::kill_rest_of_own_group;
+use prefork_os::resource_limits::disable_core_dumps;
 use prefork_os::signal::{BlockedSignals, Signal};
 use prefork_supervisor::{Event, WorkerTag};
 
@@ -224,10 +226,7 @@ impl Primary {
         let per_slot = config.dispatch.has_socket_per_slot();
         let listeners = self.listeners.take_for_worker(bind, tag.slot, per_slot);
         let access_log = self.access_log.take_for_worker(tag.generation);
-        let tls = match tag.slot.is_web() {
-            true => config.make_worker_tls(self.listeners.serves_raw_connections(), ticket_keys)?,
-            false => WorkerTls::default(),
-        };
+        let tls = self.make_worker_tls(tag, &config, ticket_keys)?;
         forked.limits.apply(forked.primary_pid)?;
         drop(forked.blocked_signals);
         Ok(Some(WorkerInit {
@@ -246,6 +245,23 @@ impl Primary {
             access_log,
             terminate,
         }))
+    }
+
+    /// Makes what a worker speaks TLS with. From then on it has private keys in its heap.
+    fn make_worker_tls(
+        &self,
+        tag: WorkerTag,
+        config: &Config,
+        ticket_keys: Option<TicketKeyReader>,
+    ) -> Result<WorkerTls> {
+        if !tag.slot.is_web() || config.tls_certificates.are_none() {
+            return Ok(WorkerTls::default());
+        }
+        if !config.core_dumps {
+            disable_core_dumps()
+                .map_err(|e| Error::system("disable core dumps of a worker with keys", e))?;
+        }
+        config.make_worker_tls(self.listeners.serves_raw_connections(), ticket_keys)
     }
 
     /// Closes, in the child, all descriptors that only the primary uses. Files of the primary stay in place.

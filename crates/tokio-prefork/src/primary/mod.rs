@@ -6,6 +6,7 @@
 
 mod access_log_switch;
 mod admin;
+mod certificate_expiry;
 mod cluster_event;
 mod control_requests;
 mod empty_cluster;
@@ -65,6 +66,7 @@ use prefork_supervisor::{Slot, WEB_KIND};
 pub(crate) use access_log_switch::AccessLogSwitch;
 use admin::AdminListener;
 pub(crate) use admin::{AdminSettings, AdminSockets};
+use certificate_expiry::CertificateExpiry;
 pub use cluster_event::{ClusterEvent, WorkerExit, WorkerExitReason};
 use control_requests::ControlEndpoint;
 use event_log::EventLog;
@@ -159,6 +161,7 @@ pub(crate) struct Primary {
     log_file: LogFileSwitch,
     access_log: AccessLogSwitch,
     ticket_keys: TicketKeys,
+    certificate_expiry: CertificateExpiry,
     started: Instant,
 }
 
@@ -192,12 +195,8 @@ impl Primary {
             application.slot_environments,
             &hooks,
         )?;
-        let last_event = manifest.as_ref().map_or(0, |manifest| manifest.last_event);
-        let mut event_log = EventLog::continue_after(last_event);
+        let mut event_log = create_event_log(manifest.as_ref());
         let stacks = StackCaptures::new(scoreboard.worker_page_count() + 1, &mut event_log);
-        if let Some(passed) = manifest.as_ref().and_then(|manifest| manifest.admin.as_ref()) {
-            event_log.history.restore(admin::read_passed_events(passed));
-        }
         let inherited_workers = manifest.as_ref().map(|manifest| manifest.workers.len());
         let locals = listeners.bound_addr_texts();
         event_log.log_primary_started(inherited_workers, wanted_workers, &config, &locals);
@@ -244,6 +243,7 @@ impl Primary {
             control,
             admin,
             service_manager,
+            certificate_expiry: CertificateExpiry::default(),
             started: Instant::now(),
             event_log,
         };
@@ -259,6 +259,7 @@ impl Primary {
             self.reap_children();
         }
         self.admin.want_generation(self.supervisor.wanted_generation())?;
+        self.warn_of_expiring_certificates();
         self.publish_isolated_pools();
         self.update_kernel_selector();
         self.store_sockets();
@@ -337,6 +338,15 @@ pub(crate) fn create_scoreboard(has_other_kinds: bool) -> Result<Scoreboard> {
         };
         Error::system("create the scoreboard in shared memory", e)
     })
+}
+
+/// Creates an event log, which continues that of the previous image.
+fn create_event_log(manifest: Option<&UpgradeManifest>) -> EventLog {
+    let mut event_log = EventLog::continue_after(manifest.map_or(0, |one| one.last_event));
+    if let Some(passed) = manifest.and_then(|one| one.admin.as_ref()) {
+        event_log.history.restore(admin::read_passed_events(passed));
+    }
+    event_log
 }
 
 /// Creates a new supervisor, or one that continues where the previous image stopped.

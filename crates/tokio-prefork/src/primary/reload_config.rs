@@ -179,7 +179,7 @@ impl Primary {
         names: &ResolvedHosts,
     ) -> Result<SupervisorConfig> {
         for warning in config.load_tls_certificates()? {
-            log::warn!("{warning}");
+            self.event_log.log_certificate_warning(&warning);
         }
         self.ticket_keys.prepare(config.ticket_lifetime(), &mut self.event_log)?;
         if self.log_file.open_for_reload(generation, config.log_file.as_deref())? {
@@ -239,6 +239,7 @@ impl Primary {
         self.remove_stored_sockets(&closed);
         self.drain_closed_sockets(&closed);
         self.update_kernel_selector();
+        self.warn_of_expiring_certificates();
         let current = self.supervisor.wanted_generation();
         let Primary { workers, scoreboard, event_log, .. } = self;
         self.log_file.switch_to_generation(current, workers, event_log);

@@ -104,6 +104,7 @@ impl Primary {
         }
         self.attend_admin_listener();
         self.rotate_ticket_keys();
+        self.attend_certificate_expiry();
         self.deliver_held_messages(now);
         self.messages.primary_end.flush();
         let until = self.next_wake_up(now, log_retry).into_iter().chain(notify_at);
@@ -133,6 +134,7 @@ impl Primary {
             self.stacks.next_deadline(now),
             self.admin.next_deadline(),
             self.ticket_keys.next_deadline(self.ticket_lifetime(), now),
+            self.certificate_expiry.next_deadline(),
         ];
         let delays = [
             self.handover.retry_after(),

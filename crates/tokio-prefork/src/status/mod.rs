@@ -10,6 +10,7 @@
 
 mod accept_queue;
 mod admin_status;
+mod certificate_status;
 mod isolated_pool_status;
 mod job_durations;
 mod kept_figures;
@@ -33,6 +34,7 @@ use prefork_supervisor::{ClusterView, Generation, Slot, WEB_KIND, WorkerId};
 
 pub use accept_queue::{AcceptQueueStatus, QueueWaitStatus};
 pub use admin_status::AdminStatus;
+pub use certificate_status::CertificateStatus;
 pub use isolated_pool_status::IsolatedPoolStatus;
 pub use job_durations::JobDurations;
 pub(crate) use job_durations::{JOB_DURATION_BUCKETS, duration_bucket, duration_us};
@@ -74,6 +76,9 @@ pub struct ClusterStatus {
     pub primary: PrimaryStatus,
     /// The addresses that are listened on; empty while the cluster stops, and in a worker.
     pub listeners: Vec<String>,
+    /// The certificates of TLS, the default one first; empty without TLS, and in a worker.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<CertificateStatus>,
     /// How many connections wait to be accepted, for each listening TCP socket; empty in a worker.
     #[serde(default)]
     pub queues: Vec<AcceptQueueStatus>,
@@ -198,6 +203,7 @@ pub(crate) struct PrimaryReport {
     pub(crate) dispatch_backend: &'static str,
     pub(crate) model: &'static str,
     pub(crate) listeners: Vec<String>,
+    pub(crate) certificates: Vec<CertificateStatus>,
     pub(crate) queues: Vec<AcceptQueueStatus>,
     pub(crate) dead: SumsOfDeadWorkers,
     pub(crate) supervision: SupervisionCounters,
@@ -263,14 +269,16 @@ impl ClusterStatus {
             empty_slots: view.empty_slots.clone(),
         };
         let status = ClusterStatus::new(primary, report.dead, report.shared, workers);
-        let PrimaryReport { listeners, queues, isolated, supervision, admin, .. } = report;
-        ClusterStatus { listeners, queues, isolated, supervision, admin, ..status }
+        let PrimaryReport { listeners, certificates, queues, .. } = report;
+        let PrimaryReport { isolated, supervision, admin, .. } = report;
+        ClusterStatus { listeners, certificates, queues, isolated, supervision, admin, ..status }
     }
 
     /// Adds to a status that was read from the scoreboard what only the primary's memory knows. `primary` is that part,
     /// made `age_ms` ago, with workers without figures.
     #[cfg(feature = "admin")]
     pub(crate) fn with_primary_part(self, primary: &ClusterStatus, age_ms: u64) -> ClusterStatus {
+        let now = SystemTime::now();
         let is_stopping = self.primary.phase == PrimaryPhase::Stopping;
         let own = &primary.primary;
         let of_primary = PrimaryStatus {
@@ -306,6 +314,7 @@ impl ClusterStatus {
         ClusterStatus {
             primary: of_primary,
             listeners: primary.listeners.clone(),
+            certificates: primary.certificates.iter().map(|one| one.clone().at(now)).collect(),
             queues: primary.queues.clone(),
             admin,
             workers: workers.collect(),
@@ -336,6 +345,7 @@ impl ClusterStatus {
         ClusterStatus {
             primary,
             listeners: Vec::new(),
+            certificates: Vec::new(),
             queues: Vec::new(),
             queue_wait: QueueWaitStatus::of_workers(&workers),
             totals: workers.iter().fold(dead.totals, |sum, worker| sum.sum_with(worker.counters)),
@@ -408,6 +418,7 @@ pub(crate) mod tests {
             dispatch_backend: "",
             model: "prefork",
             listeners: vec![],
+            certificates: vec![],
             queues: vec![],
             dead: SumsOfDeadWorkers::default(),
             supervision: SupervisionCounters::default(),

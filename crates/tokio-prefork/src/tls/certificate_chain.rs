@@ -33,6 +33,8 @@ pub(super) struct CertificateFacts {
     /// The distinguished name, as in RFC 4514: `CN=example.org,O=Example`.
     pub(super) subject: String,
     pub(super) issuer: String,
+    /// The serial number in hexadecimal digits.
+    pub(super) serial: String,
     /// The DNS names and IP addresses that it is for, in lower case; without any, the common name of the subject.
     pub(super) names: Vec<String>,
     pub(super) not_before: SystemTime,
@@ -92,11 +94,16 @@ impl CertificateFacts {
         Ok(CertificateFacts {
             subject: certificate.subject.to_string(),
             issuer: certificate.issuer.to_string(),
+            serial: hex(certificate.serial_number.as_bytes()),
             names: names_of(certificate)?,
             not_before: time(&validity.not_before)?,
             not_after: time(&validity.not_after)?,
         })
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Returns the names that a certificate is for.

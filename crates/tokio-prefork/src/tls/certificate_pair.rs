@@ -10,6 +10,7 @@ use super::certificate_chain::CertificateChain;
 use super::private_key::PrivateKey;
 use super::secret_file::SecretFile;
 use crate::error::{Error, Result};
+use crate::status::{CertificateStatus, MAX_JSON_INTEGER};
 
 /// A certificate chain with its private key.
 #[derive(Debug)]
@@ -32,6 +33,15 @@ pub(super) enum KeyType {
 }
 
 impl KeyType {
+    fn name(self) -> &'static str {
+        match self {
+            KeyType::Ecdsa => "ECDSA",
+            KeyType::Ed25519 => "Ed25519",
+            KeyType::Rsa => "RSA",
+            KeyType::Other => "other",
+        }
+    }
+
     fn of(key: &dyn SigningKey) -> KeyType {
         match key.algorithm() {
             rustls::SignatureAlgorithm::ECDSA => KeyType::Ecdsa,
@@ -87,6 +97,32 @@ impl CertificatePair {
             Error::internal(format!("tls-key = {} {why}", self.key_file.display()))
         })?;
         Ok(CertifiedKey::new(self.chain.der.clone(), key))
+    }
+
+    /// Describes the certificate, without the days that are left.
+    pub(super) fn status(&self) -> CertificateStatus {
+        let leaf = &self.chain.leaf;
+        let text = |text: &str| crate::text::printable(text).into_owned();
+        let ms = |time: SystemTime| {
+            let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            u64::try_from(since.as_millis()).unwrap_or(MAX_JSON_INTEGER).min(MAX_JSON_INTEGER)
+        };
+        CertificateStatus {
+            file: text(&self.file.display().to_string()),
+            subject: text(&leaf.subject),
+            issuer: text(&leaf.issuer),
+            serial: leaf.serial.clone(),
+            names: leaf
+                .names
+                .iter()
+                .take(CertificateStatus::MAX_NAMES)
+                .map(|name| text(name))
+                .collect(),
+            key_type: self.key_type.name().to_string(),
+            not_before_ms: ms(leaf.not_before),
+            not_after_ms: ms(leaf.not_after),
+            days_left: 0,
+        }
     }
 
     pub(super) fn private_key(&self) -> &PrivateKey {

@@ -17,6 +17,7 @@ use super::client_authentication::ClientAuthentication;
 use super::server_config::{TlsOptions, build_server_config};
 use crate::config::ClientAuth;
 use crate::error::{Error, Result};
+use crate::status::CertificateStatus;
 
 /// The certificates and keys of one configuration. The keys are not shown in debug output.
 #[derive(Clone, Default)]
@@ -86,6 +87,17 @@ impl TlsCertificates {
         TlsCertificates { pairs: Some(Err(why.to_string())), clients: None }
     }
 
+    /// Describes the certificates, the default one first.
+    pub(crate) fn status(&self) -> Vec<CertificateStatus> {
+        let now = SystemTime::now();
+        self.pairs().iter().map(|pair| pair.status().at(now)).collect()
+    }
+
+    /// Returns whether no certificates were configured.
+    pub(crate) fn are_none(&self) -> bool {
+        self.pairs.is_none()
+    }
+
     fn pairs(&self) -> &[CertificatePair] {
         match &self.pairs {
             Some(Ok(pairs)) => pairs,
@@ -124,6 +136,14 @@ impl TlsCertificates {
 
 #[cfg(not(feature = "tls"))]
 impl TlsCertificates {
+    pub(crate) fn status(&self) -> Vec<CertificateStatus> {
+        Vec::new()
+    }
+
+    pub(crate) fn are_none(&self) -> bool {
+        true
+    }
+
     /// Without the feature `tls` there are none: the configuration has refused them.
     pub(crate) fn load(_: &[PathBuf], _: &[PathBuf]) -> Result<(TlsCertificates, Vec<String>)> {
         Ok((TlsCertificates::default(), Vec::new()))
