@@ -201,10 +201,6 @@ impl Primary {
         let locals = listeners.bound_addr_texts();
         event_log.log_primary_started(inherited_workers, wanted_workers, &config, &locals);
         admin.bound_addr_texts().iter().for_each(|local| event_log.log_admin_listening(local));
-        let passed_keys = manifest.as_ref().and_then(|manifest| manifest.ticket_keys_fd);
-        let mut ticket_keys =
-            TicketKeys::inherit(passed_keys, config.ticket_lifetime(), &mut event_log);
-        ticket_keys.prepare(config.ticket_lifetime(), &mut event_log)?;
         let control = match &mut manifest {
             None => ControlEndpoint::open_socket(&config.control, &mut event_log)?,
             Some(manifest) => ControlEndpoint::take_over_socket(
@@ -225,7 +221,7 @@ impl Primary {
             pid_file: ConfiguredPidFile::new(config.pid_file.clone(), pid_file),
             log_file: LogFileSwitch::new(config.log_file.clone()),
             access_log,
-            ticket_keys,
+            ticket_keys: TicketKeys::start(manifest.as_ref(), &config, &mut event_log)?,
             configs: ConfigStore::new(read_config, Arc::new(config), manifest.as_ref()),
             worker_entry,
             round_robin: RoundRobinAcceptor::default(),

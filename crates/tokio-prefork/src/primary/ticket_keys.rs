@@ -7,8 +7,10 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use super::event_log::EventLog;
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::tls::{TicketKeyMemory, TicketKeyReader};
+use crate::upgrade::UpgradeManifest;
 use prefork_os::fd::take_inherited_fd;
 
 /// How long to wait after a rotation that failed before the next attempt.
@@ -23,8 +25,23 @@ pub(super) struct TicketKeys {
 }
 
 impl TicketKeys {
+    /// Takes over the keys of the previous image, or creates them, if `config` wants tickets.
+    ///
+    /// # Errors
+    /// The kernel has no memory, descriptors or random numbers left.
+    pub(super) fn start(
+        manifest: Option<&UpgradeManifest>,
+        config: &Config,
+        event_log: &mut EventLog,
+    ) -> Result<TicketKeys> {
+        let passed = manifest.and_then(|manifest| manifest.ticket_keys_fd);
+        let mut keys = TicketKeys::inherit(passed, config.ticket_lifetime(), event_log);
+        keys.prepare(config.ticket_lifetime(), event_log)?;
+        Ok(keys)
+    }
+
     /// Takes over the keys of the previous image, or closes them if `lifetime` says that there are no tickets. Without them, its tickets end: clients make a full handshake.
-    pub(super) fn inherit(
+    fn inherit(
         passed: Option<RawFd>,
         lifetime: Option<Duration>,
         event_log: &mut EventLog,
