@@ -10,6 +10,7 @@ use crate::commands::bench::{self, BenchCall};
 use crate::commands::compare::{self, CompareCall};
 use crate::commands::control::{self, ControlCall};
 use crate::commands::demo::{self, DemoCall};
+use crate::commands::dev_cert::{self, DevCertCall};
 use crate::commands::health::{self, HealthCall};
 use crate::commands::man_pages::{self, GenerateCall};
 use crate::commands::reference_pages::{self, ReferenceCall};
@@ -31,6 +32,8 @@ pub(crate) enum Verb {
     },
     /// Print the kernel programs of a dispatch policy.
     DispatchProgram(FlagValues),
+    /// Write a certificate for trials.
+    DevCert(DevCertCall),
     /// Send a request to a running primary.
     Control(ControlCall),
     /// Watch a running primary in a terminal.
@@ -82,6 +85,7 @@ pub(crate) fn prefork_command() -> Command {
         .subcommand(bench::bench_command())
         .subcommand(compare::compare_command())
         .subcommand(demo::demo_command())
+        .subcommand(dev_cert::dev_cert_command())
         .subcommands(man_pages::generate_commands())
         .subcommand(reference_pages::reference_command())
 }
@@ -151,6 +155,9 @@ pub(crate) fn parse_args(
         Some(("demo", matches)) => demo::parse_demo(matches).map(Verb::Demo).map_err(usage_error),
         Some(("top", matches)) => {
             top::parse_top(matches).map(|call| Verb::Top(Box::new(call))).ok_or_else(unknown_verb)
+        }
+        Some(("dev-cert", matches)) => {
+            dev_cert::parse_dev_cert(matches).map(Verb::DevCert).ok_or_else(unknown_verb)
         }
         Some(("health", matches)) => {
             health::parse_health(matches).map(Verb::Health).ok_or_else(unknown_verb)

@@ -11,8 +11,8 @@ use std::process::ExitCode;
 
 use args::Verb;
 use commands::{
-    bench, check, compare, control, demo, dispatch_program, health, man_pages, reference_pages,
-    serve, top,
+    bench, check, compare, control, demo, dev_cert, dispatch_program, health, man_pages,
+    reference_pages, serve, top,
 };
 
 fn main() -> ExitCode {
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Verb::Serve(flags) => serve::run_serve(flags),
         Verb::Check { flags, format } => check::run_check(flags, format),
         Verb::DispatchProgram(flags) => dispatch_program::run_dispatch_program(flags),
+        Verb::DevCert(call) => dev_cert::run_dev_cert(call),
         Verb::Control(call) => control::run_control(call),
         Verb::Top(call) => top::run_top(*call),
         Verb::Health(call) => health::run_health(call),

@@ -5,6 +5,7 @@ pub(crate) mod check;
 pub(crate) mod compare;
 pub(crate) mod control;
 pub(crate) mod demo;
+pub(crate) mod dev_cert;
 pub(crate) mod dispatch_program;
 pub(crate) mod health;
 pub(crate) mod man_pages;

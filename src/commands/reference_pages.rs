@@ -119,6 +119,7 @@ fn see_also(heading: &str) -> &'static str {
             "[What happens to connections](connections.md), [Behind a load balancer](load-balancer.md)"
         }
         "HTTP" => "[HTTP and timeouts](http.md)",
+        "TLS" => "[TLS](tls.md)",
         "Built-in application" => {
             "[Built-in application](application.md), [Static files](static-files.md)"
         }

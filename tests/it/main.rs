@@ -21,6 +21,7 @@
 //! | `PREFORK_MISBEHAVING`, `PREFORK_SEED` | workers that write garbage (4), and their first random seed (1) |
 //! | `PREFORK_TEST_DISPATCH` | dispatch policy of all servers without one of their own |
 //! | `PREFORK_TEST_MODEL` | concurrency model of all servers; for `http file_server http_malformed resource_limits` |
+//! | `PREFORK_TEST_TLS` | TLS between all servers and clients; for `http http_corpus http_malformed timeouts half_close http2_settings stop file_server` |
 //!
 //! The servers under test do not see these variables.
 
@@ -46,6 +47,7 @@ mod cpu_bound_work;
 mod cpu_pool;
 mod demo_command;
 mod demo_routes;
+mod dev_cert;
 mod dispatch_ip_hash;
 mod dispatch_least_conn;
 mod dispatch_reuseport;
