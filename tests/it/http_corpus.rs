@@ -4,11 +4,8 @@
 //! describes its format.
 
 use std::fmt::Write as _;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
 
-use crate::support::wait::DEADLINE;
-use crate::support::{Address, Server};
+use crate::support::{Address, Client, Failure, Server};
 
 const HTTP1_CORPUS: &str = include_str!("data/http1.corpus");
 
@@ -74,11 +71,7 @@ fn verdict_matches(required: &str, found: &str) -> bool {
 
 /// Sends a case, and returns the statuses of all responses, the bodies of `/echo`, and how the connection ended.
 fn observe_verdict(address: &Address, case: &Case, pieces: Chunking) -> String {
-    let Address::Tcp(address) = address else { panic!("no TCP address") };
-    let mut stream = TcpStream::connect(address).expect("connect");
-    stream.set_nodelay(true).expect("TCP_NODELAY");
-    stream.set_read_timeout(Some(DEADLINE)).expect("timeout");
-    stream.set_write_timeout(Some(DEADLINE)).expect("timeout");
+    let mut client = Client::connect(address).expect("connect");
     let behind = if case.is_alone { &[] } else { FOLLOWING_REQUEST };
     let all = [&case.message, behind].concat();
     let size = match pieces {
@@ -86,16 +79,16 @@ fn observe_verdict(address: &Address, case: &Case, pieces: Chunking) -> String {
         Chunking::Bytes => 1,
     };
     // The server may respond and close before everything is sent.
-    let sent = all.chunks(size).try_for_each(|piece| stream.write_all(piece));
+    let sent = all.chunks(size).try_for_each(|piece| client.send(piece));
     if case.ends_with_fin && sent.is_ok() {
-        let _ = stream.shutdown(Shutdown::Write);
+        client.shutdown_write();
     }
-    let mut received = Vec::new();
-    let end = match stream.read_to_end(&mut received) {
-        Ok(_) => "close",
-        Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => "open",
-        Err(e) if e.kind() == ErrorKind::ConnectionReset => "reset",
-        Err(e) => panic!("{}: {e}", case.name),
+    let (received, end) = client.read_all();
+    let end = match end {
+        Ok(()) => "close",
+        Err(Failure::TimedOut) => "open",
+        Err(Failure::Reset) => "reset",
+        Err(e) => panic!("{}: {e:?}", case.name),
     };
     let mut items = summarize_responses(&received);
     items.push(end.into());

@@ -253,6 +253,9 @@ impl ProcessBuilder {
         if !self.config_sets_dispatch {
             overrides::apply_dispatch_override(&mut command);
         }
+        if self.is_serve() && overrides::is_tls() {
+            overrides::apply_tls_override(&mut command);
+        }
         command.envs(self.env.drain(..));
         command.stdin(self.stdin.take().map_or_else(Stdio::null, Stdio::from));
         if let Some(uid) = self.uid {
@@ -286,8 +289,9 @@ impl ProcessBuilder {
         streams.next().map(|one| command.stderr(one));
         drop(streams);
         let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
+        let is_tls = self.is_serve() && overrides::is_tls();
         let control = self.has_control.then_some(self.control);
-        Server::new(child, self.dir, self.workers + self.other_workers, control)
+        Server::new(child, self.dir, self.workers + self.other_workers, control, is_tls)
     }
 
     /// Runs a process that ends by itself, and returns its output.

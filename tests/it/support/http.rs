@@ -2,6 +2,7 @@
 //!
 //! It never retries, follows no redirect and has no connection pool.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::tls_client::TlsSession;
 use super::wait::DEADLINE;
+use super::{http2, overrides};
 
 /// How long [`Client::read_within_10_seconds`] waits: longer than a busy machine needs, and shorter than the tests
 /// block a worker.
@@ -61,7 +63,11 @@ pub struct Response {
 pub struct Client {
     socket: Socket,
     /// The TLS session, if the connection has one.
-    tls: Option<TlsSession>,
+    tls: RefCell<Option<TlsSession>>,
+    /// Whether the server speaks TLS as all servers do, and no handshake has begun.
+    awaits_handshake: bool,
+    /// Whether that handshake is to agree on HTTP/2.
+    is_http2: bool,
     /// Bytes that were read but not yet used.
     buffer: Vec<u8>,
 }
@@ -131,7 +137,17 @@ impl Client {
         if domain != Domain::UNIX {
             socket.set_tcp_nodelay(true)?;
         }
-        Ok(Client { socket, tls: None, buffer: Vec::new() })
+        let awaits_handshake = match to {
+            Address::Tcp(addr) => overrides::speaks_tls(addr.port()),
+            Address::Unix(_) => false,
+        };
+        Ok(Client {
+            socket,
+            tls: RefCell::default(),
+            awaits_handshake,
+            is_http2: false,
+            buffer: Vec::new(),
+        })
     }
 
     /// Connects, and completes a TLS handshake with the server of this name.
@@ -141,18 +157,40 @@ impl Client {
         name: &str,
     ) -> Result<Client, Failure> {
         let mut client = Client::connect(to)?;
-        client.tls = Some(TlsSession::connect(&client.socket, Arc::clone(config), name)?);
+        client.awaits_handshake = false;
+        client.start_tls(Arc::clone(config), name)?;
         Ok(client)
+    }
+
+    fn start_tls(&mut self, config: Arc<ClientConfig>, name: &str) -> Result<(), Failure> {
+        *self.tls.get_mut() = Some(TlsSession::connect(&self.socket, config, name)?);
+        Ok(())
+    }
+
+    /// Begins TLS if the server speaks it as all servers do. `first` is what is sent first, by which HTTP/2 is known.
+    fn begin(&mut self, first: &[u8]) -> Result<(), Failure> {
+        if std::mem::take(&mut self.awaits_handshake) {
+            let is_http2 = self.is_http2 || first.starts_with(http2::PREFACE);
+            self.start_tls(overrides::tls_client(is_http2), overrides::TLS_NAME)?;
+            // As without TLS, where the end looks the same whether the server has cut the connection or not.
+            self.tls().accepts_truncation = true;
+        }
+        Ok(())
+    }
+
+    /// Says that the connection will speak HTTP/2 although it does not begin with the whole preface.
+    pub fn expect_http2(&mut self) {
+        self.is_http2 = true;
     }
 
     /// Returns the TLS session of a client that has connected with TLS.
     pub fn tls(&mut self) -> &mut TlsSession {
-        self.tls.as_mut().expect("a TLS connection")
+        self.tls.get_mut().as_mut().expect("a TLS connection")
     }
 
     /// Sends `close_notify`; responses can still be read.
     pub fn send_close_notify(&mut self) {
-        self.tls.as_mut().expect("a TLS connection").send_close_notify(&self.socket);
+        self.tls.get_mut().as_mut().expect("a TLS connection").send_close_notify(&self.socket);
     }
 
     /// Sends bytes as they are, below TLS.
@@ -167,7 +205,8 @@ impl Client {
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
-        match &mut self.tls {
+        self.begin(bytes.as_ref())?;
+        match self.tls.get_mut() {
             Some(tls) => tls.send(&self.socket, bytes.as_ref()),
             None => self.send_raw(bytes),
         }
@@ -196,17 +235,28 @@ impl Client {
 
     /// Shuts down the sending side; responses can still be read.
     pub fn shutdown_write(&self) {
+        if let Some(tls) = &mut *self.tls.borrow_mut() {
+            tls.send_close_notify(&self.socket);
+        }
         self.socket.shutdown(std::net::Shutdown::Write).expect("shutdown");
     }
 
     /// Whether a response has begun to arrive.
     pub fn has_input(&self) -> bool {
+        if let Some(tls) = &mut *self.tls.borrow_mut() {
+            return tls.receive_queued(&self.socket);
+        }
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         matches!(recv(self.socket.as_raw_fd(), &mut [0], flags), Ok(1..))
     }
 
     /// Whether the server is known to have closed or reset the connection.
     pub fn is_closed(&self) -> bool {
+        if let Some(tls) = &mut *self.tls.borrow_mut()
+            && (tls.receive_queued(&self.socket) || tls.has_peer_closed())
+        {
+            return tls.has_peer_closed();
+        }
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         match recv(self.socket.as_raw_fd(), &mut [0], flags) {
             Ok(n) => n == 0,
@@ -218,6 +268,18 @@ impl Client {
     pub fn read_to_end(&mut self) -> Result<Vec<u8>, Failure> {
         while self.read_more()? {}
         Ok(std::mem::take(&mut self.buffer))
+    }
+
+    /// Reads until the connection ends. Returns the bytes, and how it ended.
+    pub fn read_all(&mut self) -> (Vec<u8>, Result<(), Failure>) {
+        let end = loop {
+            match self.read_more() {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(failure) => break Err(failure),
+            }
+        };
+        (std::mem::take(&mut self.buffer), end)
     }
 
     /// Reads exactly `n` bytes.
@@ -296,7 +358,8 @@ impl Client {
     /// Reads once into the buffer; returns `false` at the end of the connection.
     fn read_more(&mut self) -> Result<bool, Failure> {
         let mut piece = [0; 64 * 1024];
-        let n = match &mut self.tls {
+        self.begin(&[])?;
+        let n = match self.tls.get_mut() {
             Some(tls) => tls.read(&self.socket, &mut piece)?,
             None => self.socket.read(&mut piece)?,
         };

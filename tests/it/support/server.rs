@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 pub use super::command::ProcessBuilder;
 use super::http::{Address, Client, Failure, Response};
-use super::{control, log, process, wait};
+use super::{control, log, overrides, process, wait};
 
 /// A server that was started by a test.
 pub struct Server {
@@ -26,6 +26,8 @@ pub struct Server {
     allowed_errors: Vec<&'static str>,
     /// Whether the primary has been reaped.
     is_reaped: bool,
+    /// Whether it speaks TLS as all servers do.
+    is_tls: bool,
 }
 
 impl Server {
@@ -52,6 +54,7 @@ impl Server {
         dir: TempDir,
         workers: usize,
         control: Option<PathBuf>,
+        is_tls: bool,
     ) -> Server {
         Server {
             child,
@@ -62,6 +65,7 @@ impl Server {
             workers,
             allowed_errors: Vec::new(),
             is_reaped: false,
+            is_tls,
         }
     }
 
@@ -72,7 +76,19 @@ impl Server {
             true => self.wait_all_serve(),
             false => self.wait_listening(),
         };
+        self.set_speaks_tls(self.is_tls);
         self
+    }
+
+    /// Records for clients whether its ports speak TLS.
+    fn set_speaks_tls(&self, speaks_tls: bool) {
+        for address in &self.addresses {
+            if let Address::Tcp(addr) = address
+                && self.is_tls
+            {
+                overrides::set_speaks_tls(addr.port(), speaks_tls);
+            }
+        }
     }
 
     /// Waits until all workers serve, by the status, and returns the addresses in it.
@@ -301,6 +317,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        self.set_speaks_tls(false);
         let mut workers = process::children(self.pid());
         if !self.is_reaped {
             // The primary first, or it would replace the workers.

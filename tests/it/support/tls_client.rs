@@ -1,8 +1,10 @@
 //! The TLS side of a [`Client`](super::Client): reads and writes what it sends and receives.
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use nix::sys::socket::{MsgFlags, recv};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use socket2::Socket;
@@ -10,7 +12,11 @@ use socket2::Socket;
 use super::Failure;
 
 /// The TLS session of a client.
-pub struct TlsSession(Box<ClientConnection>);
+pub struct TlsSession {
+    session: Box<ClientConnection>,
+    /// Whether the end of the connection without `close_notify` is one like any other.
+    pub accepts_truncation: bool,
+}
 
 impl TlsSession {
     /// Completes a handshake over `socket`.
@@ -30,36 +36,36 @@ impl TlsSession {
                 return Err(Failure::Closed);
             }
         }
-        Ok(TlsSession(Box::new(session)))
+        Ok(TlsSession { session: Box::new(session), accepts_truncation: false })
     }
 
     /// Returns what the handshake has agreed on.
     pub fn session(&self) -> &ClientConnection {
-        &self.0
+        &self.session
     }
 
     /// Returns the server's own certificate in DER.
     pub fn server_certificate(&self) -> &[u8] {
-        self.0.peer_certificates().and_then(<[_]>::first).expect("a certificate")
+        self.session.peer_certificates().and_then(<[_]>::first).expect("a certificate")
     }
 
     pub fn session_mut(&mut self) -> &mut ClientConnection {
-        &mut self.0
+        &mut self.session
     }
 
     /// Returns the records of these bytes without sending them.
     pub fn encrypt(&mut self, bytes: &[u8]) -> Vec<u8> {
-        self.0.writer().write_all(bytes).expect("room");
+        self.session.writer().write_all(bytes).expect("room");
         let mut records = Vec::new();
-        while self.0.wants_write() {
-            self.0.write_tls(&mut records).expect("a vector");
+        while self.session.wants_write() {
+            self.session.write_tls(&mut records).expect("a vector");
         }
         records
     }
 
     pub fn send(&mut self, mut socket: &Socket, bytes: &[u8]) -> Result<(), Failure> {
         for piece in bytes.chunks(16 * 1024) {
-            self.0.writer().write_all(piece)?;
+            self.session.writer().write_all(piece)?;
             self.flush(&mut socket)?;
         }
         Ok(())
@@ -68,26 +74,48 @@ impl TlsSession {
     /// Reads once; returns 0 after `close_notify`. Without it, the end of the connection is a failure.
     pub fn read(&mut self, mut socket: &Socket, buffer: &mut [u8]) -> Result<usize, Failure> {
         loop {
-            match self.0.reader().read(buffer) {
+            match self.session.reader().read(buffer) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof && self.accepts_truncation => {
+                    return Ok(0);
+                }
                 read => return read.map_err(tls_failure),
             }
-            self.0.read_tls(&mut socket)?;
-            let processed = self.0.process_new_packets();
+            self.session.read_tls(&mut socket)?;
+            let processed = self.session.process_new_packets();
             self.flush(&mut socket)?;
             processed.map_err(|e| Failure::Other(e.to_string()))?;
         }
     }
 
+    /// Takes what the kernel has received, without waiting. Returns whether the server has sent anything that was not read.
+    pub fn receive_queued(&mut self, mut socket: &Socket) -> bool {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        while matches!(recv(socket.as_raw_fd(), &mut [0], flags), Ok(1..)) {
+            if self.session.read_tls(&mut socket).is_err()
+                || self.session.process_new_packets().is_err()
+            {
+                break;
+            }
+        }
+        // Without new packets, this is the state after the last ones.
+        self.session.process_new_packets().is_ok_and(|state| state.plaintext_bytes_to_read() > 0)
+    }
+
+    /// Whether `close_notify` has arrived.
+    pub fn has_peer_closed(&mut self) -> bool {
+        self.session.process_new_packets().is_ok_and(|state| state.peer_has_closed())
+    }
+
     /// Sends `close_notify`; responses can still be read.
     pub fn send_close_notify(&mut self, mut socket: &Socket) {
-        self.0.send_close_notify();
+        self.session.send_close_notify();
         self.flush(&mut socket).expect("send");
     }
 
     fn flush(&mut self, socket: &mut &Socket) -> Result<(), Failure> {
-        while self.0.wants_write() {
-            self.0.write_tls(socket)?;
+        while self.session.wants_write() {
+            self.session.write_tls(socket)?;
         }
         Ok(())
     }
