@@ -1,12 +1,14 @@
 //! The programs in `examples/`: they do what their first lines promise.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
 use crate::support::command::ProcessBuilder;
-use crate::support::{Client, process, wait};
+use crate::support::tls::TestAuthority;
+use crate::support::{Client, http2, process, wait};
 
 #[test]
 fn hello_counts_in_each_worker() {
@@ -57,6 +59,30 @@ fn tcp_echo_echoes() {
     while !read.ends_with(b"any protocol\n") {
         read.extend(client.read_exactly(1).expect("echo"));
     }
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn own_tls_serves_http_1_and_http_2_and_drains_cleanly() {
+    let authority = TestAuthority::new();
+    let dir = tempfile::tempdir().expect("directory");
+    let pair = authority.issue(&["localhost"]).write(dir.path(), "pair");
+    let files = [pair.certificate.as_os_str(), pair.key.as_os_str()];
+    let server = ProcessBuilder::example("own_tls").args(files).start();
+    let connect = |protocol: &str| {
+        let mut config = authority.client_config();
+        config.alpn_protocols = vec![protocol.into()];
+        Client::connect_tls(server.address(), &Arc::new(config), "localhost").expect("a handshake")
+    };
+    let mut client = connect("http/1.1");
+    let response = client.get("/first").expect("an answer");
+    assert!(response.text().starts_with("/first HTTP/1.1 of 127.0.0.1:"), "{response:?}");
+    let mut client = connect("h2");
+    http2::greet(&mut client);
+    client.send(http2::get(1, "/second")).expect("send");
+    let body = http2::read_until(&mut client, http2::DATA, 1).payload;
+    assert!(body.starts_with(b"/second HTTP/2.0 of 127.0.0.1:"), "{}", body.escape_ascii());
     drop(client);
     server.stop();
 }
