@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::http::Response;
 use crate::support::server::ProcessBuilder;
+use crate::support::tls::TestAuthority;
 use crate::support::{Address, Client, Server, http2, overrides, wait};
 
 /// The path of the file of a challenge.
@@ -215,6 +216,36 @@ fn reloads_add_and_remove_redirects_and_change_the_role_of_an_address() {
     assert_eq!(status(), Ok(308));
     assert_eq!(server.get("/").status, 200);
     server.stop();
+}
+
+#[test]
+fn the_port_is_that_of_the_first_https_address_and_hsts_is_for_tls_alone() {
+    let authority = TestAuthority::new();
+    let dir = tempfile::tempdir().expect("directory");
+    let pair = authority.issue(&["localhost"]).write(dir.path(), "pair");
+    for policy in ["shared", "round-robin", "reuseport"] {
+        let server = Server::builder()
+            .bind(["http://127.0.0.1:0", "https://127.0.0.1:0", "https://127.0.0.1:0"])
+            .args(pair.args())
+            .args(["--dispatch", policy, "--https-redirect", "127.0.0.1:0"])
+            .args(["--hsts", "300; includeSubDomains"])
+            .start();
+        let [plain, tls, _, redirect] = server.addresses() else {
+            panic!("{:?}", server.addresses())
+        };
+        let response = Client::connect(redirect).expect("connect").get("/a").expect("an answer");
+        let Address::Tcp(addr) = tls else { panic!("{tls}") };
+        let url = format!("https://test:{}/a", addr.port());
+        assert_eq!(response.header("location"), Some(url.as_str()), "{policy}");
+        assert_eq!(response.header("strict-transport-security"), None);
+        let response = Client::connect(plain).expect("connect").get("/").expect("an answer");
+        assert_eq!((response.status, response.header("strict-transport-security")), (200, None));
+        let client = Client::connect_tls(tls, &authority.client(), "localhost");
+        let response = client.expect("a handshake").get("/").expect("an answer");
+        let hsts = response.header("strict-transport-security");
+        assert_eq!(hsts, Some("max-age=300; includeSubDomains"), "{policy}");
+        server.stop();
+    }
 }
 
 /// Returns a port that is free at the moment.
