@@ -67,7 +67,7 @@ pub(crate) fn bench_command() -> Command {
         .args(output())
 }
 
-fn load() -> [Arg; 12] {
+fn load() -> [Arg; 14] {
     let number = |name: &'static str, short: char, help: &'static str| {
         let arg = Arg::new(name).long(name).value_name("N").value_parser(value_parser!(usize));
         let arg = if short == ' ' { arg } else { arg.short(short) };
@@ -87,6 +87,9 @@ fn load() -> [Arg; 12] {
             .help("Requests per second to schedule [default: none, closed loop]"),
         switch("close", "Open a new connection for each request"),
         number("pipeline", ' ', "Outstanding requests per connection [default: 1]"),
+        switch("http2", "Use HTTP/2: by ALPN over TLS, else with prior knowledge"),
+        number("streams", ' ', "With --http2, outstanding requests per connection [default: 1]")
+            .requires("http2"),
         span("duration", "Duration of a measurement, up to 1h [default: 10s]"),
         span("warm-up", "Duration of the load before the measurement [default: 1s]"),
         number("rounds", ' ', "Number of measurements, each with new connections [default: 1]"),
@@ -221,6 +224,7 @@ pub(crate) fn parse_bench(matches: &ArgMatches) -> Result<BenchCall, String> {
         rate: matches.get_one("rate").copied(),
         reconnect_each_request: matches.get_flag("close"),
         pipeline_depth: number("pipeline").unwrap_or(standard.pipeline_depth),
+        http2_streams: matches.get_flag("http2").then(|| number("streams").unwrap_or(1)),
         method,
         headers: matches.get_many("header").map(|v| v.cloned().collect()).unwrap_or_default(),
         body,
@@ -343,6 +347,10 @@ mod tests {
             "prefork bench --insecure --ca a https://h/",
             "prefork bench -c 0 h",
             "prefork bench --pipeline 2 --close h",
+            "prefork bench --http2 --pipeline 2 h",
+            "prefork bench --streams 2 h",
+            "prefork bench --http2 --streams 2 --close h",
+            "prefork bench --http2 -H Upgrade:x h",
             "prefork bench --data a --data-file b h",
             "prefork bench --duration 2 x h",
         ] {

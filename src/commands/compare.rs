@@ -23,6 +23,9 @@ are called larger than the noise only if the rounds of the two do not overlap.
 A peer is started by the shell; it must say \"listening on http://ADDRESS:PORT\" on standard error when it serves, and end \
 on SIGTERM. It is measured under the loads whose paths it has.
 
+With --https all servers speak TLS with a certificate made for the run; a peer gets its files in TLS_CERT and TLS_KEY, and must \
+say \"listening on https://ADDRESS:PORT\". The workloads full-handshakes and resumed-handshakes then take the place of new-connections.
+
 Ctrl-C ends the run, stops what was started and prints what was measured.
 
 Exit status: 0 all was measured (with --quick: at least one round), 1 some was not, 64 the command line is wrong.
@@ -30,6 +33,7 @@ Exit status: 0 all was measured (with --quick: at least one round), 1 some was n
 Examples:
   prefork compare --quick --html report.html
   prefork compare --models prefork --dispatch all --workloads keep-alive,new-connections
+  prefork compare --https --workloads keep-alive,full-handshakes,resumed-handshakes
   prefork compare --models prefork,single --peer node='node scripts/peers/cluster.js 2 rr'";
 
 /// A comparison and where its report goes.
@@ -83,6 +87,8 @@ pub(crate) fn compare_command() -> Command {
                 .value_parser(ComparedServer::parse_peer)
                 .help("Another server to compare (may be repeated)"),
         )
+        .arg(switch("https", "Measure over TLS, with a certificate made for the run"))
+        .arg(switch("http2", "Measure over HTTP/2; pipelined requests become streams"))
         .arg(number("workers", "Workers or threads per server [default: one per core]").short('w'))
         .arg(number("rounds", "Measurements of each server under each workload [default: 5]"))
         .arg(
@@ -134,8 +140,13 @@ pub(crate) fn parse_compare(matches: &ArgMatches) -> Result<CompareCall, String>
     let peers = matches.get_many::<ComparedServer>("peer").into_iter().flatten().cloned();
     let contestants = own.chain(peers).collect();
     let workloads = matches.get_many::<Workload>("workloads").map(|list| list.copied().collect());
-    let workloads = workloads.unwrap_or(Workload::ALL.to_vec());
-    let mut plan = ComparePlan::new(contestants, workloads, workers);
+    let (https, http2) = (matches.get_flag("https"), matches.get_flag("http2"));
+    let all = if https { Workload::HTTPS.to_vec() } else { Workload::ALL.to_vec() };
+    let mut plan = ComparePlan {
+        https,
+        http2,
+        ..ComparePlan::new(contestants, workloads.unwrap_or(all), workers)
+    };
     if matches.get_flag("quick") {
         plan = plan.into_quick();
     }
@@ -207,6 +218,8 @@ mod tests {
         assert_eq!(names(&plan("prefork compare --dispatch all")).len(), 8);
         let quick = plan("prefork compare --quick --workloads bodies,mixed");
         assert_eq!((quick.limit.is_some(), quick.workloads.len()), (true, 2));
+        let https = plan("prefork compare --https --http2");
+        assert_eq!((https.https, https.http2, https.workloads.len()), (true, true, 9));
         let short = plan("prefork compare --duration 200ms");
         assert_eq!(
             (short.duration, short.warm_up),
@@ -222,6 +235,7 @@ mod tests {
             "prefork compare --dispatch fair",
             "prefork compare --workloads idle",
             "prefork compare --peer node",
+            "prefork compare --workloads full-handshakes",
             "prefork compare --workers 0",
             "prefork compare --quick --rounds 2",
             "prefork compare --rounds 0",

@@ -138,7 +138,7 @@ fn assert_failed_as((status, report): (Option<i32>, Value), failure: &str, advic
     let found: Vec<&String> =
         failed.iter().filter(|(_, n)| n.as_u64() > Some(0)).map(|(name, _)| name).collect();
     assert_eq!(found, [failure], "{report:#}");
-    let note = &report["tls"]["errors"][0];
+    let note = &report["failure_notes"][0];
     assert_eq!(note["failure"], failure, "{report:#}");
     assert!(note["advice"].as_str().is_some_and(|text| text.contains(advice)), "{report:#}");
     assert!(note["message"].as_str().is_some_and(|text| !text.is_empty()), "{report:#}");

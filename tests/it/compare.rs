@@ -58,6 +58,44 @@ fn compare_measures_two_models_under_two_workloads() {
 }
 
 #[test]
+fn compare_measures_handshakes_over_tls() {
+    let ended = ProcessBuilder::verb("compare")
+        .args(["--https", "--models", "prefork,single", "--workers", "2", "--json"])
+        .args(["--workloads", "keep-alive,full-handshakes,resumed-handshakes"])
+        .args(["--rounds", "1", "--duration", "600ms"])
+        .run();
+    assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{}", ended.stdout);
+    let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+    assert_eq!((&report["scheme"], &report["measured"]), (&"https".into(), &Value::from(6)));
+    let cell =
+        |workload: usize, server: usize| &report["workloads"][workload]["contestants"][server];
+    for server in [0, 1] {
+        for workload in [0, 1, 2] {
+            let cell = cell(workload, server);
+            assert_eq!(cell["errors"], 0, "{cell:#}");
+            assert!(cell["per_second"]["median"].as_f64() > Some(0.0), "{cell:#}");
+        }
+        assert_eq!(cell(0, server)["resumed"], Value::Null);
+        assert_eq!(cell(1, server)["resumed"]["median"], 0.0);
+        assert!(cell(1, server)["handshake_p99"]["median"].as_f64() > Some(0.0));
+    }
+    // The workers share their ticket keys.
+    assert!(cell(2, 0)["resumed"]["median"].as_f64() > Some(0.5), "{:#}", cell(2, 0));
+}
+
+#[test]
+fn compare_measures_streams_of_http2() {
+    let ended = ProcessBuilder::verb("compare")
+        .args(["--http2", "--models", "single", "--workloads", "pipelined", "--json"])
+        .args(["--rounds", "1", "--duration", "300ms"])
+        .run();
+    assert_eq!(ended.status, Some(0), "{}{}", ended.stdout, ended.stderr);
+    let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+    assert_eq!(report["protocol"], "HTTP/2");
+    assert_eq!(report["workloads"][0]["contestants"][0]["errors"], 0, "{report:#}");
+}
+
+#[test]
 fn an_interrupted_compare_reports_partial_results_and_leaves_no_process() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let mut compare = start_compare(&["--models", "prefork", "--duration", "30s"]);

@@ -33,6 +33,7 @@ mod admin;
 mod admin_lifecycle;
 mod app_name;
 mod bench;
+mod bench_http2;
 mod bench_https;
 mod bind;
 mod boot;

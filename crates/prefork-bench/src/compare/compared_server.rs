@@ -1,12 +1,13 @@
 //! The servers of a comparison: how to start one, detect that it is ready, and stop it.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use super::compare_certificate::CompareCertificate;
 use super::{POLL_INTERVAL, SERVER_START_TIMEOUT};
+use crate::load::{self, LoadPlan, TargetUrl, TlsOptions};
 use prefork_os::signal::{Signal, SignalPipe};
 use prefork_os::{child::signal_child, parent_death::set_parent_death_signal};
 use tokio_prefork::text::printable;
@@ -14,6 +15,8 @@ use tokio_prefork::{ConcurrencyModel, Dispatch};
 
 /// How long a peer may take to answer whether it has a path: 5 s.
 const PATH_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Length of the load that asks whether a peer has a path: one request.
+const PATH_CHECK_DURATION: Duration = Duration::from_millis(100);
 /// Longest log line read, in bytes; longer ones are split.
 const MAX_LOG_LINE: u64 = 64 * 1024;
 
@@ -76,7 +79,7 @@ impl ComparedServer {
         matches!(self.kind, ServerCommand::BuiltIn { model: ConcurrencyModel::Single, .. })
     }
 
-    fn build_command(&self) -> std::io::Result<Command> {
+    fn build_command(&self, certificate: Option<&CompareCertificate>) -> std::io::Result<Command> {
         let mut command = match &self.kind {
             ServerCommand::BuiltIn { model, dispatch, workers } => {
                 let mut command = Command::new(std::env::current_exe()?);
@@ -95,6 +98,10 @@ impl ComparedServer {
                 }
                 command.args(["--graceful-timeout", "1s"]);
                 command.args(dispatch.iter().flat_map(|policy| ["--dispatch", policy.name()]));
+                if let Some(certificate) = certificate {
+                    command.arg("--tls-cert").arg(certificate.certificate_file());
+                    command.arg("--tls-key").arg(certificate.key_file());
+                }
                 command
             }
             ServerCommand::Peer(line) => {
@@ -112,13 +119,17 @@ impl ComparedServer {
                 command.env_remove(name);
             }
         }
+        if let Some(certificate) = certificate.filter(|_| self.is_peer()) {
+            command.env("TLS_CERT", certificate.certificate_file());
+            command.env("TLS_KEY", certificate.key_file());
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         Ok(command)
     }
 
     /// Returns the log text that says it is ready.
     fn ready_log_text(&self) -> &'static str {
-        if self.is_peer() { "listening on http://" } else { " serve; stop with " }
+        if self.is_peer() { "listening on http" } else { " serve; stop with " }
     }
 }
 
@@ -137,6 +148,7 @@ pub(crate) struct RunningServer {
     child: Child,
     stop: Signal,
     url: String,
+    tls: Option<TlsOptions>,
 }
 
 impl RunningServer {
@@ -146,20 +158,25 @@ impl RunningServer {
     /// It does not become ready (with its last log line), or a signal arrived.
     pub fn start_server(
         compared: &ComparedServer,
+        certificate: Option<&CompareCertificate>,
         signals: &mut SignalPipe,
     ) -> Result<RunningServer, ServerStartError> {
         let broken = |why: String| {
             ServerStartError::Failed(format!("{} did not start: {why}", compared.name))
         };
         let mut command = compared
-            .build_command()
+            .build_command(certificate)
             .map_err(|e| broken(format!("cannot find this program: {e}")))?;
         set_parent_death_signal(&mut command, Signal::SIGTERM);
         let mut child = command.spawn().map_err(|e| broken(e.to_string()))?;
         let stderr = child.stderr.take();
         // SIGQUIT may be the graceful stop of a peer, or make it dump core.
         let stop = if compared.is_peer() { Signal::SIGTERM } else { Signal::SIGQUIT };
-        let mut running = RunningServer { child, stop, url: String::new() };
+        let tls = certificate.map(|certificate| TlsOptions {
+            ca_file: Some(certificate.certificate_file()),
+            ..TlsOptions::default()
+        });
+        let mut running = RunningServer { child, stop, url: String::new(), tls };
         let (sender, log_lines) = channel();
         if let Some(stderr) = stderr {
             // The thread ends with the server, which holds the other end of the pipe.
@@ -181,6 +198,17 @@ impl RunningServer {
         }
         running.url =
             running.wait_until_ready(&log_lines, compared.ready_log_text(), signals, broken)?;
+        if certificate.is_some() && !compared.is_peer() {
+            // Every TCP address speaks TLS with a certificate.
+            running.url = running.url.replacen("http://", "https://", 1);
+        }
+        if certificate.is_some() != running.url.starts_with("https://") {
+            return Err(ServerStartError::Failed(format!(
+                "{} listens on {}: with --https a peer must speak TLS with the files that TLS_CERT and TLS_KEY \
+                 name, and without it plain HTTP",
+                compared.name, running.url
+            )));
+        }
         Ok(running)
     }
 
@@ -220,24 +248,33 @@ impl RunningServer {
         }
     }
 
-    /// Returns the URL, as `http://127.0.0.1:4711`.
-    pub fn url(&self) -> &str {
-        &self.url
+    /// Returns a load of requests for `path`.
+    ///
+    /// # Errors
+    /// The server has logged an unusable address.
+    pub fn load_plan(&self, path: &str) -> Result<LoadPlan, String> {
+        let url = format!("{}{path}", self.url);
+        let target = TargetUrl::parse(&url).map_err(|why| format!("{url}: {why}"))?;
+        Ok(LoadPlan { tls: self.tls.clone().unwrap_or_default(), ..LoadPlan::new(target) })
     }
 
     /// Returns whether it answers 200 at this path.
-    pub(crate) fn has_path(&self, path: &str) -> bool {
-        let request_status = || -> std::io::Result<[u8; 12]> {
-            let host = self.url.trim_start_matches("http://");
-            let mut stream = TcpStream::connect(host)?;
-            stream.set_read_timeout(Some(PATH_CHECK_TIMEOUT))?;
-            stream.set_write_timeout(Some(PATH_CHECK_TIMEOUT))?;
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
-            let mut status = [0; 12];
-            stream.read_exact(&mut status)?;
-            Ok(status)
+    pub(crate) fn has_path(&self, path: &str, http2_streams: Option<usize>) -> bool {
+        let Ok(plan) = self.load_plan(path) else { return false };
+        // Ends after the first response.
+        let probe = LoadPlan {
+            connections: 1,
+            threads: 1,
+            rate: Some(1),
+            warm_up: Duration::ZERO,
+            duration: PATH_CHECK_DURATION,
+            timeout: PATH_CHECK_TIMEOUT,
+            http2_streams: http2_streams.map(|_| 1),
+            ..plan
         };
-        request_status().is_ok_and(|status| &status == b"HTTP/1.1 200")
+        load::run_load(&probe, |_| {}).is_ok_and(|report| {
+            report.statuses.success == report.responses && report.error_count() == 0
+        })
     }
 }
 
@@ -260,8 +297,11 @@ impl Drop for RunningServer {
 
 /// Returns the first URL of a log line that says where a server listens.
 fn parse_listen_url(line: &str) -> Option<String> {
-    let authority = line.split_once("listening on http://")?.1.split([',', ' ', '/']).next()?;
-    (!authority.is_empty()).then(|| format!("http://{authority}"))
+    let url = line.split_once("listening on ")?.1.split([',', ' ']).next()?;
+    let (scheme, rest) = url.split_once("://")?;
+    let authority = rest.split('/').next()?;
+    let is_known = ["http", "https"].contains(&scheme) && !authority.is_empty();
+    is_known.then(|| format!("{scheme}://{authority}"))
 }
 
 #[cfg(test)]
@@ -274,6 +314,7 @@ mod tests {
             ("INFO  listening on http://127.0.0.1:35297", Some("http://127.0.0.1:35297")),
             ("listening on http://127.0.0.1:1/, http://[::1]:2", Some("http://127.0.0.1:1")),
             ("listening on http://127.0.0.1:1, unix:/a", Some("http://127.0.0.1:1")),
+            ("listening on https://127.0.0.1:8443/", Some("https://127.0.0.1:8443")),
             ("listening on unix:/a", None),
             ("listening on h", None),
             ("nothing", None),

@@ -26,6 +26,12 @@ pub struct MeasurementSample {
     pub memory_mib: Option<f64>,
     /// Share of the responses that came from the busiest process, from 0 to 1.
     pub busiest: Option<f64>,
+    /// Share of the TLS handshakes that resumed a session, from 0 to 1; `None` without handshakes.
+    pub resumed: Option<f64>,
+    /// Median duration of a TLS handshake; `None` without handshakes.
+    pub handshake_p50: Option<f64>,
+    /// 99th percentile of the duration of a TLS handshake; `None` without handshakes.
+    pub handshake_p99: Option<f64>,
     /// Failed requests.
     pub errors: u64,
     /// CPU time of the load generator per request.
@@ -70,6 +76,16 @@ impl MeasurementSample {
         let server = report.server.as_ref();
         let cpu = server.map(|s| (s.user_s + s.system_s) * 1e6 / served);
         let memory = server.and_then(|s| s.pss_after_kib).map(|kib| kib as f64 / 1024.0);
+        let handshakes = report.tls.as_ref().filter(|_| workload.needs_tls());
+        let done = handshakes.map(|tls| {
+            // The more frequent kind: the first handshakes of a resuming load are full ones.
+            if tls.resumed.count > tls.full.count { &tls.resumed } else { &tls.full }
+        });
+        let done = done.filter(|summary| summary.count > 0);
+        let resumed = handshakes
+            .map(|tls| (tls.resumed.count, tls.full.count + tls.resumed.count))
+            .filter(|(_, all)| *all > 0)
+            .map(|(resumed, all)| resumed as f64 / all as f64);
         // Without a response, latency was at least the timeout.
         let or_timeout = |micros: f64| match report.responses {
             0 => RESPONSE_TIMEOUT.as_secs_f64() * 1e6,
@@ -85,6 +101,9 @@ impl MeasurementSample {
                 .filter(|_| !workload.is_latency_workload() && report.per_second.median > 0.0),
             memory_mib: memory,
             busiest: report.pids.first().map(|pid| pid.share),
+            resumed,
+            handshake_p50: done.map(|summary| summary.p50),
+            handshake_p99: done.map(|summary| summary.p99),
             errors: report.error_count(),
             generator_us: (report.generator.user_s + report.generator.system_s) * 1e6 / asked,
         }

@@ -9,6 +9,7 @@
 //!
 //! No server outlives a run: each is stopped when dropped, and the kernel signals it if this process dies.
 
+mod compare_certificate;
 mod compared_server;
 mod concurrent_loads;
 mod differences;
@@ -26,7 +27,7 @@ pub use plan::ComparePlan;
 pub use report::CompareReport;
 pub use workload::Workload;
 
-use crate::load::TargetUrl;
+use compare_certificate::CompareCertificate;
 use measurement::{MeasurementOutcome, MeasurementSample};
 use plan::PlannedMeasurement;
 use prefork_os::signal::{Signal, SignalPipe};
@@ -69,6 +70,7 @@ pub fn run_comparison(
     let begun = Instant::now();
     let mut signals = SignalPipe::new(&[Signal::SIGINT, Signal::SIGTERM])
         .map_err(|e| Error::system("install signal handlers", e))?;
+    let certificate = plan.https.then(CompareCertificate::generate).transpose()?;
     let (measurements, mut outcomes, mut early_stop) = (plan.list_measurements(), Vec::new(), None);
     for (done, measurement) in measurements.iter().enumerate() {
         let workload = plan.workloads[measurement.workload];
@@ -92,7 +94,7 @@ pub fn run_comparison(
             workload: workload.name(),
             server: &server.name,
         });
-        let outcome = measure_server(plan, workload, server, &mut signals)?;
+        let outcome = measure_server(plan, workload, server, certificate.as_ref(), &mut signals)?;
         // The failed load was interrupted with SIGINT by this process: that is not a request to stop.
         let failed = matches!(outcome, MeasurementOutcome::ServerFailed(_));
         if take_stop_signals(&mut signals)? && !failed {
@@ -116,26 +118,24 @@ fn measure_server(
     plan: &ComparePlan,
     workload: Workload,
     compared: &ComparedServer,
+    certificate: Option<&CompareCertificate>,
     signals: &mut SignalPipe,
 ) -> Result<MeasurementOutcome> {
-    let server = match RunningServer::start_server(compared, signals) {
+    let server = match RunningServer::start_server(compared, certificate, signals) {
         Ok(server) => server,
         Err(ServerStartError::Interrupted) => return Ok(MeasurementOutcome::Interrupted),
         Err(ServerStartError::Failed(why)) => return Ok(MeasurementOutcome::ServerFailed(why)),
     };
-    if compared.is_peer()
-        && !workload.required_paths().into_iter().all(|path| server.has_path(path))
-    {
+    let base = |path: &str| server.load_plan(path).map_err(Error::config);
+    let (warm_up, duration) = (plan.warm_up, plan.duration);
+    let measured = workload.measured_load(base(workload.measured_path())?, warm_up, duration);
+    let measured = if plan.http2 { measured.with_http2() } else { measured };
+    let has_path = |path| server.has_path(path, measured.http2_streams);
+    if compared.is_peer() && !workload.required_paths().into_iter().all(has_path) {
         return Ok(MeasurementOutcome::PathMissing);
     }
-    let target = |path: &str| {
-        let url = format!("{}{path}", server.url());
-        TargetUrl::parse(&url).map_err(|why| Error::config(format!("{url}: {why}")))
-    };
-    let measured =
-        workload.measured_load(target(workload.measured_path())?, plan.warm_up, plan.duration);
     let background = match workload.background_path() {
-        Some(path) => Some(workload.background_load(target(path)?, plan.warm_up + plan.duration)),
+        Some(path) => Some(workload.background_load(base(path)?, warm_up + duration)),
         None => None,
     };
     let (report, was_interrupted) = run_concurrent_loads(&measured, background, signals);

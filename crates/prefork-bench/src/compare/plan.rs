@@ -22,6 +22,10 @@ pub struct ComparePlan {
     pub servers: Vec<ComparedServer>,
     /// The workloads to measure each under.
     pub workloads: Vec<Workload>,
+    /// Whether all servers speak TLS, with a certificate made for the run. Default `false`.
+    pub https: bool,
+    /// Whether requests are sent over HTTP/2. Default `false`.
+    pub http2: bool,
     /// Workers of each server that has workers.
     pub workers: usize,
     /// Measurements of each server under each workload. Default 5.
@@ -53,7 +57,17 @@ impl ComparePlan {
         workers: usize,
     ) -> ComparePlan {
         let (warm_up, duration) = (Duration::from_millis(500), Duration::from_secs(3));
-        ComparePlan { servers, workloads, workers, rounds: 5, duration, warm_up, limit: None }
+        ComparePlan {
+            servers,
+            workloads,
+            https: false,
+            http2: false,
+            workers,
+            rounds: 5,
+            duration,
+            warm_up,
+            limit: None,
+        }
     }
 
     /// Chooses the number and length of rounds so that all fit into 90 seconds, and sets a limit of 108 s.
@@ -84,6 +98,9 @@ impl ComparePlan {
             if self.servers[..at].iter().any(|other| other.name == one.name) {
                 return Err(format!("{} is listed twice: list each server once", one.name));
             }
+        }
+        if let Some(one) = self.workloads.iter().find(|one| one.needs_tls() && !self.https) {
+            return Err(format!("the workload {} needs --https", one.name()));
         }
         if !(1..=100).contains(&self.rounds) {
             return Err(format!("--rounds {}: give 1 to 100", self.rounds));
@@ -162,7 +179,8 @@ mod tests {
     #[test]
     fn invalid_plans_name_the_wrong_value() {
         type ComparePlanChange = fn(&mut ComparePlan);
-        let wrong: [(ComparePlanChange, &str); 4] = [
+        let wrong: [(ComparePlanChange, &str); 5] = [
+            (|p| p.workloads.push(Workload::FullHandshakes), "needs --https"),
             (|p| p.servers.clear(), "nothing to compare"),
             (|p| p.servers.push(p.servers[0].clone()), "prefork is listed twice"),
             (|p| p.rounds = 0, "--rounds 0"),

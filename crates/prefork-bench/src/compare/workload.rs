@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::load::{LoadPlan, TargetUrl};
+use crate::load::{LoadPlan, TlsOptions};
 
 /// Longest wait for a response, and so for the end of a measurement.
 pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -31,13 +31,30 @@ pub enum Workload {
     Mixed,
     /// Small requests while another computes on the event loop.
     NoisyNeighbour,
+    /// A new TLS connection with a full handshake for each request.
+    FullHandshakes,
+    /// A new TLS connection that resumes a session for each request.
+    ResumedHandshakes,
 }
 
 impl Workload {
-    /// All workloads, in the order of the documentation.
+    /// The workloads of plain HTTP, in the order of the documentation.
     pub const ALL: [Workload; 8] = [
         Workload::KeepAlive,
         Workload::NewConnections,
+        Workload::Bodies,
+        Workload::Pipelined,
+        Workload::CpuLoop,
+        Workload::CpuPool,
+        Workload::Mixed,
+        Workload::NoisyNeighbour,
+    ];
+
+    /// The workloads of HTTPS, in the order of the documentation.
+    pub const HTTPS: [Workload; 9] = [
+        Workload::KeepAlive,
+        Workload::FullHandshakes,
+        Workload::ResumedHandshakes,
         Workload::Bodies,
         Workload::Pipelined,
         Workload::CpuLoop,
@@ -57,6 +74,8 @@ impl Workload {
             Workload::CpuPool => "cpu-pool",
             Workload::Mixed => "mixed",
             Workload::NoisyNeighbour => "noisy-neighbour",
+            Workload::FullHandshakes => "full-handshakes",
+            Workload::ResumedHandshakes => "resumed-handshakes",
         }
     }
 
@@ -65,8 +84,10 @@ impl Workload {
     /// # Errors
     /// The name is unknown; the message lists the known ones.
     pub fn parse(text: &str) -> Result<Workload, String> {
-        let known = Workload::ALL.into_iter().find(|workload| workload.name() == text);
-        let names = Workload::ALL.map(Workload::name).join(", ");
+        let mut all = Workload::ALL.to_vec();
+        all.extend(Workload::HTTPS.into_iter().filter(|workload| workload.needs_tls()));
+        let known = all.iter().copied().find(|workload| workload.name() == text);
+        let names = all.iter().map(|workload| workload.name()).collect::<Vec<_>>().join(", ");
         known.ok_or(format!("{text:?} is not a workload: give one or more of {names}"))
     }
 
@@ -86,7 +107,18 @@ impl Workload {
                 "GET / on new connections, 500 due per second, while 1 connection requests /fib/36 on the event \
                  loop repeatedly"
             }
+            Workload::FullHandshakes => {
+                "GET /, each on a new connection after a full TLS handshake, 64 at a time"
+            }
+            Workload::ResumedHandshakes => {
+                "GET /, each on a new connection that resumes a TLS session, 64 at a time"
+            }
         }
+    }
+
+    /// Returns whether it measures TLS handshakes.
+    pub fn needs_tls(self) -> bool {
+        matches!(self, Workload::FullHandshakes | Workload::ResumedHandshakes)
     }
 
     /// Returns the path of the measured requests.
@@ -121,15 +153,21 @@ impl Workload {
     /// Returns the plan of the measured load.
     pub(crate) fn measured_load(
         self,
-        target: TargetUrl,
+        base: LoadPlan,
         warm_up: Duration,
         duration: Duration,
     ) -> LoadPlan {
-        let plan =
-            LoadPlan { warm_up, duration, timeout: RESPONSE_TIMEOUT, ..LoadPlan::new(target) };
+        let plan = LoadPlan { warm_up, duration, timeout: RESPONSE_TIMEOUT, ..base };
         match self {
             Workload::KeepAlive => plan,
-            Workload::NewConnections => LoadPlan { reconnect_each_request: true, ..plan },
+            Workload::ResumedHandshakes => LoadPlan {
+                reconnect_each_request: true,
+                tls: TlsOptions { resume: true, ..plan.tls.clone() },
+                ..plan
+            },
+            Workload::NewConnections | Workload::FullHandshakes => {
+                LoadPlan { reconnect_each_request: true, ..plan }
+            }
             Workload::Bodies => LoadPlan { connections: 32, ..plan },
             Workload::Pipelined => LoadPlan { connections: 32, pipeline_depth: 16, ..plan },
             Workload::CpuLoop | Workload::CpuPool => {
@@ -150,26 +188,29 @@ impl Workload {
     }
 
     /// Returns the plan of the background load.
-    pub(crate) fn background_load(self, target: TargetUrl, duration: Duration) -> LoadPlan {
+    pub(crate) fn background_load(self, base: LoadPlan, duration: Duration) -> LoadPlan {
         let connections = if self == Workload::Mixed { 2 } else { 1 };
         let (warm_up, timeout) = (Duration::ZERO, RESPONSE_TIMEOUT);
-        LoadPlan { connections, threads: 1, warm_up, duration, timeout, ..LoadPlan::new(target) }
+        LoadPlan { connections, threads: 1, warm_up, duration, timeout, ..base }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::TargetUrl;
 
     #[test]
     fn workloads_have_valid_plans_and_their_names_parse() {
-        let target = || TargetUrl::parse("127.0.0.1:3000").expect("url");
-        for workload in Workload::ALL {
+        let base = || LoadPlan::new(TargetUrl::parse("https://127.0.0.1:3000").expect("url"));
+        for workload in Workload::ALL.into_iter().chain(Workload::HTTPS) {
             assert_eq!(Workload::parse(workload.name()), Ok(workload));
             assert_eq!(serde_json::json!(workload), workload.name());
             let second = Duration::from_secs(1);
-            assert_eq!(workload.measured_load(target(), second, second).validate(), Ok(()));
-            assert_eq!(workload.background_load(target(), second).validate(), Ok(()));
+            let measured = workload.measured_load(base(), second, second);
+            assert_eq!(measured.validate(), Ok(()));
+            assert_eq!(measured.with_http2().validate(), Ok(()));
+            assert_eq!(workload.background_load(base(), second).validate(), Ok(()));
         }
         let why = Workload::parse("idle").expect_err("none");
         assert!(why.contains("noisy-neighbour"), "{why}");

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::CpuDemoPlan;
 use crate::compare::{ComparedServer, RunningServer, ServerStartError, run_concurrent_loads};
-use crate::load::{self, TargetUrl};
+use crate::load;
 use prefork_os::signal::SignalPipe;
 use tokio_prefork::ConcurrencyModel;
 use tokio_prefork::{Error, Result};
@@ -80,20 +80,14 @@ fn measure_server(
     background: Option<&str>,
     signals: &mut SignalPipe,
 ) -> Result<Option<load::LoadReport>> {
-    let server = match RunningServer::start_server(compared, signals) {
+    let server = match RunningServer::start_server(compared, None, signals) {
         Ok(server) => server,
         Err(ServerStartError::Interrupted) => return Ok(None),
         Err(ServerStartError::Failed(why)) => return Err(Error::config(why)),
     };
     let load = |path: &str| {
-        let url = format!("{}{path}", server.url());
-        let target =
-            TargetUrl::parse(&url).map_err(|why| Error::config(format!("{url}: {why}")))?;
-        Ok::<_, Error>(load::LoadPlan {
-            threads: 1,
-            timeout: RESPONSE_TIMEOUT,
-            ..load::LoadPlan::new(target)
-        })
+        let base = server.load_plan(path).map_err(Error::config)?;
+        Ok::<_, Error>(load::LoadPlan { threads: 1, timeout: RESPONSE_TIMEOUT, ..base })
     };
     let warm_up = plan.duration.min(Duration::from_secs(1)) / 2;
     // New connections, so that no request waits behind another on its connection.

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use super::http_response::ResponseReader;
+use super::http2::Http2Connection;
 use super::request_failure::RequestFailure;
 use super::transport::Transport;
 
@@ -20,9 +21,13 @@ pub(crate) struct LoadConnection {
     registered: bool,
     /// Whether epoll also reports writability.
     wants_writable: bool,
-    /// Whether it is in the list of idle connections.
-    pub(crate) is_idle: bool,
-    /// Requests in flight, oldest first.
+    /// HTTP/2 of this connection; `None` for HTTP/1.1.
+    pub(crate) http2: Option<Box<Http2Connection>>,
+    /// Requests over HTTP/2 that are not yet sent.
+    pub(crate) waiting: VecDeque<PendingRequest>,
+    /// When bytes were last received, in nanoseconds since the start of the round.
+    pub(crate) last_received: u64,
+    /// Requests in flight over HTTP/1.1, oldest first.
     pub(crate) in_flight: VecDeque<PendingRequest>,
     /// Bytes of requests that are not yet written.
     pub(crate) unsent_bytes: usize,
@@ -33,12 +38,14 @@ pub(crate) struct LoadConnection {
 }
 
 /// A request in flight; times are nanoseconds since the start of the round.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct PendingRequest {
     /// When it was due.
     pub(crate) due: u64,
-    /// When it was sent.
+    /// When it was sent, or first waited for a connection.
     pub(crate) sent_at: u64,
+    /// How often it was sent again, because the server had not processed it.
+    pub(crate) retries: u8,
 }
 
 impl LoadConnection {
@@ -47,7 +54,9 @@ impl LoadConnection {
             transport: None,
             registered: false,
             wants_writable: false,
-            is_idle: false,
+            http2: None,
+            waiting: VecDeque::new(),
+            last_received: 0,
             in_flight: VecDeque::new(),
             unsent_bytes: 0,
             write_offset: 0,
@@ -76,7 +85,13 @@ impl LoadConnection {
             self.unsent_bytes -= written;
             self.write_offset = (self.write_offset + written) % request_len;
         }
-        let is_full = transport.flush()? || (transport.tls.is_none() && self.unsent_bytes > 0);
+        let has_frames = match &self.http2 {
+            Some(http2) => http2.pipe.send(|frames| transport.write(frames))?,
+            None => false,
+        };
+        let is_full = transport.flush()?
+            || (transport.tls.is_none() && has_frames)
+            || (transport.tls.is_none() && self.unsent_bytes > 0);
         let wants_writable = self.wants_writable || is_full;
         let socket = &transport.socket;
         let room = if wants_writable { EpollFlags::EPOLLOUT } else { EpollFlags::empty() };
@@ -88,6 +103,17 @@ impl LoadConnection {
         };
         (self.registered, self.wants_writable) = (true, wants_writable);
         registration.map_err(|_| RequestFailure::Local)
+    }
+
+    /// Returns all requests that have no response.
+    pub(crate) fn requests(&self) -> impl Iterator<Item = PendingRequest> {
+        let streams = self.http2.iter().flat_map(|http2| http2.requests_in_flight());
+        self.in_flight.iter().copied().chain(streams).chain(self.waiting.iter().copied())
+    }
+
+    /// Returns the number of requests over HTTP/2 that have no response.
+    pub(crate) fn outstanding(&self) -> usize {
+        self.waiting.len() + self.http2.as_ref().map_or(0, |http2| http2.in_flight())
     }
 
     /// Returns the failure that a timeout means at this moment.

@@ -34,6 +34,8 @@ pub(crate) struct LoadCounters {
     pub(crate) bytes: u64,
     /// Opened connections, warm-up included.
     pub(crate) connections_opened: u64,
+    /// Requests sent again because the server had not processed them.
+    pub(crate) retried: u64,
     /// Handshakes of connections with TLS.
     pub(crate) handshakes: HandshakeCounters,
     /// Counters of each process.
@@ -69,6 +71,7 @@ impl LoadCounters {
             completed_in_time: 0,
             bytes: 0,
             connections_opened: 0,
+            retried: 0,
             handshakes: HandshakeCounters::new(),
             processes: Vec::new(),
             untracked_responses: 0,
@@ -158,6 +161,7 @@ impl LoadCounters {
         self.completed_in_time += other.completed_in_time;
         self.bytes += other.bytes;
         self.connections_opened += other.connections_opened;
+        self.retried += other.retried;
         self.handshakes.merge(&other.handshakes);
         self.untracked_responses += other.untracked_responses;
         self.affected.extend_from_slice(&other.affected);

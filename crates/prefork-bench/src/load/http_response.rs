@@ -7,7 +7,7 @@ const MAX_HEADER_FIELDS: usize = 4096;
 /// Header fields parsed without a heap allocation.
 const STACK_HEADER_FIELDS: usize = 64;
 /// Bytes kept from the start of a body, to find `Handled by PID n` in it.
-const BODY_PREFIX_LEN: usize = 32;
+pub(crate) const BODY_PREFIX_LEN: usize = 32;
 /// Longest size line of a chunk, and longest trailers, in bytes.
 const MAX_CHUNK_LINE_SIZE: usize = 64 * 1024;
 
@@ -75,8 +75,11 @@ enum ResponseReaderState {
     UntilClose,
 }
 
-const EMPTY_RESPONSE: ParsedResponse =
-    ParsedResponse { status: 0, can_reuse_connection: true, pid: None, bytes: 0 };
+impl ParsedResponse {
+    /// A response of which nothing has come.
+    pub(crate) const EMPTY: ParsedResponse =
+        ParsedResponse { status: 0, can_reuse_connection: true, pid: None, bytes: 0 };
+}
 
 impl ResponseReader {
     pub(crate) fn new() -> ResponseReader {
@@ -84,7 +87,7 @@ impl ResponseReader {
         ResponseReader {
             state: ResponseReaderState::Head,
             partial: Vec::new(),
-            response: EMPTY_RESPONSE,
+            response: ParsedResponse::EMPTY,
             body_prefix,
             body_prefix_len: 0,
             trailers: 0,
@@ -241,7 +244,7 @@ impl ResponseReader {
         self.state = ResponseReaderState::Head;
         self.body_prefix_len = 0;
         self.trailers = 0;
-        std::mem::replace(&mut self.response, EMPTY_RESPONSE)
+        std::mem::replace(&mut self.response, ParsedResponse::EMPTY)
     }
 }
 
@@ -337,7 +340,7 @@ fn response_framing(
 }
 
 /// Parses decimal digits; unlike `str::parse`, rejects a sign.
-fn parse_decimal(value: &[u8]) -> Option<u64> {
+pub(crate) fn parse_decimal(value: &[u8]) -> Option<u64> {
     let digits = value.trim_ascii();
     let are_digits = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(digits).ok().filter(|_| are_digits)?.parse().ok()
@@ -349,7 +352,7 @@ fn list_contains_token(value: &[u8], word: &str) -> bool {
 }
 
 /// Parses the pid in a body that starts with `Handled by PID 4711`.
-fn parse_body_pid(body_prefix: &[u8]) -> Option<u32> {
+pub(crate) fn parse_body_pid(body_prefix: &[u8]) -> Option<u32> {
     let rest = body_prefix.strip_prefix(b"Handled by PID ")?;
     let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
     parse_decimal(&rest[..digits]).and_then(|pid| u32::try_from(pid).ok())

@@ -1,6 +1,8 @@
 //! One thread of the load: its connections on one epoll instance, when each sends, and how it counts
 //! responses.
 
+mod http2_requests;
+
 use std::collections::VecDeque;
 use std::io;
 
@@ -11,6 +13,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use super::connection::{self, EDGE_TRIGGERED, LoadConnection, PendingRequest};
 use super::counters::LoadCounters;
 use super::http_response::{ParsedResponse, ResponseError, ResponseExpectations};
+use super::http2::{Http2Request, StreamEvent};
 use super::plan::LoadPlan;
 use super::request_failure::RequestFailure;
 use super::request_schedule::RequestSchedule;
@@ -48,6 +51,8 @@ pub(crate) struct LoadThread<'a> {
     /// The request, repeated as often as it fits into one write.
     requests: Vec<u8>,
     request_len: usize,
+    /// `None` for HTTP/1.1.
+    http2_request: Option<Http2Request>,
     expectations: ResponseExpectations,
     epoll: Epoll,
     connections: Vec<LoadConnection>,
@@ -60,6 +65,8 @@ pub(crate) struct LoadThread<'a> {
     /// Responses and failures not yet added to the progress of the round.
     unreported: [u64; 2],
     buffer: Vec<u8>,
+    /// Kept to save an allocation each time.
+    stream_events: Vec<StreamEvent>,
     counters: LoadCounters,
 }
 
@@ -82,11 +89,9 @@ impl<'a> LoadThread<'a> {
                     TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
                 )?;
                 epoll.add(&timer, EpollEvent::new(EDGE_TRIGGERED, TIMER_TOKEN))?;
-                Some((
-                    RequestSchedule::new(rate, thread, plan.thread_count()),
-                    (0..connections.len()).collect(),
-                    timer,
-                ))
+                let idle = (0..plan.requests_per_connection()).flat_map(|_| 0..connections.len());
+                let schedule = RequestSchedule::new(rate, thread, plan.thread_count());
+                Some((schedule, idle.collect(), timer))
             }
             None => None,
         };
@@ -96,6 +101,10 @@ impl<'a> LoadThread<'a> {
             tls: tls.map(TlsClient::for_thread),
             round,
             request_len: request.len(),
+            http2_request: match plan.is_http2() {
+                true => Some(Http2Request::from_plan(plan).map_err(io::Error::other)?),
+                false => None,
+            },
             // One write fills the pipeline, unless the request is large.
             requests: request.repeat(plan.pipeline_depth.min(64 * 1024 / request.len() + 1)),
             expectations: ResponseExpectations {
@@ -109,6 +118,7 @@ impl<'a> LoadThread<'a> {
             in_flight: 0,
             unreported: [0; 2],
             buffer: vec![0; 64 * 1024],
+            stream_events: Vec::new(),
             counters: LoadCounters::new(),
         })
     }
@@ -157,7 +167,9 @@ impl<'a> LoadThread<'a> {
             && at <= now
         {
             self.ready_queue.pop_front();
-            if now < end {
+            if self.plan.is_http2() {
+                self.fill_http2(connection, now);
+            } else if now < end {
                 self.send_requests(connection, now, now, self.plan.pipeline_depth);
             }
         }
@@ -182,12 +194,13 @@ impl<'a> LoadThread<'a> {
 
     /// Sends `count` requests, over a new connection if there is none.
     fn send_requests(&mut self, at: usize, due: u64, now: u64, count: usize) {
+        if self.plan.is_http2() {
+            return self.send_http2(at, due, now, count);
+        }
         let connection = &mut self.connections[at];
-        connection
-            .in_flight
-            .extend(std::iter::repeat_n(PendingRequest { due, sent_at: now }, count));
+        let request = PendingRequest { due, sent_at: now, retries: 0 };
+        connection.in_flight.extend(std::iter::repeat_n(request, count));
         connection.unsent_bytes += count * self.request_len;
-        connection.is_idle = false;
         self.in_flight += count;
         if connection.transport.is_none() {
             match start_connection(self.address, self.tls.as_ref()) {
@@ -212,11 +225,12 @@ impl<'a> LoadThread<'a> {
             .open_loop
             .iter()
             .flat_map(|(schedule, ..)| schedule.remaining_until(self.round.measure_end()));
-        let unsent = unsent
-            .map(|due| (PendingRequest { due, sent_at: now }, RequestFailure::TimedOut, None));
+        let unsent = unsent.map(|due| {
+            (PendingRequest { due, sent_at: now, retries: 0 }, RequestFailure::TimedOut, None)
+        });
         let waiting = |connection: &'_ LoadConnection| -> Vec<_> {
             let (why, process) = (connection.timeout_kind(), connection.process_index);
-            connection.in_flight.iter().map(|sent| (*sent, why, process)).collect()
+            connection.requests().map(|sent| (sent, why, process)).collect()
         };
         let sent = self.connections.iter().flat_map(waiting);
         let left: Vec<(PendingRequest, RequestFailure, Option<usize>)> =
@@ -263,14 +277,21 @@ impl LoadThread<'_> {
         let (outcome, handshake) = match read {
             Ok(read) => read,
             Err(why) => {
+                self.free_connection(at, answered);
                 self.fail_connection(at, why, now);
                 return None;
             }
         };
+        if outcome != ReadOutcome::Blocked {
+            self.connections[at].last_received = now;
+        }
         if let Some(handshake) = handshake
             && let Err(why) = self.record_handshake(at, handshake, now)
         {
             self.fail_connection(at, why, now);
+            return None;
+        }
+        if self.connections[at].http2.is_some() && !self.advance_http2(at) {
             return None;
         }
         if let ReadOutcome::Ended { is_complete } = outcome {
@@ -318,6 +339,10 @@ impl LoadThread<'_> {
         if now >= self.round.measure_start() && now < self.round.measure_end() {
             counters.record_completed(handshake);
         }
+        if self.plan.is_http2() && tls.alpn_protocol() != Some(b"h2") {
+            counters.record_failed(RequestFailure::NoHttp2);
+            return Err(RequestFailure::NoHttp2);
+        }
         Ok(())
     }
 
@@ -332,6 +357,9 @@ impl LoadThread<'_> {
         now: u64,
         answered: &mut usize,
     ) -> Result<(), RequestFailure> {
+        if let Some(http2) = &mut self.connections[at].http2 {
+            return http2.receive(bytes);
+        }
         let mut used = 0;
         while used < bytes.len() {
             let reader = &mut self.connections[at].response_reader;
@@ -353,13 +381,17 @@ impl LoadThread<'_> {
 
     /// Sends as many requests as were answered, or makes the connection available for the next due one.
     fn replace_answered(&mut self, at: usize, answered: usize, now: u64) {
-        match &mut self.open_loop {
-            Some((_, idle, _)) => {
-                self.connections[at].is_idle = true;
-                idle.push_back(at);
-            }
+        match self.open_loop {
+            Some(_) => self.free_connection(at, answered),
             None if now < self.round.measure_end() => self.send_requests(at, now, now, answered),
             None => {}
+        }
+    }
+
+    /// Makes connection `at` available for `count` further due requests.
+    fn free_connection(&mut self, at: usize, count: usize) {
+        if let Some((_, idle, _)) = &mut self.open_loop {
+            idle.extend(std::iter::repeat_n(at, count));
         }
     }
 
@@ -408,33 +440,40 @@ impl LoadThread<'_> {
             && let Some(sent) = self.connections[at].in_flight.pop_front()
         {
             self.record_response(at, sent, response, now);
+            self.free_connection(at, 1);
         }
         self.fail_connection(at, RequestFailure::ClosedEarly, now);
     }
 
     /// Closes the connection and records its requests in flight, if any, as failed.
     pub(crate) fn fail_connection(&mut self, at: usize, why: RequestFailure, now: u64) {
-        let connection = &mut self.connections[at];
-        let lost = std::mem::take(&mut connection.in_flight);
-        let (is_idle, process) = (connection.is_idle, connection.process_index);
-        match connection.transport.take() {
+        // The same alert tells of a server without HTTP/1.1.
+        let is_for_http2 = self.plan.is_http2();
+        let why = match why {
+            RequestFailure::NoHttp2 if !is_for_http2 => RequestFailure::HandshakeRefused,
+            why => why,
+        };
+        let mut failed = std::mem::replace(&mut self.connections[at], LoadConnection::new());
+        // What was not sent may be sent on the next connection, unless this one has come to nothing.
+        let may_reconnect = failed.http2.as_ref().is_some_and(|http2| http2.has_received());
+        if may_reconnect {
+            self.connections[at].waiting = std::mem::take(&mut failed.waiting);
+        }
+        let lost: Vec<PendingRequest> = failed.requests().collect();
+        match failed.transport.take() {
             Some(transport) if lost.is_empty() => transport.close(),
             Some(transport) => self.end_handshake(transport, why),
             None => {}
         }
-        let connection = &mut self.connections[at];
-        // Closing the socket removes it from the epoll instance.
-        *connection = LoadConnection::new();
-        connection.is_idle = true;
         self.in_flight -= lost.len();
         for sent in &lost {
-            self.record_failure(*sent, why, now, process);
+            self.record_failure(*sent, why, now, failed.process_index);
         }
-        match &mut self.open_loop {
-            _ if is_idle => {}
-            Some((_, idle, _)) => idle.push_back(at),
-            None if lost.is_empty() => self.ready_queue.push_front((now, at)),
-            None => self.ready_queue.push_back((now + RECONNECT_DELAY_NANOS, at)),
+        self.free_connection(at, lost.len());
+        match lost.is_empty() {
+            _ if self.open_loop.is_some() => self.reconnect_for_waiting(at, now),
+            true => self.ready_queue.push_front((now, at)),
+            false => self.ready_queue.push_back((now + RECONNECT_DELAY_NANOS, at)),
         }
     }
 
@@ -446,8 +485,10 @@ impl LoadThread<'_> {
         if transport.is_handshaking() || why == RequestFailure::HandshakeRefused {
             counters.record_failed(why);
         }
-        if let Some(error) = transport.abort() {
-            counters.note_error(why, error);
+        match transport.abort() {
+            Some(error) => counters.note_error(why, error),
+            None if why.advice().is_some() => counters.note_error(why, why.phrase().to_string()),
+            None => {}
         }
         if why.is_permanent() && !self.counters.has_responses() {
             self.round.end_measurement();
@@ -484,6 +525,10 @@ impl LoadThread<'_> {
     pub(crate) fn fail_timed_out(&mut self, now: u64) {
         let limit = self.plan.timeout.as_nanos() as u64;
         for at in 0..self.connections.len() {
+            if self.plan.is_http2() {
+                self.fail_timed_out_streams(at, now.saturating_sub(limit), now);
+                continue;
+            }
             if self.connections[at]
                 .in_flight
                 .front()

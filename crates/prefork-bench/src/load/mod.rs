@@ -19,6 +19,7 @@
 
 mod connection;
 pub(crate) mod counters;
+mod http2;
 mod http_response;
 mod load_thread;
 mod plan;
@@ -100,7 +101,9 @@ pub fn run_load(plan: &LoadPlan, mut on_progress: impl FnMut(LoadProgress)) -> R
         )));
     }
     let tls = match plan.target.is_https() {
-        true => Some(TlsClient::from_options(&plan.tls, plan.target.server_name(), false)?),
+        true => {
+            Some(TlsClient::from_options(&plan.tls, plan.target.server_name(), plan.is_http2())?)
+        }
         false => None,
     };
     let address = plan.target.find_reachable_address()?;

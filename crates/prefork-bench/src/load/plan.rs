@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::http2::{Http2Request, validate_http2_header};
 use super::target_url::TargetUrl;
 use super::tls::TlsOptions;
 use crate::chaos::FaultPlan;
@@ -29,8 +30,10 @@ pub struct LoadPlan {
     pub rate: Option<u32>,
     /// Whether each request opens a new connection. Default `false`.
     pub reconnect_each_request: bool,
-    /// Requests in flight on each connection. Default 1.
+    /// Requests in flight on each connection of HTTP/1.1. Default 1.
     pub pipeline_depth: usize,
+    /// Streams in flight on each connection of HTTP/2. `None`, the default, uses HTTP/1.1.
+    pub http2_streams: Option<usize>,
     /// Method of the request. Default `GET`.
     pub method: String,
     /// Header fields of the request, as `Name: value`.
@@ -56,7 +59,17 @@ pub struct LoadPlan {
 impl LoadPlan {
     /// Returns whether each connection waits for a response before it sends the next request.
     pub(crate) fn is_closed_loop(&self) -> bool {
-        self.rate.is_none() && self.pipeline_depth == 1
+        self.rate.is_none() && self.requests_per_connection() == 1
+    }
+
+    /// Returns whether requests are sent over HTTP/2.
+    pub(crate) fn is_http2(&self) -> bool {
+        self.http2_streams.is_some()
+    }
+
+    /// Returns the number of requests in flight on each connection.
+    pub(crate) fn requests_per_connection(&self) -> usize {
+        self.http2_streams.unwrap_or(self.pipeline_depth)
     }
 
     /// Creates a plan with the defaults of `prefork bench URL`.
@@ -69,6 +82,7 @@ impl LoadPlan {
             rate: None,
             reconnect_each_request: false,
             pipeline_depth: 1,
+            http2_streams: None,
             method: "GET".to_string(),
             headers: Vec::new(),
             body: None,
@@ -80,6 +94,11 @@ impl LoadPlan {
             faults: None,
             late_threshold: Duration::from_millis(100),
         }
+    }
+
+    /// Returns the same load over HTTP/2: pipelined requests become streams.
+    pub(crate) fn with_http2(self) -> LoadPlan {
+        LoadPlan { http2_streams: Some(self.pipeline_depth), pipeline_depth: 1, ..self }
     }
 
     /// Checks the plan.
@@ -109,6 +128,9 @@ impl LoadPlan {
         if let Some(faults) = &self.faults {
             faults.validate(self.duration)?;
         }
+        if let Some(streams) = self.http2_streams {
+            self.validate_http2(streams)?;
+        }
         if self.pipeline_depth > 1 && (self.reconnect_each_request || self.rate.is_some()) {
             return Err("--pipeline cannot be combined with --close or --rate".to_string());
         }
@@ -125,6 +147,22 @@ impl LoadPlan {
             return Err(format!("--pids {name:?} is not a header name: give one like X-Pid"));
         }
         self.headers.iter().try_for_each(|line| split_header(line).map(|_| ()))
+    }
+
+    fn validate_http2(&self, streams: usize) -> Result<(), String> {
+        if !(1..=1024).contains(&streams) {
+            return Err(format!("--streams {streams}: give 1 to 1024"));
+        }
+        if self.pipeline_depth > 1 {
+            return Err("--pipeline is for HTTP/1.1: use --streams with --http2".to_string());
+        }
+        if streams > 1 && self.reconnect_each_request {
+            return Err("--streams cannot be combined with --close".to_string());
+        }
+        for line in &self.headers {
+            validate_http2_header(split_header(line)?.0)?;
+        }
+        Http2Request::from_plan(self).map(drop)
     }
 
     /// Returns the bytes of one request.
@@ -169,7 +207,7 @@ impl LoadPlan {
 
     /// Returns whether the method expects content, so that a missing body needs `Content-Length: 0` (RFC
     /// 9110, 8.6).
-    fn method_defines_content(&self) -> bool {
+    pub(crate) fn method_defines_content(&self) -> bool {
         ["POST", "PUT", "PATCH"].contains(&self.method.as_str())
     }
 
@@ -185,11 +223,13 @@ impl LoadPlan {
 
     /// Describes the use of connections, for reports.
     pub(crate) fn describe_connections(&self) -> String {
-        let kept = match (self.reconnect_each_request, self.pipeline_depth) {
+        let depth = self.requests_per_connection();
+        let kept = match (self.reconnect_each_request, depth) {
             (true, _) => "a new connection for each request".to_string(),
             (false, 1) => "kept connections".to_string(),
             (false, depth) => format!("kept connections with {depth} requests in flight on each"),
         };
+        let kept = if self.is_http2() { format!("HTTP/2, {kept}") } else { kept };
         match self.rate {
             Some(rate) => format!("{rate} requests/s are due, {kept}"),
             None => kept,
@@ -198,7 +238,7 @@ impl LoadPlan {
 }
 
 /// Splits `Name: value`.
-fn split_header(line: &str) -> Result<(&str, &str), String> {
+pub(crate) fn split_header(line: &str) -> Result<(&str, &str), String> {
     let bad = || format!("{line:?} is not a header: give one like \"Name: value\"");
     let (name, value) = line.split_once(':').ok_or_else(bad)?;
     let value = value.trim();

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::text::{column_titles, reading_notes, server_row, summary_line};
+use super::text::{column_titles, handshake_line, reading_notes, server_row, summary_line};
 use super::{CompareReport, ServerWorkloadReport, WorkloadReport};
 use crate::report_format::html_page::{escape_html, html_page};
 use crate::report_format::svg_plot::{self as plot, ChartBar};
@@ -91,12 +91,15 @@ fn write_workload_table(main: &mut String, report: &WorkloadReport) {
         };
         format!("<tr>{cells}{failed}</tr>\n")
     });
+    let handshakes = report.contestants.iter().filter_map(handshake_line);
+    let handshakes = handshakes.map(|line| format!("<p class=\"how\">{}</p>", escape_html(&line)));
     let _ = writeln!(
         main,
         "<figure class=\"wide\"><figcaption>{}</figcaption><p class=\"how\">{}</p>\n\
-         <table>\n<tr>{head}</tr>\n{}</table></figure>",
+         <table>\n<tr>{head}</tr>\n{}</table>{}</figure>",
         report.workload.name(),
         escape_html(report.about),
-        rows.collect::<String>()
+        rows.collect::<String>(),
+        handshakes.collect::<String>()
     );
 }

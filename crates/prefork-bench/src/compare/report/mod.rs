@@ -21,6 +21,10 @@ pub struct CompareReport {
     pub version: &'static str,
     /// CPU cores of this machine, which the load generator shares.
     pub cores: usize,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// `HTTP/1.1` or `HTTP/2`.
+    pub protocol: &'static str,
     /// Workers of each server.
     pub workers: usize,
     /// Planned rounds.
@@ -81,6 +85,12 @@ pub struct ServerWorkloadReport {
     pub memory_mib: Option<MedianRange>,
     /// Share of the responses that came from the busiest process, from 0 to 1.
     pub busiest: Option<MedianRange>,
+    /// Share of the TLS handshakes that resumed a session, from 0 to 1; `None` without handshakes.
+    pub resumed: Option<MedianRange>,
+    /// Median duration of a TLS handshake; `None` without handshakes.
+    pub handshake_p50: Option<MedianRange>,
+    /// 99th percentile of the duration of a TLS handshake; `None` without handshakes.
+    pub handshake_p99: Option<MedianRange>,
     /// Requests without a response, or with a status of 400 or more, in all rounds.
     pub errors: u64,
     /// CPU time of the load generator per request; not part of `cpu_us`.
@@ -114,6 +124,9 @@ impl ServerWorkloadReport {
             cpu_us: some(|s| s.cpu_us),
             memory_mib: some(|s| s.memory_mib),
             busiest: some(|s| s.busiest),
+            resumed: some(|s| s.resumed),
+            handshake_p50: some(|s| s.handshake_p50),
+            handshake_p99: some(|s| s.handshake_p99),
             errors: samples.iter().map(|s| s.errors).sum(),
             generator_us: spread(|s| s.generator_us),
             ratio: None,
@@ -173,6 +186,8 @@ impl CompareReport {
         CompareReport {
             version: env!("CARGO_PKG_VERSION"),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
+            scheme: if plan.https { "https" } else { "http" },
+            protocol: if plan.http2 { "HTTP/2" } else { "HTTP/1.1" },
             workers: plan.workers,
             rounds: plan.rounds,
             duration_s: plan.duration.as_secs_f64(),

@@ -12,6 +12,9 @@ fn measured_outcome(per_second: f64, p99: f64) -> MeasurementOutcome {
         cpu_us: Some(1e6 / per_second),
         memory_mib: Some(8.0),
         busiest: Some(0.5),
+        resumed: None,
+        handshake_p50: None,
+        handshake_p99: None,
         errors: 0,
         generator_us: 4.0,
     }))

@@ -36,6 +36,9 @@ pub(crate) fn render_text(report: &CompareReport) -> String {
             if cell.unable {
                 let _ = writeln!(text, "{} does not have this path", cell.contestant);
             }
+            if let Some(line) = handshake_line(cell) {
+                let _ = writeln!(text, "{line}");
+            }
             if cell.errors > 0 {
                 let _ = writeln!(text, "{}: {} requests failed", cell.contestant, cell.errors);
             }
@@ -51,14 +54,31 @@ pub(crate) fn render_text(report: &CompareReport) -> String {
 /// Summarizes the comparison in a line.
 pub(crate) fn summary_line(report: &CompareReport) -> String {
     let span = |seconds: f64| HumanDuration(std::time::Duration::from_secs_f64(seconds));
+    let protocol = match (report.scheme, report.protocol) {
+        ("http", "HTTP/1.1") => String::new(),
+        ("http", protocol) => format!("{protocol}, "),
+        (_, protocol) => format!("{protocol} over TLS, "),
+    };
     format!(
-        "{} workers, {} cores shared with the generator, {} rounds of {} under each workload; {} in all",
+        "{protocol}{} workers, {} cores shared with the generator, {} rounds of {} under each workload; {} in all",
         report.workers,
         report.cores,
         report.rounds,
         span(report.duration_s),
         span(report.took_s)
     )
+}
+
+/// Describes the handshakes of a server, under workloads of handshakes.
+pub(crate) fn handshake_line(cell: &ServerWorkloadReport) -> Option<String> {
+    let (resumed, p50, p99) = (cell.resumed?, cell.handshake_p50?, cell.handshake_p99?);
+    Some(format!(
+        "{}: {:.0} % of the handshakes resumed a session; a handshake took {} (median), {} (p99)",
+        cell.contestant,
+        resumed.median * 100.0,
+        format_micros(p50.median),
+        format_micros(p99.median)
+    ))
 }
 
 /// Explains the columns.

@@ -1,6 +1,7 @@
 //! The report of a load test, as the plain data that `--json` prints.
 
 mod failure_counts;
+mod failure_notes;
 mod html;
 mod text;
 mod tls_report;
@@ -15,6 +16,7 @@ use crate::chaos::{self, FaultCost, FaultKind};
 use crate::load::process_tree::ProcessTreeUsage;
 use crate::report_format::statistics;
 pub use failure_counts::FailureCounts;
+pub use failure_notes::FailureNote;
 pub use tls_report::{HandshakeSummary, TlsReport};
 use tokio_prefork::ListenAddr;
 use tokio_prefork::exit;
@@ -66,6 +68,12 @@ pub struct LoadReport {
     pub statuses: StatusCounts,
     /// Requests without a response, by reason.
     pub failures: FailureCounts,
+    /// The first error of each kind that needs an explanation; warm-up included.
+    pub failure_notes: Vec<FailureNote>,
+    /// `HTTP/1.1` or `HTTP/2`.
+    pub protocol: &'static str,
+    /// Requests sent again because the server had not processed them: GOAWAY or REFUSED_STREAM of HTTP/2.
+    pub retried: u64,
     /// TLS and its handshakes; `None` for plain HTTP.
     pub tls: Option<TlsReport>,
     /// Counts by process, busiest first; empty if responses name no pid.
@@ -188,6 +196,9 @@ impl LoadReport {
             }),
             statuses: StatusCounts::from_status_classes(&all.status_classes),
             failures: FailureCounts::from_kind_counts(&all.failures),
+            failure_notes: FailureNote::from_errors(&all.handshakes.errors),
+            protocol: if plan.is_http2() { "HTTP/2" } else { "HTTP/1.1" },
+            retried: all.retried,
             tls: plan
                 .target
                 .is_https()

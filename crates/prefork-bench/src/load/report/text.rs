@@ -17,6 +17,7 @@ pub(crate) fn render_text(report: &LoadReport) -> String {
     write_latency(&mut text, report);
     write_errors(&mut text, report);
     write_tls(&mut text, report);
+    write_failure_notes(&mut text, report);
     write_faults(&mut text, report);
     write_processes(&mut text, report);
     write_costs(&mut text, report);
@@ -96,6 +97,13 @@ fn write_errors(text: &mut String, report: &LoadReport) {
     if report.warm_up_failures > 0 {
         let _ = writeln!(text, "            and {} in the warm-up", report.warm_up_failures);
     }
+    if report.retried > 0 {
+        let _ = writeln!(
+            text,
+            "retried     {} requests that the server had not processed (GOAWAY or REFUSED_STREAM)",
+            report.retried
+        );
+    }
     if report.abandoned > 0 {
         let _ = writeln!(text, "abandoned   {} requests were in flight", report.abandoned);
     }
@@ -124,7 +132,10 @@ fn write_tls(text: &mut String, report: &LoadReport) {
     for (kind, count) in tls.failed.occurred() {
         let _ = writeln!(text, "  {count} {}", kind.phrase());
     }
-    for note in &tls.errors {
+}
+
+fn write_failure_notes(text: &mut String, report: &LoadReport) {
+    for note in &report.failure_notes {
         let _ = writeln!(text, "  {}", note.describe());
     }
 }

@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use super::{FailureCounts, nanos_to_micros, ratio_or_zero};
 use crate::load::LoadPlan;
-use crate::load::request_failure::RequestFailure;
 use crate::load::tls::NegotiatedTls;
 use crate::load::tls::handshake_counters::HandshakeCounters;
 
@@ -26,8 +25,6 @@ pub struct TlsReport {
     pub resumed: HandshakeSummary,
     /// Failed handshakes, by reason; warm-up included.
     pub failed: FailureCounts,
-    /// The first error of each kind, and what to do about it.
-    pub errors: Vec<TlsErrorNote>,
 }
 
 /// Number and duration of handshakes; from the first byte sent to the last one received, in microseconds.
@@ -43,17 +40,6 @@ pub struct HandshakeSummary {
     pub p99: f64,
     /// Maximum.
     pub max: f64,
-}
-
-/// An error of a handshake.
-#[derive(Debug, Clone, Serialize)]
-pub struct TlsErrorNote {
-    /// Name of the failure, as in `failed`.
-    pub failure: &'static str,
-    /// What went wrong.
-    pub message: String,
-    /// What to do about it; `None` if the message says all.
-    pub advice: Option<&'static str>,
 }
 
 impl TlsReport {
@@ -72,7 +58,6 @@ impl TlsReport {
             full,
             resumed,
             failed: FailureCounts::from_kind_counts(&counters.failed),
-            errors: error_notes(counters),
         }
     }
 
@@ -95,33 +80,6 @@ impl HandshakeSummary {
             p50: nanos_to_micros(durations.value_at_quantile(0.5)),
             p99: nanos_to_micros(durations.value_at_quantile(0.99)),
             max: nanos_to_micros(durations.max()),
-        }
-    }
-}
-
-/// Returns a note for each kind of failure that has a description or an advice.
-fn error_notes(counters: &HandshakeCounters) -> Vec<TlsErrorNote> {
-    let note = |kind: RequestFailure| {
-        let described = counters.errors.iter().find(|(noted, _)| *noted == kind);
-        let message = described.map(|(_, error)| error.clone());
-        if message.is_none() && (counters.failed[kind as usize] == 0 || kind.advice().is_none()) {
-            return None;
-        }
-        Some(TlsErrorNote {
-            failure: kind.key(),
-            message: message.unwrap_or_else(|| kind.phrase().to_string()),
-            advice: kind.advice(),
-        })
-    };
-    RequestFailure::ALL.into_iter().filter_map(note).collect()
-}
-
-impl TlsErrorNote {
-    /// Returns message and advice in one line.
-    pub(crate) fn describe(&self) -> String {
-        match self.advice {
-            Some(advice) => format!("{}; {advice}", self.message),
-            None => self.message.clone(),
         }
     }
 }

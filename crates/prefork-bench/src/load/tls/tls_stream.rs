@@ -281,6 +281,11 @@ impl TlsStream {
         }
     }
 
+    /// Returns the application protocol that the server chose.
+    pub(crate) fn alpn_protocol(&self) -> Option<&[u8]> {
+        self.session.alpn_protocol()
+    }
+
     /// Returns what was agreed on; `None` before the handshake is complete.
     pub(crate) fn negotiated(&self) -> Option<NegotiatedTls> {
         let suite = self.session.negotiated_cipher_suite()?;
