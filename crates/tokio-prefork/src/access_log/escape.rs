@@ -146,12 +146,6 @@ impl<'a> ValueWriter<'a> {
         self.line.extend_from_slice(text.as_ref());
     }
 
-    /// Appends short text of this server, as `own_text`.
-    pub(super) fn own_short<const N: usize>(&mut self, text: &ShortText<N>) {
-        self.begin_string();
-        text.push_to(self.line);
-    }
-
     /// Begins a part of the value that is cut by itself.
     pub(super) fn next_part(&mut self) {
         self.room = self.part_room;
@@ -164,30 +158,6 @@ impl<'a> ValueWriter<'a> {
             ValueStyle::Bare => self.own_text("\\x20"),
             ValueStyle::Quoted | ValueStyle::JsonText | ValueStyle::JsonValue => self.own_text(" "),
         }
-    }
-
-    /// Appends a number to a string.
-    pub(super) fn own_number(&mut self, number: u64) {
-        self.begin_string();
-        push_number(self.line, number);
-    }
-
-    /// Appends a number with at least `width` digits to a string.
-    pub(super) fn own_padded(&mut self, number: u64, width: usize) {
-        self.begin_string();
-        push_padded(self.line, number, width);
-    }
-
-    /// Writes a number as the whole value, without quotes in JSON.
-    pub(super) fn number_and_finish(self, number: u64) {
-        push_number(self.line, number);
-    }
-
-    /// Writes milliseconds as seconds with three decimals, as the whole value.
-    pub(super) fn seconds(self, millis: u64) {
-        push_number(self.line, millis / 1000);
-        self.line.push(b'.');
-        push_padded(self.line, millis % 1000, 3);
     }
 
     /// Ends the value. One without a byte is `-`, in JSON `null` or empty.
@@ -279,36 +249,42 @@ fn needs_unicode_escape(c: char) -> bool {
         || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
+/// The numbers below 1000 with three digits.
+const THREE_DIGITS: [[u8; 3]; 1000] = three_digits();
+
+const fn three_digits() -> [[u8; 3]; 1000] {
+    let (mut table, mut n) = ([[0; 3]; 1000], 0);
+    while n < 1000 {
+        table[n] = [b'0' + (n / 100) as u8, b'0' + (n / 10 % 10) as u8, b'0' + (n % 10) as u8];
+        n += 1;
+    }
+    table
+}
+
 /// Appends a number in decimal.
 pub(super) fn push_number(line: &mut Vec<u8>, number: u64) {
-    let digit = |n: u32| b'0' + (n % 10) as u8;
-    match number as u32 {
-        _ if number > 999 => push_long_number(line, number),
-        n @ 0..=9 => line.push(digit(n)),
-        n @ 10..=99 => line.extend_from_slice(&[digit(n / 10), digit(n)]),
-        n => line.extend_from_slice(&[digit(n / 100), digit(n / 10), digit(n)]),
-    }
-}
-
-fn push_long_number(line: &mut Vec<u8>, mut number: u64) {
-    let mut digits = [0; 20];
-    let mut start = digits.len();
-    for digit in digits.iter_mut().rev() {
-        *digit = b'0' + (number % 10) as u8;
-        number /= 10;
-        start -= 1;
-        if number == 0 {
-            break;
+    let (high, low) = (number / 1000, (number % 1000) as usize);
+    match (high, low) {
+        (0, 100..) => line.extend_from_slice(&THREE_DIGITS[low]),
+        (0, 10..) => line.extend_from_slice(&THREE_DIGITS[low][1..]),
+        (0, _) => line.push(b'0' + low as u8),
+        _ => {
+            push_number(line, high);
+            line.extend_from_slice(&THREE_DIGITS[low]);
         }
     }
-    line.extend_from_slice(&digits[start..]);
 }
 
-/// Appends a number with at least `width` digits.
-pub(super) fn push_padded(line: &mut Vec<u8>, number: u64, width: usize) {
-    let digits = number.checked_ilog10().unwrap_or(0) as usize + 1;
-    line.extend(std::iter::repeat_n(b'0', width.saturating_sub(digits)));
-    push_number(line, number);
+/// Appends milliseconds as seconds with three decimals.
+pub(super) fn push_seconds(line: &mut Vec<u8>, millis: u64) {
+    push_number(line, millis / 1000);
+    push_decimals(line, millis);
+}
+
+/// Appends a point and the last three digits of a number.
+pub(super) fn push_decimals(line: &mut Vec<u8>, millis: u64) {
+    line.push(b'.');
+    line.extend_from_slice(&THREE_DIGITS[(millis % 1000) as usize]);
 }
 
 #[cfg(test)]
@@ -368,17 +344,15 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_padded_and_seconds_have_three_decimals() {
+    fn numbers_are_decimal_and_seconds_have_three_decimals() {
         let mut line = Vec::new();
         for number in [0, 7, 10, 99, 100, 404, 1000, u64::MAX] {
             push_number(&mut line, number);
             line.push(b' ');
         }
-        push_padded(&mut line, 0, 2);
-        push_padded(&mut line, 123, 2);
-        line.push(b' ');
-        ValueWriter::new(&mut line, ValueStyle::JsonValue, 10).seconds(12_034);
-        assert_eq!(line, b"0 7 10 99 100 404 1000 18446744073709551615 00123 12.034");
+        push_seconds(&mut line, 12_034);
+        push_decimals(&mut line, 5);
+        assert_eq!(line, b"0 7 10 99 100 404 1000 18446744073709551615 12.034.005");
     }
 
     proptest! {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use hyper::header::{AUTHORIZATION, HOST, HeaderName, PROXY_AUTHORIZATION};
+use hyper::header::{AUTHORIZATION, HeaderName, PROXY_AUTHORIZATION};
 
 use super::escape::ValueStyle;
 use super::variable::{REQUEST_HEADER_PREFIX, RESPONSE_HEADER_PREFIX, VARIABLES, Variable};
@@ -72,19 +72,13 @@ pub(super) enum FormatPart {
     Value(Variable, ValueStyle),
 }
 
-/// What a format needs of a request before the application gets it, and of its response.
+/// What a format needs of requests and responses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Captures {
     pub(crate) request_headers: Vec<HeaderName>,
     pub(crate) response_headers: Vec<HeaderName>,
-    /// Whether the user of HTTP Basic authentication is logged.
-    pub(crate) user: bool,
     /// Whether the exact duration is logged.
     pub(crate) duration: bool,
-    /// Whether the id of the request is logged.
-    pub(crate) request_id: bool,
-    /// Whether the id of the trace is logged.
-    pub(crate) trace_id: bool,
 }
 
 impl AccessLogFormat {
@@ -108,12 +102,6 @@ impl AccessLogFormat {
         }
         builder.literal("}");
         builder.build("json")
-    }
-
-    /// Returns the format for a log whose policy needs the duration of each request.
-    pub(super) fn with_duration(mut self) -> AccessLogFormat {
-        Arc::make_mut(&mut self.captures).duration = true;
-        self
     }
 
     fn builtin(name: &str, template: &str) -> AccessLogFormat {
@@ -259,16 +247,6 @@ impl FormatBuilder {
 
     fn variable(&mut self, name: &str) -> Result<Variable, String> {
         if let Some((_, variable)) = VARIABLES.iter().find(|(known, _)| *known == name) {
-            match variable {
-                Variable::RemoteUser => self.captures.user = true,
-                Variable::RequestId => self.captures.request_id = true,
-                Variable::TraceId => self.captures.trace_id = true,
-                Variable::Host(_) => {
-                    let index = index_of(&mut self.captures.request_headers, HOST);
-                    return Ok(Variable::Host(index));
-                }
-                _ => {}
-            }
             self.captures.duration |= variable.needs_duration();
             return Ok(*variable);
         }
@@ -304,7 +282,7 @@ impl FormatBuilder {
 }
 
 /// Returns the index of `header` in `headers`, where it is added if it is missing.
-fn index_of(headers: &mut Vec<HeaderName>, header: HeaderName) -> usize {
+pub(super) fn index_of(headers: &mut Vec<HeaderName>, header: HeaderName) -> usize {
     headers.iter().position(|known| *known == header).unwrap_or_else(|| {
         headers.push(header);
         headers.len() - 1
@@ -375,10 +353,10 @@ mod tests {
                 FormatPart::Value(Variable::RequestHeader(0), ValueStyle::Quoted),
                 FormatPart::Value(Variable::ResponseHeader(0), ValueStyle::Quoted),
                 FormatPart::Literal("\" ".to_string()),
-                FormatPart::Value(Variable::Host(1), ValueStyle::Bare),
+                FormatPart::Value(Variable::Host, ValueStyle::Bare),
             ]
         );
-        assert_eq!(format.captures.request_headers, ["x-real-ip", "host"]);
+        assert_eq!(format.captures.request_headers, ["x-real-ip"]);
     }
 
     #[test]

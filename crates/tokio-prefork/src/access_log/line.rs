@@ -1,59 +1,80 @@
-//! Writes the line of one request.
+//! The layout of lines: which text and which values they have, and when each is written.
 
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
-
-use super::escape::{CUT_MARK, ShortText, ValueStyle, ValueWriter, push_number};
-use super::format::{AccessLogFormat, FormatPart};
-use super::time_text::TimeText;
-use super::tls_variable::write_tls_value;
+use super::escape::{ShortText, ValueStyle};
+use super::format::{AccessLogFormat, FormatPart, index_of};
+use super::line_texts::LineTexts;
+use super::line_value::{
+    EndedResponse, LineValue, MIN_RESPONSE_HEADER_BYTES, StartedRequest, WantedHeaders,
+};
 use super::variable::Variable;
-use crate::client::{ClientAddr, ConnectionInfo, PeerAddr, RequestId};
-use crate::worker::http::request_record::RequestRecord;
+use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName};
 use prefork_supervisor::WorkerTag;
 
 /// Limits for the bytes of each value, tried in this order until a line is short enough.
 const VALUE_LIMITS: [usize; 5] = [1024, 512, 192, 64, 16];
 
-/// What a line says about one request.
-pub(super) struct LoggedRequest<'a> {
-    pub(super) head: LoggedHead<'a>,
-    /// Where the connection comes from, if that is known.
-    pub(super) connection: Option<&'a ConnectionInfo>,
-    pub(super) status: u16,
-    pub(super) body_bytes: u64,
-    pub(super) is_complete: bool,
-    pub(super) duration: Option<Duration>,
-    /// The time since 1970.
-    pub(super) now: Duration,
+/// The memory for texts that is kept for the line of the next request.
+const MAX_KEPT_BYTES: usize = 4096;
+
+/// What is written of a line before its request has ended: the texts around the values that are not known yet, and then the headers of the
+/// response.
+#[derive(Debug, Default)]
+pub(crate) struct LineParts {
+    bytes: Vec<u8>,
+    /// Where each text ends.
+    ends: Vec<usize>,
 }
 
-/// The head of a logged request.
-#[derive(Clone, Copy)]
-pub(super) enum LoggedHead<'a> {
-    Parsed(&'a RequestRecord),
-    /// The first line of a request that was refused before it was parsed.
-    Refused(&'a [u8]),
+impl LineParts {
+    /// Forgets the request, and keeps memory for the next one.
+    pub(crate) fn clear(&mut self) {
+        self.ends.clear();
+        match self.bytes.capacity() > MAX_KEPT_BYTES {
+            true => self.bytes = Vec::new(),
+            false => self.bytes.clear(),
+        }
+    }
+
+    fn end_text(&mut self) {
+        self.ends.push(self.bytes.len());
+    }
+
+    fn get(&self, index: usize) -> Option<&[u8]> {
+        let start = match index {
+            0 => 0,
+            _ => *self.ends.get(index - 1)?,
+        };
+        self.bytes.get(start..*self.ends.get(index)?)
+    }
 }
 
 /// The format of the lines of one worker, with its pid and numbers filled in.
 pub(super) struct LineLayout {
-    pieces: Vec<LinePiece>,
+    parts: Vec<PartLayout>,
+    /// How many parts have values that are known when a request starts.
+    started_parts: usize,
+    /// The headers of the request that values are or come from.
+    pub(super) request_headers: Vec<HeaderName>,
+    /// The headers of the response that values are.
+    response_headers: Vec<HeaderName>,
+    /// The values that are headers of the response.
+    response_values: Vec<LineValue>,
+    /// The most bytes of a line beside what is written when the request starts.
+    max_late_bytes: usize,
 }
 
-/// A part of a line.
-struct LinePiece {
-    before: Literal,
-    /// `None` at the end of the line.
-    value: Option<LineValue>,
+/// The part of a line up to a value that is known when the request has ended, or up to the end of the line.
+struct PartLayout {
+    /// The values that are known when the request starts, and the text before each.
+    values: Vec<(Literal, LineValue)>,
+    text: Literal,
+    late: Option<LateValue>,
 }
 
-/// A value of each line.
-struct LineValue {
-    variable: Variable,
-    style: ValueStyle,
-    /// The text of a value that the request does not have.
-    missing: ShortText<8>,
+enum LateValue {
+    Value(LineValue),
+    /// A header of the response, by its index in the layout.
+    ResponseHeader(usize),
 }
 
 /// Text that each line has.
@@ -69,11 +90,27 @@ impl Literal {
             _ => Literal::Long(text.to_string()),
         }
     }
+
+    fn push_to(&self, out: &mut Vec<u8>) {
+        match self {
+            Literal::Short(text) => text.push_to(out),
+            Literal::Long(text) => out.extend_from_slice(text.as_bytes()),
+        }
+    }
 }
 
 impl LineLayout {
     pub(super) fn new(format: &AccessLogFormat, tag: WorkerTag) -> LineLayout {
-        let (mut pieces, mut text) = (Vec::new(), String::new());
+        let captures = &format.captures;
+        let mut layout = LineLayout {
+            parts: Vec::new(),
+            started_parts: 0,
+            request_headers: captures.request_headers.clone(),
+            response_headers: captures.response_headers.clone(),
+            response_values: Vec::new(),
+            max_late_bytes: 0,
+        };
+        let (mut values, mut text) = (Vec::new(), String::new());
         for part in &*format.parts {
             match part {
                 FormatPart::Literal(literal) => text.push_str(literal),
@@ -85,321 +122,147 @@ impl LineLayout {
                 FormatPart::Value(Variable::Generation, _) => {
                     text.push_str(&tag.generation.0.to_string());
                 }
+                FormatPart::Value(Variable::ResponseHeader(index), style) => {
+                    let value = LineValue::new(Variable::ResponseHeader(*index), *index, *style);
+                    let late = LateValue::ResponseHeader(layout.response_values.len());
+                    layout.max_late_bytes += value.max_late_bytes();
+                    layout.response_values.push(value);
+                    layout.end_part(&mut values, &mut text, Some(late));
+                }
+                FormatPart::Value(variable, style) if variable.is_known_at_end() => {
+                    // A time is never missing, so its quotes can stand in the texts around it.
+                    let is_time_text = *style == ValueStyle::JsonValue && variable.is_time_text();
+                    if is_time_text {
+                        text.push('"');
+                    }
+                    let style = if is_time_text { ValueStyle::JsonText } else { *style };
+                    let value = LineValue::new(*variable, 0, style);
+                    layout.max_late_bytes += value.max_late_bytes();
+                    layout.end_part(&mut values, &mut text, Some(LateValue::Value(value)));
+                    if is_time_text {
+                        text.push('"');
+                    }
+                }
                 FormatPart::Value(variable, style) => {
+                    let names = &mut layout.request_headers;
+                    let header = match variable {
+                        Variable::RequestHeader(index) => *index,
+                        Variable::RemoteUser => index_of(names, AUTHORIZATION),
+                        Variable::Host => index_of(names, HOST),
+                        _ => 0,
+                    };
                     let before = Literal::new(&std::mem::take(&mut text));
-                    let value = Some(LineValue::new(*variable, *style));
-                    pieces.push(LinePiece { before, value });
+                    values.push((before, LineValue::new(*variable, header, *style)));
                 }
             }
         }
         text.push('\n');
-        pieces.push(LinePiece { before: Literal::new(&text), value: None });
-        LineLayout { pieces }
+        layout.end_part(&mut values, &mut text, None);
+        layout
     }
 
-    fn write(
-        &self,
-        request: &LoggedRequest<'_>,
-        texts: &mut LineTexts,
-        max_value_bytes: usize,
-        out: &mut Vec<u8>,
+    fn end_part(
+        &mut self,
+        values: &mut Vec<(Literal, LineValue)>,
+        text: &mut String,
+        late: Option<LateValue>,
     ) {
-        for piece in &self.pieces {
-            match &piece.before {
-                Literal::Short(text) => text.push_to(out),
-                Literal::Long(text) => out.extend_from_slice(text.as_bytes()),
-            }
-            if let Some(value) = &piece.value
-                && !value.write_plain(request, texts, max_value_bytes, out)
-            {
-                let writer = ValueWriter::new(out, value.style, max_value_bytes);
-                write_value(value.variable, writer, request, texts);
-            }
+        match values.is_empty() {
+            true => self.max_late_bytes += text.len(),
+            false => self.started_parts += 1,
         }
-    }
-}
-
-impl LineValue {
-    fn new(variable: Variable, style: ValueStyle) -> LineValue {
-        let missing = ShortText::new(style.missing());
-        LineValue { variable, style, missing }
+        let text = Literal::new(&std::mem::take(text));
+        self.parts.push(PartLayout { values: std::mem::take(values), text, late });
     }
 
-    /// Writes a value that is often logged and needs no escape. Returns whether it is one.
-    fn write_plain(
+    /// Writes to `parts`, which are empty, what is known when a request starts. The whole line will have at most `max_line_bytes`.
+    pub(super) fn start_line(
         &self,
-        request: &LoggedRequest<'_>,
+        request: &StartedRequest<'_>,
+        max_line_bytes: usize,
         texts: &mut LineTexts,
+        parts: &mut LineParts,
+    ) {
+        self.write_started(request, max_line_bytes, texts, parts);
+        let max_bytes = max_line_bytes.saturating_sub(self.max_late_bytes);
+        for limit in VALUE_LIMITS {
+            if parts.bytes.len() <= max_bytes {
+                return;
+            }
+            parts.clear();
+            self.write_started(request, limit, texts, parts);
+        }
+    }
+
+    fn write_started(
+        &self,
+        request: &StartedRequest<'_>,
         max_value_bytes: usize,
-        out: &mut Vec<u8>,
-    ) -> bool {
-        let LoggedHead::Parsed(record) = request.head else { return false };
-        let text = match self.variable {
-            Variable::Status => {
-                push_number(out, request.status.into());
-                return true;
+        texts: &mut LineTexts,
+        parts: &mut LineParts,
+    ) {
+        for part in self.parts.iter().filter(|part| !part.values.is_empty()) {
+            for (before, value) in &part.values {
+                before.push_to(&mut parts.bytes);
+                value.write_started(request, texts, max_value_bytes, &mut parts.bytes);
             }
-            Variable::BodyBytesSent => {
-                push_number(out, request.body_bytes);
-                return true;
-            }
-            Variable::TimeLocal if self.style != ValueStyle::JsonValue => {
-                texts.time.common.push_to(out);
-                return true;
-            }
-            Variable::Request => record.request_line(),
-            Variable::RequestMethod => record.method(),
-            Variable::RequestUri => record.target(),
-            Variable::ServerProtocol => record.protocol(),
-            Variable::RemoteUser => record.user.as_deref().unwrap_or_default(),
-            Variable::RequestId => {
-                record.request_id.as_ref().map_or("", RequestId::as_str).as_bytes()
-            }
-            Variable::TraceId if record.trace_id.is_none() => b"",
-            Variable::Host(index) if record.forwarded.is_none() => match record.authority() {
-                b"" => record.request_header(index),
-                authority => authority,
-            },
-            Variable::RequestCompletion if request.is_complete => b"OK",
-            Variable::RequestCompletion => b"",
-            Variable::RequestHeader(index) => record.request_header(index),
-            Variable::ResponseHeader(index) => record.response_header(index),
-            _ => return false,
-        };
-        if text.is_empty() {
-            self.missing.push_to(out);
-            return true;
+            part.text.push_to(&mut parts.bytes);
+            parts.end_text();
         }
-        if text.len() + CUT_MARK.len() > max_value_bytes || !self.style.is_plain(text) {
-            return false;
-        }
-        let is_whole_json = self.style == ValueStyle::JsonValue;
-        if is_whole_json {
-            out.push(b'"');
-        }
-        out.extend_from_slice(text);
-        if is_whole_json {
-            out.push(b'"');
-        }
-        true
     }
-}
 
-/// Texts that are kept from one line to the next.
-#[derive(Debug, Default)]
-pub(super) struct LineTexts {
-    time: TimeText,
-    client_ip: Option<IpAddr>,
-    /// The text of `client_ip`.
-    client: ShortText<48>,
-}
-
-impl LineTexts {
-    /// Returns the text of an address, which is most likely the one of the line before.
-    fn client(&mut self, ip: IpAddr) -> &ShortText<48> {
-        if self.client_ip != Some(ip) {
-            self.client_ip = Some(ip);
-            self.client = ShortText::new(&ip.to_string());
-        }
-        &self.client
-    }
-}
-
-/// Appends the line of `request`, of at most `max_line_bytes` with its line feed, to `out`.
-pub(super) fn write_line(
-    layout: &LineLayout,
-    request: &LoggedRequest<'_>,
-    max_line_bytes: usize,
-    texts: &mut LineTexts,
-    out: &mut Vec<u8>,
-) {
-    texts.time.set(request.now);
-    let start = out.len();
-    layout.write(request, texts, max_line_bytes, out);
-    if out.len() - start > max_line_bytes {
-        write_short_line(layout, request, max_line_bytes, texts, out, start);
-    }
-}
-
-/// Writes the line at `start` again, with its values cut.
-#[cold]
-fn write_short_line(
-    layout: &LineLayout,
-    request: &LoggedRequest<'_>,
-    max_line_bytes: usize,
-    texts: &mut LineTexts,
-    out: &mut Vec<u8>,
-    start: usize,
-) {
-    for max_value_bytes in VALUE_LIMITS {
-        out.truncate(start);
-        layout.write(request, texts, max_value_bytes, out);
-        if out.len() - start <= max_line_bytes {
+    /// Writes the wanted headers of the response to `parts`, in which the line has been started.
+    pub(super) fn add_response_headers(
+        &self,
+        headers: &HeaderMap,
+        max_line_bytes: usize,
+        parts: &mut LineParts,
+    ) {
+        if self.response_values.is_empty() {
             return;
         }
+        let room = max_line_bytes.saturating_sub(self.max_late_bytes + parts.bytes.len());
+        let max_bytes = MIN_RESPONSE_HEADER_BYTES + room / self.response_values.len();
+        let wanted = WantedHeaders::find(&self.response_headers, headers);
+        for value in &self.response_values {
+            value.write_response_header(&wanted, max_bytes, &mut parts.bytes);
+            parts.end_text();
+        }
     }
-    // Only a template of very many variables gets here.
-    out.truncate(start + max_line_bytes - 1);
-    out.push(b'\n');
-}
 
-fn write_value(
-    variable: Variable,
-    mut value: ValueWriter<'_>,
-    request: &LoggedRequest<'_>,
-    texts: &mut LineTexts,
-) {
-    let time = &texts.time;
-    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    match variable {
-        Variable::Status => return value.number_and_finish(request.status.into()),
-        Variable::BodyBytesSent => return value.number_and_finish(request.body_bytes),
-        Variable::TimeEpochMs => return value.number_and_finish(millis(request.now)),
-        Variable::Msec => return value.seconds(millis(request.now)),
-        Variable::RemotePort => match request.client().port() {
-            Some(port) => return value.number_and_finish(port.into()),
-            None => return value.finish(),
-        },
-        Variable::QueueWaitUs => match request.parsed().and_then(|record| record.queue_wait) {
-            Some(wait) => {
-                let micros = u64::try_from(wait.as_micros()).unwrap_or(u64::MAX);
-                return value.number_and_finish(micros);
+    /// Appends the line of a request that has ended, of at most `max_line_bytes` with its line feed, to `out`.
+    pub(super) fn end_line(
+        &self,
+        parts: &LineParts,
+        ended: &EndedResponse,
+        max_line_bytes: usize,
+        texts: &mut LineTexts,
+        out: &mut Vec<u8>,
+    ) {
+        texts.time.set(ended.now);
+        let (start, mut part_start, mut ends) = (out.len(), 0, parts.ends.iter());
+        for part in &self.parts {
+            if part.values.is_empty() {
+                part.text.push_to(out);
+            } else if let Some(part_end) = ends.next() {
+                out.extend_from_slice(&parts.bytes[part_start..*part_end]);
+                part_start = *part_end;
             }
-            None => return value.finish(),
-        },
-        Variable::RequestTime | Variable::DurationMs | Variable::DurationUs => {
-            let Some(duration) = request.duration else { return value.finish() };
-            return match variable {
-                Variable::RequestTime => value.seconds(millis(duration)),
-                Variable::DurationMs => value.number_and_finish(millis(duration)),
-                _ => {
-                    value.number_and_finish(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
+            match &part.late {
+                Some(LateValue::Value(value)) => value.write_ended(ended, texts, out),
+                Some(LateValue::ResponseHeader(index)) => {
+                    match parts.get(self.started_parts + index) {
+                        Some(text) => out.extend_from_slice(text),
+                        None => self.response_values[*index].write_missing(out),
+                    }
                 }
-            };
-        }
-        Variable::TimeLocal => value.own_short(&time.common),
-        Variable::TimeIso8601 => {
-            value.own_short(&time.iso_second);
-            value.own_short(&time.iso_offset);
-        }
-        Variable::TimeIso8601Ms => {
-            value.own_short(&time.iso_second);
-            value.own_text(".");
-            value.own_padded(request.now.subsec_millis().into(), 3);
-            value.own_short(&time.iso_offset);
-        }
-        Variable::RequestCompletion => {
-            if request.is_complete {
-                value.own_text("OK");
+                None => {}
             }
         }
-        Variable::RemoteAddr => write_remote_addr(&mut value, &request.client(), texts),
-        Variable::Peer => {
-            if let Some(peer) = request.peer() {
-                write_peer(&mut value, peer, texts);
-            }
+        if out.len() - start > max_line_bytes {
+            // Only a template of very many variables gets here.
+            out.truncate(start + max_line_bytes - 1);
+            out.push(b'\n');
         }
-        Variable::Tls(variable) => {
-            if let Some(tls) = request.connection.and_then(ConnectionInfo::tls) {
-                write_tls_value(variable, &mut value, tls);
-            }
-        }
-        _ => write_head_value(variable, &mut value, request),
-    }
-    value.finish_string();
-}
-
-/// Writes a value that comes from the head of the request or of the response.
-fn write_head_value(variable: Variable, value: &mut ValueWriter<'_>, request: &LoggedRequest<'_>) {
-    let record = match request.head {
-        LoggedHead::Parsed(record) => record,
-        LoggedHead::Refused(line) if variable == Variable::Request => return value.text(line),
-        LoggedHead::Refused(_) => return,
-    };
-    match variable {
-        Variable::Request => write_request_line(value, record),
-        Variable::RequestMethod => value.text(record.method()),
-        Variable::RequestUri => value.text(record.target()),
-        Variable::Uri => value.text(record.path_and_query().0),
-        Variable::Args => value.text(record.path_and_query().1),
-        Variable::ServerProtocol => value.own_text(record.protocol()),
-        Variable::Scheme => {
-            let is_tls = || request.connection.is_some_and(ConnectionInfo::is_tls);
-            let is_https =
-                record.forwarded.as_ref().map_or_else(is_tls, |client| client.is_https());
-            value.own_text(if is_https { "https" } else { "http" });
-        }
-        Variable::RemoteUser => value.text(record.user.as_deref().unwrap_or_default()),
-        Variable::Host(_) if let Some(host) = record.forwarded.as_ref().and_then(|c| c.host()) => {
-            value.text(host.as_bytes());
-        }
-        Variable::Host(index) => match record.authority() {
-            b"" => value.text(record.request_header(index)),
-            authority => value.text(authority),
-        },
-        Variable::RequestId => {
-            value.text(record.request_id.as_ref().map_or("", RequestId::as_str).as_bytes());
-        }
-        Variable::TraceId => {
-            if let Some(id) = record.trace_id {
-                value.own_text(id.to_string());
-            }
-        }
-        Variable::RequestHeader(index) => value.text(record.request_header(index)),
-        Variable::ResponseHeader(index) => value.text(record.response_header(index)),
-        _ => {}
-    }
-}
-
-fn write_request_line(value: &mut ValueWriter<'_>, record: &RequestRecord) {
-    if value.plain_text(record.request_line()) {
-        return;
-    }
-    // In parts, so that a target follows a method that is cut, and the protocol a target.
-    value.text(record.method());
-    value.space();
-    value.next_part();
-    value.text(record.target());
-    value.space();
-    value.own_text(record.protocol());
-}
-
-impl<'a> LoggedRequest<'a> {
-    fn peer(&self) -> Option<&'a PeerAddr> {
-        self.connection.map(ConnectionInfo::peer)
-    }
-
-    /// Returns the client: behind a trusted proxy, that of the proxy.
-    fn client(&self) -> ClientAddr {
-        match self.parsed().and_then(|record| record.forwarded.as_ref()) {
-            Some(forwarded) => forwarded.client().clone(),
-            None => self.connection.map_or(ClientAddr::Unknown, ConnectionInfo::client),
-        }
-    }
-
-    fn parsed(&self) -> Option<&'a RequestRecord> {
-        match self.head {
-            LoggedHead::Parsed(record) => Some(record),
-            LoggedHead::Refused(_) => None,
-        }
-    }
-}
-
-fn write_peer(value: &mut ValueWriter<'_>, peer: &PeerAddr, texts: &mut LineTexts) {
-    match peer.socket_addr() {
-        Some(SocketAddr::V4(addr)) => {
-            value.own_short(texts.client((*addr.ip()).into()));
-            value.own_text(":");
-            value.own_number(addr.port().into());
-        }
-        _ => value.own_text(peer.to_string()),
-    }
-}
-
-fn write_remote_addr(value: &mut ValueWriter<'_>, client: &ClientAddr, texts: &mut LineTexts) {
-    match client {
-        ClientAddr::Unknown => {}
-        ClientAddr::Ip { ip, .. } => value.own_short(texts.client(*ip)),
-        ClientAddr::Unix(_) => value.own_text("unix:"),
     }
 }

@@ -1,15 +1,18 @@
 //! The access log: a line for each request, written off the event loops.
 //!
-//! An event loop formats a line when a request has ended and appends it to a buffer of its own. Full buffers, and all at each
-//! heartbeat, go to the thread of the process that writes them. So what `kill -9` destroys is what has come since the last
+//! An event loop formats what is known of a request when it starts, and appends the whole line to a buffer of its own when the
+//! request has ended. Full buffers, and all at each heartbeat, go to the thread of the process that writes them. So what `kill -9` destroys is what has come since the last
 //! heartbeat, 100 ms, and what a slow disk has not taken.
 //!
 //! Each finished request counts as one line that is written, dropped or skipped (sampling, `access-log-skip`). The primary
 //! counts the requests of a dead worker that are none of these as dropped. So the three counts always add up to the requests.
 
+mod basic_auth;
 mod escape;
 mod format;
 mod line;
+mod line_texts;
+mod line_value;
 mod output;
 mod policy;
 mod target;
@@ -21,14 +24,19 @@ mod writer;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::client::ConnectionInfo;
+use hyper::body::Body;
+use hyper::{Request, Response};
+
+use crate::client::{ClientInfo, ConnectionInfo};
 use crate::config::Config;
 use crate::scoreboard::LogLineCounters;
 use crate::worker::http::request_observers::EndedRequest;
 use crate::worker::http::request_record::{RequestRecord, ResponseEnd};
 pub use format::AccessLogFormat;
-pub(crate) use format::Captures;
-use line::{LineLayout, LineTexts, LoggedHead, LoggedRequest, write_line};
+use line::LineLayout;
+pub(crate) use line::LineParts;
+use line_texts::LineTexts;
+use line_value::{EndedResponse, LoggedHead, RequestHead, StartedRequest};
 pub use policy::AccessLogSample;
 #[cfg(feature = "cli")]
 pub(crate) use policy::parse_paths;
@@ -41,8 +49,8 @@ pub(crate) use writer::{AccessLogWriter, SharedLogState};
 /// The status of a request whose client left before there was a response: nginx's.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// The size at which a buffer is handed over before the next heartbeat.
-const HAND_OVER_BYTES: usize = 32 * 1024;
+/// The size at which a buffer is handed over before the next heartbeat. Smaller ones wake the thread more often.
+const HAND_OVER_BYTES: usize = 96 * 1024;
 
 /// The memory that a buffer gets for its first line.
 const FIRST_BUFFER_BYTES: usize = HAND_OVER_BYTES + 4096;
@@ -67,14 +75,13 @@ pub(crate) struct LineBuffer {
 
 impl LineBuffer {
     /// Returns a record to start.
-    pub(crate) fn take_record(&mut self) -> Box<RequestRecord> {
+    fn take_record(&mut self) -> Box<RequestRecord> {
         self.records.pop().unwrap_or_default()
     }
 
     /// Keeps a record for a later request.
-    pub(crate) fn keep_record(&mut self, mut record: Box<RequestRecord>) {
+    pub(crate) fn keep_record(&mut self, record: Box<RequestRecord>) {
         if self.records.len() < MAX_KEPT_RECORDS {
-            record.clear();
             self.records.push(record);
         }
     }
@@ -93,7 +100,7 @@ impl LineBuffer {
 
 /// The access log of one event loop, or of the threads that share a scoreboard page.
 pub(crate) struct WorkerAccessLog {
-    captures: Arc<Captures>,
+    needs_durations: bool,
     layout: LineLayout,
     tag: WorkerTag,
     writer: Arc<AccessLogWriter>,
@@ -108,16 +115,51 @@ impl WorkerAccessLog {
         counters: LogLineCounters,
     ) -> WorkerAccessLog {
         counters.set_logging();
-        let format = config.access_log_format.clone();
-        let format =
-            if config.access_log_slower_than.is_some() { format.with_duration() } else { format };
-        let layout = LineLayout::new(&format, tag);
-        WorkerAccessLog { captures: format.captures, layout, tag, writer, counters }
+        let format = &config.access_log_format;
+        let needs_durations = format.captures.duration || config.access_log_slower_than.is_some();
+        let layout = LineLayout::new(format, tag);
+        WorkerAccessLog { needs_durations, layout, tag, writer, counters }
     }
 
-    /// Returns what the format needs of requests and responses.
-    pub(crate) fn captures(&self) -> &Captures {
-        &self.captures
+    /// Returns whether the duration of each request is needed.
+    pub(crate) fn needs_durations(&self) -> bool {
+        self.needs_durations
+    }
+
+    /// Starts the record and the line of a request.
+    pub(crate) fn start_record<B>(
+        &self,
+        request: &Request<B>,
+        connection: Option<&ConnectionInfo>,
+        started_ns: u64,
+        queue_wait: Option<Duration>,
+        buffer: &mut LineBuffer,
+    ) -> Box<RequestRecord> {
+        let mut record = buffer.take_record();
+        record.start(request, started_ns);
+        let trusted = connection.filter(|connection| connection.trusted_for_headers().is_some());
+        let forwarded =
+            trusted.map(|_| ClientInfo::new(connection, request.uri(), request.headers()));
+        let started = StartedRequest {
+            head: LoggedHead::Parsed(RequestHead::of(request, &self.layout)),
+            connection,
+            forwarded: forwarded.as_ref(),
+            queue_wait,
+        };
+        let max_line_bytes = self.writer.max_line_bytes();
+        self.layout.start_line(&started, max_line_bytes, &mut buffer.texts, &mut record.line);
+        record
+    }
+
+    /// Records the head of the response.
+    pub(crate) fn response_started<B: Body>(
+        &self,
+        record: &mut RequestRecord,
+        response: &Response<B>,
+    ) {
+        record.response_started(response);
+        let max_line_bytes = self.writer.max_line_bytes();
+        self.layout.add_response_headers(response.headers(), max_line_bytes, &mut record.line);
     }
 
     /// Appends the line of a request that has ended, if `policy` wants one. Returns whether it does.
@@ -127,7 +169,7 @@ impl WorkerAccessLog {
         policy: &LogPolicy,
         buffer: &mut LineBuffer,
     ) -> bool {
-        let EndedRequest { record, ended_ns, connection } = *ended;
+        let EndedRequest { record, ended_ns } = *ended;
         let (status, is_complete) = match record.response_end() {
             ResponseEnd::Complete(status) => (status.as_u16(), true),
             ResponseEnd::Partial(status) => (status.as_u16(), false),
@@ -138,13 +180,9 @@ impl WorkerAccessLog {
         if !policy.wants_line(status, duration, || buffer.next_random()) {
             return false;
         }
-        let body_bytes = record.body_bytes();
-        let head = LoggedHead::Parsed(record);
-        let now = coarse_unix_time();
-        self.append(
-            &LoggedRequest { head, connection, status, body_bytes, is_complete, duration, now },
-            buffer,
-        );
+        let (body_bytes, now) = (record.body_bytes(), coarse_unix_time());
+        let ended = EndedResponse { status, body_bytes, is_complete, duration, now };
+        self.append(&record.line, &ended, buffer);
         true
     }
 
@@ -162,29 +200,22 @@ impl WorkerAccessLog {
             return false;
         }
         let head = LoggedHead::Refused(first_line);
+        let started = StartedRequest { head, connection, forwarded: None, queue_wait: None };
+        let max_line_bytes = self.writer.max_line_bytes();
+        let mut line = LineParts::default();
+        self.layout.start_line(&started, max_line_bytes, &mut buffer.texts, &mut line);
         let (now, duration) = (coarse_unix_time(), None);
-        self.append(
-            &LoggedRequest {
-                head,
-                connection,
-                status,
-                body_bytes: 0,
-                is_complete: true,
-                duration,
-                now,
-            },
-            buffer,
-        );
+        let ended = EndedResponse { status, body_bytes: 0, is_complete: true, duration, now };
+        self.append(&line, &ended, buffer);
         true
     }
 
-    fn append(&self, request: &LoggedRequest<'_>, buffer: &mut LineBuffer) {
+    fn append(&self, line: &LineParts, ended: &EndedResponse, buffer: &mut LineBuffer) {
         let LineBuffer { bytes, lines, texts, .. } = buffer;
         if bytes.capacity() == 0 {
             bytes.reserve(FIRST_BUFFER_BYTES);
         }
-        let max_line_bytes = self.writer.max_line_bytes();
-        write_line(&self.layout, request, max_line_bytes, texts, bytes);
+        self.layout.end_line(line, ended, self.writer.max_line_bytes(), texts, bytes);
         *lines += 1;
         if bytes.len() >= HAND_OVER_BYTES {
             self.hand_over(buffer);

@@ -53,12 +53,13 @@ impl LineOutput {
         Ok(LineOutput { writer: NonblockingWriter::new(file)?, max_write, has_torn_line })
     }
 
-    /// Writes `lines`, each with its line feed, until all are written or the file does not take more.
-    pub(super) fn write(&mut self, file: BorrowedFd<'_>, lines: &[u8]) -> WrittenLines {
+    /// Writes `lines`, which are `count` and have each its line feed, until all are written or the file does not take more.
+    pub(super) fn write(&mut self, file: BorrowedFd<'_>, lines: &[u8], count: u64) -> WrittenLines {
         let mut outcome = WrittenLines::default();
         while outcome.done < lines.len() && outcome.error.is_none() {
             let batch = self.next_batch(&lines[outcome.done..]);
-            self.write_batch(file, batch, &mut outcome);
+            let count = if batch.len() == lines.len() { count } else { count_lines(batch) };
+            self.write_batch(file, batch, count, &mut outcome);
         }
         outcome
     }
@@ -73,7 +74,13 @@ impl LineOutput {
         }
     }
 
-    fn write_batch(&mut self, file: BorrowedFd<'_>, batch: &[u8], outcome: &mut WrittenLines) {
+    fn write_batch(
+        &mut self,
+        file: BorrowedFd<'_>,
+        batch: &[u8],
+        count: u64,
+        outcome: &mut WrittenLines,
+    ) {
         let is_torn = self.has_torn_line.load(Ordering::Relaxed) != 0
             && self.has_torn_line.swap(0, Ordering::Relaxed) != 0;
         let written = match is_torn {
@@ -87,7 +94,7 @@ impl LineOutput {
         match written {
             Ok(n) if n == batch.len() => {
                 outcome.done += n;
-                outcome.written += count_lines(batch);
+                outcome.written += count;
             }
             Ok(0) => outcome.error = Some(io::ErrorKind::StorageFull.into()),
             Ok(n) => {
@@ -136,7 +143,7 @@ mod tests {
         let (mut reader, writer) = io::pipe().expect("pipe");
         let mut output = output(&writer, torn_flag());
         let lines = [&[b'x'; 699][..], b"\n"].concat().repeat(1000);
-        let outcome = output.write(writer.as_fd(), &lines);
+        let outcome = output.write(writer.as_fd(), &lines, 1000);
         assert_eq!(outcome.error.map(|e| e.kind()), Some(io::ErrorKind::WouldBlock));
         assert_eq!((outcome.done as u64, outcome.lost), (outcome.written * 700, 0));
         drop(writer);
@@ -153,7 +160,7 @@ mod tests {
         io::Write::write_all(&mut file, b"half of a li").expect("write");
         torn.store(1, Ordering::Relaxed);
         for _ in 0..2 {
-            let outcome = output(&file, torn).write(file.as_fd(), b"whole\nlines\n");
+            let outcome = output(&file, torn).write(file.as_fd(), b"whole\nlines\n", 2);
             assert_eq!((outcome.written, outcome.done, outcome.lost), (2, 12, 0));
         }
         let mut text = String::new();
@@ -167,7 +174,7 @@ mod tests {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
         let torn = torn_flag();
         torn.store(1, Ordering::Relaxed);
-        let outcome = output(&full, torn).write(full.as_fd(), b"a\nb\n");
+        let outcome = output(&full, torn).write(full.as_fd(), b"a\nb\n", 2);
         assert_eq!(outcome.error.map(|e| e.kind()), Some(io::ErrorKind::StorageFull));
         assert_eq!((outcome.written, torn.load(Ordering::Relaxed)), (0, 1));
     }

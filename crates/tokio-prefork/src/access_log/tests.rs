@@ -6,6 +6,9 @@ use hyper::header::HeaderValue;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use proptest::prelude::*;
 
+use super::escape::ValueStyle;
+use super::line_value::LineValue;
+use super::variable::Variable;
 use super::*;
 use crate::client::RequestId;
 use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId};
@@ -18,36 +21,34 @@ const TAG: WorkerTag = WorkerTag {
     kind: WEB_KIND,
 };
 
-fn started(request: &Request<()>, captures: &Captures) -> RequestRecord {
-    let mut record = RequestRecord::default();
-    record.start(request, captures, 0);
-    record
+enum Head<'a> {
+    Parsed(&'a Request<()>),
+    Refused(&'a [u8]),
 }
 
-fn record(format: &AccessLogFormat, request: Request<()>) -> RequestRecord {
-    let mut record = started(&request, &format.captures);
-    let response = Response::builder().header("etag", "\"v1\"").body("hello".to_string());
-    record.response_started(&response.expect("a response"), &format.captures);
-    let frame = hyper::body::Frame::data(bytes::Bytes::from_static(b"hello"));
-    record.body_polled::<()>(Some(Ok(&frame)));
-    record.queue_wait = Some(Duration::from_micros(250));
-    record
-}
-
-/// Returns the line of `head` at a fixed time.
-fn line_of(format: &AccessLogFormat, head: LoggedHead<'_>, max_line_bytes: usize) -> String {
-    let logged = LoggedRequest {
-        head,
-        connection: None,
+/// Returns the line of `head` at a fixed time. A parsed request has a response with an `ETag`.
+fn line_of(format: &AccessLogFormat, head: Head<'_>, max_line_bytes: usize) -> String {
+    let layout = LineLayout::new(format, TAG);
+    let head = match head {
+        Head::Parsed(request) => LoggedHead::Parsed(RequestHead::of(request, &layout)),
+        Head::Refused(line) => LoggedHead::Refused(line),
+    };
+    let (mut parts, mut texts, mut line) = (LineParts::default(), LineTexts::default(), Vec::new());
+    let queue_wait = Some(Duration::from_micros(250));
+    let started = StartedRequest { head, connection: None, forwarded: None, queue_wait };
+    layout.start_line(&started, max_line_bytes, &mut texts, &mut parts);
+    if matches!(started.head, LoggedHead::Parsed(_)) {
+        let etag = (hyper::header::ETAG, HeaderValue::from_static("\"v1\""));
+        layout.add_response_headers(&[etag].into_iter().collect(), max_line_bytes, &mut parts);
+    }
+    let ended = EndedResponse {
         status: 200,
         body_bytes: 5,
         is_complete: true,
         duration: Some(Duration::from_micros(1_234_567)),
         now: Duration::from_millis(1_795_886_431_042),
     };
-    let layout = LineLayout::new(format, TAG);
-    let mut line = Vec::new();
-    write_line(&layout, &logged, max_line_bytes, &mut LineTexts::default(), &mut line);
+    layout.end_line(&parts, &ended, max_line_bytes, &mut texts, &mut line);
     let line = String::from_utf8(line).expect("UTF-8");
     assert_eq!(line.matches('\n').count(), 1, "{line}");
     line.strip_suffix('\n').expect("a line feed").to_string()
@@ -55,7 +56,7 @@ fn line_of(format: &AccessLogFormat, head: LoggedHead<'_>, max_line_bytes: usize
 
 fn line(format: &str, request: Request<()>) -> String {
     let format: AccessLogFormat = format.parse().expect(format);
-    line_of(&format, LoggedHead::Parsed(&record(&format, request)), 64 * 1024)
+    line_of(&format, Head::Parsed(&request), 64 * 1024)
 }
 
 fn get(target: &str) -> Request<()> {
@@ -127,6 +128,19 @@ fn request_and_trace_ids_are_those_of_the_request() {
 }
 
 #[test]
+fn the_first_header_of_a_name_is_logged_however_many_there_are() {
+    for others in [0, 20] {
+        let mut builder = Request::builder().header("c", "3").header("a", "1").header("a", "2");
+        for n in 0..others {
+            builder = builder.header(format!("x-{n}"), "other");
+        }
+        let request = builder.body(()).expect("a request");
+        assert_eq!(line("$http_a $http_b $http_c", request.clone()), "1 - 3", "{others}");
+        assert_eq!(line("$http_a$http_b$http_c$http_d$http_e", request), "1-3--", "{others}");
+    }
+}
+
+#[test]
 fn every_variable_has_its_value() {
     for (template, value) in [
         ("$request_method $request_uri $uri $args", "GET /a%20b?c=d /a%20b c=d"),
@@ -171,9 +185,9 @@ fn targets_are_written_as_they_were_sent() {
 #[test]
 fn a_refused_request_has_its_first_line() {
     let format = AccessLogFormat::combined();
-    let text = line_of(&format, LoggedHead::Refused(b"GET /\x00\xff HTTP/1.1"), 4096);
+    let text = line_of(&format, Head::Refused(b"GET /\x00\xff HTTP/1.1"), 4096);
     assert!(text.contains(r#""GET /\x00\xFF HTTP/1.1" 200 5 "-" "-""#), "{text}");
-    let text = line_of(&AccessLogFormat::json(), LoggedHead::Refused(b"GET"), 4096);
+    let text = line_of(&AccessLogFormat::json(), Head::Refused(b"GET"), 4096);
     let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!((&json["method"], &json["status"]), (&serde_json::Value::Null, &200.into()));
 }
@@ -187,7 +201,7 @@ fn a_line_that_is_too_long_for_a_pipe_has_cut_values_and_stays_whole() {
     *request.method_mut() = "M".repeat(5000).parse().expect("a method");
     for name in ["combined", "json"] {
         let format: AccessLogFormat = name.parse().expect(name);
-        let text = line_of(&format, LoggedHead::Parsed(&record(&format, request.clone())), 4095);
+        let text = line_of(&format, Head::Parsed(&request), 4095);
         assert!(text.len() < 4095 && text.contains("MM..."), "{}", text.len());
         if name == "json" {
             let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
@@ -195,7 +209,7 @@ fn a_line_that_is_too_long_for_a_pipe_has_cut_values_and_stays_whole() {
         } else {
             assert!(text.ends_with("...\""), "{text}");
         }
-        let whole = line_of(&format, LoggedHead::Parsed(&record(&format, request.clone())), 65_536);
+        let whole = line_of(&format, Head::Parsed(&request), 65_536);
         assert!(whole.contains(&"p".repeat(5000)) && whole.contains(&"M".repeat(5000)));
     }
 }
@@ -213,15 +227,16 @@ fn ended_requests_have_the_status_that_nginx_logs() {
     let log = WorkerAccessLog::new(&config, TAG, Arc::clone(&writer), counters);
     let policy = LogPolicy::new(AccessLogSample::ALL, None, &[]);
     let mut buffer = LineBuffer::default();
-    let aborted = started(&get("/"), log.captures());
-    let complete = record(&format, get("/"));
-    let mut partial = started(&get("/"), log.captures());
+    let mut started = || log.start_record(&get("/"), None, 0, None, &mut buffer);
+    let [aborted, mut complete, mut partial, mut failed] = std::array::from_fn(|_| started());
+    log.response_started(&mut complete, &Response::new("hello".to_string()));
+    let frame = hyper::body::Frame::data(bytes::Bytes::from_static(b"hello"));
+    complete.body_polled::<()>(Some(Ok(&frame)));
     let mut response = Response::new("hello".to_string());
     *response.status_mut() = StatusCode::CREATED;
-    partial.response_started(&response, log.captures());
-    let mut failed = started(&get("/"), log.captures());
+    log.response_started(&mut partial, &response);
     failed.handler_failed();
-    let ended = |record| EndedRequest { record, ended_ns: 0, connection: None };
+    let ended = |record| EndedRequest { record, ended_ns: 0 };
     for record in [&aborted, &complete, &partial, &failed] {
         assert!(log.log_ended(&ended(record), &policy, &mut buffer));
     }
@@ -234,6 +249,17 @@ fn ended_requests_have_the_status_that_nginx_logs() {
     file.read_to_string(&mut text).expect("text");
     assert_eq!(text, "499 -\n200 OK\n201 -\n500 -\n");
     assert_eq!(counters.read(), (4, 0, 0));
+}
+
+fn encode_base64(bytes: &[u8]) -> String {
+    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let encode = |group: &[u8]| {
+        let bits = group.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte));
+        let bits = bits << (8 * (3 - group.len()));
+        let digit = |n: usize| char::from(digits[(bits >> (18 - 6 * n)) as usize & 63]);
+        (0..=group.len()).map(digit).collect::<String>()
+    };
+    bytes.chunks(3).map(encode).collect()
 }
 
 /// Splits a combined line into its fields, as log analysers do.
@@ -258,23 +284,59 @@ proptest! {
         path in "[!-~&&[^#?\"<>\\\\^`{|}]]{0,40}",
     ) {
         let mut request = get(&format!("/{path}"));
+        let credentials = [&user[..], b":secret"].concat();
+        let basic = format!("Basic {}", encode_base64(&credentials));
+        request.headers_mut().insert("authorization", basic.parse().expect("a header"));
         for (name, value) in ["referer", "user-agent", "x-forwarded-for"].iter().zip(&headers) {
             if let Ok(value) = hyper::header::HeaderValue::from_bytes(value) {
                 request.headers_mut().insert(*name, value);
             }
         }
         for format in [AccessLogFormat::combined(), AccessLogFormat::json()] {
-            let mut record = record(&format, request.clone());
-            record.user = Some(user.clone().into());
-            let text = line_of(&format, LoggedHead::Parsed(&record), 64 * 1024);
+            let text = line_of(&format, Head::Parsed(&request), 64 * 1024);
             if format == AccessLogFormat::json() {
                 let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
                 let uri = format!("/{path}");
                 prop_assert_eq!(json["uri"].as_str(), Some(uri.as_str()));
+                let name = user.split(|b| *b == b':').next().unwrap_or_default();
+                let name = String::from_utf8_lossy(name).into_owned();
+                prop_assert_eq!(json["remote_user"].as_str().unwrap_or_default(), name);
             } else {
                 prop_assert!(split_combined(&text).is_some(), "{}", text);
                 prop_assert!(text.bytes().all(|b| (0x20..0x7f).contains(&b)));
             }
         }
+    }
+
+    #[test]
+    fn plain_text_is_written_as_the_escaping_writer_writes_it(
+        text in "[ -~]{0,40}|\\PC{0,20}",
+        max_bytes in 4usize..60,
+    ) {
+        for style in [ValueStyle::Quoted, ValueStyle::Bare, ValueStyle::JsonText, ValueStyle::JsonValue] {
+            let value = LineValue::new(Variable::RequestUri, 0, style);
+            let (mut fast, mut escaped) = (Vec::new(), Vec::new());
+            value.text(text.as_bytes(), max_bytes, &mut fast);
+            value.escaped_text(text.as_bytes(), max_bytes, &mut escaped);
+            prop_assert_eq!(fast, escaped);
+        }
+    }
+
+    #[test]
+    fn the_request_line_is_that_of_its_parts(
+        method in "[A-Z]{1,20}|[!#$%&'*+.^_`|~0-9a-z-]{1,20}",
+        path in "[!-~&&[^#?\"<>\\\\^`{|}]]{0,40}",
+    ) {
+        let mut request = get(&format!("/{path}"));
+        *request.method_mut() = method.parse().expect("a method");
+        let text = line("\"$request\" \"$request_method $request_uri $server_protocol\"", request.clone());
+        let (whole, parts) = text.split_once("\" \"").expect("two values");
+        prop_assert_eq!(whole.strip_prefix('"'), parts.strip_suffix('"'));
+        let text = line("[$request] $request_method\\x20$request_uri\\x20$server_protocol", request.clone());
+        let (whole, parts) = text.split_once(' ').expect("two values");
+        prop_assert_eq!(whole, format!("[{parts}]"));
+        let text = line("{\"whole\":$request,\"parts\":\"$request_method $request_uri $server_protocol\"}", request);
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        prop_assert_eq!(&json["whole"], &json["parts"]);
     }
 }

@@ -20,8 +20,7 @@ pub(super) enum Variable {
     Uri,
     Args,
     ServerProtocol,
-    /// The host, by the index of its header among those that the format wants.
-    Host(usize),
+    Host,
     Scheme,
     Status,
     BodyBytesSent,
@@ -66,7 +65,7 @@ pub(super) const VARIABLES: [(&str, Variable); 43] = [
     ("uri", Variable::Uri),
     ("args", Variable::Args),
     ("server_protocol", Variable::ServerProtocol),
-    ("host", Variable::Host(0)),
+    ("host", Variable::Host),
     ("scheme", Variable::Scheme),
     ("status", Variable::Status),
     ("body_bytes_sent", Variable::BodyBytesSent),
@@ -97,6 +96,25 @@ pub(super) const VARIABLES: [(&str, Variable); 43] = [
 ];
 
 impl Variable {
+    /// Returns whether the value is known when the request has ended, and not before. Headers of the response are a case of their own.
+    pub(super) fn is_known_at_end(self) -> bool {
+        self.needs_duration()
+            || self.is_time_text()
+            || matches!(
+                self,
+                Variable::Status
+                    | Variable::BodyBytesSent
+                    | Variable::RequestCompletion
+                    | Variable::Msec
+                    | Variable::TimeEpochMs
+            )
+    }
+
+    /// Returns whether the value is a time that is not a number.
+    pub(super) fn is_time_text(self) -> bool {
+        matches!(self, Variable::TimeLocal | Variable::TimeIso8601 | Variable::TimeIso8601Ms)
+    }
+
     /// Returns whether the value needs the exact start of the request.
     pub(super) fn needs_duration(self) -> bool {
         matches!(self, Variable::RequestTime | Variable::DurationMs | Variable::DurationUs)

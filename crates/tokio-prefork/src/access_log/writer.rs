@@ -222,7 +222,7 @@ impl AccessLogWriter {
 
     /// Writes a chunk, waiting as long as a reader is slow. What cannot be written is dropped.
     fn write_chunk(&self, current: &mut Option<(Arc<OwnedFd>, LineOutput)>, chunk: &Chunk) {
-        let (mut done, mut written) = (0, 0);
+        let (mut done, mut written, mut resolved) = (0, 0, 0);
         let error = loop {
             let file = Arc::clone(&self.file.lock().unwrap_or_else(PoisonError::into_inner));
             if !current.as_ref().is_some_and(|(open, _)| Arc::ptr_eq(open, &file)) {
@@ -232,9 +232,10 @@ impl AccessLogWriter {
                 };
             }
             let Some((_, output)) = current else { break None };
-            let outcome = output.write(file.as_fd(), &chunk.bytes[done..]);
+            let outcome = output.write(file.as_fd(), &chunk.bytes[done..], chunk.lines - resolved);
             done += outcome.done;
             written += outcome.written;
+            resolved += outcome.written + outcome.lost;
             chunk.counters.add_written(outcome.written);
             match outcome.error {
                 None => break None,

@@ -1,7 +1,7 @@
 //! Where a connection comes from, and by which listener.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -137,6 +137,12 @@ impl ConnectionInfo {
     /// Returns the client as the connection knows it.
     pub(crate) fn client(&self) -> ClientAddr {
         self.proxy_header().map_or_else(|| self.peer().into(), |header| header.source().into())
+    }
+
+    /// Returns the IP address of the client as the connection knows it; `None` for the client of a Unix socket.
+    pub(crate) fn client_ip(&self) -> Option<IpAddr> {
+        self.proxy_header()
+            .map_or_else(|| self.peer().ip(), |header| Some(header.source().ip().to_canonical()))
     }
 
     /// Returns the address that the client has connected to.

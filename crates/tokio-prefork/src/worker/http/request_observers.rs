@@ -23,8 +23,6 @@ pub(crate) struct EndedRequest<'a> {
     pub(crate) record: &'a RequestRecord,
     /// When it ended, in nanoseconds on the monotonic clock; 0 if its record has no start.
     pub(crate) ended_ns: u64,
-    /// Where its connection comes from. `None` if the application does not use that.
-    pub(crate) connection: Option<&'a ConnectionInfo>,
 }
 
 impl RequestObservers {
@@ -47,17 +45,17 @@ impl RequestObservers {
 
     /// Returns whether the duration of each request is needed.
     pub(crate) fn needs_durations(&self) -> bool {
-        self.access_log.as_ref().is_some_and(|log| log.captures().duration)
+        self.access_log.as_ref().is_some_and(WorkerAccessLog::needs_durations)
     }
 
-    /// Starts to observe `request`, which may still be changed. Returns its record, unless nothing needs one.
+    /// Starts to observe `request`. Returns its record, unless nothing needs one.
     pub(crate) fn request_started<B>(
         &self,
-        request: &mut Request<B>,
+        request: &Request<B>,
         connection: Option<&ConnectionInfo>,
         started_ns: u64,
-        take_queue_wait: impl FnOnce() -> Option<Duration>,
-        take_record: impl FnOnce() -> Box<RequestRecord>,
+        queue_wait: Option<Duration>,
+        buffer: &mut LineBuffer,
     ) -> Option<Box<RequestRecord>> {
         if self.policy.skips_path(request.uri().path()) {
             self.counters.add_uncounted();
@@ -67,21 +65,17 @@ impl RequestObservers {
             return None;
         }
         let log = self.access_log.as_ref()?;
-        let mut record = take_record();
-        record.start(request, log.captures(), started_ns);
-        record.set_forwarded(request, connection);
-        record.queue_wait = take_queue_wait();
-        Some(record)
+        Some(log.start_record(request, connection, started_ns, queue_wait, buffer))
     }
 
-    /// Takes the head of a response, which may still be changed.
+    /// Takes the head of a response.
     pub(crate) fn response_started<B: Body>(
         &self,
         record: &mut RequestRecord,
-        response: &mut Response<B>,
+        response: &Response<B>,
     ) {
         if let Some(log) = &self.access_log {
-            record.response_started(response, log.captures());
+            log.response_started(record, response);
         }
     }
 

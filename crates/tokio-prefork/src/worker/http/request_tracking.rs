@@ -18,7 +18,6 @@ use super::request_record::RequestRecord;
 use super::serve_context::ServeContext;
 use super::timeouts::http_exchange::{HttpExchange, RequestExpiry};
 use super::timeouts::request_deadline::RequestDeadline;
-use crate::access_log::LineBuffer;
 use crate::client::ConnectionInfo;
 use crate::https_redirect::HttpsRedirect;
 use crate::scoreboard::{InFlightEntry, RequestClass, RequestRecorder};
@@ -84,10 +83,10 @@ impl<H: ServeContext> TrackedRequest<H> {
             || context.observers().is_some_and(RequestObservers::needs_durations);
         let started_ns = if is_measured { monotonic_ns() } else { 0 };
         let record = context.observers().and_then(|observers| {
-            let take_queue_wait = || tracker.conn.take_queue_wait();
-            let take_record = || context.with_line_buffer(LineBuffer::take_record);
-            let info = tracker.info.as_ref();
-            observers.request_started(request, info, started_ns, take_queue_wait, take_record)
+            let (info, wait) = (tracker.info.as_ref(), tracker.conn.take_queue_wait());
+            context.with_line_buffer(|buffer| {
+                observers.request_started(request, info, started_ns, wait, buffer)
+            })
         });
         let ticket = tracker.context.worker_page().request_started(
             request.method().as_str(),
@@ -290,10 +289,7 @@ impl<H: ServeContext> Drop for TrackedRequest<H> {
             // The request of an upgraded connection ends with it.
             match record.is_upgrade() && conn.is_upgraded() {
                 true => conn.set_upgrade_record(record),
-                false => {
-                    let connection = self.tracker.info.as_ref();
-                    context.report_ended(record, connection, ended_ns);
-                }
+                false => context.report_ended(record, ended_ns),
             }
         }
     }

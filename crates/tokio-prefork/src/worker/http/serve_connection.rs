@@ -370,7 +370,7 @@ async fn close_connection(
         // The connection counts as open until the application drops it, or until the drain deadline.
         until_closed_now(handle, lingering.wait_released()).await;
         if let Some(record) = handle.state().take_upgrade_record() {
-            context.report_ended(record, info, monotonic_ns());
+            context.report_ended(record, monotonic_ns());
         }
     } else if let Some(socket) = lingering.take_socket()
         && handle.state().close_request() != CloseRequest::Now

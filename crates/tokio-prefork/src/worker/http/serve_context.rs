@@ -12,7 +12,7 @@ use super::connection_state::ConnectionState;
 use super::request_observers::{EndedRequest, RequestObservers};
 use super::request_record::RequestRecord;
 use crate::access_log::LineBuffer;
-use crate::client::{ConnectionInfo, RequestIds};
+use crate::client::RequestIds;
 use crate::config::Config;
 use crate::scoreboard::{RequestRecorder, WorkerPage};
 use crate::worker::connection_registry::ConnectionEntry;
@@ -48,15 +48,10 @@ pub(crate) trait ServeContext: Sized + 'static {
     fn should_announce_close(&self, conn: &ConnectionState) -> bool;
 
     /// Hands a request that has ended to the observers. `ended_ns` is 0 if the record has no start.
-    fn report_ended(
-        &self,
-        record: Box<RequestRecord>,
-        connection: Option<&ConnectionInfo>,
-        ended_ns: u64,
-    ) {
+    fn report_ended(&self, record: Box<RequestRecord>, ended_ns: u64) {
         if let Some(observers) = self.observers() {
             self.with_line_buffer(|buffer| {
-                let ended = EndedRequest { record: &record, ended_ns, connection };
+                let ended = EndedRequest { record: &record, ended_ns };
                 observers.request_ended(&ended, buffer);
                 buffer.keep_record(record);
             });
