@@ -92,8 +92,9 @@ impl Config {
     }
 
     /// Whether a request for `path` gets its `ConnectionInfo`.
-    pub(crate) fn gives_connection_info(&self, path: &str) -> bool {
-        self.gives_all_requests_info() || self.connection_info_path == Some(path)
+    pub(crate) fn gives_connection_info<'a>(&self, path: impl FnOnce() -> &'a str) -> bool {
+        self.gives_all_requests_info()
+            || self.connection_info_path.is_some_and(|wanted| wanted == path())
     }
 
     fn gives_all_requests_info(&self) -> bool {

@@ -16,18 +16,18 @@ use prefork_os::shared_memory::SharedPage;
 /// Stands in place of the method where an entry lists holds. No method has a colon.
 pub(crate) const HOLD_METHOD: &str = "hold:";
 
-/// The entry of one request. Its owner frees it with `InFlightEntries::remove`.
+/// The entry of one request: small, as requests are moved often. Its owner frees it with `InFlightEntries::remove`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct InFlightEntry(usize);
+pub(crate) struct InFlightEntry(u8);
 
 /// The free entries of a page, in the worker's own memory.
 pub(super) struct InFlightEntries {
-    free: Vec<usize>,
+    free: Vec<u8>,
 }
 
 impl InFlightEntries {
     pub(super) fn new() -> InFlightEntries {
-        InFlightEntries { free: (0..HOLDS_ENTRY).rev().collect() }
+        InFlightEntries { free: (0..HOLDS_ENTRY as u8).rev().collect() }
     }
 
     /// Writes a request into a free entry; `None` when all are taken.
@@ -39,13 +39,13 @@ impl InFlightEntries {
         now_ms: u64,
     ) -> Option<InFlightEntry> {
         let entry = self.free.pop()?;
-        write_entry(page, entry, (method, path), now_ms);
+        write_entry(page, entry.into(), (method, path), now_ms);
         Some(InFlightEntry(entry))
     }
 
     /// Frees the entry of a request.
     pub(super) fn remove(&mut self, page: &SharedPage, entry: InFlightEntry) {
-        entry_word(entry.0, 2).store(page, 0);
+        entry_word(entry.0.into(), 2).store(page, 0);
         self.free.push(entry.0);
     }
 }
@@ -72,7 +72,7 @@ fn write_entry(page: &SharedPage, entry: usize, (method, path): (&str, &str), no
 
 /// Marks the entry whose handler is on the event loop; `None` for none.
 pub(super) fn set_running_entry(page: &SharedPage, entry: Option<InFlightEntry>) {
-    RUNNING_ENTRY.store(page, entry.map_or(0, |entry| entry.0 as u64 + 1));
+    RUNNING_ENTRY.store(page, entry.map_or(0, |entry| u64::from(entry.0) + 1));
 }
 
 /// An entry in use.
@@ -93,13 +93,13 @@ pub(super) fn read_entries(page: &SharedPage) -> Vec<ReadEntry> {
 impl InFlightEntry {
     /// Returns the number of the entry, and the sequence number of the request in it.
     pub(super) fn number_and_sequence(self, page: &SharedPage) -> (usize, u64) {
-        (self.0, entry_word(self.0, 0).load(page))
+        (self.0.into(), entry_word(self.0.into(), 0).load(page))
     }
 }
 
 /// Reads the text of one entry.
 pub(super) fn read_request(page: &SharedPage, entry: InFlightEntry) -> Option<String> {
-    read_entry(page, entry.0).map(|entry| entry.text)
+    read_entry(page, entry.0.into()).map(|entry| entry.text)
 }
 
 fn read_entry(page: &SharedPage, entry: usize) -> Option<ReadEntry> {

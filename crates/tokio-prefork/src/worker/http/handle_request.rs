@@ -98,13 +98,20 @@ where
             ResponseSource::Error { status: rejection.status(), reason: rejection.reason() }
         }
         (Ok(()), Some(redirect)) => ResponseSource::Redirect { future: redirect.respond(&request) },
-        (Ok(()), None) => match tracked.run_handler(|| service.app.call(request)) {
-            Some(future) => ResponseSource::Handler { future },
-            None => ResponseSource::Error {
-                status: StatusCode::INTERNAL_SERVER_ERROR,
-                reason: HANDLER_PANICKED,
-            },
-        },
+        (Ok(()), None) => {
+            // Both by reference: `catch_unwind` would move them twice.
+            let (mut request, mut future) = (Some(request), None);
+            let call = || future = request.take().map(|request| service.app.call(request));
+            // After a panic, `future` is still `None`.
+            let _ = tracked.run_handler(call);
+            match future {
+                Some(future) => ResponseSource::Handler { future },
+                None => ResponseSource::Error {
+                    status: StatusCode::INTERNAL_SERVER_ERROR,
+                    reason: HANDLER_PANICKED,
+                },
+            }
+        }
     };
     ResponseFuture { tracked: Some(tracked), version, is_connect, source }
 }
@@ -134,19 +141,22 @@ where
             _ if let Some(rejection) = rejection => {
                 error_response(rejection.status(), rejection.reason())
             }
-            ResponseSourceProj::Handler { future } => match tracked.run_handler(|| future.poll(cx))
-            {
-                Some(polled) => match ready!(polled) {
-                    Ok(response) => response.map(Either::Left),
-                    Err(e) => {
-                        if let Some(tracked) = this.tracked {
-                            tracked.set_handler_failed();
+            ResponseSourceProj::Handler { future } => {
+                let mut polled = None;
+                let _ = tracked.run_handler(|| polled = Some(future.poll(cx)));
+                match polled {
+                    Some(polled) => match ready!(polled) {
+                        Ok(response) => response.map(Either::Left),
+                        Err(e) => {
+                            if let Some(tracked) = this.tracked {
+                                tracked.set_handler_failed();
+                            }
+                            return Poll::Ready(Err(e.into()));
                         }
-                        return Poll::Ready(Err(e.into()));
-                    }
-                },
-                None => error_response(StatusCode::INTERNAL_SERVER_ERROR, HANDLER_PANICKED),
-            },
+                    },
+                    None => error_response(StatusCode::INTERNAL_SERVER_ERROR, HANDLER_PANICKED),
+                }
+            }
             ResponseSourceProj::Redirect { future } => {
                 ready!(future.as_mut().poll(cx)).map(Either::Right)
             }
@@ -162,8 +172,8 @@ where
         }
         // Bytes after a rejected CONNECT may be meant for the tunnel, so the connection closes.
         let is_rejected_connect = *this.is_connect && !is_tunnel && *this.version < Version::HTTP_2;
-        let mut response =
-            set_connection_header(response, &tracked.tracker, *this.version, is_rejected_connect);
+        let mut response = response;
+        set_connection_header(&mut response, &tracked.tracker, *this.version, is_rejected_connect);
         let mut tracked = this.tracked.take();
         if let Some(tracked) = &mut tracked {
             tracked.tracker.add_hsts(&mut response);
@@ -201,11 +211,11 @@ where
 
 /// Sets `Connection: close` if this response is the last one, and counts the response.
 fn set_connection_header<B: Body, H: ServeContext>(
-    mut response: Response<B>,
+    response: &mut Response<B>,
     tracker: &RequestTracker<H>,
     version: Version,
     is_rejected_connect: bool,
-) -> Response<B> {
+) {
     let RequestTracker { context, conn, .. } = tracker;
     let status = response.status();
     let mut has_connection_header = response.headers().keys().any(|name| name == CONNECTION);
@@ -223,7 +233,6 @@ fn set_connection_header<B: Body, H: ServeContext>(
         conn.pin_to_worker();
     }
     context.worker_page().response_started(status.as_u16());
-    response
 }
 
 impl<B, H> Body for TrackedBody<B, H>

@@ -68,7 +68,7 @@ impl<H: ServeContext> TrackedRequest<H> {
         let exchange = tracker.create_exchange(request, now);
         tracker.conn.begin_request(now);
         if let Some(info) = &tracker.info
-            && tracker.context.config().gives_connection_info(request.uri().path())
+            && tracker.context.config().gives_connection_info(|| request.uri().path())
         {
             info.insert_into(request.extensions_mut());
         }
