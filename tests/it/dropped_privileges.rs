@@ -1,10 +1,12 @@
 //! `--user` and `--group`: workers that drop all privileges. Without root, only the errors are tested.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Server, log, process, wait};
+use crate::support::tls::TestAuthority;
+use crate::support::{Client, Server, log, process, wait};
 
 /// The uid of `nobody` on most systems, as a number, as the user may have no entry.
 const UNPRIVILEGED_UID: u32 = 65_534;
@@ -50,6 +52,34 @@ fn assert_all_workers_unprivileged(server: &Server, count: usize) {
     pids.into_iter().for_each(assert_unprivileged);
     // The primary keeps its privileges, to fork workers.
     assert_eq!(process_status(server.pid())["Uid"], "0 0 0 0");
+}
+
+#[test]
+fn workers_serve_with_a_key_that_only_root_can_read() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("dir");
+    let authority = TestAuthority::new();
+    let files = authority.issue(&["example.org"]).write(dir.path(), "a");
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).expect("mode");
+    let server = unprivileged_builder().args(files.args()).with_copied_program().start();
+    let client = authority.client_without_sessions();
+    let get = || Client::connect_tls(server.address(), &client, "example.org")?.get("/");
+    for verb in ["status", "reload", "upgrade"] {
+        let new = authority.issue(&["example.org"]);
+        new.write(dir.path(), "a");
+        let old = server.worker_pids();
+        server.run_verb(&[verb]);
+        if verb != "status" {
+            server.wait_new_workers(2, &old);
+            let shown = Client::connect_tls(server.address(), &client, "example.org");
+            assert_eq!(shown.expect("TLS").tls().server_certificate(), &*new.der, "after {verb}");
+        }
+        assert_all_workers_unprivileged(&server, 2);
+        assert_eq!(get().map(|answer| answer.status), Ok(200), "after {verb}");
+    }
+    server.stop();
 }
 
 fn unprivileged_builder() -> crate::support::server::ProcessBuilder {

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use nix::sys::signal::Signal;
 use rcgen::{CertificateParams, KeyPair, PublicKeyData, SignatureAlgorithm};
 use rustls::ClientConfig;
+use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs::cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256;
 
 use crate::support::admin_listener::admin_address;
@@ -336,6 +337,7 @@ fn the_name_that_a_client_asks_for_selects_the_certificate() {
     let server = builder.start();
     let mut client = authority.client_config();
     // The certificate that is sent counts, not whether it fits.
+    client.resumption = Resumption::disabled();
     client.dangerous().set_certificate_verifier(Arc::new(AnyCertificate));
     let client = Arc::new(client);
     for (name, pair) in [
@@ -369,7 +371,7 @@ fn a_reload_shows_new_certificates_to_new_connections_and_keeps_the_others() {
     let (old, new) = (authority.issue(&["example.org"]), authority.issue(&["example.org"]));
     let files = old.write(dir.path(), "a");
     let server = Server::builder().args(files.args()).args(["--graceful-timeout", "60s"]).start();
-    let client = authority.client();
+    let client = authority.client_without_sessions();
     let workers = server.worker_pids();
     let mut before = connect(&server, &client, "example.org");
     assert_eq!(before.tls().server_certificate(), &*old.der);
@@ -390,7 +392,7 @@ fn no_handshake_fails_while_certificates_are_reloaded() {
     let pairs = [authority.issue(&["example.org"]), authority.issue(&["example.org"])];
     let files = pairs[0].write(dir.path(), "a");
     let server = Server::builder().args(files.args()).start();
-    let (client, is_done) = (authority.client(), AtomicBool::new(false));
+    let (client, is_done) = (authority.client_without_sessions(), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let load = || {
             let (mut handshakes, mut seen) = (0, [false; 2]);

@@ -124,7 +124,7 @@ fn environment(pid: u32) -> String {
 }
 
 fn shake_hands(server: &Server, authority: &TestAuthority) {
-    let client = authority.client();
+    let client = authority.client_without_sessions();
     for _ in 0..8 {
         let client = Client::connect_tls(server.address(), &client, "example.org");
         assert_eq!(client.and_then(|mut c| c.get("/")).map(|answer| answer.status), Ok(200));

@@ -7,6 +7,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, PublicKeyData,
     SignatureAlgorithm,
 };
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -94,7 +95,7 @@ impl TestAuthority {
         TestPair { certificate: certificate.pem(), key: key_pem, der }
     }
 
-    /// Returns the settings of a client that trusts only this authority, and knows no session.
+    /// Returns the settings of a client that trusts only this authority.
     pub fn client_config(&self) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.clone()).expect("a root");
@@ -103,6 +104,13 @@ impl TestAuthority {
             .expect("versions")
             .with_root_certificates(roots)
             .with_no_client_auth()
+    }
+
+    /// Returns the settings of a client that makes a full handshake each time, in which it is shown the certificate.
+    pub fn client_without_sessions(&self) -> Arc<ClientConfig> {
+        let mut config = self.client_config();
+        config.resumption = Resumption::disabled();
+        Arc::new(config)
     }
 
     /// As [`TestAuthority::client_config`], shared.

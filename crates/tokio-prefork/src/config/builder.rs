@@ -1,6 +1,7 @@
 //! The builder of the configuration, with its checks.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::app_settings::AppSettings;
@@ -83,6 +84,35 @@ impl ConfigBuilder {
         }
         self.config.push_bind(addr);
         Ok(self)
+    }
+
+    /// Adds a certificate chain and its private key, both as files in PEM: one more of [`tls_cert`](ConfigBuilder::tls_cert) and of
+    /// [`tls_key`](ConfigBuilder::tls_key). TCP addresses speak TLS then.
+    ///
+    /// The files are read by the primary when the cluster starts and at each reload, with the privileges that it has. An error of
+    /// them ends the start; a reload fails with it, and the old certificates stay in use.
+    ///
+    /// ```
+    /// use tokio_prefork::Config;
+    ///
+    /// # #[cfg(feature = "tls")] {
+    /// let config = Config::builder()
+    ///     .listen("https://0.0.0.0:8443")?
+    ///     .certificate("/etc/app/example.org.crt", "/etc/app/example.org.key")
+    ///     .certificate("credential:example.com.crt", "credential:example.com.key")
+    ///     .build()?;
+    /// assert_eq!(config.tls_cert().len(), 2);
+    /// # }
+    /// # Ok::<(), tokio_prefork::Error>(())
+    /// ```
+    pub fn certificate(
+        mut self,
+        cert_file: impl Into<PathBuf>,
+        key_file: impl Into<PathBuf>,
+    ) -> ConfigBuilder {
+        self.config.tls_cert.push(cert_file.into());
+        self.config.tls_key.push(key_file.into());
+        self
     }
 
     /// Sets the address of the admin listener, in the text forms of [`listen`](ConfigBuilder::listen). Default: none.

@@ -185,19 +185,18 @@ impl Primary {
             None => create_scoreboard(!kinds.is_empty())?,
         };
         let signals = PrimarySignals::install_handlers()?;
-        let supervisor_config = config.supervisor_config();
-        let wanted_workers = supervisor_config.workers;
+        let wanted_workers = config.supervisor_config().workers;
         let supervisor = create_supervisor(
             manifest.as_ref(),
             listeners.slots(),
-            supervisor_config,
+            config.supervisor_config(),
             kinds,
             application.slot_environments,
             &hooks,
         )?;
         let mut event_log = create_event_log(manifest.as_ref());
         let stacks = StackCaptures::new(scoreboard.worker_page_count() + 1, &mut event_log);
-        let inherited_workers = manifest.as_ref().map(|manifest| manifest.workers.len());
+        let inherited_workers = manifest.as_ref().map(|one| one.workers.len());
         let locals = listeners.bound_addr_texts();
         event_log.log_primary_started(inherited_workers, wanted_workers, &config, &locals);
         admin.bound_addr_texts().iter().for_each(|local| event_log.log_admin_listening(local));
