@@ -1,7 +1,8 @@
 //! The settings of TLS on the server's side: Mozilla's intermediate profile.
 //!
-//! <https://wiki.mozilla.org/Security/Server_Side_TLS>: TLS 1.3 and 1.2, ciphers with forward secrecy and authentication, the order
-//! of the client. Its DHE ciphers, for clients older than Android 4.4 and Java 8, are left out.
+//! <https://wiki.mozilla.org/Security/Server_Side_TLS>: TLS 1.3 and 1.2, ciphers with forward secrecy and authentication. Its DHE
+//! ciphers, for clients older than Android 4.4 and Java 8, are left out. It leaves the order to the client; here it is the server's,
+//! as scanners such as testssl.sh report a server without one.
 
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use rustls::{ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
 use super::SessionTickets;
 use crate::error::{Error, Result};
 
-/// The cipher suites, the preferred first; the client's order counts.
+/// The cipher suites, the preferred first.
 const CIPHER_SUITES: &[SupportedCipherSuite] = &[
     cipher_suite::TLS13_AES_128_GCM_SHA256,
     cipher_suite::TLS13_AES_256_GCM_SHA384,
@@ -79,6 +80,7 @@ pub(super) fn build_server_config(
         None => builder.with_no_client_auth(),
     };
     let mut config = builder.with_cert_resolver(resolver);
+    config.ignore_client_order = true;
     config.alpn_protocols = match alpn {
         AlpnProtocols::Http2 => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
         AlpnProtocols::Http1 => vec![b"http/1.1".to_vec()],
