@@ -256,7 +256,7 @@ fn free_port() -> u16 {
 
 #[test]
 fn redirects_stay_over_reload_upgrade_and_the_death_of_workers() {
-    let server = start_redirecting(2, &[]).allow_errors(&["died:"]);
+    let server = start_redirecting(2, &[]).allow_errors(&["died"]);
     let request = "GET / HTTP/1.1\r\nHost: example.org\r\n\r\n";
     let check =
         || assert_eq!(location(&server, request).as_deref(), Some("https://example.org:8443/"));

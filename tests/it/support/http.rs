@@ -16,7 +16,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use rustls::ClientConfig;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::tls_client::TlsSession;
+use super::tls_client::{TRUNCATED, TlsSession};
 use super::wait::DEADLINE;
 use super::{http2, overrides};
 
@@ -171,7 +171,11 @@ impl Client {
     fn begin(&mut self, first: &[u8]) -> Result<(), Failure> {
         if std::mem::take(&mut self.awaits_handshake) {
             let is_http2 = self.is_http2 || first.starts_with(http2::PREFACE);
-            self.start_tls(overrides::tls_client(is_http2), overrides::TLS_NAME)?;
+            let begun = self.start_tls(overrides::tls_client(is_http2), overrides::TLS_NAME);
+            begun.map_err(|failure| match failure {
+                Failure::Other(why) if why == TRUNCATED => Failure::Closed,
+                failure => failure,
+            })?;
             // As without TLS, where the end looks the same whether the server has cut the connection or not.
             self.tls().accepts_truncation = true;
         }
@@ -358,7 +362,11 @@ impl Client {
     /// Reads once into the buffer; returns `false` at the end of the connection.
     fn read_more(&mut self) -> Result<bool, Failure> {
         let mut piece = [0; 64 * 1024];
-        self.begin(&[])?;
+        match self.begin(&[]) {
+            // Closed before the handshake, as before a request without TLS.
+            Err(Failure::Closed) => return Ok(false),
+            begun => begun?,
+        }
         let n = match self.tls.get_mut() {
             Some(tls) => tls.read(&self.socket, &mut piece)?,
             None => self.socket.read(&mut piece)?,

@@ -11,6 +11,9 @@ use socket2::Socket;
 
 use super::Failure;
 
+/// Why a connection is over that has ended without `close_notify`.
+pub const TRUNCATED: &str = "closed without close_notify";
+
 /// The TLS session of a client.
 pub struct TlsSession {
     session: Box<ClientConnection>,
@@ -123,7 +126,7 @@ impl TlsSession {
 
 fn tls_failure(error: io::Error) -> Failure {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof => Failure::Other("closed without close_notify".into()),
+        io::ErrorKind::UnexpectedEof => Failure::Other(TRUNCATED.into()),
         io::ErrorKind::InvalidData => Failure::Other(error.to_string()),
         _ => error.into(),
     }
