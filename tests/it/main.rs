@@ -125,6 +125,8 @@ mod tidy;
 mod timeouts;
 mod tls_certificates;
 mod tls_client_certificates;
+mod tls_connections;
+mod tls_handshakes;
 mod tls_keys_in_memory;
 mod tls_tickets;
 mod upgrade;

@@ -210,6 +210,8 @@ fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArgumen
                         let flush = value.parse().map_err(|_| bad(other))?;
                         builder = builder.pipeline_flush(flush);
                     }
+                    "tls-cert" => builder = builder.tls_cert(vec![value.into()]),
+                    "tls-key" => builder = builder.tls_key(vec![value.into()]),
                     "control" => {
                         builder = builder.control(ControlSocket::Path(value.into()));
                     }

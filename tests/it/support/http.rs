@@ -162,6 +162,33 @@ impl Client {
         Ok(client)
     }
 
+    /// As [`Client::connect_tls`], with bytes that are sent before the handshake.
+    pub fn connect_tls_after(
+        to: &Address,
+        first: &str,
+        config: &Arc<ClientConfig>,
+        name: &str,
+    ) -> Result<Client, Failure> {
+        let mut client = Client::connect(to)?;
+        client.awaits_handshake = false;
+        client.send_raw(first)?;
+        client.start_tls(Arc::clone(config), name)?;
+        Ok(client)
+    }
+
+    /// As [`Client::connect_tls`], and sends the handshake byte by byte.
+    pub fn connect_tls_slowly(
+        to: &Address,
+        config: &Arc<ClientConfig>,
+        name: &str,
+    ) -> Result<Client, Failure> {
+        let mut client = Client::connect(to)?;
+        client.awaits_handshake = false;
+        let session = TlsSession::connect_in_pieces(&client.socket, Arc::clone(config), name, 1)?;
+        *client.tls.get_mut() = Some(session);
+        Ok(client)
+    }
+
     fn start_tls(&mut self, config: Arc<ClientConfig>, name: &str) -> Result<(), Failure> {
         *self.tls.get_mut() = Some(TlsSession::connect(&self.socket, config, name)?);
         Ok(())

@@ -19,6 +19,7 @@ pub mod service_manager;
 pub mod source_code;
 pub mod tls;
 pub mod tls_client;
+pub mod tls_server;
 pub mod wait;
 pub mod websocket;
 

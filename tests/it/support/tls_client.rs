@@ -27,19 +27,40 @@ impl TlsSession {
     /// # Errors
     /// The server has ended it; with an alert, its name is in [`Failure::Other`].
     pub fn connect(
-        mut socket: &Socket,
+        socket: &Socket,
         config: Arc<ClientConfig>,
         name: &str,
     ) -> Result<TlsSession, Failure> {
+        TlsSession::connect_in_pieces(socket, config, name, usize::MAX)
+    }
+
+    /// As [`TlsSession::connect`], in segments of at most so many bytes.
+    pub fn connect_in_pieces(
+        mut socket: &Socket,
+        config: Arc<ClientConfig>,
+        name: &str,
+        segment: usize,
+    ) -> Result<TlsSession, Failure> {
         let name = ServerName::try_from(name.to_string()).expect("a server name");
         let mut session = ClientConnection::new(config, name).expect("a client");
-        while session.is_handshaking() {
-            let (read, _) = session.complete_io(&mut socket).map_err(tls_failure)?;
-            if read == 0 && session.is_handshaking() {
+        loop {
+            let mut records = Vec::new();
+            while session.wants_write() {
+                session.write_tls(&mut records)?;
+            }
+            records.chunks(segment).try_for_each(|piece| socket.write_all(piece))?;
+            if !session.is_handshaking() {
+                return Ok(TlsSession { session: Box::new(session), accepts_truncation: false });
+            }
+            if session.read_tls(&mut socket)? == 0 {
                 return Err(Failure::Closed);
             }
+            if let Err(e) = session.process_new_packets() {
+                // The alert that says so.
+                let _ = session.write_tls(&mut socket);
+                return Err(Failure::Other(e.to_string()));
+            }
         }
-        Ok(TlsSession { session: Box::new(session), accepts_truncation: false })
     }
 
     /// Returns what the handshake has agreed on.

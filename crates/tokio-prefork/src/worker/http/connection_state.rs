@@ -261,7 +261,20 @@ impl ConnectionState {
     pub(crate) fn record_handshake_bytes(&self) {
         let (new, reading) = (ConnectionPhase::New as u8, ConnectionPhase::ReadingHead as u8);
         let _ = self.phase.compare_exchange(new, reading, Relaxed, Relaxed);
-        // The worker wanted to close a silent connection.
+        self.cancel_idle_close();
+    }
+
+    /// Records that a part of a TLS record has arrived: the connection is not idle, as more must follow.
+    pub(crate) fn record_partial_record(&self, now_ms: u64) {
+        let is_idle = matches!(self.phase(), ConnectionPhase::New | ConnectionPhase::Idle);
+        if is_idle && self.http2().is_none() {
+            self.set_phase(ConnectionPhase::ReadingHead, now_ms);
+            self.cancel_idle_close();
+        }
+    }
+
+    /// Keeps a connection open that was to be closed as idle, because it no longer is.
+    fn cancel_idle_close(&self) {
         let (idle, none) = (CloseRequest::WhenIdle as u8, CloseRequest::None as u8);
         let _ = self.close_request.compare_exchange(idle, none, Relaxed, Relaxed);
     }

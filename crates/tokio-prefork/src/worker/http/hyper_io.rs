@@ -236,8 +236,7 @@ impl HyperIo {
             Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
             Poll::Pending => {
                 if self.stream()?.is_within_tls_record() {
-                    // More must follow, so the connection is not idle.
-                    self.conn.record_received(self.meter.coarse_now_ms());
+                    self.conn.record_partial_record(self.meter.coarse_now_ms());
                 }
                 return Poll::Pending;
             }

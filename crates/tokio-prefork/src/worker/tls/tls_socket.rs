@@ -80,7 +80,11 @@ impl AsyncWrite for TlsSocket {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let outcome = Pin::new(&mut this.socket).poll_write(cx, buf);
+        let written = prefork_os::socket::write_nonblocking(&this.socket, buf);
+        let outcome = match is_blocked(&written) {
+            true => Pin::new(&mut this.socket).poll_write(cx, buf),
+            false => Poll::Ready(written),
+        };
         this.count_sent(&outcome);
         outcome
     }
@@ -91,7 +95,11 @@ impl AsyncWrite for TlsSocket {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let outcome = Pin::new(&mut this.socket).poll_write_vectored(cx, bufs);
+        let written = prefork_os::socket::write_vectored_nonblocking(&this.socket, bufs);
+        let outcome = match is_blocked(&written) {
+            true => Pin::new(&mut this.socket).poll_write_vectored(cx, bufs),
+            false => Poll::Ready(written),
+        };
         this.count_sent(&outcome);
         outcome
     }
@@ -107,6 +115,13 @@ impl AsyncWrite for TlsSocket {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
     }
+}
+
+/// Whether the runtime has to wait for the socket.
+///
+/// It is not asked before, because it does not know yet that a new socket is writable, and an alert is written only once.
+fn is_blocked(written: &io::Result<usize>) -> bool {
+    written.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// How many bytes stand before the fragment of a record: type, version and length (RFC 8446, section 5.1).
