@@ -2,6 +2,7 @@
 
 use nix::sys::signal::Signal;
 
+use crate::support::http2::{self, HEADERS};
 use crate::support::load::Load;
 use crate::support::{Client, Failure, Server, overrides};
 
@@ -124,6 +125,27 @@ fn head_has_the_headers_of_get_and_no_body() {
     // The next response follows without a body in between.
     assert_eq!(client.get("/healthz").expect("answer").text(), "ok\n");
     drop(client);
+    server.stop();
+}
+
+#[test]
+fn head_over_http2_has_no_body() {
+    let server = Server::start(1);
+    let mut client = server.connect();
+    http2::greet(&mut client);
+    let ended = http2::END_HEADERS | http2::END_STREAM;
+    for (stream, path) in [(1, "/"), (3, "/nope"), (5, "/bytes/100000")] {
+        let head = http2::request("HEAD", path);
+        client.send(http2::frame(HEADERS, ended, stream, &head)).expect("send");
+        let response = http2::read_until(&mut client, HEADERS, stream);
+        assert_eq!(response.flags & http2::END_STREAM, http2::END_STREAM, "{path}: {response:?}");
+    }
+    // The answer to the next request comes next, and no DATA.
+    client.send(http2::get(7, "/")).expect("send");
+    let frames = std::iter::from_fn(|| http2::read(&mut client).ok());
+    let streams: Vec<u32> =
+        frames.take_while(|frame| frame.stream != 7).map(|f| f.stream).collect();
+    assert!(streams.iter().all(|stream| *stream == 0), "{streams:?}");
     server.stop();
 }
 

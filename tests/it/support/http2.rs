@@ -53,7 +53,12 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// Encodes a header block that uses only the static table and literals.
 pub fn request(method: &str, path: &str) -> Vec<u8> {
-    let mut block = vec![if method == "POST" { 0x83 } else { 0x82 }, 0x86];
+    let mut block = match method {
+        "GET" => vec![0x82],
+        "POST" => vec![0x83],
+        other => [&[0x42, other.len() as u8], other.as_bytes()].concat(),
+    };
+    block.push(0x86);
     for (name, value) in [(0x44, path), (0x41, "test")] {
         block.extend([name, value.len() as u8]);
         block.extend(value.as_bytes());

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use hyper::service::Service;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Version};
@@ -40,6 +40,8 @@ pin_project! {
         tracked: Option<TrackedRequest<H>>,
         version: Version,
         is_connect: bool,
+        // hyper removes the body of a response to HEAD in HTTP/1 only.
+        is_http2_head: bool,
         #[pin]
         source: ResponseSource<F>,
     }
@@ -85,6 +87,7 @@ where
     let tracked = TrackedRequest::begin(&service.tracker, &mut request);
     conn.set_accepts_interim_responses(version == Version::HTTP_11);
     let is_connect = *request.method() == Method::CONNECT;
+    let is_http2_head = version == Version::HTTP_2 && *request.method() == Method::HEAD;
     if conn.is_last_request() && conn.is_request_complete() {
         conn.set_peer_done();
     }
@@ -113,7 +116,7 @@ where
             }
         }
     };
-    ResponseFuture { tracked: Some(tracked), version, is_connect, source }
+    ResponseFuture { tracked: Some(tracked), version, is_connect, is_http2_head, source }
 }
 
 impl<F, B, E, H> Future for ResponseFuture<F, H>
@@ -172,7 +175,7 @@ where
         }
         // Bytes after a rejected CONNECT may be meant for the tunnel, so the connection closes.
         let is_rejected_connect = *this.is_connect && !is_tunnel && *this.version < Version::HTTP_2;
-        let mut response = response;
+        let mut response = if *this.is_http2_head { without_body(response) } else { response };
         set_connection_header(&mut response, &tracked.tracker, *this.version, is_rejected_connect);
         let mut tracked = this.tracked.take();
         if let Some(tracked) = &mut tracked {
@@ -207,6 +210,24 @@ where
     let mut explained = response.map(|_| Either::Right(Full::from(connect_info::NO_SOCKET_ADDR)));
     explained.headers_mut().remove(hyper::header::CONTENT_LENGTH);
     explained
+}
+
+/// Removes the body of the response to a HEAD request, and says how long it would have been (RFC 9110, section 9.3.2).
+#[cold]
+fn without_body<B>(response: Response<Either<B, Full<Bytes>>>) -> Response<Either<B, Full<Bytes>>>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    let length = response.body().size_hint().exact();
+    let mut response = response.map(|_| Either::Right(Full::default()));
+    let may_have_body =
+        !matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    // An application that knows the length without a body has said it itself.
+    if let Some(length) = length.filter(|length| may_have_body && *length > 0) {
+        response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
+    response
 }
 
 /// Sets `Connection: close` if this response is the last one, and counts the response.
