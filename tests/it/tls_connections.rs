@@ -56,6 +56,8 @@ fn both_versions_of_http_are_served_in_every_model() {
 fn both_versions_of_http_are_served_under_every_dispatch_policy() {
     for policy in ["shared", "round-robin", "reuseport", "least-conn", "ip-hash"] {
         let server = TlsServer::start(Server::builder().workers(2).dispatch(policy));
+        let listeners = server.status()["listeners"].to_string();
+        assert!(listeners.starts_with("[\"https://"), "{listeners}");
         assert_serves_both(&server);
         for _ in 0..20 {
             assert_eq!(server.connect_tls().get("/").expect("an answer").status, 200, "{policy}");

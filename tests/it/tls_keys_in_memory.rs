@@ -54,7 +54,7 @@ fn mappings(pid: u32) -> Vec<Mapping> {
 /// Finds the private writable mappings of a process that contain one of these byte sequences.
 fn mappings_with(pid: u32, needles: &[Vec<u8>]) -> Vec<Mapping> {
     let memory = File::open(format!("/proc/{pid}/mem")).expect("the memory of a descendant");
-    let finders: Vec<_> = needles.iter().map(|needle| memmem::Finder::new(needle)).collect();
+    let finders: Vec<_> = needles.iter().map(memmem::Finder::new).collect();
     let contains = |mapping: &Mapping| {
         let mut bytes = vec![0; (mapping.end - mapping.start) as usize];
         let read = memory.read_at(&mut bytes, mapping.start).unwrap_or(0);

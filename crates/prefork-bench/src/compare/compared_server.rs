@@ -198,10 +198,6 @@ impl RunningServer {
         }
         running.url =
             running.wait_until_ready(&log_lines, compared.ready_log_text(), signals, broken)?;
-        if certificate.is_some() && !compared.is_peer() {
-            // Every TCP address speaks TLS with a certificate.
-            running.url = running.url.replacen("http://", "https://", 1);
-        }
         if certificate.is_some() != running.url.starts_with("https://") {
             return Err(ServerStartError::Failed(format!(
                 "{} listens on {}: with --https a peer must speak TLS with the files that TLS_CERT and TLS_KEY \

@@ -27,6 +27,9 @@ impl Config {
         let written = std::mem::take(&mut self.bind_options);
         let of_origin = |origin: usize| written.get(origin).copied().unwrap_or_default();
         self.bind_options = origins.into_iter().map(of_origin).collect();
+        let speaks_tls =
+            |addr: &&ListenAddr| self.speaks_tls_at(addr, matches!(addr, ListenAddr::Unix(_)));
+        sockets.set_tls_addrs(self.bind.iter().filter(speaks_tls).cloned().collect());
     }
 
     /// Removes all addresses to listen on.

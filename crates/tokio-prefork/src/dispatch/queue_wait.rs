@@ -17,7 +17,7 @@ use crate::scoreboard::RequestRecorder;
 use crate::text::{Count, HumanDuration};
 use crate::worker::connection_registry::{ConnectionEntry, ConnectionGuard};
 use crate::worker::http::connection_state::ConnectionPhase;
-use crate::worker::http::hyper_io::close_with_linger;
+use crate::worker::http::lingering_socket::close_with_linger;
 use crate::worker::http::serve_connection;
 use crate::worker::lazy_stream::LazyStream;
 use crate::worker::local_state::LocalWorkerState;

@@ -78,6 +78,8 @@ pub(crate) struct ListenerSet {
     ipv6_only: bool,
     /// Whether the application speaks a protocol of its own, not HTTP: addresses are shown as `tcp://`.
     serves_raw_connections: bool,
+    /// The addresses whose connections speak TLS: they are shown as `https://`.
+    tls_addrs: Vec<ListenAddr>,
 }
 
 /// The result of opening sockets.
@@ -375,6 +377,11 @@ impl ListenerSet {
         self.serves_raw_connections = serves_raw_connections;
     }
 
+    /// Sets the addresses whose connections speak TLS.
+    pub(crate) fn set_tls_addrs(&mut self, tls_addrs: Vec<ListenAddr>) {
+        self.tls_addrs = tls_addrs;
+    }
+
     /// Returns whether connections speak a protocol of their own, not HTTP.
     pub(crate) fn serves_raw_connections(&self) -> bool {
         self.serves_raw_connections
@@ -382,8 +389,15 @@ impl ListenerSet {
 
     /// Returns the address of a listener as the kernel has it, with the scheme of what is served there.
     pub(crate) fn local_text(&self, listener: &Listener) -> String {
+        let is_tls = self.tls_addrs.contains(&listener.addr);
+        let scheme = match (self.serves_raw_connections, is_tls) {
+            (false, false) => "http",
+            (false, true) => "https",
+            (true, false) => "tcp",
+            (true, true) => "tls",
+        };
         match &listener.local {
-            BoundAddr::Http(addr) if self.serves_raw_connections => format!("tcp://{addr}"),
+            BoundAddr::Http(addr) => format!("{scheme}://{addr}"),
             local => local.to_string(),
         }
     }

@@ -115,6 +115,10 @@ impl TlsCertificates {
             Some(Ok(pairs)) => pairs,
             Some(Err(why)) => return Err(Error::config(why)),
         };
+        // The first use in a process seeds the generator of AWS-LC, for up to 40 ms if it was built with CPU jitter entropy. A worker
+        // does it before it is ready, so that its event loop does not stand still in the first handshake.
+        let mut unused = [0; 32];
+        let _ = aws_lc_rs::rand::fill(&mut unused);
         let resolver = CertificateResolver::new(pairs)?;
         pairs.iter().for_each(|pair| pair.private_key().discard());
         let session_tickets = options.tickets.clone();

@@ -7,15 +7,15 @@
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
 
 use super::connection_state::{CloseRequest, ConnectionState};
 use super::half_close::{HalfCloseVerdict, HalfClosedClient};
+use super::lingering_socket::{LingeringSocket, LingeringSocketSlot, first_line};
 use super::request_boundary::{BoundaryProgress, RequestBoundaryScanner};
 use crate::client::ConnectionInfo;
 use crate::config::{Config, HalfClosePolicy};
@@ -33,38 +33,6 @@ const MAX_UNSENT: usize = 32 * 1024;
 
 /// The largest single write that waits for the next response, in bytes.
 const MAX_UNSENT_WRITE: usize = 8 * 1024;
-
-/// A socket that hyper has released, with bytes still to be sent on it.
-pub(crate) struct LingeringSocket {
-    pub(crate) stream: LazyStream,
-    pub(crate) unsent: BytesMut,
-    /// The first line of a request that was refused before it reached hyper.
-    pub(crate) refused_line: Vec<u8>,
-}
-
-/// The most bytes that are kept of the first line of a refused request.
-const MAX_REFUSED_LINE: usize = 8 * 1024;
-
-/// Where `HyperIo` leaves the socket when hyper drops it, so that it can be closed without losing a response.
-#[derive(Clone, Default)]
-pub(crate) struct LingeringSocketSlot(Arc<(Mutex<Option<LingeringSocket>>, Notify)>);
-
-impl LingeringSocketSlot {
-    /// Takes the socket, if hyper has released it.
-    pub(crate) fn take_socket(&self) -> Option<LingeringSocket> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// Waits until hyper, or the application after an upgrade, drops the connection.
-    pub(crate) async fn wait_released(&self) {
-        self.0.1.notified().await;
-    }
-
-    fn store_socket(&self, socket: Option<LingeringSocket>) {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = socket;
-        self.0.1.notify_one();
-    }
-}
 
 /// The `AsyncRead + AsyncWrite` that hyper serves a connection on.
 pub(crate) struct HyperIo {
@@ -602,25 +570,4 @@ impl Drop for HyperIo {
         let socket = socket.map(|stream| LingeringSocket { stream, unsent, refused_line });
         self.lingering.store_socket(socket.filter(|_| !is_closed));
     }
-}
-
-/// Returns the first line of a request head, without its end.
-pub(crate) fn first_line(head: &[u8]) -> &[u8] {
-    // RFC 9112 lets empty lines stand before it.
-    let start = head.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(0);
-    let head = &head[start..];
-    let end = memchr::memchr(b'\n', head).unwrap_or(head.len()).min(MAX_REFUSED_LINE);
-    head[..end].strip_suffix(b"\r").unwrap_or(&head[..end])
-}
-
-/// Closes the sending side, then reads until the client closes its side (RFC 9112, section 9.6).
-///
-/// Calls `should_continue` after each read. The caller limits the wait for a client that sends nothing.
-pub(crate) async fn close_with_linger(mut stream: LazyStream, should_continue: impl Fn() -> bool) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    if stream.shutdown().await.is_err() {
-        return;
-    }
-    let mut discarded = vec![0u8; 16 * 1024].into_boxed_slice();
-    while stream.read(&mut discarded).await.is_ok_and(|length| length > 0) && should_continue() {}
 }

@@ -6,6 +6,7 @@ pub(crate) mod handle_request;
 mod http2;
 pub(crate) mod hyper_io;
 pub(crate) mod into_service;
+pub(crate) mod lingering_socket;
 mod request_boundary;
 pub(crate) mod request_identity;
 pub(crate) mod request_observers;

@@ -28,7 +28,7 @@ use crate::scoreboard::RequestRecorder;
 use crate::status::TlsHandshakeResult;
 use crate::tls::read_client_certificate;
 use crate::worker::http::connection_state::{CloseRequest, ConnectionPhase};
-use crate::worker::http::hyper_io::close_with_linger;
+use crate::worker::http::lingering_socket::close_with_linger;
 use crate::worker::http::serve_context::{ConnectionHandle, ServeContext};
 use crate::worker::lazy_stream::LazyStream;
 

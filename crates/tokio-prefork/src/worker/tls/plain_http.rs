@@ -10,7 +10,7 @@ use crate::client::ConnectionInfo;
 use crate::scoreboard::RequestRecorder;
 use crate::status::TlsHandshakeResult;
 use crate::worker::http::connection_state::CloseRequest;
-use crate::worker::http::hyper_io::first_line;
+use crate::worker::http::lingering_socket::first_line;
 use crate::worker::http::serve_connection::report_refused;
 use crate::worker::http::serve_context::{ConnectionHandle, ServeContext};
 use crate::worker::lazy_stream::LazyStream;
