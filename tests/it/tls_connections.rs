@@ -153,6 +153,19 @@ fn the_last_response_is_not_lost_with_a_body_that_nobody_reads() {
 }
 
 #[test]
+fn a_connection_ends_with_close_notify_also_after_an_upgrade_that_was_not_made() {
+    let server = TlsServer::with(1, &[]);
+    for upgrade in ["", "Connection: Upgrade\r\nUpgrade: h2c\r\n"] {
+        let mut client = server.connect_with(HTTP1);
+        let head = format!("GET / HTTP/1.1\r\nHost: x\r\n{upgrade}Connection: close\r\n\r\n");
+        let answer = client.send_and_read(head).expect("an answer");
+        assert_eq!(answer.status, 200, "{upgrade}");
+        assert_eq!(client.read_all(), (Vec::new(), Ok(())), "{upgrade}");
+    }
+    server.stop();
+}
+
+#[test]
 fn requests_over_tls_count_for_max_requests() {
     let server = TlsServer::with(2, &["--max-requests", "20"]);
     let mut client = server.connect_tls();

@@ -56,7 +56,7 @@
 //! |---|---|
 //! | `axum` | axum's extractors `ConnectInfo<SocketAddr>` and `ConnectInfo<PeerAddr>`; [`ConnectionInfo`] is an extractor |
 //! | `cli` | module `cli`: the flags, environment variables and TOML file of `prefork serve` for your own program |
-//! | `http2` | HTTP/2 without TLS, by prior knowledge; tonic needs it |
+//! | `http2` | HTTP/2, over TLS by ALPN and without TLS by prior knowledge; tonic needs it |
 //! | `stack-traces` | [`stack`]: where in the code a stuck request stands, in the log and on demand |
 //! | `tls` | TLS with certificates from files: keys `tls-cert` and `tls-key` |
 //! | `testing` | module `testing`: clusters in the tests of your program |

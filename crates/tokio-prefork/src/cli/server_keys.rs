@@ -436,7 +436,7 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
         "http2",
         heading::HTTP,
         Field::Switch(|c| &mut c.http2),
-        "Accept HTTP/2 without TLS (prior knowledge)",
+        "Accept HTTP/2: over TLS by ALPN, and without TLS by prior knowledge",
     ),
     Key::new(
         "http2-max-concurrent-streams",

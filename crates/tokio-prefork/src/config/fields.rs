@@ -261,7 +261,7 @@ config_fields! {
     /// Has no effect: responses of pipelined requests that are ready together always leave in one write of up to 32 KiB.
     /// Default: false.
     pipeline_flush: bool = false;
-    /// Whether to accept HTTP/2 without TLS from clients with prior knowledge. Needs the feature `http2` of this crate. Default:
+    /// Whether to accept HTTP/2: over TLS by ALPN, and without TLS from clients with prior knowledge. Needs the feature `http2` of this crate. Default:
     /// true with that feature.
     http2: bool = cfg!(feature = "http2");
     /// HTTP/2: requests of one connection at the same time; clients wait with more (SETTINGS_MAX_CONCURRENT_STREAMS). Default:

@@ -5,6 +5,8 @@
 //! record the connection's phase here, and each heartbeat `ConnectionRegistry::enforce_timeouts` compares it with the
 //! limits. A connection that is too slow gets a `CloseRequest`, which `HyperIo::poll_read` obeys.
 
+mod tls_handshake;
+
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -245,48 +247,6 @@ impl ConnectionState {
     pub(crate) fn set_phase(&self, phase: ConnectionPhase, now_ms: u64) {
         self.phase.store(phase as u8, Relaxed);
         self.phase_since_ms.store(now_ms, Relaxed);
-    }
-
-    /// Whether the TLS handshake is in progress, or has failed.
-    pub(crate) fn is_handshaking(&self) -> bool {
-        self.is_handshaking.load(Relaxed)
-    }
-
-    pub(crate) fn set_handshaking(&self, is_handshaking: bool) {
-        self.is_handshaking.store(is_handshaking, Relaxed);
-    }
-
-    /// Records that the client has begun its handshake, whose timeout has run since the connection was accepted.
-    #[cfg(feature = "tls")]
-    pub(crate) fn record_handshake_bytes(&self) {
-        let (new, reading) = (ConnectionPhase::New as u8, ConnectionPhase::ReadingHead as u8);
-        let _ = self.phase.compare_exchange(new, reading, Relaxed, Relaxed);
-        self.cancel_idle_close();
-    }
-
-    /// Records that a part of a TLS record has arrived: the connection is not idle, as more must follow.
-    pub(crate) fn record_partial_record(&self, now_ms: u64) {
-        let is_idle = matches!(self.phase(), ConnectionPhase::New | ConnectionPhase::Idle);
-        if is_idle && self.http2().is_none() {
-            self.set_phase(ConnectionPhase::ReadingHead, now_ms);
-            self.cancel_idle_close();
-        }
-    }
-
-    /// Keeps a connection open that was to be closed as idle, because it no longer is.
-    fn cancel_idle_close(&self) {
-        let (idle, none) = (CloseRequest::WhenIdle as u8, CloseRequest::None as u8);
-        let _ = self.close_request.compare_exchange(idle, none, Relaxed, Relaxed);
-    }
-
-    /// Whether the TLS handshake was ended in favour of a newer one.
-    #[cfg(feature = "tls")]
-    pub(crate) fn is_evicted(&self) -> bool {
-        self.is_evicted.load(Relaxed)
-    }
-
-    pub(crate) fn set_evicted(&self) {
-        self.is_evicted.store(true, Relaxed);
     }
 
     /// Records that bytes arrived.

@@ -48,6 +48,8 @@ pub(crate) struct HyperIo {
     is_at_eof: bool,
     /// Bytes written by hyper, to be sent with the next response.
     unsent: BytesMut,
+    /// The sending side has been shut down, over TLS with close_notify.
+    is_shut_down: bool,
     /// The last flush would have blocked.
     is_flush_blocked: bool,
     /// What to do when a client closes its sending side while it waits for a response.
@@ -102,6 +104,7 @@ impl HyperIo {
             boundary,
             is_at_eof: false,
             unsent: BytesMut::new(),
+            is_shut_down: false,
             is_flush_blocked: false,
             half_close: HalfClosePolicy::Cancel,
             half_closed_client: None,
@@ -541,7 +544,9 @@ impl AsyncWrite for HyperIo {
         if this.conn.is_handing_over() || this.conn.is_rejected() {
             return Poll::Ready(Ok(()));
         }
-        this.stream()?.poll_shutdown(cx)
+        let outcome = this.stream()?.poll_shutdown(cx);
+        this.is_shut_down |= matches!(outcome, Poll::Ready(Ok(())));
+        outcome
     }
 }
 
@@ -560,7 +565,10 @@ impl Drop for HyperIo {
             && self.received.is_empty()
             && self.unsent.is_empty()
             && !self.conn.is_rejected();
-        let is_closed = self.conn.is_upgraded() || has_nothing_to_lose;
+        // hyper does not shut a connection down whose client has asked for an upgrade in vain.
+        let lacks_close_notify =
+            !self.is_shut_down && self.stream.as_ref().is_some_and(LazyStream::is_tls);
+        let is_closed = self.conn.is_upgraded() || (has_nothing_to_lose && !lacks_close_notify);
         let unsent = std::mem::take(&mut self.unsent);
         let refused_line = match self.conn.rejected_head() {
             Some(_) => first_line(&self.received).to_vec(),
