@@ -106,7 +106,7 @@ impl LockedBytes {
 impl Drop for LockedBytes {
     fn drop(&mut self) {
         overwrite(self.as_mut_slice());
-        // SAFETY: exactly the mapping of this value, which nobody refers to any more. It unlocks the pages, too.
+        // SAFETY: the range is exactly the mapping of this value, and no reference to it is left. munmap also unlocks the pages.
         let _ = unsafe { munmap(self.base, self.mapped.get()) };
     }
 }

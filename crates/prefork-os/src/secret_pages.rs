@@ -38,7 +38,7 @@ pub fn create_secret_pages(name: &str, count: usize) -> io::Result<SecretPages> 
     // Otherwise another process could shrink the memory, and reading beyond its end raises SIGBUS.
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&memory, FcntlArg::F_ADD_SEALS(seals))?;
-    // The kernel creates it with mode 0777, for whoever finds it in /proc/PID/fd.
+    // The kernel creates the memory file with mode 0777, and any process of this user could open it through /proc/PID/fd.
     fchmod(&memory, Mode::S_IRUSR)?;
     map_secret_pages(memory)
 }
@@ -46,7 +46,7 @@ pub fn create_secret_pages(name: &str, count: usize) -> io::Result<SecretPages> 
 /// Maps pages that the previous program of this process created with [`create_secret_pages`].
 ///
 /// # Errors
-/// `InvalidData` if `memory` is empty, not made of whole pages or not sealed against shrinking.
+/// `InvalidData` if the size of `memory` is 0 or no multiple of the page size, or if `memory` is not sealed against shrinking.
 pub fn map_secret_pages(memory: OwnedFd) -> io::Result<SecretPages> {
     let length = usize::try_from(fstat(&memory)?.st_size).unwrap_or(0);
     let seals = fcntl(&memory, FcntlArg::F_GET_SEALS)?;
@@ -70,7 +70,7 @@ impl SecretPages {
         &self.writable
     }
 
-    /// Returns the descriptor of the memory, for the next program of this process. Who has it can write the pages.
+    /// Returns the descriptor of the memory file, which an upgrade passes to the new image. A process that has it can write the pages.
     pub fn memory(&self) -> &OwnedFd {
         &self.memory
     }
@@ -108,7 +108,7 @@ fn reopen_read_only(memory: &OwnedFd) -> io::Result<File> {
 /// Leaves a mapping out of core dumps and locks it in memory. Forks inherit the first only; the pages stay locked as long
 /// as one process has them locked.
 fn protect_from_swap_and_dumps<T>(base: NonNull<T>, length: usize) -> io::Result<()> {
-    // SAFETY: the range is a whole mapping that was just made, and the advice does not change its content.
+    // SAFETY: the range is one whole mapping, which was created above, and the advice does not change its content.
     unsafe { madvise(base.cast(), length, MmapAdvise::MADV_DONTDUMP) }?;
     // SAFETY: as above; locking does not change the content either.
     Ok(unsafe { mlock(base.cast(), length) }?)

@@ -57,7 +57,7 @@ fn word_needs_escape(word: u64, least: u8) -> bool {
     (word | less | equal(0x7f) | equal(b'"') | equal(b'\\')) & (ONES << 7) != 0
 }
 
-/// A text of at most `N` bytes, which is copied as `N`: faster than a copy whose length is known at run time only.
+/// A text of at most `N` bytes. It is always copied as `N` bytes, because a copy of constant length is faster than one of variable length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ShortText<const N: usize> {
     padded: [u8; N],

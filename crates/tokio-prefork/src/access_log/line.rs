@@ -130,7 +130,7 @@ impl LineLayout {
                     layout.end_part(&mut values, &mut text, Some(late));
                 }
                 FormatPart::Value(variable, style) if variable.is_known_at_end() => {
-                    // A time is never missing, so its quotes can stand in the texts around it.
+                    // Every line has a time, so the quotes around it are part of the fixed texts before and after it.
                     let is_time_text = *style == ValueStyle::JsonValue && variable.is_time_text();
                     if is_time_text {
                         text.push('"');

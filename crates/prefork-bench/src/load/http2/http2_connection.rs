@@ -269,7 +269,7 @@ impl Http2Connection {
         events.push(StreamEvent { sent: slot.sent, outcome });
     }
 
-    /// Resets the streams whose requests were sent at `before` or earlier, and returns those requests.
+    /// Resets the streams of all requests that were sent at or before `before`, and returns these requests.
     pub(crate) fn cancel_sent_before(&mut self, before: u64) -> Vec<PendingRequest> {
         let mut canceled = Vec::new();
         for (index, slot) in self.streams.iter_mut().enumerate() {
