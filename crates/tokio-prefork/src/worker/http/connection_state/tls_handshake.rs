@@ -38,7 +38,7 @@ impl ConnectionState {
     }
 
     /// Whether the TLS handshake was ended in favour of a newer one.
-    #[cfg(feature = "tls")]
+    #[cfg(any(test, feature = "tls"))]
     pub(crate) fn is_evicted(&self) -> bool {
         self.is_evicted.load(Relaxed)
     }
