@@ -43,7 +43,8 @@ pub enum Action {
         /// The slot to release.
         slot: Slot,
     },
-    /// Dispatch the connections of a slot to this worker from now on; `None` excludes the slot.
+    /// Dispatch the connections of a slot to this worker from now on; `None` excludes the slot. Comes before each `Drain`
+    /// of the same event.
     SetDispatchTarget {
         /// The slot that connections are sent to.
         slot: Slot,

@@ -11,6 +11,8 @@ pub struct SupervisorConfig {
     pub max_workers: u32,
     /// Whether each slot has listening sockets of its own.
     pub has_socket_per_slot: bool,
+    /// Whether a worker can accept from the sockets of another slot too. A program that inherits its sockets cannot.
+    pub can_adopt_sockets: bool,
     /// How long a worker may take from fork to READY before it is killed.
     pub boot_timeout: Duration,
     /// How long a draining worker may take before it is killed.

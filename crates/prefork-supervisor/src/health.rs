@@ -104,9 +104,13 @@ impl Supervisor {
 
     /// Schedules the next sample. Called after every event, since a reload may bring limits where there were none.
     pub(crate) fn schedule_health_sample(&mut self, now: Instant) {
-        let has_slot_sockets = self.orphan_sockets.socket_slots() > 1 && !self.is_stopping();
-        let interval = if has_slot_sockets { SLOT_SAMPLE_INTERVAL } else { SAMPLE_INTERVAL };
-        let is_needed = has_slot_sockets || self.has_health_limits();
+        let socket_slots = if self.is_stopping() { 0 } else { self.orphan_sockets.socket_slots() };
+        let can_adopt = self.config.can_adopt_sockets;
+        let interval =
+            if can_adopt && socket_slots > 1 { SLOT_SAMPLE_INTERVAL } else { SAMPLE_INTERVAL };
+        // The primary uses the sample to look for connections on sockets without a worker.
+        let has_orphan_sockets = socket_slots > u32::from(can_adopt);
+        let is_needed = has_orphan_sockets || self.has_health_limits();
         self.health.schedule_sample(now, is_needed, interval);
     }
 

@@ -14,6 +14,7 @@
 //! #         workers: 1,
 //! #         max_workers: 8,
 //! #         has_socket_per_slot: false,
+//! #         can_adopt_sockets: true,
 //! #         boot_timeout: Duration::from_secs(30),
 //! #         graceful_timeout: Duration::from_secs(30),
 //! #         drain_delay: Duration::ZERO,

@@ -4,6 +4,9 @@
 //! accepts there. While a slot's worker is missing, stalled or full, a sibling accepts from its sockets as well: its
 //! *adopter*. So no connection waits for a respawn or a stalled event loop. A slot that was scaled away stays adopted,
 //! because closing its sockets would reset the connections in their queues.
+//!
+//! Workers that cannot adopt sockets (`SupervisorConfig::can_adopt_sockets`) have sockets of their own, not those of their
+//! slot. New connections are then dispatched to the sockets of workers that accept, and no slot is adopted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -105,21 +108,31 @@ impl OrphanSockets {
             }
         }
         self.balance_adopters(&candidates, surplus_from, actions);
-        self.announce_dispatch_targets(workers, actions);
     }
 
     /// Announces the worker of each slot where it differs from the last announcement. Of several it is the youngest.
-    fn announce_dispatch_targets(&mut self, workers: &WorkerTable, actions: &mut Vec<Action>) {
+    ///
+    /// `slot_of` returns the slot whose connections a worker gets. The announcements come before the first drain: a worker
+    /// that drains may rely on getting no new connections.
+    pub(crate) fn announce_dispatch_targets(
+        &mut self,
+        workers: &WorkerTable,
+        slot_of: fn(&WorkerRecord) -> Slot,
+        actions: &mut Vec<Action>,
+    ) {
         let accepting = workers.iter().filter(|record| record.can_accept());
-        let own = accepting.map(|record| (record.socket_slot(), record.tag.id));
+        let own = accepting.map(|record| (slot_of(record), record.tag.id));
         let targets: BTreeMap<Slot, WorkerId> =
             own.filter(|(slot, _)| slot.0 < self.socket_slots).collect();
-        for slot in (0..self.socket_slots).map(Slot) {
+        let changed = (0..self.socket_slots).map(Slot).filter_map(|slot| {
             let worker = targets.get(&slot).copied();
-            if self.dispatch_targets.get(&slot).copied() != worker {
-                actions.push(Action::SetDispatchTarget { slot, worker });
-            }
-        }
+            (self.dispatch_targets.get(&slot).copied() != worker)
+                .then_some(Action::SetDispatchTarget { slot, worker })
+        });
+        let first_drain = actions.iter().position(|action| matches!(action, Action::Drain(_)));
+        let first_drain = first_drain.unwrap_or(actions.len());
+        let changed: Vec<Action> = changed.collect();
+        actions.splice(first_drain..first_drain, changed);
         self.dispatch_targets = targets;
     }
 

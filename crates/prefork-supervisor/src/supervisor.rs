@@ -25,7 +25,7 @@ use crate::stop::StopRequest;
 use crate::upgrade::Upgrade;
 use crate::worker_identity::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 use crate::worker_kinds::{WorkerKind, WorkerKinds};
-use crate::worker_table::{WorkerState, WorkerTable};
+use crate::worker_table::{WorkerRecord, WorkerState, WorkerTable};
 
 /// How long a worker that closed its channel may take to exit. It has nothing left to do.
 pub(crate) const CLOSED_CHANNEL_EXIT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -398,8 +398,17 @@ impl Supervisor {
         if self.is_stopping() {
             return;
         }
-        let surplus_from = if self.config.has_socket_per_slot { self.config.workers } else { 0 };
-        self.orphan_sockets.assign_adopters(now, &self.workers, surplus_from, &mut self.actions);
+        let slot_of = if self.config.can_adopt_sockets {
+            let surplus_from =
+                if self.config.has_socket_per_slot { self.config.workers } else { 0 };
+            let (workers, actions) = (&self.workers, &mut self.actions);
+            self.orphan_sockets.assign_adopters(now, workers, surplus_from, actions);
+            WorkerRecord::socket_slot
+        } else {
+            |record: &WorkerRecord| record.tag.slot
+        };
+        let (workers, actions) = (&self.workers, &mut self.actions);
+        self.orphan_sockets.announce_dispatch_targets(workers, slot_of, actions);
     }
 
     /// Forks a worker for each empty slot, as far as the crash back-off allows.

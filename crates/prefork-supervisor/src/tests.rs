@@ -51,6 +51,7 @@ pub(crate) fn test_config(workers: u32) -> SupervisorConfig {
         stall_timeout: None,
         max_workers: MAX_WORKERS,
         has_socket_per_slot: false,
+        can_adopt_sockets: true,
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::InvariantViolation;
 use crate::supervisor::Supervisor;
 use crate::worker_identity::{Slot, WorkerId};
+use crate::worker_table::WorkerRecord;
 use crate::{Action, Event, SavedState};
 
 #[derive(Debug, Default)]
@@ -29,6 +30,9 @@ impl SlotSocketChecker {
         for action in actions {
             self.check_slot_socket_action(action, supervisor, violation);
         }
+        let after_drain = actions.iter().skip_while(|one| !matches!(one, Action::Drain(_)));
+        let is_late = |one: &Action| matches!(one, Action::SetDispatchTarget { .. });
+        assert!(!after_drain.into_iter().any(is_late), "a drain comes last: {violation}");
         if !supervisor.is_stopping() {
             self.check_all_slots_served(supervisor, violation);
             self.check_dispatch_targets(supervisor, violation);
@@ -46,6 +50,7 @@ impl SlotSocketChecker {
             Action::AdoptSlot { worker, slot } => {
                 assert!(supervisor.is_serving(*worker), "an adopter serves: {violation}");
                 assert!(has_socket(*slot), "an adopted slot has a socket: {violation}");
+                assert!(supervisor.config.can_adopt_sockets, "it can adopt: {violation}");
                 let is_new = self.adopters.entry(*slot).or_default().insert(*worker);
                 assert!(is_new, "a slot is adopted once: {violation}");
             }
@@ -92,7 +97,8 @@ impl SlotSocketChecker {
         };
         let can_adopt =
             |worker: &WorkerId| can_accept(worker) && orphan_sockets.is_reachable(*worker);
-        if !supervisor.workers.ids().iter().any(can_adopt) {
+        let can_adopt_any = supervisor.config.can_adopt_sockets;
+        if !can_adopt_any || !supervisor.workers.ids().iter().any(can_adopt) {
             return;
         }
         for slot in (0..orphan_sockets.socket_slots()).map(Slot) {
@@ -107,10 +113,14 @@ impl SlotSocketChecker {
 
     /// Checks that connections are dispatched to exactly the slots whose own worker accepts.
     fn check_dispatch_targets(&self, supervisor: &Supervisor, violation: &InvariantViolation<'_>) {
+        let slot_of = |record: &WorkerRecord| match supervisor.config.can_adopt_sockets {
+            true => record.socket_slot(),
+            false => record.tag.slot,
+        };
         for slot in (0..supervisor.orphan_sockets.socket_slots()).map(Slot) {
             let accepts = |worker: &WorkerId| {
                 let record = supervisor.workers.get(*worker);
-                record.is_some_and(|one| one.can_accept() && one.socket_slot() == slot)
+                record.is_some_and(|one| one.can_accept() && slot_of(one) == slot)
             };
             let is_served = supervisor.workers.ids().iter().any(accepts);
             let target = self.dispatch_targets.get(&slot);

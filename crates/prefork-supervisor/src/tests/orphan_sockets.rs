@@ -307,6 +307,74 @@ fn connections_are_dispatched_to_workers_that_accept() {
     assert_eq!(dispatch_log(&mut sim), []);
 }
 
+/// Starts a cluster of workers that cannot adopt sockets, and lets them serve for longer than `min_uptime`.
+fn start_cluster_without_adoption(workers: u32) -> Simulator {
+    let config = SupervisorConfig { can_adopt_sockets: false, ..slot_socket_config(workers) };
+    let mut sim = Simulator::new(config, 1, |_, _| WorkerScript::ready_after_10_ms()).start();
+    sim.run_for(ms(5_000));
+    sim.log.clear();
+    sim
+}
+
+#[test]
+fn no_slot_is_adopted_by_workers_that_cannot() {
+    let mut sim = start_cluster_without_adoption(3);
+    sim.exit_worker_now(2, exit_by_signal(SIGKILL));
+    assert_eq!(dispatch_log(&mut sim), [(1, None)]);
+    sim.run_for(ms(1_000));
+    assert_eq!(dispatch_log(&mut sim), [(1, Some(4))]);
+    sim.perform_step_now(1, WorkerStep::StopBySignal);
+    sim.send_command(ClusterCommand::Scale(ScaleChange::To(1)));
+    sim.run_for(ms(1_000));
+    assert_eq!((adoption_actions(&sim), adopters(&sim)), (vec![], vec![]));
+    assert_eq!(dispatch_log(&mut sim), [(0, None), (1, None), (2, None)]);
+}
+
+#[test]
+fn connections_are_dispatched_away_before_a_worker_drains() {
+    for can_adopt_sockets in [true, false] {
+        let config = SupervisorConfig { can_adopt_sockets, ..slot_socket_config(2) };
+        let mut sim = Simulator::new(config, 1, |_, _| WorkerScript::ready_after_10_ms()).start();
+        sim.run_for(ms(5_000));
+        sim.log.clear();
+        sim.send_command(ClusterCommand::Reload);
+        sim.run_for(ms(1_000));
+        let order = sim.log.iter().filter_map(|(_, action)| match action {
+            Action::SetDispatchTarget { worker, .. } => Some(("to", worker.map(|id| id.0))),
+            Action::Drain(worker) => Some(("drain", Some(worker.0))),
+            _ => None,
+        });
+        let order: Vec<_> = order.collect();
+        let expected = [("to", 3), ("drain", 1), ("to", 4), ("drain", 2)];
+        assert_eq!(order, expected.map(|(what, worker)| (what, Some(worker))));
+    }
+}
+
+#[test]
+fn a_reload_from_one_shared_socket_dispatches_to_the_workers_of_both_generations() {
+    let config = SupervisorConfig { can_adopt_sockets: false, ..test_config(2) };
+    let mut sim = Simulator::new(config, 1, |tag, _| match tag.id.0 {
+        4 => WorkerScript::never_reporting(),
+        _ => WorkerScript::ready_after_10_ms(),
+    });
+    sim = sim.start();
+    sim.run_for(ms(5_000));
+    assert_eq!(dispatch_log(&mut sim), [], "one socket needs no target");
+    sim.config_file = Box::new(|config, _| {
+        (ms(5), Ok(SupervisorConfig { has_socket_per_slot: true, ..config.clone() }))
+    });
+    sim.send_command(ClusterCommand::Reload);
+    sim.run_for(ms(1_000));
+    assert_eq!(dispatch_log(&mut sim), [(0, Some(1)), (1, Some(2)), (0, Some(3))]);
+}
+
+#[test]
+fn sockets_without_adopters_are_looked_at_even_for_one_worker_without_limits() {
+    let sim = start_cluster_without_adoption(1);
+    let next = sim.supervisor.next_deadline().expect("a sample");
+    assert!(next - sim.now <= ms(500));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -314,8 +382,9 @@ proptest! {
     fn random_clusters_with_slot_sockets_keep_the_invariants(
         config in random_configs(), limits in random_limits(), seed: u64, ready in 0..=10u64, slots: bool,
         full_channels in 0..6u64, random_commands in random_commands(), now: bool, kinds in random_kinds(),
+        can_adopt_sockets: bool,
     ) {
-        let config = SupervisorConfig { has_socket_per_slot: slots, ..with_limits_of(config, limits) };
+        let config = SupervisorConfig { has_socket_per_slot: slots, can_adopt_sockets, ..with_limits_of(config, limits) };
         let mut sim = Simulator::new(config, seed, move |_, rng| {
             let at = rng.random_below(4_000);
             WorkerScript::random_script(rng, ready)

@@ -172,6 +172,7 @@ impl Config {
             workers,
             max_workers,
             has_socket_per_slot: self.dispatch.has_socket_per_slot(),
+            can_adopt_sockets: true,
             boot_timeout: self.boot_timeout,
             graceful_timeout: self.graceful_timeout,
             drain_delay: self.drain_delay,
