@@ -14,6 +14,7 @@ use crate::commands::dev_cert::{self, DevCertCall};
 use crate::commands::health::{self, HealthCall};
 use crate::commands::man_pages::{self, GenerateCall};
 use crate::commands::reference_pages::{self, ReferenceCall};
+use crate::commands::run::RunCall;
 use crate::commands::top::{self, TopCall};
 use crate::settings::{AppSettings, FlagValues, PROGRAM};
 use tokio_prefork::cli::{CheckFormat, SIGNALS_HELP};
@@ -23,6 +24,8 @@ use tokio_prefork::cli::{CheckFormat, SIGNALS_HELP};
 pub(crate) enum Verb {
     /// Run the server.
     Serve(FlagValues),
+    /// Run a foreign program in each worker.
+    Run(RunCall),
     /// Validate the configuration and print it.
     Check {
         /// The same flags as for `serve`.
@@ -77,6 +80,7 @@ pub(crate) fn prefork_command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(serve_command())
+        .subcommand(run_command())
         .subcommand(check_command())
         .subcommand(dispatch_program_command())
         .subcommands(control::control_commands())
@@ -94,6 +98,21 @@ fn serve_command() -> Command {
     with_config_flags(Command::new("serve"))
         .about("Run the server in the foreground until a signal stops it")
         .after_help(config_help([SIGNALS_HELP, SERVE_EXAMPLES]))
+}
+
+fn run_command() -> Command {
+    let command = Arg::new("command")
+        .value_name("PROGRAM")
+        .value_parser(clap::value_parser!(OsString))
+        .num_args(1..)
+        .required(true)
+        .trailing_var_arg(true)
+        .allow_hyphen_values(true)
+        .help("The program and its arguments; {fd}, {port}, {slot} and {worker} are replaced");
+    with_config_flags(Command::new("run"))
+        .about("Run a program in each worker: any that can use an inherited listening socket")
+        .arg(command)
+        .after_help(config_help([SIGNALS_HELP]))
 }
 
 fn check_command() -> Command {
@@ -138,6 +157,10 @@ pub(crate) fn parse_args(
     let matches = prefork_command().try_get_matches_from(argv)?;
     match matches.subcommand() {
         Some(("serve", matches)) => FlagValues::from_arg_matches(matches).map(Verb::Serve),
+        Some(("run", matches)) => {
+            let command = matches.get_many("command").into_iter().flatten().cloned().collect();
+            FlagValues::from_arg_matches(matches).map(|flags| Verb::Run(RunCall { flags, command }))
+        }
         Some(("check", matches)) => {
             let json = matches.get_flag("json");
             let format = if json { CheckFormat::Json } else { CheckFormat::Table };

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use args::Verb;
 use commands::{
     bench, check, compare, control, demo, dev_cert, dispatch_program, health, man_pages,
-    reference_pages, serve, top,
+    reference_pages, run, serve, top,
 };
 
 fn main() -> ExitCode {
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     };
     let result = match verb {
         Verb::Serve(flags) => serve::run_serve(flags),
+        Verb::Run(call) => run::run_program(call),
         Verb::Check { flags, format } => check::run_check(flags, format),
         Verb::DispatchProgram(flags) => dispatch_program::run_dispatch_program(flags),
         Verb::DevCert(call) => dev_cert::run_dev_cert(call),

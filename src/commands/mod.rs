@@ -11,5 +11,6 @@ pub(crate) mod health;
 pub(crate) mod man_pages;
 pub(crate) mod reference_pages;
 mod report_file;
+pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod top;

@@ -50,6 +50,18 @@ pub fn exit_without_cleanup(status: u8) -> ! {
     unsafe { libc::_exit(status.into()) }
 }
 
+/// Exits this forked process as a child of it has exited, without destructors: with its exit code, or by the same signal.
+///
+/// Leaves no core dump of its own.
+pub fn exit_like(status: ExitStatus) -> ! {
+    if let Some(signal) = status.signal().and_then(|number| Signal::try_from(number).ok()) {
+        let _ = crate::resource_limits::disable_core_dumps();
+        let _ = crate::signal::reset_handlers_and_unblock();
+        let _ = nix::sys::signal::raise(signal);
+    }
+    exit_without_cleanup(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
+
 /// A state change of a child process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChildStateChange {
@@ -96,6 +108,14 @@ pub fn poll_child_state(pid: u32) -> io::Result<Option<ChildStateChange>> {
         _ if status.continued() => ChildStateChange::Continued,
         _ => ChildStateChange::Exited(status),
     }))
+}
+
+/// Waits until child `pid` has exited, reaps it, and returns its exit status.
+///
+/// # Errors
+/// `pid` is not a child of this process.
+pub fn wait_for_child(pid: u32) -> io::Result<ExitStatus> {
+    waitpid(pid, 0)?.ok_or(io::ErrorKind::WouldBlock.into())
 }
 
 fn waitpid(pid: u32, options: libc::c_int) -> io::Result<Option<ExitStatus>> {

@@ -24,6 +24,7 @@ pub mod process;
 #[cfg(feature = "process-entry")]
 pub mod process_entry;
 pub mod process_group;
+pub mod program_start;
 pub mod resource_limits;
 pub mod secret_pages;
 pub mod shared_listener;

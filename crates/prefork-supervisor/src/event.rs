@@ -20,6 +20,8 @@ pub enum Event {
     ForkFailed { worker: WorkerId, reason: String },
     /// The worker's process runs and its channel works.
     Online { worker: WorkerId },
+    /// The worker has started a foreign program with this pid, which stands for the worker in logs from now on.
+    ProgramStarted { worker: WorkerId, pid: u32 },
     /// The worker accepts connections.
     Ready { worker: WorkerId },
     /// The worker began a job that may kill it, so its exit does not count towards a crash loop.

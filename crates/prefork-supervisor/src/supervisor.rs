@@ -126,6 +126,7 @@ impl Supervisor {
             Event::Forked { worker, pid } => self.on_forked(now, worker, pid),
             Event::ForkFailed { worker, reason } => self.on_fork_failed(now, worker, reason),
             Event::Online { worker } => self.on_online(worker),
+            Event::ProgramStarted { worker, pid } => self.on_program_started(worker, pid),
             Event::Ready { worker } => self.on_ready(now, worker),
             Event::RiskyJobStarted { worker } => self.on_risky_job_started(worker),
             Event::WorkersNeeded { kind, workers } => self.on_workers_needed(now, kind, workers),

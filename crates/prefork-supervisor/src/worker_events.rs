@@ -41,6 +41,12 @@ impl Supervisor {
         }
     }
 
+    pub(crate) fn on_program_started(&mut self, worker: WorkerId, pid: u32) {
+        if let Some(record) = self.workers.get_mut(worker) {
+            record.tag.pid = Some(pid);
+        }
+    }
+
     pub(crate) fn on_fork_failed(&mut self, now: Instant, worker: WorkerId, reason: String) {
         if self.workers.get(worker).is_none_or(|record| record.state != WorkerState::Forking) {
             return;

@@ -191,6 +191,22 @@ impl Cluster {
 }
 
 impl Cluster {
+    /// Runs the foreign program of the configuration ([`ConfigBuilder::program`](crate::ConfigBuilder::program)) in each worker,
+    /// and supervises it until the cluster is told to stop. Returns in the primary only.
+    ///
+    /// # Errors
+    /// As [`Cluster::serve`], and if the configuration has no program, or one that cannot be run.
+    pub fn serve_program(mut self) -> Result<()> {
+        check_program(&self.config)?;
+        let read_config = self.read_config;
+        self.read_config = Box::new(move || {
+            read_config().and_then(|config| check_program(&config).map(|()| config))
+        });
+        // So that what the program starts dies with its guard.
+        self.web_process.limits.has_own_group = true;
+        self.run(AppThreading::SingleThread, crate::program::program_app())
+    }
+
     /// Runs the primary: binds or takes over sockets, loads the application, forks and supervises workers.
     fn run(mut self, threading: AppThreading, app: WorkerApp) -> Result<()> {
         set_app_name(self.config.name());
@@ -382,7 +398,14 @@ impl Cluster {
                 AdminSockets::inherit(Some(manifest))?.check_can_open(&self.config, &resolved)?;
                 before_fork::run_all(std::mem::take(&mut self.before_fork))?;
                 self.preload_data()?;
-                primary::check_worker_boots(self.config, &self.kinds.into_worker_entry(app))
+                match self.config.program() {
+                    // It would accept connections of clients, and lose them when the check ends.
+                    Some(program) => program.check().map(drop),
+                    None => {
+                        let entry = self.kinds.into_worker_entry(app);
+                        primary::check_worker_boots(self.config, &entry)
+                    }
+                }
             });
         upgrade::report_check_result(answer, manifest, &outcome);
         std::process::exit(outcome.map_or_else(|e| e.exit_status(), |()| exit::OK).into())
@@ -408,4 +431,14 @@ fn log_error_after_upgrade(error: Error, is_upgrade: bool) -> Result<()> {
     }
     log::error!("{error}; continuing without");
     Ok(())
+}
+
+/// Checks that there is a program and that it can be run.
+fn check_program(config: &Config) -> Result<()> {
+    match config.program() {
+        Some(program) => program.check().map(drop),
+        None => {
+            Err(Error::config("there is no program to run: give one with ConfigBuilder::program"))
+        }
+    }
 }

@@ -112,6 +112,7 @@ mod primary;
 mod privilege;
 mod process_limits;
 mod process_settings;
+pub mod program;
 mod runtime;
 mod scoreboard;
 pub mod shared;

@@ -22,6 +22,7 @@ const ADOPT_SLOT_FAILED: u8 = 0x05;
 const ONLINE: u8 = 0x06;
 const DISCONNECTING: u8 = 0x07;
 const HAND_OVER_PROXIED: u8 = 0x08;
+const PROGRAM_STARTED: u8 = 0x09;
 const DRAIN: u8 = 0x81;
 const TAKE_OVER_CONNECTION: u8 = 0x82;
 const RETIRE_ACKNOWLEDGED: u8 = 0x83;
@@ -47,6 +48,11 @@ impl WorkerReport {
         match self {
             WorkerReport::Online => vec![ONLINE],
             WorkerReport::Disconnecting => vec![DISCONNECTING],
+            WorkerReport::ProgramStarted { pid } => {
+                let mut bytes = vec![PROGRAM_STARTED];
+                bytes.extend(pid.to_le_bytes());
+                bytes
+            }
             WorkerReport::Ready => vec![READY],
             WorkerReport::Retiring => vec![RETIRING],
             WorkerReport::BootFailed(why) => {
@@ -65,6 +71,10 @@ impl WorkerReport {
         match bytes {
             [ONLINE] => Ok(WorkerReport::Online),
             [DISCONNECTING] => Ok(WorkerReport::Disconnecting),
+            [PROGRAM_STARTED, pid @ ..] => pid
+                .try_into()
+                .map(|pid| WorkerReport::ProgramStarted { pid: u32::from_le_bytes(pid) })
+                .map_err(|_| ChannelDecodeError::WrongLength(bytes.len())),
             [READY] => Ok(WorkerReport::Ready),
             [RETIRING] => Ok(WorkerReport::Retiring),
             [BOOT_FAILED, why @ ..] => {

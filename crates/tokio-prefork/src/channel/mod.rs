@@ -34,6 +34,11 @@ pub(crate) use worker_end::{ReceivedCommand, WorkerChannelEnd};
 pub(crate) enum WorkerReport {
     /// The runtime of the worker runs; the application starts to boot.
     Online,
+    /// The worker, the guard of a foreign program, has started it.
+    ProgramStarted {
+        /// The pid of the program, to be shown only.
+        pid: u32,
+    },
     /// The worker accepts connections from now on.
     Ready,
     /// The worker could not start, for this reason, and exits.

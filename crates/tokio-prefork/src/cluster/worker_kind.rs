@@ -11,6 +11,7 @@ use crate::error::{BoxError, Error, Result};
 use crate::isolated::ProcessCount;
 use crate::process_limits::ProcessLimits;
 use crate::process_settings::{ProcessOptions, collect_environment};
+use crate::program;
 use crate::runtime;
 use crate::worker::{self, Worker, WorkerApp};
 use crate::worker_init::WorkerEntry;
@@ -216,6 +217,7 @@ impl WorkerKinds {
             self.declared.into_iter().map(|(kind, app)| (kind.config.name, app)).collect();
         Box::new(move |init| match apps.iter().find(|(name, _)| *name == init.tag.kind) {
             Some((_, app)) => worker::run_worker(init, app),
+            None if init.config.program().is_some() => program::guard::run_guard(init),
             None => runtime::enter(init, &web),
         })
     }

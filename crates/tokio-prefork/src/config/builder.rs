@@ -11,6 +11,7 @@ use crate::https_redirect::RedirectAddr;
 use crate::listener::{BindAddr, ListenAddr, OwnListener};
 use crate::log_file::is_same_file;
 use crate::privilege::WorkerCredentials;
+use crate::program::Program;
 
 /// Builds a [`Config`]; nothing is checked before [`ConfigBuilder::build`].
 #[derive(Debug, Clone)]
@@ -24,6 +25,13 @@ impl ConfigBuilder {
     /// the new configuration to the new workers. `Send` and `Sync`, as a worker may have several threads.
     pub fn app_settings<T: Send + Sync + 'static>(mut self, settings: T) -> ConfigBuilder {
         self.config.app_settings = AppSettings(Some(Arc::new(settings)));
+        self
+    }
+
+    /// Makes the workers run a foreign program, for [`Cluster::serve_program`](crate::Cluster::serve_program). A reload brings that of
+    /// the new configuration. The settings of HTTP, TLS and connections have no effect on it. Default: none.
+    pub fn program(mut self, program: Program) -> ConfigBuilder {
+        self.config.program = Some(Arc::new(program));
         self
     }
 
@@ -230,6 +238,7 @@ impl ConfigBuilder {
         check_admin_keys(&c)?;
         c.app.check()?;
         check_model_limits(&c)?;
+        check_program(&c)?;
         c.check_bounds()?;
         if let (Some(log), Some(pid)) = (&c.log_file, &c.pid_file)
             && is_same_file(log, pid)
@@ -368,6 +377,31 @@ fn check_access_log(c: &Config) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Checks that the settings fit a foreign program: it accepts connections itself, in a process of its own.
+fn check_program(c: &Config) -> Result<()> {
+    if c.program.is_none() {
+        return Ok(());
+    }
+    if c.model != ConcurrencyModel::Prefork {
+        return Err(Error::config(format!(
+            "model = {} does not fit a program, whose threads are its own: leave model out",
+            c.model
+        )));
+    }
+    match c.dispatch {
+        Dispatch::Shared | Dispatch::Reuseport | Dispatch::IpHash => Ok(()),
+        Dispatch::RoundRobin | Dispatch::LeastConn => Err(Error::config(format!(
+            "dispatch = {} does not fit a program: {}; give reuseport, ip-hash or shared",
+            c.dispatch,
+            match c.dispatch {
+                Dispatch::RoundRobin =>
+                    "it accepts connections itself, so the primary cannot pass them on",
+                _ => "it does not say how many connections it has",
+            }
+        ))),
+    }
 }
 
 /// Checks that no setting contradicts the concurrency model: one process has one accept queue.

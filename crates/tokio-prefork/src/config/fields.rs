@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::app_identity::AppIdentity;
@@ -16,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::https_redirect::{Hsts, RedirectAddr};
 use crate::listener::{BindOptions, ListenAddr, OwnListener};
 use crate::privilege::WorkerCredentials;
+use crate::program::Program;
 use crate::tls::TlsCertificates;
 
 /// The longest configurable duration: no deadline arithmetic overflows with it.
@@ -68,6 +70,8 @@ macro_rules! config_fields {
             /// Listening sockets that the program made itself.
             pub(super) own_listeners: Vec<OwnListener>,
             pub(super) app_settings: AppSettings,
+            /// The foreign program that the workers run.
+            pub(super) program: Option<Arc<Program>>,
             /// `user` and `group` as numbers.
             pub(super) credentials: Option<WorkerCredentials>,
         }
@@ -83,6 +87,7 @@ macro_rules! config_fields {
                     app: AppIdentity::default(),
                     own_listeners: Vec::new(),
                     app_settings: AppSettings::default(),
+                    program: None,
                     credentials: None,
                 }
             }

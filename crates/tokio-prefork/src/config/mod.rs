@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use crate::listener::OwnListener;
 use crate::privilege::WorkerCredentials;
+use crate::program::Program;
 
 pub use crate::access_log::{AccessLog, AccessLogFormat, AccessLogSample};
 pub use crate::dispatch::{Dispatch, KernelProgram};
@@ -78,6 +79,18 @@ impl Config {
     /// Returns the settings that the application attached with [`ConfigBuilder::app_settings`], if it is of this type.
     pub fn app_settings<T: Any + Send + Sync>(&self) -> Option<&T> {
         self.app_settings.0.as_ref()?.downcast_ref()
+    }
+
+    /// Returns the foreign program that the workers run, if there is one.
+    pub fn program(&self) -> Option<&Program> {
+        self.program.as_deref()
+    }
+
+    /// Whether each worker has listening sockets of its own, not only each slot: programs that know nothing of draining leave
+    /// connections in theirs.
+    #[allow(dead_code, reason = "its caller lands next")]
+    pub(crate) fn has_socket_per_worker(&self) -> bool {
+        self.program.is_some() && self.dispatch.has_socket_per_slot()
     }
 
     /// Whether connections are described: for the application, because proxies are trusted, for the client of requests with ids, or

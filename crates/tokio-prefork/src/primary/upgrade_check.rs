@@ -128,7 +128,11 @@ fn wait_until_ready(channel: &PrimaryChannelEnd, boot_timeout: Duration) -> Resu
             ReceivedReport::Report(WorkerReport::Ready) => return Ok(()),
             ReceivedReport::Report(WorkerReport::BootFailed(reason)) => boot_error = Some(reason),
             // The check's worker has no sockets to adopt.
-            ReceivedReport::Report(WorkerReport::Online | WorkerReport::AdoptSlotFailed(_)) => {}
+            ReceivedReport::Report(
+                WorkerReport::Online
+                | WorkerReport::ProgramStarted { .. }
+                | WorkerReport::AdoptSlotFailed(_),
+            ) => {}
             ReceivedReport::Report(WorkerReport::HandOverConnection(_))
             | ReceivedReport::HandedOverConnection(..)
             | ReceivedReport::LostConnection => {

@@ -83,7 +83,7 @@ impl WorkerProcess {
 
     /// Finds out whether a worker from before an upgrade leads a process group of its own.
     pub(super) fn with_inherited_group(self) -> WorkerProcess {
-        let leads_group = !self.tag.slot.is_web() && is_group_leader(self.pid);
+        let leads_group = is_group_leader(self.pid);
         WorkerProcess { leads_group, ..self }
     }
 
@@ -101,6 +101,10 @@ impl WorkerProcess {
             let event = match channel.receive() {
                 ReceivedReport::Empty => break,
                 ReceivedReport::Report(WorkerReport::Online) => Event::Online { worker },
+                ReceivedReport::Report(WorkerReport::ProgramStarted { pid }) => {
+                    self.tag.pid = Some(pid);
+                    Event::ProgramStarted { worker, pid }
+                }
                 ReceivedReport::Report(WorkerReport::Ready) => Event::Ready { worker },
                 ReceivedReport::Report(WorkerReport::BootFailed(reason)) => {
                     Event::BootFailed { worker, reason }

@@ -88,6 +88,9 @@ pub(crate) const QUEUE_WAIT: PageWord = PageWord(432);
 /// A bit for each record in use on the pool pages of the worker, or of the primary. The words behind it are free.
 pub(crate) const POOL_RECORDS_IN_USE: PageWord = PageWord(QUEUE_WAIT.0 + DURATION_BUCKETS);
 
+/// On the page of a guard: the pid of its program; 0 before it is started.
+pub(crate) const PROGRAM_PID: PageWord = PageWord(500);
+
 /// Connections closed because of their PROXY header: the last traffic counter, apart from the others.
 pub(crate) const REFUSED_PROXY_HEADERS: PageWord = PageWord(WORDS_PER_PAGE - 1);
 
@@ -109,7 +112,7 @@ const _: () = assert!(
         && SUMS_SEQUENCE.0 < LOOP_LAG.0
         && LOOP_LAG.0 + DURATION_BUCKETS <= IN_FLIGHT_START
         && IN_FLIGHT_ENTRIES == 23
-        && POOL_RECORDS_IN_USE.0 < REFUSED_PROXY_HEADERS.0
+        && POOL_RECORDS_IN_USE.0 < PROGRAM_PID.0
 );
 
 impl PageWord {

@@ -9,8 +9,9 @@ use super::in_flight::{self, InFlightEntries, InFlightEntry};
 use super::page_layout::{
     ACCEPTED, ACTIVE_REQUESTS, BEGUN_JOB, BYTES_IN, BYTES_OUT, CUT_CONNECTIONS, FAILED_ALLOCATION,
     HANDED_OVER, HEARTBEAT_MS, IS_ACCEPTING, IS_FULL, JOB_STARTED_MS, LOOP_LAG, OPEN_CONNECTIONS,
-    OVER_LIMIT_CONNECTIONS, PANICS, PID, PageWord, QUEUE_WAIT, REFUSED_PROXY_HEADERS, REQUESTS,
-    RESPONSES, SHED_CONNECTIONS, SLOT, STARTED_AT_MS, TAKEN_OVER, THREAD, TIMED_OUT_REQUESTS,
+    OVER_LIMIT_CONNECTIONS, PANICS, PID, PROGRAM_PID, PageWord, QUEUE_WAIT, REFUSED_PROXY_HEADERS,
+    REQUESTS, RESPONSES, SHED_CONNECTIONS, SLOT, STARTED_AT_MS, TAKEN_OVER, THREAD,
+    TIMED_OUT_REQUESTS,
 };
 use super::page_reader::{load_state, store_state};
 use super::pool_counters::PoolCounters;
@@ -118,6 +119,11 @@ impl WorkerPage {
 
     pub(crate) fn set_state(&self, state: WorkerState) {
         store_state(self.page, state);
+    }
+
+    /// Records the pid of the foreign program whose guard owns the page.
+    pub(crate) fn set_program_pid(&self, pid: u32) {
+        PROGRAM_PID.store(self.page, pid.into());
     }
 
     /// Records a heartbeat of the event loop.

@@ -63,7 +63,7 @@ use http::request_observers::RequestObservers;
 use http::serve_connection;
 pub use http::timeouts::request_deadline::RequestDeadline;
 pub(crate) use isolated_jobs::isolated_process_app;
-use local_state::LocalWorkerState;
+pub(crate) use local_state::LocalWorkerState;
 pub use pending_work::HoldGuard;
 use spans::WorkerSpan;
 pub use worker_handle::Worker;
@@ -178,15 +178,17 @@ pub(crate) fn run_worker(init: WorkerInit, app: &WorkerApp) -> u8 {
 }
 
 /// What a booted worker accepts connections from.
-struct AcceptSources {
-    listeners: Vec<Listener>,
+pub(crate) struct AcceptSources {
+    pub(crate) listeners: Vec<Listener>,
     queue: Option<OwnedFd>,
 }
 
 type LoopJobs = mpsc::UnboundedReceiver<LoopJob>;
 
 /// Creates the state of a worker in the current runtime. Returns it with what is needed to start.
-fn create_state(init: WorkerInit) -> Result<(Rc<LocalWorkerState>, AcceptSources, LoopJobs)> {
+pub(crate) fn create_state(
+    init: WorkerInit,
+) -> Result<(Rc<LocalWorkerState>, AcceptSources, LoopJobs)> {
     let WorkerInit {
         tag, listeners, channel, messages, queue, mut worker_pages, load_page, ..
     } = init;

@@ -66,7 +66,7 @@ async fn wait_for_holds(state: &LocalWorkerState, without_drain: Instant) -> boo
 }
 
 /// Returns the messages that nobody has received, and sends what is queued. Threads that share their messages leave that to the relay.
-pub(super) async fn finish_messages(state: &LocalWorkerState, owns_messages: bool) {
+pub(crate) async fn finish_messages(state: &LocalWorkerState, owns_messages: bool) {
     if owns_messages {
         state.shared.messages.leave(MESSAGE_LEAVE_TIMEOUT).await;
     }

@@ -1,0 +1,428 @@
+//! The guard of a foreign program: the worker process that starts the program, watches it, and stops it.
+//!
+//! It stands for the program in everything that the primary knows of workers. It is forked and never executes anything itself,
+//! so it has the channel to the primary and notices the primary's death, which the program would not. It is a subreaper: all
+//! descendants of the program stay below it, and none survives it.
+
+use std::cell::{Cell, RefCell};
+use std::process::ExitStatus;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::Program;
+use super::http_probe::HttpProbe;
+use super::notify_socket::{Notification, NotifySocket};
+use super::process::ProgramProcess;
+use super::readiness::Readiness;
+use super::start::start_program;
+use super::watchdog::Watchdog;
+use crate::channel::WorkerReport;
+use crate::error::{Error, ErrorKind, Result, exit};
+use crate::listener::Listener;
+use crate::status::WorkerState;
+use crate::worker::{
+    self, AcceptSources, LocalWorkerState, heartbeat, primary_channel, shutdown, worker_shared,
+};
+use crate::worker_init::WorkerInit;
+use prefork_os::child::{PidFd, exit_like};
+use prefork_os::signal::{Signal, register_signal_flag};
+use prefork_supervisor::WorkerTag;
+
+/// How often to look whether the program is ready.
+const READY_CHECK_INTERVAL: Duration = Duration::from_millis(20);
+/// The time between two probes of a program that is not ready yet.
+const PROBE_INTERVAL: Duration = Duration::from_millis(100);
+/// How long before the boot timeout the guard itself gives up, to report why.
+const BOOT_REPORT_TIME: Duration = Duration::from_millis(300);
+
+/// Runs the guard of a program from its `WorkerInit` to its exit status. If a signal has ended the program, it ends this process,
+/// too.
+pub(crate) fn run_guard(init: WorkerInit) -> u8 {
+    let tag = init.tag;
+    let run = || -> Result<GuardExit> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(tokio::runtime::LocalOptions::default())
+            .map_err(|e| Error::system("build the runtime of the guard", e))?;
+        let outcome = runtime.block_on(guard_program(init));
+        runtime.shutdown_background();
+        outcome
+    };
+    match run() {
+        Ok(GuardExit::Status(status)) => status,
+        Ok(GuardExit::Like(status)) => exit_like(status),
+        Err(e) => {
+            log::error!("{tag} {e}");
+            e.exit_status()
+        }
+    }
+}
+
+/// How the guard exits.
+enum GuardExit {
+    Status(u8),
+    /// As its program has.
+    Like(ExitStatus),
+}
+
+/// The state that the tasks of a guard share.
+struct Guard {
+    state: Rc<LocalWorkerState>,
+    program: Program,
+    listeners: Vec<Listener>,
+    notify_socket: NotifySocket,
+    watchdog: RefCell<Watchdog>,
+    /// The running program, from its start to its exit.
+    process: RefCell<Option<ProgramProcess>>,
+    is_ready: Cell<bool>,
+}
+
+/// Why the guard stops waiting until the program is ready.
+enum BootOutcome {
+    /// What decided.
+    Ready(&'static str),
+    Exited(ExitStatus),
+    Failed(Error),
+    /// The worker is told to drain before it is ready.
+    Drained,
+}
+
+async fn guard_program(init: WorkerInit) -> Result<GuardExit> {
+    let terminate = Arc::clone(&init.terminate);
+    let abort = register_signal_flag(Signal::SIGABRT)
+        .map_err(|e| Error::system("catch SIGABRT in the guard", e))?;
+    nix::sys::prctl::set_child_subreaper(true)
+        .map_err(|e| Error::system("become the reaper of the program's descendants", e))?;
+    let program = init.config.program().cloned();
+    let program = program.ok_or_else(|| Error::internal("a guard without a program"))?;
+    let (state, AcceptSources { listeners, .. }, loop_jobs) = worker::create_state(init)?;
+    worker_shared::set_current(&state);
+    tokio::task::spawn_local(worker_shared::run_loop_jobs(Rc::clone(&state), loop_jobs));
+    // If this fails, the task that reads the channel notices that the primary is gone.
+    let _ = state.channel.send(&WorkerReport::Online);
+    tokio::task::spawn_local(primary_channel::follow_primary(Rc::clone(&state)));
+    tokio::task::spawn_local(worker_shared::follow_drain_requests(Rc::clone(&state)));
+    let notify_socket = NotifySocket::bind()
+        .map_err(|e| Error::system("bind the socket for READY=1 of the program", e))?;
+    // Half of it, as systemd recommends to its services, so that one lost sign is no alarm.
+    let interval = state.config.stall_warn.or(state.config.stall_timeout);
+    let watchdog = RefCell::new(Watchdog::new(interval, Instant::now()));
+    let guard = Rc::new(Guard {
+        state,
+        program,
+        listeners,
+        notify_socket,
+        watchdog,
+        process: RefCell::default(),
+        is_ready: Cell::new(false),
+    });
+    let timer =
+        heartbeat::create_timer().map_err(|e| Error::system("create the heartbeat timer", e))?;
+    tokio::task::spawn_local(Rc::clone(&guard).run_heartbeat(timer, terminate, abort));
+    let outcome = guard.run().await;
+    shutdown::finish_messages(&guard.state, true).await;
+    outcome
+}
+
+impl Guard {
+    /// Starts the program, waits until it is ready, and then until it exits or has to stop.
+    async fn run(self: &Rc<Self>) -> Result<GuardExit> {
+        if let Err(e) = self.start() {
+            return Ok(self.report_boot_failure(&e.to_string()));
+        }
+        let exited = match self.wait_until_ready().await {
+            BootOutcome::Ready(by) => {
+                self.report_ready(by)?;
+                tokio::select! {
+                    status = self.wait_for_exit() => Some(status),
+                    () = self.follow_notifications() => None,
+                    () = self.keep_probing() => None,
+                    () = self.state.drain.wait_started() => None,
+                }
+            }
+            BootOutcome::Exited(status) => {
+                let why = self.describe_boot_exit(status);
+                self.kill_rest().await;
+                return Ok(self.report_boot_failure(&why));
+            }
+            BootOutcome::Failed(error) => {
+                self.kill_rest().await;
+                return Ok(self.report_boot_failure(&error.to_string()));
+            }
+            BootOutcome::Drained => None,
+        };
+        match exited {
+            Some(status) => {
+                self.kill_rest().await;
+                Ok(GuardExit::Like(status))
+            }
+            None => self.stop().await,
+        }
+    }
+
+    /// Returns the worker's tag with the pid of the program, as the primary shows it.
+    fn tag(&self) -> WorkerTag {
+        let program = self.process.borrow().as_ref().map(ProgramProcess::pid);
+        WorkerTag { pid: program.or(self.state.tag.pid), ..self.state.tag }
+    }
+
+    /// Starts the program, and tells the primary its pid.
+    fn start(&self) -> Result<()> {
+        let tag = self.state.tag;
+        let pid = start_program(&self.program, tag, &self.listeners, self.notify_socket.address())?;
+        let process = PidFd::open(pid).and_then(|pidfd| ProgramProcess::new(pid, pidfd));
+        let process = process
+            .map_err(|e| Error::system(format!("watch {} (pid {pid})", self.program.name()), e))?;
+        self.process.replace(Some(process));
+        self.state.worker_page.set_program_pid(pid);
+        // If this fails, the primary is gone, which the task that reads the channel notices.
+        let _ = self.state.channel.send(&WorkerReport::ProgramStarted { pid });
+        log::debug!("{tag} started {}; program_pid={pid}", self.program.command_line());
+        Ok(())
+    }
+
+    async fn wait_until_ready(&self) -> BootOutcome {
+        let boot_timeout = self.state.config.boot_timeout;
+        let give_up = boot_timeout.saturating_sub(BOOT_REPORT_TIME).max(boot_timeout / 2);
+        tokio::select! {
+            biased;
+            () = self.state.drain.wait_started() => BootOutcome::Drained,
+            by = self.decide_readiness() => by.map_or_else(BootOutcome::Failed, BootOutcome::Ready),
+            status = self.wait_for_exit() => BootOutcome::Exited(status),
+            () = tokio::time::sleep(give_up) => BootOutcome::Failed(self.not_ready_error(give_up)),
+        }
+    }
+
+    /// Waits until what decides says that the program is ready, and returns what that was.
+    async fn decide_readiness(&self) -> Result<&'static str> {
+        match self.program.readiness() {
+            Readiness::After(time) => {
+                tokio::time::sleep(*time).await;
+                Ok("ready-after")
+            }
+            Readiness::Http(path) => {
+                let probe = self.create_probe(path)?;
+                while !probe.ask().await.is_ready() {
+                    tokio::time::sleep(PROBE_INTERVAL).await;
+                }
+                self.watchdog.borrow_mut().record_sign(Instant::now());
+                Ok("ready-http")
+            }
+            readiness => {
+                let by_notification = readiness.accepts_notification();
+                let by_listening = readiness.accepts_listening();
+                tokio::select! {
+                    () = self.wait_for_notification(), if by_notification => Ok("READY=1"),
+                    () = self.wait_until_listening(), if by_listening => Ok("listening"),
+                }
+            }
+        }
+    }
+
+    async fn wait_for_notification(&self) {
+        loop {
+            let said = self.notify_socket.receive().await;
+            self.record_notifications(&said);
+            if said.contains(&Notification::Ready) {
+                return;
+            }
+        }
+    }
+
+    /// Waits until the kernel shows that the program waits for connections on one of its sockets.
+    async fn wait_until_listening(&self) {
+        loop {
+            tokio::time::sleep(READY_CHECK_INTERVAL).await;
+        }
+    }
+
+    fn report_ready(&self, by: &str) -> Result<()> {
+        let state = &self.state;
+        self.is_ready.set(true);
+        state.worker_page.set_state(WorkerState::Serving);
+        state.worker_page.set_accepting(true);
+        state.shared.messages.finish_boot();
+        log::info!("{} {} is ready; decided_by={by}", self.tag(), self.program.name());
+        state.channel.send(&WorkerReport::Ready).map_err(|e| {
+            Error::system(format!("report to the primary that {} is ready", state.tag), e)
+        })
+    }
+
+    /// Reads what the program says, for ever.
+    async fn follow_notifications(&self) {
+        loop {
+            let said = self.notify_socket.receive().await;
+            self.record_notifications(&said);
+        }
+    }
+
+    fn record_notifications(&self, said: &[Notification]) {
+        for notification in said {
+            let now = Instant::now();
+            match notification {
+                Notification::Watchdog => self.watchdog.borrow_mut().record_sign(now),
+                Notification::WatchdogTrigger => self.watchdog.borrow_mut().trigger(now),
+                Notification::Status(text) => {
+                    let text = crate::text::printable(text);
+                    log::debug!("{} {} says: {text}", self.tag(), self.program.name());
+                }
+                Notification::Ready | Notification::Stopping => {}
+            }
+        }
+    }
+
+    /// Probes a program with `ready-http` for ever: an answer of any status is a sign of life.
+    async fn keep_probing(&self) {
+        let Readiness::Http(path) = self.program.readiness() else {
+            return std::future::pending().await;
+        };
+        let Ok(probe) = self.create_probe(path) else { return std::future::pending().await };
+        let interval = self.state.config.stall_warn.map_or(Duration::from_secs(1), |warn| warn / 3);
+        loop {
+            tokio::time::sleep(interval.max(PROBE_INTERVAL)).await;
+            if probe.ask().await.is_answered() {
+                self.watchdog.borrow_mut().record_sign(Instant::now());
+            }
+        }
+    }
+
+    fn create_probe(&self, path: &str) -> Result<HttpProbe> {
+        let own = self.listeners.iter().find(|one| !one.is_shared_by_all_workers());
+        let probe = own.and_then(|one| HttpProbe::new(one.tcp()?, one.slot.0, path));
+        probe.ok_or_else(|| {
+            Error::config(format!(
+                "ready-http {path} cannot reach one worker: that needs a TCP address with IPv4 and dispatch = reuseport or ip-hash; \
+                 give one, or ready = notify"
+            ))
+        })
+    }
+
+    /// Waits until the program has exited. Resolves at once, with the same status, from then on.
+    async fn wait_for_exit(&self) -> ExitStatus {
+        let Some(process) = self.process.borrow().clone() else {
+            return std::future::pending().await;
+        };
+        process.wait_for_exit().await
+    }
+
+    /// Asks the program to stop, and kills what is left at the drain deadline.
+    async fn stop(&self) -> Result<GuardExit> {
+        let process = self.process.borrow().clone();
+        let Some(process) = process else { return Ok(GuardExit::Status(exit::OK)) };
+        process.signal(self.program.stop_signal_number());
+        // A stopped process handles its signal only when it continues.
+        process.signal(Signal::SIGCONT);
+        tokio::select! {
+            status = self.wait_for_exit() => {
+                self.stop_rest().await;
+                Ok(match status.code() {
+                    Some(code) if code != 0 => GuardExit::Like(status),
+                    // Also if the stop signal has ended it, as it does without a handler.
+                    Some(_) | None => GuardExit::Status(exit::OK),
+                })
+            }
+            () = self.state.drain.wait_for_deadline() => {
+                log::warn!(
+                    "{} {} has not stopped within the graceful timeout, killing it; program_pid={}",
+                    self.state.tag, self.program.name(), process.pid()
+                );
+                self.kill_rest().await;
+                Ok(GuardExit::Status(exit::OK))
+            }
+        }
+    }
+
+    /// Asks the descendants that the program has left to stop, waits for them, and kills them at the drain deadline.
+    async fn stop_rest(&self) {
+        let signal = self.program.stop_signal_number();
+        super::process::signal_children(signal);
+        super::process::signal_children(Signal::SIGCONT);
+        tokio::select! {
+            () = super::process::wait_for_children() => {}
+            () = self.state.drain.wait_for_deadline() => self.kill_rest().await,
+        }
+    }
+
+    /// Kills the program and all its descendants.
+    async fn kill_rest(&self) {
+        // Reaped below, so nothing may be sent to its pid any more.
+        self.process.take();
+        if !super::process::kill_all_children().await {
+            log::error!(
+                "{} some processes of {} do not die: they wait for a device; the primary kills their group",
+                self.state.tag,
+                self.program.name()
+            );
+        }
+    }
+
+    /// Reports a failed boot to the primary, and returns the exit status.
+    fn report_boot_failure(&self, reason: &str) -> GuardExit {
+        // If sending fails, the primary learns it from the exit status.
+        let _ = self.state.channel.send(&WorkerReport::BootFailed(reason.to_string()));
+        GuardExit::Status(ErrorKind::WorkersCannotBoot.exit_status())
+    }
+
+    /// Describes the exit of a program that was not ready.
+    fn describe_boot_exit(&self, status: ExitStatus) -> String {
+        let name = self.program.name();
+        let left = prefork_os::process::child_pids(std::process::id());
+        match (status.code(), left.first()) {
+            (Some(0), Some(pid)) => format!(
+                "{name} exited with status 0 before it was ready, and left pid {pid} running: it seems to go to the background; make it \
+                 stay in the foreground (its option is often --no-daemon, --foreground or 'daemon off')"
+            ),
+            (Some(code), _) => format!(
+                "{name} exited with status {code} before it was ready; if it says that the address is in use, it binds the port itself: \
+                 make it use the socket that it inherits as descriptor 3 ({{fd}} in its arguments)"
+            ),
+            (None, _) => format!("{name} was ended before it was ready: {status}"),
+        }
+    }
+
+    fn not_ready_error(&self, waited: Duration) -> Error {
+        let name = self.program.name();
+        let waited = crate::text::HumanDuration(waited);
+        let wanted = match self.program.readiness() {
+            Readiness::Notify => {
+                "it has not sent READY=1 to NOTIFY_SOCKET (ready = notify)".to_string()
+            }
+            Readiness::Http(path) => {
+                format!("GET {path} is not answered with a status from 200 to 399 (ready-http)")
+            }
+            _ => "it does not wait for connections on the socket that it inherits as descriptor 3"
+                .to_string(),
+        };
+        Error::application(format!("{name} is not ready after {waited}"), wanted)
+    }
+
+    /// Publishes heartbeats as long as the program is not frozen, reaps orphans, and passes signals on.
+    async fn run_heartbeat(
+        self: Rc<Self>,
+        mut timer: prefork_os::interval_timer::IntervalTimer,
+        terminate: Arc<AtomicBool>,
+        abort: Arc<AtomicBool>,
+    ) {
+        let state = &self.state;
+        loop {
+            let late = timer.tick().await;
+            state.worker_page.record_loop_lag(late);
+            if !self.watchdog.borrow().is_frozen(Instant::now()) {
+                state.worker_page.record_heartbeat(LocalWorkerState::monotonic_ms());
+            }
+            super::process::reap_orphans(self.process.borrow().as_ref().map(ProgramProcess::pid));
+            if terminate.swap(false, Ordering::Relaxed) {
+                log::info!("{} received SIGTERM directly, and drains", state.tag);
+                state.begin_own_drain(&WorkerReport::Retiring);
+            }
+            // The supervisor aborts a stalled worker so that its core dump shows where it hangs.
+            if abort.swap(false, Ordering::Relaxed)
+                && let Some(process) = &*self.process.borrow()
+            {
+                process.signal(Signal::SIGABRT);
+            }
+        }
+    }
+}

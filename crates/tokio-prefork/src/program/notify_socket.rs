@@ -1,0 +1,139 @@
+//! The socket on which a program says that it is ready: the receiving side of sd_notify(3).
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, setsockopt, sockopt};
+use tokio::io::unix::AsyncFd;
+
+use prefork_os::async_fd::register_readable;
+use prefork_os::system::random_u64;
+
+/// The longest message that is read. systemd takes 4096 bytes.
+const MAX_MESSAGE_BYTES: usize = 4096;
+
+/// What a program has said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Notification {
+    /// `READY=1`.
+    Ready,
+    /// `WATCHDOG=1`.
+    Watchdog,
+    /// `WATCHDOG=trigger`: the program says that it hangs.
+    WatchdogTrigger,
+    /// `STOPPING=1`: it exits by its own decision.
+    Stopping,
+    /// `STATUS=`: a line for people.
+    Status(String),
+}
+
+/// The socket of one worker.
+pub(super) struct NotifySocket {
+    socket: AsyncFd<OwnedFd>,
+    address: String,
+}
+
+impl NotifySocket {
+    /// Binds a socket with an abstract name that nobody can guess.
+    pub(super) fn bind() -> io::Result<NotifySocket> {
+        let name = format!("prefork-notify/{}/{:016x}", std::process::id(), random_u64()?);
+        let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+        socket.set_nonblocking(true)?;
+        setsockopt(&socket, sockopt::PassCred, &true)?;
+        let socket = register_readable(socket.into())?;
+        Ok(NotifySocket { socket, address: format!("@{name}") })
+    }
+
+    /// Returns the value of `NOTIFY_SOCKET`.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Waits for the next message, and returns what it says that is understood. Messages of other users than this process's and root
+    /// are dropped.
+    ///
+    /// The sender's pid is not looked at: systemd-notify(1) has often exited by then.
+    pub(super) async fn receive(&self) -> Vec<Notification> {
+        let own = nix::unistd::geteuid().as_raw();
+        loop {
+            // The descriptor is registered, so this fails only when the runtime ends.
+            let Ok(mut ready) = self.socket.readable().await else {
+                return std::future::pending().await;
+            };
+            match ready.try_io(receive_message) {
+                Ok(Ok((user, text))) if user == own || user == 0 => return parse_message(&text),
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+}
+
+fn receive_message(socket: impl AsFd) -> io::Result<(u32, String)> {
+    const NOBODY: u32 = u32::MAX;
+    let mut buffer = [0; MAX_MESSAGE_BYTES];
+    let mut control = nix::cmsg_space!(nix::sys::socket::UnixCredentials, [RawFd; 8]);
+    let mut parts = [io::IoSliceMut::new(&mut buffer)];
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    let message =
+        recvmsg::<UnixAddr>(socket.as_fd().as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+    let (mut user, length) = (NOBODY, message.bytes);
+    for part in message.cmsgs()? {
+        match part {
+            ControlMessageOwned::ScmCredentials(sender) => user = sender.uid(),
+            // Of FDSTORE=1 and BARRIER=1: the sender of a barrier waits until they are closed.
+            ControlMessageOwned::ScmRights(fds) => close_all(&fds),
+            _ => {}
+        }
+    }
+    Ok((user, String::from_utf8_lossy(&buffer[..length]).into_owned()))
+}
+
+/// Closes descriptors that came with a message.
+fn close_all(fds: &[RawFd]) {
+    for fd in fds {
+        // The kernel has just made it, so nobody else has it.
+        let _ = nix::unistd::close(*fd);
+    }
+}
+
+fn parse_message(text: &str) -> Vec<Notification> {
+    text.lines()
+        .filter_map(|line| match line.split_once('=')? {
+            ("READY", "1") => Some(Notification::Ready),
+            ("WATCHDOG", "1") => Some(Notification::Watchdog),
+            ("WATCHDOG", "trigger") => Some(Notification::WatchdogTrigger),
+            ("STOPPING", "1") => Some(Notification::Stopping),
+            ("STATUS", status) => Some(Notification::Status(status.to_string())),
+            _ => None,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("runtime").block_on(future)
+    }
+
+    #[test]
+    fn messages_of_the_same_user_are_understood() {
+        let text = "STATUS=warm\nREADY=1\nMAINPID=1\nWATCHDOG=1";
+        let wanted =
+            vec![Notification::Status("warm".into()), Notification::Ready, Notification::Watchdog];
+        assert_eq!(parse_message(text), wanted);
+        block_on(async {
+            let socket = NotifySocket::bind().expect("bind");
+            let address = SocketAddr::from_abstract_name(&socket.address()[1..]).expect("name");
+            let sender = UnixDatagram::unbound().expect("socket");
+            sender.send_to_addr(b"READY=1", &address).expect("send");
+            sender.send_to_addr(b"STOPPING=1", &address).expect("send");
+            assert_eq!(socket.receive().await, [Notification::Ready]);
+            assert_eq!(socket.receive().await, [Notification::Stopping]);
+        });
+    }
+}
