@@ -1,6 +1,6 @@
 //! What a program adds to the keys of the server.
 
-use super::key::Key;
+use super::key::{Key, RefusedKey};
 use crate::config::{Config, ConfigBuilder, ControlSocket};
 use crate::error::Result;
 
@@ -33,6 +33,10 @@ use crate::error::Result;
 pub trait AppKeys: Default + Clone + Send + Sync + 'static {
     /// The keys of the application. Their names differ from those of the server.
     const KEYS: &'static [Key<Self>] = &[];
+
+    /// Keys that this program does not take, of the server or of other programs that read the same file. They are not in the
+    /// help; each of them as a flag, a variable or in the file is an error with its reason. Default: none.
+    const REFUSED_KEYS: &'static [RefusedKey] = &[];
 
     /// Whether the program reads other names itself: variables with its prefix, and the table `[app]` of the file
     /// ([`Settings::app_table`](super::Settings::app_table)). If not, such a variable gives a warning and such a table an

@@ -51,6 +51,26 @@ impl<A: AppKeys> ConfigSources<A> {
         self
     }
 
+    /// Reads the same sources for a program with other keys.
+    pub fn with_keys<B: AppKeys>(self) -> ConfigSources<B> {
+        let ConfigSources { program, flags, config_file, env, keys: _ } = self;
+        ConfigSources { program, flags, config_file, env, keys: PhantomData }
+    }
+
+    /// Returns whether a flag, a variable of the program or the file sets the key of this name, whatever its value.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read. What is in it is not checked.
+    pub fn sets_key(&self, name: &str) -> Result<bool> {
+        let env = self.environment();
+        if self.flags.contains_key(name) || env.own_var_of(name).is_some() {
+            return Ok(true);
+        }
+        let Some((_, text)) = self.read_file(&env)? else { return Ok(false) };
+        Ok(toml::from_str::<toml::Table>(&text).is_ok_and(|table| table.contains_key(name)))
+    }
+
     /// Reads the configuration file, if one is named, and resolves all values.
     ///
     /// # Errors
@@ -58,13 +78,19 @@ impl<A: AppKeys> ConfigSources<A> {
     /// A value, a name or the file is invalid. The error names the flag, the variable or the line of the file; its exit
     /// status is 78.
     pub fn resolve(&self) -> Result<Settings<A>> {
-        let env = Environment::new(env_prefix(self.program.name), self.env.iter().cloned());
-        let path = self.config_file.clone().or_else(|| env.config_file().map(PathBuf::from));
-        let file = match path {
-            Some(path) => Some((path.clone(), file::read_config_file(&path)?)),
-            None => None,
-        };
+        let env = self.environment();
+        let file = self.read_file(&env)?;
         resolve_settings(&self.program, &self.flags, &env, file)
+    }
+
+    fn environment(&self) -> Environment {
+        Environment::new(env_prefix(self.program.name), self.env.iter().cloned())
+    }
+
+    /// Returns path and text of the configuration file, if one is named.
+    fn read_file(&self, env: &Environment) -> Result<Option<(PathBuf, String)>> {
+        let path = self.config_file.clone().or_else(|| env.config_file().map(PathBuf::from));
+        path.map(|path| Ok((path.clone(), file::read_config_file(&path)?))).transpose()
     }
 
     /// Resolves all values again and logs the warnings, for [`Cluster::reload_with`](crate::Cluster::reload_with).

@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use super::key::KeyInfo;
 use crate::error::Error;
 
-/// Where a value comes from. Displays as `--workers`, `MYAPP_WORKERS`, `/etc/myapp.toml:12` or `default`.
+/// Where a value comes from. Displays as `--workers`, `command line`, `MYAPP_WORKERS`, `/etc/myapp.toml:12` or `default`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ValueSource {
     /// The command line; holds the name of the flag without dashes.
     Flag(&'static str),
+    /// The positional arguments of the command line.
+    Arguments,
     /// The environment; holds the name of the variable.
     Env(String),
     /// The configuration file.
@@ -29,6 +31,7 @@ impl fmt::Display for ValueSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ValueSource::Flag(name) => write!(f, "--{name}"),
+            ValueSource::Arguments => f.write_str("command line"),
             ValueSource::Env(name) => f.write_str(name),
             ValueSource::File { path, line } => write!(f, "{}:{line}", path.display()),
             ValueSource::Default => f.write_str("default"),
@@ -95,7 +98,11 @@ impl ConfiguredValue {
     /// Returns the value of a flag, which was given once or more.
     pub(super) fn from_flag(key: &KeyInfo, texts: &[String]) -> ConfiguredValue {
         let items = texts.iter().map(|text| ValueText::quoted(text)).collect();
-        ConfiguredValue { items, is_list: key.is_list, source: ValueSource::Flag(key.name) }
+        let source = match key.is_positional {
+            true => ValueSource::Arguments,
+            false => ValueSource::Flag(key.name),
+        };
+        ConfiguredValue { items, is_list: key.is_list || key.is_positional, source }
     }
 
     /// Returns a value that is not a list.
@@ -129,6 +136,17 @@ impl ConfiguredValue {
         Ok(parsed)
     }
 
+    /// Returns the words of a key that takes several: the items of a list, or what `split` makes of a single text.
+    pub(super) fn parse_words(
+        &self,
+        split: fn(&str) -> Result<Vec<String>, String>,
+    ) -> Result<Vec<String>, ValueError> {
+        match self.items.as_slice() {
+            [item] if !self.is_list => parse_value_text(item, split),
+            items => Ok(items.iter().map(|item| item.text.clone()).collect()),
+        }
+    }
+
     /// Parses the values of a key that takes several, one after the other.
     pub(super) fn parse_list(
         &self,
@@ -149,7 +167,7 @@ impl ConfiguredValue {
             ValueSource::Flag(_) | ValueSource::Env(_) => {
                 format!("{} = {shown} {reason}", self.source)
             }
-            ValueSource::Default => format!("{key} = {shown} {reason}"),
+            ValueSource::Arguments | ValueSource::Default => format!("{key} = {shown} {reason}"),
         })
     }
 

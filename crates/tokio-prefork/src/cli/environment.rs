@@ -10,6 +10,11 @@ use crate::error::{Error, Result};
 /// Variables with the prefix of the command `prefork` that an upgrade sets.
 const UPGRADE_VARS: [&str; 2] = ["PREFORK_PROOF", "PREFORK_MANIFEST"];
 
+/// Returns the environment variable of a key: `MYAPP_GRACEFUL_TIMEOUT` for the prefix `MYAPP_`.
+pub(super) fn own_var(prefix: &str, name: &str) -> String {
+    format!("{prefix}{}", name.replace('-', "_").to_ascii_uppercase())
+}
+
 /// Returns the prefix of the variables of a program: `MY_APP_` for `my-app`.
 pub(super) fn env_prefix(program: &str) -> String {
     let upper = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
@@ -41,6 +46,11 @@ impl Environment {
 
     fn config_var(&self) -> String {
         format!("{}CONFIG", self.prefix)
+    }
+
+    /// Returns the program's own variable for a key of this name, if it is set.
+    pub(super) fn own_var_of(&self, name: &str) -> Option<String> {
+        Some(own_var(&self.prefix, name)).filter(|var| self.variables.contains_key(var))
     }
 
     /// Returns the value of a key: from the program's own variable, else from an alias.

@@ -75,6 +75,18 @@ pub enum Field<T> {
         /// Formats the field so that its values can be parsed again, with commas between them.
         format: fn(&T) -> String,
     },
+    /// Several words that belong together, such as a program and its arguments: a list takes each item as one word, a single
+    /// text is split.
+    Words {
+        /// Placeholder of the value in the help.
+        value_name: &'static str,
+        /// Splits a text into words. An error completes a sentence that begins with `KEY = VALUE`.
+        split: fn(&str) -> Result<Vec<String>, String>,
+        /// Joins words into a text that `split` splits again.
+        join: fn(&[String]) -> String,
+        /// The field.
+        field: fn(&mut T) -> &mut Vec<String>,
+    },
     /// A value of any other type.
     Other {
         /// Placeholder of the value in the help.
@@ -123,6 +135,7 @@ impl<T> Field<T> {
             Field::OptionalText { value_name, .. }
             | Field::Text { value_name, .. }
             | Field::List { value_name, .. }
+            | Field::Words { value_name, .. }
             | Field::Other { value_name, .. } => value_name,
         }
     }
@@ -186,6 +199,9 @@ impl<T> Field<T> {
                 clear(target);
                 configured.parse_list(*may_be_empty, |text| add(target, text))?;
             }
+            Field::Words { split, field, .. } => {
+                *field(target) = configured.parse_words(*split)?;
+            }
             Field::Other { parse, .. } => configured.parse_one(|text| parse(target, text))?,
         }
         Ok(())
@@ -219,6 +235,7 @@ impl<T> Field<T> {
             Field::FileMode(field) => or_word(*field(target), "", |mode| format!("{mode:04o}")),
             Field::OptionalText { field, .. } => field(target).clone().unwrap_or_default(),
             Field::Text { field, .. } => field(target).clone(),
+            Field::Words { join, field, .. } => join(field(target)),
             Field::List { format, .. } | Field::Other { format, .. } => format(target),
         }
     }

@@ -16,7 +16,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::configured_value::{ConfiguredValue, ValueSource, ValueText, quote_for_error};
 use super::did_you_mean::nearest_name;
-use super::key::KeyInfo;
+use super::key::{KeyInfo, RefusedKey};
 use crate::error::{Error, Result};
 
 /// Maximum size of a configuration file in bytes: 1 MiB. A larger file is probably the wrong one.
@@ -75,6 +75,7 @@ pub(super) fn parse_config_file(
     path: &Path,
     text: &str,
     keys: &[KeyInfo],
+    refused_keys: &[RefusedKey],
     has_app_table: bool,
 ) -> Result<BTreeMap<&'static str, ConfiguredValue>> {
     let table = DeTable::parse(text).map_err(|error| {
@@ -92,6 +93,9 @@ pub(super) fn parse_config_file(
         }
         let line = line_number(text, name.span().start);
         let at = ValueSource::File { path: path.to_path_buf(), line };
+        if let Some(refused) = refused_keys.iter().find(|key| key.name == name.get_ref()) {
+            return Err(Error::config(format!("{at}: {} {}", refused.name, refused.reason)));
+        }
         let key = find_known_key(keys, name.get_ref(), value.get_ref(), has_app_table)
             .map_err(|why| Error::config(format!("{at}: {why}")))?;
         all.insert(key.name, configured_value(text, &value, at));

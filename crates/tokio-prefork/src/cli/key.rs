@@ -2,6 +2,7 @@
 
 use super::app_keys::AppKeys;
 use super::configured_value::{ConfiguredValue, ValueError};
+use super::environment::own_var;
 use super::field::Field;
 use super::server_keys::SERVER_KEYS;
 
@@ -16,6 +17,16 @@ pub struct Key<T: 'static> {
     pub(super) field: Field<T>,
     pub(super) aliases: &'static [EnvAlias],
     pub(super) help: &'static str,
+    is_positional: bool,
+}
+
+/// A key that a program does not take, and the reason, which an error about it shows.
+#[derive(Debug, Clone, Copy)]
+pub struct RefusedKey {
+    /// Name of the key.
+    pub name: &'static str,
+    /// Completes a sentence that begins with the name, and says what to do instead.
+    pub reason: &'static str,
 }
 
 /// A conventional environment variable, such as `PORT`, that sets a key.
@@ -43,12 +54,19 @@ impl<T> Key<T> {
         field: Field<T>,
         help: &'static str,
     ) -> Key<T> {
-        Key { name, short: None, heading, field, aliases: &[], help }
+        Key { name, short: None, heading, field, aliases: &[], help, is_positional: false }
     }
 
     /// Sets the one-letter form of the flag.
     pub const fn short(mut self, letter: char) -> Key<T> {
         self.short = Some(letter);
+        self
+    }
+
+    /// Makes the key the positional arguments of the command line instead of a flag. All that follows the first of them
+    /// belongs to it, also what looks like a flag.
+    pub const fn positional(mut self) -> Key<T> {
+        self.is_positional = true;
         self
     }
 
@@ -76,6 +94,7 @@ impl<T> Key<T> {
             value_name: self.field.value_name(),
             is_list: self.field.is_list(),
             is_switch: self.field.is_switch(),
+            is_positional: self.is_positional,
             default: self.field.format_value(defaults),
         }
     }
@@ -101,6 +120,8 @@ pub struct KeyInfo {
     pub is_list: bool,
     /// Whether the flag without a value means `true`.
     pub is_switch: bool,
+    /// Whether the key is the positional arguments of the command line instead of a flag.
+    pub is_positional: bool,
     /// The default in text that can be parsed again; empty if there is none.
     pub default: String,
 }
@@ -108,17 +129,20 @@ pub struct KeyInfo {
 impl KeyInfo {
     /// Returns the environment variable of a program: `MYAPP_GRACEFUL_TIMEOUT` for the prefix `MYAPP_`.
     pub(super) fn env_var(&self, prefix: &str) -> String {
-        format!("{prefix}{}", self.name.replace('-', "_").to_ascii_uppercase())
+        own_var(prefix, self.name)
     }
 }
 
 /// The heading that stays last in the help.
 pub(super) const GENERAL_HEADING: &str = "General";
 
-/// Returns all keys of a program with the keys `A`, grouped by heading: those of the server first, `General` last.
+/// Returns all keys of a program with the keys `A`, grouped by heading: those of the server first, `General` last. Keys that it
+/// refuses are not among them.
 pub fn all_keys<A: AppKeys>() -> Vec<KeyInfo> {
     let (mut config, mut app) = (A::server_defaults().config, A::default());
-    let server = SERVER_KEYS.iter().map(|key| key.describe(&mut config));
+    let is_refused = |name| A::REFUSED_KEYS.iter().any(|refused| refused.name == name);
+    let server = SERVER_KEYS.iter().filter(|key| !is_refused(key.name));
+    let server = server.map(|key| key.describe(&mut config));
     let keys: Vec<KeyInfo> =
         server.chain(A::KEYS.iter().map(|key| key.describe(&mut app))).collect();
     let mut headings: Vec<&str> = Vec::new();

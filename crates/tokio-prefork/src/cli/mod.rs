@@ -51,7 +51,7 @@ pub use config_sources::ConfigSources;
 pub use configured_value::ValueSource;
 pub use did_you_mean::nearest_name;
 pub use field::{Field, parse_value};
-pub use key::{EnvAlias, Key, KeyInfo, all_keys};
+pub use key::{EnvAlias, Key, KeyInfo, RefusedKey, all_keys};
 pub use output::{print_stdout, report_clap_error};
 pub use program::{Program, SIGNALS_HELP, cluster, cluster_with_keys, config, run};
 pub use server_args::ServerArgs;

@@ -9,7 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_pars
 use super::app_keys::AppKeys;
 use super::check::CheckFormat;
 use super::config_sources::ConfigSources;
-use super::key::{GENERAL_HEADING, KeyInfo, all_keys};
+use super::key::{GENERAL_HEADING, KeyInfo, RefusedKey, all_keys};
 use super::program::Program;
 use crate::app_name::set_app_name;
 use crate::cluster::Cluster;
@@ -68,7 +68,8 @@ impl<A: AppKeys> ServerArgs<A> {
             .value_parser(value_parser!(PathBuf))
             .help_heading(GENERAL_HEADING)
             .help("Read the configuration from this TOML file [default: none]");
-        all_keys::<A>().iter().map(key_arg).chain([config]).collect()
+        let refused = A::REFUSED_KEYS.iter().map(refused_key_arg);
+        all_keys::<A>().iter().map(key_arg).chain([config]).chain(refused).collect()
     }
 
     /// Returns the format in which `--check-config` asks for the effective configuration, if it was given.
@@ -165,11 +166,13 @@ impl<A: AppKeys> FromArgMatches for ServerArgs<A> {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        let given = |key: &KeyInfo| {
-            let texts = matches.try_get_many::<String>(key.name).ok().flatten()?;
-            Some((key.name, texts.cloned().collect::<Vec<_>>()))
+        let given = |name: &'static str| {
+            let texts = matches.try_get_many::<String>(name).ok().flatten()?;
+            Some((name, texts.cloned().collect::<Vec<_>>()))
         };
-        self.values.extend(all_keys::<A>().iter().filter_map(given));
+        let names = all_keys::<A>().into_iter().map(|key| key.name);
+        self.values
+            .extend(names.chain(A::REFUSED_KEYS.iter().map(|key| key.name)).filter_map(given));
         if let Some(path) = matches.try_get_one::<PathBuf>("config").ok().flatten() {
             self.config_file = Some(path.clone());
         }
@@ -181,7 +184,17 @@ impl<A: AppKeys> FromArgMatches for ServerArgs<A> {
     }
 }
 
+/// Returns a hidden flag, so that the error about it tells the reason.
+fn refused_key_arg(key: &RefusedKey) -> Arg {
+    let arg = Arg::new(key.name).long(key.name).hide(true).action(ArgAction::Append);
+    arg.num_args(0..=1).default_missing_value("true")
+}
+
 fn key_arg(key: &KeyInfo) -> Arg {
+    if key.is_positional {
+        let arg = Arg::new(key.name).value_name(key.value_name).action(ArgAction::Append);
+        return arg.num_args(1..).trailing_var_arg(true).help(key.help);
+    }
     let default = if key.default.is_empty() { "none" } else { &key.default };
     let arg = Arg::new(key.name)
         .long(key.name)

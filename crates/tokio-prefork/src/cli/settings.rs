@@ -9,7 +9,7 @@ use super::app_keys::AppKeys;
 use super::configured_value::{ConfiguredValue, ValueSource};
 use super::environment::Environment;
 use super::file::{self, APP_TABLE};
-use super::key::{self, KeyInfo};
+use super::key::{self, KeyInfo, RefusedKey};
 use super::program::Program;
 use super::server_keys::SERVER_KEYS;
 use crate::config::Config;
@@ -108,7 +108,14 @@ pub(super) fn resolve_settings<A: AppKeys>(
     file: Option<(PathBuf, String)>,
 ) -> Result<Settings<A>> {
     let keys = key::all_keys::<A>();
-    let values = configured_values(&keys, flags, env, file.as_ref(), A::READS_OTHER_NAMES)?;
+    check_refused_keys(A::REFUSED_KEYS, flags, env)?;
+    let in_file = match &file {
+        Some((path, text)) => {
+            file::parse_config_file(path, text, &keys, A::REFUSED_KEYS, A::READS_OTHER_NAMES)?
+        }
+        None => BTreeMap::new(),
+    };
+    let values = configured_values(&keys, flags, env, in_file)?;
     let (mut config, mut app) = (A::server_defaults().config, A::default());
     for key in SERVER_KEYS {
         if let Some(value) = values.get(key.name) {
@@ -135,18 +142,30 @@ pub(super) fn resolve_settings<A: AppKeys>(
     Ok(Settings { config, app, effective_values, warnings, file })
 }
 
+/// Returns an error with the reason if a flag or a variable sets a key that the program does not take.
+fn check_refused_keys(
+    refused_keys: &[RefusedKey],
+    flags: &BTreeMap<&'static str, Vec<String>>,
+    env: &Environment,
+) -> Result<()> {
+    for RefusedKey { name, reason } in refused_keys {
+        if flags.contains_key(name) {
+            return Err(Error::config(format!("--{name} {reason}")));
+        }
+        if let Some(variable) = env.own_var_of(name) {
+            return Err(Error::config(format!("{variable}: {name} {reason}")));
+        }
+    }
+    Ok(())
+}
+
 /// Returns the winning value of each key that is set.
 fn configured_values(
     keys: &[KeyInfo],
     flags: &BTreeMap<&'static str, Vec<String>>,
     env: &Environment,
-    file: Option<&(PathBuf, String)>,
-    has_app_table: bool,
+    mut in_file: BTreeMap<&'static str, ConfiguredValue>,
 ) -> Result<BTreeMap<&'static str, ConfiguredValue>> {
-    let mut in_file = match file {
-        Some((path, text)) => file::parse_config_file(path, text, keys, has_app_table)?,
-        None => BTreeMap::new(),
-    };
     let mut values = BTreeMap::new();
     for key in keys {
         let value = match flags.get(key.name) {

@@ -387,3 +387,96 @@ fn key_names_are_unique() {
     let key = keys.iter().find(|key| key.name == "keep-alive-timeout").expect("key");
     assert_eq!(key.env_var("PREFORK_"), "PREFORK_KEEP_ALIVE_TIMEOUT");
 }
+
+/// Keys of a program that runs another one, and takes no certificates.
+#[derive(Debug, Clone, Default)]
+struct RunKeys {
+    words: Vec<String>,
+}
+
+impl AppKeys for RunKeys {
+    const KEYS: &'static [Key<RunKeys>] = &[Key::<RunKeys>::new(
+        "words",
+        "General",
+        Field::Words {
+            value_name: "WORDS",
+            split: |text| Ok(text.split(' ').map(str::to_string).collect()),
+            join: |words| words.join(" "),
+            field: |s| &mut s.words,
+        },
+        "Words",
+    )
+    .positional()];
+
+    const REFUSED_KEYS: &'static [RefusedKey] = &[
+        RefusedKey { name: "tls-cert", reason: "is refused here" },
+        RefusedKey { name: "root", reason: "belongs to another program" },
+    ];
+
+    const READS_OTHER_NAMES: bool = false;
+}
+
+#[test]
+fn words_are_positional_arguments_a_text_to_split_or_a_list() {
+    const PROGRAM: Program = Program::new("prefork");
+    let words = |line: &str, env: &[(&str, &str)], toml: Option<&str>| {
+        let file = tempfile::NamedTempFile::new().expect("file");
+        std::fs::write(file.path(), toml.unwrap_or_default()).expect("write");
+        let path = file.path().to_str().expect("UTF-8");
+        let argv = ["prefork", "-c", path].into_iter().chain(line.split_terminator(' '));
+        let args = PROGRAM.try_parse_from::<RunKeys>(argv).expect("arguments");
+        let env = env.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        let settings = args.sources(PROGRAM).with_environment(env).resolve().expect("resolves");
+        let effective = settings.effective_values().iter().find(|one| one.key == "words");
+        let source = effective.expect("a key").source.to_string().replace(path, "FILE");
+        (settings.app().words.join("|"), source)
+    };
+    let expected = |words: &str, source: &str| (words.to_string(), source.to_string());
+    let line = "-w 2 node app.js --http2 -w 3 -- x";
+    assert_eq!(words(line, &[], None), expected("node|app.js|--http2|-w|3|--|x", "command line"));
+    let line = "-w 2 -- --odd -c";
+    assert_eq!(words(line, &[], None), expected("--odd|-c", "command line"));
+    let env = [("PREFORK_WORDS", "a,b c")];
+    assert_eq!(words("", &env, Some("words = 'x'")), expected("a,b|c", "PREFORK_WORDS"));
+    assert_eq!(words("", &[], Some("words = 'a b'")), expected("a|b", "FILE:1"));
+    assert_eq!(words("", &[], Some("words = ['a b', 3]")), expected("a b|3", "FILE:1"));
+    assert_eq!(words("y", &env, Some("words = ['x']")), expected("y", "command line"));
+}
+
+#[test]
+fn refused_keys_are_errors_with_their_reason_from_every_source() {
+    let error = |flags: &[(&'static str, &str)], env: &[(&str, &str)], toml: Option<&str>| {
+        resolve_with::<RunKeys>("prefork", flags, env, toml).expect_err("refused").to_string()
+    };
+    assert_eq!(error(&[("tls-cert", "a.pem")], &[], None), "--tls-cert is refused here");
+    assert_eq!(
+        error(&[], &[("PREFORK_ROOT", "/srv")], None),
+        "PREFORK_ROOT: root belongs to another program"
+    );
+    assert_eq!(
+        error(&[], &[], Some("workers = 2\ntls-cert = 'a.pem'")),
+        "prefork.toml:2: tls-cert is refused here"
+    );
+    let names: Vec<&str> = all_keys::<RunKeys>().iter().map(|key| key.name).collect();
+    assert!(!names.contains(&"tls-cert") && names.contains(&"words"), "{names:?}");
+    const PROGRAM: Program = Program::new("prefork");
+    let help = PROGRAM.command::<RunKeys>().render_long_help().to_string();
+    assert!(!help.contains("--tls-cert") && help.contains("[WORDS]..."), "{help}");
+    let args = PROGRAM.try_parse_from::<RunKeys>(["prefork", "--tls-cert", "a.pem", "node"]);
+    let sources = args.expect("a hidden flag").sources(PROGRAM).with_environment([]);
+    let error = sources.resolve().expect_err("refused").to_string();
+    assert_eq!(error, "--tls-cert is refused here");
+}
+
+#[test]
+fn other_keys_read_the_same_sources() {
+    let file = tempfile::NamedTempFile::new().expect("file");
+    std::fs::write(file.path(), "words = 'a b'\nworkers = 3").expect("write");
+    let sources = sources(Some(file.path().to_path_buf()), &[("PREFORK_BACKLOG", "7")]);
+    for (name, is_set) in [("words", true), ("workers", true), ("backlog", true), ("bind", false)] {
+        assert_eq!(sources.sets_key(name).expect("readable"), is_set, "{name}");
+    }
+    assert!(sources.resolve().is_err(), "words is no key of this program");
+    let settings = sources.with_keys::<RunKeys>().resolve().expect("resolves");
+    assert_eq!((settings.app().words.len(), settings.config().backlog()), (2, 7));
+}
