@@ -138,6 +138,14 @@ pub fn open_fd_count(pid: u32) -> Option<u64> {
     }
 }
 
+/// Returns whether process `pid` was started with this environment variable. `false` if it does not exist or belongs to another user.
+pub fn has_environment_variable(pid: u32, name: &str) -> bool {
+    let variables = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    variables.split(|byte| *byte == 0).any(|pair| {
+        pair.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&b'='))
+    })
+}
+
 /// Returns the children of process `pid`, which has one thread. Empty if it does not exist, or if the kernel does not tell.
 pub fn child_pids(pid: u32) -> Vec<u32> {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));

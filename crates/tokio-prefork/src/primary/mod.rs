@@ -25,6 +25,7 @@ mod oom_kills;
 mod pending_requests;
 mod perform_action;
 mod primary_handle;
+mod program_orphans;
 mod reload_config;
 mod round_robin;
 mod service_manager;
@@ -248,6 +249,7 @@ impl Primary {
 
     fn start(&mut self, manifest: Option<&UpgradeManifest>) -> Result<()> {
         self.listeners.set_has_started_serving();
+        self.adopt_program_orphans()?;
         if let Some(manifest) = manifest {
             self.restore_state(manifest)?;
             // The SIGCHLD of a worker that exited during the exec may be lost.

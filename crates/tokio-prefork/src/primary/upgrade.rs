@@ -471,6 +471,7 @@ fn passed_worker(
         kind: tag.kind.to_string(),
         generation: tag.generation.0,
         pid: process.pid,
+        program_pid: process.tag.pid.filter(|pid| *pid != process.pid),
         row: pages.first,
         rows: pages.count,
         board,
@@ -571,6 +572,6 @@ fn worker_tag(worker: &PassedWorker, kinds: &[&'static str]) -> WorkerTag {
         id: WorkerId(worker.id),
         slot: Slot(worker.slot),
         generation: Generation(worker.generation),
-        pid: Some(worker.pid),
+        pid: worker.program_pid.or(Some(worker.pid)),
     }
 }

@@ -327,6 +327,7 @@ impl Primary {
             }
         }
         if prefork_os::parent_death::is_orphan_reaper() {
+            self.kill_program_orphans();
             self.reap_orphans();
         }
     }
@@ -370,7 +371,7 @@ impl Primary {
         let _ = prefork_os::child::signal_child(std::process::id(), Signal::SIGCHLD);
     }
 
-    fn is_own_child(&self, pid: u32) -> bool {
+    pub(super) fn is_own_child(&self, pid: u32) -> bool {
         self.workers.has_pid(pid)
             || self.upgrade.is_check_pid(pid)
             || self.configs.is_lookup_pid(pid)

@@ -10,6 +10,9 @@ use prefork_supervisor::WorkerTag;
 /// The variable that holds the pid of the program. Its value is known after the fork only.
 pub(super) const LISTEN_PID: &str = "LISTEN_PID";
 
+/// The variable that holds the id of the worker. All that a program starts has it.
+pub(crate) const WORKER_VARIABLE: &str = "PREFORK_WORKER";
+
 /// Returns the environment of a program, without [`LISTEN_PID`]: that of this process, the sockets, the address, and what
 /// the program's settings add. The last value of a name counts.
 pub(super) fn program_environment(
@@ -36,7 +39,7 @@ pub(super) fn program_environment(
         set("PORT", addr.port().to_string());
         set("HOST", addr.ip().to_string());
     }
-    set("PREFORK_WORKER", tag.id.to_string());
+    set(WORKER_VARIABLE, tag.id.to_string());
     set("PREFORK_SLOT", tag.slot.to_string());
     for (name, value) in &program.environment {
         variables.retain(|(other, _)| other != name);

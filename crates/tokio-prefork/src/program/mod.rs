@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::worker::WorkerApp;
+pub(crate) use environment::WORKER_VARIABLE;
 use prefork_os::signal::Signal;
 pub use readiness::Readiness;
 pub use stop::StopSignal;

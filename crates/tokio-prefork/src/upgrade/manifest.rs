@@ -299,6 +299,9 @@ pub(crate) struct PassedWorker {
     pub kind: String,
     pub generation: u64,
     pub pid: u32,
+    /// The pid of its foreign program, which stands for the worker in logs.
+    #[serde(default)]
+    pub program_pid: Option<u32>,
     /// The number of its first worker page.
     pub row: usize,
     /// How many adjacent worker pages it has.
@@ -454,6 +457,7 @@ mod tests {
                 kind: "consumer".to_string(),
                 generation: 2,
                 pid: 4712,
+                program_pid: None,
                 row: 2,
                 rows: 1,
                 board: 1,
