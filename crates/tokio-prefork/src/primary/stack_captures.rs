@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::Primary;
 use super::event_log::EventLog;
-use super::workers::KilledChildren;
+use super::workers::{KilledChildren, WorkerProcess};
 use crate::control::Reply;
 use crate::error::Result;
 use crate::scoreboard::WorkerPages;
@@ -25,6 +25,9 @@ const MAX_READERS: usize = 4;
 
 /// How many workers may wait for a reader.
 const MAX_QUEUED: usize = 64;
+
+/// Why there is no stack of a foreign program.
+const PROGRAM_REASON: &str = "the worker runs a program of its own, whose stack only its own tools can show, such as gdb, py-spy or node --inspect";
 
 /// How long the abort of a stalled worker waits until its stack has been logged.
 const MAX_ABORT_DELAY: Duration = Duration::from_millis(700);
@@ -218,6 +221,13 @@ impl Primary {
     }
 
     fn capture_stack(&mut self, worker: WorkerId, purpose: Purpose) {
+        if self.workers.get(&worker).is_some_and(WorkerProcess::runs_program) {
+            // The stack of its guard would say nothing, and a stall has been logged already.
+            if let Purpose::Reply(id) = purpose {
+                self.control.reply(id, &Reply::Refused(PROGRAM_REASON.to_string()));
+            }
+            return;
+        }
         if self.upgrade.is_exec_scheduled() {
             return self.report_no_stack(worker, &[purpose], EXEC_REASON);
         }

@@ -471,7 +471,7 @@ fn passed_worker(
         kind: tag.kind.to_string(),
         generation: tag.generation.0,
         pid: process.pid,
-        program_pid: process.tag.pid.filter(|pid| *pid != process.pid),
+        program_pid: process.tag.pid.filter(|_| process.runs_program()),
         row: pages.first,
         rows: pages.count,
         board,

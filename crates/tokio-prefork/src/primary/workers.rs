@@ -87,6 +87,11 @@ impl WorkerProcess {
         WorkerProcess { leads_group, ..self }
     }
 
+    /// Returns whether this is the guard of a foreign program that has been started.
+    pub(super) fn runs_program(&self) -> bool {
+        self.tag.pid.is_some_and(|shown| shown != self.pid)
+    }
+
     /// Returns whether this is a `web` worker that serves its slot.
     pub(super) fn serves_web(&self, supervisor: &Supervisor) -> bool {
         self.tag.slot.is_web() && supervisor.is_serving(self.tag.id)

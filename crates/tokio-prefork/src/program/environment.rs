@@ -19,7 +19,7 @@ pub(super) fn program_environment(
     program: &Program,
     tag: WorkerTag,
     listeners: &[Listener],
-    notify_socket: &str,
+    service_variables: &[(&str, String)],
 ) -> Vec<(OsString, OsString)> {
     let is_ours = |name: &OsString| {
         name.to_str().is_some_and(|name| SERVICE_MANAGER_VARIABLES.contains(&name))
@@ -34,7 +34,9 @@ pub(super) fn program_environment(
     let names: Vec<String> =
         listeners.iter().map(|one| socket_name(&one.real_addr().to_string())).collect();
     set("LISTEN_FDNAMES", names.join(":"));
-    set("NOTIFY_SOCKET", notify_socket.to_string());
+    for (name, value) in service_variables {
+        set(name, value.clone());
+    }
     if let Some(addr) = listeners.first().and_then(Listener::tcp) {
         set("PORT", addr.port().to_string());
         set("HOST", addr.ip().to_string());

@@ -19,6 +19,7 @@ use super::readiness::Readiness;
 use super::start::start_program;
 use super::watchdog::Watchdog;
 use crate::channel::WorkerReport;
+use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, exit};
 use crate::listener::Listener;
 use crate::status::WorkerState;
@@ -27,6 +28,7 @@ use crate::worker::{
 };
 use crate::worker_init::WorkerInit;
 use prefork_os::child::{PidFd, exit_like};
+use prefork_os::process::process_state;
 use prefork_os::signal::{Signal, register_signal_flag};
 use prefork_supervisor::WorkerTag;
 
@@ -34,6 +36,10 @@ use prefork_supervisor::WorkerTag;
 const READY_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// The time between two probes of a program that is not ready yet.
 const PROBE_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a program that is not ready may take to answer a probe.
+const MAX_PROBE_TIME: Duration = Duration::from_secs(5);
+/// The state of a process that a signal has stopped. Under a debugger it is another one.
+const STOPPED: char = 'T';
 /// How long before the boot timeout the guard itself gives up, to report why.
 const BOOT_REPORT_TIME: Duration = Duration::from_millis(300);
 
@@ -106,9 +112,7 @@ async fn guard_program(init: WorkerInit) -> Result<GuardExit> {
     tokio::task::spawn_local(worker_shared::follow_drain_requests(Rc::clone(&state)));
     let notify_socket = NotifySocket::bind()
         .map_err(|e| Error::system("bind the socket for READY=1 of the program", e))?;
-    // Half of it, as systemd recommends to its services, so that one lost sign is no alarm.
-    let interval = state.config.stall_warn.or(state.config.stall_timeout);
-    let watchdog = RefCell::new(Watchdog::new(interval, Instant::now()));
+    let watchdog = RefCell::new(Watchdog::new(watchdog_interval(&state.config), Instant::now()));
     let guard = Rc::new(Guard {
         state,
         program,
@@ -124,6 +128,13 @@ async fn guard_program(init: WorkerInit) -> Result<GuardExit> {
     let outcome = guard.run().await;
     shutdown::finish_messages(&guard.state, true).await;
     outcome
+}
+
+/// Returns how long a sign of life of the program counts, which is `WATCHDOG_USEC`. Programs give one in half the time.
+///
+/// After it the guard's heartbeat stops, and the time until the stall is reported begins.
+fn watchdog_interval(config: &Config) -> Option<Duration> {
+    config.stall_warn.map(|warn| warn * 2).or(config.stall_timeout)
 }
 
 impl Guard {
@@ -171,7 +182,7 @@ impl Guard {
     /// Starts the program, and tells the primary its pid.
     fn start(&self) -> Result<()> {
         let tag = self.state.tag;
-        let pid = start_program(&self.program, tag, &self.listeners, self.notify_socket.address())?;
+        let pid = start_program(&self.program, tag, &self.listeners, &self.service_variables())?;
         let process = PidFd::open(pid).and_then(|pidfd| ProgramProcess::new(pid, pidfd));
         let process = process
             .map_err(|e| Error::system(format!("watch {} (pid {pid})", self.program.name()), e))?;
@@ -181,6 +192,14 @@ impl Guard {
         let _ = self.state.channel.send(&WorkerReport::ProgramStarted { pid });
         log::debug!("{tag} started {}; program_pid={pid}", self.program.command_line());
         Ok(())
+    }
+
+    /// Returns the variables by which the program reports to this guard.
+    fn service_variables(&self) -> Vec<(&'static str, String)> {
+        let interval = watchdog_interval(&self.state.config);
+        let watchdog = interval.map(|time| ("WATCHDOG_USEC", time.as_micros().to_string()));
+        let notify_socket = self.notify_socket.address().to_string();
+        [("NOTIFY_SOCKET", notify_socket)].into_iter().chain(watchdog).collect()
     }
 
     async fn wait_until_ready(&self) -> BootOutcome {
@@ -204,7 +223,7 @@ impl Guard {
             }
             Readiness::Http(path) => {
                 let probe = self.create_probe(path)?;
-                while !probe.ask().await.is_ready() {
+                while !probe.ask(MAX_PROBE_TIME).await.is_ready() {
                     tokio::time::sleep(PROBE_INTERVAL).await;
                 }
                 self.watchdog.borrow_mut().record_sign(Instant::now());
@@ -279,10 +298,13 @@ impl Guard {
             return std::future::pending().await;
         };
         let Ok(probe) = self.create_probe(path) else { return std::future::pending().await };
-        let interval = self.state.config.stall_warn.map_or(Duration::from_secs(1), |warn| warn / 3);
+        let config = &self.state.config;
+        let Some(interval) = watchdog_interval(config) else { return std::future::pending().await };
+        // An overloaded program answers late. That is no reason to kill it.
+        let answer_timeout = config.stall_timeout.unwrap_or(MAX_PROBE_TIME).max(MAX_PROBE_TIME);
         loop {
-            tokio::time::sleep(interval.max(PROBE_INTERVAL)).await;
-            if probe.ask().await.is_answered() {
+            tokio::time::sleep((interval / 2).max(PROBE_INTERVAL)).await;
+            if probe.ask(answer_timeout).await.is_answered() {
                 self.watchdog.borrow_mut().record_sign(Instant::now());
             }
         }
@@ -398,6 +420,13 @@ impl Guard {
         Error::application(format!("{name} is not ready after {waited}"), wanted)
     }
 
+    /// Returns whether the program gives no sign of life, or a signal has stopped it.
+    fn is_frozen(&self) -> bool {
+        let is_stopped = |process: &ProgramProcess| process_state(process.pid()) == Some(STOPPED);
+        self.watchdog.borrow().is_frozen(Instant::now())
+            || self.process.borrow().as_ref().is_some_and(is_stopped)
+    }
+
     /// Publishes heartbeats as long as the program is not frozen, reaps orphans, and passes signals on.
     async fn run_heartbeat(
         self: Rc<Self>,
@@ -409,7 +438,7 @@ impl Guard {
         loop {
             let late = timer.tick().await;
             state.worker_page.record_loop_lag(late);
-            if !self.watchdog.borrow().is_frozen(Instant::now()) {
+            if !self.is_frozen() {
                 state.worker_page.record_heartbeat(LocalWorkerState::monotonic_ms());
             }
             super::process::reap_orphans(self.process.borrow().as_ref().map(ProgramProcess::pid));

@@ -8,8 +8,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
 
-/// How long an answer may take.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The beginning of a response: `HTTP/1.1 200`.
 const STATUS_BYTES: usize = 12;
 
@@ -64,9 +62,9 @@ impl HttpProbe {
         Some(HttpProbe { target, source, request: request.into_bytes() })
     }
 
-    /// Asks once.
-    pub(super) async fn ask(&self) -> ProbeResult {
-        match timeout(ANSWER_TIMEOUT, self.exchange()).await {
+    /// Asks once, and waits for the answer up to `answer_timeout`.
+    pub(super) async fn ask(&self, answer_timeout: Duration) -> ProbeResult {
+        match timeout(answer_timeout, self.exchange()).await {
             Ok(Ok(head)) => parse_status(&head).map_or(ProbeResult::NoAnswer, ProbeResult::Status),
             Ok(Err(_)) | Err(_) => ProbeResult::NoAnswer,
         }

@@ -20,14 +20,14 @@ pub(super) fn start_program(
     program: &Program,
     tag: WorkerTag,
     listeners: &[Listener],
-    notify_socket: &str,
+    service_variables: &[(&str, String)],
 ) -> Result<u32> {
     for listener in listeners {
         listener.socket.set_nonblocking(false).map_err(|e| {
             Error::system(format!("make the socket of {} blocking", listener.real_addr()), e)
         })?;
     }
-    let environment = program_environment(program, tag, listeners, notify_socket);
+    let environment = program_environment(program, tag, listeners, service_variables);
     let path =
         environment.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path.as_os_str());
     let executable = resolve::find_executable(program.executable(), program.directory(), path)?;
