@@ -143,7 +143,7 @@ const MIX_MULTIPLIERS: [u32; 2] = [0x85eb_ca6b, 0xc2b2_ae35];
 
 /// Memory words of the program.
 const HASH_KEY_WORD: u32 = 0;
-const BEST_SLOT_WORD: u32 = 1;
+const BEST_SOCKET_WORD: u32 = 1;
 
 /// Returns the slot among `healthy` for a client at `address`: what the program computes.
 #[cfg_attr(not(test), expect(dead_code, reason = "documents and tests what the program computes"))]
@@ -181,8 +181,18 @@ fn score_parameters(slot: u32) -> (u32, u32) {
 
 /// Returns the program for these slots; `None` if there are more than [`MAX_SLOTS`].
 pub(super) fn assemble(healthy: &[u32]) -> Option<Vec<ClassicBpfInstruction>> {
-    let Some(&first) = healthy.first() else { return Some(vec![return_socket(NO_SOCKET)]) };
-    if healthy.len() > MAX_SLOTS {
+    let own_sockets: Vec<(u32, u32)> = healthy.iter().map(|slot| (*slot, *slot)).collect();
+    assemble_for_sockets(&own_sockets)
+}
+
+/// Returns the program for these slots, each with the number of the socket that its clients reach.
+pub(super) fn assemble_for_sockets(
+    slots_and_sockets: &[(u32, u32)],
+) -> Option<Vec<ClassicBpfInstruction>> {
+    let Some(&(_, first)) = slots_and_sockets.first() else {
+        return Some(vec![return_socket(NO_SOCKET)]);
+    };
+    if slots_and_sockets.len() > MAX_SLOTS {
         return None;
     }
     let mut program =
@@ -207,10 +217,10 @@ pub(super) fn assemble(healthy: &[u32]) -> Option<Vec<ClassicBpfInstruction>> {
     program.extend([
         store_memory(HASH_KEY_WORD),
         load_immediate(first),
-        store_memory(BEST_SLOT_WORD),
+        store_memory(BEST_SOCKET_WORD),
         load_index(0),
     ]);
-    for &slot in healthy {
+    for &(slot, socket) in slots_and_sockets {
         let (salt, factor) = score_parameters(slot);
         // X is the best score so far.
         program.extend([
@@ -219,9 +229,9 @@ pub(super) fn assemble(healthy: &[u32]) -> Option<Vec<ClassicBpfInstruction>> {
             multiply(factor),
             jump_if_above_index(0, 3),
         ]);
-        program.extend([copy_to_index(), load_immediate(slot), store_memory(BEST_SLOT_WORD)]);
+        program.extend([copy_to_index(), load_immediate(socket), store_memory(BEST_SOCKET_WORD)]);
     }
-    program.extend([load_memory(BEST_SLOT_WORD), return_accumulator()]);
+    program.extend([load_memory(BEST_SOCKET_WORD), return_accumulator()]);
     Some(program)
 }
 

@@ -38,6 +38,7 @@ pub(crate) mod queue_wait;
 pub(crate) mod reuseport;
 pub(crate) mod round_robin;
 mod shared;
+mod worker_sockets;
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -54,6 +55,7 @@ pub(crate) use least_conn::load_page::{LoadPage, LoadPageLease};
 pub(crate) use policy::AcceptPath;
 pub use policy::Dispatch;
 use round_robin::ConnectionReceiver;
+pub(crate) use worker_sockets::{AttachedTargets, SocketTarget};
 
 /// Starts the tasks that accept connections in a worker. `queue` is the worker's connection queue if the primary accepts.
 pub(crate) fn start_accepting(

@@ -7,6 +7,8 @@
 //! slot, opened in the order of the slots, which is the order in which the kernel numbers them. The socket of slot 0 is
 //! bound exclusively first and so guards the address. A group never shrinks while its address is served: closing a
 //! socket would reset the connections in its queue. Unix sockets and passed sockets have no group.
+//!
+//! Workers that run a foreign program have a socket for each *worker*: see `worker_sockets`.
 
 mod bind_addr;
 mod bind_socket;
@@ -23,6 +25,7 @@ mod socket_holders;
 #[cfg(test)]
 mod test_support;
 mod unix_addr;
+mod worker_sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -52,7 +55,8 @@ pub(crate) struct Listener {
     pub(crate) addr: ListenAddr,
     /// The address as the kernel has it.
     pub(crate) local: BoundAddr,
-    /// Position in the reuseport group; 0 for a socket without a group.
+    /// Position in the reuseport group; 0 for a socket without a group. Where each worker has a socket, the number by which
+    /// a worker gets it.
     pub(crate) slot: Slot,
     /// Listening, non-blocking, close-on-exec.
     pub(crate) socket: Socket,
@@ -358,6 +362,8 @@ impl ListenerSet {
     ) -> Vec<Listener> {
         let mut taken = std::mem::take(&mut self.listeners);
         taken.retain(|l| named.contains(&l.addr) && l.is_for_slot(slot, socket_per_slot));
+        // A program gets them as descriptors 3, 4 and so on.
+        taken.sort_by_key(|l| named.iter().position(|addr| *addr == l.addr));
         taken
     }
 

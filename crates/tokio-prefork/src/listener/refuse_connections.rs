@@ -39,6 +39,17 @@ impl Listener {
         }
     }
 
+    /// Makes a TCP socket listen again that was shut down, in its reuseport group.
+    pub(super) fn listen_again(&self, backlog: u32) -> Result<()> {
+        self.bind_again().map_err(|e| {
+            Error::system(
+                format!("bind the socket at {} again, which was shut down", self.local),
+                e,
+            )
+        })?;
+        bind_socket::start_listening(self, backlog)
+    }
+
     fn local_tcp(&self) -> Option<SocketAddr> {
         match self.local {
             BoundAddr::Http(tcp) => Some(tcp),

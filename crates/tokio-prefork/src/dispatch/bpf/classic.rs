@@ -18,6 +18,7 @@ pub(in crate::dispatch) const NETWORK_HEADER_OFFSET: u32 = -0x10_0000_i32 as u32
 pub(in crate::dispatch) const RANDOM_NUMBER_OFFSET: u32 = (-0x1000_i32 + 56) as u32;
 
 const LD_WORD: u16 = 0x20;
+const LD_HALF: u16 = 0x28;
 const LD_BYTE: u16 = 0x30;
 const LD_IMMEDIATE: u16 = 0x00;
 const LD_MEMORY: u16 = 0x60;
@@ -46,6 +47,11 @@ fn jump(code: u16, k: u32, jump_true: u8, jump_false: u8) -> ClassicBpfInstructi
 /// Loads the 32-bit word at this offset of the packet into A.
 pub(in crate::dispatch) fn load_word(offset: u32) -> ClassicBpfInstruction {
     instruction(LD_WORD, offset)
+}
+
+/// Loads the 16-bit word at this offset of the packet into A.
+pub(in crate::dispatch) fn load_half_word(offset: u32) -> ClassicBpfInstruction {
+    instruction(LD_HALF, offset)
 }
 
 /// Loads the byte at this offset of the packet into A.
@@ -150,6 +156,7 @@ pub(in crate::dispatch) fn disassemble(program: &[ClassicBpfInstruction]) -> Vec
         };
         let text = match code {
             LD_WORD => format!("ld {}", offset()),
+            LD_HALF => format!("ldh {}", offset()),
             LD_BYTE => format!("ldb {}", offset()),
             LD_IMMEDIATE => format!("ld #{k:#x}"),
             LD_MEMORY => format!("ld M[{k}]"),
@@ -192,6 +199,7 @@ pub(in crate::dispatch) fn interpret(
         match code {
             LD_WORD if k == RANDOM_NUMBER_OFFSET => a = random,
             LD_WORD => a = load(k, 4),
+            LD_HALF => a = load(k, 2),
             LD_BYTE => a = load(k, 1),
             LD_IMMEDIATE => a = k,
             LD_MEMORY => a = memory[k as usize],
