@@ -275,6 +275,12 @@ impl Supervisor {
         self.workers.get(worker).is_some_and(|record| record.heartbeat.is_stopped)
     }
 
+    /// Returns whether the worker was killed by `Action::Kill` and is not reaped yet.
+    pub fn is_killed(&self, worker: WorkerId) -> bool {
+        let record = self.workers.get(worker);
+        record.is_some_and(|record| matches!(record.state, WorkerState::Killed { .. }))
+    }
+
     /// Returns why no worker could boot, if that ended the cluster.
     pub fn boot_failure(&self) -> Option<&str> {
         self.boot_failure.as_deref()

@@ -60,7 +60,9 @@ impl Cluster {
     /// Returns how many sockets each address needs.
     pub(super) fn sockets_per_addr(&self, manifest: Option<&UpgradeManifest>) -> u32 {
         let workers = self.config.supervisor_config().workers;
-        match self.config.dispatch.has_socket_per_slot() {
+        // Those of workers are opened by the primary, which selects among them.
+        let has_socket_per_worker = self.config.has_socket_per_worker();
+        match self.config.dispatch.has_socket_per_slot() && !has_socket_per_worker {
             true => manifest.map_or(workers, |manifest| {
                 let forked = manifest.environments.iter().filter(|(slot, _)| Slot(*slot).is_web());
                 let (current, before) = (manifest.workers_wanted, manifest.workers_configured);

@@ -88,7 +88,6 @@ impl Config {
 
     /// Whether each worker has listening sockets of its own, not only each slot: programs that know nothing of draining leave
     /// connections in theirs.
-    #[allow(dead_code, reason = "its caller lands next")]
     pub(crate) fn has_socket_per_worker(&self) -> bool {
         self.program.is_some() && self.dispatch.has_socket_per_slot()
     }
@@ -185,7 +184,7 @@ impl Config {
             workers,
             max_workers,
             has_socket_per_slot: self.dispatch.has_socket_per_slot(),
-            can_adopt_sockets: true,
+            can_adopt_sockets: self.program.is_none(),
             boot_timeout: self.boot_timeout,
             graceful_timeout: self.graceful_timeout,
             drain_delay: self.drain_delay,

@@ -35,6 +35,9 @@ const MAX_ADDRESS_TARGETS: usize = ip_hash::MAX_SLOTS - 2;
 /// The weight of a socket without waiting connections.
 const MAX_WEIGHT: u32 = 1000;
 
+/// How many waiting connections halve the weight of a socket. A few wait at any busy one.
+const HALF_WEIGHT_QUEUE: u32 = 8;
+
 /// A socket that new connections are sent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SocketTarget {
@@ -118,7 +121,8 @@ fn has_changed(old: &[SocketTarget], new: &[SocketTarget], selection: Selection)
 
 /// Returns the weight of a target: less, the more connections wait in its queue.
 fn weight(target: &SocketTarget) -> u32 {
-    (MAX_WEIGHT / target.queued.saturating_add(1)).max(1)
+    let queued = target.queued.min(MAX_WEIGHT * HALF_WEIGHT_QUEUE);
+    (MAX_WEIGHT * HALF_WEIGHT_QUEUE / (queued + HALF_WEIGHT_QUEUE)).max(1)
 }
 
 /// Returns the program for these targets in a group of `sockets` sockets.
@@ -195,8 +199,8 @@ mod tests {
 
     #[test]
     fn a_socket_whose_queue_is_longer_gets_less() {
-        let busy = SocketTarget { queued: 9, ..target(1, 1) };
-        assert_eq!(weights_by_position(&[target(0, 0), busy]), [1000, 100]);
+        let busy = SocketTarget { queued: 8, ..target(1, 1) };
+        assert_eq!(weights_by_position(&[target(0, 0), busy]), [1000, 500]);
         let stuck = SocketTarget { queued: u32::MAX, ..target(1, 1) };
         assert_eq!(weights_by_position(&[target(0, 0), stuck]), [1000, 1]);
         // Four workers on one shared socket, one with its own.

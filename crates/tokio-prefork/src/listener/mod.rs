@@ -47,6 +47,7 @@ use prefork_os::socket::AcceptQueue;
 use prefork_supervisor::Slot;
 pub(crate) use repair_sockets::RepairedSockets;
 pub use unix_addr::UnixAddr;
+pub(crate) use worker_sockets::WorkerSocketGroup;
 
 /// One listening socket.
 #[derive(Debug)]

@@ -12,7 +12,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::{ListenAddr, Listener, ListenerSet, bind_socket};
+use super::{ListenAddr, Listener, ListenerSet};
 use crate::error::Result;
 use prefork_supervisor::Slot;
 

@@ -23,6 +23,10 @@ impl Primary {
             // A worker whose channel is full hands over to the others; these keep what they get.
             channels.clone().for_each(|channel| drop(channel.send(&order)));
         }
+        if self.worker_sockets.is_some() {
+            // A foreign program accepts from the sockets that it has, and from no others.
+            return;
+        }
         // Without room in any channel, nobody accepts them.
         let _ = channels.any(|channel| {
             self.listeners.listeners.iter().all(|listener| {
@@ -42,6 +46,7 @@ impl Primary {
     pub(super) fn refuse_connections(&mut self) {
         // It holds on to sockets that listen.
         self.stop_kernel_selector();
+        self.set_refusing_on_worker_sockets(true);
         let event_log = &mut self.event_log;
         let refused = self.listeners.refuse_connections(|listener, e| {
             event_log.log_refuse_error(&listener.local.to_string(), e);
@@ -59,6 +64,7 @@ impl Primary {
             Ok(()) => self.event_log.log_listening_again(&self.listeners.bound_addr_texts()),
             Err(e) => self.event_log.log_listen_again_error(&e),
         }
+        self.set_refusing_on_worker_sockets(false);
         self.update_kernel_selector();
     }
 

@@ -170,6 +170,29 @@ impl EventLog {
         self.write_line(error_line(format!("{reason}; falling back to the kernel's hash")));
     }
 
+    /// Logs that new connections cannot be sent to where they should go.
+    pub(super) fn log_steering_error(&mut self, text: &str) {
+        self.write_line(error_line(text.to_string()));
+    }
+
+    pub(super) fn log_shared_socket(&mut self, addr: &dyn Display, reason: &str) {
+        self.write_line(warn_line(format!(
+            "all workers share the socket at {addr} ({reason}): a reload cannot keep new connections from a program that stops"
+        )));
+    }
+
+    pub(super) fn log_socket_restored(&mut self, addr: &dyn Display, index: u32) {
+        self.write_line(warn_line(format!(
+            "a program has shut down its listening socket, listening again; addr={addr} socket={index}"
+        )));
+    }
+
+    pub(super) fn log_reset_connections(&mut self, addr: &dyn Display, count: usize) {
+        self.write_line(warn_line(format!(
+            "reset connections that waited for a worker that has gone; addr={addr} connections={count}"
+        )));
+    }
+
     pub(super) fn log_restart_needed(&mut self, key: &str) {
         self.write_line(warn_line(format!(
             "{key} has changed in the configuration: restart or upgrade to apply it"

@@ -30,7 +30,7 @@ use prefork_os::fd_passing::create_seqpacket_pair;
 use prefork_os::process_group::kill_rest_of_own_group;
 use prefork_os::resource_limits::disable_core_dumps;
 use prefork_os::signal::{BlockedSignals, Signal};
-use prefork_supervisor::{Event, WorkerTag};
+use prefork_supervisor::{Event, Slot, WorkerTag};
 
 /// The resources that a fork passes to the child.
 struct ForkedWorker {
@@ -45,6 +45,8 @@ struct ForkedWorker {
     output: Option<OutputPipes>,
     /// The reading end of the worker's connection queue, under `round-robin`.
     queue: Option<OwnedFd>,
+    /// The index of its listening sockets, where each worker has its own.
+    socket_index: u32,
     primary_pid: u32,
     blocked_signals: BlockedSignals,
     limits: ProcessLimits,
@@ -73,8 +75,12 @@ impl Primary {
         })?;
         // The dispatch policy has to know the slot's socket before the worker counts connections.
         self.update_kernel_selector();
+        let socket_index = match &config {
+            Some(config) => self.take_socket_index(tag, config),
+            None => Ok(0),
+        };
         let lease = config.and_then(|config| self.lease_load_page(tag.slot, &config));
-        let forked = self.fork_with_pages(tag, pages, lease);
+        let forked = socket_index.and_then(|index| self.fork_with_pages(tag, pages, lease, index));
         if forked.is_err() {
             self.scoreboard.release_pages(pages);
             self.remove_dispatch_target(tag.id, lease);
@@ -87,6 +93,7 @@ impl Primary {
         tag: WorkerTag,
         pages: WorkerPages,
         lease: Option<LoadPageLease>,
+        socket_index: u32,
     ) -> Result<u32> {
         let failed = |what: &str, e| Error::system(format!("create {what} for {tag}"), e);
         let channel = create_seqpacket_pair().map_err(|e| failed("a channel", e))?;
@@ -114,7 +121,13 @@ impl Primary {
                 if limits.has_own_group {
                     process.lead_own_group(&mut self.event_log);
                 }
-                self.workers.insert(WorkerProcess { lease, queue, ..process });
+                let socket_addrs = match tag.slot.is_web() && self.worker_sockets.is_some() {
+                    true => config.bind.clone(),
+                    false => Vec::new(),
+                };
+                let process = WorkerProcess { lease, queue, socket_index, socket_addrs, ..process };
+                self.workers.insert(process);
+                self.steer_connections();
                 if let Some(pipes) = output {
                     self.output.add_worker(tag, pipes.into_readers());
                 }
@@ -135,6 +148,7 @@ impl Primary {
                     messages: messages.1,
                     output,
                     queue: queue.map(ConnectionQueue::into_reader),
+                    socket_index,
                     primary_pid,
                     blocked_signals,
                     limits,
@@ -224,7 +238,15 @@ impl Primary {
         // A worker that serves no connections keeps no listening socket.
         let bind = if tag.slot.is_web() { config.bind.as_slice() } else { &[] };
         let per_slot = config.dispatch.has_socket_per_slot();
-        let listeners = self.listeners.take_for_worker(bind, tag.slot, per_slot);
+        let own = match config.has_socket_per_worker() {
+            true => Slot(forked.socket_index),
+            false => tag.slot,
+        };
+        let mut listeners = self.listeners.take_for_worker(bind, own, per_slot);
+        if config.program().is_some() && !per_slot {
+            // So that nobody looks for the connections of one worker there.
+            listeners.iter_mut().for_each(|listener| listener.is_shared_by_all = true);
+        }
         let access_log = self.access_log.take_for_worker(tag.generation);
         let tls = self.make_worker_tls(tag, &config, ticket_keys)?;
         forked.limits.apply(forked.primary_pid)?;

@@ -33,7 +33,7 @@ fn socket_groups<'a>(
     listeners: &'a ListenerSet,
     config: &Config,
 ) -> Vec<(&'a ListenAddr, ReuseportGroup<'a>)> {
-    match config.dispatch.has_kernel_program() {
+    match config.dispatch.has_kernel_program() && !config.has_socket_per_worker() {
         true => {
             listeners.groups(&config.bind).map(|(addr, fds)| (addr, ReuseportGroup(fds))).collect()
         }
@@ -61,6 +61,7 @@ fn describe_backend(policy: Dispatch, backend: &str, reason: Option<&str>) -> St
 impl Primary {
     /// Starts, updates or stops the kernel selector so that it fits the configuration in force.
     pub(super) fn update_kernel_selector(&mut self) {
+        self.steer_connections();
         let config = self.current_config().cloned();
         let Some(config) = config.filter(|_| !self.supervisor.is_stopping()) else { return };
         let groups = socket_groups(&self.listeners, &config);
@@ -122,6 +123,7 @@ impl Primary {
 
     /// Directs new connections of `slot` to `worker`, or to other slots if there is none.
     pub(super) fn set_dispatch_target(&mut self, slot: Slot, worker: Option<WorkerId>) {
+        self.steer_connections();
         let lease = worker.and_then(|id| self.workers.get(&id)?.lease);
         let config = self.current_config().cloned();
         let Some((active, config)) = self.kernel_selector.as_mut().zip(config) else { return };
@@ -179,6 +181,8 @@ impl Primary {
     ) {
         let mut targets = self.supervisor.dispatch_targets().iter();
         let own = targets.find(|(_, target)| **target == worker).map(|(slot, _)| *slot);
+        // Not only a target: its index is free for connections that wait, too.
+        self.steer_connections();
         // Before the page is freed: an empty page would attract all connections.
         if let Some(slot) = own {
             self.set_dispatch_target(slot, None);
@@ -200,6 +204,9 @@ impl Primary {
 
     /// Returns the backend that selects, for status; empty for a policy without one.
     pub(super) fn selector_backend_name(&self) -> &'static str {
-        self.kernel_selector.as_ref().map_or("", |active| active.selector.backend_name())
+        match &self.worker_sockets {
+            Some(sockets) => sockets.backend_name(),
+            None => self.kernel_selector.as_ref().map_or("", |one| one.selector.backend_name()),
+        }
     }
 }

@@ -42,6 +42,7 @@ mod upgrade_check;
 mod wait_events;
 mod watched_fds;
 mod worker_output;
+mod worker_sockets;
 mod workers;
 
 use std::collections::VecDeque;
@@ -91,6 +92,7 @@ pub(crate) use upgrade_check::check_worker_boots;
 pub use watched_fds::FdWatchId;
 pub(crate) use worker_output::OutputHook;
 use worker_output::WorkerOutput;
+use worker_sockets::WorkerSockets;
 use workers::KilledChildren;
 pub(crate) use workers::{WorkerProcess, WorkerTable};
 
@@ -141,6 +143,8 @@ pub(crate) struct Primary {
     round_robin: RoundRobinAcceptor,
     /// `None` if the kernel does not choose among the sockets of slots.
     kernel_selector: Option<ActiveSelector>,
+    /// `None` if the workers run no foreign program.
+    worker_sockets: Option<WorkerSockets>,
     handover: HandoverRelay,
     messages: AppMessages,
     isolated_pools: JobSchedulers,
@@ -222,6 +226,7 @@ impl Primary {
             log_file: LogFileSwitch::new(config.log_file.clone()),
             access_log,
             ticket_keys: TicketKeys::start(manifest.as_ref(), &config, &mut event_log)?,
+            worker_sockets: config.program().map(|_| WorkerSockets::default()),
             configs: ConfigStore::new(read_config, Arc::new(config), manifest.as_ref()),
             worker_entry,
             round_robin: RoundRobinAcceptor::default(),
@@ -258,6 +263,7 @@ impl Primary {
         self.admin.want_generation(self.supervisor.wanted_generation())?;
         self.warn_of_expiring_certificates();
         self.publish_isolated_pools();
+        self.open_first_worker_sockets()?;
         self.update_kernel_selector();
         self.store_sockets();
         self.run_start_hooks(manifest.is_some())?;

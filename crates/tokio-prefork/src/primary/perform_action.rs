@@ -48,6 +48,7 @@ impl Primary {
 
     fn sample_health(&mut self, with_memory: bool) {
         self.refresh_kernel_selector();
+        self.check_worker_sockets();
         let samples = self.workers.sample_health(&self.scoreboard, &self.configs, with_memory);
         self.pending_events.push_back(Event::HealthSampled { samples });
     }

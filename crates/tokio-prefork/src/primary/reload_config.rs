@@ -193,7 +193,12 @@ impl Primary {
         let configured = config.supervisor_config().workers;
         let slots = self.supervisor.web_workers_after_reload(configured);
         let slots = slots.max(self.supervisor.wanted_workers());
-        let slots = if config.dispatch.has_socket_per_slot() { slots } else { 1 };
+        let slots = match config.dispatch.has_socket_per_slot() {
+            true if config.has_socket_per_worker() => self.worker_socket_count(),
+            true => slots,
+            false => 1,
+        };
+        self.restore_shut_down_sockets();
         let repaired = self.listeners.repair_sockets(&config.bind, config.backlog)?;
         // Clients reach these sockets and not the old ones, even if this reload fails.
         let repaired = self.replace_sockets(repaired);
@@ -203,6 +208,9 @@ impl Primary {
             self.event_log.log_listening(local);
         }
         self.serve_with_running_workers(&opened.took_over_traffic);
+        // No worker has a socket at a new address yet: what comes there waits for the first one.
+        self.steer_connections();
+        self.log_shared_sockets(&config);
         self.admin.open_for_reload(generation, &config, names, &mut self.event_log)?;
         self.store_sockets();
         let supervisor_config = config.supervisor_config();

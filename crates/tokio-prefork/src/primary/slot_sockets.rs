@@ -33,7 +33,8 @@ impl Primary {
     ///
     /// Connections arrive there from now on, and the new generation may never become ready.
     pub(super) fn serve_with_running_workers(&mut self, addrs: &[ListenAddr]) {
-        if addrs.is_empty() {
+        // A foreign program gets its sockets when it starts, and no others later.
+        if addrs.is_empty() || self.worker_sockets.is_some() {
             return;
         }
         self.configs.add_bind_addresses(addrs);
@@ -70,6 +71,10 @@ impl Primary {
         for listener in &replaced {
             if listener.slot == Slot(0) {
                 self.event_log.log_listener_reopened(&listener.local.to_string());
+            }
+            if self.worker_sockets.is_some() {
+                // Foreign programs cannot take connections over; those that have the socket accept what waits.
+                continue;
             }
             for _ in 0..MAX_MOVED_CONNECTIONS {
                 let Ok(fd) = prefork_os::socket::accept_connection(listener) else { break };
@@ -123,7 +128,7 @@ impl Primary {
     /// worker accepts what is still queued.
     pub(super) fn drain_closed_sockets(&mut self, closed: &[Listener]) {
         let slots: BTreeSet<Slot> = closed.iter().map(|listener| listener.slot).collect();
-        if slots.iter().all(|slot| *slot == Slot(0)) {
+        if self.worker_sockets.is_some() || slots.iter().all(|slot| *slot == Slot(0)) {
             return;
         }
         let adopted: Vec<_> =

@@ -11,6 +11,7 @@ use crate::channel::PrimaryChannelEnd;
 use crate::control::Reply;
 use crate::dispatch::round_robin::{ConnectionQueue, QueuedConnection};
 use crate::error::{Error, Result};
+use crate::listener::ListenAddr;
 use crate::messages::{MAX_SAVED_STATE_BYTES, MESSAGE_FORMAT, SavedMessages};
 use crate::scoreboard::{PageRange, WorkerPages};
 use crate::shared::passed_state::PassedFds;
@@ -391,6 +392,9 @@ impl Primary {
         self.upgrade.upgrade_count = manifest.upgrades + 1;
         let kinds = self.supervisor.kind_first_slots();
         let kinds: Vec<&'static str> = kinds.iter().map(|kind| kind.0).collect();
+        // New addresses are opened later than this.
+        let addrs = manifest.listeners.iter().filter_map(|one| one.addr.parse().ok());
+        let addrs: Vec<ListenAddr> = addrs.collect();
         for worker in &manifest.workers {
             let tag = worker_tag(worker, &kinds);
             let fd = worker.channel_fd.map(take_inherited_fd).transpose();
@@ -401,7 +405,13 @@ impl Primary {
             let queue = worker.queue_fds.map(|fds| inherit_queue(tag, fds)).transpose()?;
             let channel = fd.map(PrimaryChannelEnd::new);
             let process = WorkerProcess::new(tag, worker.pid, channel, worker_pages);
-            self.workers.insert(WorkerProcess { queue, ..process.with_inherited_group() });
+            let process = WorkerProcess {
+                queue,
+                socket_index: worker.socket_index,
+                socket_addrs: self.worker_sockets.as_ref().map_or(Vec::new(), |_| addrs.clone()),
+                ..process.with_inherited_group()
+            };
+            self.workers.insert(process);
             self.output
                 .restore_pipes(tag, &worker.outputs)
                 .map_err(|e| Error::system(format!("take over the output of {tag}"), e))?;
@@ -481,6 +491,7 @@ fn passed_worker(
         serving: saved.is_some_and(|saved| saved.is_serving),
         own_socket: saved.is_some_and(|saved| saved.has_own_socket),
         adopts: saved.map_or(Vec::new(), |one| one.adopted_slots.iter().map(|s| s.0).collect()),
+        socket_index: process.socket_index,
         outputs: Vec::new(),
     }
 }

@@ -11,6 +11,7 @@ use super::reload_config::ConfigStore;
 use crate::channel::{PrimaryChannelEnd, ReceivedReport, WorkerCommand, WorkerReport};
 use crate::dispatch::LoadPageLease;
 use crate::dispatch::round_robin::ConnectionQueue;
+use crate::listener::ListenAddr;
 use crate::scoreboard::{Scoreboard, WorkerPages};
 use prefork_os::child::{ChildStateChange, find_exited_child, poll_child_state, reap_child};
 use prefork_os::process_group::{
@@ -50,6 +51,10 @@ pub(crate) struct WorkerProcess {
     pub(crate) hands_over: bool,
     /// Whether the worker leads a process group of its own, which is killed with it.
     pub(super) leads_group: bool,
+    /// The index of its listening sockets, where each worker has its own; else 0.
+    pub(super) socket_index: u32,
+    /// The addresses where it has them.
+    pub(super) socket_addrs: Vec<ListenAddr>,
 }
 
 impl WorkerProcess {
@@ -70,6 +75,8 @@ impl WorkerProcess {
             lease: None,
             hands_over: false,
             leads_group: false,
+            socket_index: 0,
+            socket_addrs: Vec::new(),
         }
     }
 
@@ -345,6 +352,10 @@ impl Primary {
         self.finish_output(worker);
         self.messages.primary_end.remove(worker);
         self.round_robin.remove_worker(worker, process.queue.take());
+        if process.tag.slot.is_web() {
+            self.worker_sockets.iter_mut().for_each(|sockets| sockets.worker_exited(&process));
+            self.restore_shut_down_sockets();
+        }
         self.remove_dispatch_target(worker, process.lease);
         self.record_last_job(worker, process.pages);
         self.stacks.forget_worker(worker, process.pages);

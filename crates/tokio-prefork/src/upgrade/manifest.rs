@@ -323,6 +323,9 @@ pub(crate) struct PassedWorker {
     /// Further slots whose sockets it accepts from.
     #[serde(default)]
     pub adopts: Vec<u32>,
+    /// The index of its listening sockets, where each worker has its own.
+    #[serde(default)]
+    pub socket_index: u32,
     /// The reading ends of the pipes that its output goes to. Empty if it has the primary's streams.
     #[serde(default)]
     pub outputs: Vec<PassedOutput>,
@@ -466,6 +469,7 @@ mod tests {
                 age_ms: 10,
                 serving: true,
                 own_socket: true,
+                socket_index: 3,
                 adopts: vec![0],
                 outputs: vec![PassedOutput { is_stderr: true, fd: 14, unread: "half".to_string() }],
             }],
@@ -546,7 +550,7 @@ mod tests {
         let mut json = serde_json::to_value(manifest()).expect("json");
         for (list, fields) in [
             ("listeners", &["slot", "keeper"][..]),
-            ("workers", &["own_socket", "adopts", "rows", "kind"]),
+            ("workers", &["own_socket", "adopts", "rows", "kind", "socket_index"]),
         ] {
             for one in json[list].as_array_mut().expect("a list") {
                 fields
