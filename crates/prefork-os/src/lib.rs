@@ -32,10 +32,12 @@ pub mod shared_memory;
 pub mod shared_segment;
 pub mod signal;
 pub mod socket;
+pub mod socket_diagnosis;
 pub mod socket_name;
 #[cfg(feature = "stack-traces")]
 pub mod stack_capture;
 pub mod system;
+pub mod tcp_activity;
 pub mod thread;
 pub mod unix_path;
 pub mod unshareable_fds;

@@ -9,6 +9,8 @@ mod environment;
 pub(crate) mod guard;
 mod http_probe;
 mod notify_socket;
+#[cfg_attr(not(test), allow(dead_code, reason = "the guard calls it"))]
+mod observe;
 mod process;
 mod readiness;
 mod resolve;
