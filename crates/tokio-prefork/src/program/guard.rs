@@ -5,6 +5,7 @@
 //! descendants of the program stay below it, and none survives it.
 
 use std::cell::{Cell, RefCell};
+use std::os::fd::AsFd;
 use std::process::ExitStatus;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::Program;
 use super::http_probe::HttpProbe;
 use super::notify_socket::{Notification, NotifySocket};
+use super::observe::{ListenerUse, ProgramObserver};
 use super::process::ProgramProcess;
 use super::readiness::Readiness;
 use super::start::start_program;
@@ -34,6 +36,14 @@ use prefork_supervisor::WorkerTag;
 
 /// How often to look whether the program is ready.
 const READY_CHECK_INTERVAL: Duration = Duration::from_millis(20);
+/// After how many looks in a row without any process that has an inherited socket open it counts as closed. One look may miss a
+/// process that loses its parent in that moment.
+const CLOSED_LOOKS: u32 = 25;
+/// As [`CLOSED_LOOKS`], as long as the program listens on no other address either: it may say more about it later.
+const CLOSED_LOOKS_BEFORE_LISTENING: u32 = 150;
+/// After how many looks a program that listens elsewhere is named in the log. It may use its sockets later: an address for metrics
+/// or a debugger often comes first.
+const LOOKS_BEFORE_HINT: u32 = 100;
 /// The time between two probes of a program that is not ready yet.
 const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a program that is not ready may take to answer a probe.
@@ -78,6 +88,7 @@ struct Guard {
     state: Rc<LocalWorkerState>,
     program: Program,
     listeners: Vec<Listener>,
+    observer: RefCell<ProgramObserver>,
     notify_socket: NotifySocket,
     watchdog: RefCell<Watchdog>,
     /// The running program, from its start to its exit.
@@ -113,10 +124,13 @@ async fn guard_program(init: WorkerInit) -> Result<GuardExit> {
     let notify_socket = NotifySocket::bind()
         .map_err(|e| Error::system("bind the socket for READY=1 of the program", e))?;
     let watchdog = RefCell::new(Watchdog::new(watchdog_interval(&state.config), Instant::now()));
+    let observer = ProgramObserver::new(listeners.iter().map(AsFd::as_fd))
+        .map_err(|e| Error::system("look at the sockets of the program", e))?;
     let guard = Rc::new(Guard {
         state,
         program,
         listeners,
+        observer: RefCell::new(observer),
         notify_socket,
         watchdog,
         process: RefCell::default(),
@@ -234,7 +248,7 @@ impl Guard {
                 let by_listening = readiness.accepts_listening();
                 tokio::select! {
                     () = self.wait_for_notification(), if by_notification => Ok("READY=1"),
-                    () = self.wait_until_listening(), if by_listening => Ok("listening"),
+                    seen = self.wait_until_listening(), if by_listening => seen.map(|()| "listening"),
                 }
             }
         }
@@ -250,10 +264,35 @@ impl Guard {
         }
     }
 
-    /// Waits until the kernel shows that the program waits for connections on one of its sockets.
-    async fn wait_until_listening(&self) {
+    /// Waits until the kernel shows that the program waits for connections on each of its sockets.
+    ///
+    /// # Errors
+    /// No process of the program has one of them open any more, so it never will.
+    async fn wait_until_listening(&self) -> Result<()> {
+        let (mut looks, mut closed_looks) = (0u32, 0u32);
         loop {
             tokio::time::sleep(READY_CHECK_INTERVAL).await;
+            let uses = self.observer.borrow().listener_uses();
+            if uses.iter().all(|one| matches!(one, ListenerUse::Waiting { .. })) {
+                return Ok(());
+            }
+            looks = looks.saturating_add(1);
+            closed_looks = if uses.contains(&ListenerUse::Closed) { closed_looks + 1 } else { 0 };
+            if looks != LOOKS_BEFORE_HINT && closed_looks < CLOSED_LOOKS {
+                continue;
+            }
+            let Some(unused) = self.observer.borrow().explain_unused_listener() else { continue };
+            let listens_elsewhere = !unused.listens_on.is_empty();
+            // Without any process the exit of the program decides.
+            if unused.listener_use == ListenerUse::Closed
+                && closed_looks >= CLOSED_LOOKS
+                && (listens_elsewhere || closed_looks >= CLOSED_LOOKS_BEFORE_LISTENING)
+            {
+                return Err(Error::application("the program cannot be ready", unused.to_string()));
+            }
+            if listens_elsewhere && looks == LOOKS_BEFORE_HINT {
+                log::warn!("{} is not ready: {unused}", self.tag());
+            }
         }
     }
 
@@ -414,8 +453,10 @@ impl Guard {
             Readiness::Http(path) => {
                 format!("GET {path} is not answered with a status from 200 to 399 (ready-http)")
             }
-            _ => "it does not wait for connections on the socket that it inherits as descriptor 3"
-                .to_string(),
+            _ => match self.observer.borrow().explain_unused_listener() {
+                Some(unused) => unused.to_string(),
+                None => "READY=1 or a wait for connections is missing".to_string(),
+            },
         };
         Error::application(format!("{name} is not ready after {waited}"), wanted)
     }

@@ -33,6 +33,9 @@ pub(crate) use process_tree::descendants;
 pub(crate) use socket_waits::WaitKind;
 pub(crate) use usage::ProgramUsage;
 
+/// The number of the first listening socket in the program, as with systemd; the others follow.
+const FIRST_LISTENER_FD: usize = 3;
+
 /// A listening socket that a program inherits.
 #[derive(Debug)]
 struct InheritedListener {
@@ -127,9 +130,9 @@ impl ProgramObserver {
     /// Returns what the program does instead of waiting on the sockets that it was given. `None` if it waits on all of them.
     pub(crate) fn explain_unused_listener(&self) -> Option<UnusedListener> {
         let uses = self.listener_uses();
-        let unused = uses.iter().zip(&self.listeners);
-        let mut unused = unused.filter(|(one, _)| !matches!(one, ListenerUse::Waiting { .. }));
-        let (&listener_use, listener) = unused.next()?;
+        let is_waiting = |one: &ListenerUse| matches!(one, ListenerUse::Waiting { .. });
+        let at = uses.iter().position(|one| !is_waiting(one))?;
+        let (listener_use, listener) = (*uses.get(at)?, self.listeners.get(at)?);
         let own = self.own_listening_sockets();
         let pid = match listener_use {
             ListenerUse::Open { pid } => Some(pid),
@@ -137,6 +140,7 @@ impl ProgramObserver {
         };
         Some(UnusedListener {
             address: listener.name.clone(),
+            fd: FIRST_LISTENER_FD + at,
             listener_use,
             process: pid.map(|pid| (pid, process_command_name(pid).unwrap_or_default())),
             listens_on: own.into_iter().map(|(_, addr)| addr).collect(),
@@ -208,10 +212,13 @@ fn find_use(processes: &[(u32, Vec<OpenFd>)], inode: u64) -> Option<ListenerUse>
 
 /// An inherited listening socket that a program does not wait on, and what it does instead.
 ///
-/// Displays as a clause such as `python3 (pid 812) does not use the socket for 127.0.0.1:3000: it listens on 0.0.0.0:8000`.
+/// Displays as a clause such as `python3 (pid 812) does not use the socket for 127.0.0.1:3000: it listens on 0.0.0.0:8000`, and
+/// what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct UnusedListener {
     address: SocketName,
+    /// The number of its descriptor in the program.
+    fd: usize,
     /// What it does with the socket.
     pub(crate) listener_use: ListenerUse,
     /// The process to name, with its command name.
@@ -233,16 +240,20 @@ impl fmt::Display for UnusedListener {
                 for (at, addr) in self.listens_on.iter().enumerate() {
                     write!(f, "{}{addr}", if at == 0 { "" } else { ", " })?;
                 }
-                Ok(())
             }
-            ListenerUse::Closed => write!(f, " has closed the socket for {name}"),
+            ListenerUse::Closed => write!(f, " has closed the socket for {name}")?,
             ListenerUse::Hidden => {
-                write!(f, " hides its descriptors: it has other rights than prefork")
+                return write!(f, " hides its descriptors: it has other rights than prefork");
             }
             ListenerUse::Open { .. } | ListenerUse::Waiting { .. } => {
-                write!(f, " does not wait for connections on the socket for {name}")
+                write!(f, " does not wait for connections on the socket for {name}")?;
             }
         }
+        let fd = self.fd;
+        write!(
+            f,
+            "; make it listen on descriptor {fd} ({{fd}} in its arguments stands for the first)"
+        )
     }
 }
 
