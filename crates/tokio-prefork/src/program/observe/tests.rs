@@ -130,8 +130,7 @@ fn a_grandchild_in_a_session_of_its_own_that_waits_is_seen() {
             echo()
         });
         let mut command = command.and_then(ProcessEntry::command).expect("entry");
-        let _child = command.spawn().expect("child");
-        park_for_ever()
+        command.spawn().and_then(|mut child| child.wait()).is_ok().into()
     });
     let own = program.child.id();
     program.wait_for_use(
@@ -189,9 +188,9 @@ fn connections_are_counted_once_and_without_those_of_other_sockets() {
         let own = TcpListener::bind("127.0.0.1:0").expect("bind");
         let _out = TcpStream::connect(own.local_addr().expect("address")).expect("connect");
         let copy = OwnedFd::from(first.try_clone().expect("copy"));
-        let _child = Command::new("sleep").arg("600").stdin(copy).spawn().expect("sleep");
+        let mut child = Command::new("sleep").arg("600").stdin(copy).spawn().expect("sleep");
         (&second).write_all(b"ready").expect("write");
-        park_for_ever()
+        child.wait().is_ok().into()
     });
     let _first = TcpStream::connect(addr).expect("connect");
     let mut second = TcpStream::connect(addr).expect("connect");
