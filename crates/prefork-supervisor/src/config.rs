@@ -56,6 +56,8 @@ pub struct WorkerKindConfig {
     pub demand_range: Option<WorkerRange>,
     /// The limits at which its workers are replaced or killed.
     pub limits: RecycleLimits,
+    /// Whether reloads leave its workers alone. Only upgrades replace them.
+    pub is_kept_by_reload: bool,
 }
 
 /// The smallest and the largest number of workers of a kind whose number follows the demand.

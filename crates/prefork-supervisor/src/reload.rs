@@ -284,6 +284,9 @@ impl Supervisor {
     /// Returns whether the slot needs no more replacement by a worker of `target`.
     fn is_slot_replaced(&self, index: usize, target: Generation) -> bool {
         let entry = &self.slots[index];
+        if self.is_kept_by_reload(entry) {
+            return true;
+        }
         // A reload refills slots that were left empty before it, but not those left empty since.
         if entry.is_kept_empty() {
             return entry.successor.is_none() && entry.generation == target;
@@ -291,6 +294,15 @@ impl Supervisor {
         let holder = entry.holder.and_then(|holder| self.workers.get(holder));
         entry.successor.is_none()
             && holder.is_some_and(|holder| holder.tag.generation == target && holder.is_serving())
+    }
+
+    /// Returns whether the rollout leaves the worker of this slot alone, because of its kind. An upgrade does not.
+    fn is_kept_by_reload(&self, entry: &SlotEntry) -> bool {
+        let is_upgrade = matches!(
+            &self.reload.rollout,
+            Some(Rollout::Replacing { target, previous, .. }) if previous.generation == *target
+        );
+        !is_upgrade && self.kinds.get(entry.kind).is_some_and(|kind| kind.config.is_kept_by_reload)
     }
 
     /// Returns whether the slot's holder is a worker of `generation` that boots: it needs no successor.
@@ -403,6 +415,12 @@ impl Supervisor {
 
     fn finish_reload(&mut self, target: Generation, is_upgrade: bool, requesters: Vec<Requester>) {
         self.reload.generation = target;
+        for index in 0..self.slots.len() {
+            // The next worker of a slot that was left alone has the new configuration.
+            if self.is_kept_by_reload(&self.slots[index]) {
+                self.slots[index].generation = target;
+            }
+        }
         let is_open = |entry: &&SlotEntry| !entry.restart.leaves_empty();
         let workers = self.slots.iter().filter(is_open).count();
         let verb = if is_upgrade { "upgraded" } else { "reloaded" };

@@ -112,6 +112,7 @@ mod tests {
             workers: 1,
             demand_range: None,
             limits: RecycleLimits::default(),
+            is_kept_by_reload: false,
         };
         names.iter().copied().map(config).collect()
     }

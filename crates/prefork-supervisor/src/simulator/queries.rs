@@ -16,9 +16,12 @@ impl Simulator {
         self.serving_records().map(|record| record.tag.id.0).collect()
     }
 
-    /// Returns the generations of the workers that serve, in the order of their slots.
+    /// Returns the generations of the workers that serve, in the order of their slots, without those that reloads leave alone.
     pub(crate) fn serving_generations(&self) -> Vec<u64> {
-        self.serving_records().map(|record| record.tag.generation.0).collect()
+        let kinds = &self.supervisor.kinds;
+        let is_kept = |name| kinds.get(name).is_some_and(|kind| kind.config.is_kept_by_reload);
+        let records = self.serving_records().filter(|record| !is_kept(record.tag.kind));
+        records.map(|record| record.tag.generation.0).collect()
     }
 
     fn serving_records(&self) -> impl Iterator<Item = &WorkerRecord> {

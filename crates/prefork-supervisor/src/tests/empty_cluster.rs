@@ -119,6 +119,7 @@ fn workers_of_other_kinds_keep_the_primary() {
         workers: 1,
         demand_range: None,
         limits: RecycleLimits::default(),
+        is_kept_by_reload: false,
     };
     let mut sim = Simulator::new(test_config(1), 1, |_, _| WorkerScript::ready_after_10_ms())
         .with_kinds(vec![kind])

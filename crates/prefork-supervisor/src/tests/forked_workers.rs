@@ -134,6 +134,7 @@ fn added_workers_of_another_kind_survive_an_upgrade() {
         workers: 1,
         demand_range: None,
         limits: RecycleLimits::default(),
+        is_kept_by_reload: false,
     };
     let mut sim = Simulator::new(test_config(1), 1, |_, _| WorkerScript::ready_after_10_ms())
         .with_kinds(vec![kind.clone()])

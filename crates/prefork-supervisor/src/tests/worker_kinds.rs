@@ -8,19 +8,27 @@ use crate::worker_identity::Slot;
 use crate::{RecycleLimits, WorkerKindConfig, WorkerRange};
 
 pub(super) fn kind_config(name: &'static str, workers: u32) -> WorkerKindConfig {
-    WorkerKindConfig { name, workers, demand_range: None, limits: RecycleLimits::default() }
+    WorkerKindConfig {
+        name,
+        workers,
+        demand_range: None,
+        limits: RecycleLimits::default(),
+        is_kept_by_reload: false,
+    }
 }
 
 /// Returns kinds for random clusters, often none.
 pub(super) fn random_kinds() -> impl Strategy<Value = Vec<WorkerKindConfig>> {
     let limits = proptest::option::of(500..20_000u64);
     let more_crons = proptest::option::of(0..5u32);
-    let rules = (0..3u32, 0..3u32, more_crons, limits).prop_map(|(consumers, crons, more, age)| {
+    let is_kept = proptest::bool::ANY;
+    let rules = (0..3u32, 0..3u32, more_crons, limits, is_kept);
+    let rules = rules.prop_map(|(consumers, crons, more, age, is_kept_by_reload)| {
         let limits = RecycleLimits { max_lifetime: age.map(ms), ..RecycleLimits::default() };
         let demand_range = more.map(|more| WorkerRange { min: crons, max: crons + more });
         vec![
             WorkerKindConfig { limits, ..kind_config("consumer", consumers) },
-            WorkerKindConfig { demand_range, ..kind_config("cron", crons) },
+            WorkerKindConfig { demand_range, is_kept_by_reload, ..kind_config("cron", crons) },
         ]
     });
     prop_oneof![1 => Just(Vec::new()), 1 => rules]
@@ -109,6 +117,50 @@ fn a_reload_replaces_workers_of_every_kind() {
     sim.run_until_idle();
     let done = "reloaded: 3 workers of generation 2 serve".to_string();
     assert_eq!((sim.serving_workers(), sim.replies()), (vec![4, 5, 6], vec![(1, Ok(done))]));
+}
+
+#[test]
+fn a_reload_leaves_the_workers_of_a_kind_alone_that_is_kept() {
+    let watcher = WorkerKindConfig { is_kept_by_reload: true, ..kind_config("watcher", 1) };
+    let mut sim = cluster_with_kinds(&[watcher, kind_config("consumer", 1)]);
+    sim.run_for(ms(5_000));
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
+    sim.run_until_idle();
+    assert_eq!((sim.serving_workers(), sim.replies()[0].1.is_ok()), (vec![5, 6, 3, 7], true));
+    // What replaces it after a crash has the configuration in force.
+    sim.exit_worker_now(3, exit_by_signal(SIGKILL));
+    sim.run_for(ms(10));
+    assert_eq!(sim.serving_workers(), [5, 6, 8, 7]);
+    let generation = |id| sim.supervisor.workers.get(WorkerId(id)).expect("there").tag.generation;
+    assert_eq!([5, 8].map(|id| generation(id).0), [2, 2]);
+}
+
+#[test]
+fn a_reload_does_not_wait_for_a_kept_kind_that_cannot_boot() {
+    let choose_script = |tag: WorkerTag, _: &mut TestRng| match tag.kind {
+        "watcher" => {
+            WorkerScript::never_reporting().with_step_at(5, WorkerStep::Exit(exit_code(1)))
+        }
+        _ => WorkerScript::ready_after_10_ms(),
+    };
+    let watcher = WorkerKindConfig { is_kept_by_reload: true, ..kind_config("watcher", 1) };
+    let mut sim =
+        Simulator::new(test_config(1), 1, choose_script).with_kinds(vec![watcher]).start();
+    sim.run_for(ms(1_000));
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
+    sim.run_for(ms(1_000));
+    assert!(sim.replies()[0].1.is_ok(), "{:?}", sim.replies());
+}
+
+#[test]
+fn an_upgrade_replaces_the_workers_of_a_kept_kind() {
+    let watcher = WorkerKindConfig { is_kept_by_reload: true, ..kind_config("watcher", 1) };
+    let mut sim = cluster_with_kinds(&[watcher]);
+    sim.run_for(ms(5_000));
+    sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+    run_until_upgraded(&mut sim);
+    sim.run_until_idle();
+    assert_eq!(sim.serving_workers(), [4, 5, 6]);
 }
 
 #[test]

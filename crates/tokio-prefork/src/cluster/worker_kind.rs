@@ -38,6 +38,7 @@ impl WorkerKind {
                 workers,
                 demand_range: None,
                 limits: RecycleLimits::default(),
+                is_kept_by_reload: false,
             },
             process: ProcessOptions::default(),
             environments: BTreeMap::new(),
@@ -54,6 +55,16 @@ impl WorkerKind {
     pub(super) fn with_demand_range(mut self, min: u32, max: u32) -> WorkerKind {
         self.config.workers = min;
         self.config.demand_range = Some(WorkerRange { min, max });
+        self
+    }
+
+    /// Leaves the workers of the kind alone in reloads, which then replace the others only. Default: a reload replaces them,
+    /// too.
+    ///
+    /// For what outlives the configuration, such as a watcher that asks for reloads. Such a worker keeps the configuration it
+    /// was forked with; one that replaces it after a crash has the current one. An upgrade in place replaces it.
+    pub fn keep_on_reload(mut self) -> WorkerKind {
+        self.config.is_kept_by_reload = true;
         self
     }
 
