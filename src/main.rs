@@ -3,6 +3,7 @@
 mod app;
 mod args;
 mod commands;
+mod dev;
 mod logging;
 mod output;
 mod settings;

@@ -21,6 +21,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 
+use crate::dev::DevState;
 pub(crate) use compute::fib;
 use routes::AppRoutes;
 pub(crate) use routes::CLIENT_PATH;
@@ -45,14 +46,16 @@ pub(crate) struct AppOptions {
     pub(crate) demo: bool,
 }
 
-/// Runs the built-in application with the [`AppOptions`] attached to `config`; `read_config` is called on each reload.
+/// Runs the built-in application with the [`AppOptions`] attached to `config`; `read_config` is called on each reload. Watches
+/// files if `dev` says so.
 pub(crate) fn serve_app(
     config: Config,
+    dev: &DevState,
     read_config: impl Fn() -> Result<Config> + 'static,
 ) -> Result<()> {
     let model = config.model();
     let faults = config.app_settings::<AppOptions>().is_some_and(|options| options.faults);
-    let cluster = Cluster::new(config).reload_with(read_config);
+    let cluster = dev.watch(Cluster::new(config).reload_with(read_config));
     match model {
         ConcurrencyModel::Threads => cluster.serve_threads(|worker| async move {
             let routes = Arc::new(AppRoutes::new(worker));

@@ -10,6 +10,7 @@ use hyper::http::HeaderValue;
 use socket2::SockRef;
 
 use crate::app::{self, AppOptions, CLIENT_PATH, FileServerConfig, RootDir};
+use crate::dev::{DevState, WatchSettings};
 use crate::logging;
 use crate::settings::{AppSettings, FlagValues, PROGRAM, Settings};
 use tokio_prefork::log_output::install_panic_hook;
@@ -43,10 +44,13 @@ pub(crate) fn run_serve(flags: FlagValues) -> Result<ExitCode> {
         }
     };
     warn_if_demo_exposed(&settings);
+    let dev = DevState::new(watch_settings(&settings)?, None);
+    let dev_of_reload = dev.clone();
     let (log_filter, log_format) = (settings.app().log.clone(), settings.app().log_format);
-    app::serve_app(build_config(settings)?, move || {
+    app::serve_app(build_config(settings)?, &dev, move || {
         let settings = sources.resolve()?;
         settings.log_warnings();
+        dev_of_reload.set_settings(watch_settings(&settings)?);
         warn_if_demo_exposed(&settings);
         if settings.app().log != log_filter {
             log::warn!("log has changed in the configuration: restart or upgrade to apply it");
@@ -59,6 +63,13 @@ pub(crate) fn run_serve(flags: FlagValues) -> Result<ExitCode> {
         build_config(settings)
     })?;
     Ok(ExitCode::from(exit::OK))
+}
+
+/// Returns what to watch: with `auto` the root directory and the configuration file.
+fn watch_settings(settings: &Settings) -> Result<Option<WatchSettings>> {
+    let root = settings.app().root.as_deref();
+    let paths = root.into_iter().chain(settings.config_file());
+    settings.app().watch.resolve(&paths.map(Path::to_path_buf).collect::<Vec<_>>())
 }
 
 /// Builds the cluster's configuration with the application's options attached, so that a reload changes both.

@@ -2,6 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use crate::dev::WatchKeys;
 use tokio_prefork::cli::{AppKeys, Key};
 use tokio_prefork::log_output::LogFormat;
 use tokio_prefork::{Config, Error, Result, WorkerCount};
@@ -31,6 +32,8 @@ pub(crate) struct AppSettings {
     pub faults: bool,
     /// Whether the demonstration paths are served.
     pub demo: bool,
+    /// What is watched, so that a change reloads.
+    pub watch: WatchKeys,
     /// Filter of the logger.
     pub log: String,
     /// Format of the lines of the log.
@@ -102,6 +105,7 @@ impl Default for AppSettings {
             max_buffered_bodies: 64 << 20,
             faults: false,
             demo: true,
+            watch: WatchKeys::default(),
             log: "info".to_string(),
             log_format: LogFormat::Text,
         }

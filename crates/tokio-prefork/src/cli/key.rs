@@ -17,6 +17,7 @@ pub struct Key<T: 'static> {
     pub(super) field: Field<T>,
     pub(super) aliases: &'static [EnvAlias],
     pub(super) help: &'static str,
+    pub(super) value_if_missing: Option<&'static str>,
     is_positional: bool,
 }
 
@@ -54,7 +55,22 @@ impl<T> Key<T> {
         field: Field<T>,
         help: &'static str,
     ) -> Key<T> {
-        Key { name, short: None, heading, field, aliases: &[], help, is_positional: false }
+        Key {
+            name,
+            short: None,
+            heading,
+            field,
+            aliases: &[],
+            help,
+            value_if_missing: None,
+            is_positional: false,
+        }
+    }
+
+    /// Lets the flag stand without a value, and sets the text that it then has. Switches have `true`.
+    pub const fn value_if_missing(mut self, text: &'static str) -> Key<T> {
+        self.value_if_missing = Some(text);
+        self
     }
 
     /// Sets the one-letter form of the flag.
@@ -95,6 +111,7 @@ impl<T> Key<T> {
             is_list: self.field.is_list(),
             is_switch: self.field.is_switch(),
             is_positional: self.is_positional,
+            value_if_missing: self.value_if_missing,
             default: self.field.format_value(defaults),
         }
     }
@@ -122,6 +139,8 @@ pub struct KeyInfo {
     pub is_switch: bool,
     /// Whether the key is the positional arguments of the command line instead of a flag.
     pub is_positional: bool,
+    /// The value of the flag without a value, where it can stand so and is no switch.
+    pub value_if_missing: Option<&'static str>,
     /// The default in text that can be parsed again; empty if there is none.
     pub default: String,
 }

@@ -206,9 +206,10 @@ fn key_arg(key: &KeyInfo) -> Arg {
         Some(letter) => arg.short(letter),
         None => arg,
     };
-    match key.is_switch {
-        true => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
-        false => arg,
+    match (key.is_switch, key.value_if_missing) {
+        (true, _) => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
+        (false, Some(text)) => arg.num_args(0..=1).default_missing_value(text),
+        (false, None) => arg,
     }
 }
 

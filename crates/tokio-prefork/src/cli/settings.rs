@@ -1,7 +1,7 @@
 //! The resolved configuration: the value of every key and its source.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
@@ -53,6 +53,11 @@ impl<A: AppKeys> Settings<A> {
     /// Returns the values of the application's own keys.
     pub fn app(&self) -> &A {
         &self.app
+    }
+
+    /// Returns the path of the configuration file, if one is used.
+    pub fn config_file(&self) -> Option<&Path> {
+        self.file.as_ref().map(|(path, _)| path.as_path())
     }
 
     /// Returns the value of every key with its source, in the order of the help.

@@ -1,0 +1,25 @@
+//! Watches files, builds and reloads: `--watch` and `prefork dev`.
+//!
+//! ```text
+//! kernel -> FileWatcher -> ProjectWatch -> build -> primary: reload
+//!           (a worker of the kind "watcher")
+//! ```
+//!
+//! The primary only sends a plan to the watcher and reloads when it says so. The watcher lives over reloads, and its successor after a
+//! crash begins with a build, as it does not know what has changed.
+
+mod build;
+mod cargo_command;
+mod debounce;
+mod file_tree;
+mod file_watcher;
+mod ignore_rules;
+mod messages;
+mod primary_side;
+mod project_watch;
+mod rounds;
+mod watch_settings;
+mod watcher_process;
+
+pub(crate) use primary_side::DevState;
+pub(crate) use watch_settings::{AUTO_PATHS, WatchKeys, WatchSettings};
