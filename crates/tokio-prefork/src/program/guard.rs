@@ -4,7 +4,7 @@
 //! so it has the channel to the primary and notices the primary's death, which the program would not. It is a subreaper: all
 //! descendants of the program stay below it, and none survives it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::os::fd::AsFd;
 use std::process::ExitStatus;
 use std::rc::Rc;
@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use super::Program;
 use super::http_probe::HttpProbe;
+use super::node_shim::NodeShim;
 use super::notify_socket::{Notification, NotifySocket};
 use super::observe::{ListenerUse, ProgramObserver};
 use super::process::ProgramProcess;
 use super::readiness::Readiness;
-use super::start::start_program;
+use super::start::{StartedProgram, start_program};
 use super::watchdog::Watchdog;
 use crate::channel::WorkerReport;
 use crate::config::Config;
@@ -93,6 +94,8 @@ struct Guard {
     watchdog: RefCell<Watchdog>,
     /// The running program, from its start to its exit.
     process: RefCell<Option<ProgramProcess>>,
+    /// The script that a Node program has been started with.
+    shim: OnceCell<NodeShim>,
     is_ready: Cell<bool>,
 }
 
@@ -134,6 +137,7 @@ async fn guard_program(init: WorkerInit) -> Result<GuardExit> {
         notify_socket,
         watchdog,
         process: RefCell::default(),
+        shim: OnceCell::new(),
         is_ready: Cell::new(false),
     });
     let timer =
@@ -196,7 +200,13 @@ impl Guard {
     /// Starts the program, and tells the primary its pid.
     fn start(&self) -> Result<()> {
         let tag = self.state.tag;
-        let pid = start_program(&self.program, tag, &self.listeners, &self.service_variables())?;
+        let backlog = self.state.config.backlog;
+        let variables = self.service_variables();
+        let StartedProgram { pid, shim } =
+            start_program(&self.program, tag, &self.listeners, &variables, backlog)?;
+        if let Some(shim) = shim {
+            let _ = self.shim.set(shim);
+        }
         let process = PidFd::open(pid).and_then(|pidfd| ProgramProcess::new(pid, pidfd));
         let process = process
             .map_err(|e| Error::system(format!("watch {} (pid {pid})", self.program.name()), e))?;
@@ -248,6 +258,7 @@ impl Guard {
                 let by_listening = readiness.accepts_listening();
                 tokio::select! {
                     () = self.wait_for_notification(), if by_notification => Ok("READY=1"),
+                    () = self.wait_for_node_ready(), if by_notification => Ok("process.send('ready')"),
                     seen = self.wait_until_listening(), if by_listening => seen.map(|()| "listening"),
                 }
             }
@@ -261,6 +272,14 @@ impl Guard {
             if said.contains(&Notification::Ready) {
                 return;
             }
+        }
+    }
+
+    /// Waits until a Node program says that it is ready as it would say it to PM2.
+    async fn wait_for_node_ready(&self) {
+        match self.shim.get() {
+            Some(shim) => shim.wait_for_ready().await,
+            None => std::future::pending().await,
         }
     }
 
@@ -372,7 +391,12 @@ impl Guard {
     async fn stop(&self) -> Result<GuardExit> {
         let process = self.process.borrow().clone();
         let Some(process) = process else { return Ok(GuardExit::Status(exit::OK)) };
-        process.signal(self.program.stop_signal_number());
+        if let Some(shim) = self.shim.get() {
+            shim.begin_drain();
+        }
+        if !self.shim.get().is_some_and(NodeShim::ask_to_stop) {
+            process.signal(self.program.stop_signal_number());
+        }
         // A stopped process handles its signal only when it continues.
         process.signal(Signal::SIGCONT);
         tokio::select! {

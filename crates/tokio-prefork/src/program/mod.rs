@@ -8,6 +8,7 @@ mod arguments;
 mod environment;
 pub(crate) mod guard;
 mod http_probe;
+mod node_shim;
 mod notify_socket;
 #[cfg_attr(not(test), allow(dead_code, reason = "the guard calls it"))]
 mod observe;

@@ -5,32 +5,50 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::arguments::{self, TemplateValues};
 use super::environment::{LISTEN_PID, program_environment};
+use super::node_shim::{self, NodeShim};
 use super::{Program, resolve};
 use crate::error::{Error, Result};
 use crate::listener::Listener;
 use prefork_os::program_start::ProgramStart;
 use prefork_supervisor::WorkerTag;
 
-/// Starts `program` and returns its pid. The sockets block, as those of systemd do: a program that accepts in a thread
+/// A program that runs.
+pub(super) struct StartedProgram {
+    pub(super) pid: u32,
+    /// The script that a Node program has been started with.
+    pub(super) shim: Option<NodeShim>,
+}
+
+/// Starts `program`. The sockets block, as those of systemd do: a program that accepts in a thread
 /// expects it, and event loops change it.
 ///
 /// # Errors
-/// The program cannot be found or executed, or a template of an argument has no value here.
+/// The program cannot be found or executed, a template of an argument has no value here, or the script for a Node program cannot be
+/// written.
 pub(super) fn start_program(
     program: &Program,
     tag: WorkerTag,
     listeners: &[Listener],
     service_variables: &[(&str, String)],
-) -> Result<u32> {
+    backlog: u32,
+) -> Result<StartedProgram> {
     for listener in listeners {
         listener.socket.set_nonblocking(false).map_err(|e| {
             Error::system(format!("make the socket of {} blocking", listener.real_addr()), e)
         })?;
     }
-    let environment = program_environment(program, tag, listeners, service_variables);
+    let mut environment = program_environment(program, tag, listeners, service_variables);
     let path =
         environment.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path.as_os_str());
     let executable = resolve::find_executable(program.executable(), program.directory(), path)?;
+    let has_shim =
+        program.has_node_shim() && node_shim::applies_to(&executable, program.arguments());
+    let shim = has_shim
+        .then(|| NodeShim::prepare(listeners, tag.slot, backlog, program.stop_signal))
+        .transpose()?;
+    if let Some(shim) = &shim {
+        shim.add_variables(&mut environment);
+    }
     let values = TemplateValues {
         sockets: listeners.len(),
         port: listeners.first().and_then(Listener::tcp).map(|addr| addr.port()),
@@ -40,7 +58,9 @@ pub(super) fn start_program(
     let expanded = program.arguments().iter().map(|argument| arguments::expand(argument, &values));
     let mut arguments: Vec<OsString> = vec![program.executable().to_owned()];
     arguments.extend(expanded.collect::<Result<Vec<_>>>()?);
-    let fds: Vec<BorrowedFd<'_>> = listeners.iter().map(AsFd::as_fd).collect();
+    let channel = shim.as_ref().and_then(NodeShim::take_program_end);
+    let fds: Vec<BorrowedFd<'_>> =
+        listeners.iter().map(AsFd::as_fd).chain(channel.as_ref().map(AsFd::as_fd)).collect();
     let cannot = |e: std::io::Error| {
         let hint = match e.raw_os_error() {
             Some(prefork_os::exec::ENOEXEC) => {
@@ -53,5 +73,6 @@ pub(super) fn start_program(
     let mut start = ProgramStart::new(&executable, &arguments, &environment, program.directory())
         .map_err(cannot)?;
     start.set_pid_variable(LISTEN_PID);
-    start.start(&fds).map_err(cannot)
+    let pid = start.start(&fds).map_err(cannot)?;
+    Ok(StartedProgram { pid, shim })
 }
