@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 
-use clap::{Arg, ArgAction, Command, FromArgMatches as _};
+use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches as _};
 
 use crate::commands::bench::{self, BenchCall};
 use crate::commands::compare::{self, CompareCall};
@@ -14,10 +14,9 @@ use crate::commands::dev_cert::{self, DevCertCall};
 use crate::commands::health::{self, HealthCall};
 use crate::commands::man_pages::{self, GenerateCall};
 use crate::commands::reference_pages::{self, ReferenceCall};
-use crate::commands::run::RunCall;
 use crate::commands::top::{self, TopCall};
-use crate::settings::{AppSettings, FlagValues, PROGRAM};
-use tokio_prefork::cli::{CheckFormat, SIGNALS_HELP};
+use crate::settings::{AppSettings, FlagValues, PROGRAM, ProgramSettings, RunFlagValues};
+use tokio_prefork::cli::{AppKeys, CheckFormat, SIGNALS_HELP, ServerArgs};
 
 /// A verb of the command with its arguments.
 #[derive(Debug)]
@@ -25,11 +24,18 @@ pub(crate) enum Verb {
     /// Run the server.
     Serve(FlagValues),
     /// Run a foreign program in each worker.
-    Run(RunCall),
+    Run(RunFlagValues),
     /// Validate the configuration and print it.
     Check {
         /// The same flags as for `serve`.
         flags: FlagValues,
+        /// How to print it.
+        format: CheckFormat,
+    },
+    /// Validate the configuration of `prefork run` and print it.
+    CheckRun {
+        /// The same flags as for `run`.
+        flags: RunFlagValues,
         /// How to print it.
         format: CheckFormat,
     },
@@ -61,10 +67,20 @@ Examples:
   prefork serve -b 0.0.0.0:8080 -w 4 --graceful-timeout 10s
   prefork serve -c /etc/prefork.toml -b unix:/run/prefork.sock";
 
+const RUN_EXAMPLES: &str = "\
+Examples:
+  prefork run -w 4 -b 0.0.0.0:3000 -- node app.js
+  prefork run -w 2 -- uvicorn app:app --fd {fd}
+  prefork run --ready-http /healthz --stop-signal INT -- ./server --socket-fd={fd}
+  prefork run -c /etc/prefork/api.toml";
+
 const CHECK_EXAMPLES: &str = "\
 Examples:
   prefork check -c /etc/prefork.toml
-  prefork check --json --workers 4";
+  prefork check --json --workers 4
+  prefork check run --ready notify -- node app.js
+
+A file with the key program is checked as that of prefork run.";
 
 const DISPATCH_PROGRAM_EXAMPLES: &str = "\
 Examples:
@@ -95,59 +111,65 @@ pub(crate) fn prefork_command() -> Command {
 }
 
 fn serve_command() -> Command {
-    with_config_flags(Command::new("serve"))
+    with_config_flags::<AppSettings>(Command::new("serve"))
         .about("Run the server in the foreground until a signal stops it")
-        .after_help(config_help([SIGNALS_HELP, SERVE_EXAMPLES]))
+        .after_help(config_help::<AppSettings, 2>([SIGNALS_HELP, SERVE_EXAMPLES]))
 }
 
 fn run_command() -> Command {
-    let command = Arg::new("command")
-        .value_name("PROGRAM")
-        .value_parser(clap::value_parser!(OsString))
-        .num_args(1..)
-        .required(true)
-        .trailing_var_arg(true)
-        .allow_hyphen_values(true)
-        .help("The program and its arguments; {fd}, {port}, {slot} and {worker} are replaced");
-    with_config_flags(Command::new("run"))
-        .about("Run a program in each worker: any that can use an inherited listening socket")
-        .arg(command)
-        .after_help(config_help([SIGNALS_HELP]))
+    with_config_flags::<ProgramSettings>(Command::new("run"))
+        .about(
+            "Run a program in each worker: any that can use a listening socket which it inherits",
+        )
+        .override_usage("prefork run [OPTIONS] [--] PROGRAM [ARGS]...")
+        .after_help(config_help::<ProgramSettings, 2>([SIGNALS_HELP, RUN_EXAMPLES]))
 }
 
 fn check_command() -> Command {
-    let json = Arg::new("json")
+    let run = with_config_flags::<ProgramSettings>(Command::new("run"))
+        .about("Validate the configuration of prefork run, and find the program")
+        .override_usage("prefork check run [OPTIONS] [--] [PROGRAM] [ARGS]...")
+        .arg(check_format_arg())
+        .after_help(config_help::<ProgramSettings, 0>([]));
+    with_config_flags::<AppSettings>(Command::new("check"))
+        .about("Validate the configuration and print every value with its source")
+        .arg(check_format_arg())
+        .subcommand(run)
+        .disable_help_subcommand(true)
+        .args_conflicts_with_subcommands(true)
+        .after_help(config_help::<AppSettings, 1>([CHECK_EXAMPLES]))
+}
+
+fn check_format_arg() -> Arg {
+    Arg::new("json")
         .long("json")
         .action(ArgAction::SetTrue)
         .help_heading("General")
-        .help("Print a JSON object that maps each key to its value and source");
-    with_config_flags(Command::new("check"))
-        .about("Validate the configuration and print every value with its source")
-        .arg(json)
-        .after_help(config_help([CHECK_EXAMPLES]))
+        .help("Print a JSON object that maps each key to its value and source")
 }
 
 fn dispatch_program_command() -> Command {
-    with_config_flags(Command::new("dispatch-program"))
+    with_config_flags::<AppSettings>(Command::new("dispatch-program"))
         .about("Print the kernel programs that a dispatch policy uses to choose the worker for a connection")
-        .after_help(config_help([DISPATCH_PROGRAM_EXAMPLES]))
+        .after_help(config_help::<AppSettings, 1>([DISPATCH_PROGRAM_EXAMPLES]))
 }
 
 /// Adds the configuration flags: those of the keys and `--config`.
-fn with_config_flags(command: Command) -> Command {
+fn with_config_flags<A: AppKeys>(command: Command) -> Command {
     let help = Arg::new("help")
         .long("help")
         .short('h')
         .action(ArgAction::Help)
         .help_heading("General")
         .help("Print this help");
-    command.disable_help_flag(true).args(FlagValues::config_args()).arg(help)
+    command.disable_help_flag(true).args(ServerArgs::<A>::config_args()).arg(help)
 }
 
 /// Returns the help about values, variables and the file, followed by these paragraphs.
-fn config_help<const N: usize>(paragraphs: [&str; N]) -> String {
-    let values = PROGRAM.values_help::<AppSettings>();
-    format!("{values}\n\n{}", paragraphs.join("\n\n"))
+fn config_help<A: AppKeys, const N: usize>(paragraphs: [&str; N]) -> String {
+    let values = PROGRAM.values_help::<A>();
+    let paragraphs = std::iter::once(values.as_str()).chain(paragraphs);
+    paragraphs.collect::<Vec<_>>().join("\n\n")
 }
 
 /// Parses a command line. Requests for help or the version are errors too, with their text.
@@ -157,15 +179,8 @@ pub(crate) fn parse_args(
     let matches = prefork_command().try_get_matches_from(argv)?;
     match matches.subcommand() {
         Some(("serve", matches)) => FlagValues::from_arg_matches(matches).map(Verb::Serve),
-        Some(("run", matches)) => {
-            let command = matches.get_many("command").into_iter().flatten().cloned().collect();
-            FlagValues::from_arg_matches(matches).map(|flags| Verb::Run(RunCall { flags, command }))
-        }
-        Some(("check", matches)) => {
-            let json = matches.get_flag("json");
-            let format = if json { CheckFormat::Json } else { CheckFormat::Table };
-            FlagValues::from_arg_matches(matches).map(|flags| Verb::Check { flags, format })
-        }
+        Some(("run", matches)) => RunFlagValues::from_arg_matches(matches).map(Verb::Run),
+        Some(("check", matches)) => parse_check(matches),
         Some(("dispatch-program", matches)) => {
             FlagValues::from_arg_matches(matches).map(Verb::DispatchProgram)
         }
@@ -193,6 +208,19 @@ pub(crate) fn parse_args(
             .or_else(|| control::parse_control(name, matches).map(Verb::Control))
             .ok_or_else(unknown_verb),
         None => Err(unknown_verb()),
+    }
+}
+
+fn parse_check(matches: &ArgMatches) -> Result<Verb, clap::Error> {
+    let format = |matches: &ArgMatches| match matches.get_flag("json") {
+        true => CheckFormat::Json,
+        false => CheckFormat::Table,
+    };
+    match matches.subcommand() {
+        Some((_, run)) => RunFlagValues::from_arg_matches(run)
+            .map(|flags| Verb::CheckRun { flags, format: format(run) }),
+        None => FlagValues::from_arg_matches(matches)
+            .map(|flags| Verb::Check { flags, format: format(matches) }),
     }
 }
 
@@ -248,7 +276,9 @@ mod tests {
             ("prefork serve --help", ErrorKind::DisplayHelp),
             ("prefork help serve", ErrorKind::DisplayHelp),
             ("prefork --version", ErrorKind::DisplayVersion),
-            ("prefork run", ErrorKind::InvalidSubcommand),
+            ("prefork walk", ErrorKind::InvalidSubcommand),
+            ("prefork run --help", ErrorKind::DisplayHelp),
+            ("prefork run --read 1 -- node", ErrorKind::UnknownArgument),
             ("prefork serve --worker 1", ErrorKind::UnknownArgument),
             ("prefork serve -w 1 -w 2", ErrorKind::ArgumentConflict),
         ] {

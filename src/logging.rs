@@ -11,3 +11,12 @@ pub(crate) fn init_logger(filter: &str, format: LogFormat) {
     // Fails only if a logger is already installed, which is then kept.
     let _ = builder.try_init();
 }
+
+/// Logs that a reload has found other settings of the log, which stay as they are.
+pub(crate) fn warn_about_changed_log(wanted: (&str, LogFormat), current: (&str, LogFormat)) {
+    for (key, is_same) in [("log", wanted.0 == current.0), ("log-format", wanted.1 == current.1)] {
+        if !is_same {
+            log::warn!("{key} has changed in the configuration: restart or upgrade to apply it");
+        }
+    }
+}

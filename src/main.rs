@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Verb::Serve(flags) => serve::run_serve(flags),
         Verb::Run(call) => run::run_program(call),
         Verb::Check { flags, format } => check::run_check(flags, format),
+        Verb::CheckRun { flags, format } => check::run_check_run(flags, format),
         Verb::DispatchProgram(flags) => dispatch_program::run_dispatch_program(flags),
         Verb::DevCert(call) => dev_cert::run_dev_cert(call),
         Verb::Control(call) => control::run_control(call),

@@ -52,14 +52,10 @@ pub(crate) fn run_serve(flags: FlagValues) -> Result<ExitCode> {
         settings.log_warnings();
         dev_of_reload.set_settings(watch_settings(&settings)?);
         warn_if_demo_exposed(&settings);
-        if settings.app().log != log_filter {
-            log::warn!("log has changed in the configuration: restart or upgrade to apply it");
-        }
-        if settings.app().log_format != log_format {
-            log::warn!(
-                "log-format has changed in the configuration: restart or upgrade to apply it"
-            );
-        }
+        logging::warn_about_changed_log(
+            (&settings.app().log, settings.app().log_format),
+            (&log_filter, log_format),
+        );
         build_config(settings)
     })?;
     Ok(ExitCode::from(exit::OK))

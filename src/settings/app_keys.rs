@@ -1,9 +1,9 @@
 //! Keys of the built-in application and of the command, beside those of the server.
 
-use tokio_prefork::cli::{EnvAlias, Field, Key, parse_value};
+use tokio_prefork::cli::{Field, Key};
 
 use super::AppSettings;
-use super::log_filter::parse_log_filter;
+use super::log_keys::log_keys;
 use crate::dev::AUTO_PATHS;
 
 /// Heading of the application's keys in the help.
@@ -13,77 +13,79 @@ const APPLICATION: &str = "Built-in application";
 const DEVELOPMENT: &str = "Development";
 
 /// The keys, grouped by heading.
-pub(super) static KEYS: &[Key<AppSettings>] = &[
-    Key::new(
-        "root",
-        APPLICATION,
-        Field::Directory(|s| &mut s.root),
-        "Serve the files in this directory",
-    ),
-    Key::new(
-        "fallback",
-        APPLICATION,
-        Field::File(|s| &mut s.fallback),
-        "With root: serve this file for paths that do not exist, for single-page applications",
-    ),
-    Key::new(
-        "error-page-404",
-        APPLICATION,
-        Field::File(|s| &mut s.error_page_404),
-        "With root: send this file as the body of 404 responses",
-    ),
-    Key::new(
-        "cache-control",
-        APPLICATION,
-        Field::OptionalText {
-            value_name: "VALUE",
-            parse: parse_header_value,
-            field: |s| &mut s.cache_control,
-        },
-        "With root: value of Cache-Control in file responses",
-    ),
-    Key::new(
-        "dotfiles",
-        APPLICATION,
-        Field::Switch(|s| &mut s.dotfiles),
-        "With root: serve files and directories whose names start with a dot",
-    ),
-    Key::new(
-        "follow-symlinks",
-        APPLICATION,
-        Field::Switch(|s| &mut s.follow_symlinks),
-        "With root: follow symbolic links that lead outside it",
-    ),
-    Key::new(
-        "health-paths",
-        APPLICATION,
-        Field::Switch(|s| &mut s.health_paths),
-        "Answer /healthz and /readyz; files at these paths are then not served",
-    ),
-    Key::new(
-        "max-body-size",
-        APPLICATION,
-        Field::ByteCount(|s| &mut s.max_body_size),
-        "Maximum size of a request body, beyond it 413",
-    ),
-    Key::new(
-        "max-buffered-bodies",
-        APPLICATION,
-        Field::ByteCount(|s| &mut s.max_buffered_bodies),
-        "Memory per worker for request bodies, at least max-body-size; beyond it 503",
-    ),
-    Key::new(
-        "demo",
-        APPLICATION,
-        Field::Switch(|s| &mut s.demo),
-        "Serve the demonstration paths: /, /cluster, /sleep, /fib, /bytes, /echo, /hash",
-    ),
-    Key::new(
-        "faults",
-        APPLICATION,
-        Field::Switch(|s| &mut s.faults),
-        "Serve paths that crash or hang a worker on purpose; for tests only",
-    ),
+pub(super) static KEYS: &[Key<AppSettings>] = &{
+    let [log, log_format] = log_keys!(AppSettings);
+    [
+        Key::new(
+            "root",
+            APPLICATION,
+            Field::Directory(|s| &mut s.root),
+            "Serve the files in this directory",
+        ),
+        Key::new(
+            "fallback",
+            APPLICATION,
+            Field::File(|s| &mut s.fallback),
+            "With root: serve this file for paths that do not exist, for single-page applications",
+        ),
+        Key::new(
+            "error-page-404",
+            APPLICATION,
+            Field::File(|s| &mut s.error_page_404),
+            "With root: send this file as the body of 404 responses",
+        ),
+        Key::new(
+            "cache-control",
+            APPLICATION,
+            Field::OptionalText {
+                value_name: "VALUE",
+                parse: parse_header_value,
+                field: |s| &mut s.cache_control,
+            },
+            "With root: value of Cache-Control in file responses",
+        ),
+        Key::new(
+            "dotfiles",
+            APPLICATION,
+            Field::Switch(|s| &mut s.dotfiles),
+            "With root: serve files and directories whose names start with a dot",
+        ),
+        Key::new(
+            "follow-symlinks",
+            APPLICATION,
+            Field::Switch(|s| &mut s.follow_symlinks),
+            "With root: follow symbolic links that lead outside it",
+        ),
+        Key::new(
+            "health-paths",
+            APPLICATION,
+            Field::Switch(|s| &mut s.health_paths),
+            "Answer /healthz and /readyz; files at these paths are then not served",
+        ),
+        Key::new(
+            "max-body-size",
+            APPLICATION,
+            Field::ByteCount(|s| &mut s.max_body_size),
+            "Maximum size of a request body, beyond it 413",
+        ),
+        Key::new(
+            "max-buffered-bodies",
+            APPLICATION,
+            Field::ByteCount(|s| &mut s.max_buffered_bodies),
+            "Memory per worker for request bodies, at least max-body-size; beyond it 503",
+        ),
+        Key::new(
+            "demo",
+            APPLICATION,
+            Field::Switch(|s| &mut s.demo),
+            "Serve the demonstration paths: /, /cluster, /sleep, /fib, /bytes, /echo, /hash",
+        ),
+        Key::new(
+            "faults",
+            APPLICATION,
+            Field::Switch(|s| &mut s.faults),
+            "Serve paths that crash or hang a worker on purpose; for tests only",
+        ),
     Key::<AppSettings>::new(
         "watch",
         DEVELOPMENT,
@@ -115,24 +117,10 @@ pub(super) static KEYS: &[Key<AppSettings>] = &[
         Field::OptionalDuration(|s| &mut s.watch.poll_interval),
         "With watch: read the files so often, for file systems whose changes the kernel does not report",
     ),
-    Key::<AppSettings>::new(
-        "log",
-        "General",
-        Field::Text { value_name: "FILTER", parse: parse_log_filter, field: |s| &mut s.log },
-        "What to log: off, error, warn, info, debug, trace or MODULE=LEVEL,...",
-    )
-    .env_aliases(&[EnvAlias::same_text("RUST_LOG")]),
-    Key::new(
-        "log-format",
-        "General",
-        Field::Other {
-            value_name: "FORMAT",
-            parse: |s, text| parse_value(text).map(|format| s.log_format = format),
-            format: |s| s.log_format.to_string(),
-        },
-        "Format of the log: text, or json for one object per line",
-    ),
-];
+        log,
+        log_format,
+    ]
+};
 
 /// Parses the value of an HTTP header field (RFC 9110, section 5.5), ASCII only.
 fn parse_header_value(text: &str) -> Result<String, String> {

@@ -1,6 +1,6 @@
 //! Tests of the example file and of the checks of the command's own keys.
 
-use tokio_prefork::cli::{ValueSource, all_keys};
+use tokio_prefork::cli::{AppKeys, EffectiveValue, ValueSource, all_keys};
 
 use super::*;
 
@@ -20,13 +20,11 @@ fn resolve_error(flags: &[&str], toml: &str) -> String {
     resolve(flags, toml).expect_err("error").to_string()
 }
 
-#[test]
-fn example_file_has_every_key_with_its_default() {
-    let text = include_str!("../../systemd/prefork.toml");
-    let settings = resolve(&[], text).expect("the example is valid");
-    let keys = all_keys::<AppSettings>();
-    assert_eq!(keys.len(), settings.effective_values().len());
-    for (key, effective) in keys.iter().zip(settings.effective_values()) {
+/// Checks that `text` sets each key to its default, with a comment above.
+fn check_example<A: AppKeys>(text: &str, effective_values: &[EffectiveValue]) {
+    let keys = all_keys::<A>();
+    assert_eq!(keys.len(), effective_values.len());
+    for (key, effective) in keys.iter().zip(effective_values) {
         assert_eq!((effective.key, &effective.value), (key.name, &key.default));
         let is_set = matches!(effective.source, ValueSource::File { .. });
         let is_commented_out =
@@ -41,6 +39,31 @@ fn example_file_has_every_key_with_its_default() {
         }
         previous_line = line;
     }
+}
+
+#[test]
+fn example_file_has_every_key_with_its_default() {
+    let text = include_str!("../../systemd/prefork.toml");
+    let settings = resolve(&[], text).expect("the example is valid");
+    check_example::<AppSettings>(text, settings.effective_values());
+}
+
+#[test]
+fn example_file_of_run_has_every_key_with_its_default() {
+    let text = include_str!("../../systemd/program.toml");
+    let with_program = format!("{text}\nprogram = 'true'\n");
+    let file = tempfile::NamedTempFile::new().expect("file");
+    std::fs::write(file.path(), &with_program).expect("write");
+    let path = file.path().to_str().expect("UTF-8");
+    let flags = match crate::args::parse_args(["prefork", "run", "-c", path]).expect("arguments") {
+        crate::args::Verb::Run(flags) => flags,
+        other => panic!("{other:?}"),
+    };
+    let settings = flags.sources(PROGRAM).with_environment([]).resolve().expect("valid");
+    let mut effective = settings.effective_values().to_vec();
+    let program = effective.iter_mut().find(|one| one.key == "program").expect("a key");
+    (program.value, program.source) = (String::new(), ValueSource::Default);
+    check_example::<ProgramSettings>(text, &effective);
 }
 
 #[test]

@@ -92,15 +92,16 @@ impl OutputPipes {
     }
 }
 
-/// Sets the streams of this process, a freshly forked worker. `pipes` are those of [`WorkerStdio::Lines`].
+/// Sets the streams of this process, a freshly forked worker. `pipes` are those of [`WorkerStdio::Lines`], or of a program whose
+/// output the primary reads.
 pub(crate) fn set_worker_streams(stdio: WorkerStdio, pipes: Option<OutputPipes>) -> Result<()> {
     let failed = |e| Error::system("set the standard streams of the worker", e);
     match (stdio, pipes) {
-        (WorkerStdio::Inherit, _) | (WorkerStdio::Lines, None) => Ok(()),
-        (WorkerStdio::Lines, Some(pipes)) => {
+        (_, Some(pipes)) => {
             log_output::keep_log_stream().and_then(|()| pipes.become_streams()).map_err(failed)
         }
-        (WorkerStdio::Null, _) => {
+        (WorkerStdio::Inherit | WorkerStdio::Lines, None) => Ok(()),
+        (WorkerStdio::Null, None) => {
             let replace_all = || {
                 log_output::keep_log_stream()?;
                 let null = open_dev_null()?;

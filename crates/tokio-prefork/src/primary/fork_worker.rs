@@ -167,7 +167,11 @@ impl Primary {
     fn create_output_pipes(&self, tag: WorkerTag) -> std::io::Result<Option<OutputPipes>> {
         let settings = self.process_settings.get(tag.kind);
         let is_read = settings.is_some_and(|one| one.stdio == WorkerStdio::Lines);
-        is_read.then(OutputPipes::create).transpose()
+        let config = self.configs.config_of_worker(tag).ok().filter(|_| tag.slot.is_web());
+        let program = config.as_ref().and_then(|config| config.program());
+        let is_read_of_program =
+            program.is_some_and(|one| one.output_target().is_read_by_primary());
+        (is_read || is_read_of_program).then(OutputPipes::create).transpose()
     }
 
     /// Runs the worker in the child and returns its exit status. A panic must not unwind into the primary's frames.

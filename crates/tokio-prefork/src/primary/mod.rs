@@ -248,6 +248,9 @@ impl Primary {
             started: Instant::now(),
             event_log,
         };
+        if let Some(config) = primary.current_config().cloned() {
+            primary.output.set_program(&config);
+        }
         primary.start(manifest.as_ref())?;
         Ok(primary)
     }
@@ -288,6 +291,7 @@ impl Primary {
             self.run_event_hooks();
             if let Some(reason) = shutdown {
                 self.killed_children.reap_all_blocking();
+                self.output.finish();
                 return match (self.stop_error, reason) {
                     (Some(error), _) => Err(error),
                     (None, ShutdownReason::StopRequested) => Ok(()),

@@ -249,6 +249,9 @@ impl Primary {
         self.update_kernel_selector();
         self.warn_of_expiring_certificates();
         let current = self.supervisor.wanted_generation();
+        if let Some(config) = self.current_config().cloned() {
+            self.output.set_program(&config);
+        }
         let Primary { workers, scoreboard, event_log, .. } = self;
         self.log_file.switch_to_generation(current, workers, event_log);
         self.access_log.switch_to_generation(current, workers, scoreboard, event_log);

@@ -59,7 +59,8 @@ impl Primary {
                         self.log_file.reopen(workers, event_log);
                     }
                     let has_log = self.access_log.reopen(workers, scoreboard, event_log);
-                    if !has_log && !self.log_file.is_open() {
+                    let has_files = self.output.reopen_files();
+                    if !has_log && !has_files && !self.log_file.is_open() {
                         event_log.log_ignored_signal(signal);
                     }
                     self.admin.reopen_log();

@@ -28,6 +28,8 @@ enum PollToken {
     Control(ControlPollToken),
     Application(FdWatchId),
     Output(OutputPipeId),
+    /// A reader of programs' output that was behind.
+    OutputReader,
     Admin(AdminProcessId),
 }
 
@@ -52,8 +54,8 @@ impl FromIterator<PollToken> for ReadySources {
                 PollToken::Signals => ready.has_signals = true,
                 PollToken::WorkerChannel(worker) => ready.worker_channels.push(worker),
                 PollToken::UpgradeCheck => ready.has_upgrade_check_output = true,
-                // A finished lookup and the answers of stack readers are noticed after each wait.
-                PollToken::NameLookup | PollToken::StackReader => {}
+                // A finished lookup, the answers of stack readers, and room for output are noticed after each wait.
+                PollToken::NameLookup | PollToken::StackReader | PollToken::OutputReader => {}
                 PollToken::Messages(source) => ready.messages.push(source),
                 PollToken::Control(source) => ready.control.push(source),
                 PollToken::Application(watch) => ready.application.push(watch),
@@ -135,6 +137,7 @@ impl Primary {
             self.admin.next_deadline(),
             self.ticket_keys.next_deadline(self.ticket_lifetime(), now),
             self.certificate_expiry.next_deadline(),
+            self.output.program_deadline(),
         ];
         let delays = [
             self.handover.retry_after(),
@@ -186,6 +189,9 @@ impl Primary {
         let application = application.map(|(id, watched)| (PollToken::Application(id), watched));
         let output = self.output.poll_sources();
         let output = output.map(|(id, watched)| (PollToken::Output(id), watched));
+        let readers = self.output.waiting_readers();
+        let readers = readers.map(|watched| (PollToken::OutputReader, watched));
+        let output = output.chain(readers);
         let admin = self.admin.poll_sources();
         let admin = admin.map(|(id, watched)| (PollToken::Admin(id), watched));
         let sources = signals.into_iter().chain(channels).chain(check).chain(lookup).chain(stacks);
@@ -219,6 +225,12 @@ impl Primary {
             self.upgrade.read_check_output();
         }
         self.pending_events.extend(self.messages.read_ready(&ready.messages));
+        for id in &ready.output {
+            // After the channels, which say the pid of a program.
+            if let Some(process) = self.workers.get(&id.0) {
+                self.output.set_tag(*id, process.tag, process.pid);
+            }
+        }
         // Before the signals: the lines of a worker come before its exit.
         self.output.read_ready(&ready.output);
         for process in ready.admin {

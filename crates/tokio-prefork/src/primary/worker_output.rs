@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::{Primary, PrimaryHandle};
+use crate::config::Config;
+use crate::program::output::ProgramOutputWriter;
 use crate::upgrade::PassedOutput;
 use crate::worker_stdio::OutputStream;
 use prefork_os::fd::FdCloseBatch;
@@ -45,6 +47,8 @@ pub(super) struct WorkerOutput {
     pipes: BTreeMap<OutputPipeId, OutputPipe>,
     /// The pipe whose lines were delivered last, so that each has its turn.
     last_delivered: Option<OutputPipeId>,
+    /// Writes the lines of programs. `None` if the workers run none.
+    programs: Option<ProgramOutputWriter>,
 }
 
 /// The reading end of one pipe.
@@ -178,6 +182,16 @@ impl WorkerOutput {
         idle.map(|(id, pipe)| (*id, WatchedFd::readable(pipe.reader.as_fd())))
     }
 
+    /// Sets whose output a pipe has, as the pid of a program is known later than the pipe. Until then, the pid in the tag is that of
+    /// its guard, `own_pid`, which printed none of it.
+    pub(super) fn set_tag(&mut self, id: OutputPipeId, worker: WorkerTag, own_pid: u32) {
+        let is_of_program = self.programs.is_some() && worker.slot.is_web();
+        if let Some(pipe) = self.pipes.get_mut(&id) {
+            let pid = worker.pid.filter(|pid| !is_of_program || *pid != own_pid);
+            pipe.worker = WorkerTag { pid, ..worker };
+        }
+    }
+
     pub(super) fn read_ready(&mut self, ready: &[OutputPipeId]) {
         for id in ready {
             if let Some(pipe) = self.pipes.get_mut(id) {
@@ -189,7 +203,52 @@ impl WorkerOutput {
 
     /// Returns how long to wait before the next lines are delivered, if some wait.
     pub(super) fn delivery_delay(&self) -> Option<Duration> {
-        self.pipes.values().any(OutputPipe::has_line).then_some(Duration::ZERO)
+        let has_line = || self.pipes.values().any(OutputPipe::has_line);
+        (!self.is_reader_behind() && has_line()).then_some(Duration::ZERO)
+    }
+
+    /// Sets where the output of the program in `config` goes.
+    pub(super) fn set_program(&mut self, config: &Config) {
+        match (config.program(), &mut self.programs) {
+            (Some(program), Some(writer)) => writer.set_output(program),
+            (Some(program), None) => self.programs = Some(ProgramOutputWriter::new(program)),
+            // Programs of earlier generations may still write.
+            (None, _) => {}
+        }
+    }
+
+    /// Writes what was collected of programs' lines, as far as their readers take it now.
+    fn flush_programs(&mut self) {
+        if let Some(writer) = &mut self.programs {
+            writer.flush(Instant::now());
+        }
+    }
+
+    /// Returns whether lines of programs wait for a reader, so that no more are taken from the pipes.
+    fn is_reader_behind(&self) -> bool {
+        self.programs.as_ref().is_some_and(ProgramOutputWriter::is_waiting)
+    }
+
+    /// Returns the descriptors whose readers lines of programs wait for.
+    pub(super) fn waiting_readers(&self) -> impl Iterator<Item = WatchedFd<'_>> {
+        self.programs.iter().flat_map(ProgramOutputWriter::poll_sources)
+    }
+
+    /// Returns when lines of programs are lost, or lost ones are reported.
+    pub(super) fn program_deadline(&self) -> Option<Instant> {
+        self.programs.as_ref()?.next_deadline()
+    }
+
+    /// Opens the files of programs' output again. Returns whether there are some.
+    pub(super) fn reopen_files(&mut self) -> bool {
+        self.programs.as_mut().is_some_and(ProgramOutputWriter::reopen_files)
+    }
+
+    /// Writes what programs have left, as the primary ends.
+    pub(super) fn finish(&mut self) {
+        if let Some(writer) = &mut self.programs {
+            writer.flush_until(LAST_LINES_TIME_BUDGET);
+        }
     }
 
     /// Reads what a worker that has exited has left in its pipes.
@@ -288,6 +347,9 @@ impl WorkerOutput {
 
     /// Closes the pipes in a forked worker. The hook is the primary's.
     pub(super) fn leave_to_parent(&mut self, fds: &mut FdCloseBatch) {
+        if let Some(writer) = &mut self.programs {
+            writer.leave_to_parent(fds);
+        }
         fds.add_fds_of_owner(std::mem::take(&mut self.pipes), |pipes, take| {
             pipes.values().map(|pipe| pipe.reader.as_fd()).for_each(take);
         });
@@ -309,22 +371,30 @@ impl Primary {
     /// Delivers the complete lines that are left before an upgrade, within a time budget.
     pub(super) fn flush_output(&mut self) {
         self.deliver_lines(None, Instant::now() + LAST_LINES_TIME_BUDGET);
+        self.output.finish();
     }
 
     fn deliver_lines(&mut self, of: Option<WorkerId>, until: Instant) {
-        while let Some((worker, stream, line)) = self.output.take_line(of) {
+        self.output.flush_programs();
+        while !self.output.is_reader_behind()
+            && let Some((worker, stream, line)) = self.output.take_line(of)
+        {
             self.deliver_line(worker, stream, &line);
             if Instant::now() >= until {
                 break;
             }
         }
+        self.output.flush_programs();
         self.output.remove_finished();
     }
 
     fn deliver_line(&mut self, worker: WorkerTag, stream: OutputStream, line: &[u8]) {
         // Removed while it runs, because it borrows the primary that owns it.
         let Some(mut hook) = self.output.hook.take() else {
-            return super::event_log::log_worker_output(worker, stream, line);
+            return match self.output.programs.as_mut().filter(|_| worker.slot.is_web()) {
+                Some(writer) => writer.push_line(worker, stream, line),
+                None => super::event_log::log_worker_output(worker, stream, line),
+            };
         };
         self.call_application(&"the hook on_output", &worker, |handle| {
             hook(handle, worker, stream, line);

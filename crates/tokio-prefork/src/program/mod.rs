@@ -12,6 +12,7 @@ mod node_shim;
 mod notify_socket;
 #[cfg_attr(not(test), allow(dead_code, reason = "the guard calls it"))]
 mod observe;
+pub(crate) mod output;
 mod process;
 mod readiness;
 mod resolve;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::worker::WorkerApp;
 pub(crate) use environment::WORKER_VARIABLE;
+pub use output::ProgramOutput;
 use prefork_os::signal::Signal;
 pub use readiness::Readiness;
 pub use stop::StopSignal;
@@ -57,6 +59,7 @@ pub struct Program {
     readiness: Readiness,
     stop_signal: StopSignal,
     node_shim: bool,
+    output: ProgramOutput,
 }
 
 impl Program {
@@ -70,6 +73,7 @@ impl Program {
             readiness: Readiness::default(),
             stop_signal: StopSignal::default(),
             node_shim: true,
+            output: ProgramOutput::default(),
         }
     }
 
@@ -116,6 +120,12 @@ impl Program {
         self
     }
 
+    /// Sets where the standard output and error of the program go. Default: [`ProgramOutput::Prefix`].
+    pub fn output(mut self, output: ProgramOutput) -> Program {
+        self.output = output;
+        self
+    }
+
     /// Returns the executable as it was given.
     pub fn executable(&self) -> &OsStr {
         &self.executable
@@ -136,6 +146,11 @@ impl Program {
         self.node_shim
     }
 
+    /// Returns where the output of the program goes.
+    pub fn output_target(&self) -> &ProgramOutput {
+        &self.output
+    }
+
     /// Returns the current directory of the program, if it is not that of the primary.
     pub fn directory(&self) -> Option<&Path> {
         self.current_dir.as_deref()
@@ -153,12 +168,13 @@ impl Program {
         words.map(|word| quoted(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")
     }
 
-    /// Finds the executable, and checks the templates of the arguments.
+    /// Finds the executable, and checks the templates of the arguments and the files of the output.
     ///
     /// # Errors
-    /// There is no such file, it cannot be executed, or a template is unknown.
+    /// There is no such file, it cannot be executed, a template is unknown, or the output cannot be written.
     pub fn check(&self) -> Result<PathBuf> {
         arguments::check_templates(&self.arguments)?;
+        self.output.check()?;
         resolve::find_executable(
             &self.executable,
             self.directory(),
