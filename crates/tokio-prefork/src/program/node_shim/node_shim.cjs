@@ -29,10 +29,11 @@
   const VARIABLE = 'PREFORK_NODE_SHIM';
   // How long a socket stays open after its server was closed, so that a program which tries a port first can listen again.
   const RELISTEN_MS = 1000;
-  // How often idle connections are looked for while servers close.
+  // How long an idle connection may wait for a further request, which ends it politely, before it is closed. The same for one
+  // without any request.
+  const IDLE_GRACE_MS = 1000;
+  // How often idle connections are looked for after that.
   const CLOSE_IDLE_MS = 50;
-  // How old a connection without any byte must be to be closed.
-  const SILENT_MS = 1000;
   // How long a program that listens to the message 'shutdown' may live after its connections have ended.
   const SHUTDOWN_MESSAGE_MS = 5000;
 
@@ -441,19 +442,18 @@
       // Without a handle, it is closing, or its connections are in the workers of node:cluster.
       if (!server._handle && hasWorkers) continue;
       remaining += 1;
-      if (server._handle) server.close(closed);
+      // Not the method of http.Server, which destroys idle connections at once.
+      if (server._handle) net.Server.prototype.close.call(server, closed);
       else server.once('close', closed);
     }
-    setInterval(closeIdle, CLOSE_IDLE_MS);
+    setTimeout(() => setInterval(closeIdle, CLOSE_IDLE_MS), IDLE_GRACE_MS);
   }
 
-  const silentSince = new WeakMap();
   function closeIdle() {
     for (const server of servers) server.closeIdleConnections?.();
+    // Those without any request do not count as idle.
     for (const socket of process._getActiveHandles?.() ?? []) {
-      if (!(socket instanceof net.Socket) || !servers.has(socket.server) || socket.bytesRead > 0) continue;
-      if (!silentSince.has(socket)) silentSince.set(socket, Date.now());
-      else if (Date.now() - silentSince.get(socket) >= SILENT_MS) socket.end();
+      if (socket instanceof net.Socket && servers.has(socket.server) && socket.bytesRead === 0) socket.end();
     }
   }
 
