@@ -28,6 +28,14 @@ pub(crate) struct ProgramConnection {
     pub(crate) activity: Option<TcpActivity>,
 }
 
+#[cfg(test)]
+impl ProgramConnection {
+    /// Returns a connection that no process has.
+    pub(crate) fn simulated(inode: u64, activity: Option<TcpActivity>) -> ProgramConnection {
+        ProgramConnection { inode, pid: u32::MAX, fd: -1, activity }
+    }
+}
+
 /// How much could be seen of the connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Visibility {

@@ -28,7 +28,7 @@ use open_fds::{FdTarget, OpenFd, open_fds};
 use socket_waits::find_wait;
 use usage::UsageMeter;
 
-pub(crate) use connections::{ConnectionScan, HalfClose, ProgramConnection};
+pub(crate) use connections::{ConnectionScan, HalfClose, ProgramConnection, Visibility};
 pub(crate) use process_tree::descendants;
 pub(crate) use socket_waits::WaitKind;
 pub(crate) use usage::ProgramUsage;
