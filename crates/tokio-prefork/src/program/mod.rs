@@ -5,13 +5,13 @@
 //! when it is ready, and stops it. So to the supervisor a foreign program is a worker like any other.
 
 mod arguments;
+mod drain;
 mod environment;
 pub(crate) mod guard;
 mod http_probe;
 mod node_shim;
 mod notify_socket;
-#[cfg_attr(not(test), allow(dead_code, reason = "the guard calls it"))]
-mod observe;
+pub(crate) mod observe;
 pub(crate) mod output;
 mod process;
 mod readiness;

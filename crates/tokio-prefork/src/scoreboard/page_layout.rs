@@ -90,6 +90,14 @@ pub(crate) const POOL_RECORDS_IN_USE: PageWord = PageWord(QUEUE_WAIT.0 + DURATIO
 
 /// On the page of a guard: the pid of its program; 0 before it is started.
 pub(crate) const PROGRAM_PID: PageWord = PageWord(500);
+/// On the page of a guard: the number of processes of its program.
+pub(crate) const PROGRAM_PROCESSES: PageWord = PageWord(501);
+/// On the page of a guard: how many connections wait in the accept queues of its program.
+pub(crate) const PROGRAM_QUEUED: PageWord = PageWord(502);
+/// On the page of a guard: the resident memory of all processes of its program, in bytes.
+pub(crate) const PROGRAM_RESIDENT_BYTES: PageWord = PageWord(503);
+/// On the page of a guard: the CPU time of its program, in microseconds.
+pub(crate) const PROGRAM_CPU_US: PageWord = PageWord(504);
 
 /// Connections closed because of their PROXY header: the last traffic counter, apart from the others.
 pub(crate) const REFUSED_PROXY_HEADERS: PageWord = PageWord(WORDS_PER_PAGE - 1);

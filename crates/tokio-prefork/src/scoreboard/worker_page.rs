@@ -9,15 +9,16 @@ use super::in_flight::{self, InFlightEntries, InFlightEntry};
 use super::page_layout::{
     ACCEPTED, ACTIVE_REQUESTS, BEGUN_JOB, BYTES_IN, BYTES_OUT, CUT_CONNECTIONS, FAILED_ALLOCATION,
     HANDED_OVER, HEARTBEAT_MS, IS_ACCEPTING, IS_FULL, JOB_STARTED_MS, LOOP_LAG, OPEN_CONNECTIONS,
-    OVER_LIMIT_CONNECTIONS, PANICS, PID, PROGRAM_PID, PageWord, QUEUE_WAIT, REFUSED_PROXY_HEADERS,
-    REQUESTS, RESPONSES, SHED_CONNECTIONS, SLOT, STARTED_AT_MS, TAKEN_OVER, THREAD,
-    TIMED_OUT_REQUESTS,
+    OVER_LIMIT_CONNECTIONS, PANICS, PID, PROGRAM_CPU_US, PROGRAM_PID, PROGRAM_PROCESSES,
+    PROGRAM_QUEUED, PROGRAM_RESIDENT_BYTES, PageWord, QUEUE_WAIT, REFUSED_PROXY_HEADERS, REQUESTS,
+    RESPONSES, SHED_CONNECTIONS, SLOT, STARTED_AT_MS, TAKEN_OVER, THREAD, TIMED_OUT_REQUESTS,
 };
 use super::page_reader::{load_state, store_state};
 use super::pool_counters::PoolCounters;
 use super::pool_pages::PoolRecords;
 use super::request_page::{LogLineCounters, RequestClass, RequestPage};
 use super::shared_worker_page::SharedWorkerPage;
+use crate::program::observe::ProgramUsage;
 use crate::status::{WorkerState, duration_us, unix_time_ms};
 use prefork_os::shared_memory::SharedPage;
 use prefork_os::system::{monotonic_ms, process_cpu_time_us};
@@ -124,6 +125,16 @@ impl WorkerPage {
     /// Records the pid of the foreign program whose guard owns the page.
     pub(crate) fn set_program_pid(&self, pid: u32) {
         PROGRAM_PID.store(self.page, pid.into());
+    }
+
+    /// Records what the program uses whose guard owns the page.
+    pub(crate) fn set_program_usage(&self, usage: &ProgramUsage) {
+        OPEN_CONNECTIONS.store(self.page, usage.connections.into());
+        PROGRAM_PROCESSES.store(self.page, usage.processes.into());
+        PROGRAM_QUEUED.store(self.page, usage.queued.into());
+        PROGRAM_RESIDENT_BYTES.store(self.page, usage.resident_bytes);
+        let micros = u64::try_from(usage.cpu_time.as_micros()).unwrap_or(u64::MAX);
+        PROGRAM_CPU_US.store(self.page, micros);
     }
 
     /// Records a heartbeat of the event loop.

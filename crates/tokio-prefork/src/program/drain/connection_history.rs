@@ -66,7 +66,8 @@ impl Look {
         // Both in one kernel tick. A client acknowledges a response, but not that its own request was received, so an
         // acknowledgement after the request means that the response came after it, too. The acknowledgement of a keep-alive
         // probe comes much later.
-        let acknowledged_later = activity.since_received.saturating_sub(activity.since_acknowledged);
+        let acknowledged_later =
+            activity.since_received.saturating_sub(activity.since_acknowledged);
         if !acknowledged_later.is_zero() && acknowledged_later <= DELAYED_ACK {
             return Look::Answered;
         }
@@ -123,7 +124,11 @@ impl ConnectionHistory {
             (true, true) if look_before == Look::Answered && self.look == Look::Answered => {
                 self.confirmed_turns += 1;
             }
-            (true, true) if looked_idle && self.look == Look::Balanced && is_same_ratio(&before, &activity) => {
+            (true, true)
+                if looked_idle
+                    && self.look == Look::Balanced
+                    && is_same_ratio(&before, &activity) =>
+            {
                 self.confirmed_turns += 1;
             }
             (false, true) if looked_idle => {
@@ -139,7 +144,7 @@ impl ConnectionHistory {
     }
 
     /// Returns the time since bytes came or went last.
-    fn quiet(&self) -> Duration {
+    pub(super) fn quiet(&self) -> Duration {
         self.activity.since_received.min(self.activity.since_sent)
     }
 
@@ -196,6 +201,7 @@ impl ConnectionHistory {
 
 /// Returns whether responses had as many segments per request before as after.
 fn is_same_ratio(before: &TcpActivity, after: &TcpActivity) -> bool {
-    let ratio = |activity: &TcpActivity| activity.sent_segments.checked_div(activity.received_segments);
+    let ratio =
+        |activity: &TcpActivity| activity.sent_segments.checked_div(activity.received_segments);
     ratio(before) == ratio(after)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use super::connection_history::ConnectionHistory;
+use super::connection_history::{ConnectionHistory, IDLE_QUIET};
 use crate::program::observe::{ConnectionScan, ProgramConnection, Visibility};
 
 /// The shortest drain: a connection whose handshake was in progress when new ones were sent elsewhere arrives within this time.
@@ -33,6 +33,9 @@ pub(crate) struct DrainSettings {
     pub(crate) shares_listener: bool,
     /// Whether the program has a handler of its own for the stop signal, so that it may end long connections in order.
     pub(crate) handles_stop_signal: bool,
+    /// Whether the program ends each connection with its next response, so that only those without requests need to be
+    /// half-closed.
+    pub(crate) ends_connections: bool,
 }
 
 /// Why the stop signal is sent.
@@ -69,7 +72,9 @@ impl fmt::Display for StopReason {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Decision {
     /// Half-close these connections, and look again.
-    Wait { half_close: Vec<ProgramConnection> },
+    Wait {
+        half_close: Vec<ProgramConnection>,
+    },
     SendStopSignal(StopReason),
 }
 
@@ -105,8 +110,12 @@ impl DrainDecider {
         let mut half_close = Vec::new();
         if scan.visibility != Visibility::ReadOnly && !self.still_gets_connections() {
             let connections = scan.connections.iter();
+            let min_quiet = self.settings.ends_connections.then_some(IDLE_QUIET);
             let idle = connections.filter(|one| {
-                self.histories.get(&one.inode).is_some_and(ConnectionHistory::is_idle)
+                let history = self.histories.get(&one.inode);
+                history.is_some_and(|one| {
+                    one.is_idle() && min_quiet.is_none_or(|min| one.quiet() >= min)
+                })
             });
             half_close.extend(idle.take(MAX_HALF_CLOSED_PER_LOOK).copied());
         }

@@ -25,6 +25,9 @@ pub(super) const MAX_PROBE_TIME: Duration = Duration::from_secs(5);
 /// The state of a process that a signal has stopped. Under a debugger it is another one.
 const STOPPED: char = 'T';
 
+/// How many heartbeats there are for each measurement of what the program uses: one each second.
+const BEATS_PER_USAGE: u32 = 10;
+
 /// Returns how long a sign of life of the program counts, which is `WATCHDOG_USEC`. Programs give one in half the time.
 ///
 /// After it the guard's heartbeat stops, and the time until the stall is reported begins.
@@ -100,9 +103,14 @@ impl Guard {
         abort: Arc<AtomicBool>,
     ) {
         let state = &self.state;
+        let mut beats = 0u32;
         loop {
             let late = timer.tick().await;
             state.worker_page.record_loop_lag(late);
+            if beats.is_multiple_of(BEATS_PER_USAGE) {
+                state.worker_page.set_program_usage(&self.observer.borrow_mut().usage());
+            }
+            beats = beats.wrapping_add(1);
             if !self.is_frozen() {
                 state.worker_page.record_heartbeat(LocalWorkerState::monotonic_ms());
             }

@@ -1,18 +1,36 @@
 //! The end of a program: asks it to stop, waits, and kills what is left.
 
+use std::time::{Duration, Instant};
+
+use super::super::drain::{DrainSettings, DrainStep, ProgramDrain};
 use super::super::node_shim::NodeShim;
+use super::super::observe::SignalHandling;
 use super::super::process;
 use super::{Guard, GuardExit};
 use crate::error::{Result, exit};
+use crate::listener::Listener;
+use crate::text::HumanDuration;
+use crate::worker::LocalWorkerState;
 use prefork_os::signal::Signal;
 
+/// How much of the graceful timeout is left to a program that its stop signal ends at once.
+const MIN_STOP_TIME: Duration = Duration::from_millis(500);
+
 impl Guard {
-    /// Asks the program to stop, and kills what is left at the drain deadline.
+    /// Drains the program from outside, asks it to stop, and kills what is left at the drain deadline.
     pub(super) async fn stop(&self) -> Result<GuardExit> {
         let process = self.process.borrow().clone();
         let Some(process) = process else { return Ok(GuardExit::Status(exit::OK)) };
         if let Some(shim) = self.shim.get() {
             shim.begin_drain();
+        }
+        if self.is_ready.get() {
+            tokio::select! {
+                () = self.drain_connections() => {}
+                // The select below handles both.
+                _ = self.wait_for_exit() => {}
+                () = self.state.drain.wait_for_deadline() => {}
+            }
         }
         if !self.shim.get().is_some_and(NodeShim::ask_to_stop) {
             process.signal(self.program.stop_signal_number());
@@ -36,6 +54,47 @@ impl Guard {
                 self.kill_rest().await;
                 Ok(GuardExit::Status(exit::OK))
             }
+        }
+    }
+
+    /// Waits until the program has no connections left, as far as possible, and half-closes idle ones. New ones go elsewhere.
+    async fn drain_connections(&self) {
+        let settings = self.drain_settings();
+        let started = Instant::now();
+        let mut drain = ProgramDrain::new(settings, started);
+        let reason = loop {
+            let step = drain.step(Instant::now(), &mut self.observer.borrow_mut());
+            match step {
+                DrainStep::Wait(time) => tokio::time::sleep(time).await,
+                DrainStep::SendStopSignal(reason) => break reason,
+            }
+        };
+        log::info!(
+            "{} sends SIG{} to {}: {reason}; after={} half_closed={} connections={}",
+            self.tag(),
+            self.program.stop_signal,
+            self.program.name(),
+            HumanDuration(started.elapsed()),
+            drain.half_closed(),
+            drain.connections()
+        );
+    }
+
+    /// Decides how much of the graceful timeout is left to the program after its stop signal.
+    fn drain_settings(&self) -> DrainSettings {
+        let now = LocalWorkerState::monotonic_ms();
+        let deadline = self.state.drain.current_order().map_or(now, |order| order.deadline_ms);
+        let left = Duration::from_millis(deadline.saturating_sub(now));
+        let handling = self.observer.borrow().signal_handling(self.program.stop_signal_number());
+        let for_stop = match handling {
+            SignalHandling::Ends => (left / 20).min(MIN_STOP_TIME),
+            SignalHandling::Unknown | SignalHandling::Handled => left / 4,
+        };
+        DrainSettings {
+            deadline: left.saturating_sub(for_stop),
+            shares_listener: self.listeners.iter().any(Listener::is_shared_by_all_workers),
+            handles_stop_signal: handling == SignalHandling::Handled || self.shim.get().is_some(),
+            ends_connections: self.shim.get().is_some(),
         }
     }
 

@@ -8,6 +8,7 @@ mod connections;
 mod listening_sockets;
 mod open_fds;
 mod process_tree;
+mod signal_handling;
 mod socket_waits;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use prefork_os::process::process_command_name;
+use prefork_os::signal::Signal;
 use prefork_os::socket::accept_queue;
 use prefork_os::socket_name::SocketName;
 
@@ -30,6 +32,7 @@ use usage::UsageMeter;
 
 pub(crate) use connections::{ConnectionScan, HalfClose, ProgramConnection, Visibility};
 pub(crate) use process_tree::descendants;
+pub(crate) use signal_handling::SignalHandling;
 pub(crate) use socket_waits::WaitKind;
 pub(crate) use usage::ProgramUsage;
 
@@ -122,11 +125,6 @@ impl ProgramObserver {
         uses.map(|listener| find_use(&processes, listener.inode).unwrap_or(unseen)).collect()
     }
 
-    /// Returns whether the program waits for connections on every inherited listening socket.
-    pub(crate) fn waits_on_all_listeners(&self) -> bool {
-        self.listener_uses().iter().all(|one| matches!(one, ListenerUse::Waiting { .. }))
-    }
-
     /// Returns what the program does instead of waiting on the sockets that it was given. `None` if it waits on all of them.
     pub(crate) fn explain_unused_listener(&self) -> Option<UnusedListener> {
         let uses = self.listener_uses();
@@ -163,6 +161,22 @@ impl ProgramObserver {
             }
         }
         found
+    }
+
+    /// Returns what the processes that have an inherited socket open do with `signal`: what the first of them does that is not
+    /// prepared for it.
+    pub(crate) fn signal_handling(&self, signal: Signal) -> SignalHandling {
+        let has_listener = |pid: &u32| {
+            let fds = open_fds(*pid).unwrap_or_default();
+            let inodes = fds.iter().filter_map(|fd| match fd.target {
+                FdTarget::Socket(inode) => Some(inode),
+                _ => None,
+            });
+            inodes.into_iter().any(|inode| self.listeners.iter().any(|one| one.inode == inode))
+        };
+        let pids = self.pids().into_iter().filter(has_listener);
+        let handling = pids.map(|pid| signal_handling::signal_handling(pid, signal));
+        handling.min().unwrap_or(SignalHandling::Unknown)
     }
 
     /// Returns how many connections wait in the accept queues of the inherited TCP sockets.
