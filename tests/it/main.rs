@@ -105,6 +105,8 @@ mod reload_listeners;
 mod request_ids;
 mod resource_limits;
 mod respawn;
+mod run_sockets;
+mod run_sockets_faults;
 mod scale;
 mod scoreboard;
 mod serve_http;

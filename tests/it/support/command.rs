@@ -21,6 +21,8 @@ pub struct ProcessBuilder {
     verb: Vec<OsString>,
     binds: Vec<String>,
     args: Vec<OsString>,
+    /// Arguments after all others.
+    last_args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     workers: usize,
     /// Workers of other kinds than `web`.
@@ -51,6 +53,15 @@ impl ProcessBuilder {
     /// Builds `prefork serve`.
     pub fn serve() -> ProcessBuilder {
         ProcessBuilder::new(PathBuf::from(env!("CARGO_BIN_EXE_prefork")), "serve")
+    }
+
+    /// Builds `prefork run` with `test_programs foreign-server` and these words.
+    pub fn run_foreign_server(words: &[&str]) -> ProcessBuilder {
+        let mut builder = ProcessBuilder::new(PathBuf::from(env!("CARGO_BIN_EXE_prefork")), "run");
+        builder.config_sets_dispatch = true;
+        builder.last_args = vec!["--".into(), test_programs().into(), "foreign-server".into()];
+        builder.last_args.extend(words.iter().map(Into::into));
+        builder
     }
 
     /// Builds a program of `tests/programs`.
@@ -98,6 +109,7 @@ impl ProcessBuilder {
             verb: vec![verb.into()],
             binds: vec!["127.0.0.1:0".to_string()],
             args: Vec::new(),
+            last_args: Vec::new(),
             env: Vec::new(),
             workers: 2,
             other_workers: 0,
@@ -227,6 +239,10 @@ impl ProcessBuilder {
         self.verb.first().is_some_and(|verb| verb == "serve")
     }
 
+    fn is_run(&self) -> bool {
+        self.verb.first().is_some_and(|verb| verb == "run")
+    }
+
     fn command(&mut self) -> Command {
         let mut command = match self.script {
             Some(script) => {
@@ -245,7 +261,9 @@ impl ProcessBuilder {
         clear_variables(&mut command);
         // Without this, the socket would be in the runtime directory of the machine.
         match self.has_control {
-            true if self.is_serve() => command.env("PREFORK_CONTROL", &self.control),
+            true if self.is_serve() || self.is_run() => {
+                command.env("PREFORK_CONTROL", &self.control)
+            }
             true if self.verb.is_empty() => command.arg("--control").arg(&self.control),
             true => command.arg(format!("control={}", self.control.display())),
             false => command.env("PREFORK_CONTROL", "off"),
@@ -256,6 +274,7 @@ impl ProcessBuilder {
         if self.is_serve() && overrides::is_tls() {
             overrides::apply_tls_override(&mut command);
         }
+        command.args(&self.last_args);
         command.envs(self.env.drain(..));
         command.stdin(self.stdin.take().map_or_else(Stdio::null, Stdio::from));
         if let Some(uid) = self.uid {

@@ -80,6 +80,13 @@ impl Server {
         self
     }
 
+    /// Waits until the server listens, and reads the addresses. No worker need be ready.
+    #[track_caller]
+    pub fn listening(mut self) -> Server {
+        self.addresses = self.wait_listening();
+        self
+    }
+
     /// Records for clients whether its ports speak TLS.
     fn set_speaks_tls(&self, speaks_tls: bool) {
         for address in &self.addresses {

@@ -12,8 +12,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::{ListenAddr, Listener, ListenerSet};
-use crate::error::Result;
+use super::{ListenAddr, Listener, ListenerSet, bind_socket};
+use crate::error::{Error, Result};
 use prefork_supervisor::Slot;
 
 /// How many connections of one socket are reset at a time.
@@ -31,9 +31,11 @@ impl<'a> WorkerSocketGroup<'a> {
         self.sockets.len() as u32
     }
 
-    /// Returns a socket through which a BPF program can be attached to the group.
-    pub(crate) fn socket(&self) -> BorrowedFd<'a> {
-        self.sockets[0].as_fd()
+    /// Returns a socket through which a BPF program can be attached to the group: one that listens. For another one the
+    /// kernel would make a group of its own, which keeps it from listening again.
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'a>> {
+        let listening = self.sockets.iter().copied().find(|one| is_listener(one));
+        listening.map(Listener::as_fd)
     }
 
     /// Returns the kernel's position of the socket of this index.
@@ -46,6 +48,10 @@ impl<'a> WorkerSocketGroup<'a> {
     pub(crate) fn queued_at(&self, index: u32) -> u32 {
         self.sockets.iter().filter(|one| one.slot == Slot(index)).map(|one| queued(one)).sum()
     }
+}
+
+fn is_listener(listener: &Listener) -> bool {
+    listener.socket.is_listener().unwrap_or(true)
 }
 
 fn queued(listener: &Listener) -> u32 {
@@ -113,15 +119,27 @@ impl ListenerSet {
         backlog: u32,
     ) -> Result<Vec<(ListenAddr, u32)>> {
         let mut restored = Vec::new();
-        while let Some(ended) = self.listeners.iter().position(|one| {
-            !one.is_shared_by_all_workers() && !one.socket.is_listener().unwrap_or(true)
-        }) {
+        let has_ended = |one: &Listener| !one.is_shared_by_all_workers() && !is_listener(one);
+        while let Some(ended) = self.listeners.iter().position(has_ended) {
             let addr = self.listeners[ended].addr.clone();
-            self.listeners[ended].listen_again(backlog)?;
+            if let Err(error) = self.listeners[ended].listen_again(backlog) {
+                self.replace_ended_socket(ended, backlog, error)?;
+            }
             restored.push((addr.clone(), self.listeners[ended].slot.0));
             self.move_to_last_position(ended, &addr);
         }
         Ok(restored)
+    }
+
+    /// Puts a new socket in the place of one that cannot listen again, as the kernel has a group for it alone.
+    fn replace_ended_socket(&mut self, ended: usize, backlog: u32, error: Error) -> Result<()> {
+        let old = &self.listeners[ended];
+        let mut others = self.listeners.iter().filter(|one| one.addr == old.addr);
+        let Some(member) = others.find(|one| is_listener(one)) else { return Err(error) };
+        let new = bind_socket::bind_slot_socket(member, old.slot)?;
+        bind_socket::start_listening(&new, backlog)?;
+        self.listeners[ended] = new;
+        Ok(())
     }
 
     /// Follows the kernel: the last socket of the group took the place of the one at `ended`, which is the last one now.
@@ -156,7 +174,7 @@ mod tests {
             let position = group.position_of(index).expect("a socket");
             let targets = [SocketTarget { slot: Slot(0), position, queued: 0 }];
             let mut attached = AttachedTargets::default();
-            let (socket, sockets) = (group.socket(), group.len());
+            let (socket, sockets) = (group.socket().expect("one listens"), group.len());
             attached.update(Dispatch::Reuseport, &targets, socket, sockets).expect("attach");
         }
     }
@@ -210,6 +228,22 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_socket_that_has_a_group_of_its_own_is_replaced() {
+        let (mut set, addrs) = open(&["127.0.0.1:0"], 3);
+        let local = local(&set);
+        let ended = &set.listeners[1];
+        ended.socket.shutdown(Shutdown::Both).expect("shutdown");
+        // As if a program were attached in the moment after it was shut down.
+        let targets = [SocketTarget { slot: Slot(0), position: 0, queued: 0 }];
+        let mut attached = AttachedTargets::default();
+        attached.update(Dispatch::Reuseport, &targets, ended.as_fd(), 3).expect("attach");
+        assert_eq!(set.restore_shut_down_sockets(16).expect("replaced"), [(addrs[0].clone(), 1)]);
+        target(&set, 1);
+        TcpStream::connect(local).expect("connect");
+        assert_eq!(set.queued_by_index(), [0, 1, 0]);
     }
 
     #[test]

@@ -193,8 +193,9 @@ impl Primary {
         for group in self.listeners.worker_socket_groups().filter(|_| policy.is_some()) {
             let targets = self.targets_at(&group, &sockets);
             let Some(policy) = policy else { break };
+            let Some(socket) = group.socket() else { continue };
             let attached = sockets.attached_to(group.addr);
-            let outcome = attached.update(policy, &targets, group.socket(), group.len());
+            let outcome = attached.update(policy, &targets, socket, group.len());
             if let Err(e) = outcome {
                 let has_program = !attached.backend_name().is_empty();
                 unselectable.push((group.addr.clone(), has_program, e));

@@ -156,7 +156,8 @@ pub struct PrimaryStatus {
     /// The dispatch policy in force: `shared`, `reuseport`, ... Empty from an old version.
     #[serde(default)]
     pub dispatch: String,
-    /// What in the kernel selects the worker, if a policy has several ways: `ebpf`, `cbpf-weights`, `ip-hash` or `hash`.
+    /// What in the kernel selects the worker, if a policy has several ways: `ebpf`, `cbpf-weights`, `cbpf-random`,
+    /// `ip-hash` or `hash`.
     /// Empty under other policies, and in a worker.
     #[serde(default, rename = "dispatch_rung")]
     pub dispatch_backend: String,

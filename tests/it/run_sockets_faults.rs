@@ -1,0 +1,159 @@
+//! `prefork run` with a socket for each worker, when workers die or misbehave: nobody is refused, and nobody waits for ever.
+
+use std::io::{ErrorKind, Read};
+use std::net::{Ipv4Addr, TcpStream};
+
+use nix::sys::signal::Signal;
+
+use crate::run_sockets::{answering_programs, send_from, serving_programs};
+use crate::support::command::ProcessBuilder;
+use crate::support::control::serving;
+use crate::support::load::Load;
+use crate::support::{Server, env_count, process, wait};
+
+fn start(workers: usize, words: &[&str], args: &[&str]) -> Server {
+    let builder = ProcessBuilder::run_foreign_server(words).workers(workers);
+    builder.dispatch("reuseport").args(args).start()
+}
+
+/// Returns slot, pid of the program, and pid of its parent, for each worker that serves.
+fn workers(server: &Server) -> Vec<(u64, u32, u32)> {
+    let status = server.status();
+    let worker = |worker: &serde_json::Value| {
+        let pid = worker["pid"].as_u64().expect("a pid") as u32;
+        let parent = process::stat(pid).expect("it lives").parent;
+        (worker["slot"].as_u64().expect("a slot"), pid, parent)
+    };
+    serving(&status).map(worker).collect()
+}
+
+/// Stops a process, and waits until it is stopped: before that it may accept a connection.
+fn stop_process(pid: u32) {
+    process::send_signal(pid, Signal::SIGSTOP);
+    wait::wait_until("the stop", || process::stat(pid).is_some_and(|stat| stat.state == 'T'));
+}
+
+/// Sends a request from the address of probes, which reaches the socket of this index.
+fn send_to_index(server: &Server, index: u8) -> TcpStream {
+    send_from(server, Ipv4Addr::new(127, 80, 0, index))
+}
+
+#[test]
+fn connections_that_wait_for_a_killed_worker_are_served_by_its_replacement() {
+    let server = start(2, &[], &[]).allow_errors(&["SIGKILL"]);
+    let (_, program, guard) = workers(&server)[1];
+    stop_process(program);
+    let mut client = send_to_index(&server, 1);
+    process::send_signal(guard, Signal::SIGKILL);
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(!answer.contains(&format!("PID {program}\n")), "{answer}");
+    server.stop();
+}
+
+#[test]
+fn connections_that_wait_where_no_worker_will_come_are_reset() {
+    let server = start(2, &[], &["--graceful-timeout", "200ms"]);
+    let (_, program, _) = workers(&server)[1];
+    stop_process(program);
+    let mut client = send_to_index(&server, 1);
+    server.run_verb(&["scale", "1"]);
+    let error = client.read(&mut [0]).expect_err("reset");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert!(process::has_ended(program));
+    server.stop();
+}
+
+#[test]
+fn no_connection_goes_to_a_stopped_worker() {
+    let server = start(2, &[], &[]);
+    let (_, program, guard) = workers(&server)[0];
+    // The kernel tells the primary of its own children only.
+    stop_process(guard);
+    wait::wait_until("the other one answers", || {
+        !answering_programs(&server, 16).contains(&program)
+    });
+    process::send_signal(guard, Signal::SIGCONT);
+    wait::wait_until("both answer", || answering_programs(&server, 16).contains(&program));
+    server.stop();
+}
+
+#[test]
+fn connections_wait_for_the_first_worker_and_for_the_next_one() {
+    let builder = ProcessBuilder::run_foreign_server(&["boots-slowly"]).workers(2);
+    let server = builder.dispatch("reuseport").spawn().listening();
+    let server = server.allow_errors(&["SIGKILL"]);
+    // None of the workers is ready; and then both have died.
+    assert!(server.get("/").pid() > 0);
+    server.wait_serving(2);
+    let old = serving_programs(&server);
+    for (_, _, guard) in workers(&server) {
+        process::send_signal(guard, Signal::SIGKILL);
+    }
+    process::wait_ended(&old.iter().copied().collect::<Vec<u32>>());
+    for _ in 0..4 {
+        assert!(!old.contains(&server.get("/").pid()));
+    }
+    server.stop();
+}
+
+#[test]
+fn a_program_that_shuts_its_listening_socket_down_takes_no_connection_from_others() {
+    let server = start(3, &["shuts-down-at-term"], &[]);
+    let load = Load::new_connections(server.address(), 4).start();
+    for _ in 0..env_count("PREFORK_RELOADS", 4) {
+        load.wait_answered(24);
+        server.run_verb(&["reload"]);
+        let programs = serving_programs(&server);
+        wait::wait_until("an answer of each", || answering_programs(&server, 24) == programs);
+    }
+    let tally = load.stop();
+    assert_eq!(tally.refused, 0, "{tally:?}");
+    server.stop();
+}
+
+#[test]
+fn killed_workers_under_load_reloads_and_upgrades_refuse_nobody() {
+    let builder = ProcessBuilder::run_foreign_server(&[]).workers(3).dispatch("reuseport");
+    let server = builder.with_copied_program().start().allow_errors(&["SIGKILL", "failed"]);
+    let load = Load::new_connections(server.address(), 4).start();
+    for round in 0..env_count("PREFORK_KILLS", 9) {
+        load.wait_answered(12);
+        match round % 3 {
+            // The verbs may fail, if a kill meets a successor.
+            0 => drop(server.try_verb(&["reload"])),
+            1 => drop(server.try_verb(&["upgrade"])),
+            _ => {}
+        }
+        let victims = process::children(server.pid());
+        let guard = victims[round % victims.len()];
+        let victim = process::children(guard).first().copied().unwrap_or(guard);
+        // In turns the guard and its program.
+        process::try_send_signal(if round % 2 == 0 { guard } else { victim }, Signal::SIGKILL);
+    }
+    load.wait_answered(24);
+    let tally = load.stop();
+    assert_eq!(tally.refused, 0, "{tally:?}");
+    server.wait_serving(3);
+    wait::wait_until("an answer of each", || {
+        answering_programs(&server, 24) == serving_programs(&server)
+    });
+    server.stop();
+}
+
+#[test]
+fn a_late_connection_is_left_to_the_next_worker() {
+    // The sockets of a slot that was scaled away go to the next worker that is forked.
+    let server = start(2, &[], &["--graceful-timeout", "200ms"]);
+    let (_, program, _) = workers(&server)[1];
+    stop_process(program);
+    let mut client = send_to_index(&server, 1);
+    server.run_verb(&["scale", "1"]);
+    wait::wait_until("its end", || process::has_ended(program));
+    server.run_verb(&["scale", "2"]);
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    server.stop();
+}

@@ -1,0 +1,92 @@
+//! A server that knows nothing of tokio-prefork: it accepts at once from the sockets that it inherits, answers one request on
+//! each connection, and dies of its stop signal.
+//!
+//! Words change what it does: `ignores-term`, `shuts-down-at-term` (its listening sockets, with shutdown(2)), `never-accepts`
+//! (and is ready nevertheless), `boots-slowly` (for a second).
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixDatagram;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use prefork_os::signal::{Signal, register_signal_flag};
+use socket2::Socket;
+
+/// How often it looks whether a signal has arrived.
+const SIGNAL_CHECK_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Serves until a signal ends it.
+pub fn serve(words: impl Iterator<Item = String>) -> ExitCode {
+    let words: Vec<String> = words.collect();
+    let has = |word: &str| words.iter().any(|one| one == word);
+    let is_terminated = (has("ignores-term") || has("shuts-down-at-term"))
+        .then(|| register_signal_flag(Signal::SIGTERM).expect("signal handler"));
+    let listeners = inherited_listeners();
+    if has("boots-slowly") {
+        std::thread::park_timeout(Duration::from_secs(1));
+    }
+    if !has("never-accepts") {
+        for listener in &listeners {
+            let listener = listener.try_clone().expect("duplicate");
+            std::thread::spawn(move || accept_for_ever(&listener));
+        }
+    }
+    report_ready();
+    loop {
+        std::thread::park_timeout(SIGNAL_CHECK_INTERVAL);
+        let is_told = is_terminated.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed));
+        if is_told && has("shuts-down-at-term") {
+            for listener in &listeners {
+                listener.shutdown(Shutdown::Both).expect("shutdown");
+            }
+            return ExitCode::SUCCESS;
+        }
+    }
+}
+
+fn inherited_listeners() -> Vec<Socket> {
+    let variable = |name: &str| std::env::var(name).unwrap_or_default();
+    assert_eq!(variable("LISTEN_PID"), std::process::id().to_string(), "they are for another one");
+    let count: i32 = variable("LISTEN_FDS").parse().expect("LISTEN_FDS");
+    let listener = |fd| prefork_os::fd::take_inherited_fd(fd).expect("a descriptor").into();
+    (3..3 + count).map(listener).collect()
+}
+
+fn report_ready() {
+    let socket = UnixDatagram::unbound().expect("socket");
+    let name = std::env::var("NOTIFY_SOCKET").expect("NOTIFY_SOCKET");
+    match name.strip_prefix('@') {
+        Some(name) => {
+            use std::os::linux::net::SocketAddrExt;
+            let addr = std::os::unix::net::SocketAddr::from_abstract_name(name).expect("name");
+            socket.send_to_addr(b"READY=1", &addr).expect("ready")
+        }
+        None => socket.send_to(b"READY=1", name).expect("ready"),
+    };
+}
+
+fn accept_for_ever(listener: &Socket) {
+    // The end of its sockets ends the thread, not the program.
+    while let Ok((mut connection, _)) = listener.accept() {
+        // The client may be gone.
+        let _ = answer(&mut connection);
+    }
+}
+
+fn answer(connection: &mut Socket) -> std::io::Result<()> {
+    let (mut request, mut buffer) = (Vec::new(), [0; 1024]);
+    while !request.ends_with(b"\r\n\r\n") {
+        match connection.read(&mut buffer)? {
+            0 => return Ok(()),
+            length => request.extend_from_slice(&buffer[..length]),
+        }
+    }
+    let body = format!("Handled by PID {}\n", std::process::id());
+    let length = body.len();
+    write!(
+        connection,
+        "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )
+}
