@@ -16,13 +16,16 @@ mod offset {
     pub(super) const LAST_DATA_SENT: usize = 44;
     pub(super) const LAST_DATA_RECEIVED: usize = 52;
     pub(super) const LAST_ACK_RECEIVED: usize = 56;
-    pub(super) const ROUND_TRIP_TIME: usize = 68;
     pub(super) const RECEIVED_BYTES: usize = 128;
     pub(super) const NOT_SENT_BYTES: usize = 144;
+    pub(super) const MIN_ROUND_TRIP_TIME: usize = 148;
     pub(super) const RECEIVED_SEGMENTS: usize = 152;
     pub(super) const SENT_SEGMENTS: usize = 156;
     pub(super) const SENT_BYTES: usize = 200;
 }
+
+/// The shortest round-trip time before any was measured.
+const NEVER_MEASURED: u32 = u32::MAX;
 
 /// The state of a TCP connection, as far as it matters for its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,8 +68,8 @@ pub struct TcpActivity {
     pub since_sent: Duration,
     /// Time since an acknowledgement arrived last, with data or without.
     pub since_acknowledged: Duration,
-    /// The smoothed round-trip time.
-    pub round_trip_time: Duration,
+    /// The shortest round-trip time of the last minutes. The average counts that clients delay acknowledgements.
+    pub min_round_trip_time: Duration,
     /// How many bytes have arrived.
     pub received_bytes: u64,
     /// How many bytes were sent, repeated ones included.
@@ -90,7 +93,10 @@ impl TcpActivity {
             since_received: age(offset::LAST_DATA_RECEIVED),
             since_sent: age(offset::LAST_DATA_SENT),
             since_acknowledged: age(offset::LAST_ACK_RECEIVED),
-            round_trip_time: Duration::from_micros(word(offset::ROUND_TRIP_TIME).into()),
+            min_round_trip_time: match word(offset::MIN_ROUND_TRIP_TIME) {
+                NEVER_MEASURED => Duration::ZERO,
+                micros => Duration::from_micros(micros.into()),
+            },
             received_bytes: long(offset::RECEIVED_BYTES),
             sent_bytes: long(offset::SENT_BYTES),
             received_segments: word(offset::RECEIVED_SEGMENTS),
@@ -150,6 +156,7 @@ mod tests {
         assert_eq!((fresh.received_bytes, fresh.sent_bytes), (0, 0));
         assert_eq!((fresh.received_segments, fresh.sent_segments), (0, 0));
         assert_eq!(fresh.state, TcpState::Established);
+        assert!(fresh.min_round_trip_time < Duration::from_secs(1));
         client.write_all(b"request").expect("write");
         assert_eq!(tcp_activity(&server).expect("TCP").unread_bytes, 7);
         server.read_exact(&mut [0; 7]).expect("read");

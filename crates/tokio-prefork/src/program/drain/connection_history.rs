@@ -159,7 +159,7 @@ impl ConnectionHistory {
             _ if self.confirmed_turns >= CONFIRMED_TURNS => CONFIRMED_QUIET,
             _ => IDLE_QUIET,
         };
-        Some(required.max(self.activity.round_trip_time * 2))
+        Some(required.max(self.activity.min_round_trip_time * 2))
     }
 
     /// Returns whether the connection is idle, so that it can be half-closed.
@@ -195,7 +195,7 @@ impl ConnectionHistory {
 
     /// Returns the round-trip time to the client.
     pub(super) fn round_trip_time(&self) -> Duration {
-        self.activity.round_trip_time
+        self.activity.min_round_trip_time
     }
 }
 

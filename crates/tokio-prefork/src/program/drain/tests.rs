@@ -34,7 +34,7 @@ impl Simulated {
             since_received: Duration::ZERO,
             since_sent: Duration::ZERO,
             since_acknowledged: Duration::ZERO,
-            round_trip_time: ms(1),
+            min_round_trip_time: ms(1),
             received_bytes: 0,
             sent_bytes: 0,
             received_segments: 0,
@@ -186,7 +186,7 @@ fn a_response_in_parts_is_not_taken_for_idle() {
 #[test]
 fn a_client_far_away_gets_two_round_trips() {
     let mut one = Simulated::connect(0);
-    one.activity.round_trip_time = ms(800);
+    one.activity.min_round_trip_time = ms(800);
     one.at(10).request().at(20).respond();
     let mut history = ConnectionHistory::new(one.activity());
     watch(&mut history, &mut one, 1500);
