@@ -68,7 +68,7 @@
     'reloading (HUP)', 'reloaded: 4 workers of generation 2 serve', 'reload failed, the old workers keep serving: x',
     'upgraded: 4 workers of generation 2 serve', 'worker=1 slot=0 gen=1 pid=9 died: killed by SIGKILL (up 1 s, 0 requests)',
     'worker=1 slot=0 gen=1 pid=9 was killed: stalled (killed by SIGABRT; up 1 s)', 'worker=1 slot=0 gen=1 pid=9 was killed: superseded (x)',
-    'worker=1 slot=0 gen=1 pid=9 has not run its event loop for 1 s in GET /', 'worker=1 slot=0 gen=1 pid=9 drained and exited (up 1 s)',
+    'worker=1 slot=0 gen=1 pid=9 has made no progress for 1 s in GET /', 'worker=1 slot=0 gen=1 pid=9 drained and exited (up 1 s)',
   ].map(kindOf), ['reload', null, 'crash', 'upgrade', 'crash', 'crash', null, 'stall', null]);
 
   const samples = [0, 1, 2, 60, 61].map((s, n) => ({ time: s * 1000, a: n === 2 ? null : 1 }));

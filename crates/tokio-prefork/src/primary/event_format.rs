@@ -83,12 +83,12 @@ pub(super) fn format_event(event: &LogEvent) -> LogLine {
             error_line(format!("{worker} broke the protocol, killing it: {reason}"))
         }
         LogEvent::Stalled { worker, stalled_for, current_request } => warn_line(format!(
-            "{worker} has not run its event loop for {}{}",
+            "{worker} has made no progress for {}{}",
             HumanDuration(*stalled_for),
             format_current_request(current_request)
         )),
         LogEvent::Recovered { worker, stalled_for } => info_line(format!(
-            "{worker} runs its event loop again after {}",
+            "{worker} makes progress again after {}",
             HumanDuration(*stalled_for)
         )),
         LogEvent::StallTimedOut { worker, stalled_for, current_request } => error_line(format!(

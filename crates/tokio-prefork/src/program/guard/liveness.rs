@@ -88,11 +88,29 @@ impl Guard {
         })
     }
 
-    /// Returns whether the program gives no sign of life, or a signal has stopped it.
-    pub(super) fn is_frozen(&self) -> bool {
+    /// Returns why the program counts as frozen, if it does. Not while it drains, which has a deadline of its own.
+    fn frozen_reason(&self) -> Option<&'static str> {
+        if self.state.drain.current_order().is_some() {
+            return None;
+        }
         let is_stopped = |process: &ProgramProcess| process_state(process.pid()) == Some(STOPPED);
-        self.watchdog.borrow().is_frozen(Instant::now())
-            || self.process.borrow().as_ref().is_some_and(is_stopped)
+        if self.process.borrow().as_ref().is_some_and(is_stopped) {
+            return Some("a signal has stopped it");
+        }
+        let is_silent = self.watchdog.borrow().is_frozen(Instant::now());
+        is_silent.then(|| match self.program.readiness() {
+            Readiness::Http(_) => "its probe (ready-http) gets no answer",
+            _ => "it sends no WATCHDOG=1 any more",
+        })
+    }
+
+    /// Returns whether the program is frozen, and logs when that changes.
+    fn check_frozen(&self, was_frozen: bool) -> bool {
+        let reason = self.frozen_reason();
+        if let Some(reason) = reason.filter(|_| !was_frozen) {
+            log::warn!("{} {} is frozen: {reason}", self.tag(), self.program.name());
+        }
+        reason.is_some()
     }
 
     /// Publishes heartbeats as long as the program is not frozen, reaps orphans, and passes signals on.
@@ -103,7 +121,7 @@ impl Guard {
         abort: Arc<AtomicBool>,
     ) {
         let state = &self.state;
-        let mut beats = 0u32;
+        let (mut beats, mut is_frozen) = (0u32, false);
         loop {
             let late = timer.tick().await;
             state.worker_page.record_loop_lag(late);
@@ -111,12 +129,13 @@ impl Guard {
                 state.worker_page.set_program_usage(&self.observer.borrow_mut().usage());
             }
             beats = beats.wrapping_add(1);
-            if !self.is_frozen() {
+            is_frozen = self.check_frozen(is_frozen);
+            if !is_frozen {
                 state.worker_page.record_heartbeat(LocalWorkerState::monotonic_ms());
             }
             process::reap_orphans(self.process.borrow().as_ref().map(ProgramProcess::pid));
             if terminate.swap(false, Ordering::Relaxed) {
-                log::info!("{} received SIGTERM directly, and drains", state.tag);
+                log::info!("{} received SIGTERM directly, and drains", self.tag());
                 state.begin_own_drain(&WorkerReport::Retiring);
             }
             // The supervisor aborts a stalled worker so that its core dump shows where it hangs.

@@ -48,8 +48,8 @@ impl Guard {
             }
             () = self.state.drain.wait_for_deadline() => {
                 log::warn!(
-                    "{} {} has not stopped within the graceful timeout, killing it; program_pid={}",
-                    self.state.tag, self.program.name(), process.pid()
+                    "{} {} has not stopped within the graceful timeout, killing it",
+                    self.tag(), self.program.name()
                 );
                 self.kill_rest().await;
                 Ok(GuardExit::Status(exit::OK))
@@ -116,7 +116,7 @@ impl Guard {
         if !process::kill_all_children().await {
             log::error!(
                 "{} some processes of {} do not die: they wait for a device; the primary kills their group",
-                self.state.tag,
+                self.tag(),
                 self.program.name()
             );
         }

@@ -139,7 +139,7 @@ const MARKS = [
   ['crash', 'upgrade failed', /^upgrade failed/],
   ['crash', 'crash', /^worker=\d+ .*? (died(: | while | before )|was killed: (?!superseded))/],
   ['crash', 'crash loop', /^crash loop: /],
-  ['stall', 'stall', /^worker=\d+ .*? has not run its event loop for /],
+  ['stall', 'stall', /^worker=\d+ .*? has made no progress for /],
 ];
 
 /** Returns kind and label of the mark that an event leaves; null for most events. */
