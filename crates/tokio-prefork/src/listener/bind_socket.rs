@@ -165,6 +165,7 @@ fn new_listener(addr: &ListenAddr, slot: Slot, socket: Socket) -> Result<Listene
         socket,
         keeper: SocketKeeper::Primary,
         is_shared_by_all: false,
+        is_given_to_programs: false,
     })
 }
 

@@ -65,6 +65,8 @@ pub(crate) struct Listener {
     pub(crate) keeper: SocketKeeper,
     /// Whether no other socket can join it, so that all workers accept from it whatever the policy.
     pub(crate) is_shared_by_all: bool,
+    /// Whether foreign programs have got it, which may have changed whether it blocks.
+    pub(crate) is_given_to_programs: bool,
 }
 
 /// All listening sockets of the cluster.
@@ -116,7 +118,7 @@ impl Listener {
     /// Duplicates the socket for another thread of this worker.
     pub(crate) fn try_clone(&self) -> std::io::Result<Listener> {
         let (addr, local) = (self.addr.clone(), self.local.clone());
-        let Listener { slot, keeper, is_shared_by_all, .. } = *self;
+        let Listener { slot, keeper, is_shared_by_all, is_given_to_programs, .. } = *self;
         Ok(Listener {
             addr,
             local,
@@ -124,6 +126,7 @@ impl Listener {
             socket: self.socket.try_clone()?,
             keeper,
             is_shared_by_all,
+            is_given_to_programs,
         })
     }
 
@@ -185,6 +188,7 @@ impl ListenerSet {
         let owner = (keeper != SocketKeeper::ServiceManager).then_some(owner);
         let (mut listener, file) = bind_socket::adopt_inherited(&addr, slot, fd, owner)?;
         listener.keeper = keeper;
+        listener.is_given_to_programs = true;
         self.files.extend(file.map(|file| (addr, file)));
         self.listeners.push(listener);
         Ok(())

@@ -110,6 +110,21 @@ impl ListenerSet {
         Ok(count)
     }
 
+    /// Makes sockets that programs are about to get for the first time block, as those of systemd do: a program that accepts in a
+    /// thread expects it, and event loops change it. Later it would stop the event loops of programs that share a socket.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub(crate) fn give_to_programs(&mut self) -> Result<()> {
+        for listener in self.listeners.iter_mut().filter(|one| !one.is_given_to_programs) {
+            listener.socket.set_nonblocking(false).map_err(|e| {
+                Error::system(format!("make the socket of {} blocking", listener.addr), e)
+            })?;
+            listener.is_given_to_programs = true;
+        }
+        Ok(())
+    }
+
     /// Makes the sockets of pools listen again that a program has shut down. Returns their addresses and indices.
     ///
     /// # Errors

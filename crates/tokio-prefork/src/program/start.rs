@@ -32,7 +32,8 @@ pub(super) fn start_program(
     service_variables: &[(&str, String)],
     backlog: u32,
 ) -> Result<StartedProgram> {
-    for listener in listeners {
+    // A socket of this worker alone may have been made non-blocking by its predecessor.
+    for listener in listeners.iter().filter(|one| !one.is_shared_by_all_workers()) {
         listener.socket.set_nonblocking(false).map_err(|e| {
             Error::system(format!("make the socket of {} blocking", listener.real_addr()), e)
         })?;
