@@ -18,13 +18,13 @@ use tokio_prefork::{Error, Result};
 const HELP: &str = "\
 URL is http://HOST:PORT/PATH, https://HOST:PORT/PATH or unix:/run/app.sock:/PATH. Without --rate each connection sends its next request when the \
 previous response is complete (closed loop). With --rate requests are scheduled by the clock, and latency is measured from \
-the scheduled time, so that stalls of the server are visible. The line `as wrk` is for comparison with wrk: a response slower \
+the scheduled time, so that stalls of the server are visible; `sent late` says how far the generator was behind. The line `as wrk` is for comparison with wrk: a response slower \
 than twice the mean interval of a connection is counted once more for each further interval, to correct for coordinated omission.
 
 With --chaos the bench injects faults into the server, which must be a prefork server of this user on this machine: kill sends \
 SIGKILL to a random worker, reload sends SIGHUP to the primary, freeze sends SIGSTOP to a random worker and SIGCONT after 1s or \
-the time after the slash. A failed or late request is attributed to the latest fault of its process, or else to the latest fault \
-before it. A frozen worker is resumed when the bench ends, however it ends; only if its guard process, a shell, is killed too \
+the time after the slash. A failed or late request is charged to the fault on the process that had its connection; what cannot be known is \
+shown as \"kill or reload\". A frozen worker is resumed when the bench ends, however it ends; only if its guard process, a shell, is killed too \
 does it wait for the stall check of its primary.
 
 The certificate of an https:// URL is verified with the roots of the system, which SSL_CERT_FILE and SSL_CERT_DIR replace. With \
@@ -67,7 +67,7 @@ pub(crate) fn bench_command() -> Command {
         .args(output())
 }
 
-fn load() -> [Arg; 14] {
+fn load() -> [Arg; 15] {
     let number = |name: &'static str, short: char, help: &'static str| {
         let arg = Arg::new(name).long(name).value_name("N").value_parser(value_parser!(usize));
         let arg = if short == ' ' { arg } else { arg.short(short) };
@@ -85,6 +85,8 @@ fn load() -> [Arg; 14] {
             .value_name("N")
             .value_parser(value_parser!(u32))
             .help("Requests per second to schedule [default: none, closed loop]"),
+        switch("busy-wait", "With --rate, poll without sleeping: sends closer to the schedule")
+            .requires("rate"),
         switch("close", "Open a new connection for each request"),
         number("pipeline", ' ', "Outstanding requests per connection [default: 1]"),
         switch("http2", "Use HTTP/2: by ALPN over TLS, else with prior knowledge"),
@@ -222,6 +224,7 @@ pub(crate) fn parse_bench(matches: &ArgMatches) -> Result<BenchCall, String> {
         connections,
         threads: number("threads").unwrap_or(standard.threads),
         rate: matches.get_one("rate").copied(),
+        busy_wait: matches.get_flag("busy-wait"),
         reconnect_each_request: matches.get_flag("close"),
         pipeline_depth: number("pipeline").unwrap_or(standard.pipeline_depth),
         http2_streams: matches.get_flag("http2").then(|| number("streams").unwrap_or(1)),
@@ -260,7 +263,8 @@ pub(crate) fn run_bench(call: BenchCall) -> Result<ExitCode> {
     if watched {
         show_progress("");
     }
-    let report = report?;
+    let mut report = report?;
+    report.environment.set_build(option_env!("BUILD_COMMIT"), option_env!("BUILD_COMPILER"));
     let text = if call.json { report.to_json() + "\n" } else { report.to_table() };
     // The page first: standard output may be full, or its reader gone.
     if let Some(page) = page {
@@ -341,6 +345,7 @@ mod tests {
         for line in [
             "prefork bench",
             "prefork bench ftp://h/",
+            "prefork bench --busy-wait http://h/",
             "prefork bench --insecure http://h/",
             "prefork bench --cert a https://h/",
             "prefork bench --tls-version 1.1 https://h/",

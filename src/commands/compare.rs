@@ -10,15 +10,20 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use super::bench::show_progress;
 use super::report_file::ReportFile;
 use crate::output::print_stdout;
-use prefork_bench::compare::{self, ComparePlan, ComparedServer, Workload};
+use prefork_bench::compare::{self, ComparePlan, CompareProgress, ComparedServer, Workload};
 use tokio_prefork::Result;
 use tokio_prefork::cli::parse_duration;
 use tokio_prefork::{ConcurrencyModel, Dispatch};
 
 const HELP: &str = "\
-Each contestant is started on a port of its own, measured and stopped, one after the other, in another order in each round. \
-The generator runs in this process; its own processor time is told and is not in the figures of the servers. Differences \
-are called larger than the noise only if the rounds of the two do not overlap.
+Each server is started on a port of its own, measured and stopped, one after the other, in random order in each round. The \
+generator runs in this process; its own processor time is told and is not in the figures of the servers.
+
+A ratio is the median of the rounds' ratios, with a confidence interval from their ranks. A difference is stated if its interval \
+excludes 1, at 95 % confidence for all comparisons of the report together. The server that the others are compared with is \
+measured twice: if it differs from itself, the machine is too noisy and no difference is stated.
+
+The rounds of a workload go on until its intervals are narrow enough (--precision) or the time is up (--time-limit).
 
 A peer is started by the shell; it must say \"listening on http://ADDRESS:PORT\" on standard error when it serves, and end \
 on SIGTERM. It is measured under the loads whose paths it has.
@@ -28,10 +33,11 @@ say \"listening on https://ADDRESS:PORT\". The workloads full-handshakes and res
 
 Ctrl-C ends the run, stops what was started and prints what was measured.
 
-Exit status: 0 all was measured (with --quick: at least one round), 1 some was not, 64 the command line is wrong.
+Exit status: 0 all was measured, 1 some was not, 64 the command line is wrong.
 
 Examples:
   prefork compare --quick --html report.html
+  prefork compare --precision 3% --time-limit 1h --workloads keep-alive
   prefork compare --models prefork --dispatch all --workloads keep-alive,new-connections
   prefork compare --https --workloads keep-alive,full-handshakes,resumed-handshakes
   prefork compare --models prefork,single --peer node='node scripts/peers/cluster.js 2 rr'";
@@ -48,9 +54,6 @@ pub(crate) struct CompareCall {
 pub(crate) fn compare_command() -> Command {
     let list = |name: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name("LIST").value_delimiter(',').help(help)
-    };
-    let number = |name: &'static str, help: &'static str| {
-        Arg::new(name).long(name).value_name("N").value_parser(value_parser!(usize)).help(help)
     };
     let switch = |name: &'static str, help: &'static str| {
         Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
@@ -89,19 +92,7 @@ pub(crate) fn compare_command() -> Command {
         )
         .arg(switch("https", "Measure over TLS, with a certificate made for the run"))
         .arg(switch("http2", "Measure over HTTP/2; pipelined requests become streams"))
-        .arg(number("workers", "Workers or threads per server [default: one per core]").short('w'))
-        .arg(number("rounds", "Measurements of each server under each workload [default: 5]"))
-        .arg(
-            Arg::new("duration")
-                .long("duration")
-                .value_name("DURATION")
-                .value_parser(parse_duration)
-                .help("Duration of a measurement [default: 3s]"),
-        )
-        .arg(
-            switch("quick", "Run as many rounds as fit into two minutes")
-                .conflicts_with_all(["rounds", "duration"]),
-        )
+        .args(measurement_args())
         .arg(switch("json", "Print a JSON object instead of the tables"))
         .arg(
             Arg::new("html")
@@ -110,6 +101,39 @@ pub(crate) fn compare_command() -> Command {
                 .value_parser(value_parser!(PathBuf))
                 .help("Also write the report as an HTML page"),
         )
+}
+
+/// Returns the arguments that say how long and how often to measure.
+fn measurement_args() -> [Arg; 6] {
+    let number = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name("N").value_parser(value_parser!(usize)).help(help)
+    };
+    let span = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name("DURATION").value_parser(parse_duration).help(help)
+    };
+    [
+        number("workers", "Workers or threads per server [default: one per core]").short('w'),
+        number(
+            "rounds",
+            "Measurements of each server under each workload [default: see --precision]",
+        )
+        .conflicts_with("precision"),
+        Arg::new("precision")
+            .long("precision")
+            .value_name("PERCENT")
+            .value_parser(parse_precision)
+            .help("Measure until intervals are within this part of their ratio [default: 5%]"),
+        span(
+            "time-limit",
+            "Start no measurement after this time [default: 20m, none with --rounds]",
+        ),
+        span("duration", "Duration of a measurement [default: 1s]"),
+        Arg::new("quick")
+            .long("quick")
+            .action(ArgAction::SetTrue)
+            .conflicts_with_all(["rounds", "duration", "precision", "time-limit"])
+            .help("Run short rounds of three workloads for two minutes"),
+    ]
 }
 
 /// Parses the arguments of `compare`.
@@ -141,7 +165,12 @@ pub(crate) fn parse_compare(matches: &ArgMatches) -> Result<CompareCall, String>
     let contestants = own.chain(peers).collect();
     let workloads = matches.get_many::<Workload>("workloads").map(|list| list.copied().collect());
     let (https, http2) = (matches.get_flag("https"), matches.get_flag("http2"));
-    let all = if https { Workload::HTTPS.to_vec() } else { Workload::ALL.to_vec() };
+    let all = match (matches.get_flag("quick"), https) {
+        (true, false) => Workload::QUICK.to_vec(),
+        (true, true) => Workload::QUICK_HTTPS.to_vec(),
+        (false, false) => Workload::ALL.to_vec(),
+        (false, true) => Workload::HTTPS.to_vec(),
+    };
     let mut plan = ComparePlan {
         https,
         http2,
@@ -150,7 +179,11 @@ pub(crate) fn parse_compare(matches: &ArgMatches) -> Result<CompareCall, String>
     if matches.get_flag("quick") {
         plan = plan.into_quick();
     }
-    plan.rounds = number("rounds").unwrap_or(plan.rounds);
+    if let Some(rounds) = number("rounds") {
+        (plan.rounds, plan.precision, plan.time_limit) = (Some(rounds), None, None);
+    }
+    plan.precision = matches.get_one("precision").copied().or(plan.precision);
+    plan.time_limit = matches.get_one("time-limit").copied().or(plan.time_limit);
     if let Some(duration) = matches.get_one::<Duration>("duration") {
         // A short measurement needs only a short warm-up.
         (plan.duration, plan.warm_up) = (*duration, plan.warm_up.min(*duration / 2));
@@ -160,32 +193,55 @@ pub(crate) fn parse_compare(matches: &ArgMatches) -> Result<CompareCall, String>
     Ok(CompareCall { plan, json: matches.get_flag("json"), html })
 }
 
+/// Parses a part of a ratio, such as `5%`.
+fn parse_precision(text: &str) -> Result<f64, String> {
+    let number = text.trim_end_matches('%').trim_end().parse::<f64>();
+    let percent = number.map_err(|_| "give a percentage such as 5%".to_string())?;
+    Ok(percent / 100.0)
+}
+
 /// Runs the comparison, shows progress on a terminal, and prints the report.
 pub(crate) fn run_compare(call: CompareCall) -> Result<ExitCode> {
     let plan = call.plan;
     // Created before the run, so that a path that cannot be written fails early.
     let page = call.html.as_deref().map(ReportFile::create).transpose()?;
     let watched = std::io::stderr().is_terminal();
-    let minutes = plan.estimated_duration().as_secs_f64() / 60.0;
     let report = compare::run_comparison(&plan, |progress| {
         if watched {
-            let (done, of) = (progress.done + 1, progress.total);
-            let (load, who) = (progress.workload, progress.server);
-            show_progress(&format!(
-                "{done} of {of} (about {minutes:.1} min in all): {load}, {who}"
-            ));
+            show_progress(&progress_line(&plan, &progress));
         }
     });
     if watched {
         show_progress("");
     }
-    let report = report?;
+    let mut report = report?;
+    report.environment.set_build(option_env!("BUILD_COMMIT"), option_env!("BUILD_COMPILER"));
     // The page first, as the reader of standard output may close it.
     if let Some(page) = page {
         page.write_report(&report.to_html())?;
     }
     print_stdout(&if call.json { report.to_json() + "\n" } else { report.to_table() })?;
     Ok(ExitCode::from(report.exit_status()))
+}
+
+/// Says what is being measured and when the run ends.
+fn progress_line(plan: &ComparePlan, progress: &CompareProgress<'_>) -> String {
+    let minutes = |span: Duration| span.as_secs_f64() / 60.0;
+    let rounds = match plan.rounds {
+        Some(rounds) => {
+            let all = minutes(plan.estimated_round_duration() * rounds as u32);
+            format!("round {} of {rounds} (about {all:.1} min in all)", progress.round)
+        }
+        None => format!("round {}", progress.round),
+    };
+    let limit = plan.time_limit.map_or(String::new(), |limit| {
+        format!(", {:.1} of at most {:.1} min", minutes(progress.elapsed), minutes(limit))
+    });
+    let ended = match progress.ended_workloads {
+        0 => String::new(),
+        ended => format!(", {ended} of {} loads done", plan.workloads.len()),
+    };
+    format!("{rounds}{limit}{ended}: {}, {}", progress.workload, progress.server)
 }
 
 #[cfg(test)]
@@ -208,16 +264,21 @@ mod tests {
     fn flags_become_a_plan() {
         let all = plan("prefork compare -w 3");
         assert_eq!(names(&all), ["prefork", "single", "threads", "thread-per-core"]);
-        assert_eq!((all.workloads.len(), all.workers, all.rounds), (8, 3, 5));
+        assert_eq!((all.workloads.len(), all.workers, all.rounds), (8, 3, None));
+        assert_eq!((all.precision, all.time_limit), (Some(0.05), Some(Duration::from_secs(1200))));
         let some = plan(
             "prefork compare --models prefork,single --dispatch shared,ip-hash --peer a=b --rounds 2",
         );
         assert_eq!(names(&some), ["prefork/shared", "prefork/ip-hash", "single", "a"]);
-        assert_eq!(some.rounds, 2);
+        assert_eq!((some.rounds, some.precision, some.time_limit), (Some(2), None, None));
+        let precise = plan("prefork compare --precision 1.5% --time-limit 2h");
+        assert_eq!(precise.precision, Some(0.015));
+        assert_eq!(precise.time_limit, Some(Duration::from_secs(7200)));
         assert_eq!(names(&plan("prefork compare --models none --peer a=b --peer c=d")), ["a", "c"]);
         assert_eq!(names(&plan("prefork compare --dispatch all")).len(), 8);
         let quick = plan("prefork compare --quick --workloads bodies,mixed");
-        assert_eq!((quick.limit.is_some(), quick.workloads.len()), (true, 2));
+        assert_eq!((quick.time_limit.is_some(), quick.workloads.len()), (true, 2));
+        assert_eq!(plan("prefork compare --quick").workloads, Workload::QUICK);
         let https = plan("prefork compare --https --http2");
         assert_eq!((https.https, https.http2, https.workloads.len()), (true, true, 9));
         let short = plan("prefork compare --duration 200ms");
@@ -239,6 +300,10 @@ mod tests {
             "prefork compare --workers 0",
             "prefork compare --quick --rounds 2",
             "prefork compare --rounds 0",
+            "prefork compare --rounds 3 --precision 5%",
+            "prefork compare --precision 0",
+            "prefork compare --precision narrow",
+            "prefork compare --quick --time-limit 1m",
             "prefork compare --models single,single",
             "prefork compare http://127.0.0.1/",
         ] {

@@ -10,3 +10,4 @@ pub mod cpu_demo;
 pub mod job_costs;
 pub mod load;
 pub(crate) mod report_format;
+pub mod run_environment;

@@ -7,10 +7,11 @@ use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::client_ports::client_ports;
 use super::{FaultKind, FaultPlan, InjectedFault, InjectedFaults};
-use crate::load::process_tree::{ProcessTree, parent_pid};
+use crate::load::process_tree::{ProcessTree, parent_pid, process_state};
 use prefork_os::child::PidFd;
 use prefork_os::signal::Signal;
 use prefork_os::system::random_u64;
@@ -21,6 +22,11 @@ use tokio_prefork::{Error, Result};
 /// It waits for end of file on its standard input. The load generator kills it after resuming the worker
 /// itself.
 const RESUME_GUARD_SCRIPT: &str = "read -r never; kill -CONT \"$0\" 2>/dev/null";
+
+/// How long to wait until a process has stopped: 200 ms, as it must be scheduled for that.
+const STOP_TIMEOUT: Duration = Duration::from_millis(200);
+/// Interval for looking whether it has.
+const STOP_POLL_INTERVAL: Duration = Duration::from_micros(200);
 
 /// The prefork server that faults are injected into.
 #[derive(Debug)]
@@ -129,9 +135,13 @@ impl<'a> FaultInjector<'a> {
             // Missed faults are skipped: otherwise they would all come at once.
             self.next[kind as usize] = Some(due + step * ((now - due) / step + 1));
             match self.inject_fault(kind, now)? {
-                Some(pids) => {
-                    self.injected.faults.push(InjectedFault { kind, from: now, until: now, pids })
-                }
+                Some(Victims { pids, client_ports }) => self.injected.faults.push(InjectedFault {
+                    kind,
+                    from: now,
+                    until: now,
+                    pids,
+                    client_ports,
+                }),
                 None => self.injected.skipped[kind as usize] += 1,
             }
         }
@@ -145,26 +155,26 @@ impl<'a> FaultInjector<'a> {
         std::mem::take(&mut self.injected)
     }
 
-    /// Injects one fault and returns the pids it hit; `None` if there was no process to hit.
-    fn inject_fault(&mut self, kind: FaultKind, now: u64) -> io::Result<Option<Vec<u32>>> {
+    /// Injects one fault and returns what it hit; `None` if there was no process to hit.
+    fn inject_fault(&mut self, kind: FaultKind, now: u64) -> io::Result<Option<Victims>> {
         let mut workers = self.target.list_workers();
         if kind == FaultKind::Reload {
             let sent = self.target.primary.send_signal(Signal::SIGHUP);
-            return Ok(sent.is_ok().then(|| workers.into_iter().map(|(pid, _)| pid).collect()));
+            let pids = workers.into_iter().map(|(pid, _)| pid).collect();
+            return Ok(sent.is_ok().then_some(Victims { pids, client_ports: None }));
         }
         if workers.is_empty() || (kind == FaultKind::Freeze && self.frozen.is_some()) {
             return Ok(None);
         }
         let index = random_u64()? as usize % workers.len();
         let (pid, worker) = workers.swap_remove(index);
-        let was_injected = match kind {
-            FaultKind::Freeze => self.freeze_worker(pid, worker, now)?,
-            _ => worker.send_signal(Signal::SIGKILL).is_ok(),
-        };
-        Ok(was_injected.then(|| vec![pid]))
+        match kind {
+            FaultKind::Freeze => self.freeze_worker(pid, worker, now),
+            _ => Ok(kill_worker(pid, &worker)),
+        }
     }
 
-    fn freeze_worker(&mut self, pid: u32, worker: PidFd, now: u64) -> io::Result<bool> {
+    fn freeze_worker(&mut self, pid: u32, worker: PidFd, now: u64) -> io::Result<Option<Victims>> {
         // In a process group of its own, so that Ctrl-C does not kill the guard with the load generator.
         let mut guard = Command::new("/bin/sh")
             .args(["-c", RESUME_GUARD_SCRIPT, &pid.to_string()])
@@ -175,11 +185,12 @@ impl<'a> FaultInjector<'a> {
             .spawn()?;
         if worker.send_signal(Signal::SIGSTOP).is_err() {
             stop_guard(&mut guard);
-            return Ok(false);
+            return Ok(None);
         }
+        let client_ports = ports_of_stopped(pid);
         let until = now + saturating_nanos(self.faults.freeze_duration);
         self.frozen = Some(FrozenWorker { worker, guard, until, at: self.injected.faults.len() });
-        Ok(true)
+        Ok(Some(Victims { pids: vec![pid], client_ports }))
     }
 
     fn resume_frozen(&mut self, now: u64) {
@@ -191,6 +202,34 @@ impl<'a> FaultInjector<'a> {
             fault.until = now;
         }
     }
+}
+
+/// What a fault hit.
+struct Victims {
+    pids: Vec<u32>,
+    client_ports: Option<Vec<u16>>,
+}
+
+/// Kills a worker, and says which connections died with it. `None` if it was already gone.
+fn kill_worker(pid: u32, worker: &PidFd) -> Option<Victims> {
+    // Stopped for some milliseconds, so that it neither accepts nor hands over a connection meanwhile.
+    worker.send_signal(Signal::SIGSTOP).ok()?;
+    let client_ports = ports_of_stopped(pid);
+    worker.send_signal(Signal::SIGKILL).ok()?;
+    Some(Victims { pids: vec![pid], client_ports })
+}
+
+/// Returns the clients' ports of a process that was sent SIGSTOP, once it has stopped.
+fn ports_of_stopped(pid: u32) -> Option<Vec<u16>> {
+    let begun = Instant::now();
+    // A signal stops a process only when it runs next.
+    while process_state(pid)? != 'T' {
+        if begun.elapsed() > STOP_TIMEOUT {
+            return None;
+        }
+        std::thread::sleep(STOP_POLL_INTERVAL);
+    }
+    client_ports(pid)
 }
 
 impl Drop for FaultInjector<'_> {

@@ -1,8 +1,9 @@
 //! Fault injection under load (`--chaos`): which faults, how often, and what they cost.
 //!
 //! [`FaultPlan`] says when each fault is due, `fault_injector` injects it, and `fault_attribution` assigns
-//! each affected request to a fault.
+//! each affected request to a fault, or says which kinds of fault are possible.
 
+mod client_ports;
 mod fault_attribution;
 mod fault_injector;
 #[cfg(test)]
@@ -10,7 +11,7 @@ mod tests;
 
 use std::time::Duration;
 
-pub(crate) use fault_attribution::{AffectedRequest, FaultCost, FaultEffect, costs_by_fault};
+pub(crate) use fault_attribution::{AffectedRequest, FaultCauses, FaultCosts, FaultEffect};
 pub(crate) use fault_injector::{ChaosTarget, FaultInjector};
 
 /// Shortest interval between two faults of one kind.
@@ -132,6 +133,8 @@ pub(crate) struct InjectedFault {
     pub(crate) until: u64,
     /// The processes it hit.
     pub(crate) pids: Vec<u32>,
+    /// The clients' ports of the TCP connections that were in a killed or frozen process; `None` if unknown.
+    pub(crate) client_ports: Option<Vec<u16>>,
 }
 
 /// All faults of one round.

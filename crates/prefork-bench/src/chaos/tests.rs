@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use super::fault_attribution::FaultCost;
 use super::*;
 
 const MS: u64 = 1_000_000;
@@ -49,49 +50,87 @@ fn invalid_fault_lists_say_what_to_write() {
 }
 
 fn fault_at_ms(kind: FaultKind, from: u64, until: u64, pids: &[u32]) -> InjectedFault {
-    InjectedFault { kind, from: from * MS, until: until * MS, pids: pids.to_vec() }
+    let pids = pids.to_vec();
+    InjectedFault { kind, from: from * MS, until: until * MS, pids, client_ports: None }
 }
 
 fn affected_at_ms(effect: FaultEffect, from: u64, until: u64, pid: Option<u32>) -> AffectedRequest {
-    AffectedRequest { effect, from: from * MS, until: until * MS, pid }
+    AffectedRequest { effect, from: from * MS, until: until * MS, pid, port: None }
+}
+
+/// Returns the name of the causes of one request.
+fn causes(faults: &[InjectedFault], request: AffectedRequest) -> String {
+    let injected = InjectedFaults { faults: faults.to_vec(), skipped: [0; 3] };
+    let costs = FaultCosts::of_round(&injected, &[request]);
+    let found = FaultCauses::all()
+        .into_iter()
+        .find(|causes| costs.of_causes(*causes) != FaultCost::default());
+    found.expect("one request").name()
 }
 
 #[test]
-fn an_affected_request_counts_for_the_fault_on_its_process_or_else_for_the_latest_one() {
-    let faults = vec![
+fn a_request_counts_for_the_fault_on_its_process_and_else_for_all_kinds_that_are_possible() {
+    let faults = [
         fault_at_ms(FaultKind::Freeze, 1000, 2000, &[7]),
         fault_at_ms(FaultKind::Kill, 1500, 1500, &[8]),
         fault_at_ms(FaultKind::Reload, 9000, 9000, &[7, 9]),
     ];
-    let injected = InjectedFaults { faults, skipped: [0; 3] };
-    let affected = [
+    use FaultEffect::{Late, Lost, Refused};
+    for (effect, from, until, pid, expected) in [
         // On the frozen worker, although a kill came later.
-        affected_at_ms(FaultEffect::Late, 1400, 2000, Some(7)),
+        (Late, 1400, 2000, Some(7), "freeze"),
         // On the killed worker.
-        affected_at_ms(FaultEffect::Lost, 1490, 1501, Some(8)),
-        // A new connection: the latest fault counts.
-        affected_at_ms(FaultEffect::Refused, 1600, 1601, None),
-        // On a replaced worker.
-        affected_at_ms(FaultEffect::Lost, 9500, 9600, Some(9)),
+        (Lost, 1490, 1501, Some(8), "kill"),
+        // A new connection, in a time with two faults.
+        (Refused, 1600, 1601, None, "kill or freeze"),
+        // On a replaced worker, and on one that the reload started.
+        (Lost, 9500, 9600, Some(9), "reload"),
+        (Lost, 9500, 9600, Some(10), "none"),
         // Before the first fault, and long after the last.
-        affected_at_ms(FaultEffect::Lost, 10, 20, Some(7)),
-        affected_at_ms(FaultEffect::Late, 5000, 5200, Some(7)),
-        affected_at_ms(FaultEffect::Late, 20_000, 20_200, None),
-    ];
-    let [kill, reload, freeze, none] = costs_by_fault(&injected, &affected);
-    assert_eq!(kill, FaultCost { refused: 1, lost: 1, late: 0 });
-    assert_eq!(reload, FaultCost { refused: 0, lost: 1, late: 0 });
-    assert_eq!(freeze, FaultCost { refused: 0, lost: 0, late: 1 });
-    assert_eq!(none, FaultCost { refused: 0, lost: 1, late: 2 });
-    assert_eq!(kill.combine(reload), FaultCost { refused: 1, lost: 2, late: 0 });
+        (Lost, 10, 20, Some(7), "none"),
+        (Late, 5000, 5200, Some(7), "none"),
+        (Late, 20_000, 20_200, None, "none"),
+        // It began before the freeze.
+        (Late, 500, 1400, Some(7), "freeze"),
+    ] {
+        let request = affected_at_ms(effect, from, until, pid);
+        assert_eq!(causes(&faults, request), expected, "{request:?}");
+    }
 }
 
 #[test]
-fn a_request_that_started_before_a_freeze_counts_for_it() {
+fn a_handed_over_connection_is_charged_to_the_kill_of_the_process_that_had_it() {
+    let mut faults = vec![
+        fault_at_ms(FaultKind::Reload, 7000, 7000, &[1, 2]),
+        fault_at_ms(FaultKind::Kill, 7500, 7500, &[4]),
+    ];
+    // Worker 1 answered last; the reload has moved the connection to worker 4, which nobody tells the client.
+    let lost = affected_at_ms(FaultEffect::Lost, 7499, 7501, Some(1));
+    assert_eq!(causes(&faults, lost), "kill or reload", "the connections of worker 4 are unknown");
+    faults[1].client_ports = Some(vec![40_000, 40_002]);
+    let at_port = |port| AffectedRequest { port: Some(port), ..lost };
+    assert_eq!(causes(&faults, at_port(40_002)), "kill");
+    // It may have been on the way to worker 4 in a channel.
+    assert_eq!(causes(&faults, at_port(40_001)), "kill or reload");
+    // The kernel closes connections at once, so what is sent later is not lost by the kill.
+    let later = affected_at_ms(FaultEffect::Lost, 7900, 7901, Some(1));
+    assert_eq!(causes(&faults, later), "reload");
+}
+
+#[test]
+fn costs_of_rounds_are_added() {
     let injected = InjectedFaults {
-        faults: vec![fault_at_ms(FaultKind::Freeze, 1000, 2000, &[7])],
+        faults: vec![fault_at_ms(FaultKind::Kill, 100, 100, &[7])],
         skipped: [0; 3],
     };
-    let cost = costs_by_fault(&injected, &[affected_at_ms(FaultEffect::Late, 500, 2100, Some(7))]);
-    assert_eq!(cost[FaultKind::Freeze as usize].late, 1);
+    let affected =
+        [FaultEffect::Lost, FaultEffect::Late].map(|e| affected_at_ms(e, 100, 101, Some(7)));
+    let costs = FaultCosts::of_round(&injected, &affected);
+    let kill = FaultCauses::all()[0];
+    assert_eq!((kill.name().as_str(), kill.single()), ("kill", Some(FaultKind::Kill)));
+    let sum = costs.combine(&costs).of_causes(kill);
+    assert_eq!(sum, FaultCost { refused: 0, lost: 2, late: 2 });
+    let names: Vec<String> = FaultCauses::all().into_iter().map(FaultCauses::name).collect();
+    assert_eq!(names[..4], ["kill", "reload", "freeze", "kill or reload"]);
+    assert_eq!(names[7], "none");
 }

@@ -1,31 +1,42 @@
 //! Result of one measurement of a comparison.
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::Workload;
-use super::plan::PlannedMeasurement;
+use super::plan::MeasurementId;
 use super::workload::RESPONSE_TIMEOUT;
 use crate::load;
+
+/// Most processes whose shares are kept.
+const MAX_SHARES: usize = 16;
 
 /// Figures of one measurement; times are microseconds.
 #[derive(Debug, Clone, Serialize)]
 pub struct MeasurementSample {
     /// Number of the round, from 1.
     pub round: usize,
+    /// When the measurement ended, in seconds since the start of the comparison.
+    pub at_s: f64,
     /// Responses per second.
     pub per_second: f64,
     /// Median latency.
     pub p50: f64,
-    /// 99th percentile of the latency.
+    /// 99th percentile of the latency. A request without a response counts as one that took as long as the timeout.
     pub p99: f64,
     /// Highest latency.
     pub max: f64,
+    /// Latency of all responses, in nanoseconds.
+    #[serde(skip)]
+    pub(crate) latency: Histogram<u64>,
     /// CPU time of the server per request; `None` under latency workloads.
     pub cpu_us: Option<f64>,
     /// PSS of the server at the end, in MiB.
     pub memory_mib: Option<f64>,
     /// Share of the responses that came from the busiest process, from 0 to 1.
     pub busiest: Option<f64>,
+    /// Share of each process in the responses, busiest first; at most 16.
+    pub process_shares: Vec<f64>,
     /// Share of the TLS handshakes that resumed a session, from 0 to 1; `None` without handshakes.
     pub resumed: Option<f64>,
     /// Median duration of a TLS handshake; `None` without handshakes.
@@ -52,11 +63,7 @@ pub(crate) enum MeasurementOutcome {
 
 impl MeasurementOutcome {
     /// Returns whether this outcome of `earlier` makes `later`, of the same server, pointless.
-    pub(crate) fn rules_out_later(
-        &self,
-        earlier: &PlannedMeasurement,
-        later: &PlannedMeasurement,
-    ) -> bool {
+    pub(crate) fn rules_out_later(&self, earlier: &MeasurementId, later: &MeasurementId) -> bool {
         match self {
             MeasurementOutcome::Measured(_) => false,
             MeasurementOutcome::PathMissing => earlier.workload == later.workload,
@@ -86,21 +93,22 @@ impl MeasurementSample {
             .map(|tls| (tls.resumed.count, tls.full.count + tls.resumed.count))
             .filter(|(_, all)| *all > 0)
             .map(|(resumed, all)| resumed as f64 / all as f64);
-        // Without a response, latency was at least the timeout.
-        let or_timeout = |micros: f64| match report.responses {
-            0 => RESPONSE_TIMEOUT.as_secs_f64() * 1e6,
-            _ => micros,
+        let at = |quantile| {
+            quantile_with_failures(&report.histogram, report.failures.total_failures(), quantile)
         };
         MeasurementSample {
             round: 0,
+            at_s: 0.0,
             per_second: report.per_second.median,
-            p50: or_timeout(report.latency.p50),
-            p99: or_timeout(report.latency.p99),
-            max: or_timeout(report.latency.max),
+            p50: at(0.5),
+            p99: at(0.99),
+            max: at(1.0),
+            latency: report.histogram.clone(),
             cpu_us: cpu
                 .filter(|_| !workload.is_latency_workload() && report.per_second.median > 0.0),
             memory_mib: memory,
             busiest: report.pids.first().map(|pid| pid.share),
+            process_shares: report.pids.iter().take(MAX_SHARES).map(|pid| pid.share).collect(),
             resumed,
             handshake_p50: done.map(|summary| summary.p50),
             handshake_p99: done.map(|summary| summary.p99),
@@ -108,10 +116,16 @@ impl MeasurementSample {
             generator_us: (report.generator.user_s + report.generator.system_s) * 1e6 / asked,
         }
     }
+}
 
-    /// Returns the value by which servers are compared under `workload`.
-    pub(crate) fn main_metric(&self, workload: Workload) -> f64 {
-        if workload.is_latency_workload() { self.p99 } else { self.per_second }
+/// Returns a quantile of the latency in microseconds, with failed requests as those that took longest.
+///
+/// Without them a server would look the faster the more requests it loses.
+fn quantile_with_failures(latency: &Histogram<u64>, failures: u64, quantile: f64) -> f64 {
+    let (answered, all) = (latency.len() as f64, (latency.len() + failures) as f64);
+    match quantile * all <= answered && !latency.is_empty() {
+        true => latency.value_at_quantile(quantile * all / answered) as f64 / 1e3,
+        false => (RESPONSE_TIMEOUT.as_nanos() as f64).max(latency.max() as f64) / 1e3,
     }
 }
 
@@ -122,5 +136,23 @@ impl MeasurementOutcome {
             MeasurementOutcome::ServerFailed(why) => Some(why.clone()),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_requests_count_as_the_slowest() {
+        let mut latency = Histogram::new(3).expect("a histogram");
+        (1..=100).for_each(|millis| latency.record(millis * 1_000_000).expect("fits"));
+        let at = |failures, quantile| quantile_with_failures(&latency, failures, quantile) / 1e3;
+        assert!((98.0..=100.0).contains(&at(0, 0.99)), "{}", at(0, 0.99));
+        assert!((49.0..=51.0).contains(&at(0, 0.5)), "{}", at(0, 0.5));
+        assert_eq!((at(2, 0.99), at(1, 1.0)), (3000.0, 3000.0));
+        assert!((98.0..=101.0).contains(&at(100, 0.5)), "{}", at(100, 0.5));
+        let none = Histogram::new(3).expect("a histogram");
+        assert_eq!(quantile_with_failures(&none, 5, 0.5), 3e6);
     }
 }

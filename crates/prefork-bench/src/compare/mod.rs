@@ -2,60 +2,69 @@
 //!
 //! Each server runs in a process of its own, started for one measurement and stopped after it, so that
 //! nothing else runs meanwhile. The load generator ([`crate::load`]) runs in this process; its CPU time is
-//! reported apart from the servers'. Each round goes through all workloads and all servers, in an order that
-//! differs from round to round (`plan`), so that a change in the speed of the machine affects all alike.
+//! reported apart from the servers'. Each round goes through all workloads and all servers in random order, so that a
+//! change in the speed of the machine affects all alike. One server is measured twice, as a control.
 //!
-//! `differences` says which differences are larger than the noise between rounds.
+//! `paired_ratio` has the statistics, `confidence` how sure they are, `comparisons` which servers differ, and `verdict`
+//! the lines to quote.
 //!
 //! No server outlives a run: each is stopped when dropped, and the kernel signals it if this process dies.
 
 mod compare_certificate;
 mod compared_server;
+mod comparisons;
 mod concurrent_loads;
-mod differences;
+mod confidence;
 mod measurement;
+mod paired_ratio;
 mod plan;
+mod random_order;
 mod report;
+mod rounds;
+mod size_in_words;
+mod verdict;
 mod workload;
 
 use std::time::{Duration, Instant};
 
 pub use compared_server::ComparedServer;
 pub(crate) use compared_server::{RunningServer, ServerStartError};
+pub use comparisons::{Comparison, ComparisonResult};
 pub(crate) use concurrent_loads::run_concurrent_loads;
-pub use plan::ComparePlan;
+pub use confidence::Confidence;
+pub use paired_ratio::PairedRatio;
+pub use plan::{ComparePlan, DEFAULT_PRECISION, DEFAULT_TIME_LIMIT};
 pub use report::CompareReport;
+pub use size_in_words::ComparedMetric;
+pub use verdict::{Verdict, VerdictLine};
 pub use workload::Workload;
 
 use compare_certificate::CompareCertificate;
-use measurement::{MeasurementOutcome, MeasurementSample};
-use plan::PlannedMeasurement;
+use measurement::MeasurementOutcome;
+pub use measurement::MeasurementSample;
 use prefork_os::signal::{Signal, SignalPipe};
+use random_order::RandomOrder;
+use rounds::{RoundsEnd, RoundsRun};
 use tokio_prefork::{Error, Result};
 
 /// Progress of a comparison.
 #[derive(Debug, Clone, Copy)]
 pub struct CompareProgress<'a> {
-    /// Number of completed measurements.
+    /// Number of the round, from 1.
+    pub round: usize,
+    /// Number of measurements so far.
     pub done: usize,
-    /// Number of all measurements.
-    pub total: usize,
+    /// Number of workloads that need no further rounds.
+    pub ended_workloads: usize,
     /// Name of the workload.
     pub workload: &'a str,
     /// Name of the server.
     pub server: &'a str,
+    /// Time since the start of the comparison.
+    pub elapsed: Duration,
 }
 
-/// Why a comparison ended early.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum EarlyStop {
-    /// SIGINT or SIGTERM arrived.
-    Signal,
-    /// The time limit was reached.
-    TimeLimit,
-}
-
-/// Runs all measurements of the plan, or as many as a signal or the time limit allows.
+/// Runs the rounds of the plan, or as many as a signal or the time limit allows.
 ///
 /// Calls `on_progress` before each measurement. A server that cannot be measured is not an error; the report
 /// names it.
@@ -71,42 +80,44 @@ pub fn run_comparison(
     let mut signals = SignalPipe::new(&[Signal::SIGINT, Signal::SIGTERM])
         .map_err(|e| Error::system("install signal handlers", e))?;
     let certificate = plan.https.then(CompareCertificate::generate).transpose()?;
-    let (measurements, mut outcomes, mut early_stop) = (plan.list_measurements(), Vec::new(), None);
-    for (done, measurement) in measurements.iter().enumerate() {
-        let workload = plan.workloads[measurement.workload];
-        let server = &plan.servers[measurement.server];
-        let given_up =
-            outcomes.iter().any(|(earlier, outcome): &(PlannedMeasurement, MeasurementOutcome)| {
-                earlier.server == measurement.server
-                    && outcome.rules_out_later(earlier, measurement)
-            });
-        if given_up {
-            continue;
-        }
-        early_stop = early_stop
-            .or(plan.limit.filter(|limit| begun.elapsed() > *limit).map(|_| EarlyStop::TimeLimit));
-        if early_stop.is_some() {
-            break;
-        }
-        on_progress(CompareProgress {
-            done,
-            total: measurements.len(),
-            workload: workload.name(),
-            server: &server.name,
-        });
-        let outcome = measure_server(plan, workload, server, certificate.as_ref(), &mut signals)?;
-        // The failed load was interrupted with SIGINT by this process: that is not a request to stop.
-        let failed = matches!(outcome, MeasurementOutcome::ServerFailed(_));
-        if take_stop_signals(&mut signals)? && !failed {
-            early_stop = Some(EarlyStop::Signal);
-        }
-        match outcome {
-            // An interrupted measurement does not count.
-            MeasurementOutcome::Interrupted => early_stop = Some(EarlyStop::Signal),
-            outcome => outcomes.push((*measurement, outcome)),
+    let seed = RandomOrder::new_seed().map_err(|e| Error::system("read a random number", e))?;
+    let mut order = RandomOrder::from_seed(seed);
+    let servers = plan.measured_servers();
+    let mut run = RoundsRun::new(plan, seed);
+    while let Some(round) = run.begin_round() {
+        for workload in order.shuffled(plan.workloads.len()) {
+            for server in order.shuffled(servers.len()) {
+                let Some(id) = run.next_measurement(round, workload, server) else { continue };
+                if plan.time_limit.is_some_and(|limit| begun.elapsed() > limit) {
+                    run.stop(RoundsEnd::TimeLimit);
+                    continue;
+                }
+                let (workload, server) = (plan.workloads[workload], &servers[server]);
+                on_progress(CompareProgress {
+                    round: round + 1,
+                    done: run.measured(),
+                    ended_workloads: run.ended_workloads(),
+                    workload: workload.name(),
+                    server: &server.name,
+                    elapsed: begun.elapsed(),
+                });
+                let outcome =
+                    measure_server(plan, workload, server, certificate.as_ref(), &mut signals)?;
+                // The failed load was interrupted with SIGINT by this process: that is not a request to stop.
+                let failed = matches!(outcome, MeasurementOutcome::ServerFailed(_));
+                if take_stop_signals(&mut signals)? && !failed {
+                    run.stop(RoundsEnd::Signal);
+                }
+                match outcome {
+                    // An interrupted measurement does not count.
+                    MeasurementOutcome::Interrupted => run.stop(RoundsEnd::Signal),
+                    outcome => run.add(id, outcome, begun.elapsed()),
+                }
+            }
+            run.end_workload_round(round, workload);
         }
     }
-    Ok(CompareReport::from_outcomes(plan, outcomes, early_stop, begun.elapsed()))
+    Ok(CompareReport::from_run(plan, &run, begun.elapsed()))
 }
 
 fn take_stop_signals(signals: &mut SignalPipe) -> Result<bool> {

@@ -2,21 +2,25 @@
 
 use std::time::Duration;
 
+use super::confidence::Confidence;
+use super::paired_ratio::MAX_ROUNDS;
 use super::{ComparedServer, Workload};
 
-/// Time for starting and stopping a server, in addition to the measurement.
-const MEASUREMENT_OVERHEAD: Duration = Duration::from_millis(300);
-/// What `--into_quick` may plan for, and when it begins no further measurement.
-const QUICK_BUDGET: Duration = Duration::from_secs(90);
+/// Expected time for starting and stopping a server, in addition to the measurement.
+const MEASUREMENT_OVERHEAD: Duration = Duration::from_millis(250);
+/// Planned duration of `--quick`.
+const QUICK_BUDGET: Duration = Duration::from_secs(100);
 /// Time after which `--quick` starts no further measurement.
-const QUICK_TIME_LIMIT: Duration = Duration::from_secs(108);
-/// Shortest measurement that `--quick` prefers over a further round.
-const PREFERRED_MIN_DURATION: Duration = Duration::from_millis(250);
+const QUICK_TIME_LIMIT: Duration = Duration::from_secs(112);
 /// Shortest measurement of `--quick`.
-const MIN_DURATION: Duration = Duration::from_millis(200);
+const QUICK_MIN_DURATION: Duration = Duration::from_millis(200);
+/// Default of `--precision`: 5 %.
+pub const DEFAULT_PRECISION: f64 = 0.05;
+/// Default of `--time-limit`: 20 minutes.
+pub const DEFAULT_TIME_LIMIT: Duration = Duration::from_secs(20 * 60);
 
 /// Plan of a comparison.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ComparePlan {
     /// The servers to compare.
     pub servers: Vec<ComparedServer>,
@@ -28,62 +32,86 @@ pub struct ComparePlan {
     pub http2: bool,
     /// Workers of each server that has workers.
     pub workers: usize,
-    /// Measurements of each server under each workload. Default 5.
-    pub rounds: usize,
-    /// Length of each measurement. Default 3 s.
+    /// Measurements of each server under each workload. `None`, the default: as many as `precision` and `time_limit`
+    /// say.
+    pub rounds: Option<usize>,
+    /// Rounds of a workload end when every interval is within this fraction of its ratio. Default 0.05; `None` goes
+    /// on until `time_limit`. Not used with `rounds`.
+    pub precision: Option<f64>,
+    /// No measurement starts after this time. Default 20 min; `None` sets no limit.
+    pub time_limit: Option<Duration>,
+    /// Length of each measurement. Default 1 s.
     pub duration: Duration,
-    /// Length of the load before each measurement. Default 500 ms.
+    /// Length of the load before each measurement. Default 300 ms.
     pub warm_up: Duration,
-    /// No measurement starts after this time; `None` sets no limit.
-    pub limit: Option<Duration>,
 }
 
 /// One measurement: indices into the lists of the plan, and the round from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct PlannedMeasurement {
+pub(crate) struct MeasurementId {
     /// Number of the round, from 0.
-    pub round: usize,
+    pub(crate) round: usize,
     /// Index of the workload.
-    pub workload: usize,
-    /// Index of the server.
-    pub server: usize,
+    pub(crate) workload: usize,
+    /// Index of the server in [`ComparePlan::measured_servers`].
+    pub(crate) server: usize,
 }
 
 impl ComparePlan {
-    /// Creates a plan with the default rounds and durations.
+    /// Creates a plan with the default precision, time limit and durations.
     pub fn new(
         servers: Vec<ComparedServer>,
         workloads: Vec<Workload>,
         workers: usize,
     ) -> ComparePlan {
-        let (warm_up, duration) = (Duration::from_millis(500), Duration::from_secs(3));
         ComparePlan {
             servers,
             workloads,
             https: false,
             http2: false,
             workers,
-            rounds: 5,
-            duration,
-            warm_up,
-            limit: None,
+            rounds: None,
+            precision: Some(DEFAULT_PRECISION),
+            time_limit: Some(DEFAULT_TIME_LIMIT),
+            duration: Duration::from_secs(1),
+            warm_up: Duration::from_millis(300),
         }
     }
 
-    /// Chooses the number and length of rounds so that all fit into 90 seconds, and sets a limit of 108 s.
+    /// Chooses measurements so short that two minutes have as many rounds as a stated difference needs, if possible.
     pub fn into_quick(mut self) -> ComparePlan {
-        let cells = (self.servers.len() * self.workloads.len()).max(1) as u32;
+        (self.rounds, self.precision, self.time_limit) = (None, None, Some(QUICK_TIME_LIMIT));
         self.warm_up = Duration::from_millis(100);
-        let left = |rounds: usize| {
-            let each = QUICK_BUDGET / (cells * rounds as u32);
-            each.saturating_sub(MEASUREMENT_OVERHEAD + self.warm_up)
-        };
-        self.rounds =
-            (1..=5).rev().find(|rounds| left(*rounds) >= PREFERRED_MIN_DURATION).unwrap_or(1);
-        let longest = Duration::from_secs(3);
-        self.duration = left(self.rounds).clamp(MIN_DURATION, longest);
-        self.limit = Some(QUICK_TIME_LIMIT);
+        let measurements = self.measured_servers().len() * self.workloads.len();
+        let rounds = self.confidence().rounds_needed();
+        let each = QUICK_BUDGET / (measurements * rounds).max(1) as u32;
+        let left = each.saturating_sub(MEASUREMENT_OVERHEAD + self.warm_up);
+        self.duration = left.clamp(QUICK_MIN_DURATION, Duration::from_secs(1));
         self
+    }
+
+    /// Returns how sure the report is, and how many rounds that takes.
+    pub(crate) fn confidence(&self) -> Confidence {
+        Confidence::of_plan(self)
+    }
+
+    /// Returns the index of the server that the others are compared with: the single-process model, or the first.
+    pub(crate) fn reference(&self) -> usize {
+        self.servers.iter().position(ComparedServer::is_single_process).unwrap_or(0)
+    }
+
+    /// Returns all servers to measure: those to compare, then the control.
+    ///
+    /// The control is the reference once more. What differs between the two is noise.
+    pub(crate) fn measured_servers(&self) -> Vec<ComparedServer> {
+        let mut servers = self.servers.clone();
+        if let Some(reference) = self.servers.get(self.reference()) {
+            let mut control = reference.clone();
+            // No peer can have a name with a space.
+            control.name = format!("{} (control)", reference.name);
+            servers.push(control);
+        }
+        servers
     }
 
     /// Checks the plan.
@@ -102,37 +130,27 @@ impl ComparePlan {
         if let Some(one) = self.workloads.iter().find(|one| one.needs_tls() && !self.https) {
             return Err(format!("the workload {} needs --https", one.name()));
         }
-        if !(1..=100).contains(&self.rounds) {
-            return Err(format!("--rounds {}: give 1 to 100", self.rounds));
+        if let Some(rounds) = self.rounds.filter(|rounds| !(1..=MAX_ROUNDS).contains(rounds)) {
+            return Err(format!("--rounds {rounds}: give 1 to {MAX_ROUNDS}"));
+        }
+        if let Some(precision) = self.precision.filter(|part| !(0.001..=1.0).contains(part)) {
+            return Err(format!("--precision {} %: give 0.1 % to 100 %", precision * 100.0));
         }
         let (least, most) = (Duration::from_millis(100), Duration::from_secs(600));
         if !(least..=most).contains(&self.duration) {
             return Err(format!("--duration {:?}: give {least:?} to {most:?}", self.duration));
         }
+        let (least, most) = (Duration::from_secs(1), Duration::from_secs(7 * 24 * 3600));
+        if let Some(limit) = self.time_limit.filter(|limit| !(least..=most).contains(limit)) {
+            return Err(format!("--time-limit {limit:?}: give 1s to 7d"));
+        }
         Ok(())
     }
 
-    /// Estimates how long all measurements take.
-    pub fn estimated_duration(&self) -> Duration {
+    /// Estimates how long one round of all workloads takes.
+    pub fn estimated_round_duration(&self) -> Duration {
         let each = self.warm_up + self.duration + MEASUREMENT_OVERHEAD;
-        each * (self.rounds * self.workloads.len() * self.servers.len()) as u32
-    }
-
-    /// Returns all measurements in order: each round starts each workload with another server.
-    pub(crate) fn list_measurements(&self) -> Vec<PlannedMeasurement> {
-        let mut measurements = Vec::new();
-        let count = self.servers.len();
-        for round in 0..self.rounds {
-            for workload in 0..self.workloads.len() {
-                let order = (0..count).map(|place| (place + round + workload) % count);
-                measurements.extend(order.map(|server| PlannedMeasurement {
-                    round,
-                    workload,
-                    server,
-                }));
-            }
-        }
-        measurements
+        each * (self.workloads.len() * self.measured_servers().len()) as u32
     }
 }
 
@@ -150,40 +168,35 @@ mod tests {
     }
 
     #[test]
-    fn a_quick_plan_uses_its_time_budget() {
-        let quick = sample_plan(false).into_quick();
-        assert_eq!((quick.rounds, quick.validate()), (4, Ok(())));
-        let fits = Duration::from_secs(60)..=QUICK_BUDGET;
-        assert!(fits.contains(&quick.estimated_duration()), "{:?}", quick.estimated_duration());
+    fn a_quick_plan_has_as_many_rounds_as_a_stated_difference_needs() {
+        let mut quick = sample_plan(false);
+        quick.workloads = Workload::QUICK.to_vec();
+        let quick = quick.into_quick();
+        assert_eq!(quick.validate(), Ok(()));
+        let rounds = quick.confidence().rounds_needed() as u32;
+        assert!(quick.estimated_round_duration() * rounds <= QUICK_BUDGET, "{quick:?}");
         let large = sample_plan(true).into_quick();
-        assert!(large.estimated_duration() <= QUICK_TIME_LIMIT, "{:?}", large.estimated_duration());
-        let mut small = sample_plan(false);
-        (small.workloads, small.servers) = (vec![Workload::Bodies], small.servers[..2].into());
-        let small = small.into_quick();
-        assert_eq!((small.rounds, small.duration), (5, Duration::from_secs(3)));
+        assert_eq!((large.duration, large.validate()), (QUICK_MIN_DURATION, Ok(())));
     }
 
     #[test]
-    fn every_server_is_measured_equally_often_and_equally_often_first() {
+    fn the_reference_is_measured_twice() {
         let plan = sample_plan(false);
-        let measurements = plan.list_measurements();
-        assert_eq!(measurements.len(), 5 * 8 * 4);
-        for server in 0..4 {
-            let own = measurements.iter().filter(|turn| turn.server == server);
-            assert_eq!(own.count(), 5 * 8);
-            let first = measurements.chunks(4).filter(|chunk| chunk[0].server == server);
-            assert_eq!(first.count(), 10);
-        }
+        let names: Vec<String> = plan.measured_servers().into_iter().map(|s| s.name).collect();
+        assert_eq!(names, ["prefork", "single", "threads", "thread-per-core", "single (control)"]);
+        assert!(plan.measured_servers()[4].is_single_process());
     }
 
     #[test]
     fn invalid_plans_name_the_wrong_value() {
         type ComparePlanChange = fn(&mut ComparePlan);
-        let wrong: [(ComparePlanChange, &str); 5] = [
+        let wrong: [(ComparePlanChange, &str); 7] = [
             (|p| p.workloads.push(Workload::FullHandshakes), "needs --https"),
             (|p| p.servers.clear(), "nothing to compare"),
             (|p| p.servers.push(p.servers[0].clone()), "prefork is listed twice"),
-            (|p| p.rounds = 0, "--rounds 0"),
+            (|p| p.rounds = Some(0), "--rounds 0"),
+            (|p| p.precision = Some(0.0), "--precision 0 %"),
+            (|p| p.time_limit = Some(Duration::ZERO), "--time-limit 0ns"),
             (|p| p.duration = Duration::ZERO, "--duration 0ns"),
         ];
         for (change, piece) in wrong {

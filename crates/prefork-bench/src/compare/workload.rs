@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::size_in_words::ComparedMetric;
 use crate::load::{LoadPlan, TlsOptions};
 
 /// Longest wait for a response, and so for the end of a measurement.
@@ -62,6 +63,14 @@ impl Workload {
         Workload::Mixed,
         Workload::NoisyNeighbour,
     ];
+
+    /// The workloads of `--quick` over plain HTTP: so few that two minutes have enough rounds.
+    pub const QUICK: [Workload; 3] =
+        [Workload::KeepAlive, Workload::NewConnections, Workload::NoisyNeighbour];
+
+    /// The workloads of `--quick` over HTTPS.
+    pub const QUICK_HTTPS: [Workload; 3] =
+        [Workload::KeepAlive, Workload::FullHandshakes, Workload::NoisyNeighbour];
 
     /// Returns the name on the command line and in reports.
     pub fn name(self) -> &'static str {
@@ -148,6 +157,14 @@ impl Workload {
     /// Returns whether servers are compared by latency: the request rate is fixed.
     pub fn is_latency_workload(self) -> bool {
         self.background_path().is_some()
+    }
+
+    /// Returns the value by which servers are compared first.
+    pub fn main_metric(self) -> ComparedMetric {
+        match self.is_latency_workload() {
+            true => ComparedMetric::P99Latency,
+            false => ComparedMetric::RequestsPerSecond,
+        }
     }
 
     /// Returns the plan of the measured load.

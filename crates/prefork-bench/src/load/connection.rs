@@ -48,6 +48,15 @@ pub(crate) struct PendingRequest {
     pub(crate) retries: u8,
 }
 
+/// What is known about the process at the other end of a connection.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct ServerEnd {
+    /// Index of the process that answered last, in the thread's counters.
+    pub(crate) process_index: Option<usize>,
+    /// The client's TCP port, by which the process can be found.
+    pub(crate) port: Option<u16>,
+}
+
 impl LoadConnection {
     pub(crate) fn new() -> LoadConnection {
         LoadConnection {
@@ -109,6 +118,12 @@ impl LoadConnection {
     pub(crate) fn requests(&self) -> impl Iterator<Item = PendingRequest> {
         let streams = self.http2.iter().flat_map(|http2| http2.requests_in_flight());
         self.in_flight.iter().copied().chain(streams).chain(self.waiting.iter().copied())
+    }
+
+    /// Returns what is known about the process that has this connection.
+    pub(crate) fn server_end(&self) -> ServerEnd {
+        let port = self.transport.as_ref().and_then(Transport::local_port);
+        ServerEnd { process_index: self.process_index, port }
     }
 
     /// Returns the number of requests over HTTP/2 that have no response.

@@ -5,7 +5,7 @@ use hdrhistogram::Histogram;
 
 use super::request_failure::{REQUEST_FAILURE_KINDS, RequestFailure};
 use super::tls::handshake_counters::HandshakeCounters;
-use crate::chaos::{AffectedRequest, FaultEffect};
+use crate::chaos::AffectedRequest;
 
 /// Width of a bin of the timeline: 100 ms.
 pub(crate) const TIMELINE_BIN_NANOS: u64 = 100_000_000;
@@ -20,6 +20,8 @@ const MAX_AFFECTED_REQUESTS: usize = 100_000;
 pub(crate) struct LoadCounters {
     /// Latency from the due time of a request to the end of its response.
     pub(crate) latency: Histogram<u64>,
+    /// How long after its due time a request was sent; open loop only.
+    pub(crate) send_delay: Histogram<u64>,
     /// Responses by the first digit of their status.
     pub(crate) status_classes: [u64; 6],
     /// Requests without a response, indexed by [`RequestFailure`].
@@ -64,6 +66,7 @@ impl LoadCounters {
     pub(crate) fn new() -> LoadCounters {
         LoadCounters {
             latency: new_histogram(3),
+            send_delay: new_histogram(3),
             status_classes: [0; 6],
             failures: [0; REQUEST_FAILURE_KINDS],
             warm_up: [0; 2],
@@ -119,17 +122,11 @@ impl LoadCounters {
         self.failures[why as usize] += 1;
     }
 
-    /// Records an affected request of the process with index `process`.
-    pub(crate) fn record_affected(
-        &mut self,
-        effect: FaultEffect,
-        from: u64,
-        until: u64,
-        process: Option<usize>,
-    ) {
+    /// Records an affected request; `process` is the index of the process that answered last on its connection.
+    pub(crate) fn record_affected(&mut self, request: AffectedRequest, process: Option<usize>) {
         let pid = process.map(|at| self.processes[at].pid);
         match self.affected.len() < MAX_AFFECTED_REQUESTS {
-            true => self.affected.push(AffectedRequest { effect, from, until, pid }),
+            true => self.affected.push(AffectedRequest { pid, ..request }),
             false => self.unlisted_affected += 1,
         }
     }
@@ -154,6 +151,7 @@ impl LoadCounters {
     /// Adds the counters of another thread or round.
     pub(crate) fn merge(&mut self, other: &LoadCounters) {
         add_histogram(&mut self.latency, &other.latency);
+        add_histogram(&mut self.send_delay, &other.send_delay);
         add_arrays(&mut self.status_classes, &other.status_classes);
         add_arrays(&mut self.failures, &other.failures);
         add_arrays(&mut self.warm_up, &other.warm_up);

@@ -10,8 +10,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use super::connection::{self, EDGE_TRIGGERED, LoadConnection, PendingRequest};
-use super::counters::LoadCounters;
+use super::connection::{self, EDGE_TRIGGERED, LoadConnection, PendingRequest, ServerEnd};
+use super::counters::{LoadCounters, record_latency};
 use super::http_response::{ParsedResponse, ResponseError, ResponseExpectations};
 use super::http2::{Http2Request, StreamEvent};
 use super::plan::LoadPlan;
@@ -21,7 +21,7 @@ use super::round_state::RoundState;
 use super::target_url::ServerAddress;
 use super::tls::{CompletedHandshake, TlsClient, TlsStream};
 use super::transport::{ReadOutcome, Transport};
-use crate::chaos::FaultEffect;
+use crate::chaos::{AffectedRequest, FaultEffect};
 
 /// Longest wait for events, and interval between checks for timed-out requests.
 const EPOLL_TIMEOUT_MS: u8 = 20;
@@ -142,7 +142,8 @@ impl<'a> LoadThread<'a> {
             if now >= end && (self.is_complete(end) || now >= self.round.drain_deadline()) {
                 break;
             }
-            let ready = match self.epoll.wait(&mut events, EpollTimeout::from(EPOLL_TIMEOUT_MS)) {
+            let timeout = if self.plan.busy_wait { 0 } else { EPOLL_TIMEOUT_MS };
+            let ready = match self.epoll.wait(&mut events, EpollTimeout::from(timeout)) {
                 Err(nix::errno::Errno::EINTR) => 0,
                 ready => ready?,
             };
@@ -187,6 +188,11 @@ impl<'a> LoadThread<'a> {
             schedule.advance();
             // The longest idle connection, so that all take part.
             if let Some(connection) = idle.pop_front() {
+                // Read again, as earlier sends of this loop have taken time.
+                let now = self.round.elapsed_nanos();
+                if due >= self.round.measure_start() {
+                    record_latency(&mut self.counters.send_delay, now.saturating_sub(due));
+                }
                 self.send_requests(connection, due, now, 1);
             }
         }
@@ -226,19 +232,19 @@ impl<'a> LoadThread<'a> {
             .iter()
             .flat_map(|(schedule, ..)| schedule.remaining_until(self.round.measure_end()));
         let unsent = unsent.map(|due| {
-            (PendingRequest { due, sent_at: now, retries: 0 }, RequestFailure::TimedOut, None)
+            let request = PendingRequest { due, sent_at: now, retries: 0 };
+            (request, RequestFailure::TimedOut, ServerEnd::default())
         });
         let waiting = |connection: &'_ LoadConnection| -> Vec<_> {
-            let (why, process) = (connection.timeout_kind(), connection.process_index);
-            connection.requests().map(|sent| (sent, why, process)).collect()
+            let (why, server) = (connection.timeout_kind(), connection.server_end());
+            connection.requests().map(|sent| (sent, why, server)).collect()
         };
         let sent = self.connections.iter().flat_map(waiting);
-        let left: Vec<(PendingRequest, RequestFailure, Option<usize>)> =
-            sent.chain(unsent).collect();
-        for (sent, why, process) in left {
+        let left: Vec<(PendingRequest, RequestFailure, ServerEnd)> = sent.chain(unsent).collect();
+        for (sent, why, server) in left {
             match self.round.is_abandoned() {
                 true => self.counters.abandoned += 1,
-                false => self.record_failure(sent, why, now, process),
+                false => self.record_failure(sent, why, now, server),
             }
         }
     }
@@ -425,12 +431,25 @@ impl LoadThread<'_> {
         if self.plan.faults.is_none() {
             return;
         }
-        let process = connection.process_index;
-        if response.status == 503 {
-            self.counters.record_affected(FaultEffect::Refused, sent.due, now, process);
-        } else if latency > self.plan.late_threshold.as_nanos() as u64 {
-            self.counters.record_affected(FaultEffect::Late, sent.due, now, process);
-        }
+        let effect = match response.status {
+            503 => FaultEffect::Refused,
+            _ if latency > self.plan.late_threshold.as_nanos() as u64 => FaultEffect::Late,
+            _ => return,
+        };
+        let server = connection.server_end();
+        self.record_affected(effect, sent, now, server);
+    }
+
+    fn record_affected(
+        &mut self,
+        effect: FaultEffect,
+        sent: PendingRequest,
+        now: u64,
+        server: ServerEnd,
+    ) {
+        let ServerEnd { process_index, port } = server;
+        let request = AffectedRequest { effect, from: sent.due, until: now, pid: None, port };
+        self.counters.record_affected(request, process_index);
     }
 
     /// Handles the end of a connection; `is_complete` says that nothing was cut off.
@@ -460,6 +479,8 @@ impl LoadThread<'_> {
             self.connections[at].waiting = std::mem::take(&mut failed.waiting);
         }
         let lost: Vec<PendingRequest> = failed.requests().collect();
+        // Only needed for failures, and only known while the socket is open.
+        let server = if lost.is_empty() { ServerEnd::default() } else { failed.server_end() };
         match failed.transport.take() {
             Some(transport) if lost.is_empty() => transport.close(),
             Some(transport) => self.end_handshake(transport, why),
@@ -467,7 +488,7 @@ impl LoadThread<'_> {
         }
         self.in_flight -= lost.len();
         for sent in &lost {
-            self.record_failure(*sent, why, now, failed.process_index);
+            self.record_failure(*sent, why, now, server);
         }
         self.free_connection(at, lost.len());
         match lost.is_empty() {
@@ -500,7 +521,7 @@ impl LoadThread<'_> {
         sent: PendingRequest,
         why: RequestFailure,
         now: u64,
-        process: Option<usize>,
+        server: ServerEnd,
     ) {
         self.unreported[1] += 1;
         let begin = self.round.measure_start();
@@ -515,7 +536,7 @@ impl LoadThread<'_> {
             } else {
                 FaultEffect::Lost
             };
-            self.counters.record_affected(what, sent.due, now, process);
+            self.record_affected(what, sent, now, server);
         }
         if now >= begin && now < self.round.measure_end() {
             self.counters.record_timeline(now - begin, true);

@@ -28,6 +28,9 @@ pub struct LoadPlan {
     /// Requests due per second (open loop). `None`, the default: each connection sends its next request when
     /// it has the response (closed loop).
     pub rate: Option<u32>,
+    /// Whether threads poll without sleeping, so that requests of an open loop are sent closer to their due times.
+    /// Uses all CPU time of a core for each thread. Default `false`.
+    pub busy_wait: bool,
     /// Whether each request opens a new connection. Default `false`.
     pub reconnect_each_request: bool,
     /// Requests in flight on each connection of HTTP/1.1. Default 1.
@@ -80,6 +83,7 @@ impl LoadPlan {
             connections: 64,
             threads: 2,
             rate: None,
+            busy_wait: false,
             reconnect_each_request: false,
             pipeline_depth: 1,
             http2_streams: None,

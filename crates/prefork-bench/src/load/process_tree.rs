@@ -154,6 +154,12 @@ pub(crate) fn parent_pid(pid: u32) -> Option<u32> {
     read_proc_stat(pid).map(|stat| stat.parent)
 }
 
+/// Returns the state letter of a process, such as `T` for stopped; `None` if the process does not exist.
+pub(crate) fn process_state(pid: u32) -> Option<char> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    text.rsplit_once(") ")?.1.chars().next()
+}
+
 fn read_proc_stat(pid: u32) -> Option<ProcStat> {
     parse_proc_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
@@ -230,6 +236,7 @@ mod tests {
         let addr = ListenAddr::Tcp(listener.local_addr().expect("address"));
         let tree = ProcessTree::find_by_listener(&addr).expect("found");
         assert_eq!(tree.root, std::process::id());
+        assert!(process_state(tree.root).is_some_and(|state| "RSD".contains(state)));
         let moment = tree.read_sample();
         assert!(moment.switches.contains_key(&tree.root), "{moment:?}");
     }

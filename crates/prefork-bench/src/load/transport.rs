@@ -28,6 +28,11 @@ pub(crate) enum ReadOutcome {
 }
 
 impl Transport {
+    /// Returns the local TCP port; `None` for Unix sockets.
+    pub(crate) fn local_port(&self) -> Option<u16> {
+        Some(self.socket.local_addr().ok()?.as_socket()?.port())
+    }
+
     /// Writes the beginning of `bytes` and returns its length; 0 if it must wait.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<usize, RequestFailure> {
         if let Some(tls) = &mut self.tls {

@@ -1,5 +1,7 @@
 //! The HTML page around every report, and escaping of text.
 
+use crate::run_environment::RunEnvironment;
+
 const PAGE_STYLE: &str = include_str!("page.css");
 
 /// Returns a page with the given title and body, both HTML.
@@ -34,4 +36,16 @@ pub(crate) fn escape_html(text: &str) -> String {
 /// Escapes text like [`escape_html`], but keeps line ends.
 pub(crate) fn escape_html_lines(text: &str) -> String {
     text.lines().map(escape_html).collect::<Vec<_>>().join("\n")
+}
+
+/// Returns a list of what a reader needs to repeat a measurement; `more` comes first.
+pub(crate) fn environment_list(
+    environment: &RunEnvironment,
+    more: &[(&'static str, String)],
+) -> String {
+    let lines = more.iter().cloned().chain(environment.lines());
+    let lines =
+        lines.map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>\n", escape_html(&value)));
+    let lines: String = lines.collect();
+    format!("<h2>How it was measured</h2>\n<dl class=\"environment\">\n{lines}</dl>\n")
 }

@@ -12,6 +12,16 @@ pub(crate) fn write_table<const N: usize>(text: &mut String, rows: &[[String; N]
     }
 }
 
+/// Writes left-aligned rows, each column as wide as its widest cell.
+pub(crate) fn write_left_table<const N: usize>(text: &mut String, rows: &[[String; N]]) {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    for row in rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+}
+
 /// Writes a table, followed by an empty line. The first column is left-aligned.
 pub(crate) fn write_section<const N: usize>(text: &mut String, rows: &mut [[String; N]]) {
     let width = rows.iter().map(|row| row[0].chars().count()).max().unwrap_or(0);
@@ -42,6 +52,15 @@ pub(crate) fn format_count(number: f64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// Formats a number for an axis label.
+pub(crate) fn compact_number(number: f64) -> String {
+    match number {
+        n if n < 10_000.0 => format!("{n}"),
+        n if n < 1e6 => format!("{}k", n / 1e3),
+        n => format!("{}M", n / 1e6),
+    }
 }
 
 /// Formats a number of bytes with a unit.

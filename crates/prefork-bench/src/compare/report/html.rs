@@ -1,20 +1,44 @@
-//! The comparison as one HTML page.
+//! The comparison as one HTML page: the verdict, plots, then the data.
 
 use std::fmt::Write;
 
-use super::text::{column_titles, handshake_line, reading_notes, server_row, summary_line};
-use super::{CompareReport, ServerWorkloadReport, WorkloadReport};
-use crate::report_format::html_page::{escape_html, html_page};
-use crate::report_format::svg_plot::{self as plot, ChartBar};
-use crate::report_format::text_table::{format_count, format_micros};
+use super::plots::{server_legend, workload_figures};
+use super::text::{
+    VERDICT_TITLES, column_titles, comparison_lines, confidence_line, handshake_line,
+    reading_notes, rounds_line, server_row, summary_line, upper_first,
+};
+use super::{CompareReport, WorkloadReport};
+use crate::report_format::html_page::{environment_list, escape_html, html_page};
 
 /// Formats the report as a page.
 pub(crate) fn render_html(report: &CompareReport) -> String {
-    let mut main = format!(
-        "<h1>prefork compare</h1>\n<p class=\"how\">{}.</p>\n",
-        escape_html(&summary_line(report))
-    );
-    // Writing to a string cannot fail.
+    let mut main = "<h1>prefork compare</h1>\n".to_string();
+    write_verdict(&mut main, report);
+    main.push_str(&server_legend(report));
+    for workload in &report.workloads {
+        let figures = workload_figures(report, workload);
+        if figures.is_empty() {
+            continue;
+        }
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            main,
+            "<section><h2>{}</h2>\n<p class=\"how\">{}. {}.</p>\n<div class=\"plots\">\n{figures}</div></section>",
+            workload.workload.name(),
+            escape_html(workload.about),
+            escape_html(&rounds_line(report, workload))
+        );
+    }
+    main.push_str("<h2>Data</h2>\n");
+    for workload in &report.workloads {
+        write_workload_table(&mut main, report, workload);
+    }
+    write_list(&mut main, "Notes", &reading_notes(report));
+    main.push_str(&environment_list(&report.environment, &[("method", summary_line(report))]));
+    html_page("prefork compare", &main, report.environment.version)
+}
+
+fn write_verdict(main: &mut String, report: &CompareReport) {
     if let Some(partial) = &report.partial {
         let _ = writeln!(
             main,
@@ -25,26 +49,45 @@ pub(crate) fn render_html(report: &CompareReport) -> String {
     for why in &report.broken {
         let _ = writeln!(main, "<p class=\"bad\">Not measured: {}</p>", escape_html(why));
     }
-    main.push_str("<div class=\"plots\">\n");
-    for workload in &report.workloads {
-        if let Some(bars) = workload_bar_chart(workload) {
-            let what = if workload.workload.is_latency_workload() {
-                "p99 latency, lower is better"
-            } else {
-                "requests/s"
-            };
-            let name = workload.workload.name();
-            let _ =
-                writeln!(main, "<figure><figcaption>{name}: {what}</figcaption>{bars}</figure>");
-        }
+    let verdict = &report.verdict;
+    let title = |name: &str| format!("<th scope=\"col\">{}</th>", name.to_lowercase());
+    let mut rows = String::new();
+    let has_winner = verdict.lines.iter().any(|line| line.winner.is_some());
+    if has_winner {
+        let _ = writeln!(rows, "<tr>{}</tr>", VERDICT_TITLES.map(title).concat());
     }
-    main.push_str("</div>\n");
-    write_list(&mut main, "Differences", &report.findings);
-    for workload in &report.workloads {
-        write_workload_table(&mut main, workload);
+    for line in &verdict.lines {
+        let (Some(workload), Some(winner)) = (&line.workload, &line.winner) else {
+            let class = if verdict.is_too_noisy { " class=\"bad\"" } else { "" };
+            let statement = escape_html(&upper_first(&line.statement));
+            let _ = writeln!(rows, "<tr><td colspan=\"5\"{class}>{statement}</td></tr>");
+            continue;
+        };
+        let equal = match line.not_told_apart_from.is_empty() {
+            true => "-".to_string(),
+            false => line.not_told_apart_from.join(", "),
+        };
+        let cells = [
+            escape_html(workload),
+            format!("<strong>{}</strong>", escape_html(winner)),
+            escape_html(&line.statement),
+            escape_html(line.interval.as_deref().unwrap_or("-")),
+            escape_html(&equal),
+        ];
+        // A phone shows the titles before the cells.
+        let titled = cells.iter().zip(VERDICT_TITLES).map(|(cell, title)| {
+            format!("<td data-title=\"{}\">{cell}</td>", title.to_lowercase())
+        });
+        let _ = writeln!(rows, "<tr>{}</tr>", titled.collect::<String>());
     }
-    write_list(&mut main, "Notes", &reading_notes(report));
-    html_page("prefork compare", &main, report.version)
+    let _ = writeln!(
+        main,
+        "<figure class=\"wide verdict\"><figcaption>Verdict</figcaption>\n<table>\n{rows}</table>\n\
+         <p class=\"how{}\">Control: {}.</p>\n<p class=\"how\">{}</p></figure>",
+        if verdict.is_too_noisy { " bad" } else { "" },
+        escape_html(&verdict.control),
+        escape_html(&confidence_line(report))
+    );
 }
 
 fn write_list(main: &mut String, title: &str, lines: &[String]) {
@@ -56,32 +99,11 @@ fn write_list(main: &mut String, title: &str, lines: &[String]) {
     let _ = writeln!(main, "<h2>{title}</h2>\n<ul>\n{lines}</ul>");
 }
 
-/// Draws a bar for each server, with the range of its rounds; `None` if none was measured.
-fn workload_bar_chart(report: &WorkloadReport) -> Option<String> {
-    let workload = report.workload;
-    let measured: Vec<&ServerWorkloadReport> =
-        report.contestants.iter().filter(|cell| !cell.samples.is_empty()).collect();
-    let most = measured.iter().map(|cell| cell.main_metric(workload).max).fold(0.0, f64::max);
-    let bar = |cell: &&ServerWorkloadReport| {
-        let figure = cell.main_metric(workload);
-        let show = if workload.is_latency_workload() { format_micros } else { format_count };
-        ChartBar {
-            label: cell.contestant.clone(),
-            fraction: figure.median / most,
-            range: Some((figure.min / most, figure.max / most)),
-            value: show(figure.median),
-        }
-    };
-    let about = format!("{}: {}", workload.name(), report.about);
-    let rows: Vec<ChartBar> = measured.iter().map(bar).collect();
-    (most > 0.0).then(|| plot::bar_chart(&about, &rows))
-}
-
-fn write_workload_table(main: &mut String, report: &WorkloadReport) {
+fn write_workload_table(main: &mut String, report: &CompareReport, workload: &WorkloadReport) {
     let head: String =
-        column_titles(report).iter().map(|name| format!("<th>{name}</th>")).collect();
-    let rows = report.contestants.iter().map(|cell| {
-        let cells = server_row(report, cell)
+        column_titles(workload).iter().map(|name| format!("<th>{name}</th>")).collect();
+    let rows = workload.servers.iter().map(|cell| {
+        let cells = server_row(workload, cell, report.reference.as_deref())
             .map(|text| format!("<td>{}</td>", escape_html(&text)))
             .concat();
         let failed = match (cell.unable, cell.errors) {
@@ -91,15 +113,19 @@ fn write_workload_table(main: &mut String, report: &WorkloadReport) {
         };
         format!("<tr>{cells}{failed}</tr>\n")
     });
-    let handshakes = report.contestants.iter().filter_map(handshake_line);
-    let handshakes = handshakes.map(|line| format!("<p class=\"how\">{}</p>", escape_html(&line)));
+    let handshakes = workload.servers.iter().filter_map(handshake_line);
+    let lines = handshakes.chain([rounds_line(report, workload)]);
+    let lines = lines.map(|line| format!("<p class=\"how\">{}</p>", escape_html(&line)));
+    let comparisons = comparison_lines(report, workload);
+    let comparisons = comparisons.iter().map(|line| format!("<li>{}</li>\n", escape_html(line)));
     let _ = writeln!(
         main,
         "<figure class=\"wide\"><figcaption>{}</figcaption><p class=\"how\">{}</p>\n\
-         <table>\n<tr>{head}</tr>\n{}</table>{}</figure>",
-        report.workload.name(),
-        escape_html(report.about),
+         <table>\n<tr>{head}</tr>\n{}</table>{}<ul>\n{}</ul></figure>",
+        workload.workload.name(),
+        escape_html(workload.about),
         rows.collect::<String>(),
-        handshakes.collect::<String>()
+        lines.collect::<String>(),
+        comparisons.collect::<String>()
     );
 }

@@ -5,52 +5,62 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub(crate) mod html;
+pub(crate) mod plots;
 pub(crate) mod text;
 
-use super::differences::{self, FalseDifferenceRate};
+use super::comparisons::{Comparison, compare_control, compare_servers};
+use super::confidence::Confidence;
 use super::measurement::{MeasurementOutcome, MeasurementSample};
-use super::plan::{ComparePlan, PlannedMeasurement};
-use super::{EarlyStop, Workload};
+use super::paired_ratio::PairedRatio;
+use super::plan::ComparePlan;
+use super::rounds::{RoundsEnd, RoundsRun};
+use super::verdict::Verdict;
+use super::{ComparedMetric, Workload};
 use crate::load::MedianRange;
+use crate::run_environment::RunEnvironment;
 use tokio_prefork::exit;
 
 /// Report of a comparison.
 #[derive(Debug, Clone, Serialize)]
 pub struct CompareReport {
-    /// Version of this program.
-    pub version: &'static str,
-    /// CPU cores of this machine, which the load generator shares.
-    pub cores: usize,
+    /// The verdict in at most four lines.
+    pub verdict: Verdict,
+    /// How sure it is.
+    pub confidence: Confidence,
+    /// Fewest rounds from which a difference can be stated.
+    pub rounds_needed: usize,
+    /// Server that the others are compared with; `None` if it was not measured.
+    pub reference: Option<String>,
+    /// Why it is incomplete; `None` if complete.
+    pub partial: Option<String>,
+    /// Servers that could not be measured, and why.
+    pub broken: Vec<String>,
+    /// Machine, kernel, versions, command and date.
+    pub environment: RunEnvironment,
     /// `http` or `https`.
     pub scheme: &'static str,
     /// `HTTP/1.1` or `HTTP/2`.
     pub protocol: &'static str,
     /// Workers of each server.
     pub workers: usize,
-    /// Planned rounds.
-    pub rounds: usize,
+    /// Rounds of `--rounds`; `None` if precision or time ends them.
+    pub rounds: Option<usize>,
+    /// Precision that ends the rounds of a workload, such as 0.05; `None` without.
+    pub precision: Option<f64>,
+    /// Time limit in seconds; `None` without.
+    pub time_limit_s: Option<f64>,
     /// Length of each measurement in seconds.
     pub duration_s: f64,
+    /// Length of the load before each measurement in seconds.
+    pub warm_up_s: f64,
     /// Length of the whole comparison in seconds.
     pub took_s: f64,
-    /// Why it is incomplete; `None` if complete.
-    pub partial: Option<String>,
-    #[serde(skip)]
-    early_stop: Option<EarlyStop>,
-    /// Number of planned measurements.
-    pub planned: usize,
     /// Number of completed measurements.
     pub measured: usize,
-    /// Server that the others are compared with; `None` if it was not measured.
-    pub reference: Option<String>,
-    /// How often two equal servers would seem to differ.
-    pub chance: FalseDifferenceRate,
+    /// Seed of the random order of the measurements.
+    pub seed: u64,
     /// Results by workload.
     pub workloads: Vec<WorkloadReport>,
-    /// Servers that could not be measured, and why.
-    pub broken: Vec<String>,
-    /// Which servers differ, in sentences.
-    pub findings: Vec<String>,
 }
 
 /// All servers under one workload.
@@ -60,15 +70,28 @@ pub struct WorkloadReport {
     pub workload: Workload,
     /// Description of the workload.
     pub about: &'static str,
-    /// Results by server.
-    pub contestants: Vec<ServerWorkloadReport>,
+    /// What servers are compared by first.
+    pub metric: ComparedMetric,
+    /// Why there were no further rounds.
+    pub ended: Option<RoundsEnd>,
+    /// Error rate of each interval.
+    #[serde(skip)]
+    pub(crate) error_rate_of_interval: f64,
+    /// Results by server; the control is the last one.
+    pub servers: Vec<ServerWorkloadReport>,
+    /// Comparisons of the servers.
+    pub comparisons: Vec<Comparison>,
+    /// Comparisons of the control with the reference, which is the same server.
+    pub control: Vec<Comparison>,
 }
 
 /// One server under one workload; times are microseconds.
 #[derive(Debug, Clone, Serialize)]
 pub struct ServerWorkloadReport {
     /// Name of the server.
-    pub contestant: String,
+    pub server: String,
+    /// Whether it is the reference, measured once more.
+    pub is_control: bool,
     /// Whether the server lacks the path of the workload.
     pub unable: bool,
     /// Responses per second.
@@ -95,15 +118,16 @@ pub struct ServerWorkloadReport {
     pub errors: u64,
     /// CPU time of the load generator per request; not part of `cpu_us`.
     pub generator_us: MedianRange,
-    /// Ratio to the reference, round by round: of requests per second, or of p99 under latency workloads.
-    pub ratio: Option<MedianRange>,
+    /// Ratio to the reference by the metric of the workload.
+    pub ratio: Option<PairedRatio>,
     /// The measurements, in the order of rounds.
     pub samples: Vec<MeasurementSample>,
 }
 
 impl ServerWorkloadReport {
     fn from_samples(
-        contestant: &str,
+        server: &str,
+        is_control: bool,
         unable: bool,
         samples: Vec<MeasurementSample>,
     ) -> ServerWorkloadReport {
@@ -115,7 +139,8 @@ impl ServerWorkloadReport {
             (!values.is_empty()).then(|| MedianRange::from_values(&values))
         };
         ServerWorkloadReport {
-            contestant: contestant.to_string(),
+            server: server.to_string(),
+            is_control,
             unable,
             per_second: spread(|s| s.per_second),
             p50: spread(|s| s.p50),
@@ -138,81 +163,59 @@ impl ServerWorkloadReport {
     pub(crate) fn main_metric(&self, workload: Workload) -> MedianRange {
         if workload.is_latency_workload() { self.p99 } else { self.per_second }
     }
-
-    /// Sets the ratio to the reference. Rounds are paired, as they were measured one after the other.
-    fn set_ratio_to_reference(&mut self, reference: &ServerWorkloadReport, workload: Workload) {
-        let ratios = self.samples.iter().filter_map(|own| {
-            let other = reference.samples.iter().find(|other| other.round == own.round)?;
-            let ratio = own.main_metric(workload) / other.main_metric(workload);
-            ratio.is_finite().then_some(ratio)
-        });
-        let ratios: Vec<f64> = ratios.collect();
-        self.ratio = (!ratios.is_empty()).then(|| MedianRange::from_values(&ratios));
-    }
 }
 
 impl CompareReport {
-    pub(crate) fn from_outcomes(
+    pub(crate) fn from_run(
         plan: &ComparePlan,
-        outcomes: Vec<(PlannedMeasurement, MeasurementOutcome)>,
-        early_stop: Option<EarlyStop>,
+        run: &RoundsRun<'_>,
         took: Duration,
     ) -> CompareReport {
-        let planned = plan.list_measurements().len();
-        let measured =
-            outcomes.iter().filter(|(_, o)| matches!(o, MeasurementOutcome::Measured(_))).count();
-        let broken: Vec<String> =
-            outcomes.iter().filter_map(|(_, o)| o.server_failure_reason()).collect();
-        let reference = plan.servers.iter().find(|one| one.is_single_process());
-        let reference = reference.or(plan.servers.first()).map(|one| one.name.clone());
-        let workloads = group_by_workload(plan, outcomes, reference.as_deref());
-        let known = |name: &String| {
-            workloads
-                .iter()
-                .any(|w| w.server_report(name).is_some_and(|cell| !cell.samples.is_empty()))
+        let confidence = plan.confidence();
+        let mut workloads: Vec<WorkloadReport> =
+            (0..plan.workloads.len()).map(|at| workload_report(plan, run, at)).collect();
+        let reference = plan.servers.get(plan.reference()).map(|one| one.name.clone());
+        let is_measured = |name: &String| {
+            workloads.iter().any(|w| w.server_report(name).is_some_and(|s| !s.samples.is_empty()))
         };
-        let reference = reference.filter(known);
-        let partial = early_stop.map(|early_stop| {
-            let why = match early_stop {
-                EarlyStop::Signal => "a signal ended it",
-                EarlyStop::TimeLimit => "the time limit was reached",
-            };
-            format!("{measured} of {planned} measurements were made, then {why}")
-        });
-        let findings = match &reference {
-            Some(reference) => differences::describe_differences(&workloads, reference),
-            None => Vec::new(),
-        };
+        let reference = reference.filter(is_measured);
+        if let Some(reference) = &reference {
+            let error_rate = confidence.error_rate_of_interval;
+            for (at, workload) in workloads.iter_mut().enumerate() {
+                workload.compare(reference, at == 0, error_rate);
+            }
+        }
+        let rounds_needed = confidence.rounds_needed();
         CompareReport {
-            version: env!("CARGO_PKG_VERSION"),
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            verdict: Verdict::of_workloads(&workloads, reference.as_deref(), rounds_needed),
+            confidence,
+            rounds_needed,
+            partial: describe_partial(plan, run, &workloads),
+            broken: run.outcomes.iter().filter_map(|(_, o)| o.server_failure_reason()).collect(),
+            reference,
+            environment: RunEnvironment::read(),
             scheme: if plan.https { "https" } else { "http" },
             protocol: if plan.http2 { "HTTP/2" } else { "HTTP/1.1" },
             workers: plan.workers,
             rounds: plan.rounds,
+            precision: plan.precision.filter(|_| plan.rounds.is_none()),
+            time_limit_s: plan.time_limit.map(|limit| limit.as_secs_f64()),
             duration_s: plan.duration.as_secs_f64(),
+            warm_up_s: plan.warm_up.as_secs_f64(),
             took_s: took.as_secs_f64(),
-            partial,
-            early_stop,
-            planned,
-            measured,
-            reference,
-            chance: FalseDifferenceRate::from_workloads(&workloads),
+            measured: run.measured(),
+            seed: run.seed,
             workloads,
-            broken,
-            findings,
         }
     }
 
-    /// Returns the exit status: 0 if every server ran and every measurement was made, or at least one round
-    /// within the time limit; else 1.
+    /// Returns the exit status: 0 if every server was measured under every workload and no signal ended the run, else 1.
     pub fn exit_status(&self) -> u8 {
-        let enough = match self.early_stop {
-            None => true,
-            Some(EarlyStop::Signal) => false,
-            Some(EarlyStop::TimeLimit) => self.measured * self.rounds >= self.planned,
-        };
-        match enough && self.broken.is_empty() {
+        let is_missing =
+            |server: &ServerWorkloadReport| server.samples.is_empty() && !server.unable;
+        let has_signal = self.workloads.iter().any(|w| w.ended == Some(RoundsEnd::Signal));
+        let has_all = !self.workloads.iter().flat_map(|w| &w.servers).any(is_missing);
+        match has_all && !has_signal && self.broken.is_empty() {
             true => exit::OK,
             false => exit::FAILURE,
         }
@@ -235,46 +238,86 @@ impl CompareReport {
     }
 }
 
+/// Says what is missing: after a signal, or if the time was up before the rounds that were asked for.
+fn describe_partial(
+    plan: &ComparePlan,
+    run: &RoundsRun<'_>,
+    workloads: &[WorkloadReport],
+) -> Option<String> {
+    let ended = |why| workloads.iter().any(|workload| workload.ended == Some(why));
+    let why = match () {
+        () if ended(RoundsEnd::Signal) => "a signal ended the run",
+        () if plan.rounds.is_some() && ended(RoundsEnd::TimeLimit) => "the time was up",
+        () => return None,
+    };
+    let of = match plan.rounds {
+        Some(rounds) => {
+            let all = rounds * plan.workloads.len() * plan.measured_servers().len();
+            format!(" of {all}")
+        }
+        None => String::new(),
+    };
+    Some(format!("{}{of} measurements were made, then {why}", run.measured()))
+}
+
 impl WorkloadReport {
     /// Returns the report of one server.
-    pub(crate) fn server_report(&self, contestant: &str) -> Option<&ServerWorkloadReport> {
-        self.contestants.iter().find(|cell| cell.contestant == contestant)
+    pub(crate) fn server_report(&self, server: &str) -> Option<&ServerWorkloadReport> {
+        self.servers.iter().find(|one| one.server == server)
+    }
+
+    /// Returns the number of rounds in which all servers were measured that can be.
+    pub(crate) fn complete_rounds(&self) -> usize {
+        let measured = self.servers.iter().map(|one| one.samples.len()).filter(|n| *n > 0);
+        measured.min().unwrap_or(0)
+    }
+
+    fn compare(&mut self, reference: &str, is_first: bool, error_rate: f64) {
+        self.comparisons = compare_servers(self, reference, is_first, error_rate);
+        self.control = compare_control(self, reference, error_rate);
+        let all = self.comparisons.iter().chain(&self.control);
+        let main: Vec<(String, PairedRatio)> = all
+            .filter(|one| one.metric == self.metric && one.other == reference)
+            .map(|one| (one.server.clone(), one.ratio))
+            .collect();
+        for server in &mut self.servers {
+            let own = main.iter().find(|(name, _)| *name == server.server);
+            server.ratio = own.map(|(_, ratio)| *ratio);
+        }
     }
 }
 
-/// Groups the measurements by workload and server.
-fn group_by_workload(
+/// Groups the measurements of a workload by server, without comparing them.
+pub(crate) fn workload_report(
     plan: &ComparePlan,
-    outcomes: Vec<(PlannedMeasurement, MeasurementOutcome)>,
-    reference: Option<&str>,
-) -> Vec<WorkloadReport> {
-    let (workloads, contestants) = (plan.workloads.len(), plan.servers.len());
-    let mut samples: Vec<Vec<(bool, Vec<MeasurementSample>)>> =
-        vec![vec![(false, Vec::new()); contestants]; workloads];
-    for (measurement, outcome) in outcomes {
-        let place = &mut samples[measurement.workload][measurement.server];
-        match outcome {
-            MeasurementOutcome::Measured(mut sample) => {
-                sample.round = measurement.round + 1;
-                place.1.push(*sample);
+    run: &RoundsRun<'_>,
+    workload: usize,
+) -> WorkloadReport {
+    let servers = plan.measured_servers();
+    let report = |(at, server): (usize, &super::ComparedServer)| {
+        let own = run.outcomes.iter().filter(|(id, _)| (id.workload, id.server) == (workload, at));
+        let (mut samples, mut unable) = (Vec::new(), false);
+        for (_, outcome) in own {
+            match outcome {
+                MeasurementOutcome::Measured(sample) => samples.push((**sample).clone()),
+                MeasurementOutcome::PathMissing => unable = true,
+                MeasurementOutcome::ServerFailed(_) | MeasurementOutcome::Interrupted => {}
             }
-            MeasurementOutcome::PathMissing => place.0 = true,
-            MeasurementOutcome::ServerFailed(_) | MeasurementOutcome::Interrupted => {}
         }
-    }
-    let report = |(workload, cells): (&Workload, Vec<(bool, Vec<MeasurementSample>)>)| {
-        let cells = plan.servers.iter().zip(cells);
-        let cells = cells.map(|(one, (unable, samples))| {
-            ServerWorkloadReport::from_samples(&one.name, unable, samples)
-        });
-        let mut contestants: Vec<ServerWorkloadReport> = cells.collect();
-        let base = contestants.iter().find(|cell| Some(cell.contestant.as_str()) == reference);
-        if let Some(base) = base.cloned() {
-            contestants.iter_mut().for_each(|cell| cell.set_ratio_to_reference(&base, *workload));
-        }
-        WorkloadReport { workload: *workload, about: workload.description(), contestants }
+        let is_control = at == plan.servers.len();
+        ServerWorkloadReport::from_samples(&server.name, is_control, unable, samples)
     };
-    plan.workloads.iter().zip(samples).map(report).collect()
+    let kind = plan.workloads[workload];
+    WorkloadReport {
+        workload: kind,
+        about: kind.description(),
+        metric: kind.main_metric(),
+        ended: run.ends[workload],
+        error_rate_of_interval: plan.confidence().error_rate_of_interval,
+        servers: servers.iter().enumerate().map(report).collect(),
+        comparisons: Vec::new(),
+        control: Vec::new(),
+    }
 }
 
 #[cfg(test)]

@@ -1,70 +1,165 @@
-//! The comparison as text for a terminal.
+//! The comparison as text for a terminal: the verdict, how it was measured, then the data.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use super::{CompareReport, ServerWorkloadReport, WorkloadReport};
+use crate::compare::size_in_words::{format_interval, format_ratio};
 use crate::load::MedianRange;
-use crate::report_format::text_table::{format_count, format_micros, write_table};
+use crate::report_format::text_table::{
+    format_count, format_micros, write_left_table, write_table,
+};
 use tokio_prefork::text::HumanDuration;
 
+/// Titles of the verdict's columns.
+pub(crate) const VERDICT_TITLES: [&str; 5] =
+    ["LOAD", "BEST", "DIFFERENCE", "INTERVAL", "NOT TOLD APART FROM"];
+
 /// Returns the column titles of a workload.
-pub(crate) fn column_titles(workload: &WorkloadReport) -> [&'static str; 9] {
+pub(crate) fn column_titles(workload: &WorkloadReport) -> [&'static str; 10] {
     let range = if workload.workload.is_latency_workload() { "P99 MIN-MAX" } else { "MIN-MAX" };
-    ["", "REQ/S", range, "RATIO", "P50", "P99", "CPU/REQ", "PSS", "BUSIEST"]
+    ["", "REQ/S", range, "RATIO", "INTERVAL", "P50", "P99", "CPU/REQ", "PSS", "BUSIEST"]
 }
 
 /// Formats the report.
 pub(crate) fn render_text(report: &CompareReport) -> String {
-    let mut text = format!("{}\n", summary_line(report));
+    let mut text = String::new();
+    write_verdict(&mut text, report);
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "\n{}", summary_line(report));
+    for (name, value) in report.environment.lines() {
+        let _ = writeln!(text, "{name:8} {value}");
+    }
+    for workload in &report.workloads {
+        write_workload(&mut text, report, workload);
+    }
+    let _ = writeln!(text, "\n{}", reading_notes(report).join("\n"));
+    text
+}
+
+fn write_verdict(text: &mut String, report: &CompareReport) {
     if let Some(partial) = &report.partial {
-        // Writing to a string cannot fail.
         let _ = writeln!(text, "PARTIAL: {partial}");
     }
     for why in &report.broken {
         let _ = writeln!(text, "not measured: {why}");
     }
-    for workload in &report.workloads {
-        let _ = writeln!(text, "\n{}: {}", workload.workload.name(), workload.about);
-        let cells = workload.contestants.iter().map(|cell| server_row(workload, cell));
-        let mut rows: Vec<[String; 9]> =
-            std::iter::once(column_titles(workload).map(str::to_string)).chain(cells).collect();
-        // The first column is left-aligned.
-        let width = rows.iter().map(|row| row[0].chars().count()).max().unwrap_or(0);
-        rows.iter_mut().for_each(|row| row[0] = format!("{:width$}", row[0]));
-        write_table(&mut text, &rows);
-        for cell in &workload.contestants {
-            if cell.unable {
-                let _ = writeln!(text, "{} does not have this path", cell.contestant);
-            }
-            if let Some(line) = handshake_line(cell) {
-                let _ = writeln!(text, "{line}");
-            }
-            if cell.errors > 0 {
-                let _ = writeln!(text, "{}: {} requests failed", cell.contestant, cell.errors);
-            }
+    let verdict = &report.verdict;
+    let winners: Vec<[String; 5]> = verdict
+        .lines
+        .iter()
+        .filter_map(|line| {
+            Some([
+                line.workload.clone()?,
+                line.winner.clone()?,
+                line.statement.clone(),
+                line.interval.clone().unwrap_or("-".to_string()),
+                match line.not_told_apart_from.is_empty() {
+                    true => "-".to_string(),
+                    false => line.not_told_apart_from.join(", "),
+                },
+            ])
+        })
+        .collect();
+    if !winners.is_empty() {
+        let titles = VERDICT_TITLES.map(str::to_string);
+        write_left_table(text, &[vec![titles], winners].concat());
+    }
+    for line in verdict.lines.iter().filter(|line| line.winner.is_none()) {
+        let _ = writeln!(text, "{}", upper_first(&line.statement));
+    }
+    let _ = writeln!(text, "Control: {}.", verdict.control);
+    let _ = writeln!(text, "{}", confidence_line(report));
+}
+
+fn write_workload(text: &mut String, report: &CompareReport, workload: &WorkloadReport) {
+    let _ = writeln!(text, "\n{}: {}", workload.workload.name(), workload.about);
+    let reference = report.reference.as_deref();
+    let cells = workload.servers.iter().map(|cell| server_row(workload, cell, reference));
+    let mut rows: Vec<[String; 10]> =
+        std::iter::once(column_titles(workload).map(str::to_string)).chain(cells).collect();
+    // The first column is left-aligned.
+    let width = rows.iter().map(|row| row[0].chars().count()).max().unwrap_or(0);
+    rows.iter_mut().for_each(|row| row[0] = format!("{:width$}", row[0]));
+    write_table(text, &rows);
+    for cell in &workload.servers {
+        if cell.unable {
+            let _ = writeln!(text, "{} does not have this path", cell.server);
+        }
+        if let Some(line) = handshake_line(cell) {
+            let _ = writeln!(text, "{line}");
+        }
+        if cell.errors > 0 {
+            let _ = writeln!(text, "{}: {} requests failed", cell.server, cell.errors);
         }
     }
-    let _ = writeln!(text, "\n{}", reading_notes(report).join("\n"));
-    for finding in &report.findings {
-        let _ = writeln!(text, "- {finding}");
+    let _ = writeln!(text, "{}", rounds_line(report, workload));
+    for line in comparison_lines(report, workload) {
+        let _ = writeln!(text, "- {line}");
     }
-    text
+}
+
+/// Returns a sentence for each comparison; the control only if it differs. None if the machine was too noisy.
+pub(crate) fn comparison_lines(report: &CompareReport, workload: &WorkloadReport) -> Vec<String> {
+    let control = workload.control.iter().filter(|one| one.is_shown());
+    let control = control.map(|one| one.text.clone());
+    match report.verdict.is_too_noisy {
+        true => control.collect(),
+        false => workload.comparisons.iter().map(|one| one.text.clone()).collect(),
+    }
+}
+
+/// Says how many rounds a workload had, and why no more.
+pub(crate) fn rounds_line(report: &CompareReport, workload: &WorkloadReport) -> String {
+    let rounds = workload.complete_rounds();
+    match workload.ended {
+        Some(ended) => format!("{rounds} rounds: {}", ended.description(report.precision)),
+        None => format!("{rounds} rounds"),
+    }
+}
+
+/// Makes the first letter of a sentence a capital, and ends it with a full stop.
+pub(crate) fn upper_first(text: &str) -> String {
+    let mut letters = text.chars();
+    match letters.next() {
+        Some(first) => format!("{}{}.", first.to_uppercase(), letters.as_str()),
+        None => String::new(),
+    }
+}
+
+/// Says how sure the report is.
+pub(crate) fn confidence_line(report: &CompareReport) -> String {
+    let confidence = &report.confidence;
+    let looks = match confidence.looks {
+        1 => String::new(),
+        looks => format!(", and up to {looks} looks at each"),
+    };
+    format!(
+        "Confidence: {:.0} % that all intervals of this report contain the true ratios, with {} comparisons{looks}; a \
+         difference is stated if its interval excludes 1, which takes at least {} rounds.",
+        confidence.level * 100.0,
+        confidence.comparisons,
+        report.rounds_needed
+    )
 }
 
 /// Summarizes the comparison in a line.
 pub(crate) fn summary_line(report: &CompareReport) -> String {
-    let span = |seconds: f64| HumanDuration(std::time::Duration::from_secs_f64(seconds));
+    let span = |seconds: f64| HumanDuration(Duration::from_secs_f64(seconds));
     let protocol = match (report.scheme, report.protocol) {
         ("http", "HTTP/1.1") => String::new(),
         ("http", protocol) => format!("{protocol}, "),
         (_, protocol) => format!("{protocol} over TLS, "),
     };
     format!(
-        "{protocol}{} workers, {} cores shared with the generator, {} rounds of {} under each workload; {} in all",
+        "{protocol}{} workers, {} cores shared with the generator, {} measurements of {} after a warm-up of {}, in \
+         random order (seed {}); {} in all",
         report.workers,
-        report.cores,
-        report.rounds,
+        report.environment.cores,
+        report.measured,
         span(report.duration_s),
+        span(report.warm_up_s),
+        report.seed,
         span(report.took_s)
     )
 }
@@ -74,7 +169,7 @@ pub(crate) fn handshake_line(cell: &ServerWorkloadReport) -> Option<String> {
     let (resumed, p50, p99) = (cell.resumed?, cell.handshake_p50?, cell.handshake_p99?);
     Some(format!(
         "{}: {:.0} % of the handshakes resumed a session; a handshake took {} (median), {} (p99)",
-        cell.contestant,
+        cell.server,
         resumed.median * 100.0,
         format_micros(p50.median),
         format_micros(p99.median)
@@ -83,7 +178,7 @@ pub(crate) fn handshake_line(cell: &ServerWorkloadReport) -> Option<String> {
 
 /// Explains the columns.
 pub(crate) fn reading_notes(report: &CompareReport) -> Vec<String> {
-    let generator = report.workloads.iter().flat_map(|workload| &workload.contestants);
+    let generator = report.workloads.iter().flat_map(|workload| &workload.servers);
     let generator: Vec<f64> = generator
         .filter(|cell| !cell.samples.is_empty())
         .map(|cell| cell.generator_us.median)
@@ -97,18 +192,22 @@ pub(crate) fn reading_notes(report: &CompareReport) -> Vec<String> {
     )];
     if let Some(reference) = &report.reference {
         notes.push(format!(
-            "RATIO is to {reference}, median of the rounds: of requests/s, or of P99 under latency workloads (lower is better)."
+            "RATIO is to {reference}: the median of the rounds' ratios of requests/s, or of P99 under latency workloads \
+             (lower is better). INTERVAL is its confidence interval, from the ranks of these ratios. A request without \
+             a response counts in P50 and P99 as one that took 3 s."
         ));
     }
-    notes.push(report.chance.description());
     notes
 }
 
-/// Returns the cells of one server.
-pub(crate) fn server_row(workload: &WorkloadReport, cell: &ServerWorkloadReport) -> [String; 9] {
-    let name = cell.contestant.clone();
-    let mut row: [String; 9] = std::array::from_fn(|_| "-".to_string());
-    row[0] = name;
+/// Returns the cells of one server; `reference` is the name of the baseline.
+pub(crate) fn server_row(
+    workload: &WorkloadReport,
+    cell: &ServerWorkloadReport,
+    reference: Option<&str>,
+) -> [String; 10] {
+    let mut row: [String; 10] = std::array::from_fn(|_| "-".to_string());
+    row[0] = cell.server.clone();
     if cell.samples.is_empty() {
         return row;
     }
@@ -117,16 +216,20 @@ pub(crate) fn server_row(workload: &WorkloadReport, cell: &ServerWorkloadReport)
     let figure = cell.main_metric(workload.workload);
     let show = |value: f64| if about_latency { format_micros(value) } else { format_count(value) };
     row[2] = format!("{}-{}", show(figure.min), show(figure.max));
-    row[4] = format_micros(cell.p50.median);
-    row[5] = format_micros(cell.p99.median);
+    row[5] = format_micros(cell.p50.median);
+    row[6] = format_micros(cell.p99.median);
     let rest = [
-        (3, cell.ratio.map(|ratio| format!("{:.2}", ratio.median))),
-        (6, cell.cpu_us.map(|cpu| format!("{:.1} us", cpu.median))),
-        (7, cell.memory_mib.map(|mib| format!("{:.1} MiB", mib.median))),
-        (8, cell.busiest.map(|share| format!("{:.0} %", share.median * 100.0))),
+        (3, cell.ratio.map(|ratio| format_ratio(ratio.median))),
+        (4, cell.ratio.map(|ratio| format_interval(&ratio))),
+        (7, cell.cpu_us.map(|cpu| format!("{:.1} us", cpu.median))),
+        (8, cell.memory_mib.map(|mib| format!("{:.1} MiB", mib.median))),
+        (9, cell.busiest.map(|share| format!("{:.0} %", share.median * 100.0))),
     ];
-    for (at, text) in rest {
-        row[at] = text.unwrap_or("-".to_string());
+    if reference == Some(cell.server.as_str()) {
+        row[3] = "baseline".to_string();
+    }
+    for (at, text) in rest.into_iter().filter_map(|(at, text)| Some((at, text?))) {
+        row[at] = text;
     }
     row
 }

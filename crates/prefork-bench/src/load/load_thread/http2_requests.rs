@@ -113,7 +113,7 @@ impl LoadThread<'_> {
     /// Counts a request of connection `at` as failed.
     fn end_request(&mut self, at: usize, sent: PendingRequest, why: RequestFailure, now: u64) {
         self.in_flight -= 1;
-        self.record_failure(sent, why, now, self.connections[at].process_index);
+        self.record_failure(sent, why, now, self.connections[at].server_end());
     }
 
     /// Lets the next request follow one that has ended.

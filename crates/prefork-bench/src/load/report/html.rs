@@ -3,10 +3,18 @@
 use std::fmt::Write;
 
 use super::LoadReport;
-use super::{FaultImpact, ProcessShare};
-use crate::report_format::html_page::{escape_html, escape_html_lines, html_page};
-use crate::report_format::svg_plot::{self as plot, ChartBar, PlotAxis, PlotLine};
-use crate::report_format::text_table::{format_count, format_micros};
+use super::text::fault_note;
+use super::{FaultEvent, FaultImpact, ProcessShare};
+use crate::report_format::bar_chart::{BarAxis, ChartBar, bar_chart};
+use crate::report_format::html_page::{
+    environment_list, escape_html, escape_html_lines, html_page,
+};
+use crate::report_format::latency_plot::{self, LatencyCurve};
+use crate::report_format::plot_scale::{PlotScale, round_ticks};
+use crate::report_format::svg_plot::{
+    PlotAxis, PlotLine, PlotMark, line_plot, mark_legend, series_class,
+};
+use crate::report_format::text_table::{compact_number, format_count, format_micros};
 
 /// Most points of the timeline: more could not be told apart.
 const MAX_TIMELINE_POINTS: usize = 200;
@@ -38,17 +46,18 @@ pub(crate) fn render_html(report: &LoadReport) -> String {
     page.push_str(&faults_table(report));
     page.push_str("<div class=\"plots\">\n");
     let plots = [
-        ("Latency by percentile", latency_plot(report)),
-        ("Requests per second over time", throughput_plot(report)),
-        ("Requests by process", process_bar_chart(report)),
+        ("Latency by percentile: lower is better", latency_plot(report)),
+        ("Requests per second over time: higher is better", throughput_plot(report)),
+        ("Requests by process: even is better", process_bar_chart(report)),
     ];
     for (name, svg) in plots.into_iter().filter_map(|(name, svg)| Some((name, svg?))) {
         let _ = writeln!(page, "<figure><figcaption>{name}</figcaption>{svg}</figure>");
     }
     page.push_str("</div>\n");
+    page.push_str(&environment_list(&report.environment, &[]));
     // The text report too: for copying, and for readers who do not see plots.
     let _ = writeln!(page, "<pre>{}</pre>", escape_html_lines(&report.to_table()));
-    html_page(&title, &page, report.version)
+    html_page(&title, &page, report.environment.version)
 }
 
 fn summary_tiles(report: &LoadReport) -> String {
@@ -83,7 +92,7 @@ fn summary_tiles(report: &LoadReport) -> String {
 fn faults_table(report: &LoadReport) -> String {
     let Some(chaos) = &report.chaos else { return String::new() };
     let row = |fault: &FaultImpact| {
-        let times = if fault.fault == "none" { "-".to_string() } else { fault.count.to_string() };
+        let times = if fault.is_of_one_kind() { fault.count.to_string() } else { "-".to_string() };
         let FaultImpact { fault, refused, lost, late, .. } = fault;
         format!(
             "<tr><th>{fault}</th><td>{times}</td><td>{refused}</td><td>{lost}</td><td>{late}</td></tr>\n"
@@ -93,37 +102,20 @@ fn faults_table(report: &LoadReport) -> String {
     format!(
         "<figure class=\"wide\"><figcaption>Affected requests, by fault</figcaption><table>\n\
          <tr><th>fault</th><th>times</th><th>refused</th><th>lost</th><th>late</th></tr>\n{rows}</table>\n\
-         <p class=\"how\">late: answered after more than {}; none: no fault at that time</p></figure>\n",
-        format_micros(chaos.late_after_ms * 1000.0)
+         <p class=\"how\">{}</p></figure>\n",
+        escape_html(&fault_note(chaos))
     )
 }
 
-/// Plots latency by percentile on a log scale: each further nine takes the same width.
 fn latency_plot(report: &LoadReport) -> Option<String> {
-    // Not more nines than the number of requests can resolve.
-    let nines = (report.responses as f64).log10().clamp(1.0, 5.0);
-    let latency_x = |percent: f64| {
-        let left = (1.0 - percent / 100.0).max(10f64.powf(-nines));
-        -left.log10() / nines
-    };
-    let (ticks, top) = plot::round_ticks(report.latency.max, format_micros);
-    let curve = report.latency.curve.iter();
-    let points: Vec<(f64, f64)> = curve.map(|(p, us)| (latency_x(*p), us / top)).collect();
-    let named = [("0", 0.0), ("90 %", 90.0), ("99 %", 99.0), ("99.9 %", 99.9), ("99.99 %", 99.99)];
-    let named = named.iter().filter(|(_, percent)| latency_x(*percent) < 1.0);
-    let x = PlotAxis {
-        name: "percentile",
-        ticks: named.map(|(label, percent)| (latency_x(*percent), label.to_string())).collect(),
-    };
     let about = format!(
         "Latency: half of the requests took up to {}, 99 of 100 up to {}, the slowest {}",
         format_micros(report.latency.p50),
         format_micros(report.latency.p99),
         format_micros(report.latency.max)
     );
-    let y = PlotAxis { name: "latency", ticks };
-    let line = PlotLine { class: "main", points: &points, filled: true };
-    (!points.is_empty()).then(|| plot::line_plot(&about, &x, &y, &[line]))
+    let curve = LatencyCurve { class: series_class(0), latency: &report.histogram };
+    latency_plot::latency_plot(&about, &[curve])
 }
 
 fn throughput_plot(report: &LoadReport) -> Option<String> {
@@ -141,49 +133,73 @@ fn throughput_plot(report: &LoadReport) -> Option<String> {
     };
     let (good, bad) = (by_second(&line.responses), by_second(&line.failures));
     let (ticks, top) =
-        plot::round_ticks(good.iter().chain(&bad).copied().fold(0.0, f64::max), compact_number);
+        round_ticks(good.iter().chain(&bad).copied().fold(0.0, f64::max), compact_number);
     let place = |values: &[f64]| -> Vec<(f64, f64)> {
         let last = (values.len() - 1).max(1) as f64;
         values.iter().enumerate().map(|(n, value)| (n as f64 / last, value / top)).collect()
     };
     let (good, bad) = (place(&good), place(&bad));
     let whole = length as f64 * bin_s;
-    let (marks, end) = plot::round_ticks(whole, |s| format!("{s} s"));
-    let fits = marks.into_iter().map(|(at, label)| (at * end / whole, label));
-    let x = PlotAxis { name: "time measured", ticks: fits.filter(|(at, _)| *at <= 1.0).collect() };
-    let y = PlotAxis { name: "requests/s", ticks };
-    let mut lines = vec![PlotLine { class: "main", points: &good, filled: true }];
+    let (ticks_of_time, end) = round_ticks(whole, |s| format!("{s} s"));
+    let fits = ticks_of_time.into_iter().map(|(at, label)| (at * end / whole, label));
+    let x = PlotAxis {
+        name: "time measured".to_string(),
+        ticks: fits.filter(|(at, _)| *at <= 1.0).collect(),
+    };
+    let y = PlotAxis { name: "requests/s".to_string(), ticks };
+    let mut lines = vec![PlotLine { class: "s0", points: &good, filled: true, dotted: false }];
     if line.failures.iter().any(|n| *n > 0) {
-        lines.push(PlotLine { class: "bad", points: &bad, filled: false });
+        lines.push(PlotLine { class: "bad", points: &bad, filled: false, dotted: false });
     }
+    let marks = fault_marks(report, whole);
     let about =
         format!("Throughput: {} requests per second", format_count(report.per_second.median));
-    Some(plot::line_plot(&about, &x, &y, &lines))
+    Some(line_plot(&about, &x, &y, &lines, &marks) + &fault_legend(report))
+}
+
+/// Returns the injected faults as marks of a plot over `whole_s` seconds.
+fn fault_marks(report: &LoadReport, whole_s: f64) -> Vec<PlotMark> {
+    let injected = report.chaos.iter().flat_map(|chaos| &chaos.injected);
+    let mark = |fault: &FaultEvent| PlotMark {
+        class: fault.fault,
+        from: fault.at_s / whole_s,
+        until: fault.until_s / whole_s,
+    };
+    injected.map(mark).collect()
+}
+
+fn fault_legend(report: &LoadReport) -> String {
+    let Some(chaos) = &report.chaos else { return String::new() };
+    let injected: Vec<(&str, String)> = chaos
+        .faults
+        .iter()
+        .filter(|fault| fault.count > 0)
+        .map(|fault| (fault.fault.as_str(), format!("{} ({})", fault.fault, fault.count)))
+        .collect();
+    if injected.is_empty() { String::new() } else { mark_legend(&injected) }
 }
 
 fn process_bar_chart(report: &LoadReport) -> Option<String> {
-    let most = report.pids.first()?.requests.max(1) as f64;
-    let row = |p: &ProcessShare| {
-        let value = format!("{:.1} %, p99 {}", p.share * 100.0, format_micros(p.p99));
-        ChartBar {
-            label: p.pid.to_string(),
-            fraction: p.requests as f64 / most,
-            range: None,
-            value,
-        }
+    let shown = report.pids.get(..report.pids.len().min(MAX_DRAWN_PROCESSES))?;
+    let most = shown.first()?.requests;
+    let row = |p: &ProcessShare| ChartBar {
+        label: p.pid.to_string(),
+        class: series_class(0),
+        value: p.requests as f64,
+        interval: None,
+        text: format!("{:.1} %, p99 {}", p.share * 100.0, format_micros(p.p99)),
     };
-    let rows: Vec<_> = report.pids.iter().take(MAX_DRAWN_PROCESSES).map(row).collect();
+    let rows: Vec<_> = shown.iter().map(row).collect();
+    let all: u64 = report.pids.iter().map(|p| p.requests).sum();
+    let axis = BarAxis {
+        scale: PlotScale::linear(most as f64),
+        label: &compact_number,
+        // With faults the processes of the run did not all live equally long.
+        baseline: report.chaos.is_none().then(|| all as f64 / report.pids.len() as f64),
+        has_dots: false,
+    };
     let about = format!("Requests by process: {} processes answered", report.pids.len());
-    Some(plot::bar_chart(&about, &rows))
-}
-
-/// Formats a number for an axis label.
-fn compact_number(number: f64) -> String {
-    match number {
-        n if n < 10_000.0 => format!("{n}"),
-        n if n < 1e6 => format!("{}k", n / 1e3),
-        n => format!("{}M", n / 1e6),
-    }
+    Some(bar_chart(&about, &axis, &rows))
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::load::report::ChaosReport;
 use crate::load::report::tests::sample_report;
 
 #[test]
@@ -24,7 +25,7 @@ fn plots_without_data_are_omitted() {
     report.pids.clear();
     assert_eq!(plots(&report), 2);
     report.timeline.responses.clear();
-    report.latency.curve.clear();
+    report.histogram.reset();
     assert_eq!(plots(&report), 0);
 }
 
@@ -38,4 +39,30 @@ fn every_opened_tag_is_closed() {
             page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
         assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
     }
+}
+
+#[test]
+fn faults_are_marked_on_the_timeline_with_a_legend() {
+    let mut report = sample_report();
+    let event = |fault, at_s, until_s| FaultEvent { fault, at_s, until_s, pids: vec![7] };
+    let impact = |fault: &str, count| FaultImpact {
+        fault: fault.to_string(),
+        count,
+        skipped: 0,
+        refused: 0,
+        lost: 3,
+        late: 0,
+    };
+    report.chaos = Some(ChaosReport {
+        late_after_ms: 100.0,
+        faults: vec![impact("kill", 2), impact("freeze", 1), impact("kill or freeze", 0)],
+        unexplained: impact("none", 0),
+        unnoted: 0,
+        injected: vec![event("kill", 0.2, 0.2), event("kill", 0.4, 0.4), event("freeze", 0.5, 0.8)],
+    });
+    let page = render_html(&report);
+    assert_eq!(page.matches("kill mark").count(), 2);
+    assert_eq!((page.matches("freeze mark").count(), page.matches("freeze band").count()), (1, 1));
+    assert!(page.contains("kill (2)") && !page.contains("kill or freeze ("), "{page}");
+    assert!(page.contains("<th>kill or freeze</th><td>-</td>"), "{page}");
 }

@@ -1,5 +1,6 @@
 //! The report of a load test, as the plain data that `--json` prints.
 
+mod chaos_report;
 mod failure_counts;
 mod failure_notes;
 mod html;
@@ -12,9 +13,10 @@ use serde::Serialize;
 use super::counters::{LoadCounters, TIMELINE_BIN_NANOS};
 use super::plan::LoadPlan;
 use super::{CpuTime, RoundResult};
-use crate::chaos::{self, FaultCost, FaultKind};
 use crate::load::process_tree::ProcessTreeUsage;
 use crate::report_format::statistics;
+use crate::run_environment::RunEnvironment;
+pub use chaos_report::{ChaosReport, FaultEvent, FaultImpact};
 pub use failure_counts::FailureCounts;
 pub use failure_notes::FailureNote;
 pub use tls_report::{HandshakeSummary, TlsReport};
@@ -24,8 +26,8 @@ use tokio_prefork::exit;
 /// Report of a load test; times are microseconds unless the name says otherwise.
 #[derive(Debug, Clone, Serialize)]
 pub struct LoadReport {
-    /// Version of this program.
-    pub version: &'static str,
+    /// Machine, kernel, versions, command and date.
+    pub environment: RunEnvironment,
     /// URL under load, and the address behind it.
     pub target: String,
     /// How the connections were used, as a phrase.
@@ -38,6 +40,8 @@ pub struct LoadReport {
     pub threads: usize,
     /// Requests due per second; `None` in a closed loop.
     pub rate: Option<u32>,
+    /// How long after their due times requests were sent; `None` in a closed loop.
+    pub send_delay: Option<SendDelay>,
     /// Length of the warm-up in seconds.
     pub warm_up_s: f64,
     /// Length of the measurement in seconds, all rounds together.
@@ -62,6 +66,9 @@ pub struct LoadReport {
     pub rounds: Vec<LoadRoundReport>,
     /// Latency from the due time of a request to the end of its response.
     pub latency: LatencySummary,
+    /// Latency of each response, in nanoseconds.
+    #[serde(skip)]
+    pub(crate) histogram: Histogram<u64>,
     /// Latency corrected for coordinated omission as wrk does; closed loop only.
     pub corrected: Option<LatencySummary>,
     /// Responses by class of status.
@@ -90,6 +97,25 @@ pub struct LoadReport {
     pub chaos: Option<ChaosReport>,
     /// Responses and failures over time.
     pub timeline: ThroughputTimeline,
+}
+
+/// How long after their due times requests were sent: because the generator was late, or no connection was free. Latency
+/// counts from the due time, so this time is part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct SendDelay {
+    /// Median.
+    pub p50: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// Maximum.
+    pub max: f64,
+}
+
+impl SendDelay {
+    fn from_histogram(delay: &Histogram<u64>) -> SendDelay {
+        let at = |quantile| nanos_to_micros(delay.value_at_quantile(quantile));
+        SendDelay { p50: at(0.5), p99: at(0.99), max: nanos_to_micros(delay.max()) }
+    }
 }
 
 /// Median, minimum and maximum of a value over the rounds.
@@ -165,20 +191,21 @@ impl LoadReport {
         let rates: Vec<f64> = reports.iter().map(|round| round.per_second).collect();
         let measured_s: f64 = rounds.iter().map(|round| round.measured.as_secs_f64()).sum();
         let timeline = ThroughputTimeline::from_rounds(&rounds);
-        let chaos = plan.faults.map(|_| ChaosReport::from_rounds(&rounds, plan.late_threshold));
+        let chaos = plan.faults.map(|_| ChaosReport::from_rounds(&rounds, plan));
         let usages = rounds.drain(..).filter_map(|round| round.usage);
         let target = match &plan.target.to_string() {
             url if url.contains(&answers.to_string()) => url.clone(),
             url => format!("{url} ({answers})"),
         };
         LoadReport {
-            version: env!("CARGO_PKG_VERSION"),
+            environment: RunEnvironment::read(),
             target,
             manner: plan.describe_connections(),
             method: plan.method.clone(),
             connections: plan.connections,
             threads: plan.thread_count(),
             rate: plan.rate,
+            send_delay: plan.rate.map(|_| SendDelay::from_histogram(&all.send_delay)),
             warm_up_s: plan.warm_up.as_secs_f64(),
             measured_s,
             ended_early,
@@ -191,6 +218,7 @@ impl LoadReport {
             bytes_per_second: ratio_or_zero(all.bytes as f64, measured_s),
             rounds: reports,
             latency: LatencySummary::from_histogram(&all.latency),
+            histogram: all.latency.clone(),
             corrected: plan.is_closed_loop().then(|| {
                 LatencySummary::with_omission_corrected(&all, plan.connections, measured_s)
             }),
@@ -367,74 +395,6 @@ pub struct ProcessBalance {
     pub max_to_min: f64,
     /// Standard deviation of the requests per process, divided by the mean.
     pub variation: f64,
-}
-
-/// Injected faults, and the requests they affected.
-#[derive(Debug, Clone, Serialize)]
-pub struct ChaosReport {
-    /// Responses slower than this count as late, in milliseconds.
-    pub late_after_ms: f64,
-    /// One element for each kind of fault.
-    pub faults: Vec<FaultImpact>,
-    /// Affected requests that no fault explains.
-    pub unexplained: FaultImpact,
-    /// Affected requests beyond those kept individually.
-    pub unnoted: u64,
-}
-
-/// Requests affected by one kind of fault.
-#[derive(Debug, Clone, Serialize)]
-pub struct FaultImpact {
-    /// Name of the fault; `none` for requests that no fault explains.
-    pub fault: &'static str,
-    /// Number of injected faults.
-    pub count: u64,
-    /// Number of faults skipped because there was no process to hit.
-    pub skipped: u64,
-    /// Requests that were refused, or answered with 503.
-    pub refused: u64,
-    /// Requests without a response for another reason.
-    pub lost: u64,
-    /// Requests answered late.
-    pub late: u64,
-}
-
-impl ChaosReport {
-    pub(crate) fn from_rounds(rounds: &[RoundResult], late: std::time::Duration) -> ChaosReport {
-        let mut costs = [FaultCost::default(); 4];
-        let (mut counts, mut skipped) = ([0; 4], [0; 4]);
-        for round in rounds {
-            let found = chaos::costs_by_fault(&round.injected, &round.counters.affected);
-            costs = std::array::from_fn(|at| costs[at].combine(found[at]));
-            for fault in &round.injected.faults {
-                counts[fault.kind as usize] += 1;
-            }
-            for (sum, more) in skipped.iter_mut().zip(round.injected.skipped) {
-                *sum += more;
-            }
-        }
-        let report = |fault: &'static str, at: usize| FaultImpact {
-            fault,
-            count: counts[at],
-            skipped: skipped[at],
-            refused: costs[at].refused,
-            lost: costs[at].lost,
-            late: costs[at].late,
-        };
-        let seen = |kind: &FaultKind| counts[*kind as usize] + skipped[*kind as usize] > 0;
-        let kinds = FaultKind::ALL.into_iter().filter(seen);
-        ChaosReport {
-            late_after_ms: late.as_secs_f64() * 1e3,
-            faults: kinds.map(|kind| report(kind.name(), kind as usize)).collect(),
-            unexplained: report("none", FaultKind::ALL.len()),
-            unnoted: rounds.iter().map(|round| round.counters.unlisted_affected).sum(),
-        }
-    }
-
-    /// Returns the element of each fault, then the unexplained one.
-    pub(crate) fn impacts_with_unexplained(&self) -> impl Iterator<Item = &FaultImpact> {
-        self.faults.iter().chain([&self.unexplained])
-    }
 }
 
 impl LatencySummary {

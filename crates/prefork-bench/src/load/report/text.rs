@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{FaultImpact, ProcessShare};
+use super::{ChaosReport, FaultImpact, ProcessShare};
 use super::{HandshakeSummary, LoadReport};
 use crate::report_format::text_table::{format_bytes, format_count, format_micros, write_table};
 use tokio_prefork::text::HumanDuration;
@@ -15,6 +15,7 @@ pub(crate) fn render_text(report: &LoadReport) -> String {
     let mut text = String::new();
     write_head(&mut text, report);
     write_latency(&mut text, report);
+    write_send_delay(&mut text, report);
     write_errors(&mut text, report);
     write_tls(&mut text, report);
     write_failure_notes(&mut text, report);
@@ -75,6 +76,20 @@ fn write_latency(text: &mut String, report: &LoadReport) {
             ("p99", corrected.p99),
         ];
         let _ = writeln!(text, "  as wrk    {}", join_latencies(&cells));
+    }
+}
+
+/// Says how late requests were sent, which is part of their latency.
+fn write_send_delay(text: &mut String, report: &LoadReport) {
+    let Some(delay) = &report.send_delay else { return };
+    let cells = [("p50", delay.p50), ("p99", delay.p99), ("max", delay.max)];
+    let _ = writeln!(text, "sent late   {} after their due times", join_latencies(&cells));
+    // A generator that causes a tenth of what it measures does not measure the server.
+    if delay.p99 > report.latency.p99 / 10.0 && delay.p99 > 100.0 {
+        let _ = writeln!(
+            text,
+            "            a large part of the latency: use more connections or threads, --busy-wait, or a lower rate"
+        );
     }
 }
 
@@ -144,28 +159,32 @@ fn write_faults(text: &mut String, report: &LoadReport) {
     let Some(chaos) = &report.chaos else { return };
     let head = ["FAULT", "TIMES", "REFUSED", "LOST", "LATE"].map(str::to_string);
     let row = |fault: &FaultImpact| {
-        let times = match (fault.fault, fault.skipped) {
-            ("none", _) => "-".to_string(),
+        let times = match (fault.is_of_one_kind(), fault.skipped) {
+            (false, _) => "-".to_string(),
             (_, 0) => fault.count.to_string(),
             (_, skipped) => format!("{} ({skipped} skipped)", fault.count),
         };
         let [refused, lost, late] = [fault.refused, fault.lost, fault.late].map(|n| n.to_string());
-        [fault.fault.to_string(), times, refused, lost, late]
+        [fault.fault.clone(), times, refused, lost, late]
     };
     text.push('\n');
     write_table(
         text,
         &std::iter::once(head).chain(chaos.impacts_with_unexplained().map(row)).collect::<Vec<_>>(),
     );
-    let _ = writeln!(
-        text,
-        "late: answered after more than {}; none: no fault at that time",
-        format_micros(chaos.late_after_ms * 1000.0)
-    );
+    let _ = writeln!(text, "{}", fault_note(chaos));
     if chaos.unnoted > 0 {
         let _ =
             writeln!(text, "and {} more affected requests, not assigned to a fault", chaos.unnoted);
     }
+}
+
+/// Explains the table of faults.
+pub(crate) fn fault_note(chaos: &ChaosReport) -> String {
+    format!(
+        "late: answered after more than {}; none: no fault at that time; several kinds: which of them cannot be known",
+        format_micros(chaos.late_after_ms * 1000.0)
+    )
 }
 
 fn write_processes(text: &mut String, report: &LoadReport) {

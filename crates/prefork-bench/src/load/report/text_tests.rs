@@ -1,3 +1,4 @@
+use super::super::SendDelay;
 use super::*;
 use crate::load::report::tests::sample_report;
 
@@ -25,6 +26,18 @@ fn the_text_report_has_a_line_for_each_question() {
            memory    2.0 MiB PSS before, 3.0 after\n\
          generator   CPU 15.0 us/request, not in the above\n"
     );
+}
+
+#[test]
+fn an_open_loop_says_how_late_requests_were_sent() {
+    let mut report = sample_report();
+    assert!(!render_text(&report).contains("sent late"));
+    report.send_delay = Some(SendDelay { p50: 12.0, p99: 80.0, max: 1500.0 });
+    let text = render_text(&report);
+    assert!(text.contains("sent late   p50 12 us   p99 80 us   max 1.50 ms"), "{text}");
+    assert!(!text.contains("a large part"), "{text}");
+    report.send_delay = Some(SendDelay { p50: 12.0, p99: 500.0, max: 1500.0 });
+    assert!(render_text(&report).contains("a large part of the latency"));
 }
 
 #[test]

@@ -1,0 +1,147 @@
+//! The comparisons of a report: each pair of servers, the control, and which differences are shown.
+
+use serde::Serialize;
+
+use super::Workload;
+use super::measurement::MeasurementSample;
+use super::paired_ratio::PairedRatio;
+use super::report::{ServerWorkloadReport, WorkloadReport};
+use super::size_in_words::ComparedMetric;
+
+/// Whether two servers differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ComparisonResult {
+    /// The interval excludes a ratio of 1.
+    Differs,
+    /// The interval contains a ratio of 1.
+    NotShown,
+    /// There are too few rounds for an interval.
+    TooFewRounds,
+}
+
+/// Comparison of two servers under a workload by one metric.
+#[derive(Debug, Clone, Serialize)]
+pub struct Comparison {
+    /// What they are compared by.
+    pub metric: ComparedMetric,
+    /// Name of the first server.
+    pub server: String,
+    /// Name of the server that it is compared with.
+    pub other: String,
+    /// Ratio of the first server to the other, over the rounds.
+    pub ratio: PairedRatio,
+    /// Whether a difference is shown.
+    pub result: ComparisonResult,
+    /// The result as a sentence.
+    pub text: String,
+}
+
+impl Comparison {
+    /// Compares `own` with `other`; `None` if no round has values of both.
+    pub(crate) fn of_servers(
+        metric: ComparedMetric,
+        workload: Workload,
+        own: &ServerWorkloadReport,
+        other: &ServerWorkloadReport,
+        error_rate: f64,
+    ) -> Option<Comparison> {
+        let pairs = own.samples.iter().filter_map(|sample| {
+            let paired = other.samples.iter().find(|paired| paired.round == sample.round)?;
+            Some((value(metric, workload, sample)?, value(metric, workload, paired)?))
+        });
+        let ratio = PairedRatio::from_pairs(pairs, error_rate)?;
+        let result = match (ratio.interval(), ratio.shows_difference()) {
+            (None, _) => ComparisonResult::TooFewRounds,
+            (Some(_), true) => ComparisonResult::Differs,
+            (Some(_), false) => ComparisonResult::NotShown,
+        };
+        let (server, other) = (own.server.clone(), other.server.clone());
+        let text = describe(metric, &server, &other, &ratio);
+        Some(Comparison { metric, server, other, ratio, result, text })
+    }
+
+    /// Returns whether a difference is shown.
+    pub fn is_shown(&self) -> bool {
+        self.result == ComparisonResult::Differs
+    }
+}
+
+/// Returns the value of a sample that servers are compared by.
+fn value(metric: ComparedMetric, workload: Workload, sample: &MeasurementSample) -> Option<f64> {
+    match metric {
+        ComparedMetric::RequestsPerSecond => {
+            (!workload.is_latency_workload()).then_some(sample.per_second)
+        }
+        ComparedMetric::P99Latency => workload.is_latency_workload().then_some(sample.p99),
+        ComparedMetric::CpuPerRequest => sample.cpu_us,
+        ComparedMetric::Memory => sample.memory_mib,
+    }
+}
+
+fn describe(metric: ComparedMetric, server: &str, other: &str, ratio: &PairedRatio) -> String {
+    let difference = metric.describe_difference(ratio.median, other);
+    let name = metric.name();
+    match metric.describe_interval(ratio) {
+        None => format!(
+            "{server}: {} rounds are too few to state a difference in {name} (median: {difference})",
+            ratio.rounds
+        ),
+        Some(interval) if ratio.shows_difference() => {
+            format!("{server}: {difference} ({interval})")
+        }
+        Some(interval) => {
+            format!("{server}: no difference in {name} from {other} is shown ({interval})")
+        }
+    }
+}
+
+/// Returns all comparisons of a workload: every pair by the main metric, and each server with the reference by its
+/// CPU time and, under the first workload, its memory, which hardly depends on the workload.
+pub(crate) fn compare_servers(
+    report: &WorkloadReport,
+    reference: &str,
+    is_first: bool,
+    error_rate: f64,
+) -> Vec<Comparison> {
+    let workload = report.workload;
+    let compare = |metric, own: &ServerWorkloadReport, other: &ServerWorkloadReport| {
+        Comparison::of_servers(metric, workload, own, other, error_rate)
+    };
+    let servers: Vec<&ServerWorkloadReport> =
+        report.servers.iter().filter(|one| !one.is_control).collect();
+    let base = servers.iter().find(|one| one.server == reference).copied();
+    let others: Vec<&ServerWorkloadReport> =
+        servers.iter().filter(|one| one.server != reference).copied().collect();
+    let mut all = Vec::new();
+    for metric in [workload.main_metric(), ComparedMetric::CpuPerRequest, ComparedMetric::Memory] {
+        if metric == ComparedMetric::Memory && !is_first {
+            continue;
+        }
+        let with_base = others.iter().filter_map(|own| compare(metric, own, base?));
+        all.extend(with_base);
+    }
+    for (at, own) in others.iter().enumerate() {
+        let later = others[at + 1..].iter();
+        all.extend(later.filter_map(|other| compare(workload.main_metric(), own, other)));
+    }
+    all
+}
+
+/// Compares the control with the reference by all metrics of a workload.
+pub(crate) fn compare_control(
+    report: &WorkloadReport,
+    reference: &str,
+    error_rate: f64,
+) -> Vec<Comparison> {
+    let control = report.servers.iter().find(|one| one.is_control);
+    let Some((control, base)) = control.zip(report.server_report(reference)) else {
+        return Vec::new();
+    };
+    [report.workload.main_metric(), ComparedMetric::CpuPerRequest]
+        .into_iter()
+        .filter_map(|metric| {
+            Comparison::of_servers(metric, report.workload, control, base, error_rate)
+        })
+        .collect()
+}

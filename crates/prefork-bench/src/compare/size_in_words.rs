@@ -1,0 +1,208 @@
+//! The size of a difference in words: "31 % more requests/s than single", "656 times shorter".
+
+use serde::Serialize;
+
+use super::paired_ratio::PairedRatio;
+
+/// Largest ratio written as a number.
+const MAX_WRITTEN_RATIO: f64 = 1e6;
+
+/// What servers are compared by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ComparedMetric {
+    /// Responses per second.
+    RequestsPerSecond,
+    /// 99th percentile of the latency of the measured requests.
+    P99Latency,
+    /// CPU time of the server per request.
+    CpuPerRequest,
+    /// Memory (PSS) of all processes of the server.
+    Memory,
+}
+
+impl ComparedMetric {
+    /// Returns the name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            ComparedMetric::RequestsPerSecond => "requests/s",
+            ComparedMetric::P99Latency => "p99 latency",
+            ComparedMetric::CpuPerRequest => "CPU per request",
+            ComparedMetric::Memory => "memory",
+        }
+    }
+
+    /// Returns whether a higher value is better.
+    pub fn is_higher_better(self) -> bool {
+        self == ComparedMetric::RequestsPerSecond
+    }
+
+    /// Returns whether a server with this ratio to another is better than it.
+    pub(crate) fn is_better(self, ratio: f64) -> bool {
+        if self.is_higher_better() { ratio > 1.0 } else { ratio < 1.0 }
+    }
+
+    /// Returns the words for more of it, less of it, and a multiple of it.
+    fn words(self) -> [&'static str; 3] {
+        match self {
+            ComparedMetric::RequestsPerSecond => ["more", "fewer", "as many"],
+            ComparedMetric::P99Latency => ["longer", "shorter", "as long"],
+            ComparedMetric::CpuPerRequest | ComparedMetric::Memory => ["more", "less", "as much"],
+        }
+    }
+
+    /// Describes a ratio, such as `31 % more` or `656 times shorter`.
+    pub(crate) fn describe_size(self, ratio: f64) -> String {
+        let [more, less, multiple] = self.words();
+        let (amount, is_multiple) = amount(ratio);
+        match (ratio >= 1.0, is_multiple) {
+            (true, true) => format!("{amount} {multiple}"),
+            (true, false) => format!("{amount} {more}"),
+            (false, _) => format!("{amount} {less}"),
+        }
+    }
+
+    /// Describes how a server with this ratio compares with `other`: `31 % more requests/s than single`.
+    pub(crate) fn describe_difference(self, ratio: f64, other: &str) -> String {
+        let size = self.describe_size(ratio);
+        let than = if size.contains(" as ") { "as" } else { "than" };
+        match self {
+            ComparedMetric::P99Latency => format!("p99 latency {size} {than} {other}"),
+            _ => format!("{size} {} {than} {other}", self.name()),
+        }
+    }
+
+    /// Describes an interval in the unit of its median, such as `18 to 45 %`, `420 to 900 times` or, around 1, `4 %
+    /// fewer to 2 % more`; `None` without one.
+    pub(crate) fn describe_interval(self, ratio: &PairedRatio) -> Option<String> {
+        let (low, high) = ratio.interval()?;
+        if percent(low) < 0.05 && percent(high) < 0.05 {
+            return Some("within 0.1 %".to_string());
+        }
+        if low <= 1.0 && high >= 1.0 {
+            return Some(format!("{} to {}", self.describe_size(low), self.describe_size(high)));
+        }
+        // From the smaller difference to the larger one.
+        let (near, far) = if low > 1.0 { (low, high) } else { (high, low) };
+        Some(match amount(ratio.median).1 {
+            true => format!("{} to {} times", end_in_times(near), end_in_times(far)),
+            false => format!("{} to {} %", end_in_percent(near), end_in_percent(far)),
+        })
+    }
+}
+
+/// Returns how many times as much or as little a ratio is, at least 1.
+fn times(ratio: f64) -> f64 {
+    if ratio >= 1.0 { ratio } else { 1.0 / ratio }
+}
+
+fn percent(ratio: f64) -> f64 {
+    (ratio - 1.0).abs() * 100.0
+}
+
+/// Formats an end of an interval with one digit more than its median, so that the ends of a narrow one differ.
+fn end_in_times(ratio: f64) -> String {
+    match times(ratio) {
+        t if t > MAX_WRITTEN_RATIO => "more than a million".to_string(),
+        t if t < 9.995 => format!("{t:.2}"),
+        t => format!("{t:.0}"),
+    }
+}
+
+fn end_in_percent(ratio: f64) -> String {
+    match percent(ratio) {
+        p if p < 9.95 => format!("{p:.1}"),
+        p if p > MAX_WRITTEN_RATIO => "more than a million".to_string(),
+        p => format!("{p:.0}"),
+    }
+}
+
+/// Returns the amount of a difference, as percent or as times, and whether it is in times.
+fn amount(ratio: f64) -> (String, bool) {
+    let times = times(ratio);
+    if times > MAX_WRITTEN_RATIO {
+        return ("more than a million times".to_string(), true);
+    }
+    // From a half less or twice as much on, times are easier to read than percent.
+    if times >= 1.995 {
+        let digits = if times < 9.95 { 1 } else { 0 };
+        return (format!("{times:.digits$} times"), true);
+    }
+    let text = match percent(ratio) {
+        p if p < 0.05 => "less than 0.1 %".to_string(),
+        p if p < 1.95 => format!("{p:.1} %"),
+        p => format!("{p:.0} %"),
+    };
+    (text, false)
+}
+
+/// Formats a ratio as a number: `1.31`, `12`, and `1/656` for a small one.
+pub(crate) fn format_ratio(ratio: f64) -> String {
+    match ratio {
+        r if r > MAX_WRITTEN_RATIO => "> 1000000".to_string(),
+        r if r >= 9.995 => format!("{r:.0}"),
+        r if r >= 0.1 => format!("{r:.2}"),
+        r if r >= 1.0 / MAX_WRITTEN_RATIO => format!("1/{:.0}", 1.0 / r),
+        _ => "< 1/1000000".to_string(),
+    }
+}
+
+/// Formats a confidence interval of a ratio: `1.18 to 1.45`; `-` without one.
+pub(crate) fn format_interval(ratio: &PairedRatio) -> String {
+    match ratio.interval() {
+        Some((low, high)) => format!("{} to {}", format_ratio(low), format_ratio(high)),
+        None => "-".to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ComparedMetric::*;
+
+    #[test]
+    fn sizes_are_in_percent_or_times_and_never_zero() {
+        for (metric, ratio, text) in [
+            (RequestsPerSecond, 1.31, "31 % more requests/s than single"),
+            (RequestsPerSecond, 2.06, "2.1 times as many requests/s as single"),
+            (RequestsPerSecond, 1.03, "3 % more requests/s than single"),
+            (RequestsPerSecond, 0.985, "1.5 % fewer requests/s than single"),
+            (RequestsPerSecond, 0.25, "4.0 times fewer requests/s than single"),
+            (P99Latency, 1.0 / 656.0, "p99 latency 656 times shorter than single"),
+            (P99Latency, 12.4, "p99 latency 12 times as long as single"),
+            (CpuPerRequest, 0.8, "20 % less CPU per request than single"),
+            (Memory, 1.0001, "less than 0.1 % more memory than single"),
+            (RequestsPerSecond, 0.0, "more than a million times fewer requests/s than single"),
+            (
+                RequestsPerSecond,
+                f64::INFINITY,
+                "more than a million times as many requests/s as single",
+            ),
+        ] {
+            assert_eq!(metric.describe_difference(ratio, "single"), text);
+        }
+    }
+
+    #[test]
+    fn intervals_begin_with_the_smaller_difference() {
+        let interval = |metric: ComparedMetric, low, high| {
+            let ratio = PairedRatio { median: low, low: Some(low), high: Some(high), rounds: 9 };
+            metric.describe_interval(&ratio).expect("an interval")
+        };
+        assert_eq!(interval(RequestsPerSecond, 1.18, 1.45), "18 to 45 %");
+        assert_eq!(interval(RequestsPerSecond, 0.96, 1.02), "4 % fewer to 2 % more");
+        assert_eq!(interval(P99Latency, 1.0 / 900.0, 1.0 / 420.0), "420 to 900 times");
+        assert_eq!(interval(P99Latency, 0.4, 0.8), "1.25 to 2.50 times");
+        assert_eq!(interval(CpuPerRequest, 1.02, 1.034), "2.0 to 3.4 %");
+        assert_eq!(interval(Memory, 1.0, 1.0), "within 0.1 %");
+        let none = PairedRatio { median: 2.0, low: None, high: None, rounds: 4 };
+        assert_eq!(Memory.describe_interval(&none), None);
+    }
+
+    #[test]
+    fn ratios_are_never_written_as_zero() {
+        let ratios = [1.314, 12.4, 656.2, 0.35, 1.0 / 656.0, 0.0, f64::INFINITY];
+        let texts = ["1.31", "12", "656", "0.35", "1/656", "< 1/1000000", "> 1000000"];
+        assert_eq!(ratios.map(format_ratio), texts);
+    }
+}

@@ -1,0 +1,213 @@
+//! The verdict: at most four lines that a reader can quote, before all data.
+
+use serde::Serialize;
+
+use super::comparisons::Comparison;
+use super::report::WorkloadReport;
+use super::size_in_words::ComparedMetric;
+
+/// Most lines with a winner; one more names the rest.
+const MAX_WINNER_LINES: usize = 3;
+
+/// What a comparison has shown.
+#[derive(Debug, Clone, Serialize)]
+pub struct Verdict {
+    /// The lines, at most four. The largest differences come first, and the last line names what is not shown.
+    pub lines: Vec<VerdictLine>,
+    /// Whether the control differs from the reference, so that no difference is stated.
+    pub is_too_noisy: bool,
+    /// What the control shows, as a sentence.
+    pub control: String,
+}
+
+/// One line of the verdict.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VerdictLine {
+    /// Name of the workload; `None` if the line is about several.
+    pub workload: Option<String>,
+    /// The best server; `None` if the line names what is not shown.
+    pub winner: Option<String>,
+    /// The difference in words, such as `31 % more requests/s than single`.
+    pub statement: String,
+    /// Its confidence interval in words, such as `18 % to 45 %`.
+    pub interval: Option<String>,
+    /// Servers from which the winner is not told apart.
+    pub not_told_apart_from: Vec<String>,
+}
+
+impl VerdictLine {
+    fn note(statement: String) -> VerdictLine {
+        VerdictLine {
+            workload: None,
+            winner: None,
+            statement,
+            interval: None,
+            not_told_apart_from: Vec::new(),
+        }
+    }
+}
+
+/// The best server of a workload, and the size of its lead on a log scale.
+struct Winner {
+    line: VerdictLine,
+    lead: f64,
+}
+
+impl Verdict {
+    /// Judges the workloads; `rounds_needed` is the fewest rounds for a statement.
+    pub(crate) fn of_workloads(
+        workloads: &[WorkloadReport],
+        reference: Option<&str>,
+        rounds_needed: usize,
+    ) -> Verdict {
+        let controls = || workloads.iter().flat_map(|w| w.control.iter().map(move |c| (w, c)));
+        let control = describe_control(controls(), reference, rounds_needed);
+        let is_too_noisy = controls().any(|(_, one)| one.is_shown());
+        let lines = if is_too_noisy {
+            vec![VerdictLine::note(
+                "no difference is stated: this machine was too noisy, see the control".to_string(),
+            )]
+        } else {
+            judge(workloads, reference, rounds_needed)
+        };
+        Verdict { lines, is_too_noisy, control }
+    }
+}
+
+fn judge(
+    workloads: &[WorkloadReport],
+    reference: Option<&str>,
+    rounds_needed: usize,
+) -> Vec<VerdictLine> {
+    let mut winners: Vec<Winner> =
+        workloads.iter().filter_map(|workload| find_winner(workload, reference?)).collect();
+    winners.sort_by(|a, b| b.lead.total_cmp(&a.lead));
+    let has_winner = |workload: &WorkloadReport| {
+        let name = workload.workload.name();
+        winners.iter().any(|winner| winner.line.workload.as_deref() == Some(name))
+    };
+    let compared: Vec<&WorkloadReport> =
+        workloads.iter().filter(|workload| !workload.comparisons.is_empty()).collect();
+    let open: Vec<&WorkloadReport> =
+        compared.iter().filter(|workload| !has_winner(workload)).copied().collect();
+    let further: Vec<String> = winners.iter().skip(MAX_WINNER_LINES).map(short_line).collect();
+    let mut rest = Vec::new();
+    if !further.is_empty() {
+        rest.push(format!("also: {}", further.join(", ")));
+    }
+    let is_short = |workload: &&&WorkloadReport| {
+        workload.comparisons.iter().all(|one| one.ratio.rounds < rounds_needed)
+    };
+    let names = |some: Vec<&&WorkloadReport>| {
+        some.iter().map(|workload| workload.workload.name()).collect::<Vec<_>>().join(", ")
+    };
+    let (short, equal): (Vec<&&WorkloadReport>, Vec<&&WorkloadReport>) =
+        open.iter().partition(is_short);
+    if !equal.is_empty() {
+        rest.push(format!("no difference is shown under {}", names(equal)));
+    }
+    if !short.is_empty() {
+        let most = short.iter().map(|workload| workload.complete_rounds()).max().unwrap_or(0);
+        rest.push(format!(
+            "{most} rounds are too few to state a difference under {}: {rounds_needed} are needed",
+            names(short)
+        ));
+    }
+    if compared.is_empty() {
+        rest.push("there is nothing to compare".to_string());
+    }
+    let mut lines: Vec<VerdictLine> =
+        winners.into_iter().take(MAX_WINNER_LINES).map(|winner| winner.line).collect();
+    if !rest.is_empty() {
+        lines.push(VerdictLine::note(rest.join("; ")));
+    }
+    lines
+}
+
+fn short_line(winner: &Winner) -> String {
+    let line = &winner.line;
+    let (workload, name) = (line.workload.as_deref(), line.winner.as_deref());
+    format!("{} {} ({})", workload.unwrap_or_default(), name.unwrap_or_default(), line.statement)
+}
+
+/// Returns the best server if it is shown to be better than the reference, or than another one.
+fn find_winner(report: &WorkloadReport, reference: &str) -> Option<Winner> {
+    let metric = report.workload.main_metric();
+    let measured = report.servers.iter().filter(|one| !one.is_control && !one.samples.is_empty());
+    let key = |value: f64| if metric.is_higher_better() { value } else { -value };
+    let best = measured.max_by(|a, b| {
+        let [a, b] = [a, b].map(|one| key(one.main_metric(report.workload).median));
+        a.total_cmp(&b)
+    })?;
+    // Comparisons with the best one, seen from it: name of the other, ratio and result.
+    let with_best: Vec<(&str, Comparison)> = report
+        .comparisons
+        .iter()
+        .filter(|one| one.metric == metric)
+        .filter_map(|one| {
+            let other = match &best.server {
+                name if *name == one.server => &one.other,
+                name if *name == one.other => &one.server,
+                _ => return None,
+            };
+            let is_behind = report.server_report(other)?;
+            let error_rate = report.error_rate_of_interval;
+            let seen =
+                Comparison::of_servers(metric, report.workload, best, is_behind, error_rate)?;
+            Some((other.as_str(), seen))
+        })
+        .collect();
+    let is_ahead = |seen: &Comparison| seen.is_shown() && metric.is_better(seen.ratio.median);
+    let ahead = || with_best.iter().filter(|(_, seen)| is_ahead(seen));
+    let (other, seen) =
+        ahead().find(|(other, _)| *other == reference).or_else(|| ahead().next())?;
+    Some(Winner {
+        lead: seen.ratio.median.ln().abs(),
+        line: winner_line(report, metric, &best.server, other, seen, &with_best),
+    })
+}
+
+fn winner_line(
+    report: &WorkloadReport,
+    metric: ComparedMetric,
+    winner: &str,
+    other: &str,
+    seen: &Comparison,
+    with_best: &[(&str, Comparison)],
+) -> VerdictLine {
+    let equal = with_best.iter().filter(|(_, seen)| !seen.is_shown());
+    VerdictLine {
+        workload: Some(report.workload.name().to_string()),
+        winner: Some(winner.to_string()),
+        statement: metric.describe_difference(seen.ratio.median, other),
+        interval: metric.describe_interval(&seen.ratio),
+        not_told_apart_from: equal.map(|(name, _)| name.to_string()).collect(),
+    }
+}
+
+fn describe_control<'a>(
+    controls: impl Iterator<Item = (&'a WorkloadReport, &'a Comparison)>,
+    reference: Option<&str>,
+    rounds_needed: usize,
+) -> String {
+    let Some(reference) = reference else { return "there is no control".to_string() };
+    let controls: Vec<(&WorkloadReport, &Comparison)> = controls.collect();
+    let different: Vec<String> = controls
+        .iter()
+        .filter(|(_, one)| one.is_shown())
+        .map(|(workload, one)| format!("under {}: {}", workload.workload.name(), one.text))
+        .collect();
+    if !different.is_empty() {
+        return format!(
+            "{reference} differs from itself when it is measured twice, so any other difference may be noise too; {}. \
+             Stop what else runs on this machine, or use longer measurements",
+            different.join("; ")
+        );
+    }
+    if !controls.iter().any(|(_, one)| one.ratio.interval().is_some()) {
+        return format!(
+            "{reference} was measured twice, in fewer than the {rounds_needed} rounds that can show a difference"
+        );
+    }
+    format!("{reference} was measured twice, and does not differ from itself")
+}
