@@ -34,6 +34,8 @@ pub enum Event {
     WorkerIdle { worker: WorkerId },
     /// The worker has reached a limit between two jobs, so that it gets no more. It drains and is replaced at once.
     WorkerUsedUp { worker: WorkerId, reason: RecycleReason },
+    /// The worker could not start its foreign program, which may succeed next time; its exit follows.
+    BootAttemptFailed { worker: WorkerId, reason: String },
     /// The worker cannot boot; its exit follows.
     BootFailed { worker: WorkerId, reason: String },
     /// The worker drains by its own decision and wants a replacement.

@@ -132,7 +132,10 @@ impl Supervisor {
             Event::WorkersNeeded { kind, workers } => self.on_workers_needed(now, kind, workers),
             Event::WorkerIdle { worker } => self.on_worker_idle(now, worker),
             Event::WorkerUsedUp { worker, reason } => self.on_worker_used_up(now, worker, reason),
-            Event::BootFailed { worker, reason } => self.on_boot_failed(worker, reason),
+            Event::BootFailed { worker, reason } => self.on_boot_failed(worker, reason, true),
+            Event::BootAttemptFailed { worker, reason } => {
+                self.on_boot_failed(worker, reason, false);
+            }
             Event::Retiring { worker } => self.on_retiring(now, worker),
             Event::TerminationSent { worker } => self.on_termination_sent(now, worker),
             Event::Disconnecting { worker } => self.on_disconnecting(now, worker),

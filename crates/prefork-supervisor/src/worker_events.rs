@@ -109,8 +109,9 @@ impl Supervisor {
         }
     }
 
-    /// Logged once for each worker. From a worker that was ready it is a protocol error.
-    pub(crate) fn on_boot_failed(&mut self, worker: WorkerId, reason: String) {
+    /// Logged once for each worker. From a worker that was ready it is a protocol error. If it `is_final`, no other attempt is made
+    /// before any worker was ever ready.
+    pub(crate) fn on_boot_failed(&mut self, worker: WorkerId, reason: String, is_final: bool) {
         let Some(record) = self.workers.get_mut(worker) else { return };
         if record.ready_at.is_some() {
             let reason = format!("it reports a failed boot after it was ready: {reason}");
@@ -118,7 +119,7 @@ impl Supervisor {
         }
         if record.error.is_none() {
             record.error = Some(reason.clone());
-            record.has_reported_boot_error = true;
+            record.has_reported_boot_error = is_final;
             let worker = record.tag;
             self.log_event(LogEvent::BootFailed { worker, reason });
         }

@@ -154,6 +154,7 @@ fn all_events_for_worker(worker: WorkerId, reply_id: u64) -> Vec<Event> {
         Event::RestartDecided { worker, decision: RestartDecision::LeaveEmpty },
         command_event(ClusterCommand::Disconnect(worker)),
         Event::BootFailed { worker, reason: String::new() },
+        Event::BootAttemptFailed { worker, reason: String::new() },
         Event::Retiring { worker },
         Event::WorkerIdle { worker },
         Event::WorkerUsedUp { worker, reason: RecycleReason::Jobs(1) },

@@ -23,6 +23,7 @@ const ONLINE: u8 = 0x06;
 const DISCONNECTING: u8 = 0x07;
 const HAND_OVER_PROXIED: u8 = 0x08;
 const PROGRAM_STARTED: u8 = 0x09;
+const BOOT_ATTEMPT_FAILED: u8 = 0x0a;
 const DRAIN: u8 = 0x81;
 const TAKE_OVER_CONNECTION: u8 = 0x82;
 const RETIRE_ACKNOWLEDGED: u8 = 0x83;
@@ -55,11 +56,8 @@ impl WorkerReport {
             }
             WorkerReport::Ready => vec![READY],
             WorkerReport::Retiring => vec![RETIRING],
-            WorkerReport::BootFailed(why) => {
-                let mut bytes = vec![BOOT_FAILED];
-                bytes.extend(why.bytes().take(MAX_TEXT_BYTES));
-                bytes
-            }
+            WorkerReport::BootFailed(why) => encode_with_text(BOOT_FAILED, why),
+            WorkerReport::BootAttemptFailed(why) => encode_with_text(BOOT_ATTEMPT_FAILED, why),
             WorkerReport::HandOverConnection(state) => {
                 encode_with_handover_state(HAND_OVER_CONNECTION, HAND_OVER_PROXIED, state)
             }
@@ -77,6 +75,9 @@ impl WorkerReport {
                 .map_err(|_| ChannelDecodeError::WrongLength(bytes.len())),
             [READY] => Ok(WorkerReport::Ready),
             [RETIRING] => Ok(WorkerReport::Retiring),
+            [BOOT_ATTEMPT_FAILED, why @ ..] => {
+                Ok(WorkerReport::BootAttemptFailed(printable_bytes(why, MAX_TEXT_BYTES)))
+            }
             [BOOT_FAILED, why @ ..] => {
                 Ok(WorkerReport::BootFailed(printable_bytes(why, MAX_TEXT_BYTES)))
             }
@@ -197,6 +198,12 @@ fn decode_served(bytes: &[u8], proxied_kind: u8) -> Result<HandoverState, Channe
         [] => return Err(wrong_length()),
     };
     HandoverState::served(unread.to_vec(), client).ok_or_else(wrong_length)
+}
+
+fn encode_with_text(kind: u8, text: &str) -> Vec<u8> {
+    let mut bytes = vec![kind];
+    bytes.extend(text.bytes().take(MAX_TEXT_BYTES));
+    bytes
 }
 
 fn encode_with_slot(kind: u8, slot: Slot) -> Vec<u8> {

@@ -43,6 +43,8 @@ pub(crate) enum WorkerReport {
     Ready,
     /// The worker could not start, for this reason, and exits.
     BootFailed(String),
+    /// The worker, the guard of a foreign program, has started it in vain, for this reason, and exits. Another attempt may succeed.
+    BootAttemptFailed(String),
     /// The worker has begun to drain on its own and needs a replacement.
     Retiring,
     /// The worker has begun to drain on its own and needs no replacement.

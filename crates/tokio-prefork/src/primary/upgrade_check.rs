@@ -126,7 +126,9 @@ fn wait_until_ready(channel: &PrimaryChannelEnd, boot_timeout: Duration) -> Resu
     loop {
         match channel.receive() {
             ReceivedReport::Report(WorkerReport::Ready) => return Ok(()),
-            ReceivedReport::Report(WorkerReport::BootFailed(reason)) => boot_error = Some(reason),
+            ReceivedReport::Report(
+                WorkerReport::BootFailed(reason) | WorkerReport::BootAttemptFailed(reason),
+            ) => boot_error = Some(reason),
             // The check's worker has no sockets to adopt.
             ReceivedReport::Report(
                 WorkerReport::Online

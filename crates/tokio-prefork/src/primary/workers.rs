@@ -121,6 +121,9 @@ impl WorkerProcess {
                 ReceivedReport::Report(WorkerReport::BootFailed(reason)) => {
                     Event::BootFailed { worker, reason }
                 }
+                ReceivedReport::Report(WorkerReport::BootAttemptFailed(reason)) => {
+                    Event::BootAttemptFailed { worker, reason }
+                }
                 ReceivedReport::Report(WorkerReport::Retiring) => {
                     self.confirm_release();
                     Event::Retiring { worker }

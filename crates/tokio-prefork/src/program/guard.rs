@@ -23,7 +23,7 @@ use super::process::ProgramProcess;
 use super::start::{StartedProgram, start_program};
 use super::watchdog::Watchdog;
 use crate::channel::WorkerReport;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::listener::Listener;
 use crate::worker::{
     self, AcceptSources, LocalWorkerState, heartbeat, primary_channel, shutdown, worker_shared,
@@ -138,7 +138,13 @@ impl Guard {
             BootOutcome::Exited(status) => {
                 let why = self.describe_boot_exit(status);
                 self.kill_rest().await;
-                return Ok(self.report_boot_failure(&why));
+                self.report_failed_attempt(&why);
+                return Ok(GuardExit::Like(status));
+            }
+            BootOutcome::TimedOut(error) => {
+                self.kill_rest().await;
+                self.report_failed_attempt(&error.to_string());
+                return Ok(GuardExit::Status(ErrorKind::WorkersCannotBoot.exit_status()));
             }
             BootOutcome::Failed(error) => {
                 self.kill_rest().await;

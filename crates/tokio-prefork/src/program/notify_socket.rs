@@ -14,6 +14,9 @@ use prefork_os::system::random_u64;
 /// The longest message that is read. systemd takes 4096 bytes.
 const MAX_MESSAGE_BYTES: usize = 4096;
 
+/// The most descriptors of one message (SCM_MAX_FD). With less room, further ones would stay open unseen.
+const MAX_DESCRIPTORS: usize = 253;
+
 /// What a program has said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Notification {
@@ -73,7 +76,7 @@ impl NotifySocket {
 fn receive_message(socket: impl AsFd) -> io::Result<(u32, String)> {
     const NOBODY: u32 = u32::MAX;
     let mut buffer = [0; MAX_MESSAGE_BYTES];
-    let mut control = nix::cmsg_space!(nix::sys::socket::UnixCredentials, [RawFd; 8]);
+    let mut control = nix::cmsg_space!(nix::sys::socket::UnixCredentials, [RawFd; MAX_DESCRIPTORS]);
     let mut parts = [io::IoSliceMut::new(&mut buffer)];
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
     let message =
@@ -113,6 +116,8 @@ fn parse_message(text: &str) -> Vec<Notification> {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::socket::{ControlMessage, sendmsg};
+
     use super::*;
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -134,6 +139,26 @@ mod tests {
             sender.send_to_addr(b"STOPPING=1", &address).expect("send");
             assert_eq!(socket.receive().await, [Notification::Ready]);
             assert_eq!(socket.receive().await, [Notification::Stopping]);
+        });
+    }
+
+    #[test]
+    fn descriptors_that_come_with_a_message_are_closed() {
+        block_on(async {
+            let socket = NotifySocket::bind().expect("bind");
+            let address = SocketAddr::from_abstract_name(&socket.address()[1..]).expect("name");
+            let (sender, (reader, writer)) =
+                (UnixDatagram::unbound().expect("socket"), io::pipe().expect("pipe"));
+            sender.connect_addr(&address).expect("connect");
+            let fds = [writer.as_raw_fd(); MAX_DESCRIPTORS];
+            let (text, control) =
+                ([io::IoSlice::new(b"FDSTORE=1\nREADY=1")], ControlMessage::ScmRights(&fds));
+            sendmsg::<UnixAddr>(sender.as_raw_fd(), &text, &[control], MsgFlags::empty(), None)
+                .expect("send");
+            drop(writer);
+            assert_eq!(socket.receive().await, [Notification::Ready]);
+            let end = io::read_to_string(reader).expect("no writer is left");
+            assert_eq!(end, "");
         });
     }
 }

@@ -31,6 +31,9 @@ pub(super) enum BootOutcome {
     /// What decided.
     Ready(&'static str),
     Exited(ExitStatus),
+    /// It was not ready in time.
+    TimedOut(Error),
+    /// It cannot become ready.
     Failed(Error),
     /// The worker is told to drain before it is ready.
     Drained,
@@ -45,7 +48,7 @@ impl Guard {
             () = self.state.drain.wait_started() => BootOutcome::Drained,
             by = self.decide_readiness() => by.map_or_else(BootOutcome::Failed, BootOutcome::Ready),
             status = self.wait_for_exit() => BootOutcome::Exited(status),
-            () = tokio::time::sleep(give_up) => BootOutcome::Failed(self.not_ready_error(give_up)),
+            () = tokio::time::sleep(give_up) => BootOutcome::TimedOut(self.not_ready_error(give_up)),
         }
     }
 
@@ -136,6 +139,12 @@ impl Guard {
         state.channel.send(&WorkerReport::Ready).map_err(|e| {
             Error::system(format!("report to the primary that {} is ready", state.tag), e)
         })
+    }
+
+    /// Reports to the primary that the program has ended or was not ready in time: what it needs may be there at the next attempt.
+    pub(super) fn report_failed_attempt(&self, reason: &str) {
+        // If sending fails, the primary learns it from the exit status.
+        let _ = self.state.channel.send(&WorkerReport::BootAttemptFailed(reason.to_string()));
     }
 
     /// Reports a failed boot to the primary, and returns the exit status.
