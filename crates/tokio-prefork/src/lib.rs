@@ -160,8 +160,8 @@ pub use config::{
 };
 #[doc(hidden)]
 pub use events::{
-    ClusterEvent, FdWatchId, PrimaryHandle, RecycleReason, RefusedCommand, RestartDecision,
-    TimerId, WorkerExit, WorkerExitReason, WorkerInfo,
+    ClusterEvent, FdWatchId, OverlayState, PrimaryHandle, RecycleReason, RefusedCommand,
+    RestartDecision, TimerId, WorkerExit, WorkerExitReason, WorkerInfo,
 };
 #[doc(hidden)]
 pub use http::{RequestDeadline, ViaHyper, ViaTower};
@@ -184,7 +184,8 @@ pub use shared::{
 /// [`Cluster::on_event`] and its siblings add hooks. They run in the primary's only thread, between two events.
 pub mod events {
     pub use crate::primary::{
-        ClusterEvent, FdWatchId, PrimaryHandle, TimerId, WorkerExit, WorkerExitReason, WorkerInfo,
+        ClusterEvent, FdWatchId, OverlayState, PrimaryHandle, TimerId, WorkerExit,
+        WorkerExitReason, WorkerInfo,
     };
     pub use prefork_supervisor::{RecycleReason, RefusedCommand, RestartDecision};
 }

@@ -39,6 +39,11 @@ pub(crate) fn is_local_host(uri: &Uri, headers: &HeaderMap) -> bool {
         // No browser sends a request without it.
         (None, None, None) => return true,
     };
+    is_local_name(host)
+}
+
+/// Returns whether a host name, or an address in its place, can only mean this machine or an address.
+pub(super) fn is_local_name(host: &str) -> bool {
     let host = host.trim_end_matches('.');
     let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let is_ip = host.parse::<std::net::Ipv4Addr>().is_ok()

@@ -10,6 +10,7 @@ use super::connections::Connection;
 use super::dashboard::dashboard_file;
 use super::events;
 use super::health::{self, HealthReport};
+use super::overlay::overlay_response;
 use super::pages::{PAGES, PageRequest};
 use super::process::AdminState;
 use super::response::{self, AdminBody};
@@ -56,6 +57,9 @@ fn answer<B>(
     }
     if path == EVENTS_PATH {
         return events::events_response(state, request);
+    }
+    if let Some(response) = overlay_response(state, request) {
+        return response;
     }
     if let Some(file) = dashboard_file(path) {
         return response::response(StatusCode::OK, file.content_type, file.body.as_bytes());

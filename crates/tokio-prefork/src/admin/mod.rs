@@ -27,6 +27,8 @@ mod handle_request;
 #[cfg(feature = "admin")]
 mod health;
 #[cfg(feature = "admin")]
+mod overlay;
+#[cfg(feature = "admin")]
 mod pages;
 #[cfg(feature = "admin")]
 mod process;
@@ -45,7 +47,7 @@ use crate::scoreboard::ScoreboardReader;
 pub(crate) use process::run_admin_process;
 pub(crate) use published_status::PublishedStatus;
 pub(crate) use shared_memory::{
-    AdminMemory, AdminMemoryReader, MAX_EVENT_BYTES, PROCESS_PAGES, ProcessPage,
+    AdminMemory, AdminMemoryReader, MAX_EVENT_BYTES, MAX_OVERLAY_BYTES, PROCESS_PAGES, ProcessPage,
 };
 pub(crate) use token::AdminToken;
 

@@ -27,6 +27,8 @@ pub(crate) struct AdminState {
     pub(crate) connections: Connections,
     /// How many clients follow the events.
     pub(crate) event_streams: Cell<usize>,
+    /// How many pages follow the builds.
+    pub(crate) overlay_streams: Cell<usize>,
     /// Told when the process begins to drain.
     drain_started: Notify,
     drain_since: Cell<Option<Instant>>,
@@ -81,6 +83,7 @@ async fn serve(init: AdminProcessInit) -> Result<()> {
         own_page: init.own_page,
         connections: Connections::default(),
         event_streams: Cell::new(0),
+        overlay_streams: Cell::new(0),
         drain_started: Notify::new(),
         drain_since: Cell::new(None),
     });

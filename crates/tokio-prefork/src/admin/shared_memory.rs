@@ -1,7 +1,7 @@
 //! The shared memory between the primary and the processes of the admin listener.
 //!
 //! The primary publishes there what only its own memory knows: until when it counts as alive, its part of the status, and the last
-//! events. An admin process can write one page, that of its own figures. Other processes map none of it.
+//! events, and what the overlay shows. An admin process can write one page, that of its own figures. Other processes map none of it.
 //!
 //! No reader waits for the writer: it may be stopped, or dead, in the middle of a write. So the status has two areas, of which the
 //! primary writes the one that is not in force, and each event has a number that is 0 while it is written.
@@ -27,14 +27,18 @@ pub(crate) const MAX_EVENT_BYTES: usize = (WORDS_PER_EVENT - 2) * 8;
 /// Pages of each of the two areas for the status. Untouched ones use no memory.
 const STATUS_AREA_PAGES: usize = 1024;
 
-/// The longest status in bytes.
-const MAX_STATUS_BYTES: usize = (STATUS_AREA_PAGES * WORDS_PER_PAGE - 2) * 8;
+/// Pages of each of the two areas for the state of the overlay.
+const OVERLAY_AREA_PAGES: usize = 64;
+
+/// The longest state of the overlay in bytes, as JSON.
+pub(crate) const MAX_OVERLAY_BYTES: usize = (OVERLAY_AREA_PAGES * WORDS_PER_PAGE - 2) * 8;
 
 /// The page of the words that the primary writes all the time.
 const HEADER_PAGE: usize = PROCESS_PAGES;
 const STATUS_PAGES_START: usize = HEADER_PAGE + 1;
 const EVENT_PAGES_START: usize = STATUS_PAGES_START + 2 * STATUS_AREA_PAGES;
-const PAGES: usize = EVENT_PAGES_START + EVENT_ENTRIES as usize / 2;
+const OVERLAY_PAGES_START: usize = EVENT_PAGES_START + EVENT_ENTRIES as usize / 2;
+const PAGES: usize = OVERLAY_PAGES_START + 2 * OVERLAY_AREA_PAGES;
 
 // Words of the header.
 const LAYOUT: usize = 0;
@@ -44,9 +48,11 @@ const LAST_EVENT: usize = 2;
 const STATUS_VERSION: usize = 3;
 const IS_STOP_REQUESTED: usize = 4;
 const IS_IMAGE_REPLACED: usize = 5;
+/// As `STATUS_VERSION`, of the overlay.
+const OVERLAY_VERSION: usize = 6;
 
 /// Changes with the places of the header's words and of the events, which the next image reads.
-const LAYOUT_VERSION: u64 = 1;
+const LAYOUT_VERSION: u64 = 2;
 
 // Words of the page of a process.
 const HEARTBEAT_MS: usize = 0;
@@ -129,10 +135,73 @@ fn header<P: Pages>(pages: &P) -> Words<'_, P> {
     Words { pages, first_page: HEADER_PAGE, first_word: 0 }
 }
 
-fn status_area<P: Pages>(pages: &P, version: u64) -> Words<'_, P> {
-    let area = usize::from(version % 2 == 1);
-    let first_page = STATUS_PAGES_START + area * STATUS_AREA_PAGES;
-    Words { pages, first_page, first_word: 0 }
+/// Two areas, of which the one that is not in force is written, and the word with the number of what is in force.
+#[derive(Clone, Copy)]
+struct DoubleBuffer {
+    version_word: usize,
+    first_page: usize,
+    pages_per_area: usize,
+}
+
+const STATUS: DoubleBuffer = DoubleBuffer {
+    version_word: STATUS_VERSION,
+    first_page: STATUS_PAGES_START,
+    pages_per_area: STATUS_AREA_PAGES,
+};
+
+const OVERLAY: DoubleBuffer = DoubleBuffer {
+    version_word: OVERLAY_VERSION,
+    first_page: OVERLAY_PAGES_START,
+    pages_per_area: OVERLAY_AREA_PAGES,
+};
+
+impl DoubleBuffer {
+    fn max_bytes(self) -> usize {
+        (self.pages_per_area * WORDS_PER_PAGE - 2) * 8
+    }
+
+    fn area<P: Pages>(self, pages: &P, version: u64) -> Words<'_, P> {
+        let area = usize::from(version % 2 == 1);
+        let first_page = self.first_page + area * self.pages_per_area;
+        Words { pages, first_page, first_word: 0 }
+    }
+
+    /// Publishes bytes. What is too long is not published.
+    fn publish(self, pages: &WritablePages, bytes: &[u8]) {
+        if bytes.len() > self.max_bytes() {
+            return;
+        }
+        let version = header(pages).word(self.version_word);
+        let next = version.load(Ordering::Relaxed).wrapping_add(1);
+        let area = self.area(pages, next);
+        // A reader that is still in this area sees that its version is gone.
+        area.word(0).store(0, Ordering::Relaxed);
+        fence(Ordering::Release);
+        area.word(1).store(bytes.len() as u64, Ordering::Relaxed);
+        area.write_bytes(2, bytes);
+        area.word(0).store(next, Ordering::Release);
+        version.store(next, Ordering::Release);
+    }
+
+    /// Returns the number of what was published last; 0 before the first time.
+    fn version(self, pages: &ReadOnlyPages) -> u64 {
+        header(pages).word(self.version_word).load(Ordering::Acquire)
+    }
+
+    /// Returns what was published last, with its number. `None` before the first time, or if it changes all the time.
+    fn read(self, pages: &ReadOnlyPages) -> Option<(u64, Vec<u8>)> {
+        (0..16).find_map(|_| {
+            let version = self.version(pages);
+            let area = self.area(pages, version);
+            if version == 0 || area.word(0).load(Ordering::Acquire) != version {
+                return None;
+            }
+            let length = usize::try_from(area.word(1).load(Ordering::Relaxed)).ok()?;
+            let bytes = area.read_bytes(2, length.min(self.max_bytes()));
+            fence(Ordering::Acquire);
+            (area.word(0).load(Ordering::Relaxed) == version).then_some((version, bytes))
+        })
+    }
 }
 
 fn event_entry<P: Pages>(pages: &P, sequence: u64) -> Words<'_, P> {
@@ -182,19 +251,12 @@ impl AdminMemory {
 
     /// Publishes a status. One that is too long is not published.
     pub(crate) fn publish_status(&self, status: &[u8]) {
-        if status.len() > MAX_STATUS_BYTES {
-            return;
-        }
-        let version = header(&self.writable).word(STATUS_VERSION);
-        let next = version.load(Ordering::Relaxed).wrapping_add(1);
-        let area = status_area(&self.writable, next);
-        // A reader that is still in this area sees that its version is gone.
-        area.word(0).store(0, Ordering::Relaxed);
-        fence(Ordering::Release);
-        area.word(1).store(status.len() as u64, Ordering::Relaxed);
-        area.write_bytes(2, status);
-        area.word(0).store(next, Ordering::Release);
-        version.store(next, Ordering::Release);
+        STATUS.publish(&self.writable, status);
+    }
+
+    /// Publishes the state of the overlay, as JSON.
+    pub(crate) fn publish_overlay(&self, json: &[u8]) {
+        OVERLAY.publish(&self.writable, json);
     }
 
     /// Publishes an event, as JSON. What is too long is left out by the caller.
@@ -265,22 +327,22 @@ impl AdminMemoryReader {
 
     /// Returns the number of the last published status; 0 before the first one.
     pub(crate) fn status_version(&self) -> u64 {
-        header(&self.0).word(STATUS_VERSION).load(Ordering::Acquire)
+        STATUS.version(&self.0)
     }
 
     /// Returns the last published status with its version. `None` before the first one, or if it changes all the time.
     pub(crate) fn status(&self) -> Option<(u64, Vec<u8>)> {
-        (0..16).find_map(|_| {
-            let version = self.status_version();
-            let area = status_area(&self.0, version);
-            if version == 0 || area.word(0).load(Ordering::Acquire) != version {
-                return None;
-            }
-            let length = usize::try_from(area.word(1).load(Ordering::Relaxed)).ok()?;
-            let status = area.read_bytes(2, length.min(MAX_STATUS_BYTES));
-            fence(Ordering::Acquire);
-            (area.word(0).load(Ordering::Relaxed) == version).then_some((version, status))
-        })
+        STATUS.read(&self.0)
+    }
+
+    /// Returns the number of the last state of the overlay; 0 if the program has published none.
+    pub(crate) fn overlay_version(&self) -> u64 {
+        OVERLAY.version(&self.0)
+    }
+
+    /// Returns the last state of the overlay with its number.
+    pub(crate) fn overlay(&self) -> Option<(u64, Vec<u8>)> {
+        OVERLAY.read(&self.0)
     }
 
     /// Returns the number of the newest event; 0 if there is none.
@@ -324,6 +386,20 @@ impl ProcessPage {
 mod tests {
     use super::*;
 
+    const MAX_STATUS_BYTES: usize = (STATUS_AREA_PAGES * WORDS_PER_PAGE - 2) * 8;
+
+    #[test]
+    fn the_state_of_the_overlay_is_apart_from_the_status() {
+        let memory = AdminMemory::create().expect("memory");
+        let reader = memory.reader();
+        assert_eq!((reader.overlay(), reader.overlay_version()), (None, 0));
+        memory.publish_status(b"status");
+        memory.publish_overlay(&[7; MAX_OVERLAY_BYTES]);
+        memory.publish_overlay(b"overlay");
+        assert_eq!(reader.overlay(), Some((2, b"overlay".to_vec())));
+        assert_eq!(reader.status(), Some((1, b"status".to_vec())));
+    }
+
     #[test]
     fn the_last_published_status_is_read_back_whatever_its_length() {
         let memory = AdminMemory::create().expect("memory");
@@ -344,7 +420,7 @@ mod tests {
         let memory = AdminMemory::create().expect("memory");
         memory.publish_status(b"first");
         // What a primary does that is stopped in the middle of the next one.
-        let area = status_area(&memory.writable, 2);
+        let area = STATUS.area(&memory.writable, 2);
         area.word(0).store(0, Ordering::Relaxed);
         area.write_bytes(2, b"sec");
         assert_eq!(memory.reader().status(), Some((1, b"first".to_vec())));

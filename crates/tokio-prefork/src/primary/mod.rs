@@ -67,6 +67,7 @@ use prefork_supervisor::{Slot, WEB_KIND};
 
 pub(crate) use access_log_switch::AccessLogSwitch;
 use admin::AdminListener;
+pub use admin::OverlayState;
 pub(crate) use admin::{AdminSettings, AdminSockets};
 use certificate_expiry::CertificateExpiry;
 pub use cluster_event::{ClusterEvent, WorkerExit, WorkerExitReason};

@@ -4,6 +4,7 @@
 //! happens to it ends or delays the cluster.
 
 mod fork_process;
+mod overlay;
 mod publish;
 mod sockets;
 mod upgrade;
@@ -24,6 +25,8 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::listener::ResolvedHosts;
 use crate::status::{AdminStatus, WorkerState};
+use overlay::OverlayPublisher;
+pub use overlay::OverlayState;
 use prefork_os::child::{reap_child, signal_child};
 use prefork_os::poll::WatchedFd;
 use prefork_os::signal::Signal;
@@ -69,6 +72,7 @@ pub(super) struct AdminListener {
     is_changed: bool,
     /// The number of the last published event.
     published_event: u64,
+    overlay: OverlayPublisher,
 }
 
 /// A process of the admin listener that is not reaped yet.
@@ -268,6 +272,7 @@ impl AdminListener {
             let failed = |e| Error::system("create the shared memory of the admin listener", e);
             self.memory = Some(AdminMemory::create().map_err(failed)?);
             self.published_event = 0;
+            self.publish_overlay();
         }
         self.supervisor.set_wanted(self.is_on().then_some(generation.0));
         self.is_changed = true;
