@@ -3,6 +3,7 @@
 //! The configuration flags come from the library and from `crate::settings`.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches as _};
 
@@ -25,6 +26,8 @@ pub(crate) enum Verb {
     Serve(FlagValues),
     /// Run a foreign program in each worker.
     Run(RunFlagValues),
+    /// Run a program during development: watch its files, build, reload.
+    Dev(RunFlagValues),
     /// Validate the configuration and print it.
     Check {
         /// The same flags as for `serve`.
@@ -74,6 +77,17 @@ Examples:
   prefork run --ready-http /healthz --stop-signal INT -- ./server --socket-fd={fd}
   prefork run -c /etc/prefork/api.toml";
 
+const DEV_DEFAULTS: &str = "\
+Defaults that differ from those of prefork run:
+  watch is auto, workers is 1, graceful-timeout is 2s. Without PROGRAM: cargo run where a Cargo.toml is, else what package.json
+  starts with node. Of cargo run, cargo build is the build.";
+
+const DEV_EXAMPLES: &str = "\
+Examples:
+  prefork dev -- cargo run -- --verbose
+  prefork dev --watch src --overlay -- node app.js
+  prefork dev --build 'go build -o server .' -- ./server";
+
 const CHECK_EXAMPLES: &str = "\
 Examples:
   prefork check -c /etc/prefork.toml
@@ -97,6 +111,7 @@ pub(crate) fn prefork_command() -> Command {
         .arg_required_else_help(true)
         .subcommand(serve_command())
         .subcommand(run_command())
+        .subcommand(dev_command())
         .subcommand(check_command())
         .subcommand(dispatch_program_command())
         .subcommands(control::control_commands())
@@ -123,6 +138,13 @@ fn run_command() -> Command {
         )
         .override_usage("prefork run [OPTIONS] [--] PROGRAM [ARGS]...")
         .after_help(config_help::<ProgramSettings, 2>([SIGNALS_HELP, RUN_EXAMPLES]))
+}
+
+fn dev_command() -> Command {
+    with_config_flags::<ProgramSettings>(Command::new("dev"))
+        .about("Run a program during development: watch its files, build it, and reload it if the build is good")
+        .override_usage("prefork dev [OPTIONS] [--] [PROGRAM] [ARGS]...")
+        .after_help(config_help::<ProgramSettings, 3>([DEV_DEFAULTS, SIGNALS_HELP, DEV_EXAMPLES]))
 }
 
 fn check_command() -> Command {
@@ -176,10 +198,19 @@ fn config_help<A: AppKeys, const N: usize>(paragraphs: [&str; N]) -> String {
 pub(crate) fn parse_args(
     argv: impl IntoIterator<Item = impl Into<OsString> + Clone>,
 ) -> Result<Verb, clap::Error> {
-    let matches = prefork_command().try_get_matches_from(argv)?;
+    let mut argv: Vec<OsString> = argv.into_iter().map(Into::into).collect();
+    let mut matches = prefork_command().try_get_matches_from(&argv)?;
+    if needs_default_program(&matches) {
+        let dir = std::env::current_dir().unwrap_or_default();
+        let command = crate::dev::default_command(&dir).map_err(usage_error)?;
+        argv.push("--".into());
+        argv.extend(command.into_iter().map(OsString::from));
+        matches = prefork_command().try_get_matches_from(argv)?;
+    }
     match matches.subcommand() {
         Some(("serve", matches)) => FlagValues::from_arg_matches(matches).map(Verb::Serve),
         Some(("run", matches)) => RunFlagValues::from_arg_matches(matches).map(Verb::Run),
+        Some(("dev", matches)) => RunFlagValues::from_arg_matches(matches).map(Verb::Dev),
         Some(("check", matches)) => parse_check(matches),
         Some(("dispatch-program", matches)) => {
             FlagValues::from_arg_matches(matches).map(Verb::DispatchProgram)
@@ -209,6 +240,13 @@ pub(crate) fn parse_args(
             .ok_or_else(unknown_verb),
         None => Err(unknown_verb()),
     }
+}
+
+/// Returns whether `prefork dev` is to find out what to run. A configuration file may name it.
+fn needs_default_program(matches: &ArgMatches) -> bool {
+    matches.subcommand_matches("dev").is_some_and(|dev| {
+        dev.get_many::<String>("program").is_none() && dev.get_one::<PathBuf>("config").is_none()
+    })
 }
 
 fn parse_check(matches: &ArgMatches) -> Result<Verb, clap::Error> {

@@ -11,6 +11,7 @@ mod settings;
 use std::process::ExitCode;
 
 use args::Verb;
+use commands::run::RunMode;
 use commands::{
     bench, check, compare, control, demo, dev_cert, dispatch_program, health, man_pages,
     reference_pages, run, serve, top,
@@ -23,7 +24,8 @@ fn main() -> ExitCode {
     };
     let result = match verb {
         Verb::Serve(flags) => serve::run_serve(flags),
-        Verb::Run(call) => run::run_program(call),
+        Verb::Run(flags) => run::run_program(flags, RunMode::Run),
+        Verb::Dev(flags) => run::run_program(flags, RunMode::Dev),
         Verb::Check { flags, format } => check::run_check(flags, format),
         Verb::CheckRun { flags, format } => check::run_check_run(flags, format),
         Verb::DispatchProgram(flags) => dispatch_program::run_dispatch_program(flags),

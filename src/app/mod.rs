@@ -26,7 +26,7 @@ pub(crate) use compute::fib;
 use routes::AppRoutes;
 pub(crate) use routes::CLIENT_PATH;
 use static_files::FileBody;
-pub(crate) use static_files::{FileServerConfig, RootDir};
+pub(crate) use static_files::{FileServerConfig, OverlayTag, RootDir};
 use tokio_prefork::{Cluster, ConcurrencyModel, Config, Result};
 
 /// Options of the built-in application, attached to the configuration.

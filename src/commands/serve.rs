@@ -9,8 +9,8 @@ use hyper::http::HeaderValue;
 
 use socket2::SockRef;
 
-use crate::app::{self, AppOptions, CLIENT_PATH, FileServerConfig, RootDir};
-use crate::dev::{DevState, WatchSettings};
+use crate::app::{self, AppOptions, CLIENT_PATH, FileServerConfig, OverlayTag, RootDir};
+use crate::dev::{self, DevState, WatchSettings};
 use crate::logging;
 use crate::settings::{AppSettings, FlagValues, PROGRAM, Settings};
 use tokio_prefork::log_output::install_panic_hook;
@@ -44,10 +44,15 @@ pub(crate) fn run_serve(flags: FlagValues) -> Result<ExitCode> {
         }
     };
     warn_if_demo_exposed(&settings);
-    let dev = DevState::new(watch_settings(&settings)?, None);
-    let dev_of_reload = dev.clone();
+    let overlay_tag = OverlayTag::default();
+    let dev_state = DevState::new(watch_settings(&settings)?, None);
+    if settings.app().overlay {
+        let tag = overlay_tag.clone();
+        dev_state.show_overlay(move |element| tag.set(element));
+    }
+    let dev_of_reload = dev_state.clone();
     let (log_filter, log_format) = (settings.app().log.clone(), settings.app().log_format);
-    app::serve_app(build_config(settings)?, &dev, move || {
+    app::serve_app(build_config(settings, &overlay_tag)?, &dev_state, move || {
         let settings = sources.resolve()?;
         settings.log_warnings();
         dev_of_reload.set_settings(watch_settings(&settings)?);
@@ -56,7 +61,7 @@ pub(crate) fn run_serve(flags: FlagValues) -> Result<ExitCode> {
             (&settings.app().log, settings.app().log_format),
             (&log_filter, log_format),
         );
-        build_config(settings)
+        build_config(settings, &overlay_tag)
     })?;
     Ok(ExitCode::from(exit::OK))
 }
@@ -72,7 +77,7 @@ fn watch_settings(settings: &Settings) -> Result<Option<WatchSettings>> {
 ///
 /// Opens the root directory here, so that all workers of a generation serve the same directory even if its path is a
 /// symbolic link that changes later.
-fn build_config(settings: Settings) -> Result<Config> {
+fn build_config(settings: Settings, overlay_tag: &OverlayTag) -> Result<Config> {
     let app = settings.app();
     let options = AppOptions {
         health_paths: app.health_paths,
@@ -80,14 +85,23 @@ fn build_config(settings: Settings) -> Result<Config> {
         max_buffered_bodies: app.max_buffered_bodies,
         faults: app.faults,
         demo: app.demo,
-        files: app.root.as_deref().map(|root| file_server_config(root, app)).transpose()?,
+        files: app
+            .root
+            .as_deref()
+            .map(|root| file_server_config(root, app, overlay_tag))
+            .transpose()?,
     };
     // The built-in application looks at client addresses for this path only.
     let config = settings.config().clone().into_builder().connection_info(false);
+    let config = if app.overlay { dev::overlay_config(settings.config(), config)? } else { config };
     config.connection_info_path(CLIENT_PATH).app_settings(options).build()
 }
 
-fn file_server_config(root: &Path, app: &AppSettings) -> Result<FileServerConfig> {
+fn file_server_config(
+    root: &Path,
+    app: &AppSettings,
+    overlay_tag: &OverlayTag,
+) -> Result<FileServerConfig> {
     let root_dir = RootDir::open(root, app.follow_symlinks).map_err(|e| {
         Error::config(format!(
             "root = {} cannot be opened: {e}; give a directory that exists",
@@ -102,6 +116,7 @@ fn file_server_config(root: &Path, app: &AppSettings) -> Result<FileServerConfig
         cache_control: cache_control
             .map_err(|e| Error::config(format!("cache-control cannot be sent: {e}")))?,
         dotfiles: app.dotfiles,
+        overlay_tag: overlay_tag.clone(),
     })
 }
 

@@ -69,11 +69,11 @@ pub(crate) fn run_build(step: &BuildStep) -> BuildReport {
         BuildStep::Shell(line) => run_shell(line, &output).map(|()| None),
         BuildStep::Cargo(build) => cargo_command::run_cargo_build(build, &output).map(Some),
     };
-    let (failure, executable) = match result {
-        Ok(executable) => (None, executable),
+    let (failure, program) = match result {
+        Ok(program) => (None, program),
         Err(failure) => (Some(failure), None),
     };
-    BuildReport { failure, output: output.text(), executable }
+    BuildReport { failure, output: output.text(), program }
 }
 
 fn run_shell(line: &str, output: &BuildOutput) -> Result<(), String> {

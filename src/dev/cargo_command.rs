@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::build::{
     BuildOutput, check_status, pass_output_on, run_to_end, wait_for_output, wants_colours,
 };
+use super::messages::BuiltProgram;
 
 /// Options of `cargo run`, and of cargo itself, that take a value.
 const OPTIONS_WITH_VALUE: [&str; 21] = [
@@ -133,10 +134,22 @@ impl Artifact {
         self.executable.is_some()
             && self.target.kind.iter().any(|kind| kind == "bin" || kind == "example")
     }
+
+    fn to_built_program(&self) -> BuiltProgram {
+        let manifest = self.manifest_path.clone().unwrap_or_default();
+        let manifest_dir = Path::new(&manifest).parent().unwrap_or(Path::new(""));
+        BuiltProgram {
+            executable: self.executable.clone().unwrap_or_default(),
+            manifest_dir: manifest_dir.display().to_string(),
+        }
+    }
 }
 
-/// Builds, and returns the path of the program.
-pub(crate) fn run_cargo_build(build: &CargoBuild, output: &BuildOutput) -> Result<String, String> {
+/// Builds, and returns the program.
+pub(crate) fn run_cargo_build(
+    build: &CargoBuild,
+    output: &BuildOutput,
+) -> Result<BuiltProgram, String> {
     let mut command = Command::new(&build.cargo);
     command.args(&build.before_verb).arg("build").args(&build.options);
     let format = match wants_colours() {
@@ -188,7 +201,7 @@ fn read_messages(
 }
 
 /// Returns the program to run of those that were built, as `cargo run` selects it.
-fn select_program(build: &CargoBuild, programs: Vec<Artifact>) -> Result<String, String> {
+fn select_program(build: &CargoBuild, programs: Vec<Artifact>) -> Result<BuiltProgram, String> {
     let mut programs = programs;
     if programs.len() > 1 {
         let defaults = default_programs(build);
@@ -201,7 +214,7 @@ fn select_program(build: &CargoBuild, programs: Vec<Artifact>) -> Result<String,
         }
     }
     match &programs[..] {
-        [program] => Ok(program.executable.clone().unwrap_or_default()),
+        [program] => Ok(program.to_built_program()),
         [] => Err("cargo has built no program: give --bin NAME or --example NAME".to_string()),
         several => {
             let names: BTreeSet<&str> =
@@ -289,6 +302,7 @@ mod tests {
             panic!("an artifact")
         };
         assert!(found.is_program());
+        assert_eq!(found.to_built_program().manifest_dir, "/p");
         assert!(!artifact("build-script-build", "custom-build", None).is_program());
         assert!(!artifact("tests", "test", Some("/t")).is_program());
         let other = r#"{"reason":"build-finished","success":true}"#;
@@ -300,7 +314,8 @@ mod tests {
         // No cargo to ask for a default.
         let build = CargoRun::parse(&words("/no/cargo run")).expect("fine").expect("run").build;
         let (a, b) = (artifact("a", "bin", Some("/a")), artifact("b", "bin", Some("/b")));
-        assert_eq!(select_program(&build, vec![a.clone()]).as_deref(), Ok("/a"));
+        let found = select_program(&build, vec![a.clone()]).expect("one");
+        assert_eq!(found.executable, "/a");
         let error = select_program(&build, vec![b, a]).expect_err("two");
         assert!(error.contains("(a, b)"), "{error}");
         assert!(select_program(&build, Vec::new()).expect_err("none").contains("no program"));

@@ -38,5 +38,13 @@ pub(crate) struct BuildReport {
     /// The end of what it has printed, with its colours.
     pub(crate) output: String,
     /// The program that it has built, if it says so.
-    pub(crate) executable: Option<String>,
+    pub(crate) program: Option<BuiltProgram>,
+}
+
+/// A program that cargo has built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BuiltProgram {
+    pub(crate) executable: String,
+    /// The directory of its package, which `cargo run` tells it by `CARGO_MANIFEST_DIR`.
+    pub(crate) manifest_dir: String,
 }

@@ -11,15 +11,21 @@
 mod build;
 mod cargo_command;
 mod debounce;
+mod default_command;
 mod file_tree;
 mod file_watcher;
 mod ignore_rules;
 mod messages;
+mod overlay;
 mod primary_side;
 mod project_watch;
 mod rounds;
 mod watch_settings;
 mod watcher_process;
 
+pub(crate) use build::BuildStep;
+pub(crate) use cargo_command::CargoRun;
+pub(crate) use default_command::default_command;
+pub(crate) use overlay::overlay_config;
 pub(crate) use primary_side::DevState;
 pub(crate) use watch_settings::{AUTO_PATHS, WatchKeys, WatchSettings};

@@ -5,17 +5,23 @@ use std::rc::Rc;
 
 use super::build::BuildStep;
 use super::messages::{
-    BUILD_ENDED, BUILD_STARTED, BuildReport, PLAN, RELOAD, RELOAD_ENDED, WatchPlan,
+    BUILD_ENDED, BUILD_STARTED, BuildReport, BuiltProgram, PLAN, RELOAD, RELOAD_ENDED, WatchPlan,
 };
+use super::overlay::script_element;
 use super::watch_settings::WatchSettings;
 use super::watcher_process::{WATCHER_KIND, run_watcher};
-use tokio_prefork::{Cluster, ClusterEvent, PrimaryHandle, RefusedCommand, WorkerKind};
+use tokio_prefork::{
+    Cluster, ClusterEvent, OverlayState, PrimaryHandle, RefusedCommand, WorkerKind,
+};
 
 /// What the primary knows about builds and changes. Shared by the hooks and the function that reads the configuration.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct DevState(Rc<RefCell<State>>);
 
-#[derive(Debug, Default)]
+/// Gets the script element of the overlay, when its address is known.
+type OnScriptElement = Box<dyn FnOnce(String)>;
+
+#[derive(Default)]
 struct State {
     /// What is to be watched. `None`: the watcher has nothing to do.
     settings: Option<WatchSettings>,
@@ -23,9 +29,11 @@ struct State {
     /// What the watcher was told last.
     sent: Option<WatchSettings>,
     /// The program of the last good build.
-    executable: Option<String>,
+    program: Option<BuiltProgram>,
     has_good_build: bool,
     had_watcher: bool,
+    has_overlay: bool,
+    on_script_element: Option<OnScriptElement>,
 }
 
 impl DevState {
@@ -34,6 +42,14 @@ impl DevState {
         let state = DevState::default();
         *state.0.borrow_mut() = State { settings, build, ..State::default() };
         state
+    }
+
+    /// Publishes builds and reloads for the overlay in the browser. `on_script_element` gets the element for pages before the first worker
+    /// is forked.
+    pub(crate) fn show_overlay(&self, on_script_element: impl FnOnce(String) + 'static) {
+        let mut state = self.0.borrow_mut();
+        state.has_overlay = true;
+        state.on_script_element = Some(Box::new(on_script_element));
     }
 
     /// Sets what to watch from the next reload on.
@@ -48,28 +64,66 @@ impl DevState {
     }
 
     /// Returns the program of the last good build.
-    pub(crate) fn executable(&self) -> Option<String> {
-        self.0.borrow().executable.clone()
+    pub(crate) fn program(&self) -> Option<BuiltProgram> {
+        self.0.borrow().program.clone()
     }
 
-    /// Adds the watcher and the hooks to a cluster, if something is to be watched.
+    /// Adds the watcher and the hooks to a cluster, as far as they are needed.
     pub(crate) fn watch(&self, cluster: Cluster) -> Cluster {
-        if self.0.borrow().settings.is_none() {
+        let (is_watched, has_overlay) = {
+            let state = self.0.borrow();
+            (state.settings.is_some(), state.has_overlay)
+        };
+        if !is_watched && !has_overlay {
+            return cluster;
+        }
+        let (of_start, of_event) = (self.clone(), self.clone());
+        let cluster = cluster
+            .on_start(move |primary| {
+                of_start.on_start(primary);
+                Ok(())
+            })
+            .on_event(move |primary, event| of_event.on_event(primary, event));
+        if !is_watched {
             return cluster;
         }
         // The group is killed with the watcher, so that no build outlives it.
         let kind = WorkerKind::new(WATCHER_KIND, 1).own_process_group().keep_on_reload();
-        let (of_event, of_build, of_reload) = (self.clone(), self.clone(), self.clone());
+        let (of_begin, of_end) = (self.clone(), self.clone());
         cluster
             .kind(kind, run_watcher)
-            .on_event(move |primary, event| of_event.on_event(primary, event))
-            .on_message(BUILD_STARTED, |_, _, _| {})
-            .on_message(BUILD_ENDED, move |_, _, message| {
+            .on_message(BUILD_STARTED, move |primary, _, _| {
+                of_begin.set_overlay(primary, &OverlayState::Building);
+            })
+            .on_message(BUILD_ENDED, move |primary, _, message| {
                 if let Ok(report) = message.decode() {
-                    of_build.on_build_ended(report);
+                    of_end.on_build_ended(primary, report);
                 }
             })
-            .on_message(RELOAD, move |primary, _, _| of_reload.on_reload_wanted(primary))
+            .on_message(RELOAD, |primary, _, _| primary.reload())
+    }
+
+    fn on_start(&self, primary: &mut PrimaryHandle<'_>) {
+        if !self.0.borrow().has_overlay {
+            return;
+        }
+        match script_element(primary) {
+            Some(element) => {
+                log::info!("overlay: a page includes {element}");
+                let on_script_element = self.0.borrow_mut().on_script_element.take();
+                on_script_element.into_iter().for_each(|call| call(element.clone()));
+            }
+            None => log::warn!("no browser reaches the admin listener, so there is no overlay"),
+        }
+        let is_built = self.is_built();
+        let state = if is_built { OverlayState::Updated } else { OverlayState::Building };
+        self.set_overlay(primary, &state);
+    }
+
+    fn set_overlay(&self, primary: &mut PrimaryHandle<'_>, state: &OverlayState) {
+        if self.0.borrow().has_overlay {
+            primary.set_overlay(state);
+        }
     }
 
     fn on_event(&self, primary: &mut PrimaryHandle<'_>, event: &ClusterEvent) {
@@ -79,11 +133,17 @@ impl DevState {
                 self.send_plan(primary);
             }
             ClusterEvent::Reloaded { .. } => {
+                self.set_overlay(primary, &OverlayState::Updated);
                 self.send_plan(primary);
                 send_to_watcher(primary, RELOAD_ENDED, &());
             }
-            ClusterEvent::ReloadFailed { .. }
-            | ClusterEvent::Refused { command: RefusedCommand::Reload, .. } => {
+            ClusterEvent::ReloadFailed { reason, .. } => {
+                let title = "The reload failed".to_string();
+                let text = reason.clone();
+                self.set_overlay(primary, &OverlayState::Failed { title, text });
+                send_to_watcher(primary, RELOAD_ENDED, &());
+            }
+            ClusterEvent::Refused { command: RefusedCommand::Reload, .. } => {
                 send_to_watcher(primary, RELOAD_ENDED, &());
             }
             _ => {}
@@ -110,17 +170,15 @@ impl DevState {
         }
     }
 
-    fn on_build_ended(&self, report: BuildReport) {
-        if report.failure.is_some() {
-            return;
+    fn on_build_ended(&self, primary: &mut PrimaryHandle<'_>, report: BuildReport) {
+        if let Some(failure) = report.failure {
+            let title = format!("The build failed ({failure})");
+            let text = report.output;
+            return self.set_overlay(primary, &OverlayState::Failed { title, text });
         }
         let mut state = self.0.borrow_mut();
         state.has_good_build = true;
-        state.executable = report.executable;
-    }
-
-    fn on_reload_wanted(&self, primary: &mut PrimaryHandle<'_>) {
-        primary.reload();
+        state.program = report.program;
     }
 }
 

@@ -3,18 +3,20 @@
 use tokio_prefork::cli::{Field, Key};
 
 use super::AppSettings;
+use super::dev_keys::dev_keys;
 use super::log_keys::log_keys;
-use crate::dev::AUTO_PATHS;
 
 /// Heading of the application's keys in the help.
 const APPLICATION: &str = "Built-in application";
 
-/// Heading of the keys for development.
-const DEVELOPMENT: &str = "Development";
-
 /// The keys, grouped by heading.
 pub(super) static KEYS: &[Key<AppSettings>] = &{
     let [log, log_format] = log_keys!(AppSettings);
+    let [watch, watch_ignore, watch_poll, overlay] = dev_keys!(
+        AppSettings,
+        "root and the configuration file",
+        "Load pages in the browser again after a reload, and show its error there; HTML files get the script for it"
+    );
     [
         Key::new(
             "root",
@@ -86,37 +88,10 @@ pub(super) static KEYS: &[Key<AppSettings>] = &{
             Field::Switch(|s| &mut s.faults),
             "Serve paths that crash or hang a worker on purpose; for tests only",
         ),
-    Key::<AppSettings>::new(
-        "watch",
-        DEVELOPMENT,
-        Field::List {
-            value_name: "PATH",
-            may_be_empty: true,
-            clear: |s| s.watch.paths.clear(),
-            add: |s, text| s.watch.add_path(text),
-            format: |s| s.watch.format_paths(),
-        },
-        "Reload when files below this path change; auto, or the flag alone, is root and the configuration file",
-    )
-    .value_if_missing(AUTO_PATHS),
-    Key::<AppSettings>::new(
-        "watch-ignore",
-        DEVELOPMENT,
-        Field::List {
-            value_name: "GLOB",
-            may_be_empty: true,
-            clear: |s| s.watch.ignored.clear(),
-            add: |s, text| s.watch.add_ignored(text),
-            format: |s| s.watch.ignored.join(", "),
-        },
-        "With watch: ignore these files too, besides those of .gitignore and .ignore, in their syntax",
-    ),
-    Key::new(
-        "watch-poll",
-        DEVELOPMENT,
-        Field::OptionalDuration(|s| &mut s.watch.poll_interval),
-        "With watch: read the files so often, for file systems whose changes the kernel does not report",
-    ),
+        watch,
+        watch_ignore,
+        watch_poll,
+        overlay,
         log,
         log_format,
     ]

@@ -34,6 +34,8 @@ pub(crate) struct AppSettings {
     pub demo: bool,
     /// What is watched, so that a change reloads.
     pub watch: WatchKeys,
+    /// Whether pages in the browser show errors and load themselves again.
+    pub overlay: bool,
     /// Filter of the logger.
     pub log: String,
     /// Format of the lines of the log.
@@ -106,6 +108,7 @@ impl Default for AppSettings {
             faults: false,
             demo: true,
             watch: WatchKeys::default(),
+            overlay: false,
             log: "info".to_string(),
             log_format: LogFormat::Text,
         }

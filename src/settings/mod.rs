@@ -3,6 +3,7 @@
 
 mod app_keys;
 mod app_settings;
+mod dev_keys;
 mod env_file;
 mod log_filter;
 mod log_keys;

@@ -3,6 +3,7 @@
 use tokio_prefork::cli::{Field, Key, parse_duration, parse_value};
 
 use super::ProgramSettings;
+use super::dev_keys::{DEVELOPMENT, dev_keys};
 use super::env_file::parse_variable;
 use super::log_keys::log_keys;
 use super::program_settings::ReadyMode;
@@ -13,6 +14,11 @@ const PROGRAM: &str = "Program";
 /// The keys, grouped by heading.
 pub(super) static KEYS: &[Key<ProgramSettings>] = &{
     let [log, log_format] = log_keys!(ProgramSettings);
+    let [watch, watch_ignore, watch_poll, overlay] = dev_keys!(
+        ProgramSettings,
+        "the current directory and the configuration file",
+        "Show the error of a build or reload over the page in the browser, and load the page again after a good one"
+    );
     [
         Key::<ProgramSettings>::new(
             "program",
@@ -109,6 +115,20 @@ pub(super) static KEYS: &[Key<ProgramSettings>] = &{
             },
             "Output of the program: prefix (lines with worker and stream), plain, json, or file:PATH with {slot}; SIGUSR1 reopens it",
         ),
+        watch,
+        watch_ignore,
+        watch_poll,
+        Key::new(
+            "build",
+            DEVELOPMENT,
+            Field::OptionalText {
+                value_name: "COMMAND",
+                parse: parse_build,
+                field: |s| &mut s.build,
+            },
+            "With watch: run this command of the shell before the start and each reload; a failure leaves the program as it is",
+        ),
+        overlay,
         Key::new(
             "name",
             "General",
@@ -130,6 +150,13 @@ fn split_words(text: &str) -> Result<Vec<String>, String> {
 
 fn join_words(words: &[String]) -> String {
     shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "))
+}
+
+fn parse_build(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("is empty: give a command such as \"npm run build\"".to_string()),
+        command => Ok(command.to_string()),
+    }
 }
 
 /// Parses the path of a probe: the target of a request line.

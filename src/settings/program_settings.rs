@@ -8,6 +8,8 @@ use tokio_prefork::log_output::LogFormat;
 use tokio_prefork::program::{Program, ProgramOutput, Readiness, StopSignal};
 use tokio_prefork::{Config, ConfigBuilder, Dispatch, Error, Result, WorkerCount};
 
+use crate::dev::WatchKeys;
+
 use super::env_file::{Variable, read_env_file};
 
 /// The longest time of `ready-after`.
@@ -36,6 +38,12 @@ pub(crate) struct ProgramSettings {
     pub node_shim: bool,
     /// Where the output of the program goes.
     pub output: ProgramOutput,
+    /// What is watched, so that a change reloads.
+    pub watch: WatchKeys,
+    /// Command of the shell that runs before a reload.
+    pub build: Option<String>,
+    /// Whether pages in the browser show errors and load themselves again.
+    pub overlay: bool,
     /// Name of the service; that of the command without it.
     pub name: Option<String>,
     /// Filter of the logger.
@@ -151,6 +159,9 @@ impl Default for ProgramSettings {
             stop_signal: StopSignal::default(),
             node_shim: true,
             output: ProgramOutput::default(),
+            watch: WatchKeys::default(),
+            build: None,
+            overlay: false,
             name: None,
             log: "info".to_string(),
             log_format: LogFormat::Text,

@@ -67,9 +67,6 @@ pub(super) const REFUSED_KEYS: &[RefusedKey] = refused_keys! {
         "root", "fallback", "error-page-404", "cache-control", "dotfiles", "follow-symlinks", "health-paths",
         "max-body-size", "max-buffered-bodies", "demo", "faults",
     ];
-    "watches files for prefork serve: prefork dev watches those of a program, builds and reloads it" => [
-        "watch", "watch-ignore", "watch-poll",
-    ];
     "cannot be had: the listening sockets stay open while workers come and go, and a port that a worker binds itself is \
      closed with it. Let the program listen on descriptor 3 (LISTEN_FDS, or {fd} in its arguments); for Node leave \
      node-shim on" => [

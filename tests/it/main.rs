@@ -49,6 +49,7 @@ mod cpu_pool;
 mod demo_command;
 mod demo_routes;
 mod dev_cert;
+mod dev_overlay;
 mod dev_watch;
 mod dispatch_ip_hash;
 mod dispatch_least_conn;

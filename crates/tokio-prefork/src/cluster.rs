@@ -436,6 +436,7 @@ fn log_error_after_upgrade(error: Error, is_upgrade: bool) -> Result<()> {
 /// Checks that there is a program and that it can be run.
 fn check_program(config: &Config) -> Result<()> {
     match config.program() {
+        Some(program) if !program.is_built() => Ok(()),
         Some(program) => program.check().map(drop),
         None => {
             Err(Error::config("there is no program to run: give one with ConfigBuilder::program"))

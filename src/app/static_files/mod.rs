@@ -10,6 +10,7 @@
 //! entry, cache   what is known of a file, for less than a second
 //! conditional, ranges, accept_encoding, content_type   what the response is to be
 //! response, body   the response
+//! overlay_tag      the script of the overlay, for development
 //! ```
 
 mod accept_encoding;
@@ -19,6 +20,7 @@ mod conditional;
 mod content_type;
 mod entry;
 mod open_file;
+mod overlay_tag;
 mod ranges;
 mod request_path;
 mod response;
@@ -39,6 +41,7 @@ pub(super) use body::FileBody;
 use cache::FileCache;
 use entry::{FileEntry, LoadedPath};
 use open_file::OpenFileLimit;
+pub(crate) use overlay_tag::OverlayTag;
 use request_path::PathError;
 use root_dir::DiskWait;
 pub(crate) use root_dir::RootDir;
@@ -61,6 +64,8 @@ pub(crate) struct FileServerConfig {
     pub(crate) cache_control: Option<hyper::http::HeaderValue>,
     /// Whether names with a leading dot are served.
     pub(crate) dotfiles: bool,
+    /// The script element that HTML documents get, during development.
+    pub(crate) overlay_tag: OverlayTag,
 }
 
 /// File server of one process, or of one thread if each thread has its own service.
@@ -298,12 +303,17 @@ impl FileServer {
         match outcome {
             LookupOutcome::File(entry) => {
                 self.cache.schedule_purge();
-                let cache_control = self.settings.cache_control.as_ref();
-                response::file_response(&entry, request_parts, cache_control)
+                let with_tag = self.settings.overlay_tag.html_response(&entry, StatusCode::OK);
+                with_tag.unwrap_or_else(|| {
+                    let cache_control = self.settings.cache_control.as_ref();
+                    response::file_response(&entry, request_parts, cache_control)
+                })
             }
             LookupOutcome::ErrorPage(entry) => {
                 self.cache.schedule_purge();
-                response::error_page_response(&entry, request_parts)
+                let tag = &self.settings.overlay_tag;
+                let with_tag = tag.html_response(&entry, StatusCode::NOT_FOUND);
+                with_tag.unwrap_or_else(|| response::error_page_response(&entry, request_parts))
             }
             LookupOutcome::Directory(path) => {
                 match request_path::directory_location(&path, request_parts.query) {

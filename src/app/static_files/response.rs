@@ -196,7 +196,11 @@ fn empty_response(status: StatusCode, headers: HeaderMap) -> Response<FileBody> 
     build_response(status, headers, FileBody::Memory(Bytes::new()))
 }
 
-fn build_response(status: StatusCode, headers: HeaderMap, body: FileBody) -> Response<FileBody> {
+pub(super) fn build_response(
+    status: StatusCode,
+    headers: HeaderMap,
+    body: FileBody,
+) -> Response<FileBody> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;

@@ -12,6 +12,7 @@ pub mod http2;
 pub mod kept_connections;
 pub mod load;
 pub mod log;
+pub mod overlay_stream;
 pub mod overrides;
 pub mod process;
 pub mod server;

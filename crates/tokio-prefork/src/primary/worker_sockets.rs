@@ -173,9 +173,18 @@ impl Primary {
     /// Returns the index of the next worker of a slot, or `None` if a socket has to be opened for it.
     fn next_index(&self, slot: Slot, queued: &[u32]) -> Option<u32> {
         let sockets = self.worker_sockets.as_ref()?;
+        // The program that was built takes over the socket of the worker that waits for it, with its queue.
+        let awaiting =
+            self.workers.values().find(|one| one.tag.slot == slot && self.awaits_build(one));
         let owners = self.workers.socket_owners(&self.supervisor);
+        let owners = owners.filter(|one| awaiting.is_none_or(|of| of.tag.id != one.tag.id));
         let mut used: BTreeSet<u32> = owners.map(|process| process.socket_index).collect();
         used.extend(&sockets.retired);
+        if let Some(index) = awaiting.map(|process| process.socket_index)
+            && !used.contains(&index)
+        {
+            return Some(index);
+        }
         let killed = self
             .workers
             .values()
@@ -183,6 +192,12 @@ impl Primary {
         let predecessor = killed.map(|process| process.socket_index);
         let predecessor = predecessor.or_else(|| sockets.predecessors.get(&slot).copied());
         choose_index(predecessor, &used, queued)
+    }
+
+    /// Returns whether a worker waits for the first build of its program, and so never accepts anything.
+    fn awaits_build(&self, process: &WorkerProcess) -> bool {
+        let config = self.configs.config_or_last(process.tag.generation);
+        process.tag.slot.is_web() && config.program().is_some_and(|program| !program.is_built())
     }
 
     /// Sends new connections to the workers that are dispatch targets. What fails is tried again with the next change, or

@@ -122,6 +122,10 @@ async fn guard_program(init: WorkerInit) -> Result<GuardExit> {
 impl Guard {
     /// Starts the program, waits until it is ready, and then until it exits or has to stop.
     async fn run(self: &Rc<Self>) -> Result<GuardExit> {
+        if !self.program.is_built() {
+            self.state.drain.wait_started().await;
+            return Ok(GuardExit::Status(crate::error::exit::OK));
+        }
         if let Err(e) = self.start() {
             return Ok(self.report_boot_failure(&e.to_string()));
         }

@@ -60,6 +60,7 @@ pub struct Program {
     stop_signal: StopSignal,
     node_shim: bool,
     output: ProgramOutput,
+    is_built: bool,
 }
 
 impl Program {
@@ -74,7 +75,22 @@ impl Program {
             stop_signal: StopSignal::default(),
             node_shim: true,
             output: ProgramOutput::default(),
+            is_built: true,
         }
+    }
+
+    /// Creates a program that is still to be built. Workers wait without running anything, and so do the clients, until a reload brings a
+    /// configuration with the program; its workers serve what waits then.
+    ///
+    /// Such a worker boots all the time: set a [`boot_timeout`](crate::ConfigBuilder::boot_timeout) that is longer than the
+    /// build can take.
+    pub fn not_built() -> Program {
+        Program { is_built: false, ..Program::new("") }
+    }
+
+    /// Returns whether there is something to run: see [`Program::not_built`].
+    pub fn is_built(&self) -> bool {
+        self.is_built
     }
 
     /// Adds an argument.
@@ -173,6 +189,9 @@ impl Program {
     /// # Errors
     /// There is no such file, it cannot be executed, a template is unknown, or the output cannot be written.
     pub fn check(&self) -> Result<PathBuf> {
+        if !self.is_built {
+            return Err(Error::refused("the program is not built yet: try again when it is"));
+        }
         arguments::check_templates(&self.arguments)?;
         self.output.check()?;
         resolve::find_executable(
