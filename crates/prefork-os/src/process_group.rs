@@ -77,8 +77,14 @@ pub fn kill_rest_of_own_group() {
     if own.as_raw() <= 1 || getpgrp() != own {
         return;
     }
+    let parent_group = getpgid(Some(getppid()));
+    if parent_group == Ok(Pid::from_raw(0)) {
+        // The parent is process 1 of a PID namespace and its group is from outside, which has no number here. It kills the rest when
+        // it reaps this process; if it dies, everything in the namespace dies.
+        return;
+    }
     // While this process lives, no other process or group can get its number.
-    let _ = getpgid(Some(getppid())).and_then(|group| setpgid(own, group));
+    let _ = parent_group.and_then(|group| setpgid(own, group));
     let _ = kill(Pid::from_raw(-own.as_raw()), Signal::SIGKILL);
 }
 

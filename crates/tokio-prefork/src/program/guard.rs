@@ -25,6 +25,7 @@ use super::watchdog::Watchdog;
 use crate::channel::WorkerReport;
 use crate::error::{Error, ErrorKind, Result};
 use crate::listener::Listener;
+use crate::log_output::ProcessRole;
 use crate::worker::{
     self, AcceptSources, LocalWorkerState, heartbeat, primary_channel, shutdown, worker_shared,
 };
@@ -185,6 +186,8 @@ impl Guard {
         let process = process
             .map_err(|e| Error::system(format!("watch {} (pid {pid})", self.program.name()), e))?;
         self.process.replace(Some(process));
+        // Lines of the log have the pid that the primary shows.
+        ProcessRole::Worker(self.tag()).set();
         self.state.worker_page.set_program_pid(pid);
         // If this fails, the primary is gone, which the task that reads the channel notices.
         let _ = self.state.channel.send(&WorkerReport::ProgramStarted { pid });
