@@ -29,6 +29,8 @@
   const VARIABLE = 'PREFORK_NODE_SHIM';
   // How long a socket stays open after its server was closed, so that a program which tries a port first can listen again.
   const RELISTEN_MS = 1000;
+  // How long to go on accepting after the stop, for connections that wait in the queue of the socket.
+  const ACCEPT_MS = 100;
   // How long an idle connection may wait for a further request, which ends it politely, before it is closed. The same for one
   // without any request.
   const IDLE_GRACE_MS = 1000;
@@ -443,7 +445,7 @@
       if (!server._handle && hasWorkers) continue;
       remaining += 1;
       // Not the method of http.Server, which destroys idle connections at once.
-      if (server._handle) net.Server.prototype.close.call(server, closed);
+      if (server._handle) setTimeout(() => net.Server.prototype.close.call(server, closed), ACCEPT_MS);
       else server.once('close', closed);
     }
     setTimeout(() => setInterval(closeIdle, CLOSE_IDLE_MS), IDLE_GRACE_MS);
