@@ -30,6 +30,13 @@ pub(super) fn check_templates(arguments: &[OsString]) -> Result<()> {
     arguments.iter().try_for_each(|argument| expand(argument, &some).map(drop))
 }
 
+/// Returns whether an argument has the number of a descriptor, as a template or as `fd://3`.
+pub(super) fn names_descriptor(argument: &OsStr) -> bool {
+    let text = argument.to_string_lossy();
+    let is_address = |part: &str| part.starts_with(|c: char| c.is_ascii_digit());
+    text.contains("{fd") || text.split("fd://").skip(1).any(is_address)
+}
+
 /// Replaces the templates of an argument.
 ///
 /// # Errors
@@ -119,6 +126,20 @@ mod tests {
     fn expanded(argument: &str) -> Result<String> {
         let values = TemplateValues { sockets: 2, port: Some(8080), slot: 1, worker: 7 };
         expand(OsStr::new(argument), &values).map(|text| text.to_string_lossy().into_owned())
+    }
+
+    #[test]
+    fn numbers_of_descriptors_are_recognized() {
+        for (argument, is_expected) in [
+            ("{fd}", true),
+            ("fd://{fd:1}", true),
+            ("--bind=fd://3", true),
+            ("fd://", false),
+            ("3", false),
+            ("{slot}", false),
+        ] {
+            assert_eq!(names_descriptor(OsStr::new(argument)), is_expected, "{argument}");
+        }
     }
 
     #[test]

@@ -30,10 +30,12 @@ pub(super) fn program_environment(
         variables.retain(|(other, _)| other != name);
         variables.push((name.into(), value.into()));
     };
-    set("LISTEN_FDS", listeners.len().to_string());
-    let names: Vec<String> =
-        listeners.iter().map(|one| socket_name(&one.real_addr().to_string())).collect();
-    set("LISTEN_FDNAMES", names.join(":"));
+    if !program.names_descriptors() {
+        set("LISTEN_FDS", listeners.len().to_string());
+        let names: Vec<String> =
+            listeners.iter().map(|one| socket_name(&one.real_addr().to_string())).collect();
+        set("LISTEN_FDNAMES", names.join(":"));
+    }
     for (name, value) in service_variables {
         set(name, value.clone());
     }

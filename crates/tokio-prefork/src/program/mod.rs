@@ -201,6 +201,12 @@ impl Program {
         )
     }
 
+    /// Returns whether an argument has the number of a descriptor. Then there is no `LISTEN_FDS`: gunicorn takes both, and fails when it
+    /// takes the same socket twice.
+    fn names_descriptors(&self) -> bool {
+        self.arguments.iter().any(|argument| arguments::names_descriptor(argument))
+    }
+
     fn stop_signal_number(&self) -> Signal {
         self.stop_signal.signal()
     }

@@ -42,8 +42,7 @@ pub(super) fn start_program(
     let path =
         environment.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path.as_os_str());
     let executable = resolve::find_executable(program.executable(), program.directory(), path)?;
-    let has_shim =
-        program.has_node_shim() && node_shim::applies_to(&executable, program.arguments());
+    let has_shim = program.has_node_shim() && node_shim::applies_to(&executable, program);
     let shim = has_shim
         .then(|| NodeShim::prepare(listeners, tag.slot, backlog, program.stop_signal))
         .transpose()?;
@@ -73,7 +72,9 @@ pub(super) fn start_program(
     };
     let mut start = ProgramStart::new(&executable, &arguments, &environment, program.directory())
         .map_err(cannot)?;
-    start.set_pid_variable(LISTEN_PID);
+    if !program.names_descriptors() {
+        start.set_pid_variable(LISTEN_PID);
+    }
     let pid = start.start(&fds).map_err(cannot)?;
     Ok(StartedProgram { pid, shim })
 }

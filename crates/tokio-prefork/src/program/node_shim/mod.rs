@@ -19,8 +19,8 @@ use nix::sys::socket::{MsgFlags, send};
 use serde_json::{Value, json};
 use tokio::io::unix::AsyncFd;
 
-use super::StopSignal;
 use super::arguments::FIRST_FD;
+use super::{Program, StopSignal};
 use crate::error::{Error, Result};
 use crate::listener::{ListenAddr, Listener};
 use applies::is_node_program;
@@ -49,11 +49,10 @@ pub(super) struct NodeShim {
     is_ready: Cell<bool>,
 }
 
-/// Returns whether a program with this executable and these arguments gets the script: it is Node, starts Node, or is a script for
-/// Node, and no argument has the number of a descriptor.
-pub(super) fn applies_to(executable: &Path, arguments: &[OsString]) -> bool {
-    let takes_descriptor = |argument: &OsString| argument.to_string_lossy().contains("{fd");
-    is_node_program(executable, arguments) && !arguments.iter().any(takes_descriptor)
+/// Returns whether a program with this executable gets the script: it is Node, starts Node, or is a script for Node, and no argument
+/// has the number of a descriptor.
+pub(super) fn applies_to(executable: &Path, program: &Program) -> bool {
+    is_node_program(executable, program.arguments()) && !program.names_descriptors()
 }
 
 impl NodeShim {

@@ -22,6 +22,7 @@
   const cluster = require('cluster');
   const fs = require('fs');
   const http = require('http');
+  const https = require('https');
   const net = require('net');
   const os = require('os');
   const path = require('path');
@@ -370,6 +371,14 @@
       }
       return writeHead.apply(this, args);
     };
+    // http.Server's close calls it at once, which would destroy a connection whose next request is on its way.
+    for (const { Server } of [http, https]) {
+      const { closeIdleConnections } = Server.prototype;
+      if (!closeIdleConnections) continue;
+      Server.prototype.closeIdleConnections = function () {
+        setTimeout(() => closeIdleConnections.call(this), IDLE_GRACE_MS);
+      };
+    }
     for (const server of servers) {
       // A request in progress is answered, although its connection was half-closed.
       if ('httpAllowHalfOpen' in server) server.httpAllowHalfOpen = true;
@@ -448,14 +457,20 @@
       if (server._handle) setTimeout(() => net.Server.prototype.close.call(server, closed), ACCEPT_MS);
       else server.once('close', closed);
     }
-    setTimeout(() => setInterval(closeIdle, CLOSE_IDLE_MS), IDLE_GRACE_MS);
+    setInterval(closeIdle, CLOSE_IDLE_MS);
   }
 
+  const closeSilent = (socket) => {
+    if (socket.bytesRead === 0) socket.end();
+  };
+
   function closeIdle() {
+    // Deferred: see drain.
     for (const server of servers) server.closeIdleConnections?.();
     // Those without any request do not count as idle.
     for (const socket of process._getActiveHandles?.() ?? []) {
-      if (socket instanceof net.Socket && servers.has(socket.server) && socket.bytesRead === 0) socket.end();
+      const isSilent = socket instanceof net.Socket && servers.has(socket.server) && socket.bytesRead === 0;
+      if (isSilent) setTimeout(closeSilent, IDLE_GRACE_MS, socket);
     }
   }
 
