@@ -79,6 +79,11 @@ impl Primary {
             Some(config) => self.take_socket_index(tag, config),
             None => Ok(0),
         };
+        let socket_index = socket_index.and_then(|index| {
+            let runs_program = config.as_ref().is_some_and(|config| config.program().is_some());
+            // After it has opened sockets: all that exist now are given away, once.
+            runs_program.then(|| self.listeners.give_to_programs()).transpose().map(|_| index)
+        });
         let lease = config.and_then(|config| self.lease_load_page(tag.slot, &config));
         let forked = socket_index.and_then(|index| self.fork_with_pages(tag, pages, lease, index));
         if forked.is_err() {

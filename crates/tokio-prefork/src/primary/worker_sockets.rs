@@ -146,9 +146,6 @@ impl Primary {
     /// # Errors
     /// A socket cannot be opened, or there are too many.
     pub(super) fn take_socket_index(&mut self, tag: WorkerTag, config: &Config) -> Result<u32> {
-        if config.program().is_some() {
-            self.listeners.give_to_programs()?;
-        }
         if self.worker_sockets.is_none() || !config.has_socket_per_worker() {
             return Ok(0);
         }
