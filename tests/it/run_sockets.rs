@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::support::command::ProcessBuilder;
 use crate::support::control::serving;
 use crate::support::load::Load;
-use crate::support::{Client, Server, env_count, process, wait};
+use crate::support::{Address, Client, Server, env_count, process, wait};
 
 fn start(workers: usize, words: &[&str], args: &[&str]) -> Server {
     let builder = ProcessBuilder::run_foreign_server(words).workers(workers);
@@ -201,6 +201,55 @@ fn an_upgrade_in_place_keeps_the_sockets_of_all_workers() {
         });
     }
     assert!(listening_socket_count(server.port()) <= 5);
+    let tally = load.stop();
+    assert_eq!(tally.refused, 0, "{tally:?}");
+    server.stop();
+}
+
+#[test]
+fn a_program_that_knows_nothing_of_draining_loses_no_new_connection_over_20_reloads() {
+    let server = start(2, &[], &[]);
+    let load = Load::new_connections(server.address(), 4).start();
+    for _ in 0..env_count("PREFORK_RELOADS", 20) {
+        load.wait_answered(24);
+        server.run_verb(&["reload"]);
+    }
+    load.wait_answered(24);
+    let tally = load.stop();
+    assert_eq!((tally.refused, tally.failures()), (0, 0), "{tally:?}");
+    server.stop();
+}
+
+#[test]
+fn reloads_change_addresses_and_the_dispatch_policy() {
+    let config = |bind: &str, dispatch: &str| {
+        format!(
+            "bind = [{bind}]\nworkers = 2\ndispatch = \"{dispatch}\"\ngraceful-timeout = \"1s\"\n"
+        )
+    };
+    let first = "\"127.0.0.1:0\"";
+    let both = "\"127.0.0.1:0\", \"127.0.0.2:0\"";
+    let builder = ProcessBuilder::run_foreign_server(&[]).config(2, &config(first, "shared"));
+    let server = builder.start();
+    let load = Load::new_connections(server.address(), 2).start();
+    let steps = [(first, "reuseport"), (both, "reuseport"), (both, "ip-hash"), (first, "shared")];
+    for (bind, dispatch) in steps {
+        load.wait_answered(8);
+        std::fs::write(server.dir().join("prefork.toml"), config(bind, dispatch)).expect("write");
+        server.run_verb(&["reload"]);
+        let status = server.status();
+        assert_eq!(status["primary"]["dispatch"], dispatch);
+        let names = status["listeners"].as_array().into_iter().flatten();
+        for name in names.filter_map(|name| name.as_str()) {
+            let (_, address) = name.split_once("://").expect("a scheme");
+            let address = Address::Tcp(address.parse().expect("an address"));
+            let programs = serving_programs(&server);
+            for _ in 0..8 {
+                let answer = Client::connect(&address).and_then(|mut client| client.get("/"));
+                assert!(programs.contains(&answer.expect("an answer").pid()), "{dispatch} {name}");
+            }
+        }
+    }
     let tally = load.stop();
     assert_eq!(tally.refused, 0, "{tally:?}");
     server.stop();

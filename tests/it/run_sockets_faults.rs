@@ -157,3 +157,16 @@ fn a_late_connection_is_left_to_the_next_worker() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     server.stop();
 }
+
+#[test]
+fn a_restart_takes_the_address_back_from_the_programs_of_a_killed_primary() {
+    let mut server = start(2, &["ignores-term"], &[]);
+    let old = serving_programs(&server);
+    let address = format!("127.0.0.1:{}", server.port());
+    server.kill_primary();
+    let builder = ProcessBuilder::run_foreign_server(&[]).workers(2).dispatch("reuseport");
+    let restarted = builder.bind([address]).start();
+    assert!(answering_programs(&restarted, 16).is_disjoint(&old));
+    process::wait_ended(&old.into_iter().collect::<Vec<u32>>());
+    restarted.stop();
+}

@@ -291,7 +291,11 @@ impl Cluster {
             self.take_inherited_sockets(manifest.as_ref(), &service.activation_fds)?;
         listeners.set_serves_raw_connections(self.serves_raw_connections);
         let passed = if manifest.is_none() { &service.activation_fds[..] } else { &[] };
-        let unwanted = listeners.take_stored_sockets(passed, &self.config.bind);
+        let per_worker = self.config.has_socket_per_worker();
+        let mut unwanted = listeners.take_stored_sockets(passed, &self.config.bind, per_worker);
+        if per_worker && manifest.is_none() {
+            unwanted.extend(listeners.drop_sockets_after_gaps());
+        }
         let resolved = resolve_hosts(&self.config.all_listen_addrs())?;
         listeners.set_ipv6_only(self.config.ipv6_only);
         self.config.resolve_bind_addrs(&mut listeners, &resolved);

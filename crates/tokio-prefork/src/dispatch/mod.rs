@@ -55,7 +55,7 @@ pub(crate) use least_conn::load_page::{LoadPage, LoadPageLease};
 pub(crate) use policy::AcceptPath;
 pub use policy::Dispatch;
 use round_robin::ConnectionReceiver;
-pub(crate) use worker_sockets::{AttachedTargets, SocketTarget};
+pub(crate) use worker_sockets::{AttachedTargets, GroupLayout, SocketTarget};
 
 /// Starts the tasks that accept connections in a worker. `queue` is the worker's connection queue if the primary accepts.
 pub(crate) fn start_accepting(

@@ -18,8 +18,8 @@ use std::os::fd::BorrowedFd;
 
 use super::Dispatch;
 use super::bpf::classic::{
-    NETWORK_HEADER_OFFSET, jump_if_at_least, jump_if_equal, load_byte, load_half_word,
-    return_accumulator, shift_right,
+    MAX_INSTRUCTIONS, NETWORK_HEADER_OFFSET, jump_if_at_least, jump_if_equal, load_byte,
+    load_half_word, return_accumulator, return_socket, shift_right,
 };
 use super::ip_hash;
 use super::least_conn::weights;
@@ -31,6 +31,13 @@ const PROBE_NETWORK: u32 = 0x7f50;
 
 /// The most targets in a program for `ip-hash`: two less than without the instructions for probes.
 const MAX_ADDRESS_TARGETS: usize = ip_hash::MAX_SLOTS - 2;
+
+/// The instructions for probes, without those for moved sockets.
+const PROBE_INSTRUCTIONS: usize = 8;
+
+/// The most moved sockets whose probes reach them: jumps are short. There is one for each time that a program has shut its socket
+/// down since the start, as long as the order of the sockets shows it.
+const MAX_MOVED_SOCKETS: usize = 120;
 
 /// The weight of a socket without waiting connections.
 const MAX_WEIGHT: u32 = 1000;
@@ -49,6 +56,15 @@ pub(crate) struct SocketTarget {
     pub(crate) queued: u32,
 }
 
+/// The sockets of a group, as far as a program has to know them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct GroupLayout {
+    /// How many sockets the kernel has in the group.
+    pub(crate) sockets: u32,
+    /// Index and position of the sockets where these differ.
+    pub(crate) moved: Vec<(u32, u32)>,
+}
+
 /// The way in which a program selects one of its targets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Selection {
@@ -60,13 +76,12 @@ enum Selection {
 #[derive(Debug, Default)]
 pub(crate) struct AttachedTargets {
     targets: Vec<SocketTarget>,
-    sockets: u32,
+    layout: GroupLayout,
     selection: Option<Selection>,
 }
 
 impl AttachedTargets {
-    /// Attaches a program for these targets to the group of `socket`, which has `sockets` sockets, unless the attached one
-    /// serves as well.
+    /// Attaches a program for these targets to the group of `socket`, unless the attached one serves as well.
     ///
     /// # Errors
     /// The kernel refuses the program; then the one before stays attached.
@@ -75,15 +90,15 @@ impl AttachedTargets {
         policy: Dispatch,
         targets: &[SocketTarget],
         socket: BorrowedFd<'_>,
-        sockets: u32,
+        layout: GroupLayout,
     ) -> io::Result<()> {
         let selection = selection(policy, targets);
-        let is_same = self.selection == Some(selection) && self.sockets == sockets;
+        let is_same = self.selection == Some(selection) && self.layout == layout;
         if is_same && !has_changed(&self.targets, targets, selection) {
             return Ok(());
         }
-        bpf::attach_classic_reuseport_program(socket, &assemble(selection, targets, sockets))?;
-        *self = AttachedTargets { targets: targets.to_vec(), sockets, selection: Some(selection) };
+        bpf::attach_classic_reuseport_program(socket, &assemble(selection, targets, &layout))?;
+        *self = AttachedTargets { targets: targets.to_vec(), layout, selection: Some(selection) };
         Ok(())
     }
 
@@ -125,22 +140,12 @@ fn weight(target: &SocketTarget) -> u32 {
     (MAX_WEIGHT * HALF_WEIGHT_QUEUE / (queued + HALF_WEIGHT_QUEUE)).max(1)
 }
 
-/// Returns the program for these targets in a group of `sockets` sockets.
+/// Returns the program for these targets in a group of this layout.
 fn assemble(
     selection: Selection,
     targets: &[SocketTarget],
-    sockets: u32,
+    layout: &GroupLayout,
 ) -> Vec<ClassicBpfInstruction> {
-    let mut program = vec![
-        load_byte(NETWORK_HEADER_OFFSET),
-        shift_right(4),
-        jump_if_equal(4, 0, 5),
-        load_half_word(NETWORK_HEADER_OFFSET + 12),
-        jump_if_equal(PROBE_NETWORK, 0, 3),
-        load_half_word(NETWORK_HEADER_OFFSET + 14),
-        jump_if_at_least(sockets, 1, 0),
-        return_accumulator(),
-    ];
     let by_address = || {
         let pairs: Vec<_> = targets.iter().map(|one| (one.slot.0, one.position)).collect();
         ip_hash::assemble_for_sockets(&pairs)
@@ -149,7 +154,31 @@ fn assemble(
         Selection::ClientAddress => by_address(),
         Selection::Random => None,
     };
-    program.extend(selected.unwrap_or_else(|| weights::assemble(&weights_by_position(targets))));
+    let selected = selected.unwrap_or_else(|| weights::assemble(&weights_by_position(targets)));
+    let room = MAX_INSTRUCTIONS.saturating_sub(selected.len() + PROBE_INSTRUCTIONS) / 2;
+    let mut program = assemble_probe(layout, room.min(MAX_MOVED_SOCKETS));
+    program.extend(selected);
+    program
+}
+
+/// Returns the part of a program that sends a probe to the socket of its index, and goes on for other connections. Of the moved
+/// sockets it knows at most `max_moved`.
+fn assemble_probe(layout: &GroupLayout, max_moved: usize) -> Vec<ClassicBpfInstruction> {
+    let moved = &layout.moved[..layout.moved.len().min(max_moved)];
+    let rest = 2 * moved.len() as u8;
+    let mut program = vec![
+        load_byte(NETWORK_HEADER_OFFSET),
+        shift_right(4),
+        jump_if_equal(4, 0, 5 + rest),
+        load_half_word(NETWORK_HEADER_OFFSET + 12),
+        jump_if_equal(PROBE_NETWORK, 0, 3 + rest),
+        load_half_word(NETWORK_HEADER_OFFSET + 14),
+        jump_if_at_least(layout.sockets, 1 + rest, 0),
+    ];
+    for (index, position) in moved {
+        program.extend([jump_if_equal(*index, 0, 1), return_socket(*position)]);
+    }
+    program.push(return_accumulator());
     program
 }
 
@@ -170,11 +199,15 @@ mod tests {
 
     use socket2::{Domain, Socket, Type};
 
-    use super::super::bpf::classic::{MAX_INSTRUCTIONS, interpret};
+    use super::super::bpf::classic::interpret;
     use super::*;
 
     fn target(slot: u32, position: u32) -> SocketTarget {
         SocketTarget { slot: Slot(slot), position, queued: 0 }
+    }
+
+    fn layout(sockets: u32) -> GroupLayout {
+        GroupLayout { sockets, moved: Vec::new() }
     }
 
     fn ipv4_header(source: Ipv4Addr) -> Vec<u8> {
@@ -189,7 +222,8 @@ mod tests {
 
     #[test]
     fn only_targets_are_selected_each_as_often() {
-        let program = assemble(Selection::Random, &[target(0, 1), target(1, 4), target(2, 5)], 8);
+        let program =
+            assemble(Selection::Random, &[target(0, 1), target(1, 4), target(2, 5)], &layout(8));
         let mut got = [0; 8];
         for random in 0..3 * MAX_WEIGHT {
             got[interpret(&program, &ipv4_header(CLIENT), random) as usize] += 1;
@@ -211,7 +245,7 @@ mod tests {
     #[test]
     fn a_probe_reaches_its_socket_and_no_other_client_does() {
         for selection in [Selection::Random, Selection::ClientAddress] {
-            let program = assemble(selection, &[target(0, 2)], 300);
+            let program = assemble(selection, &[target(0, 2)], &layout(300));
             let select = |source: Ipv4Addr| interpret(&program, &ipv4_header(source), 7);
             assert_eq!(select(Ipv4Addr::new(127, 80, 0, 5)), 5);
             assert_eq!(select(Ipv4Addr::new(127, 80, 1, 43)), 299);
@@ -225,11 +259,26 @@ mod tests {
     }
 
     #[test]
+    fn a_probe_finds_a_socket_that_has_moved() {
+        let moved: Vec<_> = (0..300).map(|index| (index, 299 - index)).collect();
+        let layout = GroupLayout { sockets: 300, moved };
+        for selection in [Selection::Random, Selection::ClientAddress] {
+            let program = assemble(selection, &[target(0, 2)], &layout);
+            let select = |source: Ipv4Addr| interpret(&program, &ipv4_header(source), 7);
+            assert_eq!(select(Ipv4Addr::new(127, 80, 0, 5)), 294);
+            assert_eq!(select(Ipv4Addr::new(127, 80, 0, 119)), 180);
+            assert_eq!(select(Ipv4Addr::new(127, 80, 1, 44)), 2, "there are 300 sockets");
+            assert_eq!(select(CLIENT), 2);
+            assert_eq!(interpret(&program, &ipv6_header(Ipv6Addr::LOCALHOST), 7), 2);
+        }
+    }
+
+    #[test]
     fn a_client_keeps_its_slot_when_the_worker_is_replaced() {
         let before = [target(0, 0), target(1, 1), target(2, 2)];
         let after = [target(0, 0), target(1, 3), target(2, 2)];
         let select = |targets: &[SocketTarget], client: u32| {
-            let program = assemble(Selection::ClientAddress, targets, 4);
+            let program = assemble(Selection::ClientAddress, targets, &layout(4));
             interpret(&program, &ipv4_header(Ipv4Addr::from_bits(client)), 0)
         };
         for client in 0x0a00_0000..0x0a00_0100 {
@@ -244,11 +293,18 @@ mod tests {
         // After a reload from one shared socket, each slot has its own beyond it.
         let targets: Vec<_> = (0..most).map(|slot| target(slot, slot + most)).collect();
         assert_eq!(selection(Dispatch::IpHash, &targets), Selection::Random);
-        assert!(assemble(Selection::Random, &targets, 2 * most).len() <= MAX_INSTRUCTIONS);
+        assert!(assemble(Selection::Random, &targets, &layout(2 * most)).len() <= MAX_INSTRUCTIONS);
         let fitting = &targets[..MAX_ADDRESS_TARGETS];
         assert_eq!(selection(Dispatch::IpHash, fitting), Selection::ClientAddress);
-        let program = assemble(Selection::ClientAddress, fitting, 2 * most);
+        let program = assemble(Selection::ClientAddress, fitting, &layout(2 * most));
         assert!(program.len() <= MAX_INSTRUCTIONS, "{}", program.len());
+        let moved: Vec<_> = (0..most).map(|index| (index, most - 1 - index)).collect();
+        let moved = GroupLayout { sockets: most, moved };
+        for (selection, targets) in
+            [(Selection::ClientAddress, fitting), (Selection::Random, &targets)]
+        {
+            assert!(assemble(selection, targets, &moved).len() <= MAX_INSTRUCTIONS);
+        }
     }
 
     /// Two plain listeners on one port, in the order of the kernel.
@@ -279,7 +335,7 @@ mod tests {
             [(Dispatch::Reuseport, 0), (Dispatch::Reuseport, 1), (Dispatch::IpHash, 0)]
         {
             let targets = [target(0, socket)];
-            attached.update(policy, &targets, listeners[1].as_fd(), 2).expect("attach");
+            attached.update(policy, &targets, listeners[1].as_fd(), layout(2)).expect("attach");
             assert!(attached.includes(socket) && !attached.includes(1 - socket));
             let clients: Vec<_> = (0..32).map(|_| TcpStream::connect(address)).collect();
             assert!(clients.iter().all(Result::is_ok));
@@ -295,7 +351,9 @@ mod tests {
         let address = listeners[0].local_addr().expect("address");
         let mut attached = AttachedTargets::default();
         let targets = [target(0, 0)];
-        attached.update(Dispatch::Reuseport, &targets, listeners[0].as_fd(), 2).expect("attach");
+        attached
+            .update(Dispatch::Reuseport, &targets, listeners[0].as_fd(), layout(2))
+            .expect("attach");
         let client = Socket::new(Domain::IPV4, Type::STREAM, None).expect("client");
         let source: SocketAddr = (Ipv4Addr::new(127, 80, 0, 1), 0).into();
         client.bind(&source.into()).expect("bind");
@@ -309,7 +367,9 @@ mod tests {
         let address = listeners[0].local_addr().expect("address");
         let mut attached = AttachedTargets::default();
         let targets = [target(0, 0)];
-        attached.update(Dispatch::Reuseport, &targets, listeners[0].as_fd(), 2).expect("attach");
+        attached
+            .update(Dispatch::Reuseport, &targets, listeners[0].as_fd(), layout(2))
+            .expect("attach");
         let third = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
         third.set_reuse_port(true).expect("reuseport");
         third.bind(&address.into()).expect("bind");

@@ -14,6 +14,9 @@ pub(super) const DRAINING_WORKER_RELEASE_TIMEOUT: Duration = Duration::from_mill
 /// How often to check whether they have closed it.
 const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
+/// How far above a process this primary is looked for: a worker may run a foreign program, which starts others.
+const MAX_ANCESTORS: usize = 16;
+
 /// The result of waiting for workers to close their sockets.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum CloseOutcome {
@@ -37,7 +40,12 @@ pub(super) fn wait_until_workers_close(
             return CloseOutcome::Closed;
         }
         let holders = socket_holders::processes_holding(&inodes);
-        let is_ours = |pid: u32| process::parent_pid(pid) == Some(std::process::id());
+        // A worker, or what it has started.
+        let is_ours = |pid: u32| {
+            let ancestors =
+                std::iter::successors(process::parent_pid(pid), |pid| process::parent_pid(*pid));
+            ancestors.take(MAX_ANCESTORS).any(|pid| pid == std::process::id())
+        };
         let strange = holders.iter().find(|one| !is_ours(one.pid));
         // A process that has exited meanwhile holds no socket.
         if strange.is_some_and(|one| socket_holders::process_holds_any(one.pid, &inodes)) {

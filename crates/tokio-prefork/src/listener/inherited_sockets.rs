@@ -110,10 +110,14 @@ impl ListenerSet {
 
     /// Takes the sockets that `bind` names from the descriptor store. Returns the names of the others, for removal from
     /// the store.
+    ///
+    /// `keeps_program` leaves the BPF program of the previous primary attached. One that reads no memory of the primary still
+    /// sends connections to the sockets of its workers, where the first new workers will find them.
     pub(crate) fn take_stored_sockets(
         &mut self,
         passed: &[ActivationFd],
         bind: &[ListenAddr],
+        keeps_program: bool,
     ) -> Vec<String> {
         let mut stored: Vec<_> =
             passed.iter().filter(|one| is_stored_socket_name(&one.name)).collect();
@@ -123,8 +127,9 @@ impl ListenerSet {
         let mut unwanted = Vec::new();
         for one in stored {
             // A socket that cannot be used is bound again, so a failure does not prevent the start.
-            let taken = prefork_os::fd::take_inherited_fd(one.fd)
-                .is_ok_and(|fd| self.take_stored_socket(&one.name, fd, bind).is_some());
+            let taken = prefork_os::fd::take_inherited_fd(one.fd).is_ok_and(|fd| {
+                self.take_stored_socket(&one.name, fd, bind, keeps_program).is_some()
+            });
             if !taken {
                 unwanted.push(one.name.clone());
             }
@@ -132,7 +137,13 @@ impl ListenerSet {
         unwanted
     }
 
-    fn take_stored_socket(&mut self, name: &str, fd: OwnedFd, bind: &[ListenAddr]) -> Option<()> {
+    fn take_stored_socket(
+        &mut self,
+        name: &str,
+        fd: OwnedFd,
+        bind: &[ListenAddr],
+        keeps_program: bool,
+    ) -> Option<()> {
         let StoredSocketName { slot, addr } = StoredSocketName::decode(name)?;
         let addr: ListenAddr = addr.parse().ok().filter(|addr| bind.contains(addr))?;
         let socket = Socket::from(fd);
@@ -142,8 +153,10 @@ impl ListenerSet {
         if lost || !bind_socket::is_stream_listener(&socket) || self.has(&addr, slot) {
             return None;
         }
-        // No process updates the tables of the previous primary's BPF program any more.
-        let _ = prefork_os::bpf::detach_reuseport_program(socket.as_fd());
+        if !keeps_program {
+            // No process updates the tables of the previous primary's BPF program any more.
+            let _ = prefork_os::bpf::detach_reuseport_program(socket.as_fd());
+        }
         // The previous primary may have attached a filter that drops new connections.
         let _ = socket.detach_filter();
         self.inherit(addr, slot, socket.into(), std::process::id(), SocketKeeper::FdStore).ok()
@@ -270,7 +283,7 @@ mod tests {
             })
             .collect();
         let mut back = ListenerSet::default();
-        assert!(back.take_stored_sockets(&passed, &bind).is_empty());
+        assert!(back.take_stored_sockets(&passed, &bind, false).is_empty());
         let slots: Vec<u32> = back.listeners.iter().map(|one| one.slot.0).collect();
         assert_eq!((back.bound_addrs_of(&bind), slots), (local, vec![0, 1, 2]));
         // One has an address that `bind` does not name, the other an invalid name.
@@ -283,7 +296,7 @@ mod tests {
             })
             .collect();
         let mut none = ListenerSet::default();
-        let mut unwanted = none.take_stored_sockets(&passed, &addrs(&["127.0.0.1:1"]));
+        let mut unwanted = none.take_stored_sockets(&passed, &addrs(&["127.0.0.1:1"]), false);
         unwanted.sort();
         assert!(none.listeners.is_empty());
         assert_eq!(unwanted, names);

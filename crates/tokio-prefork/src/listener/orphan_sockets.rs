@@ -10,7 +10,8 @@
 //!   connections), it waits for [`ORPHAN_RELEASE_TIMEOUT`] and then **kills** the workers that still hold the address.
 //!
 //! A process counts as an orphan only if the name of its shared memory mapping gives a primary, by pid and start time,
-//! that is dead. Workers of a living primary and of other pid namespaces are never touched.
+//! that is dead, or if it is a descendant of such a process, as a foreign program is. Workers of a living primary and of other pid
+//! namespaces are never touched.
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -31,6 +32,9 @@ const KILLED_EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to wait for killed orphans to exit, at a reload.
 const RELOAD_KILLED_EXIT_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// How far above a process its worker is looked for. A foreign program may start others, which start others.
+const MAX_ANCESTORS: usize = 16;
 
 /// How often to check whether the address is free.
 const CHECK_INTERVAL: Duration = Duration::from_millis(5);
@@ -174,16 +178,24 @@ fn orphan_worker(holder: SocketHolder) -> Option<OrphanWorker> {
     Some(OrphanWorker { holder, primary, process })
 }
 
-/// Returns the pid of the dead primary that forked process `pid`.
+/// Returns the pid of the dead primary that process `pid` belongs to: as its worker, or as a descendant of one.
 fn dead_primary_pid(pid: u32) -> Option<u32> {
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     if namespace(&pid.to_string())? != namespace("self")? {
         return None;
     }
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
-    let (primary, started) = maps.lines().find_map(shared_memory::parse_primary_of_mapping)?;
+    // The nearest one counts: a program may be a primary itself.
+    let ancestors = std::iter::successors(Some(pid), |pid| process::parent_pid(*pid));
+    let (worker, (primary, started)) =
+        ancestors.take(MAX_ANCESTORS).find_map(|pid| Some((pid, named_primary(pid)?)))?;
     let lives = process::process_start_ticks(primary) == Some(started);
-    (!lives && process::parent_pid(pid) != Some(primary)).then_some(primary)
+    (!lives && process::parent_pid(worker) != Some(primary)).then_some(primary)
+}
+
+/// Returns pid and start time of the primary that the shared memory of a process names.
+fn named_primary(pid: u32) -> Option<(u32, u64)> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    maps.lines().find_map(shared_memory::parse_primary_of_mapping)
 }
 
 /// Returns a duplicate of the orphans' socket if it is the only one, has exactly the address `addr`, and may be

@@ -9,10 +9,12 @@
 //! the set. A program may end the listening of its socket by shutdown(2), which concerns all processes that have the
 //! socket; it is made to listen again.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::{ListenAddr, Listener, ListenerSet, bind_socket};
+use crate::dispatch::GroupLayout;
 use crate::error::{Error, Result};
 use prefork_supervisor::Slot;
 
@@ -26,9 +28,13 @@ pub(crate) struct WorkerSocketGroup<'a> {
 }
 
 impl<'a> WorkerSocketGroup<'a> {
-    /// Returns how many sockets the kernel has in the group.
-    pub(crate) fn len(&self) -> u32 {
-        self.sockets.len() as u32
+    /// Returns what a BPF program has to know of the group.
+    pub(crate) fn layout(&self) -> GroupLayout {
+        let places = self.sockets.iter().map(|one| one.slot.0).zip(0..);
+        GroupLayout {
+            sockets: self.sockets.len() as u32,
+            moved: places.filter(|(index, position)| index != position).collect(),
+        }
     }
 
     /// Returns a socket through which a BPF program can be attached to the group: one that listens. For another one the
@@ -65,7 +71,7 @@ impl ListenerSet {
             .listeners
             .iter()
             .filter(|one| one.slot == Slot(0) && !one.is_shared_by_all_workers());
-        firsts.map(|first| self.group_of(&first.addr)).filter(|group| group.len() > 1)
+        firsts.map(|first| self.group_of(&first.addr)).filter(|group| group.sockets.len() > 1)
     }
 
     fn group_of<'a>(&'a self, addr: &'a ListenAddr) -> WorkerSocketGroup<'a> {
@@ -163,6 +169,19 @@ impl ListenerSet {
         self.listeners.swap(ended, last);
     }
 
+    /// Closes the sockets of pools whose position is not certain, as one before them is missing, and returns their names in the
+    /// file descriptor store. They are opened anew.
+    pub(crate) fn drop_sockets_after_gaps(&mut self) -> Vec<String> {
+        let indices: BTreeSet<(String, u32)> =
+            self.listeners.iter().map(|one| (one.addr.to_string(), one.slot.0)).collect();
+        let follows_gap = |one: &Listener| {
+            let addr = one.addr.to_string();
+            (0..one.slot.0).any(|index| !indices.contains(&(addr.clone(), index)))
+        };
+        let dropped = self.listeners.extract_if(.., |one| follows_gap(one));
+        dropped.filter_map(|one| one.store_name()).collect()
+    }
+
     /// Closes all sockets of `addr` but the first one, which all workers share from now on: nothing can select among them.
     pub(crate) fn share_first_socket(&mut self, addr: &ListenAddr) {
         self.listeners.retain(|one| one.addr != *addr || one.slot == Slot(0));
@@ -189,8 +208,8 @@ mod tests {
             let position = group.position_of(index).expect("a socket");
             let targets = [SocketTarget { slot: Slot(0), position, queued: 0 }];
             let mut attached = AttachedTargets::default();
-            let (socket, sockets) = (group.socket().expect("one listens"), group.len());
-            attached.update(Dispatch::Reuseport, &targets, socket, sockets).expect("attach");
+            let socket = group.socket().expect("one listens");
+            attached.update(Dispatch::Reuseport, &targets, socket, group.layout()).expect("attach");
         }
     }
 
@@ -254,11 +273,24 @@ mod tests {
         // As if a program were attached in the moment after it was shut down.
         let targets = [SocketTarget { slot: Slot(0), position: 0, queued: 0 }];
         let mut attached = AttachedTargets::default();
-        attached.update(Dispatch::Reuseport, &targets, ended.as_fd(), 3).expect("attach");
+        let layout = GroupLayout { sockets: 3, moved: Vec::new() };
+        attached.update(Dispatch::Reuseport, &targets, ended.as_fd(), layout).expect("attach");
         assert_eq!(set.restore_shut_down_sockets(16).expect("replaced"), [(addrs[0].clone(), 1)]);
         target(&set, 1);
         TcpStream::connect(local).expect("connect");
         assert_eq!(set.queued_by_index(), [0, 1, 0]);
+    }
+
+    #[test]
+    fn sockets_after_a_gap_are_dropped() {
+        let (mut set, _) = open(&["127.0.0.1:0", "127.0.0.2:0"], 4);
+        assert!(set.drop_sockets_after_gaps().is_empty());
+        let addr = set.listeners[0].addr.clone();
+        set.listeners.retain(|one| one.addr != addr || one.slot != Slot(1));
+        assert_eq!(set.drop_sockets_after_gaps().len(), 2);
+        let left: Vec<u32> = set.listeners.iter().map(|one| one.slot.0).collect();
+        assert_eq!(left.iter().filter(|index| **index == 0).count(), 2, "{left:?}");
+        assert_eq!(left.len(), 5, "{left:?}");
     }
 
     #[test]

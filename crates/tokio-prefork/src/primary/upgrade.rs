@@ -407,6 +407,7 @@ impl Primary {
             let process = WorkerProcess::new(tag, worker.pid, channel, worker_pages);
             let process = WorkerProcess {
                 queue,
+                released: !worker.serving,
                 socket_index: worker.socket_index,
                 socket_addrs: self.worker_sockets.as_ref().map_or(Vec::new(), |_| addrs.clone()),
                 ..process.with_inherited_group()

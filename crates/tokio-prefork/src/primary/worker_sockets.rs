@@ -210,7 +210,7 @@ impl Primary {
             let Some(policy) = policy else { break };
             let Some(socket) = group.socket() else { continue };
             let attached = sockets.attached_to(group.addr);
-            let outcome = attached.update(policy, &targets, socket, group.len());
+            let outcome = attached.update(policy, &targets, socket, group.layout());
             if let Err(e) = outcome {
                 let has_program = !attached.backend_name().is_empty();
                 unselectable.push((group.addr.clone(), has_program, e));
@@ -341,9 +341,12 @@ impl Primary {
         let owners = self.workers.socket_owners(&self.supervisor);
         let used: BTreeSet<u32> = owners.map(|process| process.socket_index).collect();
         let Some(mut sockets) = self.worker_sockets.take() else { return };
+        // Without any, they wait for the workers to come.
+        let has_targets = !self.supervisor.dispatch_targets().is_empty();
         let waits = |index: u32| {
             let groups = || self.listeners.worker_socket_groups();
-            !used.contains(&index)
+            has_targets
+                && !used.contains(&index)
                 && queued.get(index as usize).is_some_and(|count| *count > 0)
                 && !groups().any(|group| sockets.is_target(&group, index))
         };
