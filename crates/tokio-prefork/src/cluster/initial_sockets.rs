@@ -16,7 +16,11 @@ impl Cluster {
         manifest: Option<&UpgradeManifest>,
         passed: &[ActivationFd],
     ) -> Result<ListenerSet> {
-        let mut set = inherit_listeners(manifest)?;
+        let mut set = ListenerSet::default();
+        if self.config.program().is_some() {
+            set.set_has_foreign_programs();
+        }
+        inherit_listeners(&mut set, manifest)?;
         if manifest.is_some() {
             set.set_started_by_upgrade();
         }
@@ -93,8 +97,7 @@ impl Cluster {
 }
 
 /// Takes over the sockets of the previous image.
-fn inherit_listeners(manifest: Option<&UpgradeManifest>) -> Result<ListenerSet> {
-    let mut set = ListenerSet::default();
+fn inherit_listeners(set: &mut ListenerSet, manifest: Option<&UpgradeManifest>) -> Result<()> {
     let passed = manifest.into_iter().flat_map(|m| m.listeners.iter().map(|l| (l, m.pid)));
     for (passed, owner) in passed {
         let fd = prefork_os::fd::take_inherited_fd(passed.fd)
@@ -102,5 +105,5 @@ fn inherit_listeners(manifest: Option<&UpgradeManifest>) -> Result<ListenerSet> 
         let keeper = SocketKeeper::from_name(&passed.keeper);
         set.inherit(passed.addr.parse()?, Slot(passed.slot), fd, owner, keeper)?;
     }
-    Ok(set)
+    Ok(())
 }

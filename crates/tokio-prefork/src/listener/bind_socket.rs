@@ -65,12 +65,13 @@ pub(super) fn open_socket(addr: &ListenAddr, binding: &BindContext<'_>) -> Resul
 }
 
 /// Takes over a socket that another image opened for `addr`. `owner` is the process that removes its file; `None` if
-/// another service does.
+/// another service does. The socket keeps its blocking mode if `keeps_mode`: foreign programs share it.
 pub(super) fn adopt_inherited(
     addr: &ListenAddr,
     slot: Slot,
     fd: OwnedFd,
     owner: Option<u32>,
+    keeps_mode: bool,
 ) -> Result<(Listener, Option<UnixSocketFile>)> {
     let socket = Socket::from(fd);
     let file = match addr {
@@ -80,7 +81,11 @@ pub(super) fn adopt_inherited(
         ListenAddr::Fd(_) => unowned_socket_file(&socket),
         ListenAddr::Unix(_) | ListenAddr::Tcp(_) | ListenAddr::Host(_) => None,
     };
-    Ok((new_listener(addr, slot, socket)?, file))
+    let listener = match keeps_mode {
+        true => wrap_listener(addr, slot, socket)?,
+        false => new_listener(addr, slot, socket)?,
+    };
+    Ok((listener, file))
 }
 
 /// Returns the file of a Unix socket that another process created and removes.
@@ -145,6 +150,10 @@ fn new_listener(addr: &ListenAddr, slot: Slot, socket: Socket) -> Result<Listene
     socket
         .set_nonblocking(true)
         .map_err(|e| Error::system(format!("make {addr} non-blocking"), e))?;
+    wrap_listener(addr, slot, socket)
+}
+
+fn wrap_listener(addr: &ListenAddr, slot: Slot, socket: Socket) -> Result<Listener> {
     // Accepted connections inherit SO_LINGER, with which closing one could block the event loop.
     let _ = socket.set_linger(None);
     let local =

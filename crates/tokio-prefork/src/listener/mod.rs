@@ -33,7 +33,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use socket2::{SockFilter, Socket};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::socket_file::UnixSocketFile;
 pub use bind_addr::BindAddr;
 pub(crate) use bind_addr::BindOptions;
@@ -87,6 +87,8 @@ pub(crate) struct ListenerSet {
     serves_raw_connections: bool,
     /// The addresses whose connections speak TLS: they are shown as `https://`.
     tls_addrs: Vec<ListenAddr>,
+    /// Whether foreign programs have the sockets, so that these block unless a program has changed it.
+    has_foreign_programs: bool,
 }
 
 /// The result of opening sockets.
@@ -186,7 +188,9 @@ impl ListenerSet {
         let slot = if self.has(&addr, slot) { Slot(self.group_size(&addr)) } else { slot };
         // The service manager removes the file of a socket that it created.
         let owner = (keeper != SocketKeeper::ServiceManager).then_some(owner);
-        let (mut listener, file) = bind_socket::adopt_inherited(&addr, slot, fd, owner)?;
+        let keeps_mode = self.has_foreign_programs;
+        let (mut listener, file) =
+            bind_socket::adopt_inherited(&addr, slot, fd, owner, keeps_mode)?;
         listener.keeper = keeper;
         listener.is_given_to_programs = true;
         self.files.extend(file.map(|file| (addr, file)));
@@ -254,6 +258,7 @@ impl ListenerSet {
                 None => opened.push(self.acquire(addr, backlog, None, &opened)?),
             }
         }
+        opened.iter().try_for_each(|one| self.set_blocking_for_programs(&one.listener))?;
         Ok(opened)
     }
 
@@ -381,6 +386,22 @@ impl ListenerSet {
         let slots: BTreeSet<Slot> =
             self.listeners.iter().filter(|l| l.addr == *addr).map(|l| l.slot).collect();
         slots.len() as u32
+    }
+
+    /// Records that foreign programs get the sockets. O_NONBLOCK belongs to the open file description, so that changing it in
+    /// this process changes it for running programs.
+    pub(crate) fn set_has_foreign_programs(&mut self) {
+        self.has_foreign_programs = true;
+    }
+
+    /// Makes a socket that no program has yet blocking, as those of systemd are, if programs will get it.
+    fn set_blocking_for_programs(&self, listener: &Listener) -> Result<()> {
+        if !self.has_foreign_programs {
+            return Ok(());
+        }
+        listener.socket.set_nonblocking(false).map_err(|e| {
+            Error::system(format!("make the socket at {} blocking", listener.local), e)
+        })
     }
 
     /// Sets whether the application speaks a protocol of its own, not HTTP.

@@ -32,7 +32,8 @@ pub(super) fn start_program(
     service_variables: &[(&str, String)],
     backlog: u32,
 ) -> Result<StartedProgram> {
-    // A socket of this worker alone may have been made non-blocking by its predecessor.
+    // A socket of this worker alone may have been made non-blocking by its predecessor. Another program may use a shared one, and
+    // may have changed its mode for its event loop.
     for listener in listeners.iter().filter(|one| !one.is_shared_by_all_workers()) {
         listener.socket.set_nonblocking(false).map_err(|e| {
             Error::system(format!("make the socket of {} blocking", listener.real_addr()), e)
