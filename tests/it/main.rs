@@ -106,6 +106,7 @@ mod reload_listeners;
 mod request_ids;
 mod resource_limits;
 mod respawn;
+mod run_drain;
 mod run_sockets;
 mod run_sockets_faults;
 mod scale;

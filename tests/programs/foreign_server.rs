@@ -2,7 +2,8 @@
 //! each connection, and dies of its stop signal.
 //!
 //! Words change what it does: `ignores-term`, `shuts-down-at-term` (its listening sockets, with shutdown(2)), `never-accepts`
-//! (and is ready nevertheless), `boots-slowly` (for a second).
+//! (and is ready nevertheless), `boots-slowly` (for a second), `keeps-connections` (open after a response), `listens-elsewhere` (on an
+//! address of its own, without the sockets that it inherits).
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -14,6 +15,8 @@ use std::time::Duration;
 use prefork_os::signal::{Signal, register_signal_flag};
 use socket2::Socket;
 
+use crate::kept_connections;
+
 /// How often it looks whether a signal has arrived.
 const SIGNAL_CHECK_INTERVAL: Duration = Duration::from_millis(2);
 
@@ -24,13 +27,21 @@ pub fn serve(words: impl Iterator<Item = String>) -> ExitCode {
     let is_terminated = (has("ignores-term") || has("shuts-down-at-term"))
         .then(|| register_signal_flag(Signal::SIGTERM).expect("signal handler"));
     let listeners = inherited_listeners();
+    if has("listens-elsewhere") {
+        drop(listeners);
+        let own = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        return ExitCode::from(u8::from(own.accept().is_ok()));
+    }
     if has("boots-slowly") {
         std::thread::park_timeout(Duration::from_secs(1));
     }
     if !has("never-accepts") {
         for listener in &listeners {
             let listener = listener.try_clone().expect("duplicate");
-            std::thread::spawn(move || accept_for_ever(&listener));
+            match has("keeps-connections") {
+                true => std::thread::spawn(move || kept_connections::serve(&listener)),
+                false => std::thread::spawn(move || accept_for_ever(&listener)),
+            };
         }
     }
     report_ready();

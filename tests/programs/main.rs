@@ -12,6 +12,7 @@ mod isolated_calls;
 mod isolated_jobs;
 mod isolated_limits;
 mod job_storm;
+mod kept_connections;
 mod large_payloads;
 mod leaving;
 mod logging;

@@ -2,6 +2,7 @@
 //! that have them open.
 
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct ListedConnection {
     /// The inode of the socket, as in `/proc/PID/fd`. 0 if no process has it open.
     pub inode: u64,
+    /// The address of the other end.
+    pub peer: SocketAddr,
     /// What has happened on it.
     pub activity: TcpActivity,
 }
@@ -108,6 +111,7 @@ fn read_answers(netlink: &OwnedFd, found: &mut Vec<ListedConnection>) -> io::Res
 /// Parses a `struct inet_diag_msg` and the attributes behind it.
 fn parse_connection(body: &[u8]) -> Option<ListedConnection> {
     let state = TcpState::from_kernel(*body.get(1)?);
+    let peer = parse_peer(body)?;
     let unread = read_u32(body, 56)?;
     let inode = read_u32(body, 68)?;
     let mut attributes = body.get(DIAG_MESSAGE_BYTES..)?;
@@ -127,7 +131,18 @@ fn parse_connection(body: &[u8]) -> Option<ListedConnection> {
         attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     let activity = TcpActivity { state, ..TcpActivity::parse(&info, unread.into()) };
-    Some(ListedConnection { inode: inode.into(), activity })
+    Some(ListedConnection { inode: inode.into(), peer, activity })
+}
+
+/// Parses the destination of the `struct inet_diag_sockid` in a `struct inet_diag_msg`.
+fn parse_peer(body: &[u8]) -> Option<SocketAddr> {
+    let port = u16::from_be_bytes(body.get(6..8)?.try_into().ok()?);
+    let address: [u8; 16] = body.get(24..40)?.try_into().ok()?;
+    let [a, b, c, d, ..] = address;
+    Some(match libc::c_int::from(*body.first()?) {
+        libc::AF_INET => SocketAddr::from((Ipv4Addr::new(a, b, c, d), port)),
+        _ => SocketAddr::from((Ipv6Addr::from(address), port)),
+    })
 }
 
 fn read_u32(bytes: &[u8], offset: usize) -> Option<u32> {
@@ -155,6 +170,7 @@ mod tests {
             let inode = nix::sys::stat::fstat(&server).expect("fstat").st_ino;
             let mine = found.iter().find(|one| one.inode == inode).expect("listed");
             assert_eq!(found.len(), 1, "neither the listener nor the client's end: {found:?}");
+            assert_eq!(mine.peer, client.local_addr().expect("address"));
             assert_eq!(mine.activity.unread_bytes, 7);
             assert_eq!(mine.activity.received_bytes, 7);
             assert_eq!(mine.activity.sent_bytes, 6);

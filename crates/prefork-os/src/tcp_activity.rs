@@ -30,6 +30,8 @@ const NEVER_MEASURED: u32 = u32::MAX;
 /// The state of a TCP connection, as far as it matters for its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TcpState {
+    /// The handshake is not complete.
+    Handshake,
     /// Both directions are open.
     Established,
     /// The peer has closed its direction, this side has not.
@@ -44,8 +46,8 @@ impl TcpState {
     /// Converts the number of the kernel (`TCP_ESTABLISHED` is 1, and so on).
     pub(crate) fn from_kernel(state: u8) -> TcpState {
         match state {
-            // Also SYN_RECV, the state of a connection that TCP Fast Open has let in before the end of its handshake.
-            1 | 3 => TcpState::Established,
+            1 => TcpState::Established,
+            3 => TcpState::Handshake,
             8 => TcpState::PeerClosed,
             10 => TcpState::Listening,
             _ => TcpState::Closing,

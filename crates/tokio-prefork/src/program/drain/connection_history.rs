@@ -14,7 +14,7 @@ use prefork_os::tcp_activity::{TcpActivity, TcpState};
 /// sends its body, and one that has just connected may not have sent its request yet.
 pub(super) const IDLE_QUIET: Duration = Duration::from_secs(1);
 /// As [`IDLE_QUIET`], after [`CONFIRMED_TURNS`].
-const CONFIRMED_QUIET: Duration = Duration::from_millis(20);
+pub(super) const CONFIRMED_QUIET: Duration = Duration::from_millis(20);
 /// As [`IDLE_QUIET`], after [`WELL_CONFIRMED_TURNS`].
 const WELL_CONFIRMED_QUIET: Duration = Duration::from_millis(8);
 /// As [`IDLE_QUIET`], if the order of request and response cannot be told.
@@ -168,12 +168,11 @@ impl ConnectionHistory {
             && self.required_quiet().is_some_and(|required| self.quiet() >= required)
     }
 
-    /// Returns whether no request seems to be in progress. Less certain than [`is_idle`](Self::is_idle).
-    pub(super) fn looks_idle(&self) -> bool {
-        let quiet = self.quiet();
+    /// Returns whether no request seems to be in progress for `quiet`. Less certain than [`is_idle`](Self::is_idle).
+    pub(super) fn looks_idle(&self, quiet: Duration) -> bool {
         match self.look {
             Look::Busy | Look::Uncertain => self.is_idle(),
-            Look::Answered | Look::Balanced | Look::Fresh => quiet >= CONFIRMED_QUIET,
+            Look::Answered | Look::Balanced | Look::Fresh => self.quiet() >= quiet,
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use super::connection_history::{ConnectionHistory, IDLE_QUIET};
+use super::connection_history::{CONFIRMED_QUIET, ConnectionHistory, IDLE_QUIET};
 use crate::program::observe::{ConnectionScan, ProgramConnection, Visibility};
 
 /// The shortest drain: a connection whose handshake was in progress when new ones were sent elsewhere arrives within this time.
@@ -15,8 +15,13 @@ const MAX_HANDSHAKE_WAIT: Duration = Duration::from_secs(1);
 const EMPTY_LOOKS: u32 = 3;
 /// The most connections that are half-closed at once, so that their clients do not all connect again in the same moment.
 const MAX_HALF_CLOSED_PER_LOOK: usize = 16;
-/// How long to wait for connections that are never idle to end after all.
-const NEVER_IDLE_WAIT: Duration = Duration::from_secs(3);
+/// How long to wait for connections that are never idle to end after all, and from then on for a moment without requests.
+const NEVER_IDLE_WAIT: Duration = Duration::from_secs(2);
+/// How long to wait for such a moment at most, counted from the start of the drain.
+const MAX_NEVER_IDLE_WAIT: Duration = Duration::from_secs(3);
+/// How long to wait until all connections are idle for a while, if none can be half-closed, before any moment without requests
+/// will do.
+const ALL_IDLE_WAIT: Duration = Duration::from_secs(1);
 /// How long to wait for a moment without requests, if new connections keep coming.
 const QUIET_MOMENT_WAIT: Duration = Duration::from_secs(2);
 /// How much younger than the drain a new connection must be to show that new ones still come.
@@ -172,8 +177,9 @@ impl DrainDecider {
         }
         let unread = scan.connections.iter().filter(|one| one.activity.is_none()).count();
         let has_unreadable = unread > 0;
-        let none_in_progress =
-            !has_unreadable && self.histories.values().all(ConnectionHistory::looks_idle);
+        let all_look_idle = |quiet| self.histories.values().all(|one| one.looks_idle(quiet));
+        let quiet = if now < ALL_IDLE_WAIT { CONFIRMED_QUIET } else { Duration::ZERO };
+        let none_in_progress = !has_unreadable && all_look_idle(quiet);
         if self.still_gets_connections() {
             let is_now = (queued == 0 && none_in_progress) || now >= QUIET_MOMENT_WAIT;
             return is_now.then_some(StopReason::StillGetsConnections);
@@ -201,7 +207,8 @@ impl DrainDecider {
         let is_endless = |history: &&ConnectionHistory| {
             history.is_hot() || (self.settings.handles_stop_signal && history.is_stream())
         };
-        let never_idle = now >= NEVER_IDLE_WAIT && !has_unreadable && left.iter().all(is_endless);
+        let is_now = (none_in_progress && now >= NEVER_IDLE_WAIT) || now >= MAX_NEVER_IDLE_WAIT;
+        let never_idle = is_now && !has_unreadable && left.iter().all(is_endless);
         never_idle.then_some(StopReason::NeverIdle)
     }
 }

@@ -9,6 +9,8 @@ mod decider;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::observe::{HalfClose, ProgramObserver};
@@ -22,6 +24,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 const MAX_LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// The time between two looks is at least so many times what a look takes: thousands of connections must not keep a core busy.
 const LOOK_COST_FACTOR: u32 = 8;
+
+/// How long handshakes that are in progress are waited for: a round trip, and a repeated segment.
+const MAX_HANDSHAKE_TIME: Duration = Duration::from_millis(1300);
 
 /// What the guard does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,20 +42,33 @@ pub(crate) enum DrainStep {
 pub(crate) struct ProgramDrain {
     started: Instant,
     decider: DrainDecider,
+    /// The clients whose handshakes were in progress when new connections were sent elsewhere. Theirs still come here, or to a
+    /// worker that has begun its handshake.
+    in_handshake: BTreeSet<SocketAddr>,
     half_closed: u32,
 }
 
 impl ProgramDrain {
-    pub(crate) fn new(settings: DrainSettings, now: Instant) -> ProgramDrain {
-        ProgramDrain { started: now, decider: DrainDecider::new(settings), half_closed: 0 }
+    pub(crate) fn new(
+        settings: DrainSettings,
+        now: Instant,
+        observer: &ProgramObserver,
+    ) -> ProgramDrain {
+        ProgramDrain {
+            started: now,
+            decider: DrainDecider::new(settings),
+            in_handshake: observer.clients_in_handshake(),
+            half_closed: 0,
+        }
     }
 
     /// Looks at the program once, half-closes idle connections, and says what comes next.
     pub(crate) fn step(&mut self, now: Instant, observer: &mut ProgramObserver) -> DrainStep {
         // The queue first: a connection that is accepted in between is seen among the connections.
-        let queued = observer.queued_connections();
-        let scan = observer.connections();
         let elapsed = now.saturating_duration_since(self.started);
+        let queued =
+            self.handshakes(elapsed, observer).saturating_add(observer.queued_connections());
+        let scan = observer.connections();
         match self.decider.decide(elapsed, queued, &scan) {
             Decision::SendStopSignal(reason) => DrainStep::SendStopSignal(reason),
             Decision::Wait { half_close } => {
@@ -64,6 +82,17 @@ impl ProgramDrain {
                 DrainStep::Wait(wait.clamp(LOOK_INTERVAL, MAX_LOOK_INTERVAL))
             }
         }
+    }
+
+    /// Returns how many handshakes that were in progress at the start of the drain still are.
+    fn handshakes(&mut self, elapsed: Duration, observer: &ProgramObserver) -> u32 {
+        if elapsed >= MAX_HANDSHAKE_TIME {
+            self.in_handshake.clear();
+        } else if !self.in_handshake.is_empty() {
+            let now = observer.clients_in_handshake();
+            self.in_handshake.retain(|client| now.contains(client));
+        }
+        u32::try_from(self.in_handshake.len()).unwrap_or(u32::MAX)
     }
 
     /// Returns how many connections were half-closed.

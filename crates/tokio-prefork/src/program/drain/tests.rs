@@ -354,7 +354,7 @@ fn streams_are_left_to_a_program_that_handles_the_signal_and_else_last_until_the
             },
         )
     };
-    assert_eq!(run(true), (3000, StopReason::NeverIdle, 0));
+    assert_eq!(run(true), (2000, StopReason::NeverIdle, 0));
     assert_eq!(run(false), (20_000, StopReason::Deadline, 0));
 }
 

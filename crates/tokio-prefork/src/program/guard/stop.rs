@@ -61,7 +61,7 @@ impl Guard {
     async fn drain_connections(&self) {
         let settings = self.drain_settings();
         let started = Instant::now();
-        let mut drain = ProgramDrain::new(settings, started);
+        let mut drain = ProgramDrain::new(settings, started, &self.observer.borrow());
         let reason = loop {
             let step = drain.step(Instant::now(), &mut self.observer.borrow_mut());
             match step {

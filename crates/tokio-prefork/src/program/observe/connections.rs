@@ -259,7 +259,8 @@ impl InheritedListener {
         Ok(InheritedListener { socket, inode, name })
     }
 
-    fn port(&self) -> Option<u16> {
+    /// Returns its port. `None` for a Unix socket.
+    pub(super) fn port(&self) -> Option<u16> {
         match &self.name {
             SocketName::Tcp(addr) => Some(addr.port()),
             SocketName::Unix(_) => None,

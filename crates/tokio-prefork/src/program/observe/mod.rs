@@ -14,6 +14,7 @@ mod socket_waits;
 mod tests;
 mod usage;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -22,7 +23,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use prefork_os::process::process_command_name;
 use prefork_os::signal::Signal;
 use prefork_os::socket::accept_queue;
+use prefork_os::socket_diagnosis::list_tcp_connections;
 use prefork_os::socket_name::SocketName;
+use prefork_os::tcp_activity::TcpState;
 
 use connections::ConnectionFinder;
 use listening_sockets::listening_addresses;
@@ -183,6 +186,16 @@ impl ProgramObserver {
     pub(crate) fn queued_connections(&self) -> u32 {
         let depths = self.listeners.iter().filter_map(|one| accept_queue(&one.socket).ok());
         depths.map(|queue| queue.depth).sum()
+    }
+
+    /// Returns the clients whose TCP handshakes with a port of the program, or of another worker with this port, are in
+    /// progress. Empty if the kernel does not list them.
+    pub(crate) fn clients_in_handshake(&self) -> BTreeSet<SocketAddr> {
+        let ports: BTreeSet<u16> =
+            self.listeners.iter().filter_map(InheritedListener::port).collect();
+        let listed = ports.into_iter().filter_map(|port| list_tcp_connections(port).ok()).flatten();
+        let in_handshake = listed.filter(|one| one.activity.state == TcpState::Handshake);
+        in_handshake.map(|one| one.peer).collect()
     }
 
     /// Finds the connections of the program, each once, with their activity.

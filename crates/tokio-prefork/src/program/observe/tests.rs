@@ -199,6 +199,7 @@ fn connections_are_counted_once_and_without_those_of_other_sockets() {
     assert_eq!(scan.visibility, Visibility::Full);
     assert_eq!(scan.connections.len(), 2, "{scan:?}");
     assert!(scan.connections.iter().all(|one| one.activity.is_some()));
+    assert!(program.observer.clients_in_handshake().is_empty(), "all are complete");
     let usage = program.observer.usage();
     assert_eq!((usage.connections, usage.queued, usage.processes), (2, 1, 2));
     assert!(usage.resident_bytes > 0);
