@@ -18,6 +18,9 @@ use tokio_prefork::{BoxError, Inbox, Worker};
 /// The name of the kind.
 pub(crate) const WATCHER_KIND: &str = "watcher";
 
+/// What has changed before the first build, or before a watcher took the place of another one.
+const UNKNOWN_CHANGES: &str = "unknown";
+
 /// How many changed files the log names.
 const MAX_NAMED_FILES: usize = 3;
 
@@ -69,7 +72,7 @@ impl Watcher {
         log::info!("watching for changes; paths={paths} files={}", project.file_count());
         if plan.starts_at_once {
             // The first build, or a watcher before has died and may have missed a change.
-            self.run_round(plan, "unknown").await?;
+            self.run_round(plan, UNKNOWN_CHANGES).await?;
             project.record_round_end();
         }
         // Changes whose round was put off, and until when.
@@ -79,6 +82,9 @@ impl Watcher {
             let names = tokio::select! {
                 changes = project.next_changes() => {
                     let changes = changes?;
+                    if is_lock_file_of_build(plan, &changes) {
+                        continue;
+                    }
                     let names = describe_changes(&changes);
                     if let Decision::BeginAfter(delay) = rounds.decide(&changes) {
                         log::warn!(
@@ -138,6 +144,14 @@ impl Watcher {
             None => std::future::pending().await,
         }
     }
+}
+
+/// Returns whether only `Cargo.lock` has changed, by the build.
+fn is_lock_file_of_build(plan: &WatchPlan, changes: &Changes) -> bool {
+    let is_lock_file = |path: &PathBuf| path.ends_with("Cargo.lock");
+    matches!(plan.build, Some(BuildStep::Cargo(_)))
+        && changes.may_be_echo
+        && changes.paths.iter().all(is_lock_file)
 }
 
 async fn sleep_until(until: Option<tokio::time::Instant>) {

@@ -50,6 +50,7 @@ mod demo_command;
 mod demo_routes;
 mod dev_cert;
 mod dev_overlay;
+mod dev_program;
 mod dev_watch;
 mod dispatch_ip_hash;
 mod dispatch_least_conn;

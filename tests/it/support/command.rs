@@ -64,6 +64,15 @@ impl ProcessBuilder {
         builder
     }
 
+    /// Builds `prefork dev` with a program and its arguments.
+    pub fn dev(command: &[&str]) -> ProcessBuilder {
+        let mut builder = ProcessBuilder::new(PathBuf::from(env!("CARGO_BIN_EXE_prefork")), "dev");
+        builder.config_sets_dispatch = true;
+        builder.last_args =
+            std::iter::once("--").chain(command.iter().copied()).map(Into::into).collect();
+        builder.workers(1).other_workers(1)
+    }
+
     /// Builds a program of `tests/programs`.
     pub fn program(name: &str) -> ProcessBuilder {
         ProcessBuilder::new(test_programs(), name)
@@ -240,7 +249,7 @@ impl ProcessBuilder {
     }
 
     fn is_run(&self) -> bool {
-        self.verb.first().is_some_and(|verb| verb == "run")
+        self.verb.first().is_some_and(|verb| verb == "run" || verb == "dev")
     }
 
     fn command(&mut self) -> Command {
