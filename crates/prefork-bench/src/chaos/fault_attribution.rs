@@ -10,8 +10,8 @@ use super::{FaultKind, InjectedFault, InjectedFaults};
 
 /// How long after its end a fault still counts as a cause: 1 s.
 const FAULT_AFTERMATH_NANOS: u64 = 1_000_000_000;
-/// How long after a kill a client may still send on a connection of the killed process: 200 ms on a busy machine.
-const KILL_NOTICE_NANOS: u64 = 200_000_000;
+/// How long after a kill a client may still send on a connection of the killed process: 300 ms on a busy machine.
+const KILL_NOTICE_NANOS: u64 = 300_000_000;
 /// Number of latest faults to search for a cause.
 const MAX_RECENT_FAULTS: usize = 64;
 

@@ -65,16 +65,24 @@ impl ChaosTarget {
 
     /// Returns the pid and a pidfd of each worker.
     fn list_workers(&self) -> Vec<(u32, PidFd)> {
-        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-        let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
         let is_ours = |pid: u32| parent_pid(pid) == Some(self.pid) && pid != std::process::id();
-        let held = pids.filter(|pid| is_ours(*pid)).filter_map(|pid| {
-            let fd = PidFd::open(pid).ok()?;
-            // Checked again: the pidfd now rules out a reused pid.
-            is_ours(pid).then_some((pid, fd))
-        });
+        let held =
+            possible_children(self.pid).into_iter().filter(|pid| is_ours(*pid)).filter_map(|pid| {
+                let fd = PidFd::open(pid).ok()?;
+                // Checked again: the pidfd now rules out a reused pid.
+                is_ours(pid).then_some((pid, fd))
+            });
         held.collect()
     }
+}
+
+/// Returns the children of a process with one thread; all processes if the kernel has no list of children.
+fn possible_children(pid: u32) -> Vec<u32> {
+    if let Ok(children) = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")) {
+        return children.split_whitespace().filter_map(|child| child.parse().ok()).collect();
+    }
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 fn process_title(pid: u32) -> String {

@@ -22,6 +22,7 @@ pub(crate) fn render_text(report: &LoadReport) -> String {
     write_faults(&mut text, report);
     write_processes(&mut text, report);
     write_costs(&mut text, report);
+    write_environment(&mut text, report);
     text
 }
 
@@ -258,6 +259,13 @@ fn write_costs(text: &mut String, report: &LoadReport) {
     let own = report.generator.user_s + report.generator.system_s;
     let asked = (report.responses + report.warm_up_responses).max(1) as f64;
     let _ = writeln!(text, "generator   CPU {:.1} us/request, not in the above", own * 1e6 / asked);
+}
+
+fn write_environment(text: &mut String, report: &LoadReport) {
+    text.push('\n');
+    for (name, value) in report.environment.lines() {
+        let _ = writeln!(text, "{name:11} {value}");
+    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,13 @@ use crate::load::report::tests::sample_report;
 
 #[test]
 fn the_text_report_has_a_line_for_each_question() {
+    let text = render_text(&sample_report());
+    let (figures, environment) = text.split_once("\nmachine ").expect("the machine at the end");
+    for line in ["\nkernel      Linux ", "\nversion     prefork ", "\ncommand ", "\ndate "] {
+        assert!(environment.contains(line), "{line}: {environment}");
+    }
     assert_eq!(
-        render_text(&sample_report()),
+        figures,
         "GET http://127.0.0.1:3000/\n\
          64 connections in 2 threads, kept connections\n\
          measured for 1 s\n\
