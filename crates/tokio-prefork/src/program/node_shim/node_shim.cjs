@@ -215,7 +215,8 @@
     taken.add(socket);
     if (callback) server.once('listening', callback);
     if (kept.has(socket)) listenAgain(server, socket);
-    else listen.call(server, { fd: socket.fd, backlog: config.backlog, signal: options.signal });
+    // Node ignores a backlog among the options of a descriptor.
+    else listen.call(server, { fd: socket.fd, signal: options.signal }, config.backlog);
     // Listening to a descriptor is not deferred; errors are events.
     if (server._handle) keepHandle(server, socket, options);
     server.once('listening', announce);
