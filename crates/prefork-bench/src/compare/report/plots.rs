@@ -61,8 +61,7 @@ pub(crate) fn workload_figures(report: &CompareReport, workload: &WorkloadReport
         (format!("{metric}: {direction}"), interval_note(&servers), Some(values)),
         (
             format!("{metric}, ratio to the baseline: {direction}"),
-            "intervals as in the verdict; those that touch the dashed line show no difference"
-                .to_string(),
+            ratio_note(&servers).to_string(),
             ratios,
         ),
         (
@@ -123,6 +122,14 @@ fn interval_note(servers: &[PlottedServer<'_>]) -> String {
     match median_interval(rounds, BAR_ERROR_RATE) {
         Some(_) => "median of the rounds and its 95 % interval; dashed: the baseline".to_string(),
         None => "median of the rounds, lowest and highest; dashed: the baseline".to_string(),
+    }
+}
+
+fn ratio_note(servers: &[PlottedServer<'_>]) -> &'static str {
+    match servers.iter().filter_map(|one| one.report.ratio).any(|ratio| ratio.interval().is_some())
+    {
+        true => "intervals as in the verdict; those that touch the dashed line show no difference",
+        false => "median of the rounds, which are too few for intervals and for any statement",
     }
 }
 
