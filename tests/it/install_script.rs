@@ -86,6 +86,7 @@ fn install_puts_every_file_in_place() {
         "usr/local/bin/prefork",
         SERVICE_UNIT,
         "usr/local/lib/systemd/system/prefork.socket",
+        "usr/local/lib/systemd/system/prefork@.service",
         "usr/local/share/prefork/notify-reload.conf",
         "usr/local/share/prefork/least-conn.conf",
         "usr/local/share/man/man1/prefork.1",

@@ -36,13 +36,7 @@ pub fn serve(words: impl Iterator<Item = String>) -> ExitCode {
         std::thread::park_timeout(Duration::from_secs(1));
     }
     if !has("never-accepts") {
-        for listener in &listeners {
-            let listener = listener.try_clone().expect("duplicate");
-            match has("keeps-connections") {
-                true => std::thread::spawn(move || kept_connections::serve(&listener)),
-                false => std::thread::spawn(move || accept_for_ever(&listener)),
-            };
-        }
+        accept_in_threads(&listeners, has("keeps-connections"));
     }
     report_ready();
     loop {
@@ -57,6 +51,21 @@ pub fn serve(words: impl Iterator<Item = String>) -> ExitCode {
     }
 }
 
+/// Accepts from the inherited sockets in threads of their own.
+pub fn accept_in_background() {
+    accept_in_threads(&inherited_listeners(), false);
+}
+
+fn accept_in_threads(listeners: &[Socket], keeps_connections: bool) {
+    for listener in listeners {
+        let listener = listener.try_clone().expect("duplicate");
+        match keeps_connections {
+            true => std::thread::spawn(move || kept_connections::serve(&listener)),
+            false => std::thread::spawn(move || accept_for_ever(&listener)),
+        };
+    }
+}
+
 fn inherited_listeners() -> Vec<Socket> {
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     assert_eq!(variable("LISTEN_PID"), std::process::id().to_string(), "they are for another one");
@@ -65,7 +74,8 @@ fn inherited_listeners() -> Vec<Socket> {
     (3..3 + count).map(listener).collect()
 }
 
-fn report_ready() {
+/// Says `READY=1` to the guard.
+pub fn report_ready() {
     let socket = UnixDatagram::unbound().expect("socket");
     let name = std::env::var("NOTIFY_SOCKET").expect("NOTIFY_SOCKET");
     match name.strip_prefix('@') {

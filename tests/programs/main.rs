@@ -6,6 +6,7 @@ mod boot;
 mod connection_info;
 mod cpu_bound_api;
 mod cpu_pool;
+mod foreign_program;
 mod foreign_server;
 mod inherited_sockets;
 mod isolated_calls;
@@ -62,8 +63,10 @@ impl ProgramArguments {
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
-    if words.next().as_deref() == Some("foreign-server") {
-        return foreign_server::serve(words);
+    match words.next().as_deref() {
+        Some("foreign-server") => return foreign_server::serve(words),
+        Some("foreign-program") => return foreign_program::run(words),
+        _ => {}
     }
     match std::env::var("TEST_LOG_FORMAT").ok().and_then(|format| format.parse().ok()) {
         Some(format) => logging::init_logger(format),

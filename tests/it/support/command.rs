@@ -57,10 +57,25 @@ impl ProcessBuilder {
 
     /// Builds `prefork run` with `test_programs foreign-server` and these words.
     pub fn run_foreign_server(words: &[&str]) -> ProcessBuilder {
+        ProcessBuilder::run_test_program("foreign-server", words)
+    }
+
+    /// Builds `prefork run` with `test_programs foreign-program` and these words, the first of which is the mode.
+    pub fn run_foreign_program(words: &[&str]) -> ProcessBuilder {
+        ProcessBuilder::run_test_program("foreign-program", words)
+    }
+
+    fn run_test_program(name: &str, words: &[&str]) -> ProcessBuilder {
+        let mut builder = ProcessBuilder::run_configured();
+        builder.last_args = vec!["--".into(), test_programs().into(), name.into()];
+        builder.last_args.extend(words.iter().map(Into::into));
+        builder
+    }
+
+    /// Builds `prefork run` with a program that the configuration file names.
+    pub fn run_configured() -> ProcessBuilder {
         let mut builder = ProcessBuilder::new(PathBuf::from(env!("CARGO_BIN_EXE_prefork")), "run");
         builder.config_sets_dispatch = true;
-        builder.last_args = vec!["--".into(), test_programs().into(), "foreign-server".into()];
-        builder.last_args.extend(words.iter().map(Into::into));
         builder
     }
 
