@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::support::command::ProcessBuilder;
 use crate::support::control::serving;
 use crate::support::load::Load;
-use crate::support::{Server, process, wait};
+use crate::support::{Server, admin_listener, process, wait};
 
 /// Where the output of the programs goes, so that tests can read pids in it.
 const OUTPUT: [&str; 2] = ["--output", "file:output"];
@@ -153,5 +153,47 @@ fn an_upgrade_in_place_refuses_no_connection_and_keeps_the_pids() {
         let parent = process::stat(pid).expect("it runs").parent;
         assert!(server.worker_pids().contains(&parent), "its parent is the guard");
     }
+    server.stop();
+}
+
+#[test]
+fn the_status_shows_programs_guards_and_processes_but_no_requests() {
+    let server = start(&["has-descendants"], &["--name", "api", "--admin", "127.0.0.1:0"]);
+    let descendants = wait_printed_pids(&server, "descendant", 1);
+    let status = wait::wait_until_some("the figures of the program", || {
+        let text = server.run_verb(&["status", "--json"]);
+        let status: Value = serde_json::from_str(&text).expect("JSON");
+        (status["workers"][0]["program"]["processes"] == 2).then_some(status)
+    });
+    let worker = &status["workers"][0];
+    let guard = worker["guard_pid"].as_u64().expect("a guard") as u32;
+    let program = worker["pid"].as_u64().expect("a program") as u32;
+    assert_eq!(server.worker_pids(), [guard]);
+    assert_eq!(process::stat(program).expect("it runs").parent, guard);
+    assert!(descendants.iter().all(|pid| *pid != program));
+    assert!(worker["rss_bytes"].as_u64() > Some(1 << 16), "{worker:#}");
+    for absent in ["counters", "active", "serving"] {
+        assert_eq!(worker.get(absent), None, "{absent} is not known");
+    }
+    assert_eq!(status.get("totals"), None);
+    assert_eq!(status["primary"]["name"], "api");
+    assert!(
+        status["primary"]["program"].as_str().is_some_and(|text| text.contains("foreign-program"))
+    );
+    let text = server.run_verb(&["status"]);
+    assert!(text.contains("2 processes") && !text.contains("requests"), "{text}");
+    let by_name = server.run_verb(&["top", "--batch", "-n", "1"]);
+    assert!(by_name.contains("2 processes"), "{by_name}");
+    let metrics = admin_listener::get(&admin_listener::admin_address(&server), "/metrics");
+    let metrics = metrics.text().to_string();
+    assert!(metrics.contains("prefork_program_processes{kind=\"web\",slot=\"0\"} 2"), "{metrics}");
+    assert!(!metrics.contains("prefork_http_requests"), "{metrics}");
+    server.stop();
+}
+
+#[test]
+fn memory_of_all_processes_of_a_program_counts_for_max_rss() {
+    let server = start(&["has-descendants"], &["--max-rss", "1MiB", "--min-uptime", "0s"]);
+    server.wait_replaced(1);
     server.stop();
 }

@@ -53,7 +53,7 @@ pub(super) fn format_status(status: &ClusterStatus) -> String {
     let _ = writeln!(
         text,
         "{}: primary pid={} {}, up {}, generation {}, {serving} of {} workers serve, \
-         {} restarts, {} requests",
+         {} restarts{}",
         app_and_version(primary),
         primary.pid,
         primary.phase,
@@ -61,8 +61,15 @@ pub(super) fn format_status(status: &ClusterStatus) -> String {
         primary.generation,
         primary.workers_wanted,
         primary.restarts,
-        status.totals.requests,
+        match primary.program {
+            // Nobody counts the requests of a foreign program.
+            Some(_) => String::new(),
+            None => format!(", {} requests", status.totals.requests),
+        },
     );
+    if let Some(program) = &primary.program {
+        let _ = writeln!(text, "running {}", printable(program));
+    }
     let dispatch = match printable(&primary.dispatch) {
         // Older primaries do not send it.
         unknown if unknown.is_empty() => String::new(),
@@ -208,6 +215,11 @@ fn waits(wait: &QueueWaitStatus, shed: u64) -> String {
 }
 
 fn row(worker: &WorkerStatus) -> Row {
+    // Nobody counts the requests of a foreign program.
+    let of_requests = |count: u64| match worker.program {
+        None => count.to_string(),
+        Some(_) => "-".to_string(),
+    };
     let cells = [
         worker.id.to_string(),
         worker.slot.to_string(),
@@ -223,8 +235,8 @@ fn row(worker: &WorkerStatus) -> Row {
         },
         span(worker.uptime_ms),
         worker.connections.to_string(),
-        worker.active.to_string(),
-        worker.counters.requests.to_string(),
+        of_requests(worker.active),
+        of_requests(worker.counters.requests),
         worker.heartbeat_age_ms.map_or("-".to_string(), span),
     ];
     Row { cells, serving: serving(worker) }
@@ -265,6 +277,11 @@ fn serving(worker: &WorkerStatus) -> Serving {
 /// Formats the job of an isolated process; the request that blocks the event loop, else the oldest one, and the number of
 /// others.
 fn serving_request(worker: &WorkerStatus) -> Serving {
+    if let Some(program) = worker.program {
+        let guard = worker.guard_pid.map_or(String::new(), |pid| format!(", guard pid={pid}"));
+        let rest = format!("{} processes, {} queued{guard}", program.processes, program.queued);
+        return Serving { request: String::new(), rest };
+    }
     if let Some(job) = worker.job {
         let rest = format!("job {} ({})", job.id, span(job.age_ms));
         return Serving { request: String::new(), rest };
@@ -324,6 +341,19 @@ mod tests {
              GET /spin (12 s, on loop) +1\n \
              4     1    2     -  forking   0 ms     0       0         0      -  -\n"
         );
+    }
+
+    #[test]
+    fn a_program_has_no_requests_but_processes_and_a_guard() {
+        let mut status = status();
+        status.primary.program = Some("node app.js".to_string());
+        let program = r#"{"processes":3,"queued":1,"rss_bytes":5,"cpu_ms":7}"#;
+        status.workers[0].program = Some(serde_json::from_str(program).expect("figures"));
+        status.workers[0].guard_pid = Some(4000);
+        let text = format_status(&status);
+        assert!(text.contains("\nrunning node app.js\n") && !text.contains("requests"), "{text}");
+        let row = text.lines().find(|line| line.contains("4712")).expect("a row");
+        assert!(row.ends_with("3 processes, 1 queued, guard pid=4000"), "{row}");
     }
 
     #[test]

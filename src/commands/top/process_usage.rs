@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tokio_prefork::WorkerId;
-use tokio_prefork::status::ClusterStatus;
+use tokio_prefork::status::{ClusterStatus, WorkerStatus};
 
 /// The CPU time and memory of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +39,17 @@ pub(super) fn read_usage(status: &ClusterStatus) -> BTreeMap<WorkerId, ProcessUs
             resident_bytes: stat.resident_pages.saturating_mul(page_size),
         })
     };
+    let of_worker = |worker: &WorkerStatus| match worker.program {
+        // Of all processes of a program, as its guard has measured.
+        Some(program) => Some(ProcessUsage {
+            read_at: Instant::now(),
+            cpu_time: Duration::from_millis(program.cpu_ms),
+            resident_bytes: program.rss_bytes,
+        }),
+        None => usage_of(worker.pid?),
+    };
     let workers = status.workers.iter();
-    workers.filter_map(|worker| Some((worker.id, usage_of(worker.pid?)?))).collect()
+    workers.filter_map(|worker| Some((worker.id, of_worker(worker)?))).collect()
 }
 
 /// Parses `/proc/PID/stat`. The name of the command, in parentheses, may contain spaces and parentheses.

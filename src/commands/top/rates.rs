@@ -55,19 +55,22 @@ impl Rates {
         let seconds = elapsed_seconds(before, after);
         let rate = |old, new| per_second(old, new, seconds);
         let (old, new) = (&before.status, &after.status);
+        // Nobody counts the requests of a foreign program.
+        let counts_requests = new.primary.program.is_none();
+        let request_rate = |old, new| rate(old, new).filter(|_| counts_requests);
         let totals = TotalRates {
-            requests: rate(old.totals.requests, new.totals.requests),
-            client_errors: rate(old.totals.responses[3], new.totals.responses[3]),
-            server_errors: rate(old.totals.responses[4], new.totals.responses[4]),
-            bytes_in: rate(old.totals.bytes_in, new.totals.bytes_in),
-            bytes_out: rate(old.totals.bytes_out, new.totals.bytes_out),
-            accepted: rate(old.totals.accepted, new.totals.accepted),
+            requests: request_rate(old.totals.requests, new.totals.requests),
+            client_errors: request_rate(old.totals.responses[3], new.totals.responses[3]),
+            server_errors: request_rate(old.totals.responses[4], new.totals.responses[4]),
+            bytes_in: request_rate(old.totals.bytes_in, new.totals.bytes_in),
+            bytes_out: request_rate(old.totals.bytes_out, new.totals.bytes_out),
+            accepted: request_rate(old.totals.accepted, new.totals.accepted),
             durations: new_quantiles(&old.durations, &new.durations),
         };
         let workers = new.workers.iter().filter_map(|worker| {
             let earlier = find_worker(old, worker)?;
             let rates = WorkerRates {
-                requests: rate(earlier.counters.requests, worker.counters.requests),
+                requests: request_rate(earlier.counters.requests, worker.counters.requests),
                 cpu_percent: cpu_percent(before, after, worker.id),
                 lag_ms: longest_new_delay(&earlier.loop_lag, &worker.loop_lag),
             };

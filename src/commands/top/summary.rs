@@ -129,6 +129,17 @@ fn workers(sample: &Sample, rates: &Rates) -> Vec<Piece> {
 }
 
 fn traffic(status: &ClusterStatus, rates: &Rates) -> Vec<Piece> {
+    if let Some(program) = &status.primary.program {
+        let programs = status.workers.iter().filter_map(|worker| worker.program);
+        let (processes, queued) = programs.fold((0u64, 0u64), |sum, one| {
+            (sum.0.saturating_add(one.processes), sum.1.saturating_add(one.queued))
+        });
+        return vec![
+            Piece::new(format!("running {}", printable(program))),
+            Piece::new(format!("{processes} processes")),
+            Piece::new(format!("{queued} queued")),
+        ];
+    }
     let totals = &rates.totals;
     let is_positive = |rate: Option<f64>| rate.is_some_and(|rate| rate > 0.0);
     let byte_rate = |rate: Option<f64>| match rate {

@@ -5,7 +5,7 @@ use super::rates::Rates;
 use super::sample::Sample;
 use super::table::{Cell, Column, Row, Table, Tone};
 use tokio_prefork::WEB_KIND;
-use tokio_prefork::status::{ClusterStatus, WorkerState, WorkerStatus};
+use tokio_prefork::status::{ClusterStatus, ProgramFigures, WorkerState, WorkerStatus};
 use tokio_prefork::text::printable;
 
 /// From this age of the last heartbeat on, a worker is shown as frozen: 1 s, the default of `stall-warn`.
@@ -110,7 +110,10 @@ fn worker_row(worker: &WorkerStatus, sample: &Sample, rates: &Rates) -> Row {
         Cell::text(state_text(worker)),
         ms(Some(worker.uptime_ms)),
         Cell::number(own.requests, format_rate(own.requests)),
-        Cell::count(worker.active),
+        match worker.program {
+            None => Cell::count(worker.active),
+            Some(_) => Cell::number(None, UNKNOWN),
+        },
         Cell::count(worker.connections),
         ms(lag),
         Cell::number(memory, memory.map_or(UNKNOWN.to_string(), format_bytes)),
@@ -125,11 +128,19 @@ pub(super) fn format_percent(percent: Option<f64>) -> String {
     percent.map_or(UNKNOWN.to_string(), |percent| format!("{percent:.1}"))
 }
 
+/// Returns the processes of a program, and the connections that wait for it.
+fn program_text(program: &ProgramFigures) -> String {
+    format!("{} processes, {} queued", program.processes, program.queued)
+}
+
 /// Returns what a worker does and for how long: the job of an isolated process; the request that occupies its event loop, else
 /// the oldest one; the holds that it waits for.
 fn oldest_work(worker: &WorkerStatus) -> (Option<u64>, String) {
     if let Some(job) = worker.job {
         return (Some(job.age_ms), format!("job {}", job.id));
+    }
+    if let Some(program) = worker.program {
+        return (None, program_text(&program));
     }
     let mut requests = worker.serving.iter().filter(|request| !request.is_hold());
     let oldest = requests.clone().next().or(worker.serving.first());

@@ -86,6 +86,12 @@ impl Config {
         self.program.as_deref()
     }
 
+    /// Returns the command line of the program, cut to 256 characters, for the status.
+    pub(crate) fn shown_program(&self) -> Option<String> {
+        const MAX_CHARS: usize = 256;
+        self.program().map(|program| program.command_line().chars().take(MAX_CHARS).collect())
+    }
+
     /// Whether each worker has listening sockets of its own, not only each slot: programs that know nothing of draining leave
     /// connections in theirs.
     pub(crate) fn has_socket_per_worker(&self) -> bool {

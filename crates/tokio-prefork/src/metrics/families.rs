@@ -20,11 +20,16 @@ pub(super) fn families_of(status: &ClusterStatus) -> Vec<MetricFamily> {
     let mut all = primary_families(status);
     all.extend(worker_families::families_of(status));
     all.extend(supervision_families(&status.supervision));
-    all.extend(request_families(status));
-    all.extend(connection_families(status));
-    all.extend(certificate_families::families_of(status));
+    if status.primary.program.is_none() {
+        // Nobody counts the requests of a foreign program.
+        all.extend(request_families(status));
+        all.extend(connection_families(status));
+        all.extend(certificate_families::families_of(status));
+        all.extend(tls_families(status));
+        all.extend(delay_families(status));
+        all.push(access_log_family(status));
+    }
     all.extend(queue_families(status));
-    all.extend(tls_families(status));
     all.extend(job_families::families_of(status));
     all.extend(log_families(status));
     all
@@ -220,6 +225,11 @@ fn queue_families(status: &ClusterStatus) -> Vec<MetricFamily> {
             "How many connections may wait to be accepted, by listening TCP address.",
             queues(|queue| queue.limit),
         ),
+    ]
+}
+
+fn delay_families(status: &ClusterStatus) -> Vec<MetricFamily> {
+    vec![
         MetricFamily::durations(
             "prefork_accept_queue_wait",
             "How long connections waited to be accepted.",
@@ -250,19 +260,22 @@ fn tls_families(status: &ClusterStatus) -> [MetricFamily; 2] {
     ]
 }
 
-fn log_families(status: &ClusterStatus) -> Vec<MetricFamily> {
+fn access_log_family(status: &ClusterStatus) -> MetricFamily {
     let log = &status.access_log;
     let outcome = |name: &'static str| label("outcome", name);
+    MetricFamily::counters(
+        "prefork_access_log_lines",
+        "Lines of the access log: written, lost (dropped), or left out on purpose (skipped).",
+        vec![
+            (outcome("written"), log.written),
+            (outcome("dropped"), log.dropped),
+            (outcome("skipped"), log.skipped),
+        ],
+    )
+}
+
+fn log_families(status: &ClusterStatus) -> Vec<MetricFamily> {
     vec![
-        MetricFamily::counters(
-            "prefork_access_log_lines",
-            "Lines of the access log: written, lost (dropped), or left out on purpose (skipped).",
-            vec![
-                (outcome("written"), log.written),
-                (outcome("dropped"), log.dropped),
-                (outcome("skipped"), log.skipped),
-            ],
-        ),
         MetricFamily::counter(
             "prefork_log_lines_dropped",
             "Lines of the log that were lost because its reader or file did not keep up.",

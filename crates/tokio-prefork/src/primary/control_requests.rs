@@ -245,6 +245,7 @@ impl Primary {
         let report = PrimaryReport {
             name: config.map_or_else(String::new, |config| config.name().to_string()),
             version: config.and_then(|config| config.version()).unwrap_or_default().to_string(),
+            program: config.and_then(|config| config.shown_program()),
             started: self.started,
             dispatch: config.map_or("", |config| config.dispatch.name()),
             dispatch_backend: self.selector_backend_name(),

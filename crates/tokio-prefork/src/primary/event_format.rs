@@ -153,8 +153,12 @@ pub(super) fn format_killed_with_job(exit: &ExitReport) -> LogLine {
 }
 
 fn format_life(exit: &ExitReport) -> String {
-    let requests = Count(exit.requests_served, "request");
-    format!("up {}, {requests}", HumanDuration(exit.uptime))
+    let uptime = HumanDuration(exit.uptime);
+    match exit.requests_served {
+        // Also of a foreign program, whose requests nobody counts.
+        0 => format!("up {uptime}"),
+        count => format!("up {uptime}, {}", Count(count, "request")),
+    }
 }
 
 fn format_exit(exit: &ExitReport) -> LogLine {

@@ -289,7 +289,12 @@ impl WorkerTable {
                 worker: *worker,
                 heartbeat: sample.heartbeat_ms,
                 requests: sample.requests,
-                memory: if with_memory { resident_bytes(process.pid) } else { None },
+                memory: match sample.program_memory {
+                    // Of all its processes, as the guard measures it.
+                    Some(bytes) => with_memory.then_some(bytes),
+                    None if with_memory => resident_bytes(process.pid),
+                    None => None,
+                },
                 is_full: sample.open_connections >= max_connections(process),
                 current_request: sample.current_request.map(|request| request.describe()),
             }

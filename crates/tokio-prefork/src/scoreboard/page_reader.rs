@@ -5,13 +5,14 @@
 use super::in_flight::{self, ReadEntry};
 use super::page_layout::{
     ACTIVE_REQUESTS, BEGUN_JOB, GENERATION, HEARTBEAT_MS, IS_FULL, JOB_STARTED_MS,
-    OPEN_CONNECTIONS, PID, PageWord, REQUESTS, RUNNING_ENTRY, SLOT, STARTED_AT_MS, STATE, THREAD,
+    OPEN_CONNECTIONS, PID, PROGRAM_CPU_US, PROGRAM_PID, PROGRAM_PROCESSES, PROGRAM_QUEUED,
+    PROGRAM_RESIDENT_BYTES, PageWord, REQUESTS, RUNNING_ENTRY, SLOT, STARTED_AT_MS, STATE, THREAD,
     WORKER_ID,
 };
 use super::request_page;
 use crate::status::{
-    InFlightRequest, MAX_JSON_INTEGER, RunningJob, TRAFFIC_COUNTERS, ThreadStatus, TrafficCounters,
-    WorkerState, WorkerStatus, unix_time_ms,
+    InFlightRequest, MAX_JSON_INTEGER, ProgramFigures, RunningJob, TRAFFIC_COUNTERS, ThreadStatus,
+    TrafficCounters, WorkerState, WorkerStatus, unix_time_ms,
 };
 use prefork_os::shared_memory::SharedPage;
 use prefork_os::system::monotonic_ms;
@@ -104,13 +105,17 @@ fn read_pages(pages: PagePair) -> Option<WorkerStatus> {
     let small = |word: PageWord| u32::try_from(word.load(page)).unwrap_or(u32::MAX);
     let zero = TrafficCounters::default();
     let kept = request_page::read_kept(page, pages.requests);
+    let program = read_program_figures(page);
     Some(WorkerStatus {
         stalled_in: None,
         id: WorkerId(load_json_integer(WORKER_ID, page)),
         slot: Slot(small(SLOT)),
         kind: String::new(),
         generation: Generation(load_json_integer(GENERATION, page)),
-        pid: Some(small(PID)).filter(|pid| *pid != 0),
+        // A page that the primary reads; it knows the pids itself.
+        pid: Some(small(if program.is_some() { PROGRAM_PID } else { PID })).filter(|pid| *pid != 0),
+        guard_pid: program.map(|_| small(PID)),
+        program,
         state,
         uptime_ms: unix_time_ms().saturating_sub(STARTED_AT_MS.load(page)).min(MAX_JSON_INTEGER),
         heartbeat_age_ms: Some(
@@ -131,6 +136,16 @@ fn read_pages(pages: PagePair) -> Option<WorkerStatus> {
         open_fds: None,
         cpu_ms: None,
         kept,
+    })
+}
+
+/// Reads the figures of a program. `None` on the page of any other worker, and before the program is started.
+fn read_program_figures(page: &SharedPage) -> Option<ProgramFigures> {
+    (PROGRAM_PID.load(page) != 0).then(|| ProgramFigures {
+        processes: load_json_integer(PROGRAM_PROCESSES, page),
+        queued: load_json_integer(PROGRAM_QUEUED, page),
+        rss_bytes: load_json_integer(PROGRAM_RESIDENT_BYTES, page),
+        cpu_ms: load_json_integer(PROGRAM_CPU_US, page) / 1000,
     })
 }
 
@@ -177,6 +192,8 @@ pub(crate) struct HeartbeatSample {
     /// Requests received so far, without those that do not count for `max-requests`.
     pub(crate) requests: u64,
     pub(crate) open_connections: u64,
+    /// Resident memory of all processes of its program in bytes. `None` for workers without one.
+    pub(crate) program_memory: Option<u64>,
     /// The request whose handler is on the event loop, or else the oldest one.
     pub(crate) current_request: Option<InFlightRequest>,
 }
@@ -203,6 +220,9 @@ impl HeartbeatSample {
             heartbeat_ms: HEARTBEAT_MS.load(slowest.worker),
             requests: sum(REQUESTS).saturating_sub(uncounted),
             open_connections: sum(OPEN_CONNECTIONS),
+            program_memory: read_program_figures(slowest.worker)
+                .map(|figures| figures.rss_bytes)
+                .filter(|bytes| *bytes > 0),
             current_request: (on_loop < requests.len()).then(|| requests.swap_remove(on_loop)),
         }
     }

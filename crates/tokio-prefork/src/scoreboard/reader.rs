@@ -74,6 +74,7 @@ impl ScoreboardReader {
             name: config.name().to_string(),
             version: config.version().unwrap_or_default().to_string(),
             library_version: env!("CARGO_PKG_VERSION").to_string(),
+            program: config.shown_program(),
             uptime_ms: unix_time_ms().saturating_sub(STARTED_AT_MS.load(page)),
             phase,
             generation: Generation(GENERATION.load(page)),

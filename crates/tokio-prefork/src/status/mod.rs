@@ -54,7 +54,7 @@ pub(crate) use tls_handshakes::TlsHandshakeResult;
 pub use tls_handshakes::TlsHandshakes;
 pub(crate) use traffic_counters::TRAFFIC_COUNTERS;
 pub use traffic_counters::TrafficCounters;
-pub use worker_status::{InFlightRequest, RunningJob, ThreadStatus, WorkerStatus};
+pub use worker_status::{InFlightRequest, ProgramFigures, RunningJob, ThreadStatus, WorkerStatus};
 
 /// How many requests in progress are listed over all workers. It bounds the reply; beyond it, they are only counted.
 const MAX_LISTED_REQUESTS: usize = 2048;
@@ -142,6 +142,10 @@ pub struct PrimaryStatus {
     /// The version of this crate in the process that made the status. Empty from an old version.
     #[serde(default)]
     pub library_version: String,
+    /// The command line of the foreign program that the workers run, with
+    /// [`Cluster::serve_program`](crate::Cluster::serve_program); cut to 256 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
     /// How long it has been running, in milliseconds. In the primary it counts from the last upgrade.
     pub uptime_ms: u64,
     /// The state of the primary. A worker only knows `running` and `stopping`.
@@ -199,6 +203,7 @@ pub struct WorkerKindStatus {
 pub(crate) struct PrimaryReport {
     pub(crate) name: String,
     pub(crate) version: String,
+    pub(crate) program: Option<String>,
     pub(crate) started: Instant,
     pub(crate) dispatch: &'static str,
     pub(crate) dispatch_backend: &'static str,
@@ -249,6 +254,7 @@ impl ClusterStatus {
             name: report.name,
             version: report.version,
             library_version: env!("CARGO_PKG_VERSION").to_string(),
+            program: report.program,
             uptime_ms: millis_between(report.started, now),
             phase: PrimaryPhase::from_name(view.phase),
             generation: view.generation,
@@ -366,10 +372,47 @@ impl ClusterStatus {
     }
 
     /// Returns the status as indented JSON.
+    /// Of programs, it has no figures about requests: these are not known.
     pub fn to_json(&self) -> String {
         // Numbers and strings: this cannot fail.
-        printable_json(&serde_json::to_string_pretty(self).unwrap_or_default()).into_owned()
+        let json = match self.primary.program {
+            None => serde_json::to_string_pretty(self),
+            Some(_) => serde_json::to_value(self)
+                .map(without_requests)
+                .and_then(|value| serde_json::to_string_pretty(&value)),
+        };
+        printable_json(&json.unwrap_or_default()).into_owned()
     }
+}
+
+/// What is known only if the workers serve HTTP themselves.
+const REQUEST_FIGURES: [&str; 7] = [
+    "totals",
+    "queue_wait",
+    "requests_by",
+    "durations",
+    "access_log",
+    "proxy_refused",
+    "tls_handshakes",
+];
+
+/// What is known of a worker only if it serves HTTP itself.
+const REQUEST_FIGURES_OF_WORKER: [&str; 6] =
+    ["counters", "active", "serving", "durations", "queue_wait", "full"];
+
+/// Removes the figures about requests, which nobody has counted.
+fn without_requests(mut status: serde_json::Value) -> serde_json::Value {
+    let remove = |object: &mut serde_json::Value, names: &[&str]| {
+        if let Some(members) = object.as_object_mut() {
+            members.retain(|name, _| !names.contains(&name.as_str()));
+        }
+    };
+    remove(&mut status, &REQUEST_FIGURES);
+    let workers = status.get_mut("workers").and_then(serde_json::Value::as_array_mut);
+    for worker in workers.into_iter().flatten() {
+        remove(worker, &REQUEST_FIGURES_OF_WORKER);
+    }
+    status
 }
 
 /// Returns the time in milliseconds since 1970.
@@ -414,6 +457,7 @@ pub(crate) mod tests {
         let report = PrimaryReport {
             name: "greeter".into(),
             version: "1.2.3".into(),
+            program: None,
             started: Instant::now(),
             dispatch: "shared",
             dispatch_backend: "",
@@ -446,6 +490,8 @@ pub(crate) mod tests {
         };
         WorkerStatus {
             stalled_in: None,
+            guard_pid: Some(1),
+            program: None,
             id: WorkerId(MAX_JSON_INTEGER),
             slot: Slot(u32::MAX),
             kind: "x".to_string(),

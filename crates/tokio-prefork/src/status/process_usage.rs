@@ -8,9 +8,15 @@ impl ClusterStatus {
     /// [`cpu_ms`](super::WorkerStatus::cpu_ms) and [`open_fds`](super::WorkerStatus::open_fds).
     ///
     /// For the process that shows the status, on the machine of the cluster: the primary does not read them. Leaves out processes
-    /// that are not children of the primary as seen from here, as in another pid namespace the same numbers name other processes.
+    /// that are not children of the primary as seen from here, as in another pid namespace the same numbers name other processes. Of
+    /// programs, memory and CPU time are those of all their processes, as their guards publish them.
     pub fn read_process_usage(&mut self) {
         for worker in &mut self.workers {
+            if let Some(program) = worker.program {
+                worker.rss_bytes = Some(program.rss_bytes);
+                worker.cpu_ms = Some(program.cpu_ms);
+                continue;
+            }
             let usage = worker.pid.and_then(process_usage);
             let usage = usage.filter(|usage| usage.parent == self.primary.pid);
             worker.rss_bytes = usage.map(|usage| usage.resident_bytes.min(MAX_JSON_INTEGER));

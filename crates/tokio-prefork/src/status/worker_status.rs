@@ -30,6 +30,13 @@ pub struct WorkerStatus {
     pub generation: Generation,
     /// Its process id; `None` before its fork.
     pub pid: Option<u32>,
+    /// The process id of its guard, with [`Cluster::serve_program`](crate::Cluster::serve_program). `pid` is that of the program then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard_pid: Option<u32>,
+    /// The figures of its program, with [`Cluster::serve_program`](crate::Cluster::serve_program). Those about requests are zero then,
+    /// as only the program sees requests; [`ClusterStatus::to_json`](super::ClusterStatus::to_json) leaves them out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<ProgramFigures>,
     /// The state.
     pub state: WorkerState,
     /// How long ago it was forked, in milliseconds.
@@ -86,6 +93,20 @@ pub struct WorkerStatus {
     /// All that is kept when it dies; public parts of it are fields above.
     #[serde(skip)]
     pub(crate) kept: KeptFigures,
+}
+
+/// What the kernel shows of the program of a worker, read once a second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ProgramFigures {
+    /// Its processes: the program and all that it has started.
+    pub processes: u64,
+    /// Connections that wait in the accept queues of its own sockets.
+    pub queued: u64,
+    /// Resident memory of all its processes in bytes; pages that they share count in each.
+    pub rss_bytes: u64,
+    /// CPU time of all its processes, in milliseconds.
+    pub cpu_ms: u64,
 }
 
 /// The status of one thread of a worker.
@@ -171,7 +192,9 @@ impl WorkerStatus {
             slot: known.tag.slot,
             kind: known.tag.kind.to_string(),
             generation: known.tag.generation,
+            // That of a program is known as soon as the guard has started it.
             pid: known.tag.pid,
+            guard_pid: published.guard_pid.filter(|guard| known.tag.pid != Some(*guard)),
             state,
             uptime_ms: millis_between(known.forked_at, now),
             ..published
@@ -187,6 +210,7 @@ impl WorkerStatus {
             state => state,
         };
         (self.slot, self.generation, self.pid) = (known.slot, known.generation, known.pid);
+        self.guard_pid = self.guard_pid.filter(|guard| self.pid != Some(*guard));
         self.kind.clone_from(&known.kind);
         self.stalled_in.clone_from(&known.stalled_in);
         self.uptime_ms = known.uptime_ms + age_ms;

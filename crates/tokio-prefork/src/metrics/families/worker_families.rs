@@ -24,11 +24,18 @@ struct SlotFigures {
     connections: u64,
     rss_bytes: Option<u64>,
     open_fds: Option<u64>,
+    /// Processes and queued connections of a foreign program.
+    program: Option<(u64, u64)>,
 }
 
 pub(super) fn families_of(status: &ClusterStatus) -> Vec<MetricFamily> {
     let mut all = vec![workers_by_state(status), workers_wanted(status)];
-    all.extend(slot_families(&figures_by_slot(&status.workers)));
+    let slots = figures_by_slot(&status.workers);
+    all.extend(slot_families(&slots));
+    match status.primary.program {
+        None => all.extend(request_families(&slots)),
+        Some(_) => all.extend(program_families(&slots)),
+    }
     all.push(MetricFamily::counter(
         "prefork_worker_restarts",
         "Workers that replaced one that exited unexpectedly.",
@@ -75,6 +82,10 @@ fn figures_by_slot(workers: &[WorkerStatus]) -> BTreeMap<(&str, u32), SlotFigure
         slot.heartbeat_age_ms = slot.heartbeat_age_ms.max(age_ms);
         slot.active_requests += worker.active;
         slot.connections += worker.connections;
+        if let Some(program) = worker.program {
+            let (processes, queued) = slot.program.unwrap_or_default();
+            slot.program = Some((processes + program.processes, queued + program.queued));
+        }
         for (sum, more) in
             [(&mut slot.rss_bytes, worker.rss_bytes), (&mut slot.open_fds, worker.open_fds)]
         {
@@ -84,18 +95,56 @@ fn figures_by_slot(workers: &[WorkerStatus]) -> BTreeMap<(&str, u32), SlotFigure
     slots
 }
 
-fn slot_families(slots: &BTreeMap<(&str, u32), SlotFigures>) -> Vec<MetricFamily> {
-    let by_slot = |figure: &dyn Fn(&SlotFigures) -> Option<f64>| -> Vec<(Labels, f64)> {
-        let slots = slots.iter().filter_map(|(slot, figures)| Some((slot, figure(figures)?)));
-        slots.map(|((kind, slot), figure)| (slot_labels(kind, *slot), figure)).collect()
-    };
-    vec![
+type FiguresBySlot<'a> = BTreeMap<(&'a str, u32), SlotFigures>;
+
+/// Returns the values of a figure with the labels of their slots. Slots without it are left out.
+fn by_slot(
+    slots: &FiguresBySlot<'_>,
+    figure: impl Fn(&SlotFigures) -> Option<f64>,
+) -> Vec<(Labels, f64)> {
+    let slots = slots.iter().filter_map(|(slot, figures)| Some((slot, figure(figures)?)));
+    slots.map(|((kind, slot), figure)| (slot_labels(kind, *slot), figure)).collect()
+}
+
+/// Returns what is known only of workers that serve HTTP themselves.
+fn request_families(slots: &FiguresBySlot<'_>) -> [MetricFamily; 2] {
+    [
         connections_by_state(slots),
         MetricFamily::gauges(
             "prefork_http_requests_running",
             "Requests in progress, by slot.",
-            by_slot(&|slot| Some(slot.active_requests as f64)),
+            by_slot(slots, |slot| Some(slot.active_requests as f64)),
         ),
+    ]
+}
+
+/// Returns what the kernel shows of foreign programs.
+fn program_families(slots: &FiguresBySlot<'_>) -> [MetricFamily; 3] {
+    let figure = |figure: fn((u64, u64)) -> u64| {
+        by_slot(slots, |slot| slot.program.map(|program| figure(program) as f64))
+    };
+    [
+        MetricFamily::gauges(
+            "prefork_program_connections",
+            "Open connections of the programs, by slot.",
+            by_slot(slots, |slot| slot.program.map(|_| slot.connections as f64)),
+        ),
+        MetricFamily::gauges(
+            "prefork_program_processes",
+            "Processes of the programs, by slot: each with all that it has started.",
+            figure(|program| program.0),
+        ),
+        MetricFamily::gauges(
+            "prefork_program_queued_connections",
+            "Connections in the accept queues of the programs' own sockets, by slot.",
+            figure(|program| program.1),
+        ),
+    ]
+}
+
+fn slot_families(slots: &FiguresBySlot<'_>) -> Vec<MetricFamily> {
+    let by_slot = |figure: &dyn Fn(&SlotFigures) -> Option<f64>| by_slot(slots, figure);
+    vec![
         MetricFamily::gauges(
             "prefork_worker_heartbeat_age",
             "How long ago the event loop last ran, by slot: 0.1 s or less unless it is blocked or starved.",
