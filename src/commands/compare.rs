@@ -25,8 +25,9 @@ measured twice: if it differs from itself, the machine is too noisy and no diffe
 
 The rounds of a workload go on until its intervals are narrow enough (--precision) or the time is up (--time-limit).
 
-A peer is started by the shell; it must say \"listening on http://ADDRESS:PORT\" on standard error when it serves, and end \
-on SIGTERM. It is measured under the loads whose paths it has.
+A peer whose command has {fd} or {port}, or begins with \"run \", is started by prefork run, with as many workers and on sockets \
+like those of the prefork model. Any other is started by the shell; it must say \"listening on http://ADDRESS:PORT\" on standard \
+error when it serves, and end on SIGTERM. Peers are measured under the loads whose paths they have.
 
 With --https all servers speak TLS with a certificate made for the run; a peer gets its files in TLS_CERT and TLS_KEY, and must \
 say \"listening on https://ADDRESS:PORT\". The workloads full-handshakes and resumed-handshakes then take the place of new-connections.
@@ -40,7 +41,8 @@ Examples:
   prefork compare --precision 3% --time-limit 1h --workloads keep-alive
   prefork compare --models prefork --dispatch all --workloads keep-alive,new-connections
   prefork compare --https --workloads keep-alive,full-handshakes,resumed-handshakes
-  prefork compare --models prefork,single --peer node='node scripts/peers/cluster.js 2 rr'";
+  prefork compare --models prefork,single --peer node='node scripts/peers/cluster.js 2 rr'
+  prefork compare --peer uvicorn='uvicorn app:app --fd {fd}' --peer node='run node app.js'";
 
 /// A comparison and where its report goes.
 #[derive(Debug)]
@@ -162,6 +164,7 @@ pub(crate) fn parse_compare(matches: &ArgMatches) -> Result<CompareCall, String>
         _ => vec![ComparedServer::built_in(model, None, workers)],
     });
     let peers = matches.get_many::<ComparedServer>("peer").into_iter().flatten().cloned();
+    let peers = peers.map(|peer| peer.with_workers(workers));
     let contestants = own.chain(peers).collect();
     let workloads = matches.get_many::<Workload>("workloads").map(|list| list.copied().collect());
     let (https, http2) = (matches.get_flag("https"), matches.get_flag("http2"));

@@ -6,7 +6,7 @@ use std::{fs, io::Read};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::command::ProcessBuilder;
+use crate::support::command::{ProcessBuilder, test_programs};
 use crate::support::{self, process, wait};
 
 /// Starts a comparison in the background.
@@ -173,4 +173,20 @@ fn a_peer_is_measured_only_under_workloads_it_supports() {
         (cell(0)["unable"].as_bool(), cell(1)["unable"].as_bool()),
         (Some(false), Some(true))
     );
+}
+
+#[test]
+fn a_program_is_measured_beside_the_models_by_prefork_run() {
+    let peer = format!("foreign={} foreign-server fd={{fd}}", test_programs().display());
+    let ended = ProcessBuilder::verb("compare")
+        .args(["--models", "single", "--peer", &peer, "--workloads", "new-connections"])
+        .args(["--rounds", "1", "--duration", "1s", "--workers", "2", "--json"])
+        .run();
+    assert_eq!(ended.status, Some(0), "{}{}", ended.stdout, ended.stderr);
+    let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+    let cells = report["workloads"][0]["contestants"].as_array().expect("list");
+    let cell = cells.iter().find(|cell| cell["contestant"] == "foreign").expect("the program");
+    assert!(cell["per_second"]["median"].as_f64() > Some(0.0), "{cell:#}");
+    assert!(cell["busiest"]["median"].as_f64() < Some(1.0), "two workers answered: {cell:#}");
+    assert!(cell["memory_mib"]["median"].as_f64() > Some(0.0), "{cell:#}");
 }

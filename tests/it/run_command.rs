@@ -27,9 +27,8 @@ fn a_program_that_cannot_be_run_is_an_error_of_the_configuration_with_its_name()
         for (program, word) in
             [("no-such-program", "no-such-program"), (plain, plain), ("/nowhere/x", "/nowhere/x")]
         {
-            let words = [verb_words, &["--", program]].concat();
-            let error = configuration_error(verb(&words).bind(["127.0.0.1:0"]));
-            assert!(error.contains(word), "{words:?}: {error}");
+            let error = configuration_error(verb(&[verb_words, &["--", program]].concat()));
+            assert!(error.contains(word), "{verb_words:?}: {error}");
         }
         assert!(!configuration_error(verb(verb_words)).is_empty());
     }

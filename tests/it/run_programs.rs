@@ -47,7 +47,7 @@ fn descendants_in_sessions_of_their_own_end_with_their_worker() {
 
 #[test]
 fn a_killed_program_is_replaced_and_its_descendants_end() {
-    let server = start(&["has-descendants"], &[]);
+    let server = start(&["has-descendants"], &["--graceful-timeout", "1s"]);
     let descendants = wait_printed_pids(&server, "descendant", 1);
     let program = programs(&server);
     program.iter().for_each(|pid| process::send_signal(*pid, Signal::SIGKILL));
@@ -60,7 +60,7 @@ fn a_killed_program_is_replaced_and_its_descendants_end() {
 
 #[test]
 fn a_killed_guard_takes_its_program_and_descendants_along() {
-    let server = start(&["has-descendants"], &[]);
+    let server = start(&["has-descendants"], &["--graceful-timeout", "1s"]);
     let mut ended = wait_printed_pids(&server, "descendant", 1);
     ended.extend(programs(&server));
     let guards = server.worker_pids();
@@ -75,7 +75,8 @@ fn a_killed_guard_takes_its_program_and_descendants_along() {
 #[test]
 fn a_program_that_daemonises_cannot_boot_and_leaves_nothing() {
     let builder = ProcessBuilder::run_foreign_program(&["daemonises"]).workers(1).args(OUTPUT);
-    let server = builder.args(["--boot-attempts", "1"]).spawn().allow_errors(&["boot", "died"]);
+    let server = builder.args(["--boot-attempts", "1"]).spawn();
+    let server = server.allow_errors(&["boot", "died", "giving"]);
     let descendants = wait_printed_pids(&server, "descendant", 1);
     let log = server.wait_clean_exit(70);
     process::wait_ended(&descendants);
@@ -87,7 +88,7 @@ fn programs_that_end_at_once_or_never_become_ready_end_the_start() {
     for words in [&["exits", "3"][..], &["exits", "0"], &["never-ready"]] {
         let args = ["--boot-attempts", "2", "--boot-timeout", "1s"];
         let builder = ProcessBuilder::run_foreign_program(words).workers(1);
-        let server = builder.args(args).spawn().allow_errors(&["boot", "died", "ready"]);
+        let server = builder.args(args).spawn().allow_errors(&["boot", "died", "ready", "giving"]);
         let log = server.wait_clean_exit(70);
         assert!(log.contains("test_programs"), "the reason names the program: {log}");
     }
@@ -158,7 +159,8 @@ fn an_upgrade_in_place_refuses_no_connection_and_keeps_the_pids() {
 
 #[test]
 fn the_status_shows_programs_guards_and_processes_but_no_requests() {
-    let server = start(&["has-descendants"], &["--name", "api", "--admin", "127.0.0.1:0"]);
+    let args = ["--name", "api", "--admin", "127.0.0.1:0", "--graceful-timeout", "1s"];
+    let server = start(&["has-descendants"], &args);
     let descendants = wait_printed_pids(&server, "descendant", 1);
     let status = wait::wait_until_some("the figures of the program", || {
         let text = server.run_verb(&["status", "--json"]);
@@ -181,7 +183,8 @@ fn the_status_shows_programs_guards_and_processes_but_no_requests() {
         status["primary"]["program"].as_str().is_some_and(|text| text.contains("foreign-program"))
     );
     let text = server.run_verb(&["status"]);
-    assert!(text.contains("2 processes") && !text.contains("requests"), "{text}");
+    let first = text.lines().next().expect("a line");
+    assert!(text.contains("2 processes") && !first.contains("requests"), "{text}");
     let by_name = server.run_verb(&["top", "--batch", "-n", "1"]);
     assert!(by_name.contains("2 processes"), "{by_name}");
     let metrics = admin_listener::get(&admin_listener::admin_address(&server), "/metrics");
@@ -193,7 +196,10 @@ fn the_status_shows_programs_guards_and_processes_but_no_requests() {
 
 #[test]
 fn memory_of_all_processes_of_a_program_counts_for_max_rss() {
-    let server = start(&["has-descendants"], &["--max-rss", "1MiB", "--min-uptime", "0s"]);
+    let server = start(
+        &["has-descendants"],
+        &["--max-rss", "1MiB", "--min-uptime", "0s", "--graceful-timeout", "1s"],
+    );
     server.wait_replaced(1);
     server.stop();
 }

@@ -34,7 +34,12 @@ enum ServerCommand {
     BuiltIn { model: ConcurrencyModel, dispatch: Option<Dispatch>, workers: usize },
     /// A shell command.
     Peer(String),
+    /// `prefork run` of this program, with flags and a program that can use the listening socket.
+    Run { words: Vec<String>, workers: usize },
 }
+
+/// What a peer's command begins with that is for `prefork run`.
+const RUN_PREFIX: &str = "run ";
 
 impl ComparedServer {
     /// Returns `prefork serve` with a model, and a dispatch policy if not the default.
@@ -50,7 +55,8 @@ impl ComparedServer {
         ComparedServer { name, kind: ServerCommand::BuiltIn { model, dispatch, workers } }
     }
 
-    /// Parses `NAME=COMMAND`.
+    /// Parses `NAME=COMMAND`. A command with a template such as `{fd}`, or one that begins with `run `, is for `prefork run`, in one
+    /// process unless [`with_workers`](ComparedServer::with_workers) says otherwise; any other is for the shell.
     ///
     /// # Errors
     /// Says what is wrong with the text.
@@ -63,15 +69,27 @@ impl ComparedServer {
                 "{text:?}: {EXPECTED_FORMAT}; a name has up to 40 letters, digits and -._+/"
             ));
         }
-        Ok(ComparedServer {
-            name: name.to_string(),
-            kind: ServerCommand::Peer(command.to_string()),
-        })
+        let kind = match words_for_run(command.trim()) {
+            Some(words) => ServerCommand::Run {
+                words: words.ok_or(format!("{text:?}: a quote of the command has no end"))?,
+                workers: 1,
+            },
+            None => ServerCommand::Peer(command.to_string()),
+        };
+        Ok(ComparedServer { name: name.to_string(), kind })
+    }
+
+    /// Sets the number of workers of a peer that `prefork run` starts.
+    pub fn with_workers(mut self, count: usize) -> ComparedServer {
+        if let ServerCommand::Run { workers, .. } = &mut self.kind {
+            *workers = count;
+        }
+        self
     }
 
     /// Returns whether it is another program than `prefork`.
     pub(crate) fn is_peer(&self) -> bool {
-        matches!(self.kind, ServerCommand::Peer(_))
+        matches!(self.kind, ServerCommand::Peer(_) | ServerCommand::Run { .. })
     }
 
     /// Returns whether it is the single-process model, the reference of the comparison.
@@ -104,6 +122,14 @@ impl ComparedServer {
                 }
                 command
             }
+            ServerCommand::Run { words, workers } => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.args(["run", "--bind", "127.0.0.1:0", "--control", "off", "--log", "info"]);
+                command.args(["--workers", &workers.to_string(), "--graceful-timeout", "1s"]);
+                // What the program prints must cost the primary nothing.
+                command.args(["--output", "plain"]).args(words);
+                command
+            }
             ServerCommand::Peer(line) => {
                 let mut command = Command::new("/bin/sh");
                 // `exec` saves a process, and signals reach the server itself.
@@ -129,8 +155,23 @@ impl ComparedServer {
 
     /// Returns the log text that says it is ready.
     fn ready_log_text(&self) -> &'static str {
-        if self.is_peer() { "listening on http" } else { " serve; stop with " }
+        match self.kind {
+            ServerCommand::Peer(_) => "listening on http",
+            ServerCommand::BuiltIn { .. } | ServerCommand::Run { .. } => " serve; stop with ",
+        }
     }
+}
+
+/// Returns the flags and the program of a command that is for `prefork run`, or `None` within if they cannot be split.
+fn words_for_run(command: &str) -> Option<Option<Vec<String>>> {
+    if let Some(words) = command.strip_prefix(RUN_PREFIX) {
+        return Some(shlex::split(words));
+    }
+    let has_template = ["{fd}", "{fd:", "{port}"].iter().any(|template| command.contains(template));
+    has_template.then(|| {
+        let words = shlex::split(command)?;
+        Some(std::iter::once("--".to_string()).chain(words).collect())
+    })
 }
 
 /// Why a server did not become ready.
@@ -198,6 +239,10 @@ impl RunningServer {
         }
         running.url =
             running.wait_until_ready(&log_lines, compared.ready_log_text(), signals, broken)?;
+        if certificate.is_some() && matches!(compared.kind, ServerCommand::Run { .. }) {
+            // Only the program knows that it speaks TLS.
+            running.url = running.url.replacen("http://", "https://", 1);
+        }
         if certificate.is_some() != running.url.starts_with("https://") {
             return Err(ServerStartError::Failed(format!(
                 "{} listens on {}: with --https a peer must speak TLS with the files that TLS_CERT and TLS_KEY \
@@ -325,7 +370,14 @@ mod tests {
         assert_eq!((own.name.as_str(), own.is_peer()), ("prefork/least-conn", false));
         let peer = ComparedServer::parse_peer("node-rr=node a.js --x=y").expect("peer");
         assert_eq!(peer.kind, ServerCommand::Peer("node a.js --x=y".to_string()));
-        for text in ["", "node", "=a", "a=", "a b=c", "<b>=c"] {
+        let words =
+            |text: &str| match ComparedServer::parse_peer(text).expect(text).with_workers(3).kind {
+                ServerCommand::Run { words, workers: 3 } => words.join("|"),
+                other => panic!("{other:?}"),
+            };
+        assert_eq!(words("py=uvicorn 'my app' --fd {fd}"), "--|uvicorn|my app|--fd|{fd}");
+        assert_eq!(words("node=run --ready-http / node a.js"), "--ready-http|/|node|a.js");
+        for text in ["", "node", "=a", "a=", "a b=c", "<b>=c", "a=run 'b"] {
             assert!(ComparedServer::parse_peer(text).is_err(), "{text}");
         }
     }
