@@ -1,7 +1,8 @@
 use super::*;
 use crate::status::tests::status_of_booting_workers;
 use crate::status::{
-    AcceptQueueStatus, CertificateStatus, IsolatedPoolStatus, PoolStatus, WorkerState, WorkerStatus,
+    AcceptQueueStatus, CertificateStatus, IsolatedPoolStatus, PoolStatus, ProgramFigures,
+    WorkerState, WorkerStatus,
 };
 use family::{MetricUnit, Series};
 
@@ -51,7 +52,10 @@ fn type_name(family: &MetricFamily) -> &'static str {
 fn the_documentation_lists_every_metric_with_its_type() {
     let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/src/metrics.md");
     let docs = std::fs::read_to_string(docs).expect("the page about metrics");
-    let families = all_families(&full_status());
+    let mut families = all_families(&full_status());
+    let of_program = all_families(&status_of_program());
+    let known: Vec<String> = families.iter().map(full_name).collect();
+    families.extend(of_program.into_iter().filter(|one| !known.contains(&full_name(one))));
     for family in &families {
         assert!(family.has_series(), "{} has no series in this test", family.name);
         let row = format!("| `{}` | {} |", full_name(family), type_name(family));
@@ -59,6 +63,26 @@ fn the_documentation_lists_every_metric_with_its_type() {
     }
     let listed = docs.lines().filter(|line| line.starts_with("| `prefork_")).count();
     assert_eq!(listed, families.len(), "docs/src/metrics.md lists a metric that does not exist");
+}
+
+/// Returns the status of a cluster whose workers run a foreign program.
+fn status_of_program() -> ClusterStatus {
+    let mut status = full_status();
+    status.primary.program = Some("node app.js".to_string());
+    for worker in &mut status.workers {
+        worker.program = Some(ProgramFigures::default());
+    }
+    status
+}
+
+#[test]
+fn programs_have_processes_and_no_requests() {
+    let body = exposition(&status_of_program(), None).body;
+    assert!(
+        body.contains("\nprefork_program_processes{") && !body.contains("prefork_http_"),
+        "{body}"
+    );
+    assert!(!exposition(&full_status(), None).body.contains("prefork_program_"));
 }
 
 #[test]

@@ -41,11 +41,14 @@ pub(super) fn families_of(status: &ClusterStatus) -> Vec<MetricFamily> {
         "Workers that replaced one that exited unexpectedly.",
         status.primary.restarts,
     ));
-    all.push(seconds_counter(
-        "prefork_worker_cpu",
-        "CPU time of all workers, living and dead, as of their last heartbeats.",
-        status.kept.cpu_us,
-    ));
+    if status.primary.program.is_none() {
+        // That of foreign programs is not in it: a guard has its own CPU time.
+        all.push(seconds_counter(
+            "prefork_worker_cpu",
+            "CPU time of all workers, living and dead, as of their last heartbeats.",
+            status.kept.cpu_us,
+        ));
+    }
     all
 }
 
