@@ -178,6 +178,8 @@ pub(crate) fn is_move_or_removal(kind: &EventKind) -> bool {
 fn is_on_silent_file_system(path: &Path) -> bool {
     let Ok(found) = statfs::statfs(path) else { return false };
     let FsType(kind) = found.filesystem_type();
-    // 32 bits, whatever the width and the sign of the type on this architecture.
-    SILENT_FILE_SYSTEMS.contains(&(i64::from(kind) & 0xffff_ffff))
+    // 32 bits, whatever the width and the sign of the type of this architecture and C library.
+    #[allow(clippy::unnecessary_cast, reason = "the type differs")]
+    let kind = kind as i64 & 0xffff_ffff;
+    SILENT_FILE_SYSTEMS.contains(&kind)
 }

@@ -9,6 +9,9 @@ use crate::admin::MAX_OVERLAY_BYTES;
 use crate::listener::{ListenAddr, Listener};
 use crate::primary::PrimaryHandle;
 
+/// How long the title of a state may be whose text does not fit.
+const MAX_TITLE_BYTES: usize = 1000;
+
 /// What the overlay shows in the pages that include `/overlay.js` of the admin listener: see
 /// [`PrimaryHandle::set_overlay`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,10 +84,13 @@ fn encode_within(mut published: PublishedOverlay<'_>) -> Vec<u8> {
         if json.len() <= MAX_OVERLAY_BYTES {
             return json;
         }
-        let half = published.text.ceil_char_boundary(published.text.len() / 2);
-        published.text = &published.text[half..];
-        let title = published.title.floor_char_boundary(published.title.len().min(1000));
-        published.title = &published.title[..title];
+        let PublishedOverlay { text, title, .. } = published;
+        // The length is a boundary, and 0 is one.
+        let from = (text.len() / 2..=text.len()).find(|at| text.is_char_boundary(*at));
+        published.text = &text[from.unwrap_or(text.len())..];
+        let most = title.len().min(MAX_TITLE_BYTES);
+        let end = (0..=most).rev().find(|at| title.is_char_boundary(*at));
+        published.title = &title[..end.unwrap_or(0)];
     }
 }
 
