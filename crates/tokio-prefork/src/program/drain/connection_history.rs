@@ -14,9 +14,14 @@ use prefork_os::tcp_activity::{TcpActivity, TcpState};
 /// sends its body, and one that has just connected may not have sent its request yet.
 pub(super) const IDLE_QUIET: Duration = Duration::from_secs(1);
 /// As [`IDLE_QUIET`], after [`CONFIRMED_TURNS`].
-pub(super) const CONFIRMED_QUIET: Duration = Duration::from_millis(20);
+pub(super) const CONFIRMED_QUIET: Duration = Duration::from_millis(15);
 /// As [`IDLE_QUIET`], after [`WELL_CONFIRMED_TURNS`].
 const WELL_CONFIRMED_QUIET: Duration = Duration::from_millis(8);
+/// For how long after that a connection with known turns is closed. Later, its next request may be about to come: it is closed
+/// after the next response instead.
+const MIN_CLOSE_WINDOW: Duration = Duration::from_millis(10);
+/// After how many turns without such a moment, as with few looks, any will do.
+const MISSED_TURNS: u32 = 20;
 /// As [`IDLE_QUIET`], if the order of request and response cannot be told.
 const UNCERTAIN_QUIET: Duration = Duration::from_secs(5);
 /// After how many requests that came when the connection looked idle the look is trusted more.
@@ -162,10 +167,16 @@ impl ConnectionHistory {
         Some(required.max(self.activity.min_round_trip_time * 2))
     }
 
-    /// Returns whether the connection is idle, so that it can be half-closed.
+    /// Returns whether the connection is idle, and this is a good moment to half-close it.
     pub(super) fn is_idle(&self) -> bool {
-        self.half_closed_at.is_none()
-            && self.required_quiet().is_some_and(|required| self.quiet() >= required)
+        let Some(required) = self.required_quiet().filter(|_| self.half_closed_at.is_none()) else {
+            return false;
+        };
+        let quiet = self.quiet();
+        let is_good_moment = quiet <= required + required.max(MIN_CLOSE_WINDOW)
+            || quiet >= IDLE_QUIET
+            || self.confirmed_turns >= MISSED_TURNS;
+        quiet >= required && is_good_moment
     }
 
     /// Returns whether no request seems to be in progress for `quiet`. Less certain than [`is_idle`](Self::is_idle).

@@ -166,6 +166,24 @@ fn a_connection_with_known_turns_is_idle_soon_after_its_response() {
 }
 
 #[test]
+fn a_connection_whose_next_request_may_be_about_to_come_is_closed_after_the_next_response() {
+    let mut one = Simulated::connect(0);
+    let mut history = ConnectionHistory::new(one.activity());
+    for begin in [100, 200, 300, 400] {
+        watch(&mut history, &mut one, begin);
+        one.at(begin).request();
+        watch(&mut history, &mut one, begin + 30);
+        one.respond();
+    }
+    watch(&mut history, &mut one, 450);
+    assert!(history.is_idle(), "20 ms after its response");
+    watch(&mut history, &mut one, 490);
+    assert!(!history.is_idle(), "the next request is due");
+    watch(&mut history, &mut one, 1440);
+    assert!(history.is_idle(), "none has come");
+}
+
+#[test]
 fn a_response_in_parts_is_not_taken_for_idle() {
     let mut one = Simulated::connect(0);
     one.at(4).request();
