@@ -33,7 +33,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use socket2::{SockFilter, Socket};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::socket_file::UnixSocketFile;
 pub use bind_addr::BindAddr;
 pub(crate) use bind_addr::BindOptions;
@@ -87,7 +87,7 @@ pub(crate) struct ListenerSet {
     serves_raw_connections: bool,
     /// The addresses whose connections speak TLS: they are shown as `https://`.
     tls_addrs: Vec<ListenAddr>,
-    /// Whether foreign programs have the sockets, so that these block unless a program has changed it.
+    /// Whether foreign programs have the sockets, so that those that are taken over stay blocking or not, as they are.
     has_foreign_programs: bool,
 }
 
@@ -258,7 +258,6 @@ impl ListenerSet {
                 None => opened.push(self.acquire(addr, backlog, None, &opened)?),
             }
         }
-        opened.iter().try_for_each(|one| self.set_blocking_for_programs(&one.listener))?;
         Ok(opened)
     }
 
@@ -392,16 +391,6 @@ impl ListenerSet {
     /// this process changes it for running programs.
     pub(crate) fn set_has_foreign_programs(&mut self) {
         self.has_foreign_programs = true;
-    }
-
-    /// Makes a socket that no program has yet blocking, as those of systemd are, if programs will get it.
-    fn set_blocking_for_programs(&self, listener: &Listener) -> Result<()> {
-        if !self.has_foreign_programs {
-            return Ok(());
-        }
-        listener.socket.set_nonblocking(false).map_err(|e| {
-            Error::system(format!("make the socket at {} blocking", listener.local), e)
-        })
     }
 
     /// Sets whether the application speaks a protocol of its own, not HTTP.

@@ -100,7 +100,6 @@ impl ListenerSet {
             bind_socket::start_listening(&new, backlog)?;
             new
         };
-        self.set_blocking_for_programs(&new)?;
         new.is_shared_by_all = self.listeners[index].is_shared_by_all;
         repaired.replaced.push(std::mem::replace(&mut self.listeners[index], new));
         if !repaired.addrs.contains(&addr) {

@@ -68,18 +68,15 @@ impl Primary {
     pub(super) fn replace_sockets(&mut self, repaired: RepairedSockets) -> Vec<ListenAddr> {
         let RepairedSockets { addrs, replaced } = repaired;
         let state = self.state_of_accepted();
-        let runs_program = self.current_config().is_some_and(|config| config.program().is_some());
         for listener in &replaced {
             if listener.slot == Slot(0) {
                 self.event_log.log_listener_reopened(&listener.local.to_string());
             }
             if self.worker_sockets.is_some() {
-                // Foreign programs cannot take connections over; those that have the socket accept what waits.
+                // Foreign programs cannot take connections over; those that have the socket accept what waits. And it may block.
                 continue;
             }
-            // A program cannot take over a connection, and its sockets may block.
-            let movable = if runs_program { 0 } else { MAX_MOVED_CONNECTIONS };
-            for _ in 0..movable {
+            for _ in 0..MAX_MOVED_CONNECTIONS {
                 let Ok(fd) = prefork_os::socket::accept_connection(listener) else { break };
                 self.handover.push(fd, state.clone(), Instant::now());
             }
