@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::dispatch::round_robin::{ConnectionQueue, RoundRobinAcceptor};
 use crate::dispatch::{LoadPage, LoadPageLease};
 use crate::error::{Error, Result, exit};
+use crate::listener::Listener;
 use crate::log_output::ProcessRole;
 use crate::messages::PrimaryMessageEnd;
 use crate::process_limits::ProcessLimits;
@@ -244,18 +245,7 @@ impl Primary {
             Some((active, lease)) => active.selector.keep_only_page(lease)?,
             None => LoadPage::default(),
         };
-        // A worker that serves no connections keeps no listening socket.
-        let bind = if tag.slot.is_web() { config.bind.as_slice() } else { &[] };
-        let per_slot = config.dispatch.has_socket_per_slot();
-        let own = match config.has_socket_per_worker() {
-            true => Slot(forked.socket_index),
-            false => tag.slot,
-        };
-        let mut listeners = self.listeners.take_for_worker(bind, own, per_slot);
-        if config.program().is_some() && !per_slot {
-            // So that nobody looks for the connections of one worker there.
-            listeners.iter_mut().for_each(|listener| listener.is_shared_by_all = true);
-        }
+        let listeners = self.take_listeners(tag, &config, forked.socket_index);
         let access_log = self.access_log.take_for_worker(tag.generation);
         let tls = self.make_worker_tls(tag, &config, ticket_keys)?;
         forked.limits.apply(forked.primary_pid)?;
@@ -276,6 +266,28 @@ impl Primary {
             access_log,
             terminate,
         }))
+    }
+
+    /// Takes the listening sockets of the worker, in the child, and closes all others.
+    fn take_listeners(
+        &mut self,
+        tag: WorkerTag,
+        config: &Config,
+        socket_index: u32,
+    ) -> Vec<Listener> {
+        // A worker that serves no connections keeps no listening socket.
+        let bind = if tag.slot.is_web() { config.bind.as_slice() } else { &[] };
+        let per_slot = config.dispatch.has_socket_per_slot();
+        let own = match config.has_socket_per_worker() {
+            true => Slot(socket_index),
+            false => tag.slot,
+        };
+        let mut listeners = self.listeners.take_for_worker(bind, own, per_slot);
+        if config.program().is_some() && !per_slot {
+            // So that nobody looks for the connections of one worker there.
+            listeners.iter_mut().for_each(|listener| listener.is_shared_by_all = true);
+        }
+        listeners
     }
 
     /// Makes what a worker speaks TLS with. From then on it has private keys in its heap.
