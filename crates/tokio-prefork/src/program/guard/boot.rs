@@ -166,9 +166,13 @@ impl Guard {
             (Some(0), None) => format!(
                 "{name} exited with status 0 before it was ready: it has to serve until it is told to stop"
             ),
+            // With the script for Node it does not bind by itself.
+            (Some(code), _) if self.shim.get().is_some() => {
+                format!("{name} exited with status {code} before it was ready")
+            }
             (Some(code), _) => format!(
-                "{name} exited with status {code} before it was ready; if it says that the address is in use, it binds the port itself: \
-                 make it use the socket that it inherits as descriptor 3 ({{fd}} in its arguments)"
+                "{name} exited with status {code} before it was ready; if its address was in use, it has to use the socket that it \
+                 inherits as descriptor 3 ({{fd}} in its arguments)"
             ),
             (None, _) => format!("{name} was ended before it was ready: {status}"),
         }
