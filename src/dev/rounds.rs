@@ -73,7 +73,9 @@ mod tests {
             let delay = Duration::from_secs(seconds);
             assert_eq!(decide(&mut rounds, true), Decision::BeginAfter(delay));
         }
-        (0..100).for_each(|_| drop(decide(&mut rounds, true)));
+        for _ in 0..100 {
+            let _ = decide(&mut rounds, true);
+        }
         assert_eq!(decide(&mut rounds, false), Decision::Begin, "a change later begins a round");
         assert_eq!(decide(&mut rounds, true), Decision::Begin);
     }
