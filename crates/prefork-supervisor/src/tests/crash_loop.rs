@@ -76,6 +76,22 @@ fn a_boot_error_that_a_worker_reports_ends_a_cluster_that_never_served() {
 }
 
 #[test]
+fn a_program_that_fails_to_start_is_tried_again_although_its_guard_reports_why() {
+    let mut sim = start_cluster(1, |_| Some(WorkerScript::never_reporting()));
+    let (id, reason) = (WorkerId(1), "no database".to_string());
+    sim.report_event(Event::ProgramStarted { worker: id, pid: 4711 });
+    sim.report_event(Event::BootAttemptFailed { worker: id, reason: reason.clone() });
+    let failed = |event: &LogEvent| match event {
+        LogEvent::BootFailed { worker, reason } => Some((worker.pid, reason.clone())),
+        _ => None,
+    };
+    assert_eq!(sim.logged(failed), [(Some(4711), reason)], "the program stands for its worker");
+    sim.exit_worker_now(1, exit_by_signal(SIGKILL));
+    sim.run_for(ms(1_000));
+    assert!(sim.fork_times().len() > 1 && sim.exit.is_none(), "it is tried again");
+}
+
+#[test]
 fn a_boot_error_of_a_worker_that_then_hangs_ends_the_cluster_at_the_boot_timeout() {
     let mut sim = start_cluster(1, |_| {
         Some(WorkerScript::never_reporting().with_step_at(4, WorkerStep::ReportBootFailed))

@@ -149,6 +149,7 @@ fn all_events_for_worker(worker: WorkerId, reply_id: u64) -> Vec<Event> {
         Event::Forked { worker, pid: 2 },
         Event::ForkFailed { worker, reason: String::new() },
         Event::Online { worker },
+        Event::ProgramStarted { worker, pid: 3 },
         Event::Ready { worker },
         Event::Disconnecting { worker },
         Event::RestartDecided { worker, decision: RestartDecision::LeaveEmpty },
