@@ -125,7 +125,7 @@ pub(crate) fn check_access_log(path: &Path) -> Result<()> {
 }
 
 fn access_log_error(path: &Path, why: String) -> Error {
-    let operation = format!("write the access log to {}", path.display());
+    let operation = format!("write the log to {}", path.display());
     Error::system(operation, io::Error::other(why))
 }
 
