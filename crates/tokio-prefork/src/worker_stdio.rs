@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::log_output;
@@ -58,6 +59,19 @@ impl fmt::Display for OutputStream {
     }
 }
 
+/// The reading ends of the pipes that are the streams of this process, a worker.
+static OUTPUT_READERS: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
+
+fn lock_output_readers() -> MutexGuard<'static, Vec<OwnedFd>> {
+    OUTPUT_READERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns the reading ends of this worker's output, once the primary does not read it any more: what a program goes on printing has
+/// to be read, or it would wait in its writes. Empty if the streams are no pipes.
+pub(crate) fn take_output_readers() -> Vec<OwnedFd> {
+    std::mem::take(&mut *lock_output_readers())
+}
+
 /// The pipes of a worker that is about to be forked: one for each [`OutputStream`], in their order.
 pub(crate) struct OutputPipes {
     readers: [OwnedFd; 2],
@@ -87,7 +101,7 @@ impl OutputPipes {
             replace_standard_stream(stream.as_standard_stream(), writer)?;
         }
         redirect_output_on_parent_death(open_dev_null()?);
-        std::mem::forget(self.readers);
+        lock_output_readers().extend(self.readers);
         Ok(())
     }
 }

@@ -6,6 +6,7 @@
 
 mod boot;
 mod liveness;
+mod orphan_output;
 mod stop;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -94,7 +95,11 @@ async fn guard_program(init: WorkerInit) -> Result<GuardExit> {
     tokio::task::spawn_local(worker_shared::run_loop_jobs(Rc::clone(&state), loop_jobs));
     // If this fails, the task that reads the channel notices that the primary is gone.
     let _ = state.channel.send(&WorkerReport::Online);
-    tokio::task::spawn_local(primary_channel::follow_primary(Rc::clone(&state)));
+    let followed = primary_channel::follow_primary(Rc::clone(&state));
+    tokio::task::spawn_local(async {
+        followed.await;
+        orphan_output::discard_output();
+    });
     tokio::task::spawn_local(worker_shared::follow_drain_requests(Rc::clone(&state)));
     let notify_socket = NotifySocket::bind()
         .map_err(|e| Error::system("bind the socket for READY=1 of the program", e))?;
