@@ -6,6 +6,10 @@ use tokio_prefork::log_output::{self, LogFormat, LogOutput};
 pub(crate) fn init_logger(filter: &str, format: LogFormat) {
     log_output::init_log_output(format);
     let mut builder = env_logger::Builder::new();
+    if !filter.contains("notify") {
+        // It warns about each watched directory that is gone.
+        builder.filter_module("notify", log::LevelFilter::Off);
+    }
     builder.parse_filters(filter).format(log_output::write_record);
     builder.target(env_logger::Target::Pipe(Box::new(LogOutput)));
     // Fails only if a logger is already installed, which is then kept.

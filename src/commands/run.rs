@@ -36,6 +36,9 @@ pub(crate) fn run_program(flags: RunFlagValues, mode: RunMode) -> Result<ExitCod
     settings.log_warnings();
     let (log_filter, log_format) = (settings.app().log.clone(), settings.app().log_format);
     let watched = watch_settings(&settings, mode)?;
+    if watched.is_some() {
+        dev::record_project_dir();
+    }
     let build = Build::of_settings(&settings, watched.is_some())?;
     let dev_state = DevState::new(watched, build.step.clone());
     if settings.app().overlay {
@@ -145,6 +148,8 @@ fn build_config(
         }
         None => app.to_program()?,
     };
+    let project_dir = dev::project_dir().filter(|_| app.directory.is_none());
+    let program = project_dir.into_iter().fold(program, Program::current_dir);
     config.program(program).build()
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cargo_command::{self, CargoBuild};
 use super::messages::BuildReport;
+use super::project_dir;
 
 /// How much of the end of a build's output is kept for the browser.
 const MAX_OUTPUT_BYTES: usize = 128 << 10;
@@ -90,6 +91,10 @@ fn run_shell(line: &str, output: &BuildOutput) -> Result<(), String> {
 
 /// Starts a command without input and waits for its end. The command's descriptors are closed here when it has started.
 pub(crate) fn run_to_end(mut command: Command) -> io::Result<ExitStatus> {
+    if let Some(dir) = project_dir() {
+        // By its path: the directory may have been deleted and made again.
+        command.current_dir(dir);
+    }
     let mut child = command.stdin(Stdio::null()).spawn()?;
     // Its pipes must end with the child.
     drop(command);

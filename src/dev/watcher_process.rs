@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -18,8 +19,11 @@ use tokio_prefork::{BoxError, Inbox, Worker};
 /// The name of the kind.
 pub(crate) const WATCHER_KIND: &str = "watcher";
 
+/// How often to say that a build still runs.
+const BUILD_REMINDER_INTERVAL: Duration = Duration::from_secs(30);
+
 /// What has changed before the first build, or before a watcher took the place of another one.
-const UNKNOWN_CHANGES: &str = "unknown";
+const UNKNOWN_CHANGES: &str = "everything";
 
 /// How many changed files the log names.
 const MAX_NAMED_FILES: usize = 3;
@@ -117,7 +121,16 @@ impl Watcher {
         log::info!("building; changed={changed}");
         self.worker.send(BUILD_STARTED, changed.to_string()).await?;
         let started = Instant::now();
-        let report = build(step.clone()).await?;
+        let mut building = pin!(build(step.clone()));
+        let report = loop {
+            tokio::select! {
+                report = &mut building => break report?,
+                () = tokio::time::sleep(BUILD_REMINDER_INTERVAL) => log::info!(
+                    "still building, changes wait for its end; elapsed={:.0?}",
+                    started.elapsed()
+                ),
+            }
+        };
         let took = started.elapsed();
         let is_good = match &report.failure {
             None => {
