@@ -100,6 +100,9 @@ impl ProgramSettings {
             .stop_signal(self.stop_signal)
             .node_shim(self.node_shim)
             .output(self.output.clone());
+        if let Some(name) = &self.name {
+            program = program.output_name(name);
+        }
         if let Some(directory) = &self.directory {
             program = program.current_dir(directory);
         }

@@ -59,6 +59,7 @@ pub struct Program {
     readiness: Readiness,
     stop_signal: StopSignal,
     node_shim: bool,
+    output_name: Option<String>,
     output: ProgramOutput,
     is_built: bool,
 }
@@ -74,6 +75,7 @@ impl Program {
             readiness: Readiness::default(),
             stop_signal: StopSignal::default(),
             node_shim: true,
+            output_name: None,
             output: ProgramOutput::default(),
             is_built: true,
         }
@@ -142,6 +144,12 @@ impl Program {
         self
     }
 
+    /// Sets what `{name}` stands for in the path of [`ProgramOutput::File`]. Default: the name of the executable.
+    pub fn output_name(mut self, name: impl Into<String>) -> Program {
+        self.output_name = Some(name.into());
+        self
+    }
+
     /// Returns the executable as it was given.
     pub fn executable(&self) -> &OsStr {
         &self.executable
@@ -176,6 +184,11 @@ impl Program {
     pub fn name(&self) -> String {
         let path = Path::new(&self.executable);
         path.file_name().unwrap_or(&self.executable).to_string_lossy().into_owned()
+    }
+
+    /// Returns the name in the paths of output files.
+    pub(crate) fn name_in_paths(&self) -> String {
+        self.output_name.clone().unwrap_or_else(|| self.name())
     }
 
     /// Returns the command line, for people.

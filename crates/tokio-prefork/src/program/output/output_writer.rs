@@ -39,7 +39,7 @@ pub(crate) struct ProgramOutputWriter {
 
 impl ProgramOutputWriter {
     pub(crate) fn new(program: &Program) -> ProgramOutputWriter {
-        let (output, program_name) = (program.output_target().clone(), program.name());
+        let (output, program_name) = (program.output_target().clone(), program.name_in_paths());
         let pattern = output.file_pattern();
         ProgramOutputWriter {
             output,
@@ -55,7 +55,7 @@ impl ProgramOutputWriter {
 
     /// Changes where lines go, after a reload.
     pub(crate) fn set_output(&mut self, program: &Program) {
-        let (output, name) = (program.output_target(), program.name());
+        let (output, name) = (program.output_target(), program.name_in_paths());
         if (&self.output, &self.program_name) == (output, &name) {
             return;
         }
