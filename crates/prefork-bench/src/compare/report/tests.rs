@@ -109,7 +109,7 @@ fn differences_are_stated_with_their_size_and_the_largest_first() {
     ] {
         assert!(text.contains(piece), "{piece} is not in\n{text}");
     }
-    assert!(!text.contains("0.00"), "{text}");
+    assert!(!text.contains(" 0.00"), "{text}");
 }
 
 #[test]
