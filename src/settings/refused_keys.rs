@@ -81,7 +81,7 @@ mod tests {
     use tokio_prefork::cli::all_keys;
 
     /// The keys of the server that are about processes and sockets.
-    const KEPT_KEYS: [&str; 31] = [
+    const KEPT_KEYS: [&str; 35] = [
         "admin",
         "admin-token-file",
         "backlog",
@@ -102,6 +102,7 @@ mod tests {
         "max-rss",
         "max-rss-hard",
         "min-uptime",
+        "overlay",
         "pid-file",
         "reload-max-unavailable",
         "reload-surge",
@@ -112,6 +113,9 @@ mod tests {
         "unix-mode",
         "unix-owner",
         "user",
+        "watch",
+        "watch-ignore",
+        "watch-poll",
         "workers",
     ];
 
