@@ -184,8 +184,8 @@ fn a_program_is_measured_beside_the_models_by_prefork_run() {
         .run();
     assert_eq!(ended.status, Some(0), "{}{}", ended.stdout, ended.stderr);
     let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
-    let cells = report["workloads"][0]["contestants"].as_array().expect("list");
-    let cell = cells.iter().find(|cell| cell["contestant"] == "foreign").expect("the program");
+    let cells = report["workloads"][0]["servers"].as_array().expect("list");
+    let cell = cells.iter().find(|cell| cell["server"] == "foreign").expect("the program");
     assert!(cell["per_second"]["median"].as_f64() > Some(0.0), "{cell:#}");
     assert!(cell["busiest"]["median"].as_f64() < Some(1.0), "two workers answered: {cell:#}");
     assert!(cell["memory_mib"]["median"].as_f64() > Some(0.0), "{cell:#}");

@@ -67,24 +67,25 @@ pub fn kill_group_if_child_exited(pid: u32) -> io::Result<()> {
     }
 }
 
-/// Kills all other processes of the group that this process leads, as its last act before it exits.
+/// Kills all other processes of the group that this process leads, as its last act before it exits. `parent` is the process that has
+/// forked it.
 ///
 /// Leaves the group first, for that of the parent, so that the exit status of this process stays its own. If that group
 /// does not exist any more, because the parent is dead, this process dies of SIGKILL with the others. Does nothing if
 /// this process leads no group.
-pub fn kill_rest_of_own_group() {
+pub fn kill_rest_of_own_group(parent: u32) {
     let own = getpid();
     if own.as_raw() <= 1 || getpgrp() != own {
         return;
     }
-    let parent_group = getpgid(Some(getppid()));
-    if parent_group == Ok(Pid::from_raw(0)) {
+    // While this process lives, no other process or group can get its number.
+    let _ = getpgid(Some(getppid())).and_then(|group| setpgid(own, group));
+    let is_orphan = u32::try_from(getppid().as_raw()) != Ok(parent);
+    if getpgrp() == own && !is_orphan {
         // The parent is process 1 of a PID namespace and its group is from outside, which has no number here. It kills the rest when
-        // it reaps this process; if it dies, everything in the namespace dies.
+        // it reaps this process.
         return;
     }
-    // While this process lives, no other process or group can get its number.
-    let _ = parent_group.and_then(|group| setpgid(own, group));
     let _ = kill(Pid::from_raw(-own.as_raw()), Signal::SIGKILL);
 }
 
@@ -158,7 +159,7 @@ mod tests {
         }
         // The test runner leads no group that this may kill, or else this test would end it.
         if getpgrp() != getpid() {
-            kill_rest_of_own_group();
+            kill_rest_of_own_group(std::os::unix::process::parent_id());
         }
     }
 }

@@ -163,7 +163,7 @@ impl Primary {
                 let status = self.run_as_worker(forked, entered);
                 if has_own_group {
                     // The primary does it too, but it may be dead.
-                    kill_rest_of_own_group();
+                    kill_rest_of_own_group(primary_pid);
                 }
                 exit_without_cleanup(status)
             }
