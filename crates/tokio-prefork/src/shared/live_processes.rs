@@ -10,7 +10,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use super::lock_files::{self, PROCESS_LOCK_FILE};
 use super::memory::{self, PieceLayout};
 use crate::error::{Error, Result};
-use prefork_os::byte_range_lock::ByteRangeLocks;
+use prefork_os::byte_range_lock::{ByteRangeLocks, LockOutcome};
 
 /// The number of processes that can have a row at the same time.
 pub(super) const MAX_PROCESSES: usize = 1024;
@@ -35,6 +35,9 @@ pub(super) struct ProcessTable {
 static PROCESS_TABLE: OnceLock<ProcessTable> = OnceLock::new();
 /// Excludes threads of this process from each other, which the kernel's locks do not.
 static CLAIM_LOCK: Mutex<()> = Mutex::new(());
+
+/// The byte of the lock that is held while a process claims a row.
+const CLAIM_BYTE: u64 = 1 << 61;
 
 impl ProcessTable {
     /// Returns the table of this cluster.
@@ -77,15 +80,29 @@ impl ProcessTable {
         if own != 0 {
             return Some(ProcessIdentity(own));
         }
-        let row =
-            (0..MAX_PROCESSES).find(|row| self.locks.try_lock(*row as u64).unwrap_or(false))?;
-        // The row is ours now. Until the epoch has grown, its previous owner still counts as alive: that error is
-        // harmless, and no live process ever counts as dead.
-        let epoch = self.words[1 + row].fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+        let (row, epoch) = self.take_free_row()?;
         self.words[0].fetch_max(row as u64 + 1, Ordering::Relaxed);
         let own = identity(row, epoch);
         self.current.store(own.0, Ordering::Relaxed);
         Some(own)
+    }
+
+    /// Locks a row that no live process has, and returns it with its new epoch.
+    ///
+    /// The epoch grows before the row is locked, so that its previous owner never counts as alive by the lock of the new one. Only
+    /// one process may do that at a time.
+    fn take_free_row(&self) -> Option<(usize, u64)> {
+        // For three system calls of another process. If that one dies, the kernel unlocks it; stopped, it is killed as stalled.
+        let LockOutcome::Locked = self.locks.lock(CLAIM_BYTE).ok()? else { return None };
+        let is_free = |row: &usize| matches!(self.locks.holder_pid(*row as u64), Ok(None));
+        let claim = |row: usize| {
+            let epoch = self.words[1 + row].fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+            self.locks.try_lock(row as u64).ok()?.then_some((row, epoch))
+        };
+        let claimed = (0..MAX_PROCESSES).filter(is_free).find_map(claim);
+        // If it fails, the lock ends with this process.
+        let _ = self.locks.unlock(CLAIM_BYTE);
+        claimed
     }
 
     /// Returns whether the process is this one, and not one that this one was forked from.
