@@ -177,7 +177,7 @@ fn a_peer_is_measured_only_under_workloads_it_supports() {
 
 #[test]
 fn a_program_is_measured_beside_the_models_by_prefork_run() {
-    let peer = format!("foreign={} foreign-server fd={{fd}}", test_programs().display());
+    let peer = format!("foreign={} foreign-server port={{port}}", test_programs().display());
     let ended = ProcessBuilder::verb("compare")
         .args(["--models", "single", "--peer", &peer, "--workloads", "new-connections"])
         .args(["--rounds", "1", "--duration", "1s", "--workers", "2", "--json"])

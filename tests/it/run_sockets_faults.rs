@@ -113,8 +113,10 @@ fn a_program_that_shuts_its_listening_socket_down_takes_no_connection_from_other
         let (_, program, _) = workers(&server)[round % 3];
         // One at a time: of several at once the kernel does not tell the order, which decides about positions.
         process::send_signal(program, Signal::SIGTERM);
-        wait::wait_until("its end", || process::has_ended(program));
-        server.wait_serving(3);
+        wait::wait_until("its replacement", || {
+            let serving = serving_programs(&server);
+            serving.len() == 3 && !serving.contains(&program)
+        });
         // Some may be reset: the kernel resets what waits at a socket that is shut down.
         wait::wait_until("an answer of each", || {
             let answers = (0..24).filter_map(|_| server.try_get("/").ok());

@@ -117,16 +117,16 @@ impl ProcessTable {
             return owner.0 != 0;
         }
         let row = owner.row();
-        let current = self.identity_of_row(row) == owner;
-        current && self.locks.holder_pid(row as u64).map_or(true, |holder| holder.is_some())
+        let is_held = self.locks.holder_pid(row as u64).map_or(true, |holder| holder.is_some());
+        // Afterwards: the lock may be that of the next owner, whose epoch is there before its lock.
+        is_held && self.identity_of_row(row) == owner
     }
 
     /// Returns the pid of a live process; `None` if it is dead or its pid is not visible here.
     pub(super) fn pid(&self, owner: ProcessIdentity) -> Option<u32> {
         let row = owner.row();
-        let is_current = self.identity_of_row(row) == owner;
         let pid = self.locks.holder_pid(row as u64).ok().flatten().filter(|pid| *pid != 0);
-        pid.filter(|_| is_current)
+        pid.filter(|_| self.identity_of_row(row) == owner)
     }
 
     /// Returns all live processes that have a row, including this one.
