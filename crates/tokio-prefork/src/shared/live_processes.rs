@@ -6,11 +6,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::lock_files::{self, PROCESS_LOCK_FILE};
 use super::memory::{self, PieceLayout};
 use crate::error::{Error, Result};
-use prefork_os::byte_range_lock::{ByteRangeLocks, LockOutcome};
+use prefork_os::byte_range_lock::ByteRangeLocks;
 
 /// The number of processes that can have a row at the same time.
 pub(super) const MAX_PROCESSES: usize = 1024;
@@ -38,6 +39,9 @@ static CLAIM_LOCK: Mutex<()> = Mutex::new(());
 
 /// The byte of the lock that is held while a process claims a row.
 const CLAIM_BYTE: u64 = 1 << 61;
+
+/// How long to wait for [`CLAIM_BYTE`]: longer only if its holder is stopped.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl ProcessTable {
     /// Returns the table of this cluster.
@@ -92,8 +96,15 @@ impl ProcessTable {
     /// The epoch grows before the row is locked, so that its previous owner never counts as alive by the lock of the new one. Only
     /// one process may do that at a time.
     fn take_free_row(&self) -> Option<(usize, u64)> {
-        // For three system calls of another process. If that one dies, the kernel unlocks it; stopped, it is killed as stalled.
-        let LockOutcome::Locked = self.locks.lock(CLAIM_BYTE).ok()? else { return None };
+        // Another process needs it for three system calls. Waiting in the kernel could fail as a deadlock: other threads of the same
+        // processes wait for leaderships there.
+        let deadline = Instant::now() + CLAIM_TIMEOUT;
+        while !self.locks.try_lock(CLAIM_BYTE).ok()? {
+            if Instant::now() > deadline {
+                return None;
+            }
+            std::thread::yield_now();
+        }
         let is_free = |row: &usize| matches!(self.locks.holder_pid(*row as u64), Ok(None));
         let claim = |row: usize| {
             let epoch = self.words[1 + row].fetch_add(1, Ordering::AcqRel).wrapping_add(1);
