@@ -28,7 +28,7 @@ Signals:
   USR2        upgrade in place to the binary now installed at the same path";
 
 /// The name and version of a program, as the log, the status and errors show them. A `&'static str` converts into one without a version;
-/// [`program!`](crate::program) takes both from Cargo.
+/// [`program!`](crate::program!) takes both from Cargo.
 #[derive(Debug, Clone)]
 pub struct Program {
     pub(super) name: &'static str,

@@ -79,7 +79,7 @@ impl<A: AppKeys> ServerArgs<A> {
 
     /// Combines the flags with the environment of this process and the configuration file.
     ///
-    /// `program` is a name, or [`program!()`](crate::program) for a name with a version: those of the application in the
+    /// `program` is a name, or [`program!()`](crate::program!) for a name with a version: those of the application in the
     /// log, the status and errors. The program's variables begin with the name in capitals: `MY_APP_WORKERS` for `my-app`.
     /// The file is that of `--config`, else of the variable `MY_APP_CONFIG`.
     pub fn sources(self, program: impl Into<Program>) -> ConfigSources<A> {

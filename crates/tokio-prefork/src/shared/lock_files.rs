@@ -35,6 +35,11 @@ pub(super) fn get_or_create_with(
     draw_contents: impl FnOnce() -> io::Result<Vec<u8>>,
 ) -> Result<&'static ByteRangeLocks> {
     passed_state::inherit_once();
+    if name != PROCESS_LOCK_FILE {
+        // The kernel closes the descriptors of a dying process from the lowest number on: it has to be dead in the process table before
+        // others get its locks.
+        get_or_create(PROCESS_LOCK_FILE)?;
+    }
     let mut files = lock_files();
     if let Some((_, file)) = files.iter().find(|(known, _)| known == name) {
         return Ok(file);

@@ -48,7 +48,18 @@ impl Guard {
             () = self.state.drain.wait_started() => BootOutcome::Drained,
             by = self.decide_readiness() => by.map_or_else(BootOutcome::Failed, BootOutcome::Ready),
             status = self.wait_for_exit() => BootOutcome::Exited(status),
-            () = tokio::time::sleep(give_up) => BootOutcome::TimedOut(self.not_ready_error(give_up)),
+            () = tokio::time::sleep(give_up) => self.give_up(give_up),
+        }
+    }
+
+    /// Returns why the program is not ready in time. One that listens elsewhere does so at the next attempt, too.
+    fn give_up(&self, waited: Duration) -> BootOutcome {
+        let error = self.not_ready_error(waited);
+        let can_listen = self.program.readiness().accepts_listening();
+        let unused = self.observer.borrow().explain_unused_listener();
+        match unused.filter(|one| can_listen && !one.listens_on.is_empty()) {
+            Some(_) => BootOutcome::Failed(error),
+            None => BootOutcome::TimedOut(error),
         }
     }
 
