@@ -79,7 +79,7 @@ fn a_reload_brings_the_program_of_the_changed_file() {
     };
     let server = ProcessBuilder::run_configured().config(2, &text("one")).start();
     let read = |slot: u32| {
-        let path = server.dir().join(format!("test_programs-{slot}.log"));
+        let path = server.dir().join(format!("api-{slot}.log"));
         fs::read_to_string(path).unwrap_or_default()
     };
     wait::wait_until("the first value", || [0, 1].iter().all(|n| read(*n).contains("VALUE=one")));
