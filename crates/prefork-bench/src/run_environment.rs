@@ -9,7 +9,7 @@ use tokio_prefork::text::{format_utc, printable};
 
 /// Longest command line in a report, in characters.
 const MAX_COMMAND_CHARS: usize = 2000;
-/// Options of the command whose values may be secret: they are not in reports.
+/// Options of the command whose values reports leave out, as they may be secret.
 const SECRET_OPTIONS: [[&str; 2]; 2] = [["--header", "-H"], ["--data", "-d"]];
 
 /// What a reader needs to repeat a measurement.

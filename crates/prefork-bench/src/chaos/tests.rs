@@ -104,7 +104,7 @@ fn a_handed_over_connection_is_charged_to_the_kill_of_the_process_that_had_it() 
         fault_at_ms(FaultKind::Reload, 7000, 7000, &[1, 2]),
         fault_at_ms(FaultKind::Kill, 7500, 7500, &[4]),
     ];
-    // Worker 1 answered last; the reload has moved the connection to worker 4, which nobody tells the client.
+    // Worker 1 answered last. The reload has moved the connection to worker 4, and the client cannot see that.
     let lost = affected_at_ms(FaultEffect::Lost, 7499, 7501, Some(1));
     assert_eq!(causes(&faults, lost), "kill or reload", "the connections of worker 4 are unknown");
     faults[1].client_ports = Some(vec![40_000, 40_002]);

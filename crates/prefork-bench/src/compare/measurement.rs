@@ -8,7 +8,7 @@ use super::plan::MeasurementId;
 use super::workload::RESPONSE_TIMEOUT;
 use crate::load;
 
-/// Most processes whose shares are kept.
+/// Maximum number of processes whose shares of the requests are kept.
 const MAX_SHARES: usize = 16;
 
 /// Figures of one measurement; times are microseconds.

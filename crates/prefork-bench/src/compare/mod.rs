@@ -52,7 +52,7 @@ use tokio_prefork::{Error, Result};
 pub struct CompareProgress<'a> {
     /// Number of the round, from 1.
     pub round: usize,
-    /// Number of measurements so far.
+    /// Number of measurements that have been made.
     pub done: usize,
     /// Number of workloads that need no further rounds.
     pub ended_workloads: usize,

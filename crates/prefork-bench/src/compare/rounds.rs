@@ -42,7 +42,7 @@ impl RoundsEnd {
     }
 }
 
-/// The measurements of a run so far.
+/// Holds the measurements of a run that have been made.
 #[derive(Debug)]
 pub(crate) struct RoundsRun<'a> {
     plan: &'a ComparePlan,

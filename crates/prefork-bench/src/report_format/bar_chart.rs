@@ -109,16 +109,21 @@ fn write_axis(svg: &mut String, axis: &BarAxis<'_>, area: &ChartArea) {
     }
 }
 
-fn write_bar(svg: &mut String, axis: &BarAxis<'_>, area: &ChartArea, top: f64, row: &ChartBar) {
-    let at = area.x(axis.scale.place(row.value));
-    let ends = row.interval.map(|(from, to)| [from, to].map(|v| area.x(axis.scale.place(v))));
+/// Writes the label of a row, left of its bars.
+fn write_row_label(svg: &mut String, area: &ChartArea, top: f64, label: &str) {
     let _ = write!(
         svg,
         "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
         area.left - 6.0,
         top + 17.0,
-        escape_html(&row.label)
+        escape_html(label)
     );
+}
+
+fn write_bar(svg: &mut String, axis: &BarAxis<'_>, area: &ChartArea, top: f64, row: &ChartBar) {
+    let at = area.x(axis.scale.place(row.value));
+    let ends = row.interval.map(|(from, to)| [from, to].map(|v| area.x(axis.scale.place(v))));
+    write_row_label(svg, area, top, &row.label);
     if !axis.has_dots {
         let _ = write!(
             svg,
@@ -173,13 +178,7 @@ pub(crate) fn share_chart(about: &str, rows: &[ShareBar]) -> String {
     let mut svg = open_svg(about, area.bottom + 4.0);
     for (number, row) in rows.iter().enumerate() {
         let top = ChartArea::row_top(number);
-        let _ = write!(
-            svg,
-            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-            area.left - 6.0,
-            top + 17.0,
-            escape_html(&row.label)
-        );
+        write_row_label(&mut svg, &area, top, &row.label);
         let mut from = 0.0;
         for share in &row.shares {
             let (left, right) = (area.x(from), area.x(from + share));

@@ -130,7 +130,7 @@ fn line_path(line: &PlotLine<'_>, bottom: f64) -> String {
     text
 }
 
-/// Draws a mark: a line over the whole height with a sign of its own shape on top, and a band if it took time.
+/// Draws a fault as a vertical line with a symbol on top. A fault that took time also gets a band.
 fn mark_path(mark: &PlotMark, bottom: f64) -> String {
     let (from, until, class) = (plot_x(mark.from), plot_x(mark.until), mark.class);
     let mut text = String::new();

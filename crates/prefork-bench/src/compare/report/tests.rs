@@ -33,7 +33,7 @@ pub(crate) fn measured_outcome(per_second: f64, p99: f64) -> MeasurementOutcome 
 /// Returns the figures of a server: `prefork` has twice the requests of `single`, `threads` the same, and both a much
 /// shorter p99.
 fn figures(server: &str, round: usize) -> (f64, f64) {
-    // Noise that favours nobody.
+    // Noise that is the same for all servers on average.
     let period = if server == "threads" { 2 } else { 1 };
     let noise = if (round / period).is_multiple_of(2) { 1.01 } else { 0.99 };
     match server {
