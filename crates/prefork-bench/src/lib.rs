@@ -9,5 +9,6 @@ pub mod compare;
 pub mod cpu_demo;
 pub mod job_costs;
 pub mod load;
+pub mod load_kinds;
 pub(crate) mod report_format;
 pub mod run_environment;

@@ -32,7 +32,7 @@ const TIMER_TOKEN: u64 = u64::MAX;
 const RECONNECT_DELAY_NANOS: u64 = 10_000_000;
 
 /// Maps an unreadable response to its kind of failure.
-fn response_error_kind(why: ResponseError) -> RequestFailure {
+pub(crate) fn response_error_kind(why: ResponseError) -> RequestFailure {
     match why {
         ResponseError::Malformed => RequestFailure::Malformed,
         ResponseError::TooManyFields => RequestFailure::TooManyFields,

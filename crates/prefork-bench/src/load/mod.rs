@@ -17,20 +17,20 @@
 //!
 //! The generator reads nothing from the server but its responses and, for a server on this machine, `/proc`.
 
-mod connection;
+pub(crate) mod connection;
 pub(crate) mod counters;
 mod http2;
-mod http_response;
-mod load_thread;
+pub(crate) mod http_response;
+pub(crate) mod load_thread;
 mod plan;
 pub(crate) mod process_tree;
 pub(crate) mod report;
-mod request_failure;
+pub(crate) mod request_failure;
 mod request_schedule;
 mod round_state;
 pub(crate) mod target_url;
 pub(crate) mod tls;
-mod transport;
+pub(crate) mod transport;
 
 use std::io;
 use std::time::Duration;

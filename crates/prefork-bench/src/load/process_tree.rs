@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -28,6 +29,15 @@ pub(crate) struct ProcessTreeSample {
     switches: BTreeMap<u32, [u64; 2]>,
     /// PSS of the whole tree before the measurement, in KiB; `None` if it cannot be read.
     pss_kib: Option<u64>,
+}
+
+/// Memory of a process tree at one moment, in KiB.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct TreeMemory {
+    /// PSS of all processes, with what is swapped out. Counts a page that several of them share once.
+    pub pss_kib: u64,
+    /// Dirty pages that only one of them has.
+    pub private_dirty_kib: u64,
 }
 
 /// Resources that a process tree used during the measurement.
@@ -85,6 +95,32 @@ impl ProcessTree {
             moment.pss_kib = moment.pss_kib.and_then(|sum| Some(sum + pss_kib(pid)?));
         }
         moment
+    }
+
+    /// Reads the memory of all processes; `None` if this user may not read it.
+    pub(crate) fn read_memory(&self) -> Option<TreeMemory> {
+        let mut sum = TreeMemory::default();
+        for (pid, _) in self.list_members() {
+            match fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
+                Ok(text) => {
+                    sum.pss_kib += parse_status_field(&text, "Pss:")?;
+                    sum.pss_kib += parse_status_field(&text, "SwapPss:").unwrap_or(0);
+                    sum.private_dirty_kib += parse_status_field(&text, "Private_Dirty:")?;
+                }
+                // A process that has exited meanwhile has no memory.
+                Err(_) if read_proc_stat(pid).is_none() => {}
+                // So has one that its parent has not reaped yet.
+                Err(e) if e.raw_os_error() == Some(nix::errno::Errno::ESRCH as i32) => {}
+                Err(_) => return None,
+            }
+        }
+        Some(sum)
+    }
+
+    /// Returns the CPU time of all processes and of their reaped children.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        let times = self.list_members().into_iter().map(|(_, stat)| stat.user + stat.system);
+        Duration::from_secs_f64(times.sum())
     }
 
     fn list_members(&self) -> Vec<(u32, ProcStat)> {

@@ -193,6 +193,32 @@ impl ServerAddress {
         }
     }
 
+    /// Connects and waits until the connection is established, for at most `timeout`.
+    ///
+    /// `prepare` sets options that must be set before, such as the size of the receive buffer. Reads and writes of the
+    /// socket block, for at most `timeout`.
+    pub(crate) fn connect_blocking(
+        &self,
+        timeout: Duration,
+        prepare: impl FnOnce(&Socket) -> io::Result<()>,
+    ) -> io::Result<Socket> {
+        let socket = Socket::new(self.domain, Type::STREAM, None)?;
+        if self.domain != Domain::UNIX {
+            socket.set_tcp_nodelay(true)?;
+        }
+        prepare(&socket)?;
+        socket.set_read_timeout(Some(timeout))?;
+        // The write timeout also bounds connect.
+        socket.set_write_timeout(Some(timeout))?;
+        socket.connect(&self.addr)?;
+        Ok(socket)
+    }
+
+    /// Returns whether it is an IPv4 address of the loopback network, which has 16 million addresses to connect from.
+    pub(crate) fn is_ipv4_loopback(&self) -> bool {
+        self.addr.as_socket_ipv4().is_some_and(|addr| addr.ip().is_loopback())
+    }
+
     /// Returns whether it is an address of this machine.
     pub(crate) fn is_local(&self) -> bool {
         match &self.listen_addr {
