@@ -3,10 +3,10 @@
 use serde::Serialize;
 
 use super::Workload;
+use super::compared_metric::ComparedMetric;
 use super::measurement::MeasurementSample;
 use super::paired_ratio::PairedRatio;
 use super::report::{ServerWorkloadReport, WorkloadReport};
-use super::size_in_words::ComparedMetric;
 
 /// Whether two servers differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -67,16 +67,13 @@ impl Comparison {
     }
 }
 
-/// Returns the value of a sample that servers are compared by.
+/// Returns the value of a sample that servers are compared by; `None` for a metric that the workload is not about.
 fn value(metric: ComparedMetric, workload: Workload, sample: &MeasurementSample) -> Option<f64> {
-    match metric {
-        ComparedMetric::RequestsPerSecond => {
-            (!workload.is_latency_workload()).then_some(sample.per_second)
-        }
-        ComparedMetric::P99Latency => workload.is_latency_workload().then_some(sample.p99),
-        ComparedMetric::CpuPerRequest => sample.cpu_us,
-        ComparedMetric::Memory => sample.memory_mib,
-    }
+    let of_other_workloads = match workload.is_latency_workload() {
+        true => ComparedMetric::RequestsPerSecond,
+        false => ComparedMetric::P99Latency,
+    };
+    sample.value(metric).filter(|_| metric != of_other_workloads)
 }
 
 fn describe(metric: ComparedMetric, server: &str, other: &str, ratio: &PairedRatio) -> String {

@@ -4,6 +4,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::Workload;
+use super::compared_metric::ComparedMetric;
 use super::plan::MeasurementId;
 use super::workload::RESPONSE_TIMEOUT;
 use crate::load;
@@ -114,6 +115,16 @@ impl MeasurementSample {
             handshake_p99: done.map(|summary| summary.p99),
             errors: report.error_count(),
             generator_us: (report.generator.user_s + report.generator.system_s) * 1e6 / asked,
+        }
+    }
+
+    /// Returns the value of a metric, if it was measured.
+    pub(crate) fn value(&self, metric: ComparedMetric) -> Option<f64> {
+        match metric {
+            ComparedMetric::RequestsPerSecond => Some(self.per_second),
+            ComparedMetric::P99Latency => Some(self.p99),
+            ComparedMetric::CpuPerRequest => self.cpu_us,
+            ComparedMetric::Memory => self.memory_mib,
         }
     }
 }

@@ -11,6 +11,7 @@
 //! No server outlives a run: each is stopped when dropped, and the kernel signals it if this process dies.
 
 mod compare_certificate;
+mod compared_metric;
 mod compared_server;
 mod comparisons;
 mod concurrent_loads;
@@ -27,6 +28,7 @@ mod workload;
 
 use std::time::{Duration, Instant};
 
+pub use compared_metric::{ComparedMetric, MetricUnit};
 pub use compared_server::ComparedServer;
 pub(crate) use compared_server::{RunningServer, ServerStartError};
 pub use comparisons::{Comparison, ComparisonResult};
@@ -35,7 +37,6 @@ pub use confidence::Confidence;
 pub use paired_ratio::PairedRatio;
 pub use plan::{ComparePlan, DEFAULT_PRECISION, DEFAULT_TIME_LIMIT};
 pub use report::CompareReport;
-pub use size_in_words::ComparedMetric;
 pub use verdict::{Verdict, VerdictLine};
 pub use workload::Workload;
 

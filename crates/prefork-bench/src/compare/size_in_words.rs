@@ -1,56 +1,12 @@
 //! The size of a difference in words: "31 % more requests/s than single", "656 times shorter".
 
-use serde::Serialize;
-
+use super::compared_metric::ComparedMetric;
 use super::paired_ratio::PairedRatio;
 
 /// Largest ratio written as a number.
 const MAX_WRITTEN_RATIO: f64 = 1e6;
 
-/// What servers are compared by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ComparedMetric {
-    /// Responses per second.
-    RequestsPerSecond,
-    /// 99th percentile of the latency of the measured requests.
-    P99Latency,
-    /// CPU time of the server per request.
-    CpuPerRequest,
-    /// Memory (PSS) of all processes of the server.
-    Memory,
-}
-
 impl ComparedMetric {
-    /// Returns the name in reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            ComparedMetric::RequestsPerSecond => "requests/s",
-            ComparedMetric::P99Latency => "p99 latency",
-            ComparedMetric::CpuPerRequest => "CPU per request",
-            ComparedMetric::Memory => "memory",
-        }
-    }
-
-    /// Returns whether a higher value is better.
-    pub fn is_higher_better(self) -> bool {
-        self == ComparedMetric::RequestsPerSecond
-    }
-
-    /// Returns whether a server with this ratio to another is better than it.
-    pub(crate) fn is_better(self, ratio: f64) -> bool {
-        if self.is_higher_better() { ratio > 1.0 } else { ratio < 1.0 }
-    }
-
-    /// Returns the words for more of it, less of it, and a multiple of it.
-    fn words(self) -> [&'static str; 3] {
-        match self {
-            ComparedMetric::RequestsPerSecond => ["more", "fewer", "as many"],
-            ComparedMetric::P99Latency => ["longer", "shorter", "as long"],
-            ComparedMetric::CpuPerRequest | ComparedMetric::Memory => ["more", "less", "as much"],
-        }
-    }
-
     /// Describes a ratio, such as `31 % more` or `656 times shorter`.
     pub(crate) fn describe_size(self, ratio: f64) -> String {
         let [more, less, multiple] = self.words();
@@ -66,28 +22,32 @@ impl ComparedMetric {
     pub(crate) fn describe_difference(self, ratio: f64, other: &str) -> String {
         let size = self.describe_size(ratio);
         let than = if size.contains(" as ") { "as" } else { "than" };
-        match self {
-            ComparedMetric::P99Latency => format!("p99 latency {size} {than} {other}"),
-            _ => format!("{size} {} {than} {other}", self.name()),
+        match self.is_name_first() {
+            true => format!("{} {size} {than} {other}", self.name()),
+            false => format!("{size} {} {than} {other}", self.name()),
         }
     }
 
     /// Describes an interval in the unit of its median, such as `18 to 45 %`, `420 to 900 times` or, around 1, `4 %
     /// fewer to 2 % more`; `None` without one.
     pub(crate) fn describe_interval(self, ratio: &PairedRatio) -> Option<String> {
-        let (low, high) = ratio.interval()?;
+        Some(self.describe_ends(ratio.median, ratio.interval()?))
+    }
+
+    /// Describes an interval from its median and its ends.
+    pub(crate) fn describe_ends(self, median: f64, (low, high): (f64, f64)) -> String {
         if percent(low) < 0.05 && percent(high) < 0.05 {
-            return Some("within 0.1 %".to_string());
+            return "within 0.1 %".to_string();
         }
         if low <= 1.0 && high >= 1.0 {
-            return Some(format!("{} to {}", self.describe_size(low), self.describe_size(high)));
+            return format!("{} to {}", self.describe_size(low), self.describe_size(high));
         }
         // From the smaller difference to the larger one.
         let (near, far) = if low > 1.0 { (low, high) } else { (high, low) };
-        Some(match amount(ratio.median).1 {
+        match amount(median).1 {
             true => format!("{} to {} times", end_in_times(near), end_in_times(far)),
             false => format!("{} to {} %", end_in_percent(near), end_in_percent(far)),
-        })
+        }
     }
 }
 

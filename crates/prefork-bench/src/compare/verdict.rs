@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
+use super::compared_metric::ComparedMetric;
 use super::comparisons::Comparison;
 use super::report::WorkloadReport;
-use super::size_in_words::ComparedMetric;
 
 /// Most lines with a winner; one more names the rest.
 const MAX_WINNER_LINES: usize = 3;

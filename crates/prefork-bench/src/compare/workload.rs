@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::size_in_words::ComparedMetric;
+use super::compared_metric::ComparedMetric;
 use crate::load::{LoadPlan, TlsOptions};
 
 /// Longest wait for a response, and so for the end of a measurement.

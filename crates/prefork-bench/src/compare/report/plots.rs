@@ -3,7 +3,6 @@
 use super::{CompareReport, ServerWorkloadReport, WorkloadReport};
 use crate::compare::paired_ratio::median_interval;
 use crate::compare::size_in_words::{format_interval, format_ratio};
-use crate::compare::{ComparedMetric, MeasurementSample};
 use crate::load::MedianRange;
 use crate::load::counters::new_histogram;
 use crate::report_format::bar_chart::{BarAxis, ChartBar, ShareBar, bar_chart, share_chart};
@@ -11,7 +10,6 @@ use crate::report_format::html_page::escape_html;
 use crate::report_format::latency_plot::{LatencyCurve, latency_plot};
 use crate::report_format::plot_scale::PlotScale;
 use crate::report_format::svg_plot::{PlotAxis, PlotLine, line_legend, line_plot, series_class};
-use crate::report_format::text_table::{compact_number, format_count, format_micros};
 
 /// Error rate of the interval of a single server's median: 95 % confidence for this bar alone.
 const BAR_ERROR_RATE: f64 = 0.05;
@@ -50,10 +48,7 @@ pub(crate) fn workload_figures(report: &CompareReport, workload: &WorkloadReport
     if servers.is_empty() {
         return String::new();
     }
-    let direction = match workload.metric.is_higher_better() {
-        true => "higher is better",
-        false => "lower is better",
-    };
+    let direction = workload.metric.direction();
     let metric = workload.metric.name();
     let values = value_chart(report, workload, &servers);
     let ratios = ratio_chart(report, workload, &servers);
@@ -91,26 +86,17 @@ pub(crate) fn workload_figures(report: &CompareReport, workload: &WorkloadReport
     plots.into_iter().filter_map(figure).collect()
 }
 
-/// Formats a value of the metric of the workload.
-fn format_value(workload: &WorkloadReport, value: f64) -> String {
-    if workload.workload.is_latency_workload() { format_micros(value) } else { format_count(value) }
-}
-
-/// Formats a tick of the metric of the workload.
-fn format_tick(workload: &WorkloadReport, value: f64) -> String {
-    match workload.workload.is_latency_workload() {
-        true => format_micros(value),
-        false => compact_number(value),
-    }
+/// Returns each measurement of a server: when it ended, in seconds, and its value of the metric of the workload.
+fn main_values<'a>(
+    workload: &'a WorkloadReport,
+    server: &'a ServerWorkloadReport,
+) -> impl Iterator<Item = (f64, f64)> + 'a {
+    server.samples.iter().filter_map(|sample| Some((sample.at_s, sample.value(workload.metric)?)))
 }
 
 /// Returns the interval of the median of a server's rounds; from the lowest to the highest with too few rounds.
 fn value_interval(workload: &WorkloadReport, server: &ServerWorkloadReport) -> (f64, f64) {
-    let main = |sample: &MeasurementSample| match workload.metric {
-        ComparedMetric::P99Latency => sample.p99,
-        _ => sample.per_second,
-    };
-    let mut values: Vec<f64> = server.samples.iter().map(main).collect();
+    let mut values: Vec<f64> = main_values(workload, server).map(|(_, value)| value).collect();
     values.sort_by(f64::total_cmp);
     let (low, high) =
         median_interval(values.len(), BAR_ERROR_RATE).unwrap_or((0, values.len() - 1));
@@ -145,7 +131,7 @@ fn value_chart(
         class: server.class.clone(),
         value: main(server.report).median,
         interval: Some(value_interval(workload, server.report)),
-        text: format_value(workload, main(server.report).median),
+        text: workload.metric.format_value(main(server.report).median),
     };
     let rows: Vec<ChartBar> = servers.iter().map(row).collect();
     let ends = rows.iter().flat_map(|row| {
@@ -155,7 +141,7 @@ fn value_chart(
     let baseline = report.reference.as_deref().and_then(|name| workload.server_report(name));
     let axis = BarAxis {
         scale: PlotScale::for_values(ends),
-        label: &|value| format_tick(workload, value),
+        label: &|value| workload.metric.format_tick(value),
         baseline: baseline.filter(|one| !one.samples.is_empty()).map(|one| main(one).median),
         has_dots: false,
     };
@@ -237,13 +223,8 @@ fn latency_curves(workload: &WorkloadReport, servers: &[PlottedServer<'_>]) -> O
 
 /// Plots the measurements over the time of the run, so that a change of the machine is seen.
 fn timeline(workload: &WorkloadReport, servers: &[PlottedServer<'_>]) -> Option<String> {
-    let is_about_latency = workload.workload.is_latency_workload();
     let points = |server: &PlottedServer<'_>| -> Vec<(f64, f64)> {
-        let value = |sample: &MeasurementSample| {
-            let main = if is_about_latency { sample.p99 } else { sample.per_second };
-            (sample.at_s, main)
-        };
-        server.report.samples.iter().map(value).collect()
+        main_values(workload, server.report).collect()
     };
     let all: Vec<Vec<(f64, f64)>> = servers.iter().map(points).collect();
     if all.iter().all(|points| points.len() < 2) {
@@ -273,7 +254,7 @@ fn timeline(workload: &WorkloadReport, servers: &[PlottedServer<'_>]) -> Option<
     };
     let y = PlotAxis {
         name: format!("{}{log}", workload.metric.name()),
-        ticks: scale.ticks(|value| format_tick(workload, value)),
+        ticks: scale.ticks(|value| workload.metric.format_tick(value)),
     };
     let about = format!("Each measurement under {} over time", workload.workload.name());
     Some(line_plot(&about, &x, &y, &lines, &[]))
