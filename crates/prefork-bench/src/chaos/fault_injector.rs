@@ -23,6 +23,9 @@ use tokio_prefork::{Error, Result};
 /// itself.
 const RESUME_GUARD_SCRIPT: &str = "read -r never; kill -CONT \"$0\" 2>/dev/null";
 
+/// Most generations between this program and a server that it has started.
+const MAX_PROCESS_DEPTH: usize = 64;
+
 /// How long to wait until a process has stopped: 200 ms, as it must be scheduled for that.
 const STOP_TIMEOUT: Duration = Duration::from_millis(200);
 /// Interval for looking whether it has.
@@ -51,9 +54,14 @@ impl ChaosTarget {
             return Err(refuse("no process of this machine listens at the target".to_string()));
         };
         let pid = tree.root_pid();
+        if pid == std::process::id() {
+            return Err(refuse("the target is this program".to_string()));
+        }
         let primary = PidFd::open(pid)
             .map_err(|e| Error::system(format!("open a pidfd of the target, pid {pid}"), e))?;
-        if !process_title(pid).starts_with("prefork: primary") && !runs_same_executable(pid) {
+        let is_prefork =
+            process_title(pid).starts_with("prefork: primary") || runs_same_executable(pid);
+        if !is_prefork && !is_descendant_of_this_process(pid) {
             return Err(refuse(format!("pid {pid} ({}) is not a prefork server", tree.name())));
         }
         // SIGURG is ignored by default, so sending it only checks for permission.
@@ -63,8 +71,18 @@ impl ChaosTarget {
         Ok(ChaosTarget { primary, pid })
     }
 
+    /// Returns the pid of the primary.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Tells the primary to replace all workers.
+    pub(crate) fn reload(&self) -> io::Result<()> {
+        self.primary.send_signal(Signal::SIGHUP)
+    }
+
     /// Returns the pid and a pidfd of each worker.
-    fn list_workers(&self) -> Vec<(u32, PidFd)> {
+    pub(crate) fn list_workers(&self) -> Vec<(u32, PidFd)> {
         let is_ours = |pid: u32| parent_pid(pid) == Some(self.pid) && pid != std::process::id();
         let held =
             possible_children(self.pid).into_iter().filter(|pid| is_ours(*pid)).filter_map(|pid| {
@@ -88,6 +106,13 @@ fn possible_children(pid: u32) -> Vec<u32> {
 fn process_title(pid: u32) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Returns whether this program has started the process, as a comparison starts its servers.
+fn is_descendant_of_this_process(pid: u32) -> bool {
+    let parents = std::iter::successors(Some(pid), |pid| parent_pid(*pid));
+    // Limits the walk if processes change meanwhile.
+    parents.take(MAX_PROCESS_DEPTH).any(|pid| pid == std::process::id())
 }
 
 /// Recognizes a server by its executable, where the kernel does not allow a process to set its title.
@@ -167,7 +192,7 @@ impl<'a> FaultInjector<'a> {
     fn inject_fault(&mut self, kind: FaultKind, now: u64) -> io::Result<Option<Victims>> {
         let mut workers = self.target.list_workers();
         if kind == FaultKind::Reload {
-            let sent = self.target.primary.send_signal(Signal::SIGHUP);
+            let sent = self.target.reload();
             let pids = workers.into_iter().map(|(pid, _)| pid).collect();
             return Ok(sent.is_ok().then_some(Victims { pids, client_ports: None }));
         }

@@ -2,8 +2,8 @@
 
 use super::POLL_INTERVAL;
 use crate::load::{self, LoadPlan, LoadReport};
-use prefork_os::child::signal_child;
-use prefork_os::signal::{Signal, SignalPipe};
+use crate::load_kinds::interrupt_loads;
+use prefork_os::signal::SignalPipe;
 use tokio_prefork::Result;
 
 /// Runs `measured` with `background`, if any, at the same time. Returns its report, and whether a signal
@@ -22,14 +22,14 @@ pub(crate) fn run_concurrent_loads(
             // Only this pipe saw a signal from before the load installed its own: pass it on.
             if !was_interrupted && signals.read_pending().is_ok_and(|came| !came.is_empty()) {
                 was_interrupted = true;
-                interrupt_all_loads();
+                interrupt_loads();
             }
         });
         was_interrupted |= report.as_ref().is_ok_and(|report| report.ended_early);
         let Some(background_thread) = background_thread else { return (report, was_interrupted) };
         while (was_interrupted || report.is_err()) && !background_thread.is_finished() {
             // Repeated, because the background load may not listen for signals yet.
-            interrupt_all_loads();
+            interrupt_loads();
             std::thread::sleep(POLL_INTERVAL);
         }
         let report = match background_thread.join() {
@@ -39,10 +39,4 @@ pub(crate) fn run_concurrent_loads(
         };
         (report, was_interrupted)
     })
-}
-
-/// Sends SIGINT to this process, which ends every load in it.
-fn interrupt_all_loads() {
-    // A process may always signal itself.
-    let _ = signal_child(std::process::id(), Signal::SIGINT);
 }

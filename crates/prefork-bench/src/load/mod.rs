@@ -22,7 +22,7 @@ pub(crate) mod counters;
 mod http2;
 pub(crate) mod http_response;
 pub(crate) mod load_thread;
-mod plan;
+pub(crate) mod plan;
 pub(crate) mod process_tree;
 pub(crate) mod report;
 pub(crate) mod request_failure;
@@ -143,7 +143,7 @@ pub(crate) struct CpuTime {
 }
 
 impl CpuTime {
-    fn of_this_process() -> CpuTime {
+    pub(crate) fn of_this_process() -> CpuTime {
         use nix::sys::resource::{UsageWho, getrusage};
         use nix::sys::time::TimeValLike;
         // `getrusage` does not fail for RUSAGE_SELF.
@@ -155,8 +155,13 @@ impl CpuTime {
         })
     }
 
-    fn since(self, before: CpuTime) -> CpuTime {
+    pub(crate) fn since(self, before: CpuTime) -> CpuTime {
         CpuTime { user: self.user - before.user, system: self.system - before.system }
+    }
+
+    /// Returns user and system time together, in seconds.
+    pub(crate) fn total(self) -> f64 {
+        self.user + self.system
     }
 }
 

@@ -117,6 +117,11 @@ impl ProcessTree {
         Some(sum)
     }
 
+    /// Returns the pids of all processes, the root first.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.list_members().into_iter().map(|(pid, _)| pid).collect()
+    }
+
     /// Returns the CPU time of all processes and of their reaped children.
     pub(crate) fn cpu_time(&self) -> Duration {
         let times = self.list_members().into_iter().map(|(_, stat)| stat.user + stat.system);

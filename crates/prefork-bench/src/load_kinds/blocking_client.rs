@@ -2,9 +2,12 @@
 //!
 //! For loads in which order and number of the requests count, not their rate.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
+
+use socket2::Socket;
 
 use crate::load::LoadPlan;
 use crate::load::connection::io_error_kind;
@@ -68,12 +71,19 @@ impl BlockingClient {
         &mut self,
         source: Option<IpAddr>,
     ) -> std::result::Result<BlockingConnection, RequestFailure> {
-        let bind = |socket: &socket2::Socket| match source {
+        self.connect_with(|socket| match source {
             Some(source) => socket.bind(&SocketAddr::new(source, 0).into()),
             None => Ok(()),
-        };
-        let socket =
-            self.address.connect_blocking(self.timeout, bind).map_err(|e| io_error_kind(&e))?;
+        })
+    }
+
+    /// Connects, after `prepare` has set options of the socket.
+    pub(crate) fn connect_with(
+        &mut self,
+        prepare: impl FnOnce(&Socket) -> io::Result<()>,
+    ) -> std::result::Result<BlockingConnection, RequestFailure> {
+        let socket = self.address.connect_blocking(self.timeout, prepare);
+        let socket = socket.map_err(|e| io_error_kind(&e))?;
         let tls = self.tls.as_ref().map(TlsStream::start).transpose()?.map(Box::new);
         let transport = Transport { socket, tls };
         let mut connection =
@@ -125,6 +135,46 @@ impl BlockingClient {
         }
     }
 
+    /// Receives up to `limit` bytes of a response, and of TLS around it, if they are there; does not wait. Returns how many
+    /// bytes came, and the response that ended with them.
+    ///
+    /// The connection must be [nonblocking](BlockingConnection::set_nonblocking).
+    pub(crate) fn receive_some(
+        &mut self,
+        connection: &mut BlockingConnection,
+        limit: usize,
+    ) -> std::result::Result<(usize, Option<ParsedResponse>), RequestFailure> {
+        let BlockingConnection { transport, response_reader } = connection;
+        let (mut received, mut response) = (0, None);
+        while received < limit && response.is_none() {
+            // An incomplete record of TLS stands at the beginning of the buffer.
+            let kept = transport.tls.as_ref().map_or(0, |tls| tls.incomplete_len());
+            let room = (limit - received).min(BUFFER_SIZE - kept.min(BUFFER_SIZE - 1));
+            let mut came = 0;
+            let (outcome, _) = transport.read(&mut self.buffer[..kept + room], |bytes| {
+                came += bytes.len();
+                let (_, complete) = response_reader
+                    .read_bytes(bytes, &self.expectations)
+                    .map_err(response_error_kind)?;
+                response = response.or(complete);
+                Ok(())
+            })?;
+            received += came;
+            match outcome {
+                ReadOutcome::Blocked => break,
+                ReadOutcome::Ended { .. } if response.is_none() => {
+                    response = response_reader.finish_at_eof();
+                    return response
+                        .map(|one| (received, Some(one)))
+                        .ok_or(RequestFailure::ClosedEarly);
+                }
+                ReadOutcome::Drained if came == 0 => break,
+                _ => {}
+            }
+        }
+        Ok((received, response))
+    }
+
     /// Sends the request and receives its response.
     pub(crate) fn exchange(
         &mut self,
@@ -147,6 +197,11 @@ impl BlockingConnection {
             self.transport.flush()?;
         }
         Ok(())
+    }
+
+    /// Makes reads and writes return at once.
+    pub(crate) fn set_nonblocking(&self) -> std::result::Result<(), RequestFailure> {
+        self.transport.socket.set_nonblocking(true).map_err(|e| io_error_kind(&e))
     }
 
     /// Returns whether the server has neither closed the connection nor sent anything; does not wait.

@@ -3,11 +3,19 @@
 //! Each kind takes a plan and returns a report, which prints as text and as JSON. Requests are those of a
 //! [`LoadPlan`](crate::load::LoadPlan): its URL, TLS, method, header fields and timeout.
 
+mod beside_load;
 pub(crate) mod blocking_client;
 pub mod idle_memory;
+mod prober;
 mod quiet_server;
+pub mod reloads;
+pub mod slow_readers;
 #[cfg(test)]
 pub(crate) mod test_server;
+pub mod websocket_echo;
+pub mod worker_kills;
+
+pub(crate) use beside_load::interrupt_loads;
 
 use crate::load::LoadPlan;
 use crate::load::process_tree::ProcessTree;
