@@ -10,7 +10,10 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use super::bench::show_progress;
 use super::report_file::ReportFile;
 use crate::output::print_stdout;
-use prefork_bench::compare::{self, ComparePlan, CompareProgress, ComparedServer, Workload};
+use prefork_bench::compare::{
+    self, BaselineReport, ComparePlan, CompareProgress, ComparedServer, DEFAULT_TIME_LIMIT,
+    SavedReport, Workload,
+};
 use tokio_prefork::Result;
 use tokio_prefork::cli::parse_duration;
 use tokio_prefork::{ConcurrencyModel, Dispatch};
@@ -34,11 +37,19 @@ say \"listening on https://ADDRESS:PORT\". The workloads full-handshakes and res
 
 Ctrl-C ends the run, stops what was started and prints what was measured.
 
-Exit status: 0 all was measured, 1 some was not, 64 the command line is wrong.
+With --baseline the same servers and workloads are measured as in an earlier run, if the command line names none, and the report says \
+what changed since: each round's ratio to the reference is compared with that of the earlier run, so that a machine that became slower is no \
+regression; values are compared beside it. Peers of the earlier run have to be given again. --measured FILE compares two reports without \
+measuring.
+
+Exit status: 0 all was measured, 1 some was not or could not be compared with the baseline, 2 something got worse than the baseline \
+beyond its interval, 64 the command line or the baseline is wrong.
 
 Examples:
   prefork compare --quick --html report.html
   prefork compare --precision 3% --time-limit 1h --workloads keep-alive
+  prefork compare --quick --json > main.json; prefork compare --baseline main.json
+  prefork compare --baseline main.json --measured branch.json
   prefork compare --models prefork --dispatch all --workloads keep-alive,new-connections
   prefork compare --https --workloads keep-alive,full-handshakes,resumed-handshakes
   prefork compare --models prefork,single --peer node='node scripts/peers/cluster.js 2 rr'
@@ -48,8 +59,18 @@ Examples:
 #[derive(Debug)]
 pub(crate) struct CompareCall {
     plan: ComparePlan,
+    baseline: Option<BaselineFile>,
     json: bool,
     html: Option<PathBuf>,
+}
+
+/// An earlier report, and what it is compared with.
+#[derive(Debug)]
+struct BaselineFile {
+    name: String,
+    report: SavedReport,
+    /// Report that is compared instead of a new measurement.
+    measured: Option<SavedReport>,
 }
 
 /// Returns the definition of the verb.
@@ -95,6 +116,7 @@ pub(crate) fn compare_command() -> Command {
         .arg(switch("https", "Measure over TLS, with a certificate made for the run"))
         .arg(switch("http2", "Measure over HTTP/2; pipelined requests become streams"))
         .args(measurement_args())
+        .args(baseline_args())
         .arg(switch("json", "Print a JSON object instead of the tables"))
         .arg(
             Arg::new("html")
@@ -103,6 +125,37 @@ pub(crate) fn compare_command() -> Command {
                 .value_parser(value_parser!(PathBuf))
                 .help("Also write the report as an HTML page"),
         )
+}
+
+/// Returns the arguments about an earlier run.
+fn baseline_args() -> [Arg; 3] {
+    let file = |name: &'static str, help: &'static str| {
+        Arg::new(name)
+            .long(name)
+            .value_name("FILE")
+            .value_parser(|path: &str| {
+                SavedReport::read(path.as_ref()).map(|report| (path.to_string(), report))
+            })
+            .help(help)
+    };
+    [
+        Arg::new("reference")
+            .long("reference")
+            .value_name("NAME")
+            .help("Server that the others are compared with [default: single, or the first]"),
+        file("baseline", "Say what changed since this report of an earlier run (--json)"),
+        file("measured", "Compare this report with the baseline instead of measuring")
+            .requires("baseline")
+            .conflicts_with_all([
+                "models",
+                "dispatch",
+                "workloads",
+                "peer",
+                "quick",
+                "rounds",
+                "precision",
+            ]),
+    ]
 }
 
 /// Returns the arguments that say how long and how often to measure.
@@ -138,62 +191,120 @@ fn measurement_args() -> [Arg; 6] {
     ]
 }
 
-/// Parses the arguments of `compare`.
+/// Parses the arguments of `compare`; what they do not say is as in the baseline, if there is one.
 ///
 /// # Errors
 /// Values that make no sense together.
 pub(crate) fn parse_compare(matches: &ArgMatches) -> Result<CompareCall, String> {
+    let file = |name: &str| matches.get_one::<(String, SavedReport)>(name).cloned();
+    let measured = file("measured").map(|(_, report)| report);
+    let baseline = file("baseline").map(|(name, report)| BaselineFile { name, report, measured });
+    let plan = parse_plan(matches, baseline.as_ref().map(|baseline| &baseline.report))?;
+    let html = matches.get_one::<PathBuf>("html").cloned();
+    Ok(CompareCall { plan, baseline, json: matches.get_flag("json"), html })
+}
+
+fn parse_plan(matches: &ArgMatches, before: Option<&SavedReport>) -> Result<ComparePlan, String> {
     let number = |name: &str| matches.get_one::<usize>(name).copied();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = number("workers").unwrap_or(cores);
+    let workers = number("workers").or(before.map(|report| report.workers)).unwrap_or(cores);
     if !(1..=64).contains(&workers) {
         return Err(format!("--workers {workers}: give 1 to 64"));
     }
-    let models: Vec<ConcurrencyModel> = match matches.get_many::<Option<ConcurrencyModel>>("models")
-    {
-        Some(models) => models.copied().flatten().collect(),
-        None => ConcurrencyModel::ALL.to_vec(),
-    };
-    let policies = matches.get_many::<Vec<Dispatch>>("dispatch");
-    let policies: Option<Vec<Dispatch>> = policies.map(|lists| lists.flatten().copied().collect());
-    let own = models.into_iter().flat_map(|model| match (&policies, model) {
-        (Some(policies), ConcurrencyModel::Prefork) => policies
-            .iter()
-            .map(|policy| ComparedServer::built_in(model, Some(*policy), workers))
-            .collect(),
-        _ => vec![ComparedServer::built_in(model, None, workers)],
-    });
-    let peers = matches.get_many::<ComparedServer>("peer").into_iter().flatten().cloned();
-    let peers = peers.map(|peer| peer.with_workers(workers));
-    let contestants = own.chain(peers).collect();
-    let workloads = matches.get_many::<Workload>("workloads").map(|list| list.copied().collect());
-    let (https, http2) = (matches.get_flag("https"), matches.get_flag("http2"));
-    let all = match (matches.get_flag("quick"), https) {
-        (true, false) => Workload::QUICK.to_vec(),
-        (true, true) => Workload::QUICK_HTTPS.to_vec(),
-        (false, false) => Workload::ALL.to_vec(),
-        (false, true) => Workload::HTTPS.to_vec(),
-    };
-    let mut plan = ComparePlan {
-        https,
-        http2,
-        ..ComparePlan::new(contestants, workloads.unwrap_or(all), workers)
-    };
+    let servers = chosen_servers(matches, before, workers);
+    if let (Some(before), true) = (before, servers.is_empty()) {
+        let names = before.server_names().join(", ");
+        return Err(format!(
+            "the baseline has no server that is built in: give its peers again with --peer ({names})"
+        ));
+    }
+    let https = matches.get_flag("https") || before.is_some_and(|report| report.scheme == "https");
+    let http2 =
+        matches.get_flag("http2") || before.is_some_and(|report| report.protocol == "HTTP/2");
+    let workloads = chosen_workloads(matches, before, https);
+    let mut plan = ComparePlan { https, http2, ..ComparePlan::new(servers, workloads, workers) };
+    if let Some(before) = before {
+        (plan.rounds, plan.precision) = (before.rounds, before.precision);
+        plan.time_limit = before.time_limit_s.map(Duration::from_secs_f64);
+        plan.duration = Duration::from_secs_f64(before.duration_s);
+        plan.warm_up = Duration::from_secs_f64(before.warm_up_s);
+        let is_measured = |name: &&str| plan.servers.iter().any(|server| server.name == *name);
+        plan.reference = before.reference_name().filter(is_measured).map(str::to_string);
+    }
+    plan.reference = matches.get_one::<String>("reference").cloned().or(plan.reference);
     if matches.get_flag("quick") {
         plan = plan.into_quick();
     }
     if let Some(rounds) = number("rounds") {
         (plan.rounds, plan.precision, plan.time_limit) = (Some(rounds), None, None);
     }
-    plan.precision = matches.get_one("precision").copied().or(plan.precision);
+    if let Some(precision) = matches.get_one("precision").copied() {
+        (plan.rounds, plan.precision) = (None, Some(precision));
+        plan.time_limit = plan.time_limit.or(Some(DEFAULT_TIME_LIMIT));
+    }
     plan.time_limit = matches.get_one("time-limit").copied().or(plan.time_limit);
     if let Some(duration) = matches.get_one::<Duration>("duration") {
         // A short measurement needs only a short warm-up.
         (plan.duration, plan.warm_up) = (*duration, plan.warm_up.min(*duration / 2));
     }
     plan.validate()?;
-    let html = matches.get_one::<PathBuf>("html").cloned();
-    Ok(CompareCall { plan, json: matches.get_flag("json"), html })
+    Ok(plan)
+}
+
+/// Returns the models and peers of the command line; without models there, those of the baseline or all.
+fn chosen_servers(
+    matches: &ArgMatches,
+    before: Option<&SavedReport>,
+    workers: usize,
+) -> Vec<ComparedServer> {
+    let policies = matches.get_many::<Vec<Dispatch>>("dispatch");
+    let policies: Option<Vec<Dispatch>> = policies.map(|lists| lists.flatten().copied().collect());
+    let models: Option<Vec<ConcurrencyModel>> = matches
+        .get_many::<Option<ConcurrencyModel>>("models")
+        .map(|models| models.copied().flatten().collect());
+    let peers = matches.get_many::<ComparedServer>("peer").into_iter().flatten().cloned();
+    let peers: Vec<ComparedServer> = peers.map(|peer| peer.with_workers(workers)).collect();
+    let mut servers: Vec<ComparedServer> = match (before, &models, &policies) {
+        (Some(before), None, None) => {
+            let is_given = |name: &&str| peers.iter().any(|peer| peer.name == *name);
+            let names = before.server_names().into_iter().filter(|name| !is_given(name));
+            names.filter_map(|name| ComparedServer::built_in_named(name, workers)).collect()
+        }
+        _ => {
+            let models = models.unwrap_or(ConcurrencyModel::ALL.to_vec());
+            let of_model = |model: ConcurrencyModel| match &policies {
+                Some(policies) if model == ConcurrencyModel::Prefork => policies
+                    .iter()
+                    .map(|policy| ComparedServer::built_in(model, Some(*policy), workers))
+                    .collect(),
+                _ => vec![ComparedServer::built_in(model, None, workers)],
+            };
+            models.into_iter().flat_map(of_model).collect()
+        }
+    };
+    servers.extend(peers);
+    servers
+}
+
+/// Returns the workloads of the command line, of the baseline, or the default ones.
+fn chosen_workloads(
+    matches: &ArgMatches,
+    before: Option<&SavedReport>,
+    https: bool,
+) -> Vec<Workload> {
+    if let Some(workloads) = matches.get_many::<Workload>("workloads") {
+        return workloads.copied().collect();
+    }
+    match (matches.get_flag("quick"), https, before) {
+        (true, false, _) => Workload::QUICK.to_vec(),
+        (true, true, _) => Workload::QUICK_HTTPS.to_vec(),
+        (false, _, Some(before)) => {
+            let names = before.workload_names().into_iter();
+            names.filter_map(|name| Workload::parse(name).ok()).collect()
+        }
+        (false, false, None) => Workload::ALL.to_vec(),
+        (false, true, None) => Workload::HTTPS.to_vec(),
+    }
 }
 
 /// Parses a part of a ratio, such as `5%`.
@@ -208,6 +319,14 @@ pub(crate) fn run_compare(call: CompareCall) -> Result<ExitCode> {
     let plan = call.plan;
     // Created before the run, so that a path that cannot be written fails early.
     let page = call.html.as_deref().map(ReportFile::create).transpose()?;
+    if let Some(BaselineFile { name, report, measured: Some(now) }) = &call.baseline {
+        let report = BaselineReport::compare(now, report, name);
+        if let Some(page) = page {
+            page.write_report(&report.to_html())?;
+        }
+        print_stdout(&if call.json { report.to_json() + "\n" } else { report.to_table() })?;
+        return Ok(ExitCode::from(report.exit_status()));
+    }
     let watched = std::io::stderr().is_terminal();
     let report = compare::run_comparison(&plan, |progress| {
         if watched {
@@ -219,6 +338,9 @@ pub(crate) fn run_compare(call: CompareCall) -> Result<ExitCode> {
     }
     let mut report = report?;
     report.environment.set_build(option_env!("BUILD_COMMIT"), option_env!("BUILD_COMPILER"));
+    if let Some(baseline) = &call.baseline {
+        report.compare_with_baseline(&baseline.report, &baseline.name)?;
+    }
     // The page first, as the reader of standard output may close it.
     if let Some(page) = page {
         page.write_report(&report.to_html())?;
@@ -284,6 +406,10 @@ mod tests {
         assert_eq!(plan("prefork compare --quick").workloads, Workload::QUICK);
         let https = plan("prefork compare --https --http2");
         assert_eq!((https.https, https.http2, https.workloads.len()), (true, true, 9));
+        assert_eq!(
+            plan("prefork compare --reference threads").reference.as_deref(),
+            Some("threads")
+        );
         let short = plan("prefork compare --duration 200ms");
         assert_eq!(
             (short.duration, short.warm_up),
@@ -309,6 +435,9 @@ mod tests {
             "prefork compare --quick --time-limit 1m",
             "prefork compare --models single,single",
             "prefork compare http://127.0.0.1/",
+            "prefork compare --reference nginx",
+            "prefork compare --baseline /missing",
+            "prefork compare --measured /missing",
         ] {
             assert!(args::parse_args(line.split(' ')).is_err(), "{line}");
         }

@@ -190,3 +190,53 @@ fn a_program_is_measured_beside_the_models_by_prefork_run() {
     assert!(cell["busiest"]["median"].as_f64() < Some(1.0), "two workers answered: {cell:#}");
     assert!(cell["memory_mib"]["median"].as_f64() > Some(0.0), "{cell:#}");
 }
+
+#[test]
+fn a_run_is_compared_with_the_report_of_an_earlier_one() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let first = ProcessBuilder::verb("compare")
+        .args(["--models", "prefork,single", "--workloads", "keep-alive", "--workers", "2"])
+        .args(["--rounds", "7", "--duration", "100ms", "--json"])
+        .run();
+    assert_eq!(first.status, Some(0), "{}", first.stderr);
+    fs::write(path("main.json"), &first.stdout).expect("written");
+    // The same servers, workload and rounds as in the file.
+    let again = ProcessBuilder::verb("compare")
+        .args(["--baseline", &path("main.json"), "--json", "--html", &path("page.html")])
+        .run();
+    let report: Value = serde_json::from_str(&again.stdout).expect("JSON");
+    assert_eq!(report["measured"], 21, "{}", again.stderr);
+    let baseline = &report["baseline"];
+    assert_eq!(
+        (&baseline["reference"], &baseline["differences"]),
+        (&"single".into(), &Value::from(Vec::<String>::new()))
+    );
+    let change = &baseline["changes"][0];
+    assert_eq!(
+        (&change["server"], &change["basis"]),
+        (&"prefork".into(), &"ratio-to-reference".into())
+    );
+    assert!(change["before"].as_f64() > Some(0.0) && change["now"].as_f64() > Some(0.0));
+    assert!(fs::read_to_string(path("page.html")).expect("page").contains("Since the baseline"));
+
+    // The same report with half of the requests is worse.
+    let mut slower: Value = serde_json::from_str(&first.stdout).expect("JSON");
+    for sample in slower["workloads"][0]["servers"][0]["samples"].as_array_mut().expect("list") {
+        sample["per_second"] = Value::from(sample["per_second"].as_f64().expect("number") / 100.0);
+    }
+    fs::write(path("slower.json"), slower.to_string()).expect("written");
+    let compared = |now: &str, before: &str| {
+        ProcessBuilder::verb("compare")
+            .args(["--baseline", &path(before), "--measured", &path(now)])
+            .run()
+    };
+    let worse = compared("slower.json", "main.json");
+    assert_eq!(worse.status, Some(2), "{}{}", worse.stdout, worse.stderr);
+    assert!(worse.stdout.contains("Worse: prefork under keep-alive"), "{}", worse.stdout);
+    assert_eq!(compared("main.json", "main.json").status, Some(0));
+    fs::write(path("cut.json"), &first.stdout[..first.stdout.len() / 2]).expect("written");
+    let refused = compared("main.json", "cut.json");
+    assert_eq!(refused.status, Some(64));
+    assert!(refused.stderr.contains("cut.json is truncated"), "{}", refused.stderr);
+}

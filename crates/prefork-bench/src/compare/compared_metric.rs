@@ -38,6 +38,8 @@ pub enum MetricUnit {
 #[derive(Debug, Clone, Copy)]
 struct MetricDefinition {
     name: &'static str,
+    /// Name of its field in a measurement of the JSON report.
+    sample_field: &'static str,
     unit: MetricUnit,
     is_higher_better: bool,
     /// Whether a slower machine changes it.
@@ -52,6 +54,7 @@ impl ComparedMetric {
     fn definition(self) -> MetricDefinition {
         let amount = MetricDefinition {
             name: "",
+            sample_field: "",
             unit: MetricUnit::Count,
             is_higher_better: false,
             depends_on_speed: true,
@@ -61,6 +64,7 @@ impl ComparedMetric {
         match self {
             ComparedMetric::RequestsPerSecond => MetricDefinition {
                 name: "requests/s",
+                sample_field: "per_second",
                 unit: MetricUnit::PerSecond,
                 is_higher_better: true,
                 words: ["more", "fewer", "as many"],
@@ -68,16 +72,21 @@ impl ComparedMetric {
             },
             ComparedMetric::P99Latency => MetricDefinition {
                 name: "p99 latency",
+                sample_field: "p99",
                 unit: MetricUnit::Micros,
                 words: ["longer", "shorter", "as long"],
                 is_name_first: true,
                 ..amount
             },
-            ComparedMetric::CpuPerRequest => {
-                MetricDefinition { name: "CPU per request", unit: MetricUnit::Micros, ..amount }
-            }
+            ComparedMetric::CpuPerRequest => MetricDefinition {
+                name: "CPU per request",
+                sample_field: "cpu_us",
+                unit: MetricUnit::Micros,
+                ..amount
+            },
             ComparedMetric::Memory => MetricDefinition {
                 name: "memory",
+                sample_field: "memory_mib",
                 unit: MetricUnit::Mebibytes,
                 depends_on_speed: false,
                 ..amount
@@ -88,6 +97,11 @@ impl ComparedMetric {
     /// Returns the name in reports.
     pub fn name(self) -> &'static str {
         self.definition().name
+    }
+
+    /// Returns the name of its field in a measurement of the JSON report.
+    pub(crate) fn sample_field(self) -> &'static str {
+        self.definition().sample_field
     }
 
     /// Returns the unit of its values.

@@ -55,6 +55,15 @@ impl ComparedServer {
         ComparedServer { name, kind: ServerCommand::BuiltIn { model, dispatch, workers } }
     }
 
+    /// Returns the built-in server that has this name in reports, such as `prefork/ip-hash`; `None` for a peer.
+    pub fn built_in_named(name: &str, workers: usize) -> Option<ComparedServer> {
+        let (model, policy) = match name.split_once('/') {
+            Some((model, policy)) => (model, Some(policy.parse::<Dispatch>().ok()?)),
+            None => (name, None),
+        };
+        Some(ComparedServer::built_in(model.parse().ok()?, policy, workers))
+    }
+
     /// Parses `NAME=COMMAND`. A command with a template such as `{fd}`, or one that begins with `run `, is for `prefork run`, in one
     /// process unless [`with_workers`](ComparedServer::with_workers) says otherwise; any other is for the shell.
     ///

@@ -10,6 +10,7 @@
 //!
 //! No server outlives a run: each is stopped when dropped, and the kernel signals it if this process dies.
 
+mod baseline;
 mod compare_certificate;
 mod compared_metric;
 mod compared_server;
@@ -28,6 +29,9 @@ mod workload;
 
 use std::time::{Duration, Instant};
 
+pub use baseline::{
+    BaselineChange, BaselineReport, ChangeBasis, ChangeResult, SavedReport, UnpairedRatio,
+};
 pub use compared_metric::{ComparedMetric, MetricUnit};
 pub use compared_server::ComparedServer;
 pub(crate) use compared_server::{RunningServer, ServerStartError};

@@ -32,6 +32,8 @@ pub struct ComparePlan {
     pub http2: bool,
     /// Workers of each server that has workers.
     pub workers: usize,
+    /// Name of the server that the others are compared with. Default: the single-process model, or else the first.
+    pub reference: Option<String>,
     /// Measurements of each server under each workload. `None`, the default: as many as `precision` and `time_limit`
     /// say.
     pub rounds: Option<usize>,
@@ -70,6 +72,7 @@ impl ComparePlan {
             https: false,
             http2: false,
             workers,
+            reference: None,
             rounds: None,
             precision: Some(DEFAULT_PRECISION),
             time_limit: Some(DEFAULT_TIME_LIMIT),
@@ -95,9 +98,13 @@ impl ComparePlan {
         Confidence::of_plan(self)
     }
 
-    /// Returns the index of the server that the others are compared with: the single-process model, or the first.
+    /// Returns the index of the server that the others are compared with: the chosen one, the single-process model, or the
+    /// first.
     pub(crate) fn reference(&self) -> usize {
-        self.servers.iter().position(ComparedServer::is_single_process).unwrap_or(0)
+        let has_name = |server: &ComparedServer| Some(&server.name) == self.reference.as_ref();
+        let chosen = self.servers.iter().position(has_name);
+        let single = || self.servers.iter().position(ComparedServer::is_single_process);
+        chosen.or_else(single).unwrap_or(0)
     }
 
     /// Returns all servers to measure: those to compare, then the control.
@@ -126,6 +133,15 @@ impl ComparePlan {
             if self.servers[..at].iter().any(|other| other.name == one.name) {
                 return Err(format!("{} is listed twice: list each server once", one.name));
             }
+        }
+        if let Some(name) = &self.reference
+            && !self.servers.iter().any(|server| server.name == *name)
+        {
+            let names: Vec<&str> = self.servers.iter().map(|one| one.name.as_str()).collect();
+            return Err(format!(
+                "--reference {name}: it is not compared; give one of {}",
+                names.join(", ")
+            ));
         }
         if let Some(one) = self.workloads.iter().find(|one| one.needs_tls() && !self.https) {
             return Err(format!("the workload {} needs --https", one.name()));

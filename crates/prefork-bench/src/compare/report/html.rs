@@ -8,12 +8,16 @@ use super::text::{
     reading_notes, rounds_line, server_row, summary_line, upper_first,
 };
 use super::{CompareReport, WorkloadReport};
+use crate::compare::baseline::baseline_section;
 use crate::report_format::html_page::{environment_list, escape_html, html_page};
 
 /// Formats the report as a page.
 pub(crate) fn render_html(report: &CompareReport) -> String {
     let mut main = "<h1>prefork compare</h1>\n".to_string();
     write_verdict(&mut main, report);
+    if let Some(baseline) = &report.baseline {
+        main.push_str(&baseline_section(baseline));
+    }
     main.push_str(&server_legend(report));
     for workload in &report.workloads {
         let figures = workload_figures(report, workload);

@@ -8,6 +8,7 @@ pub(crate) mod html;
 pub(crate) mod plots;
 pub(crate) mod text;
 
+use super::baseline::{BaselineReport, SavedReport};
 use super::comparisons::{Comparison, compare_control, compare_servers};
 use super::confidence::Confidence;
 use super::measurement::{MeasurementOutcome, MeasurementSample};
@@ -18,13 +19,25 @@ use super::verdict::Verdict;
 use super::{ComparedMetric, Workload};
 use crate::load::MedianRange;
 use crate::run_environment::RunEnvironment;
-use tokio_prefork::exit;
+use tokio_prefork::{Error, Result, exit};
+
+/// Name of the format of the JSON report.
+pub(crate) const REPORT_FORMAT: &str = "prefork-compare";
+/// Version of the format: grows when a report of an older version can no longer be a baseline.
+pub(crate) const REPORT_FORMAT_VERSION: u32 = 1;
 
 /// Report of a comparison.
 #[derive(Debug, Clone, Serialize)]
 pub struct CompareReport {
     /// The verdict in at most four lines.
     pub verdict: Verdict,
+    /// What changed since an earlier run; `None` without `--baseline`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<BaselineReport>,
+    /// `prefork-compare`.
+    pub format: &'static str,
+    /// Version of the format of this report.
+    pub format_version: u32,
     /// How sure it is.
     pub confidence: Confidence,
     /// Fewest rounds from which a difference can be stated.
@@ -188,6 +201,9 @@ impl CompareReport {
         let rounds_needed = confidence.rounds_needed();
         CompareReport {
             verdict: Verdict::of_workloads(&workloads, reference.as_deref(), rounds_needed),
+            baseline: None,
+            format: REPORT_FORMAT,
+            format_version: REPORT_FORMAT_VERSION,
             confidence,
             rounds_needed,
             partial: describe_partial(plan, run, &workloads),
@@ -209,15 +225,29 @@ impl CompareReport {
         }
     }
 
-    /// Returns the exit status: 0 if every server was measured under every workload and no signal ended the run, else 1.
+    /// Adds what changed since an earlier run, whose report was read from `file`.
+    ///
+    /// # Errors
+    /// Nothing was measured.
+    pub fn compare_with_baseline(&mut self, before: &SavedReport, file: &str) -> Result<()> {
+        let now = SavedReport::parse(self.to_json().as_bytes()).map_err(|why| {
+            Error::config(format!("cannot compare with {file}: this report {why}"))
+        })?;
+        self.baseline = Some(BaselineReport::compare(&now, before, file));
+        Ok(())
+    }
+
+    /// Returns the exit status: 2 if anything got worse since the baseline; else 0 if every server was measured under every
+    /// workload, no signal ended the run, and the machine was not too noisy to be compared with the baseline; else 1.
     pub fn exit_status(&self) -> u8 {
+        let since = self.baseline.as_ref().map_or(exit::OK, BaselineReport::exit_status);
         let is_missing =
             |server: &ServerWorkloadReport| server.samples.is_empty() && !server.unable;
         let has_signal = self.workloads.iter().any(|w| w.ended == Some(RoundsEnd::Signal));
         let has_all = !self.workloads.iter().flat_map(|w| &w.servers).any(is_missing);
         match has_all && !has_signal && self.broken.is_empty() {
-            true => exit::OK,
-            false => exit::FAILURE,
+            true => since,
+            false => since.max(exit::FAILURE),
         }
     }
 

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::{CompareReport, ServerWorkloadReport, WorkloadReport};
+use crate::compare::baseline::write_baseline;
 use crate::compare::size_in_words::{format_interval, format_ratio};
 use crate::load::MedianRange;
 use crate::report_format::text_table::{
@@ -25,6 +26,9 @@ pub(crate) fn column_titles(workload: &WorkloadReport) -> [&'static str; 10] {
 pub(crate) fn render_text(report: &CompareReport) -> String {
     let mut text = String::new();
     write_verdict(&mut text, report);
+    if let Some(baseline) = &report.baseline {
+        write_baseline(&mut text, baseline);
+    }
     // Writing to a string cannot fail.
     let _ = writeln!(text, "\n{}", summary_line(report));
     for (name, value) in report.environment.lines() {
