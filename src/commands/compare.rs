@@ -1,8 +1,9 @@
 //! `prefork compare`: measures servers side by side and prints the report.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -14,6 +15,7 @@ use prefork_bench::compare::{
     self, BaselineReport, ComparePlan, CompareProgress, ComparedServer, DEFAULT_TIME_LIMIT,
     SavedReport, Workload,
 };
+use prefork_bench::scenario::BuiltInScenario;
 use tokio_prefork::Result;
 use tokio_prefork::cli::parse_duration;
 use tokio_prefork::{ConcurrencyModel, Dispatch};
@@ -31,6 +33,9 @@ The rounds of a workload go on until its intervals are narrow enough (--precisio
 A peer whose command has {fd} or {port}, or begins with \"run \", is started by prefork run, with as many workers and on sockets \
 like those of the prefork model. Any other is started by the shell; it must say \"listening on http://ADDRESS:PORT\" on standard \
 error when it serves, and end on SIGTERM. Peers are measured under the loads whose paths they have.
+
+A workload is a TOML file. --show-scenario prints that of a workload that comes with this program; change a copy, and measure it with \
+--scenario.
 
 With --https all servers speak TLS with a certificate made for the run; a peer gets its files in TLS_CERT and TLS_KEY, and must \
 say \"listening on https://ADDRESS:PORT\". The workloads full-handshakes and resumed-handshakes then take the place of new-connections.
@@ -52,12 +57,23 @@ Examples:
   prefork compare --baseline main.json --measured branch.json
   prefork compare --models prefork --dispatch all --workloads keep-alive,new-connections
   prefork compare --https --workloads keep-alive,full-handshakes,resumed-handshakes
+  prefork compare --show-scenario high-load > mine.toml
+  prefork compare --scenario mine.toml --workloads keep-alive
   prefork compare --models prefork,single --peer node='node scripts/peers/cluster.js 2 rr'
   prefork compare --peer uvicorn='uvicorn app:app --fd {fd}' --peer node='run node app.js'";
 
+/// What `compare` does.
+#[derive(Debug)]
+pub(crate) enum CompareCall {
+    /// Prints a scenario that comes with this program.
+    ShowScenario(&'static BuiltInScenario),
+    /// Runs a comparison.
+    Run(Box<CompareRun>),
+}
+
 /// A comparison and where its report goes.
 #[derive(Debug)]
-pub(crate) struct CompareCall {
+pub(crate) struct CompareRun {
     plan: ComparePlan,
     baseline: Option<BaselineFile>,
     json: bool,
@@ -104,7 +120,7 @@ pub(crate) fn compare_command() -> Command {
                 text => text.parse::<Dispatch>().map(|policy| vec![policy]),
             }),
         )
-        .arg(list("workloads", "Workloads to measure [default: all]").value_parser(Workload::parse))
+        .args(workload_args())
         .arg(
             Arg::new("peer")
                 .long("peer")
@@ -150,11 +166,36 @@ fn baseline_args() -> [Arg; 3] {
                 "models",
                 "dispatch",
                 "workloads",
+                "scenario",
                 "peer",
                 "quick",
                 "rounds",
                 "precision",
             ]),
+    ]
+}
+
+/// Returns the arguments that say what to put on the servers.
+fn workload_args() -> [Arg; 3] {
+    [
+        Arg::new("workloads")
+            .long("workloads")
+            .value_name("LIST")
+            .value_delimiter(',')
+            .value_parser(Workload::built_in)
+            .help("Workloads to measure [default: eight of them, or those of --scenario]"),
+        Arg::new("scenario")
+            .long("scenario")
+            .value_name("FILE")
+            .action(ArgAction::Append)
+            .value_parser(|text: &str| Workload::read_file(Path::new(text)).map(Arc::new))
+            .help("Measure the workload that this TOML file describes (may be repeated)"),
+        Arg::new("show-scenario")
+            .long("show-scenario")
+            .value_name("NAME")
+            .exclusive(true)
+            .value_parser(BuiltInScenario::find)
+            .help("Print the TOML file of a workload that comes with this program, and exit"),
     ]
 }
 
@@ -196,12 +237,16 @@ fn measurement_args() -> [Arg; 6] {
 /// # Errors
 /// Values that make no sense together.
 pub(crate) fn parse_compare(matches: &ArgMatches) -> Result<CompareCall, String> {
+    if let Some(scenario) = matches.get_one::<&'static BuiltInScenario>("show-scenario") {
+        return Ok(CompareCall::ShowScenario(scenario));
+    }
     let file = |name: &str| matches.get_one::<(String, SavedReport)>(name).cloned();
     let measured = file("measured").map(|(_, report)| report);
     let baseline = file("baseline").map(|(name, report)| BaselineFile { name, report, measured });
     let plan = parse_plan(matches, baseline.as_ref().map(|baseline| &baseline.report))?;
     let html = matches.get_one::<PathBuf>("html").cloned();
-    Ok(CompareCall { plan, baseline, json: matches.get_flag("json"), html })
+    let json = matches.get_flag("json");
+    Ok(CompareCall::Run(Box::new(CompareRun { plan, baseline, json, html })))
 }
 
 fn parse_plan(matches: &ArgMatches, before: Option<&SavedReport>) -> Result<ComparePlan, String> {
@@ -246,6 +291,9 @@ fn parse_plan(matches: &ArgMatches, before: Option<&SavedReport>) -> Result<Comp
     if let Some(duration) = matches.get_one::<Duration>("duration") {
         // A short measurement needs only a short warm-up.
         (plan.duration, plan.warm_up) = (*duration, plan.warm_up.min(*duration / 2));
+        for workload in &mut plan.workloads {
+            Arc::make_mut(workload).duration = None;
+        }
     }
     plan.validate()?;
     Ok(plan)
@@ -291,19 +339,16 @@ fn chosen_workloads(
     matches: &ArgMatches,
     before: Option<&SavedReport>,
     https: bool,
-) -> Vec<Workload> {
-    if let Some(workloads) = matches.get_many::<Workload>("workloads") {
-        return workloads.copied().collect();
-    }
-    match (matches.get_flag("quick"), https, before) {
-        (true, false, _) => Workload::QUICK.to_vec(),
-        (true, true, _) => Workload::QUICK_HTTPS.to_vec(),
-        (false, _, Some(before)) => {
+) -> Vec<Arc<Workload>> {
+    let named = |name: &str| matches.get_many::<Arc<Workload>>(name).into_iter().flatten().cloned();
+    let workloads: Vec<Arc<Workload>> = named("workloads").chain(named("scenario")).collect();
+    match (matches.get_flag("quick"), before) {
+        _ if !workloads.is_empty() => workloads,
+        (false, Some(before)) => {
             let names = before.workload_names().into_iter();
-            names.filter_map(|name| Workload::parse(name).ok()).collect()
+            names.filter_map(|name| Workload::built_in(name).ok()).collect()
         }
-        (false, false, None) => Workload::ALL.to_vec(),
-        (false, true, None) => Workload::HTTPS.to_vec(),
+        (is_quick, _) => Workload::default_set(is_quick, https),
     }
 }
 
@@ -316,6 +361,13 @@ fn parse_precision(text: &str) -> Result<f64, String> {
 
 /// Runs the comparison, shows progress on a terminal, and prints the report.
 pub(crate) fn run_compare(call: CompareCall) -> Result<ExitCode> {
+    let call = match call {
+        CompareCall::ShowScenario(scenario) => {
+            print_stdout(scenario.text())?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        CompareCall::Run(call) => *call,
+    };
     let plan = call.plan;
     // Created before the run, so that a path that cannot be written fails early.
     let page = call.html.as_deref().map(ReportFile::create).transpose()?;
@@ -376,7 +428,7 @@ mod tests {
 
     fn plan(line: &str) -> ComparePlan {
         match args::parse_args(line.split(' ')).expect(line) {
-            Verb::Compare(call) => call.plan,
+            Verb::Compare(CompareCall::Run(call)) => call.plan,
             other => panic!("{other:?}"),
         }
     }
@@ -403,7 +455,7 @@ mod tests {
         assert_eq!(names(&plan("prefork compare --dispatch all")).len(), 8);
         let quick = plan("prefork compare --quick --workloads bodies,mixed");
         assert_eq!((quick.time_limit.is_some(), quick.workloads.len()), (true, 2));
-        assert_eq!(plan("prefork compare --quick").workloads, Workload::QUICK);
+        assert_eq!(plan("prefork compare --quick").workloads, Workload::default_set(true, false));
         let https = plan("prefork compare --https --http2");
         assert_eq!((https.https, https.http2, https.workloads.len()), (true, true, 9));
         assert_eq!(
@@ -426,6 +478,10 @@ mod tests {
             "prefork compare --workloads idle",
             "prefork compare --peer node",
             "prefork compare --workloads full-handshakes",
+            "prefork compare --workloads keep-alive,keep-alive",
+            "prefork compare --scenario /nowhere.toml",
+            "prefork compare --show-scenario idle",
+            "prefork compare --show-scenario mixed --quick",
             "prefork compare --workers 0",
             "prefork compare --quick --rounds 2",
             "prefork compare --rounds 0",

@@ -12,3 +12,4 @@ pub mod load;
 pub mod load_kinds;
 pub(crate) mod report_format;
 pub mod run_environment;
+pub mod scenario;

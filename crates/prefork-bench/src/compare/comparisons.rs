@@ -2,9 +2,7 @@
 
 use serde::Serialize;
 
-use super::Workload;
 use super::compared_metric::ComparedMetric;
-use super::measurement::MeasurementSample;
 use super::paired_ratio::PairedRatio;
 use super::report::{ServerWorkloadReport, WorkloadReport};
 
@@ -41,14 +39,13 @@ impl Comparison {
     /// Compares `own` with `other`; `None` if no round has values of both.
     pub(crate) fn of_servers(
         metric: ComparedMetric,
-        workload: Workload,
         own: &ServerWorkloadReport,
         other: &ServerWorkloadReport,
         error_rate: f64,
     ) -> Option<Comparison> {
         let pairs = own.samples.iter().filter_map(|sample| {
             let paired = other.samples.iter().find(|paired| paired.round == sample.round)?;
-            Some((value(metric, workload, sample)?, value(metric, workload, paired)?))
+            Some((sample.value(metric)?, paired.value(metric)?))
         });
         let ratio = PairedRatio::from_pairs(pairs, error_rate)?;
         let result = match (ratio.interval(), ratio.shows_difference()) {
@@ -65,15 +62,6 @@ impl Comparison {
     pub fn is_shown(&self) -> bool {
         self.result == ComparisonResult::Differs
     }
-}
-
-/// Returns the value of a sample that servers are compared by; `None` for a metric that the workload is not about.
-fn value(metric: ComparedMetric, workload: Workload, sample: &MeasurementSample) -> Option<f64> {
-    let of_other_workloads = match workload.is_latency_workload() {
-        true => ComparedMetric::RequestsPerSecond,
-        false => ComparedMetric::P99Latency,
-    };
-    sample.value(metric).filter(|_| metric != of_other_workloads)
 }
 
 fn describe(metric: ComparedMetric, server: &str, other: &str, ratio: &PairedRatio) -> String {
@@ -101,9 +89,8 @@ pub(crate) fn compare_servers(
     is_first: bool,
     error_rate: f64,
 ) -> Vec<Comparison> {
-    let workload = report.workload;
     let compare = |metric, own: &ServerWorkloadReport, other: &ServerWorkloadReport| {
-        Comparison::of_servers(metric, workload, own, other, error_rate)
+        Comparison::of_servers(metric, own, other, error_rate)
     };
     let servers: Vec<&ServerWorkloadReport> =
         report.servers.iter().filter(|one| !one.is_control).collect();
@@ -111,8 +98,8 @@ pub(crate) fn compare_servers(
     let others: Vec<&ServerWorkloadReport> =
         servers.iter().filter(|one| one.server != reference).copied().collect();
     let mut all = Vec::new();
-    for metric in [workload.main_metric(), ComparedMetric::CpuPerRequest, ComparedMetric::Memory] {
-        if metric == ComparedMetric::Memory && !is_first {
+    for metric in report.workload.compared_metrics() {
+        if metric == ComparedMetric::Memory && metric != report.metric && !is_first {
             continue;
         }
         let with_base = others.iter().filter_map(|own| compare(metric, own, base?));
@@ -120,7 +107,7 @@ pub(crate) fn compare_servers(
     }
     for (at, own) in others.iter().enumerate() {
         let later = others[at + 1..].iter();
-        all.extend(later.filter_map(|other| compare(workload.main_metric(), own, other)));
+        all.extend(later.filter_map(|other| compare(report.metric, own, other)));
     }
     all
 }
@@ -135,10 +122,9 @@ pub(crate) fn compare_control(
     let Some((control, base)) = control.zip(report.server_report(reference)) else {
         return Vec::new();
     };
-    [report.workload.main_metric(), ComparedMetric::CpuPerRequest]
-        .into_iter()
-        .filter_map(|metric| {
-            Comparison::of_servers(metric, report.workload, control, base, error_rate)
-        })
+    let metrics = report.workload.compared_metrics().into_iter();
+    metrics
+        .filter(|metric| *metric != ComparedMetric::Memory || *metric == report.metric)
+        .filter_map(|metric| Comparison::of_servers(metric, control, base, error_rate))
         .collect()
 }

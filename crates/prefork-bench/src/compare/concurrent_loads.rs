@@ -1,24 +1,27 @@
-//! Measures one load while a second one runs in the background.
+//! Measures one load while others run in the background.
 
 use super::POLL_INTERVAL;
-use crate::load::{self, LoadPlan, LoadReport};
+use crate::load::{self, LoadPlan, LoadProgress, LoadReport};
 use crate::load_kinds::interrupt_loads;
 use prefork_os::signal::SignalPipe;
 use tokio_prefork::Result;
 
-/// Runs `measured` with `background`, if any, at the same time. Returns its report, and whether a signal
+/// Runs `measured` and the loads in the background at the same time. Returns its report, theirs, and whether a signal
 /// ended it early.
 pub(crate) fn run_concurrent_loads(
     measured: &LoadPlan,
-    background: Option<LoadPlan>,
+    background: &[LoadPlan],
     signals: &mut SignalPipe,
-) -> (Result<LoadReport>, bool) {
+    mut on_progress: impl FnMut(LoadProgress),
+) -> (Result<LoadReport>, Vec<LoadReport>, bool) {
     std::thread::scope(|scope| {
-        // The report of the background load is not used.
-        let background_thread = background
-            .map(|background| scope.spawn(move || load::run_load(&background, |_| {}).map(drop)));
+        let background: Vec<_> = background
+            .iter()
+            .map(|plan| scope.spawn(move || load::run_load(plan, |_| {})))
+            .collect();
         let mut was_interrupted = false;
-        let report = load::run_load(measured, |_| {
+        let mut report = load::run_load(measured, |progress| {
+            on_progress(progress);
             // Only this pipe saw a signal from before the load installed its own: pass it on.
             if !was_interrupted && signals.read_pending().is_ok_and(|came| !came.is_empty()) {
                 was_interrupted = true;
@@ -26,17 +29,19 @@ pub(crate) fn run_concurrent_loads(
             }
         });
         was_interrupted |= report.as_ref().is_ok_and(|report| report.ended_early);
-        let Some(background_thread) = background_thread else { return (report, was_interrupted) };
-        while (was_interrupted || report.is_err()) && !background_thread.is_finished() {
-            // Repeated, because the background load may not listen for signals yet.
-            interrupt_loads();
-            std::thread::sleep(POLL_INTERVAL);
+        let mut reports = Vec::new();
+        for thread in background {
+            while (was_interrupted || report.is_err()) && !thread.is_finished() {
+                // Repeated, because the background load may not listen for signals yet.
+                interrupt_loads();
+                std::thread::sleep(POLL_INTERVAL);
+            }
+            match thread.join() {
+                Err(panic) => std::panic::resume_unwind(panic),
+                Ok(Err(why)) => report = report.and(Err(why)),
+                Ok(Ok(background)) => reports.push(background),
+            }
         }
-        let report = match background_thread.join() {
-            Err(panic) => std::panic::resume_unwind(panic),
-            Ok(Err(why)) => report.and(Err(why)),
-            Ok(Ok(())) => report,
-        };
-        (report, was_interrupted)
+        (report, reports, was_interrupted)
     })
 }

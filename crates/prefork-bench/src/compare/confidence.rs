@@ -7,8 +7,8 @@
 
 use serde::Serialize;
 
-use super::ComparePlan;
 use super::paired_ratio::rounds_needed;
+use super::{ComparePlan, ComparedMetric, Workload};
 
 /// How often a report may be wrong in anything that it states: in one of 20.
 const REPORT_ERROR_RATE: f64 = 0.05;
@@ -35,15 +35,22 @@ impl Confidence {
         let servers = plan.servers.len();
         let pairs = servers * servers.saturating_sub(1) / 2;
         let with_reference = servers.saturating_sub(1);
-        let of_workload = |is_about_latency: bool| {
-            // The control is compared with the reference by the same metrics.
-            let main = pairs + 1;
-            let cpu = if is_about_latency { 0 } else { with_reference + 1 };
-            main + cpu
+        // The control is compared with the reference by the same metrics.
+        let of_metric = |workload: &Workload, is_first: bool, metric: ComparedMetric| match metric {
+            main if main == workload.metric => pairs + 1,
+            ComparedMetric::Memory => {
+                if is_first {
+                    with_reference
+                } else {
+                    0
+                }
+            }
+            _ => with_reference + 1,
         };
-        let all = plan.workloads.iter().map(|one| of_workload(one.is_latency_workload()));
-        let memory = with_reference;
-        let comparisons = (all.sum::<usize>() + memory).max(1);
+        let all = plan.workloads.iter().enumerate().flat_map(|(at, one)| {
+            one.compared_metrics().into_iter().map(move |metric| of_metric(one, at == 0, metric))
+        });
+        let comparisons = all.sum::<usize>().max(1);
         let looks = if plan.rounds.is_none() && plan.precision.is_some() { MAX_LOOKS } else { 1 };
         Confidence {
             level: 1.0 - REPORT_ERROR_RATE,
@@ -69,35 +76,48 @@ impl Confidence {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::{ComparedServer, Workload};
+    use crate::compare::ComparedServer;
     use tokio_prefork::ConcurrencyModel;
 
-    fn confidence(servers: usize, workloads: &[Workload], rounds: Option<usize>) -> Confidence {
+    const ALL: [&str; 8] = [
+        "keep-alive",
+        "new-connections",
+        "bodies",
+        "pipelined",
+        "cpu-loop",
+        "cpu-pool",
+        "mixed",
+        "noisy-neighbour",
+    ];
+
+    fn confidence(servers: usize, workloads: &[&str], rounds: Option<usize>) -> Confidence {
         let models = ConcurrencyModel::ALL.map(|model| ComparedServer::built_in(model, None, 2));
-        let plan = ComparePlan::new(models[..servers].to_vec(), workloads.to_vec(), 2);
+        let workloads =
+            workloads.iter().map(|name| Workload::built_in(name).expect("built in")).collect();
+        let plan = ComparePlan::new(models[..servers].to_vec(), workloads, 2);
         ComparePlan { rounds, ..plan }.confidence()
     }
 
     #[test]
     fn the_error_rate_is_divided_by_comparisons_and_looks() {
         // Six pairs and the control by requests/s; three and the control by CPU; three by memory.
-        let one = confidence(4, &[Workload::KeepAlive], Some(20));
+        let one = confidence(4, &["keep-alive"], Some(20));
         assert_eq!((one.comparisons, one.looks, one.rounds_needed()), (14, 1, 10));
-        let latency = confidence(4, &[Workload::KeepAlive, Workload::Mixed], Some(20));
+        let latency = confidence(4, &["keep-alive", "mixed"], Some(20));
         assert_eq!(latency.comparisons, 14 + 7);
-        let all = confidence(4, &Workload::ALL, None);
+        let all = confidence(4, &ALL, None);
         assert_eq!((all.looks, all.rounds_needed()), (MAX_LOOKS, 15));
         let sum = all.error_rate_of_interval * (all.comparisons * all.looks) as f64;
         assert!((sum - REPORT_ERROR_RATE).abs() < 1e-12);
-        assert_eq!(confidence(1, &[Workload::KeepAlive], Some(5)).comparisons, 2);
+        assert_eq!(confidence(1, &["keep-alive"], Some(5)).comparisons, 2);
     }
 
     #[test]
     fn there_are_no_more_looks_than_the_error_rate_is_divided_by() {
-        let all = confidence(4, &Workload::ALL, None);
+        let all = confidence(4, &ALL, None);
         let looks: Vec<usize> = (1..1000).filter(|rounds| all.has_look_after(*rounds)).collect();
         assert_eq!(looks, [15, 23, 34, 51, 76]);
-        let fixed = confidence(4, &Workload::ALL, Some(100));
+        let fixed = confidence(4, &ALL, Some(100));
         assert!(!(1..1000).any(|rounds| fixed.has_look_after(rounds)));
     }
 }

@@ -1,13 +1,14 @@
 //! Result of one measurement of a comparison.
 
+use std::time::Duration;
+
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::Workload;
 use super::compared_metric::ComparedMetric;
 use super::plan::MeasurementId;
-use super::workload::RESPONSE_TIMEOUT;
-use crate::load;
+use crate::scenario::{BackgroundResult, CapacityResult, ScenarioResult};
 
 /// Maximum number of processes whose shares of the requests are kept.
 const MAX_SHARES: usize = 16;
@@ -30,7 +31,7 @@ pub struct MeasurementSample {
     /// Latency of all responses, in nanoseconds.
     #[serde(skip)]
     pub(crate) latency: Histogram<u64>,
-    /// CPU time of the server per request; `None` under latency workloads.
+    /// CPU time of the server per request; `None` if further loads ran.
     pub cpu_us: Option<f64>,
     /// PSS of the server at the end, in MiB.
     pub memory_mib: Option<f64>,
@@ -48,6 +49,10 @@ pub struct MeasurementSample {
     pub errors: u64,
     /// CPU time of the load generator per request.
     pub generator_us: f64,
+    /// What the server answered in a closed loop before; `None` unless a rate is a part of it.
+    pub capacity: Option<CapacityResult>,
+    /// The loads that ran beside the measured one.
+    pub background: Vec<BackgroundResult>,
 }
 
 /// How a measurement ended.
@@ -74,17 +79,18 @@ impl MeasurementOutcome {
 }
 
 impl MeasurementSample {
-    pub(crate) fn from_load_report(
-        report: &load::LoadReport,
-        workload: Workload,
+    pub(crate) fn from_scenario_result(
+        result: &ScenarioResult,
+        workload: &Workload,
     ) -> MeasurementSample {
+        let report = &result.report;
         // Responses completed while the CPU time was counted.
         let served = (report.per_second.median * report.measured_s).max(1.0);
         let asked = (report.responses + report.warm_up_responses).max(1) as f64;
         let server = report.server.as_ref();
         let cpu = server.map(|s| (s.user_s + s.system_s) * 1e6 / served);
         let memory = server.and_then(|s| s.pss_after_kib).map(|kib| kib as f64 / 1024.0);
-        let handshakes = report.tls.as_ref().filter(|_| workload.needs_tls());
+        let handshakes = report.tls.as_ref().filter(|_| workload.https);
         let done = handshakes.map(|tls| {
             // The more frequent kind: the first handshakes of a resuming load are full ones.
             if tls.resumed.count > tls.full.count { &tls.resumed } else { &tls.full }
@@ -95,7 +101,13 @@ impl MeasurementSample {
             .filter(|(_, all)| *all > 0)
             .map(|(resumed, all)| resumed as f64 / all as f64);
         let at = |quantile| {
-            quantile_with_failures(&report.histogram, report.failures.total_failures(), quantile)
+            let failures = report.failures.total_failures();
+            quantile_with_failures(
+                &report.histogram,
+                failures,
+                workload.measured_timeout(),
+                quantile,
+            )
         };
         MeasurementSample {
             round: 0,
@@ -106,7 +118,7 @@ impl MeasurementSample {
             max: at(1.0),
             latency: report.histogram.clone(),
             cpu_us: cpu
-                .filter(|_| !workload.is_latency_workload() && report.per_second.median > 0.0),
+                .filter(|_| workload.has_cpu_per_request() && report.per_second.median > 0.0),
             memory_mib: memory,
             busiest: report.pids.first().map(|pid| pid.share),
             process_shares: report.pids.iter().take(MAX_SHARES).map(|pid| pid.share).collect(),
@@ -115,6 +127,8 @@ impl MeasurementSample {
             handshake_p99: done.map(|summary| summary.p99),
             errors: report.error_count(),
             generator_us: (report.generator.user_s + report.generator.system_s) * 1e6 / asked,
+            capacity: result.capacity,
+            background: result.background.clone(),
         }
     }
 
@@ -132,11 +146,16 @@ impl MeasurementSample {
 /// Returns a quantile of the latency in microseconds, with failed requests as those that took longest.
 ///
 /// Without them a server would look the faster the more requests it loses.
-fn quantile_with_failures(latency: &Histogram<u64>, failures: u64, quantile: f64) -> f64 {
+fn quantile_with_failures(
+    latency: &Histogram<u64>,
+    failures: u64,
+    timeout: Duration,
+    quantile: f64,
+) -> f64 {
     let (answered, all) = (latency.len() as f64, (latency.len() + failures) as f64);
     match quantile * all <= answered && !latency.is_empty() {
         true => latency.value_at_quantile(quantile * all / answered) as f64 / 1e3,
-        false => (RESPONSE_TIMEOUT.as_nanos() as f64).max(latency.max() as f64) / 1e3,
+        false => (timeout.as_nanos() as f64).max(latency.max() as f64) / 1e3,
     }
 }
 
@@ -158,12 +177,14 @@ mod tests {
     fn failed_requests_count_as_the_slowest() {
         let mut latency = Histogram::new(3).expect("a histogram");
         (1..=100).for_each(|millis| latency.record(millis * 1_000_000).expect("fits"));
-        let at = |failures, quantile| quantile_with_failures(&latency, failures, quantile) / 1e3;
+        let at = |failures, quantile| {
+            quantile_with_failures(&latency, failures, Duration::from_secs(3), quantile) / 1e3
+        };
         assert!((98.0..=100.0).contains(&at(0, 0.99)), "{}", at(0, 0.99));
         assert!((49.0..=51.0).contains(&at(0, 0.5)), "{}", at(0, 0.5));
         assert_eq!((at(2, 0.99), at(1, 1.0)), (3000.0, 3000.0));
         assert!((98.0..=101.0).contains(&at(100, 0.5)), "{}", at(100, 0.5));
         let none = Histogram::new(3).expect("a histogram");
-        assert_eq!(quantile_with_failures(&none, 5, 0.5), 3e6);
+        assert_eq!(quantile_with_failures(&none, 5, Duration::from_secs(3), 0.5), 3e6);
     }
 }

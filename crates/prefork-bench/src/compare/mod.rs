@@ -25,7 +25,6 @@ mod report;
 mod rounds;
 mod size_in_words;
 mod verdict;
-mod workload;
 
 use std::time::{Duration, Instant};
 
@@ -42,8 +41,10 @@ pub use paired_ratio::PairedRatio;
 pub use plan::{ComparePlan, DEFAULT_PRECISION, DEFAULT_TIME_LIMIT};
 pub use report::CompareReport;
 pub use verdict::{Verdict, VerdictLine};
-pub use workload::Workload;
 
+use crate::load::LoadPlan;
+pub use crate::scenario::Workload;
+use crate::scenario::{ScenarioOutcome, run_scenario};
 use compare_certificate::CompareCertificate;
 use measurement::MeasurementOutcome;
 pub use measurement::MeasurementSample;
@@ -97,7 +98,7 @@ pub fn run_comparison(
                     run.stop(RoundsEnd::TimeLimit);
                     continue;
                 }
-                let (workload, server) = (plan.workloads[workload], &servers[server]);
+                let (workload, server) = (&*plan.workloads[workload], &servers[server]);
                 on_progress(CompareProgress {
                     round: round + 1,
                     done: run.measured(),
@@ -132,7 +133,7 @@ fn take_stop_signals(signals: &mut SignalPipe) -> Result<bool> {
 /// Measures one server under one workload.
 fn measure_server(
     plan: &ComparePlan,
-    workload: Workload,
+    workload: &Workload,
     compared: &ComparedServer,
     certificate: Option<&CompareCertificate>,
     signals: &mut SignalPipe,
@@ -142,27 +143,22 @@ fn measure_server(
         Err(ServerStartError::Interrupted) => return Ok(MeasurementOutcome::Interrupted),
         Err(ServerStartError::Failed(why)) => return Ok(MeasurementOutcome::ServerFailed(why)),
     };
-    let base = |path: &str| server.load_plan(path).map_err(Error::config);
-    let (warm_up, duration) = (plan.warm_up, plan.duration);
-    let measured = workload.measured_load(base(workload.measured_path())?, warm_up, duration);
-    let measured = if plan.http2 { measured.with_http2() } else { measured };
-    let has_path = |path| server.has_path(path, measured.http2_streams);
+    let base = LoadPlan {
+        warm_up: workload.warm_up.unwrap_or(plan.warm_up),
+        duration: workload.duration.unwrap_or(plan.duration),
+        ..server.load_plan("/").map_err(Error::config)?
+    };
+    let has_path = |path| server.has_path(path, plan.http2.then_some(1));
     if compared.is_peer() && !workload.required_paths().into_iter().all(has_path) {
         return Ok(MeasurementOutcome::PathMissing);
     }
-    let background = match workload.background_path() {
-        Some(path) => Some(workload.background_load(base(path)?, warm_up + duration)),
-        None => None,
-    };
-    let (report, was_interrupted) = run_concurrent_loads(&measured, background, signals);
+    let outcome = run_scenario(workload, &base, plan.http2, signals, |_| {});
     drop(server);
-    if was_interrupted {
-        return Ok(MeasurementOutcome::Interrupted);
-    }
-    Ok(match report {
-        Ok(report) => MeasurementOutcome::Measured(Box::new(MeasurementSample::from_load_report(
-            &report, workload,
-        ))),
+    Ok(match outcome {
+        Ok(ScenarioOutcome::Complete(result)) => MeasurementOutcome::Measured(Box::new(
+            MeasurementSample::from_scenario_result(&result, workload),
+        )),
+        Ok(ScenarioOutcome::Interrupted) => MeasurementOutcome::Interrupted,
         // The server died, which is its failure and not that of the run.
         Err(why) if why.kind() == tokio_prefork::ErrorKind::TargetUnreachable => {
             MeasurementOutcome::ServerFailed(why.to_string())

@@ -1,5 +1,6 @@
 //! What to compare, how often and for how long.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::confidence::Confidence;
@@ -25,7 +26,7 @@ pub struct ComparePlan {
     /// The servers to compare.
     pub servers: Vec<ComparedServer>,
     /// The workloads to measure each under.
-    pub workloads: Vec<Workload>,
+    pub workloads: Vec<Arc<Workload>>,
     /// Whether all servers speak TLS, with a certificate made for the run. Default `false`.
     pub https: bool,
     /// Whether requests are sent over HTTP/2. Default `false`.
@@ -63,7 +64,7 @@ impl ComparePlan {
     /// Creates a plan with the default precision, time limit and durations.
     pub fn new(
         servers: Vec<ComparedServer>,
-        workloads: Vec<Workload>,
+        workloads: Vec<Arc<Workload>>,
         workers: usize,
     ) -> ComparePlan {
         ComparePlan {
@@ -143,7 +144,12 @@ impl ComparePlan {
                 names.join(", ")
             ));
         }
-        if let Some(one) = self.workloads.iter().find(|one| one.needs_tls() && !self.https) {
+        for (at, one) in self.workloads.iter().enumerate() {
+            if self.workloads[..at].iter().any(|other| other.name() == one.name()) {
+                return Err(format!("the workload {} is listed twice: list each once", one.name()));
+            }
+        }
+        if let Some(one) = self.workloads.iter().find(|one| one.https && !self.https) {
             return Err(format!("the workload {} needs --https", one.name()));
         }
         if let Some(rounds) = self.rounds.filter(|rounds| !(1..=MAX_ROUNDS).contains(rounds)) {
@@ -165,8 +171,15 @@ impl ComparePlan {
 
     /// Estimates how long one round of all workloads takes.
     pub fn estimated_round_duration(&self) -> Duration {
-        let each = self.warm_up + self.duration + MEASUREMENT_OVERHEAD;
-        each * (self.workloads.len() * self.measured_servers().len()) as u32
+        let each = self.workloads.iter().map(|workload| {
+            let warm_up = workload.warm_up.unwrap_or(self.warm_up);
+            let duration = workload.duration.unwrap_or(self.duration);
+            // The capacity is measured for about half of the time.
+            let capacity =
+                if workload.has_capacity_run() { warm_up + duration / 2 } else { Duration::ZERO };
+            warm_up + duration + capacity + MEASUREMENT_OVERHEAD
+        });
+        each.sum::<Duration>() * self.measured_servers().len() as u32
     }
 }
 
@@ -180,13 +193,17 @@ mod tests {
         let policies =
             Dispatch::ALL.map(|p| ComparedServer::built_in(ConcurrencyModel::Prefork, Some(p), 2));
         let policies = policies.into_iter().filter(|_| dispatch);
-        ComparePlan::new(models.into_iter().chain(policies).collect(), Workload::ALL.to_vec(), 2)
+        ComparePlan::new(
+            models.into_iter().chain(policies).collect(),
+            Workload::default_set(false, false),
+            2,
+        )
     }
 
     #[test]
     fn a_quick_plan_has_as_many_rounds_as_a_stated_difference_needs() {
         let mut quick = sample_plan(false);
-        quick.workloads = Workload::QUICK.to_vec();
+        quick.workloads = Workload::default_set(true, false);
         let quick = quick.into_quick();
         assert_eq!(quick.validate(), Ok(()));
         let rounds = quick.confidence().rounds_needed() as u32;
@@ -207,7 +224,10 @@ mod tests {
     fn invalid_plans_name_the_wrong_value() {
         type ComparePlanChange = fn(&mut ComparePlan);
         let wrong: [(ComparePlanChange, &str); 7] = [
-            (|p| p.workloads.push(Workload::FullHandshakes), "needs --https"),
+            (
+                |p| p.workloads.push(Workload::built_in("full-handshakes").expect("built in")),
+                "needs --https",
+            ),
             (|p| p.servers.clear(), "nothing to compare"),
             (|p| p.servers.push(p.servers[0].clone()), "prefork is listed twice"),
             (|p| p.rounds = Some(0), "--rounds 0"),

@@ -148,7 +148,7 @@ fn is_precise(report: &WorkloadReport, reference: &str, precision: f64) -> bool 
     let error_rate = report.error_rate_of_interval;
     let servers = compare_servers(report, reference, false, error_rate);
     let control = compare_control(report, reference, error_rate);
-    let metric = report.workload.main_metric();
+    let metric = report.metric;
     let mut main = servers
         .iter()
         .chain(&control)

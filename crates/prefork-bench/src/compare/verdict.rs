@@ -132,11 +132,11 @@ fn short_line(winner: &Winner) -> String {
 
 /// Returns the best server if it is shown to be better than the reference, or than another one.
 fn find_winner(report: &WorkloadReport, reference: &str) -> Option<Winner> {
-    let metric = report.workload.main_metric();
+    let metric = report.metric;
     let measured = report.servers.iter().filter(|one| !one.is_control && !one.samples.is_empty());
     let key = |value: f64| if metric.is_higher_better() { value } else { -value };
     let best = measured.max_by(|a, b| {
-        let [a, b] = [a, b].map(|one| key(one.main_metric(report.workload).median));
+        let [a, b] = [a, b].map(|one| key(one.figure(metric).median));
         a.total_cmp(&b)
     })?;
     // Comparisons with the best one, seen from it: name of the other, ratio and result.
@@ -152,8 +152,7 @@ fn find_winner(report: &WorkloadReport, reference: &str) -> Option<Winner> {
             };
             let is_behind = report.server_report(other)?;
             let error_rate = report.error_rate_of_interval;
-            let seen =
-                Comparison::of_servers(metric, report.workload, best, is_behind, error_rate)?;
+            let seen = Comparison::of_servers(metric, best, is_behind, error_rate)?;
             Some((other.as_str(), seen))
         })
         .collect();

@@ -105,6 +105,7 @@ fn measure_server(
         warm_up: Duration::ZERO,
         ..background
     });
-    let (report, was_interrupted) = run_concurrent_loads(&measured, background, signals);
+    let (report, _, was_interrupted) =
+        run_concurrent_loads(&measured, background.as_slice(), signals, |_| {});
     if was_interrupted { Ok(None) } else { report.map(Some) }
 }

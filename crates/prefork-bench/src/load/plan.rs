@@ -8,11 +8,11 @@ use super::tls::TlsOptions;
 use crate::chaos::FaultPlan;
 
 /// Most connections of one run.
-pub const MAX_CONNECTIONS: usize = 10_000;
+pub(crate) const MAX_CONNECTIONS: usize = 10_000;
 /// Longest duration, warm-up and timeout: one hour.
 const MAX_DURATION: Duration = Duration::from_secs(3600);
 /// Highest rate, in requests per second.
-const MAX_REQUESTS_PER_SECOND: u32 = 10_000_000;
+pub(crate) const MAX_REQUESTS_PER_SECOND: u32 = 10_000_000;
 
 /// A load: connections, durations, and the request to send.
 #[derive(Debug, Clone)]
@@ -250,7 +250,8 @@ pub(crate) fn split_header(line: &str) -> Result<(&str, &str), String> {
     if is_http_token(name) && visible { Ok((name, value)) } else { Err(bad()) }
 }
 
-fn is_http_token(text: &str) -> bool {
+/// Returns whether a text is a token, as methods and names of header fields are (RFC 9110, 5.6.2).
+pub(crate) fn is_http_token(text: &str) -> bool {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     !text.is_empty() && text.bytes().all(fits)
 }

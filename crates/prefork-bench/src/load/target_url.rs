@@ -93,6 +93,15 @@ impl TargetUrl {
         self
     }
 
+    /// Returns the URL with another path and query.
+    ///
+    /// # Errors
+    /// The path has characters that must be percent-encoded.
+    pub(crate) fn with_request_target(&self, request_target: &str) -> Result<TargetUrl, String> {
+        let request_target = validate_request_target(request_target)?;
+        Ok(TargetUrl { request_target, ..self.clone() })
+    }
+
     /// Returns whether the URL begins with `https://`.
     pub fn is_https(&self) -> bool {
         self.is_https
@@ -276,7 +285,7 @@ fn strip_ipv6_zone(authority: &str) -> String {
 }
 
 /// Checks that the target fits into a request line, and removes a fragment.
-fn validate_request_target(request_target: &str) -> Result<String, String> {
+pub(crate) fn validate_request_target(request_target: &str) -> Result<String, String> {
     let request_target = request_target.split('#').next().unwrap_or_default();
     match request_target.bytes().all(|b| b.is_ascii_graphic()) {
         true => Ok(request_target.to_string()),

@@ -56,7 +56,7 @@ pub use output::{print_stdout, report_clap_error};
 pub use program::{Program, SIGNALS_HELP, cluster, cluster_with_keys, config, run};
 pub use server_args::ServerArgs;
 pub use settings::{EffectiveValue, Settings};
-pub use value_syntax::parse_duration;
+pub use value_syntax::{parse_duration, parse_size};
 
 /// Parses the command line of this process with your own parser, as `Parser::parse` does, but exits with status 64 if it is
 /// wrong. See [`ServerArgs`].

@@ -134,8 +134,11 @@ pub(super) fn format_duration(duration: Duration) -> String {
     }
 }
 
-/// Parses a number of bytes, with an optional binary unit. Rejects `kB` and `MB`, which are ambiguous (1000 or 1024).
-pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+/// Parses a number of bytes, with an optional binary unit such as `KiB`, for flags of your own. Saturates on overflow.
+///
+/// # Errors
+/// The text is not a size. `kB` and `MB` are rejected, as they are ambiguous: 1000 or 1024.
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let (number, unit) = split_unit(text);
     let scale = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => Some(1),

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::plots::{server_legend, workload_figures};
 use super::text::{
-    VERDICT_TITLES, column_titles, comparison_lines, confidence_line, handshake_line,
-    reading_notes, rounds_line, server_row, summary_line, upper_first,
+    VERDICT_TITLES, capacity_line, column_titles, comparison_lines, confidence_line,
+    handshake_line, reading_notes, rounds_line, server_row, summary_line, upper_first,
 };
 use super::{CompareReport, WorkloadReport};
 use crate::compare::baseline::baseline_section;
@@ -29,7 +29,7 @@ pub(crate) fn render_html(report: &CompareReport) -> String {
             main,
             "<section><h2>{}</h2>\n<p class=\"how\">{}. {}.</p>\n<div class=\"plots\">\n{figures}</div></section>",
             workload.workload.name(),
-            escape_html(workload.about),
+            escape_html(&workload.about),
             escape_html(&rounds_line(report, workload))
         );
     }
@@ -118,7 +118,8 @@ fn write_workload_table(main: &mut String, report: &CompareReport, workload: &Wo
         format!("<tr>{cells}{failed}</tr>\n")
     });
     let handshakes = workload.servers.iter().filter_map(handshake_line);
-    let lines = handshakes.chain([rounds_line(report, workload)]);
+    let capacities = workload.servers.iter().filter_map(capacity_line);
+    let lines = handshakes.chain(capacities).chain([rounds_line(report, workload)]);
     let lines = lines.map(|line| format!("<p class=\"how\">{}</p>", escape_html(&line)));
     let comparisons = comparison_lines(report, workload);
     let comparisons = comparisons.iter().map(|line| format!("<li>{}</li>\n", escape_html(line)));
@@ -127,7 +128,7 @@ fn write_workload_table(main: &mut String, report: &CompareReport, workload: &Wo
         "<figure class=\"wide\"><figcaption>{}</figcaption><p class=\"how\">{}</p>\n\
          <table>\n<tr>{head}</tr>\n{}</table>{}<ul>\n{}</ul></figure>",
         workload.workload.name(),
-        escape_html(workload.about),
+        escape_html(&workload.about),
         rows.collect::<String>(),
         lines.collect::<String>(),
         comparisons.collect::<String>()

@@ -1,8 +1,9 @@
 //! The report of a comparison, as the plain data that `--json` prints.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 pub(crate) mod html;
 pub(crate) mod plots;
@@ -79,10 +80,11 @@ pub struct CompareReport {
 /// All servers under one workload.
 #[derive(Debug, Clone, Serialize)]
 pub struct WorkloadReport {
-    /// The workload.
-    pub workload: Workload,
+    /// The workload; its name in JSON.
+    #[serde(serialize_with = "write_name")]
+    pub workload: Arc<Workload>,
     /// Description of the workload.
-    pub about: &'static str,
+    pub about: String,
     /// What servers are compared by first.
     pub metric: ComparedMetric,
     /// Why there were no further rounds.
@@ -96,6 +98,9 @@ pub struct WorkloadReport {
     pub comparisons: Vec<Comparison>,
     /// Comparisons of the control with the reference, which is the same server.
     pub control: Vec<Comparison>,
+    /// The scenario in the keys of its file.
+    #[serde(serialize_with = "write_scenario")]
+    pub scenario: Arc<Workload>,
 }
 
 /// One server under one workload; times are microseconds.
@@ -115,7 +120,7 @@ pub struct ServerWorkloadReport {
     pub p99: MedianRange,
     /// Highest latency.
     pub max: MedianRange,
-    /// CPU time of the server per request; `None` under latency workloads.
+    /// CPU time of the server per request; `None` if further loads ran.
     pub cpu_us: Option<MedianRange>,
     /// Memory (PSS) of all its processes under load, in MiB.
     pub memory_mib: Option<MedianRange>,
@@ -172,9 +177,10 @@ impl ServerWorkloadReport {
         }
     }
 
-    /// Returns the value by which servers are compared under `workload`.
-    pub(crate) fn main_metric(&self, workload: Workload) -> MedianRange {
-        if workload.is_latency_workload() { self.p99 } else { self.per_second }
+    /// Returns the values of a metric over the rounds; zeros if it was not measured.
+    pub(crate) fn figure(&self, metric: ComparedMetric) -> MedianRange {
+        let values = self.samples.iter().filter_map(|sample| sample.value(metric));
+        MedianRange::from_values(&values.collect::<Vec<_>>())
     }
 }
 
@@ -317,6 +323,17 @@ impl WorkloadReport {
     }
 }
 
+fn write_name<S: Serializer>(workload: &Workload, serializer: S) -> Result<S::Ok, S::Error> {
+    workload.name().serialize(serializer)
+}
+
+fn write_scenario<S: Serializer>(
+    workload: &Arc<Workload>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    workload.as_ref().serialize(serializer)
+}
+
 /// Groups the measurements of a workload by server, without comparing them.
 pub(crate) fn workload_report(
     plan: &ComparePlan,
@@ -337,16 +354,17 @@ pub(crate) fn workload_report(
         let is_control = at == plan.servers.len();
         ServerWorkloadReport::from_samples(&server.name, is_control, unable, samples)
     };
-    let kind = plan.workloads[workload];
+    let kind = &plan.workloads[workload];
     WorkloadReport {
-        workload: kind,
-        about: kind.description(),
-        metric: kind.main_metric(),
+        workload: Arc::clone(kind),
+        about: kind.description.clone(),
+        metric: kind.metric,
         ended: run.ends[workload],
         error_rate_of_interval: plan.confidence().error_rate_of_interval,
         servers: servers.iter().enumerate().map(report).collect(),
         comparisons: Vec::new(),
         control: Vec::new(),
+        scenario: Arc::clone(kind),
     }
 }
 

@@ -124,8 +124,7 @@ fn value_chart(
     workload: &WorkloadReport,
     servers: &[PlottedServer<'_>],
 ) -> String {
-    let main =
-        |server: &ServerWorkloadReport| -> MedianRange { server.main_metric(workload.workload) };
+    let main = |server: &ServerWorkloadReport| -> MedianRange { server.figure(workload.metric) };
     let row = |server: &PlottedServer<'_>| ChartBar {
         label: server.report.server.clone(),
         class: server.class.clone(),

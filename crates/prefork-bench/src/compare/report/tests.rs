@@ -27,6 +27,8 @@ pub(crate) fn measured_outcome(per_second: f64, p99: f64) -> MeasurementOutcome 
         handshake_p99: None,
         errors: 0,
         generator_us: 4.0,
+        capacity: None,
+        background: Vec::new(),
     }))
 }
 
@@ -46,7 +48,9 @@ fn figures(server: &str, round: usize) -> (f64, f64) {
 pub(crate) fn sample_plan(rounds: usize) -> ComparePlan {
     let models = [ConcurrencyModel::Prefork, ConcurrencyModel::Single, ConcurrencyModel::Threads];
     let servers = models.map(|model| ComparedServer::built_in(model, None, 2)).to_vec();
-    let workloads = vec![Workload::KeepAlive, Workload::NoisyNeighbour];
+    let workloads = ["keep-alive", "noisy-neighbour"]
+        .map(|name| Workload::built_in(name).expect("built in"))
+        .to_vec();
     ComparePlan { rounds: Some(rounds), ..ComparePlan::new(servers, workloads, 2) }
 }
 

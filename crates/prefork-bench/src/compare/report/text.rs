@@ -4,12 +4,14 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::{CompareReport, ServerWorkloadReport, WorkloadReport};
+use crate::compare::ComparedMetric;
 use crate::compare::baseline::write_baseline;
 use crate::compare::size_in_words::{format_interval, format_ratio};
 use crate::load::MedianRange;
 use crate::report_format::text_table::{
     format_count, format_micros, write_left_table, write_table,
 };
+use crate::scenario::format_percent;
 use tokio_prefork::text::HumanDuration;
 
 /// Titles of the verdict's columns.
@@ -18,7 +20,12 @@ pub(crate) const VERDICT_TITLES: [&str; 5] =
 
 /// Returns the column titles of a workload.
 pub(crate) fn column_titles(workload: &WorkloadReport) -> [&'static str; 10] {
-    let range = if workload.workload.is_latency_workload() { "P99 MIN-MAX" } else { "MIN-MAX" };
+    let range = match workload.metric {
+        ComparedMetric::RequestsPerSecond => "MIN-MAX",
+        ComparedMetric::P99Latency => "P99 MIN-MAX",
+        ComparedMetric::CpuPerRequest => "CPU MIN-MAX",
+        ComparedMetric::Memory => "PSS MIN-MAX",
+    };
     ["", "REQ/S", range, "RATIO", "INTERVAL", "P50", "P99", "CPU/REQ", "PSS", "BUSIEST"]
 }
 
@@ -91,6 +98,9 @@ fn write_workload(text: &mut String, report: &CompareReport, workload: &Workload
             let _ = writeln!(text, "{} does not have this path", cell.server);
         }
         if let Some(line) = handshake_line(cell) {
+            let _ = writeln!(text, "{line}");
+        }
+        if let Some(line) = capacity_line(cell) {
             let _ = writeln!(text, "{line}");
         }
         if cell.errors > 0 {
@@ -180,6 +190,22 @@ pub(crate) fn handshake_line(cell: &ServerWorkloadReport) -> Option<String> {
     ))
 }
 
+/// Says what a server answered in a closed loop, and what part of it was due.
+pub(crate) fn capacity_line(cell: &ServerWorkloadReport) -> Option<String> {
+    let measured = || cell.samples.iter().filter_map(|sample| sample.capacity);
+    let part = measured().find_map(|capacity| capacity.part)?;
+    let median = |values: Vec<f64>| MedianRange::from_values(&values).median;
+    let capacity = median(measured().map(|capacity| capacity.per_second).collect());
+    let rate = median(measured().filter_map(|capacity| capacity.rate.map(f64::from)).collect());
+    Some(format!(
+        "{}: {} requests/s in a closed loop; {} of it, {} requests/s, were due",
+        cell.server,
+        format_count(capacity),
+        format_percent(part),
+        format_count(rate)
+    ))
+}
+
 /// Explains the columns.
 pub(crate) fn reading_notes(report: &CompareReport) -> Vec<String> {
     let generator = report.workloads.iter().flat_map(|workload| &workload.servers);
@@ -196,9 +222,8 @@ pub(crate) fn reading_notes(report: &CompareReport) -> Vec<String> {
     )];
     if let Some(reference) = &report.reference {
         notes.push(format!(
-            "RATIO is to {reference}: the median of the rounds' ratios of requests/s, or of P99 under latency workloads \
-             (lower is better). INTERVAL is its confidence interval, from the ranks of these ratios. A request without \
-             a response counts in P50 and P99 as one that took 3 s."
+            "RATIO is to {reference}: the median of the rounds' ratios of what the loads are compared by. INTERVAL is its confidence interval, from the ranks of these ratios. A request without \
+             a response counts in P50 and P99 as one that took as long as the timeout."
         ));
     }
     notes
@@ -215,10 +240,9 @@ pub(crate) fn server_row(
     if cell.samples.is_empty() {
         return row;
     }
-    let about_latency = workload.workload.is_latency_workload();
     row[1] = format_count(cell.per_second.median);
-    let figure = cell.main_metric(workload.workload);
-    let show = |value: f64| if about_latency { format_micros(value) } else { format_count(value) };
+    let figure = cell.figure(workload.metric);
+    let show = |value: f64| workload.metric.format_value(value);
     row[2] = format!("{}-{}", show(figure.min), show(figure.max));
     row[5] = format_micros(cell.p50.median);
     row[6] = format_micros(cell.p99.median);

@@ -1,0 +1,124 @@
+//! The workloads that come with the program. Their paths are those of the built-in application.
+
+use std::sync::{Arc, LazyLock};
+
+use super::Workload;
+
+/// A scenario file that comes with the program.
+#[derive(Debug)]
+pub struct BuiltInScenario {
+    name: &'static str,
+    text: &'static str,
+    workload: LazyLock<Arc<Workload>>,
+}
+
+/// Makes the list of the files.
+macro_rules! scenario_files {
+    ($($name:literal),* $(,)?) => {
+        static ALL: [BuiltInScenario; [$($name),*].len()] = [$(BuiltInScenario {
+            name: $name,
+            text: include_str!(concat!("built_in/", $name, ".toml")),
+            workload: LazyLock::new(|| {
+                parse_built_in($name, include_str!(concat!("built_in/", $name, ".toml")))
+            }),
+        }),*];
+    };
+}
+
+scenario_files!(
+    "keep-alive",
+    "new-connections",
+    "bodies",
+    "pipelined",
+    "cpu-loop",
+    "cpu-pool",
+    "mixed",
+    "noisy-neighbour",
+    "full-handshakes",
+    "resumed-handshakes",
+    "half-load",
+    "high-load",
+);
+
+/// Workloads of a comparison over plain HTTP that names none.
+const DEFAULT_NAMES: [&str; 8] = [
+    "keep-alive",
+    "new-connections",
+    "bodies",
+    "pipelined",
+    "cpu-loop",
+    "cpu-pool",
+    "mixed",
+    "noisy-neighbour",
+];
+/// Workloads of a comparison over HTTPS that names none.
+const DEFAULT_HTTPS_NAMES: [&str; 9] = [
+    "keep-alive",
+    "full-handshakes",
+    "resumed-handshakes",
+    "bodies",
+    "pipelined",
+    "cpu-loop",
+    "cpu-pool",
+    "mixed",
+    "noisy-neighbour",
+];
+/// Workloads of `--quick` over plain HTTP: so few that two minutes have enough rounds.
+const QUICK_NAMES: [&str; 3] = ["keep-alive", "new-connections", "noisy-neighbour"];
+/// Workloads of `--quick` over HTTPS.
+const QUICK_HTTPS_NAMES: [&str; 3] = ["keep-alive", "full-handshakes", "noisy-neighbour"];
+
+fn parse_built_in(name: &str, text: &str) -> Arc<Workload> {
+    match Workload::parse(name, &format!("{name}.toml"), text) {
+        Ok(workload) => Arc::new(workload),
+        Err(why) => unreachable!("a test parses all of them: {why}"),
+    }
+}
+
+/// Returns all scenarios that come with the program, in the order of the documentation.
+pub fn built_in_scenarios() -> &'static [BuiltInScenario] {
+    &ALL
+}
+
+impl BuiltInScenario {
+    /// Returns the scenario with this name.
+    ///
+    /// # Errors
+    /// There is none; the message lists the known ones.
+    pub fn find(name: &str) -> Result<&'static BuiltInScenario, String> {
+        let names: Vec<&str> = ALL.iter().map(|one| one.name).collect();
+        let found = ALL.iter().find(|one| one.name == name);
+        found.ok_or(format!("{name:?} is not a workload: give one or more of {}", names.join(", ")))
+    }
+
+    /// Returns its name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Returns the text of the file.
+    pub fn text(&self) -> &'static str {
+        self.text
+    }
+
+    /// Returns its workload.
+    pub fn workload(&self) -> Arc<Workload> {
+        Arc::clone(&self.workload)
+    }
+}
+
+impl Workload {
+    /// Returns the workloads of a comparison that names none.
+    pub fn default_set(is_quick: bool, https: bool) -> Vec<Arc<Workload>> {
+        let names: &[&str] = match (is_quick, https) {
+            (true, false) => &QUICK_NAMES,
+            (true, true) => &QUICK_HTTPS_NAMES,
+            (false, false) => &DEFAULT_NAMES,
+            (false, true) => &DEFAULT_HTTPS_NAMES,
+        };
+        let named = ALL.iter().filter(|one| names.contains(&one.name));
+        let mut found: Vec<&BuiltInScenario> = named.collect();
+        found.sort_by_key(|one| names.iter().position(|name| *name == one.name));
+        found.into_iter().map(BuiltInScenario::workload).collect()
+    }
+}

@@ -1,0 +1,262 @@
+//! Workloads as TOML files: what `prefork compare` and `prefork bench --scenario` put on a server.
+//!
+//! A [`Workload`] has one load that is measured and any number of loads beside it. The workloads that come with the
+//! program are such files too, in `built_in`; `prefork compare --show-scenario NAME` prints them. `toml_table` and
+//! `parse` read a file strictly, `load_plans` makes the plans for the load generator, and `run` runs them.
+
+mod built_in;
+mod load_plans;
+mod parse;
+mod run;
+#[cfg(test)]
+mod tests;
+mod toml_table;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use crate::compare::ComparedMetric;
+pub use built_in::{BuiltInScenario, built_in_scenarios};
+pub use run::{BackgroundResult, CapacityResult};
+pub(crate) use run::{ScenarioOutcome, ScenarioResult, run_scenario};
+
+/// Default of `timeout`: 3 s.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Largest scenario file: 1 MiB.
+const MAX_FILE_SIZE: u64 = 1 << 20;
+
+/// What to put on a server, and what to compare servers by: the content of a scenario file.
+///
+/// Its JSON form has the names of the file.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Workload {
+    name: String,
+    /// What is requested, in a phrase.
+    pub description: String,
+    /// What servers are compared by first.
+    pub metric: ComparedMetric,
+    /// Length of the measurement. `None`, the default, leaves it to the command line.
+    #[serde(serialize_with = "write_duration", skip_serializing_if = "Option::is_none")]
+    pub duration: Option<Duration>,
+    /// Length of the load before the measurement. `None`, the default, leaves it to the command line.
+    #[serde(serialize_with = "write_duration", skip_serializing_if = "Option::is_none")]
+    pub warm_up: Option<Duration>,
+    /// Whether it needs a server with TLS. Default `false`.
+    #[serde(skip_serializing_if = "is_false")]
+    pub https: bool,
+    /// Its loads, which run at the same time; one of them is measured.
+    #[serde(rename = "load")]
+    pub loads: Vec<ScenarioLoad>,
+}
+
+/// One load of a workload.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ScenarioLoad {
+    /// Name in reports.
+    pub name: String,
+    /// Whether its figures are those that servers are compared by. Default: `true` if it is the only load.
+    #[serde(skip_serializing_if = "is_false")]
+    pub measured: bool,
+    /// What the connections do.
+    #[serde(flatten)]
+    pub kind: LoadKind,
+}
+
+/// What the connections of a load do: the key `kind`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum LoadKind {
+    /// They send requests and wait for the responses.
+    Requests(RequestLoad),
+}
+
+/// A load of requests and responses.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RequestLoad {
+    /// The request.
+    #[serde(flatten)]
+    pub request: ScenarioRequest,
+    /// Number of connections. Default 64.
+    pub connections: usize,
+    /// Threads of the load generator. Default: 2, or as many as connections.
+    pub threads: usize,
+    /// Requests due per second (open loop). `None`, the default: each connection sends its next request when it has
+    /// the response.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<LoadRate>,
+    /// Requests in flight on each connection of HTTP/1.1. Default 1.
+    #[serde(skip_serializing_if = "is_one")]
+    pub pipeline: usize,
+    /// Whether to use HTTP/2. Default `false`.
+    #[serde(skip_serializing_if = "is_false")]
+    pub http2: bool,
+    /// Streams in flight on each connection of HTTP/2. Default 1.
+    #[serde(skip_serializing_if = "is_one")]
+    pub streams: usize,
+    /// Whether each request opens a new connection. Default `false`.
+    #[serde(skip_serializing_if = "is_false")]
+    pub close: bool,
+    /// Whether new connections resume TLS sessions. Default `false`.
+    #[serde(skip_serializing_if = "is_false")]
+    pub resume: bool,
+    /// Longest wait for a response. Default 3 s.
+    #[serde(serialize_with = "write_known_duration")]
+    pub timeout: Duration,
+}
+
+/// A request of a load.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ScenarioRequest {
+    /// Path with query. Default `/`.
+    pub path: String,
+    /// Method. Default `GET`, or `POST` with a body.
+    pub method: String,
+    /// Header fields, as `Name: value`. Default none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<String>,
+    /// Size of the body in bytes; `None`, the default, sends none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body_size: Option<u64>,
+}
+
+/// How many requests are due per second.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum LoadRate {
+    /// This number.
+    PerSecond(u32),
+    /// This part of what the server answers in a closed loop of the same load, measured just before: 0.8 is 80 %.
+    PartOfCapacity(f64),
+}
+
+impl Workload {
+    /// Reads a scenario file. Its workload is named like the file, without the extension.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is wrong; the message names the line.
+    pub fn read_file(path: &Path) -> Result<Workload, String> {
+        let origin = path.display().to_string();
+        let cannot = |why: String| format!("cannot read {origin}: {why}");
+        let size = std::fs::metadata(path).map_err(|e| cannot(e.to_string()))?.len();
+        if size > MAX_FILE_SIZE {
+            return Err(cannot("it is larger than 1 MiB: is it a scenario?".to_string()));
+        }
+        let text = std::fs::read_to_string(path).map_err(|e| cannot(e.to_string()))?;
+        let name = path.file_stem().map_or(String::new(), |name| name.to_string_lossy().into());
+        Workload::parse(&name, &origin, &text)
+    }
+
+    /// Parses the text of a scenario; `origin` stands before errors.
+    ///
+    /// # Errors
+    /// Names the first wrong line, and what is valid.
+    pub fn parse(name: &str, origin: &str, text: &str) -> Result<Workload, String> {
+        parse::parse_workload(name, toml_table::SourceText { origin, text })
+    }
+
+    /// Returns the workload that comes with the program under this name.
+    ///
+    /// # Errors
+    /// There is none; the message lists the known ones.
+    pub fn built_in(name: &str) -> Result<Arc<Workload>, String> {
+        Ok(BuiltInScenario::find(name)?.workload())
+    }
+
+    /// Returns the name on the command line and in reports.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the load whose figures servers are compared by.
+    pub fn measured_load(&self) -> &ScenarioLoad {
+        // `parse` accepts no workload without one.
+        self.loads.iter().find(|load| load.measured).unwrap_or(&self.loads[0])
+    }
+
+    /// Returns the paths that a server must have.
+    pub fn required_paths(&self) -> Vec<&str> {
+        self.loads
+            .iter()
+            .map(|load| match &load.kind {
+                LoadKind::Requests(requests) => requests.request.path.as_str(),
+            })
+            .collect()
+    }
+
+    /// Returns whether a rate is a part of the capacity, which is then measured first.
+    pub(crate) fn has_capacity_run(&self) -> bool {
+        self.loads.iter().any(|load| match &load.kind {
+            LoadKind::Requests(requests) => {
+                matches!(requests.rate, Some(LoadRate::PartOfCapacity(_)))
+            }
+        })
+    }
+
+    /// Returns whether the CPU time of the server is that of the measured requests: no other load runs.
+    pub(crate) fn has_cpu_per_request(&self) -> bool {
+        self.loads.len() == 1
+    }
+
+    /// Returns the time after which a request without a response is given up.
+    pub(crate) fn measured_timeout(&self) -> Duration {
+        match &self.measured_load().kind {
+            LoadKind::Requests(requests) => requests.timeout,
+        }
+    }
+
+    /// Returns what servers are compared by: the metric of the file first, then CPU time and memory.
+    pub(crate) fn compared_metrics(&self) -> Vec<ComparedMetric> {
+        let mut metrics = vec![self.metric];
+        let rest = [ComparedMetric::CpuPerRequest, ComparedMetric::Memory];
+        metrics.extend(rest.into_iter().filter(|metric| *metric != self.metric));
+        metrics.retain(|metric| {
+            *metric != ComparedMetric::CpuPerRequest || self.has_cpu_per_request()
+        });
+        metrics
+    }
+}
+
+impl Serialize for LoadRate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            LoadRate::PerSecond(rate) => rate.serialize(serializer),
+            LoadRate::PartOfCapacity(part) => format_percent(*part).serialize(serializer),
+        }
+    }
+}
+
+/// Formats a part as a percentage, such as `80%`.
+pub(crate) fn format_percent(part: f64) -> String {
+    // Rounded, as 0.07 * 100.0 is 7.000000000000001.
+    format!("{}%", (part * 1e6).round() / 1e4)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(count: &usize) -> bool {
+    *count == 1
+}
+
+fn write_duration<S: Serializer>(
+    duration: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    duration.as_ref().map(|duration| format!("{duration:?}")).serialize(serializer)
+}
+
+fn write_known_duration<S: Serializer>(
+    duration: &Duration,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    format!("{duration:?}").serialize(serializer)
+}

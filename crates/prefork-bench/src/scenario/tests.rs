@@ -1,0 +1,139 @@
+use super::*;
+use crate::load::{LoadPlan, TargetUrl};
+
+fn parse(text: &str) -> Result<Workload, String> {
+    Workload::parse("mine", "mine.toml", text)
+}
+
+#[track_caller]
+fn requests(workload: &Workload) -> &RequestLoad {
+    let LoadKind::Requests(requests) = &workload.measured_load().kind;
+    requests
+}
+
+fn base_plan() -> LoadPlan {
+    LoadPlan::new(TargetUrl::parse("https://127.0.0.1:3000").expect("url"))
+}
+
+#[test]
+fn the_scenarios_of_the_program_are_valid_and_their_names_find_them() {
+    for one in built_in_scenarios() {
+        let workload = Workload::built_in(one.name()).expect(one.name());
+        assert_eq!(workload.name(), one.name());
+        for http2 in [false, true] {
+            let plans = load_plans::ScenarioPlans::new(&workload, &base_plan(), http2);
+            let plans = plans.unwrap_or_else(|why| panic!("{}: {why}", one.name()));
+            assert_eq!(plans.background.len() + 1, workload.loads.len());
+        }
+        let (first, rest) = one.text().split_once('\n').expect("lines");
+        assert!(first.starts_with("# ") && rest.starts_with("description = "), "{}", one.text());
+    }
+    let why = Workload::built_in("idle").expect_err("none");
+    assert!(why.contains("noisy-neighbour"), "{why}");
+}
+
+#[test]
+fn the_json_form_of_a_scenario_has_the_keys_of_its_file() {
+    for one in built_in_scenarios() {
+        let workload = one.workload();
+        let json = serde_json::to_value(&*workload).expect("JSON");
+        let text = toml::to_string(&json).expect("TOML");
+        let again = Workload::parse("other", "again.toml", &text);
+        let again = again.unwrap_or_else(|why| panic!("{why}\n{text}"));
+        assert_eq!(again, *workload, "{text}");
+    }
+}
+
+#[test]
+fn a_short_file_is_filled_with_the_defaults() {
+    let workload = parse("description = \"d\"\n[[load]]").expect("valid");
+    assert_eq!((workload.name(), workload.metric), ("mine", ComparedMetric::RequestsPerSecond));
+    let load = requests(&workload);
+    assert_eq!((load.request.path.as_str(), load.request.method.as_str()), ("/", "GET"));
+    assert_eq!((load.connections, load.threads, load.rate), (64, 2, None));
+    assert_eq!(load.timeout, Duration::from_secs(3));
+    let with_rate = parse("description = \"d\"\n[[load]]\nrate = \"12.5%\"").expect("valid");
+    assert_eq!(with_rate.metric, ComparedMetric::P99Latency);
+    assert_eq!(requests(&with_rate).rate, Some(LoadRate::PartOfCapacity(0.125)));
+}
+
+#[test]
+fn the_keys_of_a_load_become_its_plan() {
+    let workload = parse(
+        "description = \"d\"\n[[load]]\nname = \"upload\"\nmeasured = true\npath = \"/echo?a=b\"\nbody-size = \"2KiB\"\n\
+         headers = [\"Accept: a/b\"]\nconnections = 5\nrate = 70\ntimeout = \"1500ms\"\n\
+         [[load]]\nname = \"beside\"\npath = \"/x\"\nhttp2 = true\nstreams = 4\n",
+    )
+    .expect("valid");
+    let plans = load_plans::ScenarioPlans::new(&workload, &base_plan(), false).expect("plans");
+    let plan = &plans.measured.plan;
+    assert_eq!(plan.target.to_string(), "https://127.0.0.1:3000/echo?a=b");
+    assert_eq!((plan.method.as_str(), plan.body.as_ref().map(Vec::len)), ("POST", Some(2048)));
+    assert_eq!((plan.connections, plan.rate, plan.headers.len()), (5, Some(70), 1));
+    assert_eq!(plan.timeout, Duration::from_millis(1500));
+    let beside = &plans.background[0].plan;
+    assert_eq!(beside.http2_streams, Some(4));
+    // It runs for as long as the measured load.
+    assert_eq!(beside.duration, base_plan().warm_up + base_plan().duration);
+}
+
+#[test]
+fn mistakes_name_the_line_the_key_and_what_is_valid() {
+    let with_load = |line: &str| format!("description = \"d\"\n\n[[load]]\n{line}\n");
+    for (text, pieces) in [
+        (with_load("conections = 5"), ["mine.toml:4: ", "(did you mean \"connections\"?)"]),
+        (with_load("zzz = 5"), ["unknown key [[load]] \"zzz\"", "the keys are name, measured"]),
+        (with_load("connections = 0"), [":4: [[load]] connections = 0: ", "from 1 to 10000"]),
+        (with_load("connections = \"64\""), ["connections = \"64\"", "a whole number"]),
+        (with_load("connections = 6.5"), ["connections = 6.5", "a whole number"]),
+        (with_load("timeout = 3"), ["timeout = 3: give a duration", "\"1s\" or \"500ms\""]),
+        (with_load("timeout = \"3\""), ["timeout = \"3\": give a duration", "unit"]),
+        (with_load("timeout = \"3sec\""), ["timeout = \"3sec\"", "unit"]),
+        (with_load("timeout = \"2h\""), ["timeout = \"2h\"", "to 3600s"]),
+        (with_load("body-size = \"1MB\""), ["body-size = \"1MB\"", "\"64KiB\""]),
+        (with_load("rate = \"80\""), ["rate = \"80\"", "\"80%\""]),
+        (with_load("rate = \"800%\""), ["rate = \"800%\"", "\"200%\""]),
+        (with_load("rate = 0"), ["rate = 0", "from 1 to"]),
+        (with_load("rate = 0.8"), ["rate = 0.8", "\"80%\""]),
+        (with_load("path = \"users\""), ["path = \"users\"", "begins with /"]),
+        (with_load("path = \"/a b\""), ["path = \"/a b\"", "percent-encode"]),
+        (with_load("method = \"GE T\""), ["method = \"GE T\"", "\"POST\""]),
+        (with_load("headers = \"A: b\""), ["headers = \"A: b\"", "list"]),
+        (with_load("headers = [\"A\"]"), ["headers = [\"A\"]", "Name: value"]),
+        (with_load("close = \"yes\""), ["close = \"yes\"", "true or false"]),
+        (with_load("close = true\npipeline = 2"), [":5: [[load]] pipeline = 2", "one request"]),
+        (with_load("rate = 5\npipeline = 2"), ["pipeline = 2", "not pipelined"]),
+        (with_load("streams = 2"), ["streams = 2", "http2 = true"]),
+        (with_load("http2 = true\npipeline = 2"), ["pipeline = 2", "use streams"]),
+        (with_load("close = true\nresume = true"), ["resume = true", "https = true"]),
+        (with_load("kind = \"request\""), ["kind = \"request\"", "\"requests\""]),
+        (with_load("measured = false"), ["no load is measured", "measured = true"]),
+        (with_load("name = \"a b\""), ["name = \"a b\"", "letters, digits"]),
+        (with_load("[[load]]"), ["no load is measured", "in one [[load]]"]),
+        ("description = \"d\"".to_string(), ["there are 0 loads", "write [[load]]"]),
+        ("[[load]]".to_string(), ["no description", "description = \"…\""]),
+        ("description = \"d\"\nload = 5".to_string(), [":2: load is not a table", "[[load]]"]),
+        ("description = \"d\"\n[load]".to_string(), ["load is not a table", "[[load]]"]),
+        (
+            "description = \"d\"\nmetric = \"rps\"\n[[load]]".to_string(),
+            ["metric = \"rps\"", "\"p99-latency\""],
+        ),
+        (
+            "description = \"d\"\nmetric = \"requests-per-second\"\n[[load]]\nrate = 5".to_string(),
+            ["says nothing", "\"p99-latency\""],
+        ),
+        ("description = d".to_string(), ["mine.toml:1: not TOML: ", ""]),
+        (
+            "descriptoin = \"d\"".to_string(),
+            ["unknown key \"descriptoin\"", "mean \"description\""],
+        ),
+    ] {
+        let why = parse(&text).expect_err(&text);
+        for piece in pieces {
+            assert!(why.contains(piece), "{piece} is not in {why}");
+        }
+    }
+    let why = Workload::parse("my file", "my file.toml", "description = \"d\"\n[[load]]")
+        .expect_err("name");
+    assert!(why.contains("write a name"), "{why}");
+}
