@@ -16,7 +16,9 @@ use crate::commands::health::{self, HealthCall};
 use crate::commands::man_pages::{self, GenerateCall};
 use crate::commands::reference_pages::{self, ReferenceCall};
 use crate::commands::top::{self, TopCall};
+use crate::foreign_verbs::answer_foreign_verb;
 use crate::settings::{AppSettings, FlagValues, PROGRAM, ProgramSettings, RunFlagValues};
+use crate::verb_groups::with_verb_groups;
 use tokio_prefork::cli::{AppKeys, CheckFormat, SIGNALS_HELP, ServerArgs};
 
 /// A verb of the command with its arguments.
@@ -96,6 +98,11 @@ Examples:
 
 A file with the key program is checked as that of prefork run.";
 
+const CHECK_RUN_EXAMPLES: &str = "\
+Examples:
+  prefork check run --ready notify -- node app.js
+  prefork check run -c /etc/prefork/api.toml --json";
+
 const DISPATCH_PROGRAM_EXAMPLES: &str = "\
 Examples:
   prefork dispatch-program --dispatch least-conn --workers 4
@@ -103,9 +110,9 @@ Examples:
 
 /// Returns clap's definition of the whole command line.
 pub(crate) fn prefork_command() -> Command {
-    Command::new("prefork")
+    let command = Command::new("prefork")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("A prefork HTTP server: a primary process and worker processes that share its listening sockets")
+        .about("A prefork server: worker processes that share listening sockets")
         .max_term_width(100)
         .subcommand_required(true)
         .arg_required_else_help(true)
@@ -122,29 +129,35 @@ pub(crate) fn prefork_command() -> Command {
         .subcommand(demo::demo_command())
         .subcommand(dev_cert::dev_cert_command())
         .subcommands(man_pages::generate_commands())
-        .subcommand(reference_pages::reference_command())
+        .subcommand(reference_pages::reference_command());
+    with_verb_groups(command)
 }
 
 fn serve_command() -> Command {
     with_config_flags::<AppSettings>(Command::new("serve"))
         .about("Run the server in the foreground until a signal stops it")
-        .after_help(config_help::<AppSettings, 2>([SIGNALS_HELP, SERVE_EXAMPLES]))
+        .after_help(short_help("serve", SERVE_EXAMPLES))
+        .after_long_help(config_help::<AppSettings, 2>([SIGNALS_HELP, SERVE_EXAMPLES]))
 }
 
 fn run_command() -> Command {
     with_config_flags::<ProgramSettings>(Command::new("run"))
-        .about(
-            "Run a program in each worker: any that can use a listening socket which it inherits",
-        )
+        .about("Run a program in each worker: Node, Python, Ruby, Go, any")
         .override_usage("prefork run [OPTIONS] [--] PROGRAM [ARGS]...")
-        .after_help(config_help::<ProgramSettings, 2>([SIGNALS_HELP, RUN_EXAMPLES]))
+        .after_help(short_help("run", RUN_EXAMPLES))
+        .after_long_help(config_help::<ProgramSettings, 2>([SIGNALS_HELP, RUN_EXAMPLES]))
 }
 
 fn dev_command() -> Command {
     with_config_flags::<ProgramSettings>(Command::new("dev"))
-        .about("Run a program during development: watch its files, build it, and reload it if the build is good")
+        .about("Run a program, watch its files, build and reload it")
         .override_usage("prefork dev [OPTIONS] [--] [PROGRAM] [ARGS]...")
-        .after_help(config_help::<ProgramSettings, 3>([DEV_DEFAULTS, SIGNALS_HELP, DEV_EXAMPLES]))
+        .after_help(short_help("dev", DEV_EXAMPLES))
+        .after_long_help(config_help::<ProgramSettings, 3>([
+            DEV_DEFAULTS,
+            SIGNALS_HELP,
+            DEV_EXAMPLES,
+        ]))
 }
 
 fn check_command() -> Command {
@@ -152,14 +165,16 @@ fn check_command() -> Command {
         .about("Validate the configuration of prefork run, and find the program")
         .override_usage("prefork check run [OPTIONS] [--] [PROGRAM] [ARGS]...")
         .arg(check_format_arg())
-        .after_help(config_help::<ProgramSettings, 0>([]));
+        .after_help(short_help("check run", CHECK_RUN_EXAMPLES))
+        .after_long_help(config_help::<ProgramSettings, 1>([CHECK_RUN_EXAMPLES]));
     with_config_flags::<AppSettings>(Command::new("check"))
-        .about("Validate the configuration and print every value with its source")
+        .about("Validate the configuration, print it with its sources")
         .arg(check_format_arg())
         .subcommand(run)
         .disable_help_subcommand(true)
         .args_conflicts_with_subcommands(true)
-        .after_help(config_help::<AppSettings, 1>([CHECK_EXAMPLES]))
+        .after_help(short_help("check", CHECK_EXAMPLES))
+        .after_long_help(config_help::<AppSettings, 1>([CHECK_EXAMPLES]))
 }
 
 fn check_format_arg() -> Arg {
@@ -172,8 +187,9 @@ fn check_format_arg() -> Arg {
 
 fn dispatch_program_command() -> Command {
     with_config_flags::<AppSettings>(Command::new("dispatch-program"))
-        .about("Print the kernel programs that a dispatch policy uses to choose the worker for a connection")
-        .after_help(config_help::<AppSettings, 1>([DISPATCH_PROGRAM_EXAMPLES]))
+        .about("Print the kernel programs that dispatch connections")
+        .after_help(short_help("dispatch-program", DISPATCH_PROGRAM_EXAMPLES))
+        .after_long_help(config_help::<AppSettings, 1>([DISPATCH_PROGRAM_EXAMPLES]))
 }
 
 /// Adds the configuration flags: those of the keys and `--config`.
@@ -183,8 +199,13 @@ fn with_config_flags<A: AppKeys>(command: Command) -> Command {
         .short('h')
         .action(ArgAction::Help)
         .help_heading("General")
-        .help("Print this help");
+        .help("Print the common flags; --help prints all, the variables and the signals");
     command.disable_help_flag(true).args(ServerArgs::<A>::config_args()).arg(help)
+}
+
+/// Returns the end of the short help.
+fn short_help(verb: &str, examples: &str) -> String {
+    format!("All flags, environment variables and signals: prefork {verb} --help\n\n{examples}")
 }
 
 /// Returns the help about values, variables and the file, followed by these paragraphs.
@@ -199,7 +220,11 @@ pub(crate) fn parse_args(
     argv: impl IntoIterator<Item = impl Into<OsString> + Clone>,
 ) -> Result<Verb, clap::Error> {
     let mut argv: Vec<OsString> = argv.into_iter().map(Into::into).collect();
-    let mut matches = prefork_command().try_get_matches_from(&argv)?;
+    let mut matches = prefork_command().try_get_matches_from(&argv).map_err(|error| {
+        answer_foreign_verb(&error).map_or(error, |answer| {
+            prefork_command().error(clap::error::ErrorKind::InvalidSubcommand, answer)
+        })
+    })?;
     if needs_default_program(&matches) {
         let dir = std::env::current_dir().unwrap_or_default();
         let command = crate::dev::default_command(&dir).map_err(usage_error)?;

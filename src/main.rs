@@ -4,9 +4,11 @@ mod app;
 mod args;
 mod commands;
 mod dev;
+mod foreign_verbs;
 mod logging;
 mod output;
 mod settings;
+mod verb_groups;
 
 use std::process::ExitCode;
 

@@ -58,7 +58,7 @@ pub(crate) struct BenchCall {
 pub(crate) fn bench_command() -> Command {
     let url = Arg::new("url").value_name("URL").required(true).value_parser(TargetUrl::parse);
     Command::new("bench")
-        .about("Generate load and show throughput, latency and the worker processes that responded")
+        .about("Generate load; show throughput, latency and who responded")
         .after_help(HELP)
         .arg(url.help("URL to request"))
         .args(load())

@@ -98,7 +98,7 @@ pub(crate) fn compare_command() -> Command {
         Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
     };
     Command::new("compare")
-        .about("Measure the concurrency models, the dispatch policies and peers side by side")
+        .about("Measure models, dispatch policies and peers side by side")
         .after_help(HELP)
         .arg(
             list(

@@ -100,7 +100,7 @@ pub(crate) fn demo_command() -> Command {
         .about("Measure jobs")
         .args([Arg::new("name").required(true), Arg::new("plan").required(true)]);
     Command::new("demo")
-        .about("See for yourself what blocks an event loop, and what does not")
+        .about("See for yourself what blocks an event loop")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(cpu)

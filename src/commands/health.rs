@@ -58,7 +58,7 @@ pub(crate) fn health_command() -> Command {
     let path = Arg::new("path").long("path").value_name("PATH").default_value("/readyz");
     let timeout = Arg::new("timeout").long("timeout").value_name("DURATION").default_value("2s");
     Command::new("health")
-        .about("Check over HTTP whether a server is ready, for container health checks")
+        .about("Check over HTTP whether a server is ready")
         .after_help(HELP)
         .arg(address.help("Address of the server"))
         .arg(

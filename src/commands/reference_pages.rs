@@ -219,7 +219,11 @@ fn command_line_page() -> String {
                 verb = verb.mut_arg(key.name, |flag| flag.hide(true));
             }
         }
-        let help = verb.render_help().to_string();
+        // The long help with the compact layout of the short one.
+        if let Some(text) = verb.get_after_long_help().cloned() {
+            verb = verb.after_help(text);
+        }
+        let help = verb.mut_args(|flag| flag.hide_short_help(false)).render_help().to_string();
         let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
         let _ = writeln!(page, "```text\n{}\n```", lines.join("\n").trim());
     }

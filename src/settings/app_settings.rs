@@ -115,8 +115,36 @@ impl Default for AppSettings {
     }
 }
 
+/// The flags in `prefork serve -h`.
+const SHORT_HELP_KEYS: &[&str] = &[
+    "bind",
+    "dispatch",
+    "tls-cert",
+    "tls-key",
+    "trusted-proxies",
+    "model",
+    "workers",
+    "worker-connections",
+    "max-requests",
+    "max-rss",
+    "graceful-timeout",
+    "keep-alive-timeout",
+    "request-timeout",
+    "access-log",
+    "root",
+    "fallback",
+    "max-body-size",
+    "watch",
+    "user",
+    "control",
+    "admin",
+    "log",
+];
+
 impl AppKeys for AppSettings {
     const KEYS: &'static [Key<AppSettings>] = super::app_keys::KEYS;
+
+    const SHORT_HELP_KEYS: Option<&'static [&'static str]> = Some(SHORT_HELP_KEYS);
 
     const READS_OTHER_NAMES: bool = false;
 

@@ -172,10 +172,33 @@ impl Default for ProgramSettings {
     }
 }
 
+/// The flags in `prefork run -h` and `prefork dev -h`.
+const SHORT_HELP_KEYS: &[&str] = &[
+    "bind",
+    "dispatch",
+    "workers",
+    "max-rss",
+    "graceful-timeout",
+    "ready",
+    "ready-http",
+    "stop-signal",
+    "output",
+    "env-file",
+    "build",
+    "name",
+    "watch",
+    "user",
+    "control",
+    "admin",
+    "log",
+];
+
 impl AppKeys for ProgramSettings {
     const KEYS: &'static [Key<ProgramSettings>] = super::program_keys::KEYS;
 
     const REFUSED_KEYS: &'static [RefusedKey] = super::refused_keys::REFUSED_KEYS;
+
+    const SHORT_HELP_KEYS: Option<&'static [&'static str]> = Some(SHORT_HELP_KEYS);
 
     const READS_OTHER_NAMES: bool = false;
 

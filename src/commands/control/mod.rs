@@ -57,25 +57,44 @@ pub(crate) fn control_commands() -> Vec<Command> {
         .help("New number of workers, or the change: +1, -1; consumer=2 scales a worker kind other than web");
     [
         Command::new("status")
-            .about("Show the workers of a running primary and their current requests")
+            .about("Show the workers and their current requests")
+            .after_help(
+                "Examples:\n  prefork status\n  prefork status --watch\n  prefork status --json | jq '.workers[].pid'",
+            )
             .arg(switch("json", "Print a JSON object"))
             .arg(switch("watch", "Refresh every second").conflicts_with("json")),
         Command::new("reload")
-            .about("Read the configuration again and replace all workers one by one without downtime")
+            .about("Replace all workers one by one, without downtime")
+            .after_help(
+                "The new workers have the configuration as it is then: the file and the environment of the primary are read again.\n\n\
+                 Examples:\n  prefork reload\n  prefork reload --no-wait\n  prefork check -c /etc/prefork.toml && prefork reload",
+            )
             .arg(switch("no-wait", "Return when the reload has started")),
-        Command::new("scale").about("Change the number of workers").arg(workers),
+        Command::new("scale")
+            .about("Change the number of workers")
+            .after_help("Examples:\n  prefork scale 8\n  prefork scale -1\n  prefork scale consumer=2")
+            .arg(workers),
         Command::new("stop")
-            .about("Stop gracefully and wait for the primary to exit; a second stop stops immediately")
+            .about("Stop gracefully and wait until the primary has exited")
+            .after_help("A second stop stops immediately.\n\nExamples:\n  prefork stop\n  prefork stop --now")
             .arg(switch("now", "Stop immediately: kill the workers without finishing requests")),
         Command::new("upgrade")
-            .about("Upgrade in place to the binary now installed at the same path, and return when its workers serve")
+            .about("Upgrade in place to the binary installed at the same path")
+            .after_help(
+                "Returns when the workers of the new binary serve. If it does not start, the old one serves on.\n\n\
+                 Examples:\n  prefork upgrade\n  prefork upgrade --no-wait",
+            )
             .arg(switch("no-wait", "Return when the new binary has passed its check")),
         Command::new("events")
             .about("Print the last 1000 log events of the primary")
+            .after_help("Examples:\n  prefork events\n  prefork events --follow\n  prefork events --follow --json | jq .message")
             .arg(switch("follow", "Keep printing new events").short('f'))
             .arg(switch("json", "Print one JSON object per line")),
         Command::new("stack")
-            .about("Print where in the code the threads of a worker are, without a debugger and without stopping them")
+            .about("Print where in the code the threads of a worker are")
+            .after_help(
+                "Needs no debugger, and does not stop the threads.\n\nExamples:\n  prefork stack 3\n  prefork stack --slot 0 --full",
+            )
             .arg(
                 Arg::new("worker")
                     .value_name("WORKER")

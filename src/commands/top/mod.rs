@@ -99,7 +99,7 @@ pub(crate) fn top_command() -> Command {
         .hide_default_value(true)
         .help("Show only rows that contain this text, in any case");
     Command::new("top")
-        .about("Watch the workers of a running primary in a terminal")
+        .about("Watch workers and requests in a terminal")
         .after_help(HELP)
         .args([interval, batch, iterations, view, sort, filter])
         .args(ControlTarget::args())

@@ -4,6 +4,28 @@ use super::key::{Key, RefusedKey};
 use crate::config::{Config, ConfigBuilder, ControlSocket};
 use crate::error::Result;
 
+/// The keys of the server that the short help (`-h`) of a program shows by default: those that most users set.
+pub const COMMON_SERVER_KEYS: &[&str] = &[
+    "bind",
+    "dispatch",
+    "tls-cert",
+    "tls-key",
+    "trusted-proxies",
+    "model",
+    "workers",
+    "worker-connections",
+    "max-requests",
+    "max-rss",
+    "graceful-timeout",
+    "keep-alive-timeout",
+    "request-timeout",
+    "http2",
+    "access-log",
+    "user",
+    "control",
+    "admin",
+];
+
 /// The keys of an application beside those of the server, and the defaults of both.
 ///
 /// Implemented by `()` for programs without keys of their own. A value of this type is attached to the configuration:
@@ -37,6 +59,10 @@ pub trait AppKeys: Default + Clone + Send + Sync + 'static {
     /// Keys that this program does not take, of the server or of other programs that read the same file. They are not in the
     /// help; each of them as a flag, a variable or in the file is an error with its reason. Default: none.
     const REFUSED_KEYS: &'static [RefusedKey] = &[];
+
+    /// Names of the flags that the short help (`-h`) shows, of the server and of the application; `--help` shows all. Default:
+    /// [`COMMON_SERVER_KEYS`] and all of the application.
+    const SHORT_HELP_KEYS: Option<&'static [&'static str]> = None;
 
     /// Whether the program reads other names itself: variables with its prefix, and the table `[app]` of the file
     /// ([`Settings::app_table`](super::Settings::app_table)). If not, such a variable gives a warning and such a table an

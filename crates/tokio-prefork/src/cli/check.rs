@@ -63,9 +63,13 @@ impl<A: AppKeys> Settings<A> {
 fn format_table(effective_values: &[EffectiveValue]) -> String {
     let mut rows = vec![["KEY".to_string(), "VALUE".to_string(), "SOURCE".to_string()]];
     rows.extend(effective_values.iter().map(|effective| {
-        let value = if effective.value.is_empty() { "-" } else { &effective.value };
+        let value = match (effective.value.as_str(), effective.resolved) {
+            ("", _) => "-".to_string(),
+            (value, Some(number)) => format!("{value} ({number})"),
+            (value, None) => value.to_string(),
+        };
         let source = effective.source.to_string();
-        [effective.key.to_string(), printable(value).into_owned(), printable(&source).into_owned()]
+        [effective.key.to_string(), printable(&value).into_owned(), printable(&source).into_owned()]
     }));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let (keys, values) = (width(0).unwrap_or(0), width(1).unwrap_or(0));
@@ -74,11 +78,15 @@ fn format_table(effective_values: &[EffectiveValue]) -> String {
         .collect()
 }
 
-/// Formats values as a JSON object that maps each key to value and source; `null` if there is no value.
+/// Formats values as a JSON object that maps each key to value and source, and `auto` to its number too; `null` if there is no
+/// value.
 fn format_json(effective_values: &[EffectiveValue]) -> String {
     let members = effective_values.iter().map(|effective| {
         let value = Some(&effective.value).filter(|value| !value.is_empty());
-        let member = json!({ "value": value, "source": effective.source.to_string() });
+        let mut member = json!({ "value": value, "source": effective.source.to_string() });
+        if let Some(number) = effective.resolved {
+            member["resolved"] = number.into();
+        }
         (effective.key.to_string(), member)
     });
     let json = format!("{:#}\n", Value::Object(members.collect::<Map<_, _>>()));
@@ -94,13 +102,20 @@ mod tests {
         vec![
             EffectiveValue {
                 key: "workers",
-                value: "4".into(),
+                value: "auto".into(),
+                resolved: Some(2),
                 source: ValueSource::Flag("workers"),
             },
-            EffectiveValue { key: "root", value: String::new(), source: ValueSource::Default },
+            EffectiveValue {
+                key: "root",
+                value: String::new(),
+                resolved: None,
+                source: ValueSource::Default,
+            },
             EffectiveValue {
                 key: "log",
                 value: "a\nb".into(),
+                resolved: None,
                 source: ValueSource::File { path: "p.toml".into(), line: 3 },
             },
         ]
@@ -110,10 +125,10 @@ mod tests {
     fn table_is_aligned_with_one_escaped_line_per_key() {
         assert_eq!(
             format_table(&effective_values()),
-            "KEY      VALUE  SOURCE\n\
-             workers  4      --workers\n\
-             root     -      default\n\
-             log      a\\nb   p.toml:3\n"
+            "KEY      VALUE     SOURCE\n\
+             workers  auto (2)  --workers\n\
+             root     -         default\n\
+             log      a\\nb      p.toml:3\n"
         );
     }
 
@@ -124,7 +139,7 @@ mod tests {
         assert_eq!(
             value,
             json!({
-                "workers": { "value": "4", "source": "--workers" },
+                "workers": { "value": "auto", "resolved": 2, "source": "--workers" },
                 "root": { "value": null, "source": "default" },
                 "log": { "value": "a\nb", "source": "p.toml:3" },
             })

@@ -44,7 +44,7 @@ mod server_keys;
 mod settings;
 mod value_syntax;
 
-pub use app_keys::AppKeys;
+pub use app_keys::{AppKeys, COMMON_SERVER_KEYS};
 pub use check::CheckFormat;
 pub use clap;
 pub use config_sources::ConfigSources;

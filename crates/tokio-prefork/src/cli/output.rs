@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::app_name::app_name;
 use crate::error::{Error, Result, exit};
 
 /// Prints the help, the version or the usage error of clap and returns the exit status: 64 for a usage error, else 0.
@@ -18,15 +19,21 @@ pub(super) fn exit_with_clap_error(error: &clap::Error) -> ! {
 }
 
 fn print_clap_error(error: &clap::Error) -> u8 {
+    let text = error.render().to_string();
+    if let Some(text) = text.strip_prefix("error: ") {
+        // All other errors of the program begin like this. A closed standard error leaves nothing to do.
+        let _ = write!(io::stderr(), "{}: {text}", app_name());
+        return exit::USAGE;
+    }
     // A closed pipe (`| head`) is not a failure.
     if let Err(e) = error.print().and_then(|()| io::stdout().flush())
         && e.kind() != io::ErrorKind::BrokenPipe
-        && !error.use_stderr()
     {
         let error = Error::system("write to standard output", e);
         error.report();
         return error.exit_status();
     }
+    // Without arguments, the help is the answer to a usage error.
     if error.use_stderr() { exit::USAGE } else { exit::OK }
 }
 

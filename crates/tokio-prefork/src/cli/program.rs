@@ -69,8 +69,8 @@ impl Program {
         let command = Command::new(self.name).disable_help_flag(true).disable_version_flag(true);
         let command = ServerArgs::<A>::augment_args(command.max_term_width(100));
         let mut command = command
-            .arg(general("help", 'h', ArgAction::Help, "Print this help"))
-            .after_help(format!("{}\n\n{SIGNALS_HELP}", self.values_help::<A>()));
+            .arg(general("help", 'h', ArgAction::Help, "Print the common flags; --help prints all"))
+            .after_long_help(format!("{}\n\n{SIGNALS_HELP}", self.values_help::<A>()));
         if let Some(version) = self.version {
             let arg = general("version", 'V', ArgAction::Version, "Print the version");
             command = command.version(version).arg(arg);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 
-use super::app_keys::AppKeys;
+use super::app_keys::{AppKeys, COMMON_SERVER_KEYS};
 use super::check::CheckFormat;
 use super::config_sources::ConfigSources;
 use super::key::{GENERAL_HEADING, KeyInfo, RefusedKey, all_keys};
@@ -69,7 +69,12 @@ impl<A: AppKeys> ServerArgs<A> {
             .help_heading(GENERAL_HEADING)
             .help("Read the configuration from this TOML file [default: none]");
         let refused = A::REFUSED_KEYS.iter().map(refused_key_arg);
-        all_keys::<A>().iter().map(key_arg).chain([config]).chain(refused).collect()
+        let key_args = all_keys::<A>().into_iter().map(|key| {
+            let is_short = is_in_short_help::<A>(key.name);
+            // Positional arguments are in the usage.
+            key_arg(&key).hide_short_help(!is_short && !key.is_positional)
+        });
+        key_args.chain([config]).chain(refused).collect()
     }
 
     /// Returns the format in which `--check-config` asks for the effective configuration, if it was given.
@@ -181,6 +186,13 @@ impl<A: AppKeys> FromArgMatches for ServerArgs<A> {
             self.check = Some(*format);
         }
         Ok(())
+    }
+}
+
+fn is_in_short_help<A: AppKeys>(name: &str) -> bool {
+    match A::SHORT_HELP_KEYS {
+        Some(names) => names.contains(&name),
+        None => COMMON_SERVER_KEYS.contains(&name) || A::KEYS.iter().any(|key| key.name == name),
     }
 }
 

@@ -12,6 +12,7 @@ use super::file::{self, APP_TABLE};
 use super::key::{self, KeyInfo, RefusedKey};
 use super::program::Program;
 use super::server_keys::SERVER_KEYS;
+use super::value_syntax::AUTO;
 use crate::config::Config;
 use crate::error::{Error, Result};
 
@@ -23,6 +24,8 @@ pub struct EffectiveValue {
     pub key: &'static str,
     /// Value in configuration syntax; empty if there is none.
     pub value: String,
+    /// The number that `auto` stands for on this machine. `None` for other values.
+    pub resolved: Option<u32>,
     /// Where the value comes from.
     pub source: ValueSource,
 }
@@ -188,14 +191,22 @@ fn effective_values<A: AppKeys>(
     config: &mut Config,
     app: &mut A,
 ) -> Vec<EffectiveValue> {
-    let server = SERVER_KEYS.iter().map(|key| (key.name, key.field.format_value(config)));
-    let mut texts: BTreeMap<&str, String> = server.collect();
+    let mut texts: BTreeMap<&str, String> = BTreeMap::new();
+    let mut resolved: BTreeMap<&str, u32> = BTreeMap::new();
+    for key in SERVER_KEYS {
+        let text = key.field.format_value(config);
+        resolved.extend(
+            (text == AUTO).then(|| config.resolve_auto(key.name)).flatten().map(|n| (key.name, n)),
+        );
+        texts.insert(key.name, text);
+    }
     texts.extend(A::KEYS.iter().map(|key| (key.name, key.field.format_value(app))));
     let source = |name| values.get(name).map_or(ValueSource::Default, |value| value.source.clone());
     keys.iter()
         .map(|key| EffectiveValue {
             key: key.name,
             value: texts.remove(key.name).unwrap_or_default(),
+            resolved: resolved.get(key.name).copied(),
             source: source(key.name),
         })
         .collect()

@@ -175,9 +175,12 @@ fn file_errors_name_the_line() {
         ("config = \"a\"", "1: unknown key \"config\""),
         (
             "\n\n\n\ngraceful-timeout = \"fast\"",
-            "5: graceful-timeout = \"fast\" is not a duration: write 30s, 500ms or 2m",
+            "5: graceful-timeout = \"fast\" is not a duration: write 500ms, 30s, 2m, 1h or a number of seconds",
         ),
-        ("header-timeout = -1", "1: header-timeout = -1 is not a duration: write 30s, 500ms or 2m"),
+        (
+            "header-timeout = -1",
+            "1: header-timeout = -1 is not a duration: write 500ms, 30s, 2m, 1h or a number of seconds",
+        ),
         ("http2 = 1", "1: http2 = 1 is not a switch: write true or false"),
         ("workers = [1, 2]", "1: workers = [1, 2] is a list: give a single value"),
         ("bind = []", "1: bind = [] is empty: give at least one value"),

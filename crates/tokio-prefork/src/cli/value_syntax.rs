@@ -52,6 +52,9 @@ pub(super) fn parse_count(text: &str) -> Result<u32, String> {
     Ok(u32::try_from(number).unwrap_or(u32::MAX))
 }
 
+const NO_DURATION: &str = "is not a duration: write 500ms, 30s, 2m, 1h or a number of seconds";
+const NO_SIZE: &str = "is not a size: write 16KiB, 1MiB, 1GiB or a number of bytes";
+
 /// Parses `30s`, `500ms`, `2m`, `1h` or a number of seconds, for flags of your own. Saturates on overflow.
 ///
 /// # Errors
@@ -70,7 +73,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         (Some(number), Some(scale)) => {
             Ok(Duration::try_from_secs_f64(number * scale).unwrap_or(Duration::MAX))
         }
-        _ => Err("is not a duration: write 30s, 500ms or 2m".to_string()),
+        _ => Err(NO_DURATION.to_string()),
     }
 }
 
@@ -100,7 +103,7 @@ pub(super) fn parse_optional_duration(text: &str) -> Result<Option<Duration>, St
 
 /// Parses a number of bytes per second or `off`.
 pub(super) fn parse_optional_rate(text: &str) -> Result<Option<u64>, String> {
-    const NO_RATE: &str = "is not a rate: write 1KiB or a number of bytes per second";
+    const NO_RATE: &str = "is not a rate: write 16KiB, 1MiB, 1GiB or a number of bytes, per second";
     parse_optional(text, OFF, |text| parse_size(text).map_err(|_| NO_RATE.to_string()))
 }
 
@@ -149,7 +152,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     };
     match (parse_digits(number), scale) {
         (Some(number), Some(scale)) => Ok(number.saturating_mul(scale)),
-        _ => Err("is not a size: write 16KiB, 1MiB or a number of bytes".to_string()),
+        _ => Err(NO_SIZE.to_string()),
     }
 }
 
@@ -258,7 +261,7 @@ mod tests {
         }
         for text in ["", "fast", "s", "-1", "1d", "1.2.3", "1.", ".5", "inf", "1e3", "1 0s", "1S"] {
             let why = parse_duration(text).expect_err(text);
-            assert_eq!(why, "is not a duration: write 30s, 500ms or 2m", "{text}");
+            assert_eq!(why, NO_DURATION, "{text}");
         }
         assert_eq!(parse_duration("99999999999999999999999h"), Ok(Duration::MAX));
     }
@@ -268,7 +271,7 @@ mod tests {
         assert_eq!(parse_optional_duration("Off"), Ok(None));
         assert_eq!(parse_optional_duration("2s"), Ok(Some(Duration::from_secs(2))));
         let why = parse_optional_duration("never").expect_err("no duration");
-        assert_eq!(why, "is not a duration: write 30s, 500ms or 2m, or off");
+        assert_eq!(why, format!("{NO_DURATION}, or off"));
         assert_eq!(parse_optional_rate("off"), Ok(None));
         assert_eq!(parse_optional_duration("0"), Ok(None));
         assert_eq!((parse_optional_count("0"), parse_optional_count("7")), (Ok(None), Ok(Some(7))));
@@ -300,7 +303,7 @@ mod tests {
         }
         for text in ["", "big", "16kB", "1MB", "-1", "1.5k", "k"] {
             let why = parse_size(text).expect_err(text);
-            assert_eq!(why, "is not a size: write 16KiB, 1MiB or a number of bytes", "{text}");
+            assert_eq!(why, NO_SIZE, "{text}");
         }
         assert_eq!(parse_size("99999999999999999999g"), Ok(u64::MAX));
     }

@@ -162,6 +162,17 @@ impl Config {
         }
     }
 
+    /// Returns the number that `auto` stands for, for a key whose value is one.
+    #[cfg(feature = "cli")]
+    pub(crate) fn resolve_auto(&self, key: &str) -> Option<u32> {
+        match key {
+            "workers" => Some(self.workers.resolve()),
+            "pool-threads" => u32::try_from(self.pool_thread_count()).ok(),
+            "reload-surge" => Some(self.supervisor_config().surge),
+            _ => None,
+        }
+    }
+
     /// Returns how many threads serve in one worker process.
     pub(crate) fn threads(&self) -> u32 {
         if self.model.workers_are_threads() { self.workers.resolve() } else { 1 }

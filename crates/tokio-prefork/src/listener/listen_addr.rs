@@ -163,6 +163,10 @@ impl FromStr for ListenAddr {
             return Ok(ListenAddr::Tcp(addr));
         }
         let forms = "give HOST:PORT (as 127.0.0.1:3000, [::1]:3000, localhost:3000 or :3000), unix:PATH or fd://N";
+        if text.parse::<u16>().is_ok() {
+            let why = format!("write :{text} for this port of all addresses, or 127.0.0.1:{text}");
+            return Err(listen_addr_error(text, &why));
+        }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| listen_addr_error(text, forms))?;
         if !host.is_empty() && !is_host_name(host) {
             return Err(listen_addr_error(text, forms));
