@@ -47,6 +47,30 @@ pub(crate) struct ResponseExpectations {
     pub(crate) pid_header: Option<String>,
 }
 
+/// Parses response heads, and remembers the last one: a server repeats its head until a second has passed, and an equal
+/// head need not be parsed again.
+#[derive(Debug, Default)]
+pub(crate) struct ResponseParser {
+    pub(crate) expectations: ResponseExpectations,
+    /// Bytes of the last head of a final response; empty before the first one.
+    last_head: Vec<u8>,
+    /// What `last_head` says.
+    last_parsed: Option<ParsedHead>,
+}
+
+/// What a response head says.
+#[derive(Debug, Clone, Copy)]
+struct ParsedHead {
+    /// Bytes of the head, with the empty line.
+    length: usize,
+    status: u16,
+    /// How the body ends.
+    body: ResponseReaderState,
+    can_reuse_connection: bool,
+    /// The pid in the header field.
+    pid: Option<u32>,
+}
+
 /// Finds the ends of responses in the bytes of one connection.
 #[derive(Debug)]
 pub(crate) struct ResponseReader {
@@ -99,11 +123,19 @@ impl ResponseReader {
     pub(crate) fn read_bytes(
         &mut self,
         bytes: &[u8],
-        expectations: &ResponseExpectations,
+        parser: &mut ResponseParser,
     ) -> Result<(usize, Option<ParsedResponse>), ResponseError> {
+        // `bytes` is 0 unless a 1xx response has come before.
+        let is_at_start = self.state == ResponseReaderState::Head && self.partial.is_empty();
+        if is_at_start
+            && self.response.bytes == 0
+            && let Some((length, response)) = parser.match_whole_response(bytes)
+        {
+            return Ok((length, Some(response)));
+        }
         let mut used = 0;
         while used < bytes.len() {
-            let (taken, over) = self.parse_step(&bytes[used..], expectations)?;
+            let (taken, over) = self.parse_step(&bytes[used..], parser)?;
             used += taken;
             if over {
                 return Ok((used, Some(self.take_response())));
@@ -121,10 +153,10 @@ impl ResponseReader {
     fn parse_step(
         &mut self,
         bytes: &[u8],
-        expectations: &ResponseExpectations,
+        parser: &mut ResponseParser,
     ) -> Result<(usize, bool), ResponseError> {
         match self.state {
-            ResponseReaderState::Head => self.read_head(bytes, expectations),
+            ResponseReaderState::Head => self.read_head(bytes, parser),
             ResponseReaderState::BodyLength(left) => {
                 let taken = self.read_body(bytes, left);
                 self.state = ResponseReaderState::BodyLength(left - taken as u64);
@@ -154,35 +186,32 @@ impl ResponseReader {
     fn read_head(
         &mut self,
         bytes: &[u8],
-        expectations: &ResponseExpectations,
+        parser: &mut ResponseParser,
     ) -> Result<(usize, bool), ResponseError> {
         let before = self.partial.len();
         if before > 0 {
             self.partial.extend_from_slice(bytes);
         }
         let all = if before > 0 { &self.partial } else { bytes };
-        let (length, status, (state, can_reuse_connection, pid)) =
-            match parse_head(all, expectations)? {
-                Some(parsed) => parsed,
-                None if all.len() > MAX_HEAD_SIZE => return Err(ResponseError::HeadTooLarge),
-                None => {
-                    if before == 0 {
-                        self.partial.extend_from_slice(bytes);
-                    }
-                    return Ok((bytes.len(), false));
+        let head = match parser.parse_head(all)? {
+            Some(head) => head,
+            None if all.len() > MAX_HEAD_SIZE => return Err(ResponseError::HeadTooLarge),
+            None => {
+                if before == 0 {
+                    self.partial.extend_from_slice(bytes);
                 }
-            };
+                return Ok((bytes.len(), false));
+            }
+        };
         self.partial.clear();
-        self.response.bytes += length as u64;
-        // 1xx responses come before the final one; 101 ends HTTP on the connection.
-        if (100..200).contains(&status) && status != 101 {
-            return Ok((length - before, false));
+        self.response.bytes += head.length as u64;
+        if head.is_interim() {
+            return Ok((head.length - before, false));
         }
-        let ends = matches!(state, ResponseReaderState::UntilClose) || status == 101;
-        (self.response.status, self.response.pid) = (status, pid);
-        self.response.can_reuse_connection = can_reuse_connection && !ends;
-        self.state = state;
-        Ok((length - before, state == ResponseReaderState::BodyLength(0)))
+        (self.response.status, self.response.pid) = (head.status, head.pid);
+        self.response.can_reuse_connection = head.can_reuse_connection;
+        self.state = head.body;
+        Ok((head.length - before, head.body == ResponseReaderState::BodyLength(0)))
     }
 
     /// Reads up to `left` bytes of the body.
@@ -211,31 +240,32 @@ impl ResponseReader {
     fn read_chunk_line(&mut self, bytes: &[u8]) -> Result<(usize, bool), ResponseError> {
         let end = memchr::memchr(b'\n', bytes);
         let taken = end.map_or(bytes.len(), |at| at + 1);
-        self.partial.extend_from_slice(&bytes[..taken]);
         self.response.bytes += taken as u64;
         if self.state == ResponseReaderState::Trailers {
             self.trailers += taken;
         }
-        if self.partial.len().max(self.trailers) > MAX_CHUNK_LINE_SIZE {
+        let line_len = self.partial.len() + taken;
+        if line_len.max(self.trailers) > MAX_CHUNK_LINE_SIZE {
             return Err(ResponseError::ChunkLineTooLong);
+        }
+        // A line that came whole is not copied.
+        if end.is_none() || !self.partial.is_empty() {
+            self.partial.extend_from_slice(&bytes[..taken]);
         }
         if end.is_none() {
             return Ok((taken, false));
         }
-        let line = std::mem::take(&mut self.partial);
+        let line = if self.partial.is_empty() { &bytes[..taken] } else { &self.partial };
         let text = line.trim_ascii();
-        if self.state == ResponseReaderState::Trailers {
-            return Ok((taken, text.is_empty()));
+        let is_over = self.state == ResponseReaderState::Trailers && text.is_empty();
+        if self.state == ResponseReaderState::ChunkSize {
+            self.state = match parse_chunk_size(text)? {
+                0 => ResponseReaderState::Trailers,
+                size => ResponseReaderState::ChunkData(size.checked_add(2).ok_or(Malformed)?),
+            };
         }
-        let digits = text.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
-        let are_digits = digits.iter().all(u8::is_ascii_hexdigit);
-        let digits = std::str::from_utf8(digits).ok().filter(|_| are_digits);
-        let size = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
-        self.state = match size.ok_or(Malformed)? {
-            0 => ResponseReaderState::Trailers,
-            size => ResponseReaderState::ChunkData(size.checked_add(2).ok_or(Malformed)?),
-        };
-        Ok((taken, false))
+        self.partial.clear();
+        Ok((taken, is_over))
     }
 
     fn take_response(&mut self) -> ParsedResponse {
@@ -248,22 +278,61 @@ impl ResponseReader {
     }
 }
 
-/// State for the body, whether the connection can be reused, and the pid from the header fields.
-type ResponseFraming = (ResponseReaderState, bool, Option<u32>);
+impl ParsedHead {
+    /// Returns whether the final response is still to come. 101 is final: it ends HTTP on the connection.
+    fn is_interim(&self) -> bool {
+        (100..200).contains(&self.status) && self.status != 101
+    }
+}
 
-/// Parses a head: its length, status and framing; `None` if it is incomplete.
-fn parse_head(
-    bytes: &[u8],
-    expectations: &ResponseExpectations,
-) -> Result<Option<(usize, u16, ResponseFraming)>, ResponseError> {
-    let usual = &mut [httparse::EMPTY_HEADER; STACK_HEADER_FIELDS];
-    match parse_head_with_fields(bytes, usual, expectations) {
-        Err(ResponseError::TooManyFields) => parse_head_with_fields(
-            bytes,
-            &mut vec![httparse::EMPTY_HEADER; MAX_HEADER_FIELDS],
-            expectations,
-        ),
-        outcome => outcome,
+impl ResponseParser {
+    pub(crate) fn new(expectations: ResponseExpectations) -> ResponseParser {
+        ResponseParser { expectations, ..ResponseParser::default() }
+    }
+
+    /// Returns the response at the start of `bytes` and its length, if its head is that of the last response and its body
+    /// has a length and is there.
+    fn match_whole_response(&self, bytes: &[u8]) -> Option<(usize, ParsedResponse)> {
+        let head = self.last_parsed?;
+        let ResponseReaderState::BodyLength(body_len) = head.body else { return None };
+        let (first, rest) = bytes.split_at_checked(head.length)?;
+        let body_len = usize::try_from(body_len).ok()?;
+        if rest.len() < body_len || first != self.last_head {
+            return None;
+        }
+        let body_prefix = &rest[..body_len.min(BODY_PREFIX_LEN)];
+        let length = head.length + body_len;
+        let response = ParsedResponse {
+            status: head.status,
+            can_reuse_connection: head.can_reuse_connection,
+            pid: head.pid.or_else(|| parse_body_pid(body_prefix)),
+            bytes: length as u64,
+        };
+        Some((length, response))
+    }
+
+    /// Parses the head at the start of `bytes`; `None` if it is incomplete.
+    fn parse_head(&mut self, bytes: &[u8]) -> Result<Option<ParsedHead>, ResponseError> {
+        if let Some(last) = self.last_parsed
+            && bytes.starts_with(&self.last_head)
+        {
+            return Ok(Some(last));
+        }
+        let usual = &mut [httparse::EMPTY_HEADER; STACK_HEADER_FIELDS];
+        let head = match parse_head_with_fields(bytes, usual, &self.expectations) {
+            Err(ResponseError::TooManyFields) => {
+                let all = &mut vec![httparse::EMPTY_HEADER; MAX_HEADER_FIELDS];
+                parse_head_with_fields(bytes, all, &self.expectations)?
+            }
+            outcome => outcome?,
+        };
+        // An interim head would displace the one that is repeated.
+        if let Some(head) = head.filter(|head| !head.is_interim()) {
+            self.last_head.clear();
+            self.last_head.extend_from_slice(&bytes[..head.length]);
+            self.last_parsed = Some(head);
+        }
+        Ok(head)
     }
 }
 
@@ -271,7 +340,7 @@ fn parse_head_with_fields<'b>(
     bytes: &'b [u8],
     fields: &mut [httparse::Header<'b>],
     expectations: &ResponseExpectations,
-) -> Result<Option<(usize, u16, ResponseFraming)>, ResponseError> {
+) -> Result<Option<ParsedHead>, ResponseError> {
     let mut response = httparse::Response::new(fields);
     let mut config = httparse::ParserConfig::default();
     // Old servers send these, and the load generator does not judge conformance.
@@ -286,12 +355,15 @@ fn parse_head_with_fields<'b>(
     };
     let status = response.code.ok_or(Malformed)?;
     let is_http_1_0 = response.version == Some(0);
-    Ok(Some((
-        length,
-        status,
-        response_framing(response.headers, is_http_1_0, status, expectations)?,
-    )))
+    let (body, can_reuse_connection, pid) =
+        response_framing(response.headers, is_http_1_0, status, expectations)?;
+    let ends = matches!(body, ResponseReaderState::UntilClose) || status == 101;
+    let can_reuse_connection = can_reuse_connection && !ends;
+    Ok(Some(ParsedHead { length, status, body, can_reuse_connection, pid }))
 }
+
+/// How the body ends, whether the connection can be reused, and the pid from the header fields.
+type ResponseFraming = (ResponseReaderState, bool, Option<u32>);
 
 fn response_framing(
     fields: &[httparse::Header<'_>],
@@ -337,6 +409,14 @@ fn response_framing(
     let doubtful = coding.is_some() && (is_http_1_0 || length.is_some());
     let can_reuse_connection = !says_close && !doubtful && (!is_http_1_0 || says_keep);
     Ok((state, can_reuse_connection, pid))
+}
+
+/// Parses the size line of a chunk, without its line end; ignores chunk extensions.
+fn parse_chunk_size(line: &[u8]) -> Result<u64, ResponseError> {
+    let digits = line.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
+    let are_digits = digits.iter().all(u8::is_ascii_hexdigit);
+    let digits = std::str::from_utf8(digits).ok().filter(|_| are_digits);
+    digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()).ok_or(Malformed)
 }
 
 /// Parses decimal digits; unlike `str::parse`, rejects a sign.

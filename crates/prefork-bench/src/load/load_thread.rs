@@ -7,12 +7,11 @@ use std::collections::VecDeque;
 use std::io;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use super::connection::{self, EDGE_TRIGGERED, LoadConnection, PendingRequest, ServerEnd};
 use super::counters::{LoadCounters, record_latency};
-use super::http_response::{ParsedResponse, ResponseError, ResponseExpectations};
+use super::http_response::{ParsedResponse, ResponseError, ResponseExpectations, ResponseParser};
 use super::http2::{Http2Request, StreamEvent};
 use super::plan::LoadPlan;
 use super::request_failure::RequestFailure;
@@ -53,13 +52,15 @@ pub(crate) struct LoadThread<'a> {
     request_len: usize,
     /// `None` for HTTP/1.1.
     http2_request: Option<Http2Request>,
-    expectations: ResponseExpectations,
+    response_parser: ResponseParser,
     epoll: Epoll,
     connections: Vec<LoadConnection>,
     /// When connections may send again, and their indices; earliest first.
     ready_queue: VecDeque<(u64, usize)>,
     /// Open loop only: the schedule, idle connections, and the timer of the next request.
     open_loop: Option<(RequestSchedule, VecDeque<usize>, TimerFd)>,
+    /// What the timer is set to, in nanoseconds since the start of the round.
+    timer_at: u64,
     /// Requests in flight.
     in_flight: usize,
     /// Responses and failures not yet added to the progress of the round.
@@ -107,14 +108,15 @@ impl<'a> LoadThread<'a> {
             },
             // One write fills the pipeline, unless the request is large.
             requests: request.repeat(plan.pipeline_depth.min(64 * 1024 / request.len() + 1)),
-            expectations: ResponseExpectations {
+            response_parser: ResponseParser::new(ResponseExpectations {
                 is_head_request: plan.method == "HEAD",
                 pid_header: plan.pid_header.clone(),
-            },
+            }),
             epoll,
             connections,
             ready_queue: VecDeque::new(),
             open_loop,
+            timer_at: 0,
             in_flight: 0,
             unreported: [0; 2],
             buffer: vec![0; 64 * 1024],
@@ -133,9 +135,10 @@ impl<'a> LoadThread<'a> {
         loop {
             let now = self.round.elapsed_nanos();
             let end = self.round.measure_end();
-            self.round.add_progress(std::mem::take(&mut self.unreported));
             self.send_due_requests(now, end)?;
             if now >= next_timeout_check {
+                // The other threads use the same cache line.
+                self.round.add_progress(std::mem::take(&mut self.unreported));
                 self.fail_timed_out(now);
                 next_timeout_check = now + u64::from(EPOLL_TIMEOUT_MS) * 1_000_000;
             }
@@ -153,6 +156,7 @@ impl<'a> LoadThread<'a> {
                 }
             }
         }
+        self.round.add_progress(std::mem::take(&mut self.unreported));
         self.record_unanswered();
         Ok(self.counters)
     }
@@ -181,8 +185,12 @@ impl<'a> LoadThread<'a> {
                 return Ok(());
             }
             if due > now {
-                let wait = TimeSpec::from_duration(std::time::Duration::from_nanos(due - now));
-                timer.set(Expiration::OneShot(wait), TimerSetTimeFlags::empty())?;
+                if self.timer_at != due {
+                    // An absolute time, since the thread may be interrupted between here and the system call.
+                    let at = Expiration::OneShot(self.round.monotonic_time(due));
+                    timer.set(at, TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
+                    self.timer_at = due;
+                }
                 return Ok(());
             }
             schedule.advance();
@@ -273,13 +281,17 @@ impl LoadThread<'_> {
         // Taken out of the connection, which the responses change meanwhile.
         let mut transport = self.connections[at].transport.take()?;
         let mut answered = 0;
+        let mut received_at = None;
         let read = transport.read(buffer, |bytes| {
+            // All responses of one read, or of one TLS record, have come by then.
             let now = self.round.elapsed_nanos();
+            received_at = Some(now);
             self.handle_bytes(at, bytes, now, &mut answered)
         });
         let has_unsent = transport.tls.as_ref().is_some_and(|tls| tls.has_unsent());
         self.connections[at].transport = Some(transport);
-        let now = self.round.elapsed_nanos();
+        // The next request is sent at the time of the response: handling it takes less than a microsecond.
+        let now = received_at.unwrap_or_else(|| self.round.elapsed_nanos());
         let (outcome, handshake) = match read {
             Ok(read) => read,
             Err(why) => {
@@ -370,7 +382,7 @@ impl LoadThread<'_> {
         while used < bytes.len() {
             let reader = &mut self.connections[at].response_reader;
             let (taken, response) = reader
-                .read_bytes(&bytes[used..], &self.expectations)
+                .read_bytes(&bytes[used..], &mut self.response_parser)
                 .map_err(response_error_kind)?;
             used += taken;
             let Some(response) = response else { continue };

@@ -1,14 +1,18 @@
 //! State shared by the threads of a round: its clock, its end, and progress counts.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime};
 
 use super::plan::LoadPlan;
 
 /// Clock, end and progress of a round; times are nanoseconds since its start.
 #[derive(Debug)]
 pub(crate) struct RoundState {
-    start: Instant,
+    /// Start of the round on `CLOCK_MONOTONIC`.
+    start: u64,
     /// Start of the measurement: the end of the warm-up.
     measure_start: u64,
     /// End of the measurement: no request is due after it.
@@ -26,7 +30,7 @@ impl RoundState {
         let nanos = |span: Duration| span.as_nanos() as u64;
         let measure_start = nanos(plan.warm_up);
         RoundState {
-            start: Instant::now(),
+            start: monotonic_nanos(),
             measure_start,
             measure_end: AtomicU64::new(measure_start + nanos(plan.duration)),
             drain_timeout: nanos(plan.timeout),
@@ -37,7 +41,12 @@ impl RoundState {
     }
 
     pub(crate) fn elapsed_nanos(&self) -> u64 {
-        self.start.elapsed().as_nanos() as u64
+        monotonic_nanos().saturating_sub(self.start)
+    }
+
+    /// Returns the time on `CLOCK_MONOTONIC` that is `nanos` after the start of the round.
+    pub(crate) fn monotonic_time(&self, nanos: u64) -> TimeSpec {
+        TimeSpec::from_duration(Duration::from_nanos(self.start.saturating_add(nanos)))
     }
 
     pub(crate) fn measure_start(&self) -> u64 {
@@ -87,6 +96,13 @@ impl RoundState {
     pub(crate) fn progress_counts(&self) -> [u64; 2] {
         [self.responses.load(Relaxed), self.failures.load(Relaxed)]
     }
+}
+
+/// Reads `CLOCK_MONOTONIC`. Cheaper than [`std::time::Instant`], and gives the absolute times that a timer takes.
+fn monotonic_nanos() -> u64 {
+    // Fails only for a clock that does not exist.
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }
 
 #[cfg(test)]

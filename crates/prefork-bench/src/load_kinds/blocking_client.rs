@@ -11,7 +11,9 @@ use socket2::Socket;
 
 use crate::load::LoadPlan;
 use crate::load::connection::io_error_kind;
-use crate::load::http_response::{ParsedResponse, ResponseExpectations, ResponseReader};
+use crate::load::http_response::{
+    ParsedResponse, ResponseExpectations, ResponseParser, ResponseReader,
+};
 use crate::load::load_thread::response_error_kind;
 use crate::load::request_failure::RequestFailure;
 use crate::load::target_url::ServerAddress;
@@ -28,7 +30,7 @@ pub(crate) struct BlockingClient {
     pub(crate) address: ServerAddress,
     tls: Option<TlsClient>,
     request: Vec<u8>,
-    expectations: ResponseExpectations,
+    response_parser: ResponseParser,
     /// Longest wait in each step.
     timeout: Duration,
     buffer: Vec<u8>,
@@ -56,10 +58,10 @@ impl BlockingClient {
             address: plan.target.find_reachable_address()?,
             tls,
             request: plan.encode_request(),
-            expectations: ResponseExpectations {
+            response_parser: ResponseParser::new(ResponseExpectations {
                 is_head_request: plan.method == "HEAD",
                 pid_header: plan.pid_header.clone(),
-            },
+            }),
             timeout: plan.timeout,
             buffer: vec![0; BUFFER_SIZE],
         })
@@ -119,7 +121,7 @@ impl BlockingClient {
         loop {
             let mut response = None;
             let (outcome, _) = transport.read(&mut self.buffer, |bytes| {
-                let read = response_reader.read_bytes(bytes, &self.expectations);
+                let read = response_reader.read_bytes(bytes, &mut self.response_parser);
                 let (_, complete) = read.map_err(response_error_kind)?;
                 response = response.or(complete);
                 Ok(())
@@ -154,7 +156,7 @@ impl BlockingClient {
             let (outcome, _) = transport.read(&mut self.buffer[..kept + room], |bytes| {
                 came += bytes.len();
                 let (_, complete) = response_reader
-                    .read_bytes(bytes, &self.expectations)
+                    .read_bytes(bytes, &mut self.response_parser)
                     .map_err(response_error_kind)?;
                 response = response.or(complete);
                 Ok(())

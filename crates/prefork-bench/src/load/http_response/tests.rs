@@ -8,6 +8,15 @@ fn parse_in_pieces(
     sizes: &[usize],
     expectations: &ResponseExpectations,
 ) -> Result<Vec<ParsedResponse>, ResponseError> {
+    let mut parser = ResponseParser::new(expectations.clone());
+    parse_with(&mut parser, bytes, sizes)
+}
+
+fn parse_with(
+    parser: &mut ResponseParser,
+    bytes: &[u8],
+    sizes: &[usize],
+) -> Result<Vec<ParsedResponse>, ResponseError> {
     let (mut reader, mut responses, mut sizes) =
         (ResponseReader::new(), Vec::new(), sizes.iter().cycle());
     let mut at = 0;
@@ -16,7 +25,7 @@ fn parse_in_pieces(
         let piece = &bytes[at..bytes.len().min(at + size.max(1))];
         let mut used = 0;
         while used < piece.len() {
-            let (taken, answer) = reader.read_bytes(&piece[used..], expectations)?;
+            let (taken, answer) = reader.read_bytes(&piece[used..], parser)?;
             responses.extend(answer);
             used += taken;
         }
@@ -172,7 +181,62 @@ fn responses_to_head_have_no_body() {
     assert_eq!(parse_in_pieces(text.as_bytes(), &[1000], &expect).expect("http").len(), 2);
 }
 
+#[test]
+fn a_response_after_an_equal_head_is_judged_by_its_own_bytes() {
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n";
+    let first = format!("{head}Handled by PID 12\n");
+    for (second, found) in [
+        (format!("{head}Handled by PID 34\n"), vec![(200, Some(34), true)]),
+        (format!("{head}eighteen bytes..\r\n"), vec![(200, None, true)]),
+        // One digit of the head differs.
+        (first.replace("200", "503"), vec![(503, Some(12), true)]),
+        (head.replace("18", "0"), vec![(200, None, true)]),
+        // The head is longer than the last one, or a beginning of it.
+        (
+            format!("{}\r\nConnection: close\r\n\r\n{}", &head[..head.len() - 4], "x".repeat(18)),
+            vec![(200, None, false)],
+        ),
+        (head[..head.len() - 1].to_string(), vec![]),
+        (first[..first.len() - 1].to_string(), vec![]),
+        (format!("HTTP/1.1 100 Continue\r\n\r\n{first}"), vec![(200, Some(12), true)]),
+    ] {
+        let mut parser = ResponseParser::default();
+        assert_eq!(parse_with(&mut parser, first.as_bytes(), &[1000]).map(|all| all.len()), Ok(1));
+        let parsed = parse_with(&mut parser, second.as_bytes(), &[1000]).expect(&second);
+        let parsed: Vec<_> =
+            parsed.iter().map(|one| (one.status, one.pid, one.can_reuse_connection)).collect();
+        assert_eq!(parsed, found, "{second}");
+    }
+    for wrong in ["HTTP/1.1 2OO OK\r\nContent-Length: 18\r\n\r\n", "Handled by PID 12\n"] {
+        let mut parser = ResponseParser::default();
+        let text = format!("{first}{wrong}");
+        assert_eq!(parse_with(&mut parser, text.as_bytes(), &[1000]), Err(Malformed), "{wrong}");
+    }
+}
+
 proptest! {
+    #[test]
+    fn remembering_the_last_head_changes_no_result(
+        kinds in prop::collection::vec(0usize..7, 1..12),
+        sizes in prop::collection::vec(1usize..200, 1..8),
+    ) {
+        let texts = [
+            "HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\nHandled by PID 12\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\nHandled by PID 34\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n2;x\r\nyz\r\n0\r\nT: t\r\n\r\n",
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 C\r\nContent-Length: 1\r\n\r\n.",
+            "HTTP/1.1 304 N\r\n\r\n",
+            "HTTP/1.1 503 S\r\nContent-Length: 18\r\nConnection: close\r\n\r\nHandled by PID 56\n",
+        ];
+        let text: String = kinds.iter().map(|kind| texts[*kind]).collect();
+        let together = parse_in_pieces(text.as_bytes(), &sizes, &ResponseExpectations::default());
+        // Each alone, with a parser that has seen nothing.
+        let alone: Vec<ParsedResponse> =
+            kinds.iter().flat_map(|kind| parse_unsplit(texts[*kind]).expect("http")).collect();
+        prop_assert_eq!(together, Ok(alone));
+    }
+
     #[test]
     fn pieces_of_any_size_give_the_same_responses(
         bodies in prop::collection::vec((0usize..200, any::<bool>()), 1..6),

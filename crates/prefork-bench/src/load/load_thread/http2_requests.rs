@@ -64,7 +64,7 @@ impl LoadThread<'_> {
                 }
                 connection.waiting.pop_front();
             }
-            let state = http2.advance(&self.expectations, &mut events);
+            let state = http2.advance(&self.response_parser.expectations, &mut events);
             let is_done = self.plan.reconnect_each_request && !events.is_empty();
             let had_events = !events.is_empty();
             for event in events.drain(..) {
