@@ -8,6 +8,7 @@ mod faults;
 mod isolated;
 mod routes;
 mod static_files;
+mod websocket;
 mod zero_body;
 
 use std::convert::Infallible;

@@ -12,6 +12,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use super::body_budget::{BodyBudget, ReadBodyError};
 use super::compute::{FibJob, HashJob, MAX_FIB_INPUT, MAX_HASH_ROUNDS, fib, hex_line};
 use super::static_files::StaticFiles;
+use super::websocket::accept_websocket;
 use super::zero_body::ZeroBody;
 use super::{AppOptions, faults};
 use tokio_prefork::pool::{PoolError, PoolJob};
@@ -19,7 +20,7 @@ use tokio_prefork::text::format_utc;
 use tokio_prefork::{ClientInfo, ConnectionInfo, ProxyHeader, RequestId, TlsInfo, Worker};
 
 pub(super) type AppBody = Either<Full<Bytes>, ZeroBody>;
-type AppResponse = Response<AppBody>;
+pub(super) type AppResponse = Response<AppBody>;
 
 const PATH_LIST: &str = "\
 /             pid of the worker that answered
@@ -32,6 +33,7 @@ const PATH_LIST: &str = "\
 /bytes/{n}    a body of n bytes, up to 1073741824
 /echo         POST: returns the body
 /hash         POST: SHA-256 of the body, computed in the CPU pool; ?rounds=n: hashed n times, up to 100000000
+/websocket    a WebSocket that sends each message back
 ";
 
 /// The path that answers with who has sent the request.
@@ -119,6 +121,9 @@ impl AppRoutes {
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return method_not_allowed("GET, HEAD");
+        }
+        if request.uri().path() == "/websocket" {
+            return accept_websocket(request, &self.worker, self.max_body_size());
         }
         let path = request.uri().path();
         let (name, argument) = match path[1.min(path.len())..].split_once('/') {

@@ -80,7 +80,7 @@ pub(super) static KEYS: &[Key<AppSettings>] = &{
             "demo",
             APPLICATION,
             Field::Switch(|s| &mut s.demo),
-            "Serve the demonstration paths: /, /cluster, /sleep, /fib, /bytes, /echo, /hash",
+            "Serve the demonstration paths: /, /cluster, /sleep, /fib, /bytes, /echo, /hash, /websocket",
         ),
         Key::new(
             "faults",

@@ -1,0 +1,106 @@
+//! Loads that are more than requests per second, on real servers.
+
+use std::time::Duration;
+
+use prefork_bench::load::{LoadPlan, TargetUrl};
+use prefork_bench::load_kinds::idle_memory::{IdleMemoryPlan, measure_idle_memory};
+use prefork_bench::load_kinds::reloads::{ReloadsPlan, measure_reloads};
+use prefork_bench::load_kinds::slow_readers::{SlowReadersPlan, measure_slow_readers};
+use prefork_bench::load_kinds::websocket_echo::{WebSocketEchoPlan, measure_websocket_echo};
+use prefork_bench::load_kinds::worker_kills::{WorkerKillsPlan, measure_worker_kills};
+
+use crate::support::Server;
+
+/// Returns a short load of requests for a path of the server.
+fn load(server: &Server, path: &str) -> LoadPlan {
+    let url = format!("http://127.0.0.1:{}{path}", server.port());
+    LoadPlan {
+        connections: 8,
+        threads: 1,
+        warm_up: Duration::from_millis(100),
+        duration: Duration::from_millis(600),
+        timeout: Duration::from_secs(10),
+        ..LoadPlan::new(TargetUrl::parse(&url).expect("url"))
+    }
+}
+
+#[test]
+fn idle_connections_stay_open_and_use_memory_of_the_workers() {
+    let server = Server::start(2);
+    let mut plan = IdleMemoryPlan::new(load(&server, "/"));
+    (plan.connections, plan.quiet) = (400, Duration::from_millis(500));
+    let report = measure_idle_memory(&plan, &mut || false).expect("measured").expect("complete");
+    assert_eq!((report.connections, report.failed, report.burst_failed), (400, 0, 0));
+    for phase in [&report.after_opening, &report.after_burst] {
+        assert_eq!(phase.open, 400);
+        // A connection costs its entry in a table at least, and less than its kernel buffers.
+        let bytes = phase.bytes_per_connection.expect("open connections");
+        assert!((100.0..100_000.0).contains(&bytes), "{}", report.to_table());
+    }
+    server.stop();
+}
+
+#[test]
+fn slow_readers_keep_to_their_rate_and_requests_are_served_beside_them() {
+    let server = Server::start(2);
+    let mut plan = SlowReadersPlan::new(load(&server, "/"), load(&server, "/bytes/100000000"));
+    plan.readers.connections = 8;
+    let report = measure_slow_readers(&plan, &mut || false).expect("measured").expect("complete");
+    assert_eq!((report.alone.error_count(), report.beside.error_count()), (0, 0));
+    assert!(report.beside.responses > 0 && report.p99_ratio.is_some());
+    let readers = &report.readers;
+    assert_eq!((readers.failed, readers.bodies), (0, 0), "{readers:?}");
+    let asked = readers.bytes_per_second as f64;
+    assert!(readers.read_per_second > 0.0 && readers.read_per_second <= asked, "{readers:?}");
+    server.stop();
+}
+
+#[test]
+fn websocket_messages_come_back_from_the_built_in_application() {
+    let server = Server::start(2);
+    for message_size in [16, 100_000] {
+        let load = load(&server, "/websocket");
+        let plan = WebSocketEchoPlan { message_size, ..WebSocketEchoPlan::new(load) };
+        let report = measure_websocket_echo(&plan, &mut || false).expect("measured");
+        let report = report.expect("complete");
+        assert_eq!((report.failed, report.failure.as_deref()), (0, None));
+        assert!(report.round_trips > 0 && report.server_cpu_us > Some(0.0), "{report:?}");
+    }
+    server.stop();
+}
+
+#[test]
+fn each_killed_worker_is_replaced_by_one_that_answers() {
+    let server = Server::start(2).allow_errors(&["died"]);
+    let mut plan = WorkerKillsPlan::new(load(&server, "/"));
+    (plan.kills, plan.interval) = (3, Duration::from_millis(500));
+    let before = server.worker_pids();
+    let report = measure_worker_kills(&plan, &mut || false).expect("measured").expect("complete");
+    assert_eq!((report.kills, report.not_replaced), (3, 0), "{}", report.to_table());
+    assert_eq!(report.each_ms.len(), 3);
+    assert!(report.serving_again_ms.median > 0.0, "{}", report.to_table());
+    assert!(report.next_response_ms.max <= report.serving_again_ms.max);
+    assert_ne!(server.worker_pids(), before);
+    server.wait_replaced(3);
+    server.stop();
+}
+
+#[test]
+fn without_a_worker_that_names_itself_none_is_killed() {
+    let server = Server::start(1);
+    let why = measure_worker_kills(&WorkerKillsPlan::new(load(&server, "/bytes/1")), &mut || false);
+    let why = why.expect_err("no pid").to_string();
+    assert!(why.contains("do not name the process"), "{why}");
+    server.stop();
+}
+
+#[test]
+fn reloads_one_after_another_lose_nothing() {
+    let server = Server::start(2);
+    let report = measure_reloads(&ReloadsPlan::new(load(&server, "/")), &mut || false);
+    let report = report.expect("measured").expect("complete");
+    assert!(report.reloads > 0 && report.reload_ms.median > 0.0, "{}", report.to_table());
+    assert_eq!((report.lost_requests, report.during.failed_probes), (0, 0));
+    assert!(report.before.longest_gap_ms > 0.0 && report.during.longest_gap_ms > 0.0);
+    server.stop();
+}
