@@ -14,7 +14,10 @@ use super::process::Server;
 use super::{cleanup, fail};
 
 const FLOOR_SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/floor/floor.c");
-const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/peers/cluster.js");
+const CLUSTER: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/crates/prefork-bench/src/compare/peers/programs/node_cluster.js"
+);
 
 /// A server that can be started for a measurement.
 #[derive(Clone, Copy, PartialEq, Eq)]

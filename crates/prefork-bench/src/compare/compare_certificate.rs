@@ -5,27 +5,24 @@ use std::path::{Path, PathBuf};
 use rcgen::{CertificateParams, KeyPair};
 use tokio_prefork::{Error, Result};
 
-/// A self-signed ECDSA P-256 certificate for `localhost` and `127.0.0.1`, in a directory that is removed with it.
+/// A self-signed ECDSA P-256 certificate for `localhost` and `127.0.0.1`, in files of a directory.
 #[derive(Debug)]
 pub(crate) struct CompareCertificate {
-    dir: tempfile::TempDir,
+    dir: PathBuf,
 }
 
 impl CompareCertificate {
-    /// Makes a certificate and its key.
+    /// Makes a certificate and its key in a directory that only this user may read.
     ///
     /// # Errors
-    /// The directory for temporary files cannot be written.
-    pub(crate) fn generate() -> Result<CompareCertificate> {
+    /// The directory cannot be written.
+    pub(crate) fn generate(dir: &Path) -> Result<CompareCertificate> {
         let unmade = |e: rcgen::Error| Error::config(format!("cannot make a certificate: {e}"));
         let names = ["localhost", "127.0.0.1"].map(str::to_string);
         let key = KeyPair::generate().map_err(unmade)?;
         let params = CertificateParams::new(names).map_err(unmade)?;
         let certificate = params.self_signed(&key).map_err(unmade)?;
-        // Only this user may read the directory.
-        let dir = tempfile::tempdir();
-        let dir = dir.map_err(|e| Error::system("create a directory for a certificate", e))?;
-        let made = CompareCertificate { dir };
+        let made = CompareCertificate { dir: dir.to_path_buf() };
         let write = |path: PathBuf, text: String| {
             let written = std::fs::write(&path, text);
             written.map_err(|e| Error::system(format!("write {}", path.display()), e))
@@ -36,14 +33,10 @@ impl CompareCertificate {
     }
 
     pub(crate) fn certificate_file(&self) -> PathBuf {
-        self.path().join("cert.pem")
+        self.dir.join("cert.pem")
     }
 
     pub(crate) fn key_file(&self) -> PathBuf {
-        self.path().join("key.pem")
-    }
-
-    fn path(&self) -> &Path {
-        self.dir.path()
+        self.dir.join("key.pem")
     }
 }

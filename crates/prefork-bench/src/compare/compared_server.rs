@@ -1,24 +1,14 @@
-//! The servers of a comparison: how to start one, detect that it is ready, and stop it.
+//! The servers of a comparison: their names and how to start them.
 
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use super::compare_certificate::CompareCertificate;
-use super::{POLL_INTERVAL, SERVER_START_TIMEOUT};
-use crate::load::{self, LoadPlan, TargetUrl, TlsOptions};
-use prefork_os::signal::{Signal, SignalPipe};
-use prefork_os::{child::signal_child, parent_death::set_parent_death_signal};
-use tokio_prefork::text::printable;
+use super::free_port::ReservedPort;
+use super::peers::{PeerConfiguration, PeerDefinition, PeerListener, PeerSetup, find_peer};
+use super::run_resources::RunResources;
 use tokio_prefork::{ConcurrencyModel, Dispatch};
-
-/// How long a peer may take to answer whether it has a path: 5 s.
-const PATH_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Length of the load that asks whether a peer has a path: one request.
-const PATH_CHECK_DURATION: Duration = Duration::from_millis(100);
-/// Longest log line read, in bytes; longer ones are split.
-const MAX_LOG_LINE: u64 = 64 * 1024;
 
 /// A server of a comparison, which can be started any number of times.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,10 +26,32 @@ enum ServerCommand {
     Peer(String),
     /// `prefork run` of this program, with flags and a program that can use the listening socket.
     Run { words: Vec<String>, workers: usize },
+    /// A peer that is known by name.
+    Known { peer: &'static PeerDefinition, workers: usize },
+}
+
+/// A command of a server and how it says that it is ready.
+#[derive(Debug)]
+pub(super) struct ServerStart {
+    pub(super) command: Command,
+    pub(super) ready: ReadySign,
+    /// Kept while the server runs.
+    pub(super) port: Option<ReservedPort>,
+}
+
+/// How a server says that it is ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ReadySign {
+    /// A line of its log, which contains this text, after one with the address.
+    LogText(&'static str),
+    /// It answers at this URL, by so many processes.
+    Responses { url: String, processes: usize },
 }
 
 /// What a peer's command begins with that is for `prefork run`.
 const RUN_PREFIX: &str = "run ";
+/// What the log of `prefork` says when it is ready.
+const READY_LOG_TEXT: &str = " serve; stop with ";
 
 impl ComparedServer {
     /// Returns `prefork serve` with a model, and a dispatch policy if not the default.
@@ -64,14 +76,25 @@ impl ComparedServer {
         Some(ComparedServer::built_in(model.parse().ok()?, policy, workers))
     }
 
-    /// Parses `NAME=COMMAND`. A command with a template such as `{fd}`, or one that begins with `run `, is for `prefork run`, in one
-    /// process unless [`with_workers`](ComparedServer::with_workers) says otherwise; any other is for the shell.
+    /// Returns a peer that is known by name, with one worker.
+    pub(crate) fn known(peer: &'static PeerDefinition) -> ComparedServer {
+        ComparedServer {
+            name: peer.name.to_string(),
+            kind: ServerCommand::Known { peer, workers: 1 },
+        }
+    }
+
+    /// Parses the name of a known peer, or `NAME=COMMAND`. A command with a template such as `{fd}`, or one that begins with
+    /// `run `, is for `prefork run`; any other is for the shell. A peer has one worker unless
+    /// [`with_workers`](ComparedServer::with_workers) says otherwise.
     ///
     /// # Errors
     /// Says what is wrong with the text.
     pub fn parse_peer(text: &str) -> Result<ComparedServer, String> {
-        const EXPECTED_FORMAT: &str = "give NAME=COMMAND, for example node='node server.js'";
-        let (name, command) = text.split_once('=').ok_or(format!("{text:?}: {EXPECTED_FORMAT}"))?;
+        const EXPECTED_FORMAT: &str = "give NAME=COMMAND, for example mine='node server.js'";
+        let Some((name, command)) = text.split_once('=') else {
+            return find_peer(text).map(ComparedServer::known);
+        };
         let odd = |c: char| !(c.is_ascii_alphanumeric() || "-._+/".contains(c));
         if name.is_empty() || name.len() > 40 || name.contains(odd) || command.trim().is_empty() {
             return Err(format!(
@@ -88,9 +111,11 @@ impl ComparedServer {
         Ok(ComparedServer { name: name.to_string(), kind })
     }
 
-    /// Sets the number of workers of a peer that `prefork run` starts.
+    /// Sets the number of workers of a peer that `prefork run` starts or that is known by name.
     pub fn with_workers(mut self, count: usize) -> ComparedServer {
-        if let ServerCommand::Run { workers, .. } = &mut self.kind {
+        if let ServerCommand::Run { workers, .. } | ServerCommand::Known { workers, .. } =
+            &mut self.kind
+        {
             *workers = count;
         }
         self
@@ -98,7 +123,7 @@ impl ComparedServer {
 
     /// Returns whether it is another program than `prefork`.
     pub(crate) fn is_peer(&self) -> bool {
-        matches!(self.kind, ServerCommand::Peer(_) | ServerCommand::Run { .. })
+        !matches!(self.kind, ServerCommand::BuiltIn { .. })
     }
 
     /// Returns whether it is the single-process model, the reference of the comparison.
@@ -106,51 +131,76 @@ impl ComparedServer {
         matches!(self.kind, ServerCommand::BuiltIn { model: ConcurrencyModel::Single, .. })
     }
 
-    fn build_command(&self, certificate: Option<&CompareCertificate>) -> std::io::Result<Command> {
+    /// Returns the peer that is known by name.
+    pub(crate) fn known_peer(&self) -> Option<&'static PeerDefinition> {
+        match self.kind {
+            ServerCommand::Known { peer, .. } => Some(peer),
+            _ => None,
+        }
+    }
+
+    /// Returns whether it speaks TLS itself with `--https`, behind a `prefork` that does not know it.
+    pub(super) fn is_run_by_prefork(&self) -> bool {
+        match &self.kind {
+            ServerCommand::Run { .. } => true,
+            ServerCommand::Known { peer, .. } => peer.listener == PeerListener::Inherited,
+            ServerCommand::BuiltIn { .. } | ServerCommand::Peer(_) => false,
+        }
+    }
+
+    /// Returns whether it leads a process group, which ends with it: what has no `prefork` above it.
+    pub(super) fn has_own_group(&self) -> bool {
+        self.is_peer() && !self.is_run_by_prefork()
+    }
+
+    /// Writes the files of the server, and returns its command.
+    ///
+    /// # Errors
+    /// This program is not found, the files cannot be written, or no port is free.
+    pub(super) fn prepare_start(&self, resources: &RunResources) -> std::io::Result<ServerStart> {
+        let certificate = resources.certificate.as_ref();
+        let mut ready = ReadySign::LogText(READY_LOG_TEXT);
+        let mut port = None;
         let mut command = match &self.kind {
-            ServerCommand::BuiltIn { model, dispatch, workers } => {
-                let mut command = Command::new(std::env::current_exe()?);
-                command.args([
-                    "serve",
-                    "--bind",
-                    "127.0.0.1:0",
-                    "--control",
-                    "off",
-                    "--log",
-                    "info",
-                ]);
-                command.args(["--model", model.name()]);
-                if *model != ConcurrencyModel::Single {
-                    command.args(["--workers", &workers.to_string()]);
-                }
-                command.args(["--graceful-timeout", "1s"]);
-                command.args(dispatch.iter().flat_map(|policy| ["--dispatch", policy.name()]));
-                if let Some(certificate) = certificate {
-                    command.arg("--tls-cert").arg(certificate.certificate_file());
-                    command.arg("--tls-key").arg(certificate.key_file());
-                }
-                command
-            }
+            ServerCommand::BuiltIn { .. } => shell_free_command(&self.built_in_words(certificate))?,
             ServerCommand::Run { words, workers } => {
-                let mut command = Command::new(std::env::current_exe()?);
-                command.args(["run", "--bind", "127.0.0.1:0", "--control", "off", "--log", "info"]);
-                command.args(["--workers", &workers.to_string(), "--graceful-timeout", "1s"]);
-                // What the program prints must cost the primary nothing.
-                command.args(["--output", "plain"]).args(words);
-                command
+                shell_free_command(&run_words(*workers, words))?
             }
             ServerCommand::Peer(line) => {
+                ready = ReadySign::LogText("listening on http");
                 let mut command = Command::new("/bin/sh");
                 // `exec` saves a process, and signals reach the server itself.
                 command.args(["-c", &format!("exec {line}")]);
                 command
             }
+            ServerCommand::Known { peer, workers } => {
+                let dir = resources.peer_directory(peer.name)?;
+                if peer.listener == PeerListener::OwnProcesses {
+                    let reserved = ReservedPort::new()?;
+                    let scheme = if certificate.is_some() { "https" } else { "http" };
+                    let url = format!("{scheme}://{}:{}", Ipv4Addr::LOCALHOST, reserved.port());
+                    ready = ReadySign::Responses { url, processes: peer.process_count(*workers) };
+                    port = Some(reserved);
+                }
+                let number = port.as_ref().map(|port| port.port().to_string());
+                let configuration = self.configuration_of(peer, resources, &dir, number.as_deref());
+                for file in &configuration.files {
+                    file.write(&dir)?;
+                }
+                let mut command = shell_free_command(&configuration.command)?;
+                command.envs(configuration.environment).current_dir(&dir);
+                command
+            }
         };
         // Settings of the calling shell are not meant for these servers.
+        let set: Vec<std::ffi::OsString> =
+            command.get_envs().map(|(name, _)| name.to_os_string()).collect();
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             let ours = text.starts_with("PREFORK_");
-            if ours || ["PORT", "WEB_CONCURRENCY", "RUST_LOG", "NOTIFY_SOCKET"].contains(&&*text) {
+            let is_setting =
+                ours || ["PORT", "WEB_CONCURRENCY", "RUST_LOG", "NOTIFY_SOCKET"].contains(&&*text);
+            if is_setting && !set.contains(&name) {
                 command.env_remove(name);
             }
         }
@@ -159,16 +209,82 @@ impl ComparedServer {
             command.env("TLS_KEY", certificate.key_file());
         }
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        Ok(command)
+        Ok(ServerStart { command, ready, port })
     }
 
-    /// Returns the log text that says it is ready.
-    fn ready_log_text(&self) -> &'static str {
-        match self.kind {
-            ServerCommand::Peer(_) => "listening on http",
-            ServerCommand::BuiltIn { .. } | ServerCommand::Run { .. } => " serve; stop with ",
+    /// Returns how a known peer is started; with the words of `prefork run` if that starts it.
+    fn configuration_of(
+        &self,
+        peer: &PeerDefinition,
+        resources: &RunResources,
+        dir: &Path,
+        port: Option<&str>,
+    ) -> PeerConfiguration {
+        let program = resources.peer(peer.name).map(|found| found.program.display().to_string());
+        let workers = match self.kind {
+            ServerCommand::Known { workers, .. } => workers,
+            _ => 1,
+        };
+        let mut configuration = (peer.configure)(&PeerSetup {
+            program: program.as_deref().unwrap_or(peer.program),
+            dir,
+            port: port.unwrap_or("{port}"),
+            workers,
+            certificate: resources.certificate.as_ref(),
+        });
+        if peer.listener == PeerListener::Inherited {
+            let words = [vec!["--".to_string()], configuration.command].concat();
+            configuration.command = run_words(workers, &words);
         }
+        configuration
     }
+
+    /// Returns the arguments of a `prefork serve`.
+    fn built_in_words(&self, certificate: Option<&CompareCertificate>) -> Vec<String> {
+        let ServerCommand::BuiltIn { model, dispatch, workers } = &self.kind else {
+            return Vec::new();
+        };
+        let words =
+            [OWN_PROGRAM, "serve", "--bind", "127.0.0.1:0", "--control", "off", "--log", "info"];
+        let mut words = words.map(str::to_string).to_vec();
+        let mut add = |flag: &str, value: &str| words.extend([flag, value].map(str::to_string));
+        add("--model", model.name());
+        if *model != ConcurrencyModel::Single {
+            add("--workers", &workers.to_string());
+        }
+        add("--graceful-timeout", "1s");
+        if let Some(policy) = dispatch {
+            add("--dispatch", policy.name());
+        }
+        if let Some(certificate) = certificate {
+            add("--tls-cert", &certificate.certificate_file().display().to_string());
+            add("--tls-key", &certificate.key_file().display().to_string());
+        }
+        words
+    }
+}
+
+/// Stands for this program as the first word of a command.
+const OWN_PROGRAM: &str = "prefork";
+
+/// Returns the command of `prefork run` with these flags and program.
+fn run_words(workers: usize, words: &[String]) -> Vec<String> {
+    let workers = workers.to_string();
+    let own = [OWN_PROGRAM, "run", "--bind", "127.0.0.1:0", "--control", "off", "--log", "info"];
+    // What the program prints must cost the primary nothing.
+    let more = ["--workers", &workers, "--graceful-timeout", "1s", "--output", "plain"];
+    own.iter().chain(&more).map(|word| word.to_string()).chain(words.iter().cloned()).collect()
+}
+
+/// Returns a command that runs without a shell. The word [`OWN_PROGRAM`] is this program.
+fn shell_free_command(words: &[String]) -> std::io::Result<Command> {
+    let (program, arguments) = words.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
+    let mut command = match program.as_str() {
+        OWN_PROGRAM => Command::new(std::env::current_exe()?),
+        program => Command::new(program),
+    };
+    command.args(arguments);
+    Ok(command)
 }
 
 /// Returns the flags and the program of a command that is for `prefork run`, or `None` within if they cannot be split.
@@ -183,195 +299,9 @@ fn words_for_run(command: &str) -> Option<Option<Vec<String>>> {
     })
 }
 
-/// Why a server did not become ready.
-#[derive(Debug)]
-pub(crate) enum ServerStartError {
-    /// It could not start, or exited; holds the reason.
-    Failed(String),
-    /// A signal to this process came first.
-    Interrupted,
-}
-
-/// A running server; dropping it stops the server.
-#[derive(Debug)]
-pub(crate) struct RunningServer {
-    child: Child,
-    stop: Signal,
-    url: String,
-    tls: Option<TlsOptions>,
-}
-
-impl RunningServer {
-    /// Starts the server and waits until it is ready.
-    ///
-    /// # Errors
-    /// It does not become ready (with its last log line), or a signal arrived.
-    pub fn start_server(
-        compared: &ComparedServer,
-        certificate: Option<&CompareCertificate>,
-        signals: &mut SignalPipe,
-    ) -> Result<RunningServer, ServerStartError> {
-        let broken = |why: String| {
-            ServerStartError::Failed(format!("{} did not start: {why}", compared.name))
-        };
-        let mut command = compared
-            .build_command(certificate)
-            .map_err(|e| broken(format!("cannot find this program: {e}")))?;
-        set_parent_death_signal(&mut command, Signal::SIGTERM);
-        let mut child = command.spawn().map_err(|e| broken(e.to_string()))?;
-        let stderr = child.stderr.take();
-        // SIGQUIT may be the graceful stop of a peer, or make it dump core.
-        let stop = if compared.is_peer() { Signal::SIGTERM } else { Signal::SIGQUIT };
-        let tls = certificate.map(|certificate| TlsOptions {
-            ca_file: Some(certificate.certificate_file()),
-            ..TlsOptions::default()
-        });
-        let mut running = RunningServer { child, stop, url: String::new(), tls };
-        let (sender, log_lines) = channel();
-        if let Some(stderr) = stderr {
-            // The thread ends with the server, which holds the other end of the pipe.
-            std::thread::spawn(move || {
-                let mut lines = BufReader::new(stderr);
-                let mut line = Vec::new();
-                while lines
-                    .by_ref()
-                    .take(MAX_LOG_LINE)
-                    .read_until(b'\n', &mut line)
-                    .is_ok_and(|n| n > 0)
-                {
-                    // After startup the channel has no receiver, but reading keeps the server from blocking on a full
-                    // pipe.
-                    let _ = sender.send(String::from_utf8_lossy(&line).trim_end().to_string());
-                    line.clear();
-                }
-            });
-        }
-        running.url =
-            running.wait_until_ready(&log_lines, compared.ready_log_text(), signals, broken)?;
-        if certificate.is_some() && matches!(compared.kind, ServerCommand::Run { .. }) {
-            // Only the program knows that it speaks TLS.
-            running.url = running.url.replacen("http://", "https://", 1);
-        }
-        if certificate.is_some() != running.url.starts_with("https://") {
-            return Err(ServerStartError::Failed(format!(
-                "{} listens on {}: with --https a peer must speak TLS with the files that TLS_CERT and TLS_KEY \
-                 name, and without it plain HTTP",
-                compared.name, running.url
-            )));
-        }
-        Ok(running)
-    }
-
-    /// Waits for the ready message and returns the URL from the log.
-    fn wait_until_ready(
-        &mut self,
-        log_lines: &Receiver<String>,
-        ready: &str,
-        signals: &mut SignalPipe,
-        broken: impl Fn(String) -> ServerStartError,
-    ) -> Result<String, ServerStartError> {
-        let (begun, mut address, mut last) = (Instant::now(), None, String::new());
-        loop {
-            if signals.read_pending().is_ok_and(|came| !came.is_empty()) {
-                return Err(ServerStartError::Interrupted);
-            }
-            if begun.elapsed() > SERVER_START_TIMEOUT {
-                return Err(broken(format!(
-                    "not ready after {SERVER_START_TIMEOUT:?}; its last log line: {last}"
-                )));
-            }
-            match log_lines.recv_timeout(POLL_INTERVAL) {
-                Ok(line) => {
-                    address = address.or_else(|| parse_listen_url(&line));
-                    if line.contains(ready)
-                        && let Some(address) = address
-                    {
-                        return Ok(address);
-                    }
-                    last = printable(&line).chars().take(300).collect();
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(broken(format!("it exited; its last log line: {last}")));
-                }
-            }
-        }
-    }
-
-    /// Returns a load of requests for `path`.
-    ///
-    /// # Errors
-    /// The server has logged an unusable address.
-    pub fn load_plan(&self, path: &str) -> Result<LoadPlan, String> {
-        let url = format!("{}{path}", self.url);
-        let target = TargetUrl::parse(&url).map_err(|why| format!("{url}: {why}"))?;
-        Ok(LoadPlan { tls: self.tls.clone().unwrap_or_default(), ..LoadPlan::new(target) })
-    }
-
-    /// Returns whether it answers 200 at this path.
-    pub(crate) fn has_path(&self, path: &str, http2_streams: Option<usize>) -> bool {
-        let Ok(plan) = self.load_plan(path) else { return false };
-        // Ends after the first response.
-        let probe = LoadPlan {
-            connections: 1,
-            threads: 1,
-            rate: Some(1),
-            warm_up: Duration::ZERO,
-            duration: PATH_CHECK_DURATION,
-            timeout: PATH_CHECK_TIMEOUT,
-            http2_streams: http2_streams.map(|_| 1),
-            ..plan
-        };
-        load::run_load(&probe, |_| {}).is_ok_and(|report| {
-            report.statuses.success == report.responses && report.error_count() == 0
-        })
-    }
-}
-
-impl Drop for RunningServer {
-    fn drop(&mut self) {
-        // Fails if the server has already exited.
-        let _ = signal_child(self.child.id(), self.stop);
-        drop(self.child.stdin.take());
-        let begun = Instant::now();
-        while matches!(self.child.try_wait(), Ok(None)) {
-            if begun.elapsed() > SERVER_START_TIMEOUT / 2 {
-                let _ = self.child.kill();
-                let _ = self.child.wait();
-                break;
-            }
-            std::thread::sleep(POLL_INTERVAL);
-        }
-    }
-}
-
-/// Returns the first URL of a log line that says where a server listens.
-fn parse_listen_url(line: &str) -> Option<String> {
-    let url = line.split_once("listening on ")?.1.split([',', ' ']).next()?;
-    let (scheme, rest) = url.split_once("://")?;
-    let authority = rest.split('/').next()?;
-    let is_known = ["http", "https"].contains(&scheme) && !authority.is_empty();
-    is_known.then(|| format!("{scheme}://{authority}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn listen_urls_are_found_in_logs() {
-        for (line, url) in [
-            ("INFO  listening on http://127.0.0.1:35297", Some("http://127.0.0.1:35297")),
-            ("listening on http://127.0.0.1:1/, http://[::1]:2", Some("http://127.0.0.1:1")),
-            ("listening on http://127.0.0.1:1, unix:/a", Some("http://127.0.0.1:1")),
-            ("listening on https://127.0.0.1:8443/", Some("https://127.0.0.1:8443")),
-            ("listening on unix:/a", None),
-            ("listening on h", None),
-            ("nothing", None),
-        ] {
-            assert_eq!(parse_listen_url(line).as_deref(), url, "{line}");
-        }
-    }
 
     #[test]
     fn servers_have_names() {
@@ -386,7 +316,7 @@ mod tests {
             };
         assert_eq!(words("py=uvicorn 'my app' --fd {fd}"), "--|uvicorn|my app|--fd|{fd}");
         assert_eq!(words("node=run --ready-http / node a.js"), "--ready-http|/|node|a.js");
-        for text in ["", "node", "=a", "a=", "a b=c", "<b>=c", "a=run 'b"] {
+        for text in ["", "nodejs", "=a", "a=", "a b=c", "<b>=c", "a=run 'b"] {
             assert!(ComparedServer::parse_peer(text).is_err(), "{text}");
         }
     }

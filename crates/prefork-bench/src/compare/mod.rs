@@ -17,12 +17,17 @@ mod compared_server;
 mod comparisons;
 mod concurrent_loads;
 mod confidence;
+mod free_port;
 mod measurement;
 mod paired_ratio;
+mod peers;
 mod plan;
 mod random_order;
 mod report;
 mod rounds;
+mod run_directory;
+mod run_resources;
+mod running_server;
 mod size_in_words;
 mod verdict;
 
@@ -33,19 +38,19 @@ pub use baseline::{
 };
 pub use compared_metric::{ComparedMetric, MetricUnit};
 pub use compared_server::ComparedServer;
-pub(crate) use compared_server::{RunningServer, ServerStartError};
 pub use comparisons::{Comparison, ComparisonResult};
 pub(crate) use concurrent_loads::run_concurrent_loads;
 pub use confidence::Confidence;
 pub use paired_ratio::PairedRatio;
 pub use plan::{ComparePlan, DEFAULT_PRECISION, DEFAULT_TIME_LIMIT};
 pub use report::CompareReport;
+pub(crate) use run_resources::RunResources;
+pub(crate) use running_server::{RunningServer, ServerStartError};
 pub use verdict::{Verdict, VerdictLine};
 
 use crate::load::LoadPlan;
 pub use crate::scenario::Workload;
 use crate::scenario::{ScenarioOutcome, run_scenario};
-use compare_certificate::CompareCertificate;
 use measurement::MeasurementOutcome;
 pub use measurement::MeasurementSample;
 use prefork_os::signal::{Signal, SignalPipe};
@@ -85,7 +90,7 @@ pub fn run_comparison(
     let begun = Instant::now();
     let mut signals = SignalPipe::new(&[Signal::SIGINT, Signal::SIGTERM])
         .map_err(|e| Error::system("install signal handlers", e))?;
-    let certificate = plan.https.then(CompareCertificate::generate).transpose()?;
+    let resources = RunResources::prepare(plan)?;
     let seed = RandomOrder::new_seed().map_err(|e| Error::system("read a random number", e))?;
     let mut order = RandomOrder::from_seed(seed);
     let servers = plan.measured_servers();
@@ -107,8 +112,7 @@ pub fn run_comparison(
                     server: &server.name,
                     elapsed: begun.elapsed(),
                 });
-                let outcome =
-                    measure_server(plan, workload, server, certificate.as_ref(), &mut signals)?;
+                let outcome = measure_server(plan, workload, server, &resources, &mut signals)?;
                 // The failed load was interrupted with SIGINT by this process: that is not a request to stop.
                 let failed = matches!(outcome, MeasurementOutcome::ServerFailed(_));
                 if take_stop_signals(&mut signals)? && !failed {
@@ -135,10 +139,10 @@ fn measure_server(
     plan: &ComparePlan,
     workload: &Workload,
     compared: &ComparedServer,
-    certificate: Option<&CompareCertificate>,
+    resources: &RunResources,
     signals: &mut SignalPipe,
 ) -> Result<MeasurementOutcome> {
-    let server = match RunningServer::start_server(compared, certificate, signals) {
+    let server = match RunningServer::start_server(compared, resources, signals) {
         Ok(server) => server,
         Err(ServerStartError::Interrupted) => return Ok(MeasurementOutcome::Interrupted),
         Err(ServerStartError::Failed(why)) => return Ok(MeasurementOutcome::ServerFailed(why)),

@@ -5,7 +5,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::CpuDemoPlan;
-use crate::compare::{ComparedServer, RunningServer, ServerStartError, run_concurrent_loads};
+use crate::compare::{
+    ComparedServer, RunResources, RunningServer, ServerStartError, run_concurrent_loads,
+};
 use crate::load;
 use prefork_os::signal::SignalPipe;
 use tokio_prefork::ConcurrencyModel;
@@ -80,7 +82,8 @@ fn measure_server(
     background: Option<&str>,
     signals: &mut SignalPipe,
 ) -> Result<Option<load::LoadReport>> {
-    let server = match RunningServer::start_server(compared, None, signals) {
+    let resources = RunResources::default();
+    let server = match RunningServer::start_server(compared, &resources, signals) {
         Ok(server) => server,
         Err(ServerStartError::Interrupted) => return Ok(None),
         Err(ServerStartError::Failed(why)) => return Err(Error::config(why)),

@@ -1,0 +1,153 @@
+//! Other servers that `--peer NAME` knows: how to find them, and how to start them so that a comparison is fair.
+//!
+//! Each is configured as its own documentation says for production, with as many workers as the other servers, without an access
+//! log, and with connections that are kept for any number of requests. All answer `/`, `/bytes/N`, `/fib/N` and `/sleep/N` like
+//! `prefork serve`, as far as they can.
+
+mod installed_peer;
+mod nginx;
+mod node;
+
+use std::path::Path;
+
+use super::compare_certificate::CompareCertificate;
+pub(crate) use installed_peer::{InstalledPeer, find_installed};
+
+/// A server that is known by name.
+#[derive(Debug)]
+pub(crate) struct PeerDefinition {
+    /// Name on the command line and in reports.
+    pub(crate) name: &'static str,
+    /// What it is, in a phrase.
+    pub(crate) about: &'static str,
+    /// Why it is configured so, in a sentence.
+    pub(crate) why: &'static str,
+    /// The executable that is looked for on PATH.
+    pub(crate) program: &'static str,
+    /// Arguments that make it print its version.
+    pub(crate) version_args: &'static [&'static str],
+    /// Command that installs it.
+    pub(crate) install: &'static str,
+    /// Who opens the listening socket.
+    pub(crate) listener: PeerListener,
+    /// Whether it speaks TLS with the files of a certificate and its key.
+    pub(crate) speaks_tls: bool,
+    /// Returns its command line and files.
+    pub(crate) configure: fn(&PeerSetup<'_>) -> PeerConfiguration,
+}
+
+/// Who opens the listening socket of a peer, and so who has its processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PeerListener {
+    /// `prefork run`: each worker is a program with one process on an inherited socket.
+    Inherited,
+    /// The peer itself, on a port that it is told, with as many processes as there are workers.
+    OwnProcesses,
+}
+
+/// What a configuration depends on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PeerSetup<'a> {
+    /// Path of the executable.
+    pub(crate) program: &'a str,
+    /// Directory of the files of the configuration.
+    pub(crate) dir: &'a Path,
+    /// Port to listen on, as text: `{port}` under `prefork run`, which replaces it.
+    pub(crate) port: &'a str,
+    /// Number of processes.
+    pub(crate) workers: usize,
+    /// Files of certificate and key; `None` for plain HTTP.
+    pub(crate) certificate: Option<&'a CompareCertificate>,
+}
+
+impl PartialEq for PeerDefinition {
+    fn eq(&self, other: &PeerDefinition) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for PeerDefinition {}
+
+impl PeerDefinition {
+    /// Returns how many processes answer if the comparison has so many workers.
+    pub(crate) fn process_count(&self, workers: usize) -> usize {
+        match self.listener {
+            PeerListener::Inherited | PeerListener::OwnProcesses => workers,
+        }
+    }
+}
+
+impl PeerSetup<'_> {
+    /// Returns the path of a file of the configuration.
+    pub(crate) fn file(&self, name: &str) -> String {
+        self.dir.join(name).display().to_string()
+    }
+}
+
+/// How a peer is started.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct PeerConfiguration {
+    /// The executable and its arguments.
+    pub(crate) command: Vec<String>,
+    /// Environment variables.
+    pub(crate) environment: Vec<(&'static str, String)>,
+    /// Files in the directory of the setup.
+    pub(crate) files: Vec<PeerFile>,
+}
+
+/// A file of a peer's configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PeerFile {
+    /// Path below the directory of the setup.
+    pub(crate) path: String,
+    pub(crate) content: PeerFileContent,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PeerFileContent {
+    /// A program or a configuration, which reports show.
+    Text(String),
+    /// A body of so many zero bytes.
+    Zeros(u64),
+}
+
+impl PeerFile {
+    pub(crate) fn text(path: &str, text: impl Into<String>) -> PeerFile {
+        PeerFile { path: path.to_string(), content: PeerFileContent::Text(text.into()) }
+    }
+
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub(crate) fn write(&self, dir: &Path) -> std::io::Result<()> {
+        let path = dir.join(&self.path);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        match &self.content {
+            PeerFileContent::Text(text) => std::fs::write(path, text),
+            PeerFileContent::Zeros(length) => std::fs::File::create(path)?.set_len(*length),
+        }
+    }
+}
+
+/// All peers that are known by name, in the order of the documentation.
+pub(crate) fn all_peers() -> impl Iterator<Item = &'static PeerDefinition> {
+    [&node::NODE, &node::NODE_CLUSTER, &nginx::NGINX].into_iter()
+}
+
+/// Returns the peer of this name.
+///
+/// # Errors
+/// Lists the known names.
+pub(crate) fn find_peer(name: &str) -> Result<&'static PeerDefinition, String> {
+    let names = all_peers().map(|peer| peer.name).collect::<Vec<_>>().join(", ");
+    all_peers().find(|peer| peer.name == name).ok_or(format!(
+        "{name:?} is not a known peer: give {names}, all for those that are installed, or NAME=COMMAND, for example \
+         mine='node server.js'"
+    ))
+}
+
+#[cfg(test)]
+mod tests;
