@@ -30,6 +30,9 @@ measured twice: if it differs from itself, the machine is too noisy and no diffe
 
 The rounds of a workload go on until its intervals are narrow enough (--precision) or the time is up (--time-limit).
 
+Peers that are known by name are looked for on PATH, and configured as their documentation says, with as many workers as the other \
+servers; the report shows how. Those that can take a listening socket are started by prefork run.
+
 A peer whose command has {fd} or {port}, or begins with \"run \", is started by prefork run, with as many workers and on sockets \
 like those of the prefork model. Any other is started by the shell; it must say \"listening on http://ADDRESS:PORT\" on standard \
 error when it serves, and end on SIGTERM. Peers are measured under the loads whose paths they have.
@@ -59,8 +62,8 @@ Examples:
   prefork compare --https --workloads keep-alive,full-handshakes,resumed-handshakes
   prefork compare --show-scenario high-load > mine.toml
   prefork compare --scenario mine.toml --workloads keep-alive
-  prefork compare --models prefork,single --peer node='node scripts/peers/cluster.js 2 rr'
-  prefork compare --peer uvicorn='uvicorn app:app --fd {fd}' --peer node='run node app.js'";
+  prefork compare --models prefork --peer node --peer nginx
+  prefork compare --peer mine='uvicorn app:app --fd {fd}' --peer other='run node app.js'";
 
 /// What `compare` does.
 #[derive(Debug)]
@@ -124,10 +127,10 @@ pub(crate) fn compare_command() -> Command {
         .arg(
             Arg::new("peer")
                 .long("peer")
-                .value_name("NAME=COMMAND")
+                .value_name("NAME[=COMMAND]")
                 .action(ArgAction::Append)
-                .value_parser(ComparedServer::parse_peer)
-                .help("Another server to compare (may be repeated)"),
+                .value_parser(parse_peer)
+                .help("Another server to compare, by name or by command (may be repeated); all: those installed"),
         )
         .arg(switch("https", "Measure over TLS, with a certificate made for the run"))
         .arg(switch("http2", "Measure over HTTP/2; pipelined requests become streams"))
@@ -256,18 +259,20 @@ fn parse_plan(matches: &ArgMatches, before: Option<&SavedReport>) -> Result<Comp
     if !(1..=64).contains(&workers) {
         return Err(format!("--workers {workers}: give 1 to 64"));
     }
-    let servers = chosen_servers(matches, before, workers);
+    let https = matches.get_flag("https") || before.is_some_and(|report| report.scheme == "https");
+    let (peers, left_out) = chosen_peers(matches, https, workers);
+    let servers = chosen_servers(matches, before, workers, peers);
     if let (Some(before), true) = (before, servers.is_empty()) {
         let names = before.server_names().join(", ");
         return Err(format!(
             "the baseline has no server that is built in: give its peers again with --peer ({names})"
         ));
     }
-    let https = matches.get_flag("https") || before.is_some_and(|report| report.scheme == "https");
     let http2 =
         matches.get_flag("http2") || before.is_some_and(|report| report.protocol == "HTTP/2");
     let workloads = chosen_workloads(matches, before, https);
-    let mut plan = ComparePlan { https, http2, ..ComparePlan::new(servers, workloads, workers) };
+    let mut plan =
+        ComparePlan { https, http2, left_out, ..ComparePlan::new(servers, workloads, workers) };
     if let Some(before) = before {
         (plan.rounds, plan.precision) = (before.rounds, before.precision);
         plan.time_limit = before.time_limit_s.map(Duration::from_secs_f64);
@@ -299,19 +304,18 @@ fn parse_plan(matches: &ArgMatches, before: Option<&SavedReport>) -> Result<Comp
     Ok(plan)
 }
 
-/// Returns the models and peers of the command line; without models there, those of the baseline or all.
+/// Returns the models of the command line and the peers; without models there, those of the baseline or all.
 fn chosen_servers(
     matches: &ArgMatches,
     before: Option<&SavedReport>,
     workers: usize,
+    peers: Vec<ComparedServer>,
 ) -> Vec<ComparedServer> {
     let policies = matches.get_many::<Vec<Dispatch>>("dispatch");
     let policies: Option<Vec<Dispatch>> = policies.map(|lists| lists.flatten().copied().collect());
     let models: Option<Vec<ConcurrencyModel>> = matches
         .get_many::<Option<ConcurrencyModel>>("models")
         .map(|models| models.copied().flatten().collect());
-    let peers = matches.get_many::<ComparedServer>("peer").into_iter().flatten().cloned();
-    let peers: Vec<ComparedServer> = peers.map(|peer| peer.with_workers(workers)).collect();
     let mut servers: Vec<ComparedServer> = match (before, &models, &policies) {
         (Some(before), None, None) => {
             let is_given = |name: &&str| peers.iter().any(|peer| peer.name == *name);
@@ -350,6 +354,35 @@ fn chosen_workloads(
         }
         (is_quick, _) => Workload::default_set(is_quick, https),
     }
+}
+
+/// Parses a value of `--peer`; `None` for all peers that are installed.
+fn parse_peer(text: &str) -> Result<Option<ComparedServer>, String> {
+    match text {
+        "all" => Ok(None),
+        text => ComparedServer::parse_peer(text).map(Some),
+    }
+}
+
+/// Returns the peers of the command line, and why `all` has left out others.
+fn chosen_peers(
+    matches: &ArgMatches,
+    https: bool,
+    workers: usize,
+) -> (Vec<ComparedServer>, Vec<String>) {
+    let given: Vec<&Option<ComparedServer>> =
+        matches.get_many("peer").into_iter().flatten().collect();
+    let mut peers: Vec<ComparedServer> = given.iter().copied().flatten().cloned().collect();
+    let mut left_out = Vec::new();
+    if given.iter().any(|peer| peer.is_none()) {
+        let (installed, missing) = ComparedServer::installed_peers(https);
+        let is_named = |one: &ComparedServer| peers.iter().any(|peer| peer.name == one.name);
+        let more: Vec<ComparedServer> =
+            installed.into_iter().filter(|one| !is_named(one)).collect();
+        peers.extend(more);
+        left_out = missing;
+    }
+    (peers.into_iter().map(|peer| peer.with_workers(workers)).collect(), left_out)
 }
 
 /// Parses a part of a ratio, such as `5%`.
@@ -476,7 +509,7 @@ mod tests {
             "prefork compare --models none",
             "prefork compare --dispatch fair",
             "prefork compare --workloads idle",
-            "prefork compare --peer node",
+            "prefork compare --peer nodejs",
             "prefork compare --workloads full-handshakes",
             "prefork compare --workloads keep-alive,keep-alive",
             "prefork compare --scenario /nowhere.toml",

@@ -135,6 +135,44 @@ fn servers_end_when_compare_is_killed() {
 }
 
 #[test]
+fn a_killed_compare_leaves_no_process_of_a_peer_and_no_file() {
+    let dir = tempfile::tempdir().expect("directory");
+    let (temporary, pids) = (dir.path().join("tmp"), dir.path().join("pids"));
+    fs::create_dir(&temporary).expect("a directory");
+    // Neither it nor its child ends on SIGTERM.
+    let peer = format!(
+        "stubborn=sh -c 'trap \"\" TERM; sleep 600 & echo $$ $! >{}; wait'",
+        pids.display()
+    );
+    let mut command = support::prefork();
+    command.args(["compare", "--https", "--models", "none", "--peer", &peer]);
+    command.env("TMPDIR", &temporary).stdin(Stdio::null());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut compare = command.spawn().expect("compare");
+    let server: Vec<u32> = wait::wait_until_some("the processes of the peer", || {
+        let text = fs::read_to_string(&pids).ok().filter(|text| text.ends_with('\n'))?;
+        text.split_whitespace().map(|pid| pid.parse().ok()).collect()
+    });
+    let files = || fs::read_dir(&temporary).expect("a directory").count();
+    assert!(files() > 0, "the certificate is below TMPDIR");
+    process::send_signal(compare.id(), Signal::SIGKILL);
+    compare.wait().expect("a child of this process");
+    process::wait_ended(&server);
+    wait::wait_until("the directory is removed", || files() == 0);
+}
+
+#[test]
+fn a_peer_without_its_program_says_how_to_install_it() {
+    let dir = tempfile::tempdir().expect("directory");
+    let mut command = support::prefork();
+    command.args(["compare", "--models", "none", "--peer", "nginx"]).env("PATH", dir.path());
+    let ended = command.output().expect("compare");
+    let stderr = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(78), "{stderr}");
+    assert!(stderr.contains("nginx is not on PATH; install it: apt-get"), "{stderr}");
+}
+
+#[test]
 fn compare_names_servers_that_fail_and_measures_the_others() {
     let ended = ProcessBuilder::verb("compare")
         .args(["--models", "single", "--peer", "broken=echo no luck >&2; exit 3 #"])

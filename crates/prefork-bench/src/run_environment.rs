@@ -121,7 +121,7 @@ fn describe_command(args: impl Iterator<Item = String>) -> String {
                 hide_value(&arg)
             }
         };
-        words.push(quote(&printable(&word)));
+        words.push(quote_shell_word(&printable(&word)));
     }
     words.join(" ").chars().take(MAX_COMMAND_CHARS).collect()
 }
@@ -148,7 +148,8 @@ fn hide_value(arg: &str) -> String {
     }
 }
 
-fn quote(word: &str) -> String {
+/// Quotes a word for a POSIX shell if it needs quotes.
+pub(crate) fn quote_shell_word(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+[]?&".contains(c);
     match !word.is_empty() && word.chars().all(is_plain) {
         true => word.to_string(),

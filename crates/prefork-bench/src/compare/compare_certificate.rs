@@ -22,7 +22,7 @@ impl CompareCertificate {
         let key = KeyPair::generate().map_err(unmade)?;
         let params = CertificateParams::new(names).map_err(unmade)?;
         let certificate = params.self_signed(&key).map_err(unmade)?;
-        let made = CompareCertificate { dir: dir.to_path_buf() };
+        let made = CompareCertificate::in_directory(dir);
         let write = |path: PathBuf, text: String| {
             let written = std::fs::write(&path, text);
             written.map_err(|e| Error::system(format!("write {}", path.display()), e))
@@ -30,6 +30,11 @@ impl CompareCertificate {
         write(made.certificate_file(), certificate.pem())?;
         write(made.key_file(), key.serialize_pem())?;
         Ok(made)
+    }
+
+    /// Returns the certificate whose files are in this directory, made or not.
+    pub(crate) fn in_directory(dir: &Path) -> CompareCertificate {
+        CompareCertificate { dir: dir.to_path_buf() }
     }
 
     pub(crate) fn certificate_file(&self) -> PathBuf {

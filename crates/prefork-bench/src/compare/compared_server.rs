@@ -1,13 +1,20 @@
 //! The servers of a comparison: their names and how to start them.
 
+use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::compare_certificate::CompareCertificate;
 use super::free_port::ReservedPort;
-use super::peers::{PeerConfiguration, PeerDefinition, PeerListener, PeerSetup, find_peer};
+use super::peers::{
+    PeerConfiguration, PeerDefinition, PeerFile, PeerFileContent, PeerListener, PeerSetup,
+    all_peers, check_peer, find_peer,
+};
 use super::run_resources::RunResources;
+use super::server_configuration::{
+    ConfigurationFile, DIRECTORY_NAME, PORT_NAME, ServerConfiguration, shell_line,
+};
 use tokio_prefork::{ConcurrencyModel, Dispatch};
 
 /// A server of a comparison, which can be started any number of times.
@@ -74,6 +81,18 @@ impl ComparedServer {
             None => (name, None),
         };
         Some(ComparedServer::built_in(model.parse().ok()?, policy, workers))
+    }
+
+    /// Returns the peers that are known by name and can be started here, and why the others cannot.
+    pub fn installed_peers(https: bool) -> (Vec<ComparedServer>, Vec<String>) {
+        let (mut found, mut left_out) = (Vec::new(), Vec::new());
+        for peer in all_peers() {
+            match check_peer(peer, https) {
+                Ok(_) => found.push(ComparedServer::known(peer)),
+                Err(why) => left_out.push(why),
+            }
+        }
+        (found, left_out)
     }
 
     /// Returns a peer that is known by name, with one worker.
@@ -183,7 +202,8 @@ impl ComparedServer {
                     port = Some(reserved);
                 }
                 let number = port.as_ref().map(|port| port.port().to_string());
-                let configuration = self.configuration_of(peer, resources, &dir, number.as_deref());
+                let configuration =
+                    self.configure(peer, resources, &dir, number.as_deref(), certificate);
                 for file in &configuration.files {
                     file.write(&dir)?;
                 }
@@ -192,18 +212,7 @@ impl ComparedServer {
                 command
             }
         };
-        // Settings of the calling shell are not meant for these servers.
-        let set: Vec<std::ffi::OsString> =
-            command.get_envs().map(|(name, _)| name.to_os_string()).collect();
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy();
-            let ours = text.starts_with("PREFORK_");
-            let is_setting =
-                ours || ["PORT", "WEB_CONCURRENCY", "RUST_LOG", "NOTIFY_SOCKET"].contains(&&*text);
-            if is_setting && !set.contains(&name) {
-                command.env_remove(name);
-            }
-        }
+        remove_settings_of_shell(&mut command);
         if let Some(certificate) = certificate.filter(|_| self.is_peer()) {
             command.env("TLS_CERT", certificate.certificate_file());
             command.env("TLS_KEY", certificate.key_file());
@@ -212,13 +221,49 @@ impl ComparedServer {
         Ok(ServerStart { command, ready, port })
     }
 
+    /// Describes the server for a report.
+    pub(super) fn describe(
+        &self,
+        resources: &RunResources,
+        certificate: Option<&CompareCertificate>,
+    ) -> ServerConfiguration {
+        let mut described = ServerConfiguration {
+            server: self.name.clone(),
+            about: None,
+            why: None,
+            version: None,
+            environment: Vec::new(),
+            command: String::new(),
+            files: Vec::new(),
+        };
+        described.command = match &self.kind {
+            ServerCommand::BuiltIn { .. } => shell_line(&self.built_in_words(certificate)),
+            ServerCommand::Run { words, workers } => shell_line(&run_words(*workers, words)),
+            ServerCommand::Peer(line) => line.clone(),
+            ServerCommand::Known { peer, .. } => {
+                let port = (peer.listener == PeerListener::OwnProcesses).then_some(PORT_NAME);
+                let dir = Path::new(DIRECTORY_NAME);
+                let configured = self.configure(peer, resources, dir, port, certificate);
+                (described.about, described.why) = (Some(peer.about), Some(peer.why));
+                described.version = resources.peer(peer.name).map(|found| found.version.clone());
+                let variables = configured.environment.iter();
+                described.environment =
+                    variables.map(|(name, value)| format!("{name}={value}")).collect();
+                described.files = configured.files.into_iter().filter_map(shown_file).collect();
+                shell_line(&configured.command)
+            }
+        };
+        described
+    }
+
     /// Returns how a known peer is started; with the words of `prefork run` if that starts it.
-    fn configuration_of(
+    fn configure(
         &self,
         peer: &PeerDefinition,
         resources: &RunResources,
         dir: &Path,
         port: Option<&str>,
+        certificate: Option<&CompareCertificate>,
     ) -> PeerConfiguration {
         let program = resources.peer(peer.name).map(|found| found.program.display().to_string());
         let workers = match self.kind {
@@ -230,7 +275,7 @@ impl ComparedServer {
             dir,
             port: port.unwrap_or("{port}"),
             workers,
-            certificate: resources.certificate.as_ref(),
+            certificate,
         });
         if peer.listener == PeerListener::Inherited {
             let words = [vec!["--".to_string()], configuration.command].concat();
@@ -261,6 +306,27 @@ impl ComparedServer {
             add("--tls-key", &certificate.key_file().display().to_string());
         }
         words
+    }
+}
+
+/// Removes variables that are settings of the calling shell, and not meant for a server; keeps what was set for it.
+fn remove_settings_of_shell(command: &mut Command) {
+    let set: Vec<OsString> = command.get_envs().map(|(name, _)| name.to_os_string()).collect();
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let is_setting = text.starts_with("PREFORK_")
+            || ["PORT", "WEB_CONCURRENCY", "RUST_LOG", "NOTIFY_SOCKET"].contains(&&*text);
+        if is_setting && !set.contains(&name) {
+            command.env_remove(name);
+        }
+    }
+}
+
+/// Returns the file for a report; `None` if it is only a body of zeros.
+fn shown_file(file: PeerFile) -> Option<ConfigurationFile> {
+    match file.content {
+        PeerFileContent::Text(text) => Some(ConfigurationFile { path: file.path, text }),
+        PeerFileContent::Zeros(_) => None,
     }
 }
 

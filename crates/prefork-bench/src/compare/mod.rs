@@ -28,6 +28,7 @@ mod rounds;
 mod run_directory;
 mod run_resources;
 mod running_server;
+mod server_configuration;
 mod size_in_words;
 mod verdict;
 
@@ -46,6 +47,7 @@ pub use plan::{ComparePlan, DEFAULT_PRECISION, DEFAULT_TIME_LIMIT};
 pub use report::CompareReport;
 pub(crate) use run_resources::RunResources;
 pub(crate) use running_server::{RunningServer, ServerStartError};
+pub use server_configuration::{ConfigurationFile, ServerConfiguration};
 pub use verdict::{Verdict, VerdictLine};
 
 use crate::load::LoadPlan;
@@ -56,6 +58,7 @@ pub use measurement::MeasurementSample;
 use prefork_os::signal::{Signal, SignalPipe};
 use random_order::RandomOrder;
 use rounds::{RoundsEnd, RoundsRun};
+use server_configuration::configurations;
 use tokio_prefork::{Error, Result};
 
 /// Progress of a comparison.
@@ -127,7 +130,9 @@ pub fn run_comparison(
             run.end_workload_round(round, workload);
         }
     }
-    Ok(CompareReport::from_run(plan, &run, begun.elapsed()))
+    let mut report = CompareReport::from_run(plan, &run, begun.elapsed());
+    report.servers = configurations(plan, &resources);
+    Ok(report)
 }
 
 fn take_stop_signals(signals: &mut SignalPipe) -> Result<bool> {

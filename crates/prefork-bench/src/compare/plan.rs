@@ -35,6 +35,8 @@ pub struct ComparePlan {
     pub workers: usize,
     /// Name of the server that the others are compared with. Default: the single-process model, or else the first.
     pub reference: Option<String>,
+    /// Why peers were left out, for the report. Default none.
+    pub left_out: Vec<String>,
     /// Measurements of each server under each workload. `None`, the default: as many as `precision` and `time_limit`
     /// say.
     pub rounds: Option<usize>,
@@ -74,6 +76,7 @@ impl ComparePlan {
             http2: false,
             workers,
             reference: None,
+            left_out: Vec::new(),
             rounds: None,
             precision: Some(DEFAULT_PRECISION),
             time_limit: Some(DEFAULT_TIME_LIMIT),

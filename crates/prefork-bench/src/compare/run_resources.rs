@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::{fs, io};
 
 use super::compare_certificate::CompareCertificate;
-use super::peers::{InstalledPeer, find_installed};
+use super::compared_server::ComparedServer;
+use super::peers::{InstalledPeer, check_peer};
 use super::plan::ComparePlan;
 use super::run_directory::RunDirectory;
 use tokio_prefork::{Error, Result};
@@ -13,7 +14,7 @@ use tokio_prefork::{Error, Result};
 /// Files and programs of a run; the default has none, for servers that need none.
 #[derive(Debug, Default)]
 pub(crate) struct RunResources {
-    /// With `--https`, or for peers that are known by name.
+    /// With `--https`, or with peers.
     pub(crate) directory: Option<RunDirectory>,
     /// With `--https`.
     pub(crate) certificate: Option<CompareCertificate>,
@@ -29,15 +30,10 @@ impl RunResources {
     pub(crate) fn prepare(plan: &ComparePlan) -> Result<RunResources> {
         let mut resources = RunResources::default();
         for peer in plan.servers.iter().filter_map(|server| server.known_peer()) {
-            if plan.https && !peer.speaks_tls {
-                return Err(Error::config(format!(
-                    "peer {}: it has no TLS as it is configured here; leave it out of a comparison with --https",
-                    peer.name
-                )));
-            }
-            resources.peers.insert(peer.name, find_installed(peer).map_err(Error::config)?);
+            resources.peers.insert(peer.name, check_peer(peer, plan.https).map_err(Error::config)?);
         }
-        if plan.https || !resources.peers.is_empty() {
+        let has_files = plan.https || !resources.peers.is_empty();
+        if has_files || plan.servers.iter().any(ComparedServer::has_own_group) {
             let directory = RunDirectory::create();
             let directory =
                 directory.map_err(|e| Error::system("create a temporary directory", e))?;

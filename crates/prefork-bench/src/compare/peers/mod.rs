@@ -11,7 +11,8 @@ mod node;
 use std::path::Path;
 
 use super::compare_certificate::CompareCertificate;
-pub(crate) use installed_peer::{InstalledPeer, find_installed};
+use installed_peer::find_installed;
+pub(crate) use installed_peer::{InstalledPeer, PeerError};
 
 /// A server that is known by name.
 #[derive(Debug)]
@@ -147,6 +148,20 @@ pub(crate) fn find_peer(name: &str) -> Result<&'static PeerDefinition, String> {
         "{name:?} is not a known peer: give {names}, all for those that are installed, or NAME=COMMAND, for example \
          mine='node server.js'"
     ))
+}
+
+/// Finds a peer on this machine.
+///
+/// # Errors
+/// It is not installed, or cannot speak TLS and should; says what to do.
+pub(crate) fn check_peer(peer: &PeerDefinition, https: bool) -> Result<InstalledPeer, PeerError> {
+    if https && !peer.speaks_tls {
+        return Err(format!(
+            "peer {}: it has no TLS as it is configured here; compare it without --https",
+            peer.name
+        ));
+    }
+    find_installed(peer)
 }
 
 #[cfg(test)]

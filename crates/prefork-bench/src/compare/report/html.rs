@@ -9,6 +9,7 @@ use super::text::{
 };
 use super::{CompareReport, WorkloadReport};
 use crate::compare::baseline::baseline_section;
+use crate::compare::server_configuration::configuration_section;
 use crate::report_format::html_page::{environment_list, escape_html, html_page};
 
 /// Formats the report as a page.
@@ -38,6 +39,7 @@ pub(crate) fn render_html(report: &CompareReport) -> String {
         write_workload_table(&mut main, report, workload);
     }
     write_list(&mut main, "Notes", &reading_notes(report));
+    main.push_str(&configuration_section(&report.servers, &report.left_out));
     main.push_str(&environment_list(&report.environment, &[("method", summary_line(report))]));
     html_page("prefork compare", &main, report.environment.version)
 }

@@ -16,6 +16,7 @@ use super::measurement::{MeasurementOutcome, MeasurementSample};
 use super::paired_ratio::PairedRatio;
 use super::plan::ComparePlan;
 use super::rounds::{RoundsEnd, RoundsRun};
+use super::server_configuration::ServerConfiguration;
 use super::verdict::Verdict;
 use super::{ComparedMetric, Workload};
 use crate::load::MedianRange;
@@ -49,6 +50,10 @@ pub struct CompareReport {
     pub partial: Option<String>,
     /// Servers that could not be measured, and why.
     pub broken: Vec<String>,
+    /// Why peers were left out.
+    pub left_out: Vec<String>,
+    /// How each server was started.
+    pub servers: Vec<ServerConfiguration>,
     /// Machine, kernel, versions, command and date.
     pub environment: RunEnvironment,
     /// `http` or `https`.
@@ -215,6 +220,8 @@ impl CompareReport {
             partial: describe_partial(plan, run, &workloads),
             broken: run.outcomes.iter().filter_map(|(_, o)| o.server_failure_reason()).collect(),
             reference,
+            left_out: plan.left_out.clone(),
+            servers: Vec::new(),
             environment: RunEnvironment::read(),
             scheme: if plan.https { "https" } else { "http" },
             protocol: if plan.http2 { "HTTP/2" } else { "HTTP/1.1" },

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{CompareReport, ServerWorkloadReport, WorkloadReport};
 use crate::compare::ComparedMetric;
 use crate::compare::baseline::write_baseline;
+use crate::compare::server_configuration::write_configurations;
 use crate::compare::size_in_words::{format_interval, format_ratio};
 use crate::load::MedianRange;
 use crate::report_format::text_table::{
@@ -44,6 +45,7 @@ pub(crate) fn render_text(report: &CompareReport) -> String {
     for workload in &report.workloads {
         write_workload(&mut text, report, workload);
     }
+    write_configurations(&mut text, &report.servers, &report.left_out);
     let _ = writeln!(text, "\n{}", reading_notes(report).join("\n"));
     text
 }
