@@ -30,6 +30,7 @@ impl FakeCheckout {
         for name in SCRIPTS {
             place.write_e2e_script(name, "echo ok it");
         }
+        place.write("scripts/perf-gate", "echo ok it");
         place
     }
 
@@ -54,10 +55,15 @@ impl FakeCheckout {
 
     /// Runs the script, and returns whether it succeeded and its output.
     fn run(&self, limit: u32) -> (bool, String) {
+        self.run_with(limit, &[])
+    }
+
+    fn run_with(&self, limit: u32, arguments: &[&str]) -> (bool, String) {
         let path = std::env::var("PATH").unwrap_or_default();
         // Run by bash: a child of another test may still hold the copy open for writing.
         let ran = Command::new("bash")
             .arg(self.path("scripts").join("test"))
+            .args(arguments)
             .env("PATH", format!("{}:{path}", self.path("bin").display()))
             .env("PREFORK_TEST_LIMIT", limit.to_string())
             .env_remove("PREFORK_TEST_FULL")
@@ -116,4 +122,16 @@ fn steps_without_time_left_fail_the_run() {
     place.assert_fails(0, "cargo fmt --check (no time left of 0 s");
     place.write_e2e_script("pid1", "echo ok it; sleep 600");
     place.assert_fails(1, "");
+}
+
+#[test]
+fn quick_runs_the_tests_without_the_scripts() {
+    let place = FakeCheckout::new();
+    place.write_e2e_script("another", "exit 3");
+    place.write("scripts/perf-gate", "exit 3");
+    let (passed, output) = place.run_with(60, &["--quick"]);
+    assert!(passed && output.contains("== core end-to-end tests"), "{output}");
+    assert!(!output.contains("scripts/e2e/another"), "{output}");
+    let (passed, _) = place.run_with(60, &["--quik"]);
+    assert!(!passed);
 }
