@@ -143,7 +143,7 @@ struct FrozenWorker {
 impl<'a> FaultInjector<'a> {
     /// Creates the injector of a round whose measurement begins at `begin`.
     pub(crate) fn new(faults: FaultPlan, target: &'a ChaosTarget, begin: u64) -> FaultInjector<'a> {
-        let next = faults.intervals.map(|every| Some(begin + saturating_nanos(every?)));
+        let next = faults.first.map(|first| Some(begin + saturating_nanos(first?)));
         FaultInjector { faults, target, next, frozen: None, injected: InjectedFaults::default() }
     }
 
@@ -163,10 +163,9 @@ impl<'a> FaultInjector<'a> {
         }
         for kind in FaultKind::ALL {
             let Some(due) = self.next[kind as usize].filter(|due| *due <= now) else { continue };
-            let step =
-                self.faults.intervals[kind as usize].map_or(u64::MAX, saturating_nanos).max(1);
+            let step = self.faults.intervals[kind as usize].map(saturating_nanos);
             // Missed faults are skipped: otherwise they would all come at once.
-            self.next[kind as usize] = Some(due + step * ((now - due) / step + 1));
+            self.next[kind as usize] = step.map(|step| due + step * ((now - due) / step + 1));
             match self.inject_fault(kind, now)? {
                 Some(Victims { pids, client_ports }) => self.injected.faults.push(InjectedFault {
                     kind,

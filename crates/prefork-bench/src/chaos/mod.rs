@@ -49,7 +49,9 @@ impl FaultKind {
 /// Which faults to inject into the server, and how often.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FaultPlan {
-    /// Interval between two faults, indexed by [`FaultKind`]; `None` disables the kind.
+    /// Time of the first fault since the begin of the measurement, indexed by [`FaultKind`]; `None` disables the kind.
+    first: [Option<Duration>; 3],
+    /// Interval between two faults, indexed by [`FaultKind`]; `None` injects one.
     intervals: [Option<Duration>; 3],
     /// How long a freeze lasts.
     freeze_duration: Duration,
@@ -82,28 +84,47 @@ impl FaultPlan {
             };
             let read = |text: &str| duration(text).map_err(|why| format!("{text:?} {why}"));
             let every = read(every)?;
-            if every < MIN_FAULT_INTERVAL {
-                return Err(format!(
-                    "{part}: the interval must be at least {MIN_FAULT_INTERVAL:?}"
-                ));
-            }
-            if faults.intervals[kind as usize].replace(every).is_some() {
+            if faults.has_kind(kind) {
                 return Err(format!("{name} is given twice: {EXPECTED_FORMAT}"));
             }
-            if kind == FaultKind::Freeze {
-                faults.freeze_duration =
-                    length.map(read).transpose()?.unwrap_or(DEFAULT_FREEZE_DURATION.min(every / 2));
-                if faults.freeze_duration >= every
-                    || faults.freeze_duration > MAX_FREEZE_DURATION
-                    || faults.freeze_duration.is_zero()
-                {
-                    return Err(format!(
-                        "{part}: a freeze must be shorter than its interval, and at most {MAX_FREEZE_DURATION:?}"
-                    ));
-                }
-            }
+            let length = length.map(read).transpose()?;
+            faults.add(kind, every, Some(every), length).map_err(|why| format!("{part}: {why}"))?;
         }
         Ok(faults)
+    }
+
+    /// Returns whether faults of a kind are injected.
+    pub(crate) fn has_kind(&self, kind: FaultKind) -> bool {
+        self.first[kind as usize].is_some()
+    }
+
+    /// Adds faults of a kind: the first one `first` after the begin of the measurement, and then one in each `interval`,
+    /// or no more. A freeze takes `length`, by default 1 s or half the interval.
+    ///
+    /// # Errors
+    /// The interval is too short, or a freeze too long.
+    pub(crate) fn add(
+        &mut self,
+        kind: FaultKind,
+        first: Duration,
+        interval: Option<Duration>,
+        length: Option<Duration>,
+    ) -> Result<(), String> {
+        if interval.is_some_and(|every| every < MIN_FAULT_INTERVAL) {
+            return Err(format!("the interval must be at least {MIN_FAULT_INTERVAL:?}"));
+        }
+        if kind == FaultKind::Freeze {
+            let longest = interval.unwrap_or(Duration::MAX);
+            let length = length.unwrap_or(DEFAULT_FREEZE_DURATION.min(longest / 2));
+            if length >= longest || length > MAX_FREEZE_DURATION || length.is_zero() {
+                return Err(format!(
+                    "a freeze must be shorter than its interval, and at most {MAX_FREEZE_DURATION:?}"
+                ));
+            }
+            self.freeze_duration = length;
+        }
+        (self.first[kind as usize], self.intervals[kind as usize]) = (Some(first), interval);
+        Ok(())
     }
 
     /// Checks that every fault occurs at least once in a round of length `duration`.
@@ -111,12 +132,11 @@ impl FaultPlan {
     /// # Errors
     /// Names the first fault that would never occur.
     pub(crate) fn validate(&self, duration: Duration) -> Result<(), String> {
-        let late = |kind: &FaultKind| {
-            self.intervals[*kind as usize].is_some_and(|every| every >= duration)
-        };
+        let late =
+            |kind: &FaultKind| self.first[*kind as usize].is_some_and(|first| first >= duration);
         match FaultKind::ALL.iter().find(|kind| late(kind)) {
             Some(kind) => Err(format!(
-                "--chaos {}: the first one would come after --duration {duration:?}; choose a longer duration",
+                "the first {} would come after the measurement of {duration:?}: choose a longer --duration",
                 kind.name()
             )),
             None => Ok(()),

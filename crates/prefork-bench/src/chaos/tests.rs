@@ -27,7 +27,7 @@ fn fault_plans_are_parsed() {
     assert_eq!(parse("freeze=1s/50ms").expect("faults").freeze_duration, Duration::from_millis(50));
     assert_eq!(faults.validate(Duration::from_secs(11)), Ok(()));
     let why = faults.validate(Duration::from_secs(10)).expect_err("too short");
-    assert!(why.contains("--chaos freeze"), "{why}");
+    assert!(why.contains("the first freeze"), "{why}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use super::http_response::ResponseReader;
 use super::http2::Http2Connection;
 use super::request_failure::RequestFailure;
+use super::request_mix::RequestCycle;
 use super::transport::Transport;
 
 /// Edge-triggered reading, which saves an epoll call per request.
@@ -29,8 +30,11 @@ pub(crate) struct LoadConnection {
     pub(crate) last_received: u64,
     /// Requests in flight over HTTP/1.1, oldest first.
     pub(crate) in_flight: VecDeque<PendingRequest>,
+    /// Position of the next request in the cycle of requests.
+    pub(crate) next_request: usize,
     /// Bytes of requests that are not yet written.
-    pub(crate) unsent_bytes: usize,
+    unsent_bytes: usize,
+    /// Where they begin in the cycle of requests.
     write_offset: usize,
     pub(crate) response_reader: ResponseReader,
     /// Index of the process that answered last, in the thread's counters.
@@ -44,6 +48,8 @@ pub(crate) struct PendingRequest {
     pub(crate) due: u64,
     /// When it was sent, or first waited for a connection.
     pub(crate) sent_at: u64,
+    /// Index of its kind, in a load with several kinds of requests.
+    pub(crate) kind: u16,
     /// How often it was sent again, because the server had not processed it.
     pub(crate) retries: u8,
 }
@@ -58,8 +64,10 @@ pub(crate) struct ServerEnd {
 }
 
 impl LoadConnection {
-    pub(crate) fn new() -> LoadConnection {
+    /// Creates a connection that sends the requests of the cycle from this position on.
+    pub(crate) fn new(cycle: &RequestCycle, next_request: usize) -> LoadConnection {
         LoadConnection {
+            next_request,
             transport: None,
             registered: false,
             wants_writable: false,
@@ -68,31 +76,59 @@ impl LoadConnection {
             last_received: 0,
             in_flight: VecDeque::new(),
             unsent_bytes: 0,
-            write_offset: 0,
+            write_offset: cycle.start(next_request),
             response_reader: ResponseReader::new(),
             process_index: None,
         }
     }
 
+    /// Adds `count` requests of HTTP/1.1 to those in flight.
+    pub(crate) fn add_requests(
+        &mut self,
+        cycle: &RequestCycle,
+        request: PendingRequest,
+        count: usize,
+    ) {
+        for _ in 0..count {
+            let kind = cycle.kind(self.next_request);
+            self.in_flight.push_back(PendingRequest { kind, ..request });
+            self.unsent_bytes += cycle.request_len(self.next_request);
+            self.next_request = cycle.next(self.next_request);
+        }
+    }
+
+    /// Adds `count` requests of HTTP/2 to those that wait.
+    pub(crate) fn add_waiting(
+        &mut self,
+        cycle: &RequestCycle,
+        request: PendingRequest,
+        count: usize,
+    ) {
+        for _ in 0..count {
+            let kind = cycle.kind(self.next_request);
+            self.waiting.push_back(PendingRequest { kind, ..request });
+            self.next_request = cycle.next(self.next_request);
+        }
+    }
+
     /// Writes unsent bytes until the socket is full, and registers for writability if some remain.
     ///
-    /// `requests` holds the request of `request_len` bytes several times over; `at` is the epoll token.
+    /// `at` is the epoll token.
     pub(crate) fn write_requests(
         &mut self,
-        requests: &[u8],
-        request_len: usize,
+        cycle: &RequestCycle,
         epoll: &Epoll,
         at: usize,
     ) -> Result<(), RequestFailure> {
         let Some(transport) = self.transport.as_mut() else { return Ok(()) };
         while self.unsent_bytes > 0 {
-            let until = requests.len().min(self.write_offset + self.unsent_bytes);
-            let written = transport.write(&requests[self.write_offset..until])?;
+            let until = cycle.bytes.len().min(self.write_offset + self.unsent_bytes);
+            let written = transport.write(&cycle.bytes[self.write_offset..until])?;
             if written == 0 {
                 break;
             }
             self.unsent_bytes -= written;
-            self.write_offset = (self.write_offset + written) % request_len;
+            self.write_offset = (self.write_offset + written) % cycle.cycle_len;
         }
         let has_frames = match &self.http2 {
             Some(http2) => http2.pipe.send(|frames| transport.write(frames))?,

@@ -3,6 +3,7 @@
 
 use hdrhistogram::Histogram;
 
+use super::part_counters::PartCounters;
 use super::request_failure::{REQUEST_FAILURE_KINDS, RequestFailure};
 use super::tls::handshake_counters::HandshakeCounters;
 use crate::chaos::AffectedRequest;
@@ -44,6 +45,10 @@ pub(crate) struct LoadCounters {
     pub(crate) processes: Vec<ProcessCounters>,
     /// Responses of processes beyond [`MAX_TRACKED_PROCESSES`].
     pub(crate) untracked_responses: u64,
+    /// Counters of each kind of request; empty with one kind.
+    pub(crate) kinds: Vec<PartCounters>,
+    /// Counters of each step of a ramp; empty without one.
+    pub(crate) ramp_steps: Vec<PartCounters>,
     /// Responses and failures in each bin of [`TIMELINE_BIN_NANOS`] of the measurement.
     pub(crate) timeline_bins: Vec<[u64; 2]>,
     /// Affected requests; empty without fault injection.
@@ -78,6 +83,8 @@ impl LoadCounters {
             handshakes: HandshakeCounters::new(),
             processes: Vec::new(),
             untracked_responses: 0,
+            kinds: Vec::new(),
+            ramp_steps: Vec::new(),
             timeline_bins: Vec::new(),
             affected: Vec::new(),
             unlisted_affected: 0,
@@ -175,12 +182,24 @@ impl LoadCounters {
                 None => self.untracked_responses += share.requests,
             }
         }
+        PartCounters::merge_lists(&mut self.kinds, &other.kinds);
+        PartCounters::merge_lists(&mut self.ramp_steps, &other.ramp_steps);
         if self.timeline_bins.len() < other.timeline_bins.len() {
             self.timeline_bins.resize(other.timeline_bins.len(), [0; 2]);
         }
         for (own, bin) in self.timeline_bins.iter_mut().zip(&other.timeline_bins) {
             add_arrays(own, bin);
         }
+    }
+
+    /// Returns the counters of a kind of request, and of a step of a ramp, as far as there are any.
+    pub(crate) fn parts(
+        &mut self,
+        kind: u16,
+        step: usize,
+    ) -> impl Iterator<Item = &mut PartCounters> {
+        let step = self.ramp_steps.get_mut(step);
+        self.kinds.get_mut(usize::from(kind)).into_iter().chain(step)
     }
 
     /// Returns the number of responses to requests due in the measurement.

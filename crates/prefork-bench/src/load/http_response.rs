@@ -1,5 +1,7 @@
 //! Incremental parser of HTTP/1 responses: finds the end of each response and the pid it names.
 
+use super::plan::LoadPlan;
+
 /// Largest response head, in bytes: four times the limit of browsers and curl.
 const MAX_HEAD_SIZE: usize = 1 << 20;
 /// Most header fields of a response.
@@ -45,6 +47,15 @@ pub(crate) struct ResponseExpectations {
     pub(crate) is_head_request: bool,
     /// Header field with the pid; `None` searches the body.
     pub(crate) pid_header: Option<String>,
+}
+
+impl ResponseExpectations {
+    pub(crate) fn from_plan(plan: &LoadPlan) -> ResponseExpectations {
+        ResponseExpectations {
+            is_head_request: plan.method == "HEAD",
+            pid_header: plan.pid_header.clone(),
+        }
+    }
 }
 
 /// Parses response heads, and remembers the last one: a server repeats its head until a second has passed, and an equal

@@ -11,11 +11,13 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 
 use super::connection::{self, EDGE_TRIGGERED, LoadConnection, PendingRequest, ServerEnd};
 use super::counters::{LoadCounters, record_latency};
-use super::http_response::{ParsedResponse, ResponseError, ResponseExpectations, ResponseParser};
+use super::http_response::{ParsedResponse, ResponseExpectations, ResponseParser};
 use super::http2::{Http2Request, StreamEvent};
+use super::part_counters::{PartCounters, RAMP_STEPS};
 use super::plan::LoadPlan;
-use super::request_failure::RequestFailure;
-use super::request_schedule::RequestSchedule;
+use super::request_failure::{RequestFailure, response_error_kind};
+use super::request_mix::RequestCycle;
+use super::request_schedule::{RateRamp, RequestSchedule};
 use super::round_state::RoundState;
 use super::target_url::ServerAddress;
 use super::tls::{CompletedHandshake, TlsClient, TlsStream};
@@ -30,16 +32,6 @@ const TIMER_TOKEN: u64 = u64::MAX;
 /// How long a connection waits after a failure, so that a refusing server does not cause a busy loop.
 const RECONNECT_DELAY_NANOS: u64 = 10_000_000;
 
-/// Maps an unreadable response to its kind of failure.
-pub(crate) fn response_error_kind(why: ResponseError) -> RequestFailure {
-    match why {
-        ResponseError::Malformed => RequestFailure::Malformed,
-        ResponseError::TooManyFields => RequestFailure::TooManyFields,
-        ResponseError::HeadTooLarge => RequestFailure::HeadTooLarge,
-        ResponseError::ChunkLineTooLong => RequestFailure::ChunkLineTooLong,
-    }
-}
-
 /// A load thread and its connections.
 pub(crate) struct LoadThread<'a> {
     plan: &'a LoadPlan,
@@ -47,16 +39,18 @@ pub(crate) struct LoadThread<'a> {
     /// `None` for plain HTTP.
     tls: Option<TlsClient>,
     round: &'a RoundState,
-    /// The request, repeated as often as it fits into one write.
-    requests: Vec<u8>,
-    request_len: usize,
-    /// `None` for HTTP/1.1.
-    http2_request: Option<Http2Request>,
-    response_parser: ResponseParser,
+    /// The requests, in the order in which each connection sends them.
+    cycle: RequestCycle,
+    /// The request of each kind over HTTP/2; empty for HTTP/1.1.
+    http2_requests: Vec<Http2Request>,
+    /// Parser of the responses to each kind of request.
+    response_parsers: Vec<ResponseParser>,
     epoll: Epoll,
     connections: Vec<LoadConnection>,
     /// When connections may send again, and their indices; earliest first.
     ready_queue: VecDeque<(u64, usize)>,
+    /// When connections are opened for the first time, and their indices; earliest first.
+    to_open: VecDeque<(u64, usize)>,
     /// Open loop only: the schedule, idle connections, and the timer of the next request.
     open_loop: Option<(RequestSchedule, VecDeque<usize>, TimerFd)>,
     /// What the timer is set to, in nanoseconds since the start of the round.
@@ -80,9 +74,11 @@ impl<'a> LoadThread<'a> {
         thread: usize,
     ) -> io::Result<LoadThread<'a>> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let request = plan.encode_request();
-        let connections: Vec<LoadConnection> =
-            (0..plan.thread_connections(thread)).map(|_| LoadConnection::new()).collect();
+        let cycle = RequestCycle::from_plan(plan).map_err(io::Error::other)?;
+        let plans = plan.plans_of_kinds().map_err(io::Error::other)?;
+        let connections: Vec<LoadConnection> = (0..plan.thread_connections(thread))
+            .map(|at| LoadConnection::new(&cycle, cycle.first_position(at)))
+            .collect();
         let open_loop = match plan.rate {
             Some(rate) => {
                 let timer = TimerFd::new(
@@ -91,7 +87,12 @@ impl<'a> LoadThread<'a> {
                 )?;
                 epoll.add(&timer, EpollEvent::new(EDGE_TRIGGERED, TIMER_TOKEN))?;
                 let idle = (0..plan.requests_per_connection()).flat_map(|_| 0..connections.len());
-                let schedule = RequestSchedule::new(rate, thread, plan.thread_count());
+                let ramp = plan.rate_at_end.map(|rate_at_end| RateRamp {
+                    rate_at_end,
+                    begin: round.measure_start(),
+                    end: round.planned_end(),
+                });
+                let schedule = RequestSchedule::new(rate, ramp, thread, plan.thread_count());
                 Some((schedule, idle.collect(), timer))
             }
             None => None,
@@ -101,17 +102,19 @@ impl<'a> LoadThread<'a> {
             address,
             tls: tls.map(TlsClient::for_thread),
             round,
-            request_len: request.len(),
-            http2_request: match plan.is_http2() {
-                true => Some(Http2Request::from_plan(plan).map_err(io::Error::other)?),
-                false => None,
+            cycle,
+            http2_requests: match plan.is_http2() {
+                true => plans
+                    .iter()
+                    .map(|plan| Http2Request::from_plan(plan).map_err(io::Error::other))
+                    .collect::<io::Result<_>>()?,
+                false => Vec::new(),
             },
-            // One write fills the pipeline, unless the request is large.
-            requests: request.repeat(plan.pipeline_depth.min(64 * 1024 / request.len() + 1)),
-            response_parser: ResponseParser::new(ResponseExpectations {
-                is_head_request: plan.method == "HEAD",
-                pid_header: plan.pid_header.clone(),
-            }),
+            response_parsers: plans
+                .iter()
+                .map(|plan| ResponseParser::new(ResponseExpectations::from_plan(plan)))
+                .collect(),
+            to_open: round.opening_times(plan, thread),
             epoll,
             connections,
             ready_queue: VecDeque::new(),
@@ -121,7 +124,11 @@ impl<'a> LoadThread<'a> {
             unreported: [0; 2],
             buffer: vec![0; 64 * 1024],
             stream_events: Vec::new(),
-            counters: LoadCounters::new(),
+            counters: LoadCounters {
+                kinds: PartCounters::list(plan.mix.len()),
+                ramp_steps: PartCounters::list(if plan.has_ramp() { RAMP_STEPS } else { 0 }),
+                ..LoadCounters::new()
+            },
         })
     }
 
@@ -129,9 +136,6 @@ impl<'a> LoadThread<'a> {
     pub(crate) fn run_until_complete(mut self) -> io::Result<LoadCounters> {
         let mut events = [EpollEvent::empty(); 256];
         let mut next_timeout_check = 0;
-        if self.open_loop.is_none() {
-            self.ready_queue = (0..self.connections.len()).map(|at| (0, at)).collect();
-        }
         loop {
             let now = self.round.elapsed_nanos();
             let end = self.round.measure_end();
@@ -168,6 +172,9 @@ impl<'a> LoadThread<'a> {
     }
 
     fn send_due_requests(&mut self, now: u64, end: u64) -> io::Result<()> {
+        while self.to_open.front().is_some_and(|(at, _)| *at <= now) {
+            self.ready_queue.extend(self.to_open.pop_front());
+        }
         while let Some((at, connection)) = self.ready_queue.front().copied()
             && at <= now
         {
@@ -212,9 +219,8 @@ impl<'a> LoadThread<'a> {
             return self.send_http2(at, due, now, count);
         }
         let connection = &mut self.connections[at];
-        let request = PendingRequest { due, sent_at: now, retries: 0 };
-        connection.in_flight.extend(std::iter::repeat_n(request, count));
-        connection.unsent_bytes += count * self.request_len;
+        let request = PendingRequest { due, sent_at: now, ..PendingRequest::default() };
+        connection.add_requests(&self.cycle, request, count);
         self.in_flight += count;
         if connection.transport.is_none() {
             match start_connection(self.address, self.tls.as_ref()) {
@@ -225,9 +231,7 @@ impl<'a> LoadThread<'a> {
                 Err(why) => return self.fail_connection(at, why, now),
             }
         }
-        if let Err(why) =
-            connection.write_requests(&self.requests, self.request_len, &self.epoll, at)
-        {
+        if let Err(why) = connection.write_requests(&self.cycle, &self.epoll, at) {
             self.fail_connection(at, why, now);
         }
     }
@@ -239,8 +243,9 @@ impl<'a> LoadThread<'a> {
             .open_loop
             .iter()
             .flat_map(|(schedule, ..)| schedule.remaining_until(self.round.measure_end()));
-        let unsent = unsent.map(|due| {
-            let request = PendingRequest { due, sent_at: now, retries: 0 };
+        let unsent = unsent.enumerate().map(|(number, due)| {
+            let kind = self.cycle.kind(self.cycle.first_position(number));
+            let request = PendingRequest { due, sent_at: now, kind, retries: 0 };
             (request, RequestFailure::TimedOut, ServerEnd::default())
         });
         let waiting = |connection: &'_ LoadConnection| -> Vec<_> {
@@ -328,8 +333,7 @@ impl LoadThread<'_> {
 
     /// Writes what connection `at` has to send; returns `false` if that ended the connection.
     fn write_requests(&mut self, at: usize) -> bool {
-        let written =
-            self.connections[at].write_requests(&self.requests, self.request_len, &self.epoll, at);
+        let written = self.connections[at].write_requests(&self.cycle, &self.epoll, at);
         if let Err(why) = written {
             self.fail_connection(at, why, self.round.elapsed_nanos());
         }
@@ -380,9 +384,11 @@ impl LoadThread<'_> {
         }
         let mut used = 0;
         while used < bytes.len() {
-            let reader = &mut self.connections[at].response_reader;
-            let (taken, response) = reader
-                .read_bytes(&bytes[used..], &mut self.response_parser)
+            let connection = &mut self.connections[at];
+            let kind = connection.in_flight.front().map_or(0, |sent| usize::from(sent.kind));
+            let (taken, response) = connection
+                .response_reader
+                .read_bytes(&bytes[used..], &mut self.response_parsers[kind])
                 .map_err(response_error_kind)?;
             used += taken;
             let Some(response) = response else { continue };
@@ -434,6 +440,9 @@ impl LoadThread<'_> {
         }
         let connection = &mut self.connections[at];
         let latency = now.saturating_sub(sent.due);
+        for part in self.counters.parts(sent.kind, self.round.ramp_step(sent.due)) {
+            part.record_response(response.status, latency, response.bytes);
+        }
         connection.process_index = self.counters.record_response(
             response.status,
             latency,
@@ -484,7 +493,8 @@ impl LoadThread<'_> {
             RequestFailure::NoHttp2 if !is_for_http2 => RequestFailure::HandshakeRefused,
             why => why,
         };
-        let mut failed = std::mem::replace(&mut self.connections[at], LoadConnection::new());
+        let next = LoadConnection::new(&self.cycle, self.connections[at].next_request);
+        let mut failed = std::mem::replace(&mut self.connections[at], next);
         // What was not sent may be sent on the next connection, unless this one has come to nothing.
         let may_reconnect = failed.http2.as_ref().is_some_and(|http2| http2.has_received());
         if may_reconnect {
@@ -542,6 +552,9 @@ impl LoadThread<'_> {
             return;
         }
         self.counters.record_failure(why);
+        for part in self.counters.parts(sent.kind, self.round.ramp_step(sent.due)) {
+            part.failures += 1;
+        }
         if self.plan.faults.is_some() {
             let what = if why == RequestFailure::Refused {
                 FaultEffect::Refused

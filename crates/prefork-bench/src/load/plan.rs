@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use super::http2::{Http2Request, validate_http2_header};
+use super::request_mix::WeightedRequest;
 use super::target_url::TargetUrl;
 use super::tls::TlsOptions;
 use crate::chaos::FaultPlan;
+use tokio_prefork::text::HumanDuration;
 
 /// Most connections of one run.
 pub(crate) const MAX_CONNECTIONS: usize = 10_000;
@@ -28,6 +30,12 @@ pub struct LoadPlan {
     /// Requests due per second (open loop). `None`, the default: each connection sends its next request when
     /// it has the response (closed loop).
     pub rate: Option<u32>,
+    /// Requests due per second at the end of the measurement, up or down to which the rate goes evenly from `rate` at its
+    /// begin. `None`, the default, does not change it.
+    pub rate_at_end: Option<u32>,
+    /// Time from the begin of the measurement over which the connections are opened, the first one before. Default zero:
+    /// all at once. Only in a closed loop.
+    pub connection_ramp: Duration,
     /// Whether threads poll without sleeping, so that requests of an open loop are sent closer to their due times.
     /// Uses all CPU time of a core for each thread. Default `false`.
     pub busy_wait: bool,
@@ -43,6 +51,9 @@ pub struct LoadPlan {
     pub headers: Vec<String>,
     /// Body of the request; `None` sends none.
     pub body: Option<Vec<u8>>,
+    /// Requests of several kinds, in place of `method`, `headers`, `body` and the path of `target`. Empty, the default,
+    /// sends one kind.
+    pub mix: Vec<WeightedRequest>,
     /// Length of the load before the measurement. Default 1 s.
     pub warm_up: Duration,
     /// Length of the measurement in each round. Default 10 s.
@@ -65,6 +76,11 @@ impl LoadPlan {
         self.rate.is_none() && self.requests_per_connection() == 1
     }
 
+    /// Returns whether the load changes during the measurement.
+    pub(crate) fn has_ramp(&self) -> bool {
+        self.rate_at_end.is_some() || !self.connection_ramp.is_zero()
+    }
+
     /// Returns whether requests are sent over HTTP/2.
     pub(crate) fn is_http2(&self) -> bool {
         self.http2_streams.is_some()
@@ -83,6 +99,8 @@ impl LoadPlan {
             connections: 64,
             threads: 2,
             rate: None,
+            rate_at_end: None,
+            connection_ramp: Duration::ZERO,
             busy_wait: false,
             reconnect_each_request: false,
             pipeline_depth: 1,
@@ -90,6 +108,7 @@ impl LoadPlan {
             method: "GET".to_string(),
             headers: Vec::new(),
             body: None,
+            mix: Vec::new(),
             warm_up: Duration::from_secs(1),
             duration: Duration::from_secs(10),
             rounds: 1,
@@ -118,7 +137,22 @@ impl LoadPlan {
         within("--threads", self.threads, 64)?;
         within("--pipeline", self.pipeline_depth, 1024)?;
         within("--rounds", self.rounds, 100)?;
-        within("--rate", self.rate.unwrap_or(1) as usize, MAX_REQUESTS_PER_SECOND as usize)?;
+        for rate in [self.rate, self.rate_at_end] {
+            within("--rate", rate.unwrap_or(1) as usize, MAX_REQUESTS_PER_SECOND as usize)?;
+        }
+        if self.rate_at_end.is_some() && self.rate.is_none() {
+            return Err("a rate at the end needs one at the begin".to_string());
+        }
+        if !self.connection_ramp.is_zero() && self.rate.is_some() {
+            return Err("connections are opened over time only in a closed loop, without a rate"
+                .to_string());
+        }
+        if self.connection_ramp > self.duration {
+            return Err(format!(
+                "connections are opened over {:?}: give at most the duration, {:?}",
+                self.connection_ramp, self.duration
+            ));
+        }
         let least = Duration::from_millis(100);
         for (what, value, least) in [
             ("--duration", self.duration, least),
@@ -141,16 +175,25 @@ impl LoadPlan {
         if !self.target.is_https() && self.tls != TlsOptions::default() {
             return Err(format!("options of TLS need an https:// URL: {} has none", self.target));
         }
+        if let Some(name) = self.pid_header.as_ref().filter(|name| !is_http_token(name)) {
+            return Err(format!("--pids {name:?} is not a header name: give one like X-Pid"));
+        }
+        if self.mix.is_empty() { self.validate_request() } else { self.validate_mix() }
+    }
+
+    /// Checks the request.
+    pub(crate) fn validate_request(&self) -> Result<(), String> {
         if !is_http_token(&self.method) {
             return Err(format!("{:?} is not a method: give one like GET or POST", self.method));
         }
         if self.method == "CONNECT" {
             return Err("the method CONNECT opens a tunnel and cannot be measured".to_string());
         }
-        if let Some(name) = self.pid_header.as_ref().filter(|name| !is_http_token(name)) {
-            return Err(format!("--pids {name:?} is not a header name: give one like X-Pid"));
+        self.headers.iter().try_for_each(|line| split_header(line).map(|_| ()))?;
+        match self.is_http2() {
+            true => self.validate_http2_request(),
+            false => Ok(()),
         }
-        self.headers.iter().try_for_each(|line| split_header(line).map(|_| ()))
     }
 
     fn validate_http2(&self, streams: usize) -> Result<(), String> {
@@ -163,6 +206,11 @@ impl LoadPlan {
         if streams > 1 && self.reconnect_each_request {
             return Err("--streams cannot be combined with --close".to_string());
         }
+        Ok(())
+    }
+
+    /// Checks that HTTP/2 can express the request.
+    fn validate_http2_request(&self) -> Result<(), String> {
         for line in &self.headers {
             validate_http2_header(split_header(line)?.0)?;
         }
@@ -234,9 +282,18 @@ impl LoadPlan {
             (false, depth) => format!("kept connections with {depth} requests in flight on each"),
         };
         let kept = if self.is_http2() { format!("HTTP/2, {kept}") } else { kept };
-        match self.rate {
-            Some(rate) => format!("{rate} requests/s are due, {kept}"),
-            None => kept,
+        let kept = match self.connection_ramp {
+            Duration::ZERO => kept,
+            ramp => format!("{kept}, opened over {}", HumanDuration(ramp)),
+        };
+        let kept = match self.mix.len() {
+            0 => kept,
+            kinds => format!("{kept}, {kinds} kinds of requests"),
+        };
+        match (self.rate, self.rate_at_end) {
+            (Some(rate), Some(end)) => format!("{rate} to {end} requests/s are due, {kept}"),
+            (Some(rate), None) => format!("{rate} requests/s are due, {kept}"),
+            (None, _) => kept,
         }
     }
 }
@@ -356,11 +413,17 @@ mod tests {
     fn invalid_plans_name_the_wrong_value() {
         assert_eq!(sample_plan().validate(), Ok(()));
         type LoadPlanChange = fn(&mut LoadPlan);
-        let wrong: [(LoadPlanChange, &str); 11] = [
+        let wrong: [(LoadPlanChange, &str); 14] = [
             (|p| p.connections = 0, "--connections 0: give 1 to 10000"),
             (|p| p.connections = 10_001, "--connections 10001"),
             (|p| p.threads = 0, "--threads 0"),
             (|p| p.rate = Some(0), "--rate 0"),
+            (|p| p.rate_at_end = Some(5), "needs one at the begin"),
+            (
+                |p| (p.rate, p.connection_ramp) = (Some(5), Duration::from_secs(1)),
+                "only in a closed loop",
+            ),
+            (|p| p.connection_ramp = Duration::from_secs(11), "at most the duration"),
             (|p| p.duration = Duration::from_secs(3601), "--duration 3601s"),
             (|p| p.timeout = Duration::ZERO, "--timeout 0ns: give 100ms"),
             (

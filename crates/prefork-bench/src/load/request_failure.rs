@@ -1,5 +1,7 @@
 //! The kinds of failure that a request can have, their names in reports, and what to do about them.
 
+use super::http_response::ResponseError;
+
 /// Why a request has no response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RequestFailure {
@@ -156,6 +158,16 @@ impl RequestFailure {
                 | PlainHttpAnswer
                 | NoHttp2
         )
+    }
+}
+
+/// Maps an unreadable response to its kind of failure.
+pub(crate) fn response_error_kind(why: ResponseError) -> RequestFailure {
+    match why {
+        ResponseError::Malformed => RequestFailure::Malformed,
+        ResponseError::TooManyFields => RequestFailure::TooManyFields,
+        ResponseError::HeadTooLarge => RequestFailure::HeadTooLarge,
+        ResponseError::ChunkLineTooLong => RequestFailure::ChunkLineTooLong,
     }
 }
 

@@ -1,11 +1,13 @@
 //! State shared by the threads of a round: its clock, its end, and progress counts.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
 
+use super::part_counters::RAMP_STEPS;
 use super::plan::LoadPlan;
 
 /// Clock, end and progress of a round; times are nanoseconds since its start.
@@ -15,6 +17,8 @@ pub(crate) struct RoundState {
     start: u64,
     /// Start of the measurement: the end of the warm-up.
     measure_start: u64,
+    /// End of the measurement if nothing ends it early.
+    planned_end: u64,
     /// End of the measurement: no request is due after it.
     measure_end: AtomicU64,
     /// How long to wait for requests in flight after the end.
@@ -32,6 +36,7 @@ impl RoundState {
         RoundState {
             start: monotonic_nanos(),
             measure_start,
+            planned_end: measure_start + nanos(plan.duration),
             measure_end: AtomicU64::new(measure_start + nanos(plan.duration)),
             drain_timeout: nanos(plan.timeout),
             abandoned: AtomicBool::new(false),
@@ -55,6 +60,35 @@ impl RoundState {
 
     pub(crate) fn measure_end(&self) -> u64 {
         self.measure_end.load(Relaxed)
+    }
+
+    /// Returns the planned end of the measurement, which a signal does not change.
+    pub(crate) fn planned_end(&self) -> u64 {
+        self.planned_end
+    }
+
+    /// Returns when the connections of a thread are opened in a closed loop, and their indices; earliest first. In an open
+    /// loop they are opened when requests are due.
+    pub(crate) fn opening_times(&self, plan: &LoadPlan, thread: usize) -> VecDeque<(u64, usize)> {
+        let connections = if plan.rate.is_some() { 0 } else { plan.thread_connections(thread) };
+        let number = |at: usize| at * plan.thread_count() + thread;
+        (0..connections).map(|at| (self.opening_time(plan, number(at)), at)).collect()
+    }
+
+    /// Returns when connection `number` of all threads is opened.
+    fn opening_time(&self, plan: &LoadPlan, number: usize) -> u64 {
+        if plan.connection_ramp.is_zero() || number == 0 {
+            return 0;
+        }
+        let ramp = plan.connection_ramp.as_nanos() * number as u128;
+        self.measure_start + (ramp / (plan.connections - 1) as u128) as u64
+    }
+
+    /// Returns the step of a ramp in which a request of the measurement is due.
+    pub(crate) fn ramp_step(&self, due: u64) -> usize {
+        let length = (self.planned_end - self.measure_start).max(1);
+        let since = due.saturating_sub(self.measure_start);
+        (u128::from(since) * RAMP_STEPS as u128 / u128::from(length)) as usize
     }
 
     /// Returns when to give up requests in flight; 0 once the round is abandoned.

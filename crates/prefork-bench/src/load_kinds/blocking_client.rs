@@ -14,8 +14,8 @@ use crate::load::connection::io_error_kind;
 use crate::load::http_response::{
     ParsedResponse, ResponseExpectations, ResponseParser, ResponseReader,
 };
-use crate::load::load_thread::response_error_kind;
 use crate::load::request_failure::RequestFailure;
+use crate::load::request_failure::response_error_kind;
 use crate::load::target_url::ServerAddress;
 use crate::load::tls::{TlsClient, TlsStream};
 use crate::load::transport::{ReadOutcome, Transport};

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{LoadKind, LoadRate, RequestLoad, Workload};
-use crate::load::LoadPlan;
+use super::{LoadKind, LoadRate, RequestLoad, ScenarioRequest, Workload};
 use crate::load::plan::MAX_REQUESTS_PER_SECOND;
+use crate::load::{LoadPlan, WeightedRequest};
 
 /// Shortest closed loop that measures the capacity of a server.
 const MIN_CAPACITY_DURATION: Duration = Duration::from_millis(300);
@@ -20,6 +20,8 @@ pub(super) struct PlannedLoad {
     pub(super) plan: LoadPlan,
     /// The part of the capacity that is due, such as 0.8.
     pub(super) part_of_capacity: Option<f64>,
+    /// The rate at the end of a ramp.
+    pub(super) rate_at_end: Option<LoadRate>,
 }
 
 /// The plans of a workload.
@@ -47,14 +49,16 @@ impl ScenarioPlans {
             if http2 && !plan.is_http2() {
                 plan = plan.with_http2();
             }
-            let part_of_capacity = match requests.rate {
-                Some(LoadRate::PartOfCapacity(part)) => Some(part),
-                _ => None,
+            let mut planned = PlannedLoad {
+                name: load.name.clone(),
+                plan,
+                part_of_capacity: requests.rate.and_then(LoadRate::part),
+                rate_at_end: requests.rate_at_end,
             };
-            let mut planned = PlannedLoad { name: load.name.clone(), plan, part_of_capacity };
             let describe = |why: String| format!("load {:?}: {why}", load.name);
             match load.measured {
                 true => {
+                    planned.plan.faults = workload.fault_plan()?.or(base.faults);
                     planned.plan.validate().map_err(describe)?;
                     measured = Some(planned);
                 }
@@ -79,20 +83,34 @@ impl ScenarioPlans {
 
 impl RequestLoad {
     fn plan(&self, base: &LoadPlan) -> Result<LoadPlan, String> {
+        let body =
+            |request: &ScenarioRequest| request.body_size.map(|size| vec![b'x'; size as usize]);
+        let request = self.request.as_ref();
+        let rate = self.rate.and_then(LoadRate::per_second);
+        let rate_at_end = self.rate_at_end.and_then(LoadRate::per_second);
+        let mix = self.requests.iter().map(|kind| WeightedRequest {
+            name: kind.name.clone(),
+            weight: kind.weight,
+            request_target: kind.request.path.clone(),
+            method: kind.request.method.clone(),
+            headers: kind.request.headers.clone(),
+            body: body(&kind.request),
+        });
         let mut plan = LoadPlan {
-            target: base.target.with_request_target(&self.request.path)?,
+            target: base.target.with_request_target(request.map_or("/", |one| &one.path))?,
             connections: self.connections,
             threads: self.threads,
-            rate: match self.rate {
-                Some(LoadRate::PerSecond(rate)) => Some(rate),
-                Some(LoadRate::PartOfCapacity(_)) | None => None,
-            },
+            rate,
+            // Set with the rate, if that depends on the capacity.
+            rate_at_end: rate_at_end.filter(|_| rate.is_some()),
+            connection_ramp: self.connection_ramp.unwrap_or_default(),
+            mix: mix.collect(),
             reconnect_each_request: self.close,
             pipeline_depth: self.pipeline,
             http2_streams: self.http2.then_some(self.streams),
-            method: self.request.method.clone(),
-            headers: self.request.headers.clone(),
-            body: self.request.body_size.map(|size| vec![b'x'; size as usize]),
+            method: request.map_or("GET", |one| &one.method).to_string(),
+            headers: request.map(|one| one.headers.clone()).unwrap_or_default(),
+            body: request.and_then(body),
             timeout: self.timeout,
             ..base.clone()
         };
@@ -101,13 +119,41 @@ impl RequestLoad {
     }
 }
 
+impl LoadRate {
+    /// Returns the part of the capacity, if it is one.
+    fn part(self) -> Option<f64> {
+        match self {
+            LoadRate::PartOfCapacity(part) => Some(part),
+            LoadRate::PerSecond(_) => None,
+        }
+    }
+
+    /// Returns the number of requests per second, if it is one.
+    fn per_second(self) -> Option<u32> {
+        match self {
+            LoadRate::PerSecond(rate) => Some(rate),
+            LoadRate::PartOfCapacity(_) => None,
+        }
+    }
+}
+
 impl PlannedLoad {
+    /// Returns whether a rate is a part of the capacity.
+    pub(super) fn needs_capacity(&self) -> bool {
+        self.part_of_capacity.is_some() || self.rate_at_end.and_then(LoadRate::part).is_some()
+    }
+
     /// Sets a rate that is a part of the capacity.
     pub(super) fn set_capacity(&mut self, per_second: f64) {
-        if let Some(part) = self.part_of_capacity {
+        let rate = |part: f64| {
             let rate = (per_second * part).round().min(f64::from(MAX_REQUESTS_PER_SECOND));
-            self.plan.rate = Some((rate as u32).max(1));
-        }
+            (rate as u32).max(1)
+        };
+        self.plan.rate = self.part_of_capacity.map(rate).or(self.plan.rate);
+        self.plan.rate_at_end = self.rate_at_end.map(|at_end| match at_end {
+            LoadRate::PerSecond(rate) => rate,
+            LoadRate::PartOfCapacity(part) => rate(part),
+        });
     }
 
     /// Returns the closed loop of the same load that measures the capacity.
@@ -115,6 +161,8 @@ impl PlannedLoad {
         let duration = self.plan.duration / 2;
         LoadPlan {
             rate: None,
+            rate_at_end: None,
+            connection_ramp: Duration::ZERO,
             rounds: 1,
             faults: None,
             duration: duration.clamp(MIN_CAPACITY_DURATION, MAX_CAPACITY_DURATION),

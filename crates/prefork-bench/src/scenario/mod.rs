@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
+use crate::chaos::{FaultKind, FaultPlan};
 use crate::compare::ComparedMetric;
 pub use built_in::{BuiltInScenario, built_in_scenarios};
 pub use run::{BackgroundResult, CapacityResult};
@@ -51,6 +52,40 @@ pub struct Workload {
     /// Its loads, which run at the same time; one of them is measured.
     #[serde(rename = "load")]
     pub loads: Vec<ScenarioLoad>,
+    /// Faults to inject into the server during the measurement.
+    #[serde(rename = "fault", skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<ScenarioFault>,
+    /// Files that the server serves. With files, `prefork serve --root` is compared in place of the built-in application.
+    #[serde(rename = "file", skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<ScenarioFile>,
+}
+
+/// A fault, or one in each interval.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ScenarioFault {
+    /// Kind of the fault.
+    #[serde(serialize_with = "write_fault_kind")]
+    pub kind: FaultKind,
+    /// When the first one comes, since the begin of the measurement. Default: after one interval.
+    #[serde(serialize_with = "write_duration", skip_serializing_if = "Option::is_none")]
+    pub at: Option<Duration>,
+    /// Interval; `None`, the default, injects one.
+    #[serde(serialize_with = "write_duration", skip_serializing_if = "Option::is_none")]
+    pub every: Option<Duration>,
+    /// How long a worker is frozen. Default 1 s, or half the interval.
+    #[serde(serialize_with = "write_duration", skip_serializing_if = "Option::is_none")]
+    pub length: Option<Duration>,
+}
+
+/// A file that the server serves.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ScenarioFile {
+    /// Path below the root, such as `css/site.css`.
+    pub path: String,
+    /// Size in bytes.
+    pub size: u64,
 }
 
 /// One load of a workload.
@@ -79,9 +114,12 @@ pub enum LoadKind {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RequestLoad {
-    /// The request.
-    #[serde(flatten)]
-    pub request: ScenarioRequest,
+    /// The request, unless `requests` has several kinds.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub request: Option<ScenarioRequest>,
+    /// Requests of several kinds. Default none.
+    #[serde(rename = "request", skip_serializing_if = "Vec::is_empty")]
+    pub requests: Vec<KindOfRequest>,
     /// Number of connections. Default 64.
     pub connections: usize,
     /// Threads of the load generator. Default: 2, or as many as connections.
@@ -90,6 +128,13 @@ pub struct RequestLoad {
     /// the response.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<LoadRate>,
+    /// Requests due per second at the end of the measurement, up or down to which the rate goes evenly. `None`, the
+    /// default, does not change it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_at_end: Option<LoadRate>,
+    /// Time from the begin of the measurement over which connections are opened. `None`, the default: all at once.
+    #[serde(serialize_with = "write_duration", skip_serializing_if = "Option::is_none")]
+    pub connection_ramp: Option<Duration>,
     /// Requests in flight on each connection of HTTP/1.1. Default 1.
     #[serde(skip_serializing_if = "is_one")]
     pub pipeline: usize,
@@ -124,6 +169,19 @@ pub struct ScenarioRequest {
     /// Size of the body in bytes; `None`, the default, sends none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body_size: Option<u64>,
+}
+
+/// A request of a load with several kinds.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct KindOfRequest {
+    /// Name in reports. Default: method and path.
+    pub name: String,
+    /// How many of these requests are sent for each round through all kinds. Default 1.
+    pub weight: u32,
+    /// The request.
+    #[serde(flatten)]
+    pub request: ScenarioRequest,
 }
 
 /// How many requests are due per second.
@@ -183,19 +241,57 @@ impl Workload {
     pub fn required_paths(&self) -> Vec<&str> {
         self.loads
             .iter()
-            .map(|load| match &load.kind {
-                LoadKind::Requests(requests) => requests.request.path.as_str(),
+            .flat_map(|load| match &load.kind {
+                LoadKind::Requests(requests) => {
+                    let kinds = requests.requests.iter().map(|kind| &kind.request);
+                    requests.request.iter().chain(kinds).map(|request| request.path.as_str())
+                }
             })
             .collect()
     }
 
     /// Returns whether a rate is a part of the capacity, which is then measured first.
     pub(crate) fn has_capacity_run(&self) -> bool {
+        let is_part = |rate: &LoadRate| matches!(rate, LoadRate::PartOfCapacity(_));
         self.loads.iter().any(|load| match &load.kind {
             LoadKind::Requests(requests) => {
-                matches!(requests.rate, Some(LoadRate::PartOfCapacity(_)))
+                requests.rate.iter().chain(&requests.rate_at_end).any(is_part)
             }
         })
+    }
+
+    /// Returns the faults as a plan; `None` without faults.
+    ///
+    /// # Errors
+    /// An interval is too short, or a freeze too long.
+    pub(crate) fn fault_plan(&self) -> Result<Option<FaultPlan>, String> {
+        let mut plan = FaultPlan::default();
+        for fault in &self.faults {
+            let first = fault.at.or(fault.every).unwrap_or_default();
+            plan.add(fault.kind, first, fault.every, fault.length)
+                .map_err(|why| format!("[[fault]] {}: {why}", fault.kind.name()))?;
+        }
+        Ok(Some(plan).filter(|_| !self.faults.is_empty()))
+    }
+
+    /// Checks that a measurement of this length has what the file describes.
+    ///
+    /// # Errors
+    /// A fault would come after the end, or connections would be opened after it.
+    pub(crate) fn check_duration(&self, duration: Duration) -> Result<(), String> {
+        let wrong = |why: String| format!("the workload {}: {why}", self.name);
+        if let Some(faults) = self.fault_plan().map_err(wrong)? {
+            faults.validate(duration).map_err(wrong)?;
+        }
+        for load in &self.loads {
+            let LoadKind::Requests(requests) = &load.kind;
+            if let Some(ramp) = requests.connection_ramp.filter(|ramp| *ramp > duration) {
+                return Err(wrong(format!(
+                    "connection-ramp = {ramp:?} is longer than the measurement of {duration:?}"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Returns whether the CPU time of the server is that of the measured requests: no other load runs.
@@ -245,6 +341,10 @@ fn is_false(flag: &bool) -> bool {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_one(count: &usize) -> bool {
     *count == 1
+}
+
+fn write_fault_kind<S: Serializer>(kind: &FaultKind, serializer: S) -> Result<S::Ok, S::Error> {
+    kind.name().serialize(serializer)
 }
 
 fn write_duration<S: Serializer>(

@@ -6,15 +6,17 @@ use toml::de::DeValue;
 
 use super::toml_table::{SourceText, Table, Value, read_count, read_text};
 use super::{
-    DEFAULT_TIMEOUT, LoadKind, LoadRate, RequestLoad, ScenarioLoad, ScenarioRequest, Workload,
+    DEFAULT_TIMEOUT, KindOfRequest, LoadKind, LoadRate, RequestLoad, ScenarioFault, ScenarioFile,
+    ScenarioLoad, ScenarioRequest, Workload,
 };
+use crate::chaos::FaultKind;
 use crate::compare::ComparedMetric;
 use crate::load::plan::{MAX_CONNECTIONS, MAX_REQUESTS_PER_SECOND, is_http_token, split_header};
 use crate::load::target_url::validate_request_target;
 
 /// Keys of the first level.
 const FILE_KEYS: &[&str] =
-    &["name", "description", "metric", "duration", "warm-up", "https", "load"];
+    &["name", "description", "metric", "duration", "warm-up", "https", "load", "fault", "file"];
 /// Keys of `[[load]]`.
 const LOAD_KEYS: &[&str] = &[
     "name",
@@ -26,7 +28,10 @@ const LOAD_KEYS: &[&str] = &[
     "body-size",
     "connections",
     "threads",
+    "request",
     "rate",
+    "rate-at-end",
+    "connection-ramp",
     "pipeline",
     "http2",
     "streams",
@@ -34,7 +39,20 @@ const LOAD_KEYS: &[&str] = &[
     "resume",
     "timeout",
 ];
-/// Values of `kind`.
+/// Keys of `[[load.request]]`.
+const REQUEST_KEYS: &[&str] = &["name", "weight", "path", "method", "headers", "body-size"];
+/// Keys of `[[fault]]`.
+const FAULT_KEYS: &[&str] = &["kind", "at", "every", "length"];
+/// Values of `kind` in `[[fault]]`.
+const FAULT_KINDS: &[(&str, FaultKind)] =
+    &[("kill", FaultKind::Kill), ("reload", FaultKind::Reload), ("freeze", FaultKind::Freeze)];
+/// Keys of `[[file]]`.
+const FILE_TABLE_KEYS: &[&str] = &["path", "size"];
+/// Largest file: 1 GiB.
+const MAX_SERVED_FILE: u64 = 1 << 30;
+/// Most files.
+const MAX_SERVED_FILES: usize = 1000;
+/// Values of `kind` in `[[load]]`.
 const LOAD_KINDS: &[(&str, ())] = &[("requests", ())];
 /// Values of `metric`.
 const METRICS: &[(&str, ComparedMetric)] = &[
@@ -99,6 +117,8 @@ pub(super) fn parse_workload(file_name: &str, source: SourceText<'_>) -> Result<
             )));
         }
     }
+    let faults = parse_faults(&mut file)?;
+    let files = parse_files(&mut file)?;
     let mut workload = Workload {
         name,
         description,
@@ -107,7 +127,13 @@ pub(super) fn parse_workload(file_name: &str, source: SourceText<'_>) -> Result<
         warm_up,
         https,
         loads,
+        faults,
+        files,
     };
+    if let Some(duration) = workload.duration {
+        workload.check_duration(duration).map_err(|why| file.error(why))?;
+    }
+    workload.fault_plan().map_err(|why| file.error(why))?;
     let LoadKind::Requests(requests) = &workload.measured_load().kind;
     let has_rate = requests.rate.is_some();
     match metric {
@@ -142,19 +168,30 @@ fn parse_load(
 }
 
 fn parse_request_load(table: &mut Table<'_>, https: bool) -> Result<RequestLoad, String> {
-    let request = parse_request(table)?;
+    let tables = table.tables("request", "[[load.request]] ", REQUEST_KEYS)?;
+    let requests = parse_kinds(table, tables)?;
+    let request = match requests.is_empty() {
+        true => Some(parse_request(table)?),
+        false => None,
+    };
     let connections =
         table.count("connections", 1..=MAX_CONNECTIONS as u64)?.unwrap_or(64) as usize;
     let threads =
         table.count("threads", 1..=64)?.map_or(connections.min(2), |count| count as usize);
     let load = RequestLoad {
         request,
+        requests,
         connections,
         threads,
         rate: table
             .take("rate")
             .map(|value| read_rate(&value).map_err(|why| value.error(why)))
             .transpose()?,
+        rate_at_end: table
+            .take("rate-at-end")
+            .map(|value| read_rate(&value).map_err(|why| value.error(why)))
+            .transpose()?,
+        connection_ramp: table.duration("connection-ramp", MIN_DURATION..=MAX_DURATION)?,
         http2: table.flag("http2")?.unwrap_or(false),
         close: table.flag("close")?.unwrap_or(false),
         pipeline: 1,
@@ -178,6 +215,14 @@ fn parse_request_load(table: &mut Table<'_>, https: bool) -> Result<RequestLoad,
     if load.rate.is_some() {
         refuse(table, "pipeline", "requests with a rate are not pipelined: use more connections")?;
     }
+    if load.rate.is_none() && load.rate_at_end.is_some() {
+        return Err(table.error("rate-at-end needs rate, with which the measurement begins"));
+    }
+    if load.rate.is_some() && load.connection_ramp.is_some() {
+        return Err(table.error(
+            "connection-ramp needs a load without rate: with one, connections are opened when requests are due",
+        ));
+    }
     if !https {
         refuse(
             table,
@@ -194,6 +239,94 @@ fn parse_request_load(table: &mut Table<'_>, https: bool) -> Result<RequestLoad,
         resume: table.flag("resume")?.unwrap_or(false),
         ..load
     })
+}
+
+/// Parses the kinds of requests of a load, which then has no request of its own.
+fn parse_kinds(load: &mut Table<'_>, tables: Vec<Table<'_>>) -> Result<Vec<KindOfRequest>, String> {
+    if tables.is_empty() {
+        return Ok(Vec::new());
+    }
+    for key in ["path", "method", "headers", "body-size"] {
+        if let Some(value) = load.take(key) {
+            return Err(value.error("a load with [[load.request]] has these keys there"));
+        }
+    }
+    let mut kinds: Vec<KindOfRequest> = Vec::new();
+    for mut table in tables {
+        let name = table.line("name")?;
+        let weight = table.count("weight", 1..=1000)?.unwrap_or(1) as u32;
+        let request = parse_request(&mut table)?;
+        let name = name.unwrap_or(format!("{} {}", request.method, request.path));
+        if kinds.iter().any(|other| other.name == name) {
+            return Err(
+                table.error(format!("two requests have the name {name:?}: give each its own"))
+            );
+        }
+        kinds.push(KindOfRequest { name, weight, request });
+    }
+    Ok(kinds)
+}
+
+fn parse_faults(file: &mut Table<'_>) -> Result<Vec<ScenarioFault>, String> {
+    let mut faults: Vec<ScenarioFault> = Vec::new();
+    for mut table in file.tables("fault", "[[fault]] ", FAULT_KEYS)? {
+        let kind = table.choice("kind", FAULT_KINDS)?;
+        let kind = kind.ok_or_else(|| {
+            table.error("there is no kind: write kind = \"kill\", \"reload\" or \"freeze\"")
+        })?;
+        let at = table.duration("at", Duration::ZERO..=MAX_DURATION)?;
+        let every = table.duration("every", MIN_DURATION..=MAX_DURATION)?;
+        if at.is_none() && every.is_none() {
+            return Err(table.error("there is no time: write at = \"1s\", every = \"5s\", or both"));
+        }
+        let length = match kind {
+            FaultKind::Freeze => table.duration("length", MIN_DURATION..=MAX_DURATION)?,
+            _ => match table.take("length") {
+                Some(length) => return Err(length.error("only a freeze has a length")),
+                None => None,
+            },
+        };
+        if faults.iter().any(|other| other.kind == kind) {
+            return Err(table.error(format!("two tables for {}: write one", kind.name())));
+        }
+        faults.push(ScenarioFault { kind, at, every, length });
+    }
+    Ok(faults)
+}
+
+fn parse_files(file: &mut Table<'_>) -> Result<Vec<ScenarioFile>, String> {
+    let tables = file.tables("file", "[[file]] ", FILE_TABLE_KEYS)?;
+    if tables.len() > MAX_SERVED_FILES {
+        return Err(file.error(format!("{} files: give up to {MAX_SERVED_FILES}", tables.len())));
+    }
+    let mut files: Vec<ScenarioFile> = Vec::new();
+    for mut table in tables {
+        let path = table.read("path", |value| {
+            let text = read_text(value, "a path below the root in quotes, such as \"css/site.css\"")?;
+            let fits = |part: &str| {
+                let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+                !part.is_empty() && !part.starts_with('.') && part.chars().all(plain)
+            };
+            match text.split('/').all(fits) && text.len() <= 200 {
+                true => Ok(text),
+                false => Err("give a path below the root of letters, digits and -._, such as \"css/site.css\"".to_string()),
+            }
+        })?;
+        let path =
+            path.ok_or_else(|| table.error("there is no path: write path = \"index.html\""))?;
+        let size = table.size("size", MAX_SERVED_FILE)?;
+        let size = size.ok_or_else(|| table.error("there is no size: write size = \"4KiB\""))?;
+        let clashes = |other: &ScenarioFile| {
+            other.path == path
+                || other.path.starts_with(&format!("{path}/"))
+                || path.starts_with(&format!("{}/", other.path))
+        };
+        if files.iter().any(clashes) {
+            return Err(table.error(format!("{path:?} is there already, as a file or a directory")));
+        }
+        files.push(ScenarioFile { path, size });
+    }
+    Ok(files)
 }
 
 fn parse_request(table: &mut Table<'_>) -> Result<ScenarioRequest, String> {

@@ -68,7 +68,7 @@ pub(crate) fn run_scenario(
 ) -> Result<ScenarioOutcome> {
     let mut plans = ScenarioPlans::new(workload, base, http2).map_err(Error::config)?;
     let mut capacity = None;
-    if plans.all().any(|planned| planned.part_of_capacity.is_some()) {
+    if plans.all().any(|planned| planned.needs_capacity()) {
         // Without the loads beside it: the capacity is that of the server.
         let plan = plans.measured.capacity_plan();
         let (report, _, was_interrupted) =

@@ -49,7 +49,8 @@ fn a_short_file_is_filled_with_the_defaults() {
     let workload = parse("description = \"d\"\n[[load]]").expect("valid");
     assert_eq!((workload.name(), workload.metric), ("mine", ComparedMetric::RequestsPerSecond));
     let load = requests(&workload);
-    assert_eq!((load.request.path.as_str(), load.request.method.as_str()), ("/", "GET"));
+    let request = load.request.as_ref().expect("one request");
+    assert_eq!((request.path.as_str(), request.method.as_str()), ("/", "GET"));
     assert_eq!((load.connections, load.threads, load.rate), (64, 2, None));
     assert_eq!(load.timeout, Duration::from_secs(3));
     let with_rate = parse("description = \"d\"\n[[load]]\nrate = \"12.5%\"").expect("valid");
@@ -78,6 +79,39 @@ fn the_keys_of_a_load_become_its_plan() {
 }
 
 #[test]
+fn mixes_ramps_and_faults_become_a_plan() {
+    let workload = parse(
+        "description = \"d\"\nduration = \"4s\"\n[[load]]\nrate = \"10%\"\nrate-at-end = 900\n\
+         [[load.request]]\nweight = 3\n[[load.request]]\nname = \"upload\"\npath = \"/echo\"\nbody-size = 10\n\
+         [[fault]]\nkind = \"reload\"\nat = \"1s\"\n[[fault]]\nkind = \"freeze\"\nevery = \"2s\"\nlength = \"500ms\"\n\
+         [[file]]\npath = \"a/b.txt\"\nsize = \"1KiB\"\n",
+    )
+    .expect("valid");
+    assert_eq!(workload.required_paths(), ["/", "/echo"]);
+    let json = serde_json::to_value(&workload).expect("JSON");
+    assert_eq!(parse(&toml::to_string(&json).expect("TOML")), Ok(workload.clone()));
+    let base = LoadPlan { duration: Duration::from_secs(4), ..base_plan() };
+    let mut planned =
+        load_plans::ScenarioPlans::new(&workload, &base, false).expect("plans").measured;
+    // The rates are known after the closed loop.
+    assert_eq!((planned.plan.rate, planned.plan.rate_at_end), (None, None));
+    assert_eq!(planned.capacity_plan().validate(), Ok(()));
+    planned.set_capacity(2000.0);
+    let plan = &planned.plan;
+    assert_eq!((plan.rate, plan.rate_at_end), (Some(200), Some(900)));
+    let kinds: Vec<(&str, u32)> =
+        plan.mix.iter().map(|kind| (kind.name.as_str(), kind.weight)).collect();
+    assert_eq!(kinds, [("GET /", 3), ("upload", 1)]);
+    assert_eq!(plan.mix[1].method, "POST");
+    let faults = plan.faults.expect("faults");
+    assert!(faults.has_kind(FaultKind::Reload) && !faults.has_kind(FaultKind::Kill));
+    assert!(
+        workload.check_duration(Duration::from_secs(2)).is_err(),
+        "the freeze would come after it"
+    );
+}
+
+#[test]
 fn mistakes_name_the_line_the_key_and_what_is_valid() {
     let with_load = |line: &str| format!("description = \"d\"\n\n[[load]]\n{line}\n");
     for (text, pieces) in [
@@ -100,6 +134,33 @@ fn mistakes_name_the_line_the_key_and_what_is_valid() {
         (with_load("method = \"GE T\""), ["method = \"GE T\"", "\"POST\""]),
         (with_load("headers = \"A: b\""), ["headers = \"A: b\"", "list"]),
         (with_load("headers = [\"A\"]"), ["headers = [\"A\"]", "Name: value"]),
+        (with_load("rate-at-end = 5"), ["[[load]] rate-at-end", "needs rate"]),
+        (with_load("rate = 5\nconnection-ramp = \"1s\""), ["connection-ramp", "without rate"]),
+        (with_load("path = \"/a\"\n[[load.request]]"), [":4: [[load]] path", "keys there"]),
+        (
+            with_load("[[load.request]]\nweight = 0"),
+            [":5: [[load.request]] weight = 0", "1 to 1000"],
+        ),
+        (with_load("[[load.request]]\n[[load.request]]"), ["two requests", "its own"]),
+        (with_load("[[fault]]\nevery = \"1s\""), [":4: [[fault]] there is no kind", "\"kill\""]),
+        (with_load("[[fault]]\nkind = \"kill\""), ["there is no time", "every = \"5s\""]),
+        (
+            with_load("[[fault]]\nkind = \"kill\"\nevery = \"1s\"\nlength = \"1s\""),
+            ["length = \"1s\"", "only a freeze"],
+        ),
+        (
+            format!(
+                "duration = \"1s\"\n{}",
+                with_load("[[fault]]\nkind = \"kill\"\nevery = \"1s\"")
+            ),
+            ["the first kill", "after the measurement of 1s"],
+        ),
+        (with_load("[[file]]\npath = \"../a\"\nsize = 1"), ["path = \"../a\"", "below the root"]),
+        (with_load("[[file]]\npath = \"a\""), ["there is no size", "4KiB"]),
+        (
+            with_load("[[file]]\npath = \"a\"\nsize = 1\n[[file]]\npath = \"a/b\"\nsize = 1"),
+            ["\"a/b\" is there already", "directory"],
+        ),
         (with_load("close = \"yes\""), ["close = \"yes\"", "true or false"]),
         (with_load("close = true\npipeline = 2"), [":5: [[load]] pipeline = 2", "one request"]),
         (with_load("rate = 5\npipeline = 2"), ["pipeline = 2", "not pipelined"]),

@@ -34,7 +34,7 @@ impl TestConnection {
 
     /// Sends requests as long as the connection takes them, and returns how many it took.
     fn send_all(&mut self) -> u64 {
-        let sent = |due| PendingRequest { due, sent_at: due, retries: 0 };
+        let sent = |due| PendingRequest { due, sent_at: due, ..PendingRequest::default() };
         let taken = (1..100).take_while(|due| self.http2.send(&self.request, sent(*due))).count();
         let mut events = Vec::new();
         let state = self.http2.advance(&ResponseExpectations::default(), &mut events);

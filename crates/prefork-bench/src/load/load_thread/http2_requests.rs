@@ -23,8 +23,8 @@ impl LoadThread<'_> {
 
     /// Sends `count` requests, over a new connection if there is none.
     pub(super) fn send_http2(&mut self, at: usize, due: u64, now: u64, count: usize) {
-        let request = PendingRequest { due, sent_at: now, retries: 0 };
-        self.connections[at].waiting.extend(std::iter::repeat_n(request, count));
+        let request = PendingRequest { due, sent_at: now, ..PendingRequest::default() };
+        self.connections[at].add_waiting(&self.cycle, request, count);
         self.in_flight += count;
         if self.connections[at].waiting.is_empty() {
             return;
@@ -54,17 +54,14 @@ impl LoadThread<'_> {
         let is_open = loop {
             let now = self.round.elapsed_nanos();
             let connection = &mut self.connections[at];
-            let (Some(http2), Some(request)) = (connection.http2.as_mut(), &self.http2_request)
-            else {
-                break false;
-            };
+            let Some(http2) = connection.http2.as_mut() else { break false };
             while let Some(next) = connection.waiting.front() {
-                if !http2.send(request, *next) {
+                if !http2.send(&self.http2_requests[usize::from(next.kind)], *next) {
                     break;
                 }
                 connection.waiting.pop_front();
             }
-            let state = http2.advance(&self.response_parser.expectations, &mut events);
+            let state = http2.advance(&self.response_parsers[0].expectations, &mut events);
             let is_done = self.plan.reconnect_each_request && !events.is_empty();
             let had_events = !events.is_empty();
             for event in events.drain(..) {
@@ -122,8 +119,8 @@ impl LoadThread<'_> {
             Some((_, idle, _)) => idle.push_back(at),
             None if now < self.round.measure_end() && !self.plan.reconnect_each_request => {
                 self.in_flight += 1;
-                let next = PendingRequest { due: now, sent_at: now, retries: 0 };
-                self.connections[at].waiting.push_back(next);
+                let next = PendingRequest { due: now, sent_at: now, ..PendingRequest::default() };
+                self.connections[at].add_waiting(&self.cycle, next, 1);
             }
             None => {}
         }

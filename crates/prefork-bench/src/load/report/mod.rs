@@ -4,6 +4,7 @@ mod chaos_report;
 mod failure_counts;
 mod failure_notes;
 mod html;
+mod part_reports;
 mod text;
 mod tls_report;
 
@@ -19,6 +20,7 @@ use crate::run_environment::RunEnvironment;
 pub use chaos_report::{ChaosReport, FaultEvent, FaultImpact};
 pub use failure_counts::FailureCounts;
 pub use failure_notes::FailureNote;
+pub use part_reports::{RampStep, RequestKindReport};
 pub use tls_report::{HandshakeSummary, TlsReport};
 use tokio_prefork::ListenAddr;
 use tokio_prefork::exit;
@@ -95,6 +97,10 @@ pub struct LoadReport {
     pub generator: GeneratorCpuTime,
     /// Faults and what they cost; `None` without fault injection.
     pub chaos: Option<ChaosReport>,
+    /// Figures of each kind of request; empty with one kind.
+    pub request_kinds: Vec<RequestKindReport>,
+    /// Figures of each tenth of a ramp; empty without one.
+    pub ramp: Vec<RampStep>,
     /// Responses and failures over time.
     pub timeline: ThroughputTimeline,
 }
@@ -188,6 +194,7 @@ impl LoadReport {
         rounds.iter().for_each(|round| all.merge(&round.counters));
         let reports: Vec<LoadRoundReport> =
             rounds.iter().map(LoadRoundReport::from_round).collect();
+        let round_count = reports.len();
         let rates: Vec<f64> = reports.iter().map(|round| round.per_second).collect();
         let measured_s: f64 = rounds.iter().map(|round| round.measured.as_secs_f64()).sum();
         let timeline = ThroughputTimeline::from_rounds(&rounds);
@@ -201,7 +208,10 @@ impl LoadReport {
             environment: RunEnvironment::read(),
             target,
             manner: plan.describe_connections(),
-            method: plan.method.clone(),
+            method: match plan.mix.is_empty() {
+                true => plan.method.clone(),
+                false => "several".to_string(),
+            },
             connections: plan.connections,
             threads: plan.thread_count(),
             rate: plan.rate,
@@ -237,6 +247,8 @@ impl LoadReport {
             server: usages.reduce(ProcessTreeUsage::combine),
             generator: GeneratorCpuTime { user_s: own.user, system_s: own.system },
             chaos,
+            request_kinds: part_reports::request_kind_reports(plan, &all, measured_s),
+            ramp: part_reports::ramp_steps(plan, &all, round_count),
             timeline,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::part_reports::{write_ramp, write_request_kinds};
 use super::{ChaosReport, FaultImpact, ProcessShare};
 use super::{HandshakeSummary, LoadReport};
 use crate::report_format::text_table::{format_bytes, format_count, format_micros, write_table};
@@ -19,6 +20,8 @@ pub(crate) fn render_text(report: &LoadReport) -> String {
     write_errors(&mut text, report);
     write_tls(&mut text, report);
     write_failure_notes(&mut text, report);
+    write_request_kinds(&mut text, &report.request_kinds);
+    write_ramp(&mut text, &report.ramp);
     write_faults(&mut text, report);
     write_processes(&mut text, report);
     write_costs(&mut text, report);
