@@ -29,7 +29,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MOST_WORKERS 64
+#define MOST_WORKERS 1024
 #define MOST_FDS 16384
 #define HEAD_MAX 2048
 #define ACCEPTS 16

@@ -5,14 +5,14 @@
 
 use std::future::pending;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::time::TimeSpec;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 use tokio::io::unix::AsyncFd;
 
+use super::{libc, syscall_result};
 use crate::async_fd::register_readable;
 
 /// A periodic timer. Ticks that nothing waited for count as one.
@@ -36,10 +36,33 @@ impl IntervalTimer {
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
         let started = Instant::now();
-        let interval = Expiration::Interval(TimeSpec::from_duration(period));
-        timer.set(interval, TimerSetTimeFlags::empty())?;
         let timer = register_readable(OwnedFd::from(timer))?;
-        Ok(IntervalTimer { timer, started, period, count: 0 })
+        let mut timer = IntervalTimer { timer, started, period, count: 0 };
+        timer.set_period(period)?;
+        Ok(timer)
+    }
+
+    /// Changes the period. The next tick comes one `period` from now.
+    ///
+    /// # Errors
+    /// The kernel refuses the period; the old one stays.
+    pub fn set_period(&mut self, period: Duration) -> io::Result<()> {
+        let span = libc::timespec {
+            tv_sec: libc::time_t::try_from(period.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: period.subsec_nanos().into(),
+        };
+        let setting = libc::itimerspec { it_interval: span, it_value: span };
+        // SAFETY: the kernel only reads `setting`, which outlives the call; the null pointer asks for no old value.
+        syscall_result(unsafe {
+            libc::timerfd_settime(
+                self.timer.as_raw_fd(),
+                0,
+                &raw const setting,
+                std::ptr::null_mut(),
+            )
+        })?;
+        (self.started, self.period, self.count) = (Instant::now(), period, 0);
+        Ok(())
     }
 
     /// Waits for the next tick and returns how late it is noticed.
@@ -84,6 +107,20 @@ mod tests {
             let delay = timer.tick().await;
             assert!(timer.count >= seen + 10, "{} after {seen}", timer.count);
             assert!(delay < started.elapsed() - TICK_PERIOD * (timer.count as u32 - 1));
+        });
+    }
+
+    #[test]
+    fn a_new_period_begins_at_once() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("runtime").block_on(async {
+            let mut timer = IntervalTimer::new(Duration::from_secs(3600)).expect("a timer");
+            let period = Duration::from_millis(3);
+            timer.set_period(period).expect("set");
+            let started = Instant::now();
+            timer.tick().await;
+            timer.tick().await;
+            assert!(started.elapsed() >= period && timer.count >= 2);
         });
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -162,8 +163,13 @@ fn read_stat_fields(pid: u32) -> Option<String> {
 /// The sub-command of `PR_SET_MM` that sets all fields at once. Unlike the others, it needs no privilege.
 const PR_SET_MM_MAP: libc::c_ulong = 14;
 
+/// The addresses of this process, read when its title is set for the first time. They stay the same over forks, so that workers need
+/// not read them.
+static MEMORY_ADDRESSES: OnceLock<PrctlMmMap> = OnceLock::new();
+
 /// `struct prctl_mm_map`.
 #[repr(C)]
+#[derive(Debug, Clone, Copy)]
 struct PrctlMmMap {
     start_code: u64,
     end_code: u64,
@@ -181,6 +187,34 @@ struct PrctlMmMap {
     exe_fd: u32,
 }
 
+/// Returns the addresses of this process without those that `set_process_title` changes.
+fn read_memory_addresses() -> io::Result<PrctlMmMap> {
+    let fields = std::fs::read_to_string("/proc/self/stat")?;
+    // Field 2 is the name, which may contain any bytes; field 3 follows its closing parenthesis.
+    let fields = fields.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
+    let fields: Vec<&str> = fields.collect();
+    let field = |number: usize| -> io::Result<u64> {
+        let missing = || io::Error::from(io::ErrorKind::InvalidData);
+        fields.get(number - 3).and_then(|text| text.parse().ok()).ok_or_else(missing)
+    };
+    Ok(PrctlMmMap {
+        start_code: field(26)?,
+        end_code: field(27)?,
+        start_data: field(45)?,
+        end_data: field(46)?,
+        start_brk: field(47)?,
+        brk: 0,
+        start_stack: field(28)?,
+        arg_start: 0,
+        arg_end: 0,
+        env_start: field(50)?,
+        env_end: field(51)?,
+        auxv: 0,
+        auxv_size: 0,
+        exe_fd: u32::MAX,
+    })
+}
+
 /// Sets the command line that `ps` and `top` show for this process to `title`.
 ///
 /// Points the kernel to other memory and overwrites none, so `std::env::args` stays the same. The short name, by which
@@ -190,33 +224,17 @@ struct PrctlMmMap {
 /// `title` contains NUL, or the kernel is built without CONFIG_CHECKPOINT_RESTORE.
 pub fn set_process_title(title: &str) -> io::Result<()> {
     let text = CString::new(title).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // Field 2 is the name, which may contain any bytes; field 3 follows its closing parenthesis.
-    let fields: Vec<&str> =
-        stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace().collect();
-    let field = |number: usize| -> io::Result<u64> {
-        let missing = || io::Error::from(io::ErrorKind::InvalidData);
-        fields.get(number - 3).and_then(|text| text.parse().ok()).ok_or_else(missing)
-    };
+    let memory = MEMORY_ADDRESSES.get().copied().map_or_else(read_memory_addresses, Ok)?;
+    let _ = MEMORY_ADDRESSES.set(memory);
     // Leaked, because the kernel reads it until the process ends. A process sets its title only once or twice.
     let text = text.into_bytes_with_nul().leak();
     let range = text.as_ptr_range();
     let map = PrctlMmMap {
-        start_code: field(26)?,
-        end_code: field(27)?,
-        start_data: field(45)?,
-        end_data: field(46)?,
-        start_brk: field(47)?,
         // SAFETY: sbrk(0) only reads.
         brk: unsafe { libc::sbrk(0) } as u64,
-        start_stack: field(28)?,
         arg_start: range.start as u64,
         arg_end: range.end as u64,
-        env_start: field(50)?,
-        env_end: field(51)?,
-        auxv: 0,
-        auxv_size: 0,
-        exe_fd: u32::MAX,
+        ..memory
     };
     // SAFETY: `map` outlives the call and has the size given. The kernel checks every address in it; all but the two of
     // the arguments are its current values.

@@ -150,25 +150,30 @@ impl Drop for SharedListener {
     }
 }
 
-/// Returns the epoll instance in which `fd` is registered, or `None` if there is not exactly one token for it.
+/// How many descriptors are looked at in their order before `/proc/self/fd` is listed. tokio's epoll instance has a low number, as a
+/// worker creates it right after the fork.
+const FIRST_DESCRIPTORS: RawFd = 32;
+
+/// Returns the epoll instance in which `fd` is registered, or `None` if `/proc` does not show it.
 fn find_epoll_registration(fd: RawFd) -> Option<EpollRegistration> {
-    let mut found: Option<EpollRegistration> = None;
-    for entry in fs::read_dir("/proc/self/fd").ok()?.flatten() {
-        let is_epoll = fs::read_link(entry.path())
-            .is_ok_and(|target| target.as_os_str() == "anon_inode:[eventpoll]");
-        let number = entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
-        let Some(epoll) = number.filter(|_| is_epoll) else { continue };
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{epoll}")).ok()?;
-        let Some(token) = info.lines().find_map(|line| parse_epoll_token(line, fd)) else {
-            continue;
-        };
-        match found {
-            // tokio has two descriptors of one instance.
-            Some(registration) if registration.token != token => return None,
-            _ => found = Some(EpollRegistration { epoll, token }),
-        }
+    let first = (0..FIRST_DESCRIPTORS).find_map(|epoll| read_epoll_registration(epoll, fd));
+    first.or_else(|| {
+        fs::read_dir("/proc/self/fd").ok()?.flatten().find_map(|entry| {
+            let number = entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
+            number.and_then(|epoll| read_epoll_registration(epoll, fd))
+        })
+    })
+}
+
+/// Returns the registration of `fd` in `epoll`, or `None` if `epoll` is no epoll instance or `fd` is not registered there.
+fn read_epoll_registration(epoll: RawFd, fd: RawFd) -> Option<EpollRegistration> {
+    let target = fs::read_link(format!("/proc/self/fd/{epoll}")).ok()?;
+    if target.as_os_str() != "anon_inode:[eventpoll]" {
+        return None;
     }
-    found
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{epoll}")).ok()?;
+    let token = info.lines().find_map(|line| parse_epoll_token(line, fd))?;
+    Some(EpollRegistration { epoll, token })
 }
 
 /// Parses the token of `fd` from a line like `tfd:        8 events: 80002001 data:     7f3a12345678  pos:0 ino:c12 sdev:8`.

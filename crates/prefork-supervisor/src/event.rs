@@ -105,6 +105,8 @@ pub struct HealthSample {
     pub worker: WorkerId,
     /// A counter that changes while the worker's event loop makes progress.
     pub heartbeat: u64,
+    /// Whether the event loop sleeps because the worker is idle, and the next change of the counter is not due yet.
+    pub is_sleeping: bool,
     /// Requests since the worker started.
     pub requests: u64,
     /// Resident memory in bytes; `None` if it was not requested or cannot be read.

@@ -147,6 +147,10 @@ impl Supervisor {
     /// Returns the limit that a serving worker has reached.
     fn recycle_reason(&self, now: Instant, sample: &HealthSample) -> Option<RecycleReason> {
         let record = self.workers.get(sample.worker)?;
+        let limits = self.kinds.recycle_limits_of(record.tag.kind, &self.config);
+        if limits == RecycleLimits::default() {
+            return None;
+        }
         self.slots.index_of_holder(sample.worker)?;
         // A worker that reaches a limit as soon as it serves would otherwise be replaced as fast as it boots.
         let is_proven =
@@ -154,7 +158,6 @@ impl Supervisor {
         if !record.is_serving() || self.workers.is_slot_full(record.tag.slot) || !is_proven {
             return None;
         }
-        let limits = self.kinds.recycle_limits_of(record.tag.kind, &self.config);
         limit_reached(&limits, record, now.duration_since(record.forked_at), sample)
     }
 
@@ -193,7 +196,7 @@ fn check_stall(
         return;
     }
     let (worker, heartbeat) = (record.tag, &mut record.heartbeat);
-    if heartbeat.counter != Some(sample.heartbeat) {
+    if sample.is_sleeping || heartbeat.counter != Some(sample.heartbeat) {
         if heartbeat.is_stall_logged {
             let stalled_for = heartbeat.stalled_for;
             actions.push(Action::Log(LogEvent::Recovered { worker, stalled_for }));

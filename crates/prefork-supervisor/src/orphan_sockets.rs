@@ -120,6 +120,9 @@ impl OrphanSockets {
         slot_of: fn(&WorkerRecord) -> Slot,
         actions: &mut Vec<Action>,
     ) {
+        if self.socket_slots == 0 && self.dispatch_targets.is_empty() {
+            return;
+        }
         let accepting = workers.iter().filter(|record| record.can_accept());
         let own = accepting.map(|record| (slot_of(record), record.tag.id));
         let targets: BTreeMap<Slot, WorkerId> =

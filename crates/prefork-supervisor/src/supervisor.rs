@@ -489,9 +489,12 @@ impl Supervisor {
     }
 
     fn log_all_ready(&mut self) {
+        // Both look at every slot, and this runs after every event.
+        if self.phase != ClusterPhase::Booting || !self.slots.are_open_slots_served(&self.workers) {
+            return;
+        }
         let workers = self.slots.served_slot_count(&self.workers);
-        let is_complete = workers > 0 && self.slots.are_open_slots_served(&self.workers);
-        if self.phase == ClusterPhase::Booting && is_complete {
+        if workers > 0 {
             self.phase = ClusterPhase::Running;
             self.log_event(LogEvent::AllReady { workers });
         }

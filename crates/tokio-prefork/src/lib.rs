@@ -112,6 +112,7 @@ mod primary;
 mod privilege;
 mod process_limits;
 mod process_settings;
+mod processors;
 pub mod program;
 mod runtime;
 mod scoreboard;

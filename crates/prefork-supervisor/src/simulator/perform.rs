@@ -97,6 +97,7 @@ impl Simulator {
         let samples = self.workers.iter().map(|(id, worker)| HealthSample {
             worker: *id,
             heartbeat: worker.heartbeat(self.now),
+            is_sleeping: false,
             requests: worker.requests(self.now),
             memory: with_memory.then(|| worker.memory(self.now)),
             is_full: worker.is_full(),

@@ -137,6 +137,7 @@ fn all_events_for_worker(worker: WorkerId, reply_id: u64) -> Vec<Event> {
         let samples = HealthSample {
             worker,
             heartbeat: 7,
+            is_sleeping: false,
             requests: 1 << 40,
             memory,
             is_full: false,

@@ -1,6 +1,9 @@
 //! Tests of stalls, memory limits and recycling.
 
+use std::time::Instant;
+
 use super::*;
+use crate::Supervisor;
 
 fn stall_config(workers: u32) -> SupervisorConfig {
     SupervisorConfig {
@@ -307,4 +310,36 @@ fn a_worker_that_reacts_to_sigterm_retires_once() {
     let retired = sim.logged(|event| matches!(event, LogEvent::Retiring { .. }).then_some(()));
     assert_eq!((retired.len(), sim.serving_workers()), (1, vec![2]));
     assert_eq!(exit_causes(&sim), [(1, ExitCause::Drained)]);
+}
+
+#[test]
+fn a_sleeping_worker_has_not_stalled_until_its_next_heartbeat_is_late() {
+    let mut supervisor = Supervisor::new(stall_config(1), 1);
+    let start = Instant::now();
+    let worker = WorkerId(1);
+    for event in [Event::Started, Event::Forked { worker, pid: 2 }, Event::Ready { worker }] {
+        let _ = supervisor.handle(start, event);
+    }
+    let mut first_stall = |sleeps_until: u64| {
+        (1..100).find(|n| {
+            let now = start + ms(n * 500);
+            let _ = supervisor.handle(now, Event::DeadlineReached);
+            let sample = HealthSample {
+                worker,
+                heartbeat: 7,
+                is_sleeping: n * 500 < sleeps_until,
+                requests: 0,
+                memory: None,
+                is_full: false,
+                current_request: None,
+            };
+            let actions = supervisor.handle(now, Event::HealthSampled { samples: vec![sample] });
+            let stalls = |action: &Action| {
+                matches!(action, Action::Log(LogEvent::Stalled { stalled_for, .. }) if *stalled_for == ms(1_000))
+            };
+            actions.iter().any(stalls)
+        })
+    };
+    // Samples at 10.0 and 10.5 s find the same heartbeat as the last one in the sleep, at 9.5 s.
+    assert_eq!(first_stall(10_000).map(|n| n * 500), Some(10_500));
 }

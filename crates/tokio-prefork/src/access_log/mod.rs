@@ -74,6 +74,11 @@ pub(crate) struct LineBuffer {
 }
 
 impl LineBuffer {
+    /// Returns whether all lines were handed over.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// Returns a record to start.
     fn take_record(&mut self) -> Box<RequestRecord> {
         self.records.pop().unwrap_or_default()

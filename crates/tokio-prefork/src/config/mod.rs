@@ -156,7 +156,7 @@ impl Config {
         match self.pool_threads {
             Some(threads) => threads as usize,
             None => cores_per_worker(
-                std::thread::available_parallelism().map_or(1, usize::from),
+                crate::processors::available(),
                 self.supervisor_config().workers as usize,
             ),
         }

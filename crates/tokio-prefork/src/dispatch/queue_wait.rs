@@ -45,6 +45,11 @@ impl RejectionLog {
         self.longest.set(self.longest.get().max(waited));
     }
 
+    /// Returns whether all rejections were reported.
+    pub(crate) fn is_logged(&self) -> bool {
+        self.unlogged.get() == 0
+    }
+
     /// Returns how many connections to report at `now_ms`, and their longest wait; at most once a second.
     fn take_report(&self, now_ms: u64) -> Option<(u64, Duration)> {
         let is_due =

@@ -33,7 +33,13 @@ pub struct PoolConfig {
 
 impl Default for PoolConfig {
     fn default() -> PoolConfig {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        PoolConfig::with_threads(std::thread::available_parallelism().map_or(1, usize::from))
+    }
+}
+
+impl PoolConfig {
+    /// Returns the defaults with this number of threads. Unlike [`new`](Self::new), does not ask how many processors there are.
+    pub(crate) fn with_threads(threads: usize) -> PoolConfig {
         PoolConfig {
             threads,
             min_threads: None,
@@ -44,9 +50,7 @@ impl Default for PoolConfig {
             newest_first: false,
         }
     }
-}
 
-impl PoolConfig {
     /// Returns the defaults.
     pub fn new() -> PoolConfig {
         PoolConfig::default()

@@ -117,6 +117,7 @@ impl Primary {
         let config = self.configs.config_of_worker(tag)?;
         let certificates = Some(&config.tls_certificates).filter(|_| tag.slot.is_web());
         let _keys = certificates.map(TlsCertificates::keep_over_fork).transpose()?;
+        crate::processors::refresh_before_fork();
         let blocked_signals =
             BlockedSignals::block_all().map_err(|e| Error::system("block signals", e))?;
         match fork_process()? {

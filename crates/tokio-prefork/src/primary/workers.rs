@@ -14,11 +14,13 @@ use crate::dispatch::round_robin::ConnectionQueue;
 use crate::listener::ListenAddr;
 use crate::scoreboard::{Scoreboard, WorkerPages};
 use prefork_os::child::{ChildStateChange, find_exited_child, poll_child_state, reap_child};
+use prefork_os::process::process_state;
 use prefork_os::process_group::{
     is_group_leader, kill_group_if_child_exited, kill_group_of_child, set_group_of_child,
 };
 use prefork_os::resource_limits::resident_bytes;
 use prefork_os::signal::Signal;
+use prefork_os::system::monotonic_ms;
 use prefork_supervisor::{Event, HealthSample, Supervisor, WorkerId, WorkerTag};
 
 /// How many reports are read from one channel before the other channels get their turn.
@@ -288,6 +290,7 @@ impl WorkerTable {
             HealthSample {
                 worker: *worker,
                 heartbeat: sample.heartbeat_ms,
+                is_sleeping: sample.is_sleeping,
                 requests: sample.requests,
                 memory: match sample.program_memory {
                     // Of all its processes, as the guard measures it.
@@ -338,6 +341,7 @@ impl Primary {
             match change {
                 ChildStateChange::Exited(status) => self.forget_worker(worker, status),
                 ChildStateChange::Stopped => {
+                    self.end_sleep_of_stopped(worker);
                     self.reclaim_queue(worker);
                     self.pending_events.push_back(Event::Stopped { worker });
                 }
@@ -349,6 +353,15 @@ impl Primary {
         if prefork_os::parent_death::is_orphan_reaper() {
             self.kill_program_orphans();
             self.reap_orphans();
+        }
+    }
+
+    /// Corrects the page of a worker that was stopped while its event loop slept, so that it counts as stalled in time.
+    fn end_sleep_of_stopped(&self, worker: WorkerId) {
+        let Some(process) = self.workers.get(&worker) else { return };
+        // A worker that goes on by now writes its page itself.
+        if process_state(process.pid) == Some('T') {
+            self.scoreboard.end_sleep(process.pages, monotonic_ms());
         }
     }
 

@@ -34,9 +34,9 @@ use std::os::fd::OwnedFd;
 
 use consistent_sums::{InheritedTable, SumsChange, existing_pages, inherited_pages};
 use page_layout::{
-    BEGUN_JOB, CANNOT_ACCEPT, FAILED_ALLOCATION, GENERATION, OPEN_CONNECTIONS, PAGES_USED, PID,
-    POOL_PAGES_START, REQUEST_PAGES_START, RESTARTS, SLOT, STARTED_AT_MS, STATE, TAKEN_OVER,
-    THREAD, WORKER_ID, WORKERS_WANTED,
+    BEGUN_JOB, CANNOT_ACCEPT, FAILED_ALLOCATION, GENERATION, HEARTBEAT_MS, OPEN_CONNECTIONS,
+    PAGES_USED, PID, POOL_PAGES_START, REQUEST_PAGES_START, RESTARTS, SLOT, STARTED_AT_MS, STATE,
+    TAKEN_OVER, THREAD, WORKER_ID, WORKERS_WANTED,
 };
 use page_reader::PagePair;
 use prefork_os::shared_memory::{self, ReadOnlyPages, SharedPage, WritablePages};
@@ -345,6 +345,17 @@ impl Scoreboard {
     /// Returns the value of the last `set_cannot_accept`.
     pub(crate) fn cannot_accept(&self) -> bool {
         CANNOT_ACCEPT.load(self.readable.page(PRIMARY_PAGE)) == 1
+    }
+
+    /// Records that a worker's event loop does not sleep of its own accord: a signal has stopped the process.
+    pub(crate) fn end_sleep(&self, pages: WorkerPages, now_ms: u64) {
+        // Workers of earlier images are not corrected, as their pages cannot be written.
+        let WorkerPages::Own(pages) = pages else { return };
+        for page in pages.page_numbers().map(|index| self.writable.page(index)) {
+            if worker_page::is_sleeping(page, now_ms) {
+                HEARTBEAT_MS.store(page, now_ms);
+            }
+        }
     }
 
     /// Reads the heartbeat and load of a worker for the primary's stall check.

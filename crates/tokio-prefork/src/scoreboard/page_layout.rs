@@ -22,7 +22,8 @@ pub(crate) const GENERATION: PageWord = PageWord(3);
 pub(crate) const PID: PageWord = PageWord(4);
 /// Start time, milliseconds since 1970.
 pub(crate) const STARTED_AT_MS: PageWord = PageWord(5);
-/// Time of the event loop's last heartbeat, milliseconds on the monotonic clock.
+/// Time of the event loop's last heartbeat, milliseconds on the monotonic clock. While the event loop of an idle worker sleeps: of the
+/// next one.
 pub(crate) const HEARTBEAT_MS: PageWord = PageWord(6);
 pub(crate) const OPEN_CONNECTIONS: PageWord = PageWord(7);
 /// Requests in progress.

@@ -9,11 +9,12 @@ use super::page_layout::{
     PROGRAM_RESIDENT_BYTES, PageWord, REQUESTS, RUNNING_ENTRY, SLOT, STARTED_AT_MS, STATE, THREAD,
     WORKER_ID,
 };
-use super::request_page;
+use super::{request_page, worker_page};
 use crate::status::{
     InFlightRequest, MAX_JSON_INTEGER, ProgramFigures, RunningJob, TRAFFIC_COUNTERS, ThreadStatus,
     TrafficCounters, WorkerState, WorkerStatus, unix_time_ms,
 };
+use crate::worker::heartbeat::HEARTBEAT_INTERVAL;
 use prefork_os::shared_memory::SharedPage;
 use prefork_os::system::monotonic_ms;
 use prefork_supervisor::{Generation, Slot, WorkerId};
@@ -189,6 +190,8 @@ fn read_requests(pages: PagePair, now_ms: u64) -> Vec<InFlightRequest> {
 pub(crate) struct HeartbeatSample {
     /// Time of the last heartbeat, in milliseconds on the monotonic clock.
     pub(crate) heartbeat_ms: u64,
+    /// Whether its event loop sleeps, idle, and the next heartbeat is not due yet.
+    pub(crate) is_sleeping: bool,
     /// Requests received so far, without those that do not count for `max-requests`.
     pub(crate) requests: u64,
     pub(crate) open_connections: u64,
@@ -213,11 +216,15 @@ impl HeartbeatSample {
         let Some(slowest) = slowest.or_else(|| pages.clone().next()) else {
             return HeartbeatSample::default();
         };
-        let mut requests = read_requests(slowest, monotonic_ms());
+        let (now_ms, heartbeat_ms) = (monotonic_ms(), HEARTBEAT_MS.load(slowest.worker));
+        let is_recent = now_ms.saturating_sub(heartbeat_ms) < HEARTBEAT_INTERVAL.as_millis() as u64;
+        // Most of the time of a sample, and only of interest in a worker that may have stalled.
+        let mut requests = if is_recent { Vec::new() } else { read_requests(slowest, now_ms) };
         requests.retain(|request| !request.is_hold());
         let on_loop = requests.iter().position(|request| request.on_loop).unwrap_or(0);
         HeartbeatSample {
-            heartbeat_ms: HEARTBEAT_MS.load(slowest.worker),
+            heartbeat_ms,
+            is_sleeping: worker_page::is_sleeping(slowest.worker, now_ms),
             requests: sum(REQUESTS).saturating_sub(uncounted),
             open_connections: sum(OPEN_CONNECTIONS),
             program_memory: read_program_figures(slowest.worker)

@@ -20,6 +20,7 @@ use super::request_page::{LogLineCounters, RequestClass, RequestPage};
 use super::shared_worker_page::SharedWorkerPage;
 use crate::program::observe::ProgramUsage;
 use crate::status::{WorkerState, duration_us, unix_time_ms};
+use crate::worker::idle_heartbeat::SLOW_INTERVAL_MAX;
 use prefork_os::shared_memory::SharedPage;
 use prefork_os::system::{monotonic_ms, process_cpu_time_us};
 use prefork_supervisor::Slot;
@@ -356,6 +357,16 @@ impl ByteMeter {
 pub(crate) struct ThreadPageView(&'static SharedPage);
 
 impl ThreadPageView {
+    /// Records a heartbeat, or the time of the next one while the event loop sleeps.
+    pub(crate) fn record_heartbeat(&self, at_ms: u64) {
+        HEARTBEAT_MS.store(self.0, at_ms);
+    }
+
+    /// Returns how many connections were accepted.
+    pub(crate) fn accepted_connections(&self) -> u64 {
+        ACCEPTED.load(self.0)
+    }
+
     /// Returns how many connections are open.
     pub(crate) fn open_connections(&self) -> u64 {
         OPEN_CONNECTIONS.load(self.0)
@@ -416,9 +427,17 @@ pub(super) fn has_serving_state(page: &SharedPage) -> bool {
     is_web && load_state(page) == Some(WorkerState::Serving)
 }
 
-/// Returns whether the event loop of the worker of `page` runs.
+/// Returns whether the event loop of the worker of `page` runs, or sleeps because the worker is idle.
 pub(super) fn has_fresh_heartbeat(page: &SharedPage, now_ms: u64) -> bool {
     now_ms.saturating_sub(HEARTBEAT_MS.load(page)) < STALE_HEARTBEAT_MS
+}
+
+/// Returns whether the page shows the time of the next heartbeat, which is not due yet: the event loop of an idle worker sleeps.
+///
+/// A time that is too far ahead was not written by a sleeping worker.
+pub(super) fn is_sleeping(page: &SharedPage, now_ms: u64) -> bool {
+    let ahead = HEARTBEAT_MS.load(page).saturating_sub(now_ms);
+    ahead > 0 && ahead <= millis(SLOW_INTERVAL_MAX)
 }
 
 fn millis(span: Duration) -> u64 {

@@ -74,8 +74,7 @@ impl WorkerPools {
         tag: WorkerTag,
         loops: usize,
     ) -> Arc<WorkerPools> {
-        let pool_config = PoolConfig::new()
-            .threads(config.pool_thread_count())
+        let pool_config = PoolConfig::with_threads(config.pool_thread_count())
             .min_threads(config.pool_min_threads as usize)
             .idle_timeout(config.pool_idle_timeout)
             .queue(config.pool_queue as usize)

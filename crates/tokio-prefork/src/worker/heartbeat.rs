@@ -1,4 +1,4 @@
-//! The heartbeat: ten times per second it publishes the time, enforces timeouts and checks for SIGTERM.
+//! The heartbeat: ten times per second it publishes the time, enforces timeouts and checks for SIGTERM. In an idle worker it is slower.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,13 +8,14 @@ use std::time::Duration;
 use super::capacity_warning;
 use super::connection_registry::ClosedConnections;
 use super::http::timeouts::ConnectionTimeouts;
+use super::idle_heartbeat::IdleHeartbeat;
 use super::local_state::LocalWorkerState;
 use crate::channel::WorkerReport;
 use crate::dispatch::queue_wait;
 use crate::text::Count;
 use prefork_os::interval_timer::IntervalTimer;
 
-/// The time between two heartbeats, and so the resolution of all connection timeouts.
+/// The time between two heartbeats of a worker that is not idle, and so the resolution of all connection timeouts.
 pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Creates the timer of the heartbeat in the current runtime.
@@ -29,6 +30,7 @@ pub(crate) async fn run_heartbeat(
     mut timer: IntervalTimer,
     state: Rc<LocalWorkerState>,
     terminate: Arc<AtomicBool>,
+    mut idle: IdleHeartbeat,
 ) {
     let mut late = Duration::ZERO;
     loop {
@@ -64,7 +66,33 @@ pub(crate) async fn run_heartbeat(
         if at_deadline > 0 && state.drain.current_order().is_some() {
             log_unfinished_requests(&state, at_deadline);
         }
-        late = timer.tick().await;
+        late = match idle.next_slow_interval(&state) {
+            None => timer.tick().await,
+            Some(interval) => wait_slow_interval(&mut timer, &mut idle, now, interval).await,
+        };
+    }
+}
+
+/// Waits for the next heartbeat of an idle worker, or until anything else wakes its event loop. Returns how late the heartbeat is.
+async fn wait_slow_interval(
+    timer: &mut IntervalTimer,
+    idle: &mut IdleHeartbeat,
+    now_ms: u64,
+    interval: Duration,
+) -> Duration {
+    if timer.set_period(interval).is_err() {
+        return timer.tick().await;
+    }
+    idle.begin_slow_interval(now_ms, interval);
+    tokio::select! {
+        biased;
+        late = timer.tick() => late,
+        () = idle.wait_woken() => {
+            idle.end_slow_interval();
+            // If it fails, the slow interval stays until the next heartbeat.
+            let _ = timer.set_period(HEARTBEAT_INTERVAL);
+            Duration::ZERO
+        }
     }
 }
 

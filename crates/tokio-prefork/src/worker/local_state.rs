@@ -108,6 +108,18 @@ impl LocalWorkerState {
         }
     }
 
+    /// Whether this worker serves, has no connections, and the heartbeat has nothing to do for it.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.app.borrow().is_some()
+            && self.drain.current_order().is_none()
+            && self.worker_page.open_connections() == 0
+            && self.connections.borrow().is_empty()
+            && self.failing_acceptors.get() == 0
+            && self.serving_threads.get().is_none()
+            && self.line_buffer.borrow().is_empty()
+            && self.queue_wait_rejections.is_logged()
+    }
+
     /// Whether this worker drains and another worker can take over its idle connections.
     pub(crate) fn should_hand_over(&self) -> bool {
         match self.drain.current_order().map(|order| order.hand_over) {

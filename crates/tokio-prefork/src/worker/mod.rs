@@ -15,6 +15,7 @@ pub(crate) mod handover;
 pub(crate) mod handshake_queue;
 pub(crate) mod heartbeat;
 pub(crate) mod http;
+pub(crate) mod idle_heartbeat;
 pub(crate) mod isolated_jobs;
 pub(crate) mod lazy_stream;
 pub(crate) mod local_state;
@@ -62,6 +63,7 @@ use http::into_service::IntoHttpService;
 use http::request_observers::RequestObservers;
 use http::serve_connection;
 pub use http::timeouts::request_deadline::RequestDeadline;
+use idle_heartbeat::IdleHeartbeat;
 pub(crate) use isolated_jobs::isolated_process_app;
 pub(crate) use local_state::LocalWorkerState;
 pub use pending_work::HoldGuard;
@@ -162,8 +164,8 @@ where
 pub(crate) fn run_worker(init: WorkerInit, app: &WorkerApp) -> u8 {
     let tag = init.tag;
     let run = || -> Result<u8> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = idle_heartbeat::set_hooks(runtime.enable_all())
             .build_local(tokio::runtime::LocalOptions::default())
             .map_err(|e| Error::system("build the worker's runtime", e))?;
         let outcome = runtime.block_on(boot_and_serve(init, app));
@@ -269,7 +271,8 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     tokio::task::spawn_local(worker_shared::follow_drain_requests(Rc::clone(&state)));
     let timer =
         heartbeat::create_timer().map_err(|e| Error::system("create the heartbeat timer", e))?;
-    tokio::task::spawn_local(heartbeat::run_heartbeat(timer, Rc::clone(&state), terminate));
+    let idle = IdleHeartbeat::new(state.worker_page.thread_view());
+    tokio::task::spawn_local(heartbeat::run_heartbeat(timer, Rc::clone(&state), terminate, idle));
     let booted = tokio::select! {
         booted = boot_app::boot_app(app, Rc::clone(&state)) => {
             booted.map_err(|e| report_boot_failure(&state, &e))
