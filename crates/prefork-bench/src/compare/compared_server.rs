@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::compare_certificate::CompareCertificate;
@@ -23,6 +23,8 @@ pub struct ComparedServer {
     /// Name in the report.
     pub name: String,
     kind: ServerCommand,
+    /// Directory whose files it serves in place of its own paths.
+    static_root: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +73,8 @@ impl ComparedServer {
             Some(policy) => format!("{model}/{policy}"),
             None => model.to_string(),
         };
-        ComparedServer { name, kind: ServerCommand::BuiltIn { model, dispatch, workers } }
+        let kind = ServerCommand::BuiltIn { model, dispatch, workers };
+        ComparedServer { name, kind, static_root: None }
     }
 
     /// Returns the built-in server that has this name in reports, such as `prefork/ip-hash`; `None` for a peer.
@@ -100,6 +103,7 @@ impl ComparedServer {
         ComparedServer {
             name: peer.name.to_string(),
             kind: ServerCommand::Known { peer, workers: 1 },
+            static_root: None,
         }
     }
 
@@ -127,7 +131,7 @@ impl ComparedServer {
             },
             None => ServerCommand::Peer(command.to_string()),
         };
-        Ok(ComparedServer { name: name.to_string(), kind })
+        Ok(ComparedServer { name: name.to_string(), kind, static_root: None })
     }
 
     /// Sets the number of workers of a peer that `prefork run` starts or that is known by name.
@@ -137,6 +141,13 @@ impl ComparedServer {
         {
             *workers = count;
         }
+        self
+    }
+
+    /// Returns the same server, but with the files of a directory in place of its own paths. A peer that is not known by
+    /// name gets the directory in the environment variable `STATIC_ROOT`.
+    pub(crate) fn with_static_root(mut self, root: Option<PathBuf>) -> ComparedServer {
+        self.static_root = root;
         self
     }
 
@@ -217,6 +228,9 @@ impl ComparedServer {
             command.env("TLS_CERT", certificate.certificate_file());
             command.env("TLS_KEY", certificate.key_file());
         }
+        if let Some(root) = self.static_root.as_ref().filter(|_| self.is_peer()) {
+            command.env("STATIC_ROOT", root);
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         Ok(ServerStart { command, ready, port })
     }
@@ -276,6 +290,7 @@ impl ComparedServer {
             port: port.unwrap_or("{port}"),
             workers,
             certificate,
+            static_root: self.static_root.as_deref(),
         });
         if peer.listener == PeerListener::Inherited {
             let words = [vec!["--".to_string()], configuration.command].concat();
@@ -300,6 +315,9 @@ impl ComparedServer {
         add("--graceful-timeout", "1s");
         if let Some(policy) = dispatch {
             add("--dispatch", policy.name());
+        }
+        if let Some(root) = &self.static_root {
+            add("--root", &root.display().to_string());
         }
         if let Some(certificate) = certificate {
             add("--tls-cert", &certificate.certificate_file().display().to_string());

@@ -32,6 +32,7 @@ mod server_configuration;
 mod size_in_words;
 mod verdict;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub use baseline::{
@@ -52,7 +53,7 @@ pub use verdict::{Verdict, VerdictLine};
 
 use crate::load::LoadPlan;
 pub use crate::scenario::Workload;
-use crate::scenario::{ScenarioOutcome, run_scenario};
+use crate::scenario::{ScenarioOutcome, StaticRoot, run_scenario};
 use measurement::MeasurementOutcome;
 pub use measurement::MeasurementSample;
 use prefork_os::signal::{Signal, SignalPipe};
@@ -97,6 +98,10 @@ pub fn run_comparison(
     let seed = RandomOrder::new_seed().map_err(|e| Error::system("read a random number", e))?;
     let mut order = RandomOrder::from_seed(seed);
     let servers = plan.measured_servers();
+    let roots = plan.workloads.iter().map(|workload| StaticRoot::create(&workload.files));
+    let roots = roots
+        .collect::<std::io::Result<Vec<_>>>()
+        .map_err(|e| Error::system("write the files of a scenario to a temporary directory", e))?;
     let mut run = RoundsRun::new(plan, seed);
     while let Some(round) = run.begin_round() {
         for workload in order.shuffled(plan.workloads.len()) {
@@ -106,7 +111,8 @@ pub fn run_comparison(
                     run.stop(RoundsEnd::TimeLimit);
                     continue;
                 }
-                let (workload, server) = (&*plan.workloads[workload], &servers[server]);
+                let (at, server) = (workload, &servers[server]);
+                let workload = &*plan.workloads[at];
                 on_progress(CompareProgress {
                     round: round + 1,
                     done: run.measured(),
@@ -115,7 +121,9 @@ pub fn run_comparison(
                     server: &server.name,
                     elapsed: begun.elapsed(),
                 });
-                let outcome = measure_server(plan, workload, server, &resources, &mut signals)?;
+                let root = roots[at].as_ref().map(StaticRoot::path);
+                let outcome =
+                    measure_server(plan, workload, server, root, &resources, &mut signals)?;
                 // The failed load was interrupted with SIGINT by this process: that is not a request to stop.
                 let failed = matches!(outcome, MeasurementOutcome::ServerFailed(_));
                 if take_stop_signals(&mut signals)? && !failed {
@@ -144,9 +152,11 @@ fn measure_server(
     plan: &ComparePlan,
     workload: &Workload,
     compared: &ComparedServer,
+    static_root: Option<PathBuf>,
     resources: &RunResources,
     signals: &mut SignalPipe,
 ) -> Result<MeasurementOutcome> {
+    let compared = &compared.clone().with_static_root(static_root);
     let server = match RunningServer::start_server(compared, resources, signals) {
         Ok(server) => server,
         Err(ServerStartError::Interrupted) => return Ok(MeasurementOutcome::Interrupted),

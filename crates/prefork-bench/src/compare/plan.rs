@@ -148,6 +148,7 @@ impl ComparePlan {
             ));
         }
         for (at, one) in self.workloads.iter().enumerate() {
+            one.check_duration(one.duration.unwrap_or(self.duration))?;
             if self.workloads[..at].iter().any(|other| other.name() == one.name()) {
                 return Err(format!("the workload {} is listed twice: list each once", one.name()));
             }

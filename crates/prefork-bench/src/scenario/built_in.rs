@@ -38,6 +38,11 @@ scenario_files!(
     "resumed-handshakes",
     "half-load",
     "high-load",
+    "ramp",
+    "connection-ramp",
+    "mixed-sizes",
+    "static-file",
+    "http2-multiplexing",
 );
 
 /// Workloads of a comparison over plain HTTP that names none.

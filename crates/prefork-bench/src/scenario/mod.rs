@@ -8,6 +8,7 @@ mod built_in;
 mod load_plans;
 mod parse;
 mod run;
+mod static_root;
 #[cfg(test)]
 mod tests;
 mod toml_table;
@@ -23,6 +24,7 @@ use crate::compare::ComparedMetric;
 pub use built_in::{BuiltInScenario, built_in_scenarios};
 pub use run::{BackgroundResult, CapacityResult};
 pub(crate) use run::{ScenarioOutcome, ScenarioResult, run_scenario};
+pub(crate) use static_root::StaticRoot;
 
 /// Default of `timeout`: 3 s.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);

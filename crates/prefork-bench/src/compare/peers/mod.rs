@@ -59,6 +59,8 @@ pub(crate) struct PeerSetup<'a> {
     pub(crate) workers: usize,
     /// Files of certificate and key; `None` for plain HTTP.
     pub(crate) certificate: Option<&'a CompareCertificate>,
+    /// Directory whose files to serve in place of the paths of the built-in application.
+    pub(crate) static_root: Option<&'a Path>,
 }
 
 impl PartialEq for PeerDefinition {

@@ -53,6 +53,15 @@ fn render_config(setup: &PeerSetup<'_>) -> String {
             ),
         ),
     };
+    let served = match setup.static_root {
+        Some(root) => format!("root {};\n    ", root.display()),
+        None => format!(
+            "root {dir};\n        \
+             location = / {{ return 200 'Handled by PID $pid\\n'; }}\n        \
+             location /bytes/ {{ default_type application/octet-stream; }}\n        \
+             location / {{ return 404; }}\n    "
+        ),
+    };
     let temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("    {kind}_temp_path {dir}/{kind};\n"))
         .concat();
@@ -74,10 +83,7 @@ fn render_config(setup: &PeerSetup<'_>) -> String {
              default_type 'text/plain; charset=utf-8';\n    \
              server {{\n        \
                  listen 127.0.0.1:{port} reuseport backlog=4096{listen};\n{tls}        \
-                 root {dir};\n        \
-                 location = / {{ return 200 'Handled by PID $pid\\n'; }}\n        \
-                 location /bytes/ {{ default_type application/octet-stream; }}\n        \
-                 location / {{ return 404; }}\n    \
+                 {served}\
              }}\n}}\n"
     )
 }

@@ -7,6 +7,7 @@ fn configuration(peer: &PeerDefinition, workers: usize) -> PeerConfiguration {
         port: "8080",
         workers,
         certificate: None,
+        static_root: None,
     })
 }
 
