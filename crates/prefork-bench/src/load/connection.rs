@@ -30,6 +30,8 @@ pub(crate) struct LoadConnection {
     pub(crate) last_received: u64,
     /// Requests in flight over HTTP/1.1, oldest first.
     pub(crate) in_flight: VecDeque<PendingRequest>,
+    /// Responses that are not yet followed by the next requests.
+    pub(crate) answered: usize,
     /// Position of the next request in the cycle of requests.
     pub(crate) next_request: usize,
     /// Bytes of requests that are not yet written.
@@ -37,8 +39,21 @@ pub(crate) struct LoadConnection {
     /// Where they begin in the cycle of requests.
     write_offset: usize,
     pub(crate) response_reader: ResponseReader,
+    /// When the connection was begun, in nanoseconds since the start of the round; `None` once it is established.
+    pub(crate) connecting_since: Option<u64>,
+    /// What outlives the connection.
+    pub(crate) slot: ConnectionSlot,
     /// Index of the process that answered last, in the thread's counters.
     pub(crate) process_index: Option<usize>,
+}
+
+/// One of the connections that the plan asks for, whose socket may be replaced.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct ConnectionSlot {
+    /// Whether its first connection waits for its first response.
+    pub(crate) awaits_first_response: bool,
+    /// Responses, warm-up included.
+    pub(crate) responses: u64,
 }
 
 /// A request in flight; times are nanoseconds since the start of the round.
@@ -75,9 +90,12 @@ impl LoadConnection {
             waiting: VecDeque::new(),
             last_received: 0,
             in_flight: VecDeque::new(),
+            answered: 0,
             unsent_bytes: 0,
             write_offset: cycle.start(next_request),
             response_reader: ResponseReader::new(),
+            connecting_since: None,
+            slot: ConnectionSlot::default(),
             process_index: None,
         }
     }
@@ -169,6 +187,10 @@ impl LoadConnection {
 
     /// Returns the failure that a timeout means at this moment.
     pub(crate) fn timeout_kind(&self) -> RequestFailure {
+        if self.transport.is_none() && !self.in_flight.is_empty() {
+            // The accept queue of a Unix socket was full all the time.
+            return RequestFailure::Refused;
+        }
         match self.transport.as_ref().is_some_and(Transport::is_handshaking) {
             true => RequestFailure::HandshakeTimedOut,
             false => RequestFailure::TimedOut,

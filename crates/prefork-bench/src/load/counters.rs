@@ -37,6 +37,10 @@ pub(crate) struct LoadCounters {
     pub(crate) bytes: u64,
     /// Opened connections, warm-up included.
     pub(crate) connections_opened: u64,
+    /// Time from the start of a connection until it was established, warm-up included.
+    pub(crate) connect_time: Histogram<u64>,
+    /// Fewest and most responses of a connection, warm-up included; `None` before the end of the round.
+    pub(crate) responses_per_connection: Option<[u64; 2]>,
     /// Requests sent again because the server had not processed them.
     pub(crate) retried: u64,
     /// Handshakes of connections with TLS.
@@ -79,6 +83,8 @@ impl LoadCounters {
             completed_in_time: 0,
             bytes: 0,
             connections_opened: 0,
+            connect_time: new_histogram(3),
+            responses_per_connection: None,
             retried: 0,
             handshakes: HandshakeCounters::new(),
             processes: Vec::new(),
@@ -138,6 +144,13 @@ impl LoadCounters {
         }
     }
 
+    /// Adds the fewest and most responses of some connections.
+    pub(crate) fn record_responses_of_connections(&mut self, found: Option<[u64; 2]>) {
+        let Some([fewest, most]) = found else { return };
+        let [least, greatest] = self.responses_per_connection.unwrap_or([fewest, most]);
+        self.responses_per_connection = Some([least.min(fewest), greatest.max(most)]);
+    }
+
     /// Returns the index of `pid` in `processes`, adding it if needed; `None` if there are too many.
     fn process_index(&mut self, pid: u32) -> Option<usize> {
         if let Some(at) = self.processes.iter().position(|share| share.pid == pid) {
@@ -166,6 +179,8 @@ impl LoadCounters {
         self.completed_in_time += other.completed_in_time;
         self.bytes += other.bytes;
         self.connections_opened += other.connections_opened;
+        add_histogram(&mut self.connect_time, &other.connect_time);
+        self.record_responses_of_connections(other.responses_per_connection);
         self.retried += other.retried;
         self.handshakes.merge(&other.handshakes);
         self.untracked_responses += other.untracked_responses;
@@ -190,6 +205,11 @@ impl LoadCounters {
         for (own, bin) in self.timeline_bins.iter_mut().zip(&other.timeline_bins) {
             add_arrays(own, bin);
         }
+    }
+
+    /// Returns whether responses are also counted by kind of request or by step of a ramp.
+    pub(crate) fn has_parts(&self) -> bool {
+        !(self.kinds.is_empty() && self.ramp_steps.is_empty())
     }
 
     /// Returns the counters of a kind of request, and of a step of a ramp, as far as there are any.

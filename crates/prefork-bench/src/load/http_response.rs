@@ -433,8 +433,20 @@ fn parse_chunk_size(line: &[u8]) -> Result<u64, ResponseError> {
 /// Parses decimal digits; unlike `str::parse`, rejects a sign.
 pub(crate) fn parse_decimal(value: &[u8]) -> Option<u64> {
     let digits = value.trim_ascii();
-    let are_digits = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-    std::str::from_utf8(digits).ok().filter(|_| are_digits)?.parse().ok()
+    match parse_leading_digits(digits)? {
+        (number, length) if length == digits.len() && length > 0 => Some(number),
+        _ => None,
+    }
+}
+
+/// Parses the digits at the start of `text`, and returns their number too; `None` if they do not fit.
+fn parse_leading_digits(text: &[u8]) -> Option<(u64, usize)> {
+    let (mut number, mut length) = (0u64, 0);
+    for digit in text.iter().take_while(|b| b.is_ascii_digit()) {
+        number = number.checked_mul(10)?.checked_add(u64::from(digit - b'0'))?;
+        length += 1;
+    }
+    Some((number, length))
 }
 
 fn list_contains_token(value: &[u8], word: &str) -> bool {
@@ -445,8 +457,8 @@ fn list_contains_token(value: &[u8], word: &str) -> bool {
 /// Parses the pid in a body that starts with `Handled by PID 4711`.
 pub(crate) fn parse_body_pid(body_prefix: &[u8]) -> Option<u32> {
     let rest = body_prefix.strip_prefix(b"Handled by PID ")?;
-    let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
-    parse_decimal(&rest[..digits]).and_then(|pid| u32::try_from(pid).ok())
+    let (pid, length) = parse_leading_digits(rest)?;
+    u32::try_from(pid).ok().filter(|_| length > 0)
 }
 
 #[cfg(test)]

@@ -2,16 +2,19 @@
 //! responses.
 
 mod http2_requests;
+mod results;
 
 use std::collections::VecDeque;
 use std::io;
 
+use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use super::connection::{self, EDGE_TRIGGERED, LoadConnection, PendingRequest, ServerEnd};
+use super::connection_opening::ConnectionOpening;
 use super::counters::{LoadCounters, record_latency};
-use super::http_response::{ParsedResponse, ResponseExpectations, ResponseParser};
+use super::http_response::{ResponseExpectations, ResponseParser};
 use super::http2::{Http2Request, StreamEvent};
 use super::part_counters::{PartCounters, RAMP_STEPS};
 use super::plan::LoadPlan;
@@ -20,9 +23,8 @@ use super::request_mix::RequestCycle;
 use super::request_schedule::{RateRamp, RequestSchedule};
 use super::round_state::RoundState;
 use super::target_url::ServerAddress;
-use super::tls::{CompletedHandshake, TlsClient, TlsStream};
+use super::tls::{TlsClient, TlsStream};
 use super::transport::{ReadOutcome, Transport};
-use crate::chaos::{AffectedRequest, FaultEffect};
 
 /// Longest wait for events, and interval between checks for timed-out requests.
 const EPOLL_TIMEOUT_MS: u8 = 20;
@@ -31,6 +33,14 @@ const TIMER_TOKEN: u64 = u64::MAX;
 
 /// How long a connection waits after a failure, so that a refusing server does not cause a busy loop.
 const RECONNECT_DELAY_NANOS: u64 = 10_000_000;
+
+/// How long a connection waits after its Unix socket has refused it because the accept queue was full: 1 ms.
+const FULL_QUEUE_DELAY_NANOS: u64 = 1_000_000;
+
+/// Connections whose responses are read before the next requests are written on them.
+///
+/// A request that is written alone wakes the server for itself, which costs both more than the request does.
+const SEND_BATCH: usize = 16;
 
 /// A load thread and its connections.
 pub(crate) struct LoadThread<'a> {
@@ -51,6 +61,10 @@ pub(crate) struct LoadThread<'a> {
     ready_queue: VecDeque<(u64, usize)>,
     /// When connections are opened for the first time, and their indices; earliest first.
     to_open: VecDeque<(u64, usize)>,
+    /// Limits the connections that are opened at a time.
+    opening: ConnectionOpening,
+    /// Connections whose requests have been answered and must be followed by others.
+    to_send: Vec<usize>,
     /// Open loop only: the schedule, idle connections, and the timer of the next request.
     open_loop: Option<(RequestSchedule, VecDeque<usize>, TimerFd)>,
     /// What the timer is set to, in nanoseconds since the start of the round.
@@ -118,6 +132,8 @@ impl<'a> LoadThread<'a> {
             epoll,
             connections,
             ready_queue: VecDeque::new(),
+            opening: ConnectionOpening::new(plan.thread_count()),
+            to_send: Vec::with_capacity(SEND_BATCH),
             open_loop,
             timer_at: 0,
             in_flight: 0,
@@ -151,17 +167,24 @@ impl<'a> LoadThread<'a> {
             }
             let timeout = if self.plan.busy_wait { 0 } else { EPOLL_TIMEOUT_MS };
             let ready = match self.epoll.wait(&mut events, EpollTimeout::from(timeout)) {
-                Err(nix::errno::Errno::EINTR) => 0,
+                Err(Errno::EINTR) => 0,
                 ready => ready?,
             };
             for event in &events[..ready] {
                 if event.data() != TIMER_TOKEN {
                     self.handle_event(event.data() as usize, event.events());
                 }
+                if self.to_send.len() >= SEND_BATCH {
+                    self.send_next_requests();
+                }
             }
+            self.send_next_requests();
         }
-        self.round.add_progress(std::mem::take(&mut self.unreported));
         self.record_unanswered();
+        self.round.add_progress(std::mem::take(&mut self.unreported));
+        let responses = self.connections.iter().map(|connection| connection.slot.responses);
+        let fewest_and_most = responses.clone().min().zip(responses.max()).map(|(a, b)| [a, b]);
+        self.counters.record_responses_of_connections(fewest_and_most);
         Ok(self.counters)
     }
 
@@ -172,8 +195,14 @@ impl<'a> LoadThread<'a> {
     }
 
     fn send_due_requests(&mut self, now: u64, end: u64) -> io::Result<()> {
-        while self.to_open.front().is_some_and(|(at, _)| *at <= now) {
-            self.ready_queue.extend(self.to_open.pop_front());
+        while let Some((at, connection)) = self.to_open.front().copied()
+            && at <= now
+            && self.opening.may_open(now)
+        {
+            self.to_open.pop_front();
+            self.opening.record_opened(now);
+            self.connections[connection].slot.awaits_first_response = true;
+            self.ready_queue.push_back((at, connection));
         }
         while let Some((at, connection)) = self.ready_queue.front().copied()
             && at <= now
@@ -181,6 +210,11 @@ impl<'a> LoadThread<'a> {
             self.ready_queue.pop_front();
             if self.plan.is_http2() {
                 self.fill_http2(connection, now);
+            } else if !self.connections[connection].in_flight.is_empty() {
+                // The accept queue was full. A timeout meanwhile may have scheduled the connection a second time.
+                if self.connections[connection].transport.is_none() {
+                    self.connect_and_write(connection, now);
+                }
             } else if now < end {
                 self.send_requests(connection, now, now, self.plan.pipeline_depth);
             }
@@ -222,43 +256,22 @@ impl<'a> LoadThread<'a> {
         let request = PendingRequest { due, sent_at: now, ..PendingRequest::default() };
         connection.add_requests(&self.cycle, request, count);
         self.in_flight += count;
-        if connection.transport.is_none() {
-            match start_connection(self.address, self.tls.as_ref()) {
-                Ok(transport) => {
-                    self.counters.connections_opened += 1;
-                    connection.transport = Some(transport);
-                }
-                Err(why) => return self.fail_connection(at, why, now),
-            }
-        }
-        if let Err(why) = connection.write_requests(&self.cycle, &self.epoll, at) {
-            self.fail_connection(at, why, now);
+        match connection.transport.is_none() {
+            true => self.connect_and_write(at, now),
+            false => drop(self.write_requests(at)),
         }
     }
 
-    /// Records every request that is still in flight, or was due but never sent, as timed out or abandoned.
-    fn record_unanswered(&mut self) {
-        let now = self.round.elapsed_nanos();
-        let unsent = self
-            .open_loop
-            .iter()
-            .flat_map(|(schedule, ..)| schedule.remaining_until(self.round.measure_end()));
-        let unsent = unsent.enumerate().map(|(number, due)| {
-            let kind = self.cycle.kind(self.cycle.first_position(number));
-            let request = PendingRequest { due, sent_at: now, kind, retries: 0 };
-            (request, RequestFailure::TimedOut, ServerEnd::default())
-        });
-        let waiting = |connection: &'_ LoadConnection| -> Vec<_> {
-            let (why, server) = (connection.timeout_kind(), connection.server_end());
-            connection.requests().map(|sent| (sent, why, server)).collect()
-        };
-        let sent = self.connections.iter().flat_map(waiting);
-        let left: Vec<(PendingRequest, RequestFailure, ServerEnd)> = sent.chain(unsent).collect();
-        for (sent, why, server) in left {
-            match self.round.is_abandoned() {
-                true => self.counters.abandoned += 1,
-                false => self.record_failure(sent, why, now, server),
+    /// Opens connection `at` for the requests that wait for it, and writes them.
+    fn connect_and_write(&mut self, at: usize, now: u64) {
+        match start_connection(self.address, self.tls.as_ref()) {
+            Ok(Some(transport)) => {
+                self.record_opened(at);
+                self.connections[at].transport = Some(transport);
+                self.write_requests(at);
             }
+            Ok(None) => self.ready_queue.push_back((now + FULL_QUEUE_DELAY_NANOS, at)),
+            Err(why) => self.fail_connection(at, why, now),
         }
     }
 }
@@ -295,7 +308,6 @@ impl LoadThread<'_> {
         });
         let has_unsent = transport.tls.as_ref().is_some_and(|tls| tls.has_unsent());
         self.connections[at].transport = Some(transport);
-        // The next request is sent at the time of the response: handling it takes less than a microsecond.
         let now = received_at.unwrap_or_else(|| self.round.elapsed_nanos());
         let (outcome, handshake) = match read {
             Ok(read) => read,
@@ -336,36 +348,10 @@ impl LoadThread<'_> {
         let written = self.connections[at].write_requests(&self.cycle, &self.epoll, at);
         if let Err(why) = written {
             self.fail_connection(at, why, self.round.elapsed_nanos());
+            return false;
         }
-        written.is_ok()
-    }
-
-    /// Counts a completed handshake.
-    ///
-    /// # Errors
-    /// The server has chosen another protocol than the load needs.
-    fn record_handshake(
-        &mut self,
-        at: usize,
-        handshake: CompletedHandshake,
-        now: u64,
-    ) -> Result<(), RequestFailure> {
-        let transport = self.connections[at].transport.as_ref();
-        let Some(tls) = transport.and_then(|transport| transport.tls.as_ref()) else {
-            return Ok(());
-        };
-        let counters = &mut self.counters.handshakes;
-        if counters.negotiated.is_none() {
-            counters.negotiated = tls.negotiated();
-        }
-        if now >= self.round.measure_start() && now < self.round.measure_end() {
-            counters.record_completed(handshake);
-        }
-        if self.plan.is_http2() && tls.alpn_protocol() != Some(b"h2") {
-            counters.record_failed(RequestFailure::NoHttp2);
-            return Err(RequestFailure::NoHttp2);
-        }
-        Ok(())
+        self.record_connect_time(at);
+        true
     }
 
     /// Parses received bytes, and adds the number of complete responses to `answered`.
@@ -407,9 +393,29 @@ impl LoadThread<'_> {
     fn replace_answered(&mut self, at: usize, answered: usize, now: u64) {
         match self.open_loop {
             Some(_) => self.free_connection(at, answered),
-            None if now < self.round.measure_end() => self.send_requests(at, now, now, answered),
+            None if now < self.round.measure_end() => {
+                let connection = &mut self.connections[at];
+                if connection.answered == 0 {
+                    self.to_send.push(at);
+                }
+                connection.answered += answered;
+            }
             None => {}
         }
+    }
+
+    /// Sends the requests that follow answered ones.
+    fn send_next_requests(&mut self) {
+        for next in 0..self.to_send.len() {
+            let at = self.to_send[next];
+            // 0 if the connection has ended meanwhile.
+            let count = std::mem::take(&mut self.connections[at].answered);
+            let now = self.round.elapsed_nanos();
+            if count > 0 && now < self.round.measure_end() {
+                self.send_requests(at, now, now, count);
+            }
+        }
+        self.to_send.clear();
     }
 
     /// Makes connection `at` available for `count` further due requests.
@@ -417,60 +423,6 @@ impl LoadThread<'_> {
         if let Some((_, idle, _)) = &mut self.open_loop {
             idle.extend(std::iter::repeat_n(at, count));
         }
-    }
-
-    fn record_response(
-        &mut self,
-        at: usize,
-        sent: PendingRequest,
-        response: ParsedResponse,
-        now: u64,
-    ) {
-        self.in_flight -= 1;
-        let begin = self.round.measure_start();
-        if now >= begin && now < self.round.measure_end() {
-            self.counters.completed_in_time += 1;
-            self.counters.bytes += response.bytes;
-            self.counters.record_timeline(now - begin, false);
-        }
-        self.unreported[0] += 1;
-        if sent.due < begin {
-            self.counters.warm_up[0] += 1;
-            return;
-        }
-        let connection = &mut self.connections[at];
-        let latency = now.saturating_sub(sent.due);
-        for part in self.counters.parts(sent.kind, self.round.ramp_step(sent.due)) {
-            part.record_response(response.status, latency, response.bytes);
-        }
-        connection.process_index = self.counters.record_response(
-            response.status,
-            latency,
-            response.pid,
-            connection.process_index,
-        );
-        if self.plan.faults.is_none() {
-            return;
-        }
-        let effect = match response.status {
-            503 => FaultEffect::Refused,
-            _ if latency > self.plan.late_threshold.as_nanos() as u64 => FaultEffect::Late,
-            _ => return,
-        };
-        let server = connection.server_end();
-        self.record_affected(effect, sent, now, server);
-    }
-
-    fn record_affected(
-        &mut self,
-        effect: FaultEffect,
-        sent: PendingRequest,
-        now: u64,
-        server: ServerEnd,
-    ) {
-        let ServerEnd { process_index, port } = server;
-        let request = AffectedRequest { effect, from: sent.due, until: now, pid: None, port };
-        self.counters.record_affected(request, process_index);
     }
 
     /// Handles the end of a connection; `is_complete` says that nothing was cut off.
@@ -493,8 +445,10 @@ impl LoadThread<'_> {
             RequestFailure::NoHttp2 if !is_for_http2 => RequestFailure::HandshakeRefused,
             why => why,
         };
+        self.record_first_response(at);
         let next = LoadConnection::new(&self.cycle, self.connections[at].next_request);
         let mut failed = std::mem::replace(&mut self.connections[at], next);
+        self.connections[at].slot = failed.slot;
         // What was not sent may be sent on the next connection, unless this one has come to nothing.
         let may_reconnect = failed.http2.as_ref().is_some_and(|http2| http2.has_received());
         if may_reconnect {
@@ -538,36 +492,6 @@ impl LoadThread<'_> {
         }
     }
 
-    pub(crate) fn record_failure(
-        &mut self,
-        sent: PendingRequest,
-        why: RequestFailure,
-        now: u64,
-        server: ServerEnd,
-    ) {
-        self.unreported[1] += 1;
-        let begin = self.round.measure_start();
-        if sent.due < begin {
-            self.counters.warm_up[1] += 1;
-            return;
-        }
-        self.counters.record_failure(why);
-        for part in self.counters.parts(sent.kind, self.round.ramp_step(sent.due)) {
-            part.failures += 1;
-        }
-        if self.plan.faults.is_some() {
-            let what = if why == RequestFailure::Refused {
-                FaultEffect::Refused
-            } else {
-                FaultEffect::Lost
-            };
-            self.record_affected(what, sent, now, server);
-        }
-        if now >= begin && now < self.round.measure_end() {
-            self.counters.record_timeline(now - begin, true);
-        }
-    }
-
     pub(crate) fn fail_timed_out(&mut self, now: u64) {
         let limit = self.plan.timeout.as_nanos() as u64;
         for at in 0..self.connections.len() {
@@ -586,12 +510,16 @@ impl LoadThread<'_> {
     }
 }
 
-/// Starts to connect, and with TLS to shake hands.
+/// Starts to connect, and with TLS to shake hands; `None` if the accept queue of a Unix socket is full.
 fn start_connection(
     address: &ServerAddress,
     tls: Option<&TlsClient>,
-) -> Result<Transport, RequestFailure> {
-    let socket = address.start_connect().map_err(|e| connection::io_error_kind(&e))?;
+) -> Result<Option<Transport>, RequestFailure> {
+    let socket = match address.start_connect() {
+        // TCP has no such answer, and would repeat the SYN.
+        Err(e) if e.raw_os_error() == Some(Errno::EAGAIN as i32) => return Ok(None),
+        started => started.map_err(|e| connection::io_error_kind(&e))?,
+    };
     let tls = tls.map(TlsStream::start).transpose()?.map(Box::new);
-    Ok(Transport { socket, tls })
+    Ok(Some(Transport::new(socket, tls)))
 }

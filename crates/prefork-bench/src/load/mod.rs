@@ -18,7 +18,12 @@
 //! The generator reads nothing from the server but its responses and, for a server on this machine, `/proc`.
 
 pub(crate) mod connection;
+mod connection_opening;
 pub(crate) mod counters;
+#[cfg(test)]
+mod counting_server;
+#[cfg(test)]
+mod exact_counts_tests;
 mod http2;
 pub(crate) mod http_response;
 mod load_thread;

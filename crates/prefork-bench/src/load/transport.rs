@@ -12,6 +12,7 @@ use super::tls::{CompletedHandshake, TlsStream};
 pub(crate) struct Transport {
     pub(crate) socket: Socket,
     pub(crate) tls: Option<Box<TlsStream>>,
+    has_written: bool,
 }
 
 /// What a read from the socket gave.
@@ -28,6 +29,15 @@ pub(crate) enum ReadOutcome {
 }
 
 impl Transport {
+    pub(crate) fn new(socket: Socket, tls: Option<Box<TlsStream>>) -> Transport {
+        Transport { socket, tls, has_written: false }
+    }
+
+    /// Returns whether the socket has taken bytes, which it does once it is connected.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.tls.as_ref().map_or(self.has_written, |tls| tls.has_started())
+    }
+
     /// Returns the local TCP port; `None` for Unix sockets.
     pub(crate) fn local_port(&self) -> Option<u16> {
         Some(self.socket.local_addr().ok()?.as_socket()?.port())
@@ -40,7 +50,10 @@ impl Transport {
         }
         loop {
             match (&self.socket).write(bytes) {
-                Ok(n) => return Ok(n),
+                Ok(n) => {
+                    self.has_written = true;
+                    return Ok(n);
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(0),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(io_error_kind(&e)),

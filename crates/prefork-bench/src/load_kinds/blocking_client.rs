@@ -87,7 +87,7 @@ impl BlockingClient {
         let socket = self.address.connect_blocking(self.timeout, prepare);
         let socket = socket.map_err(|e| io_error_kind(&e))?;
         let tls = self.tls.as_ref().map(TlsStream::start).transpose()?.map(Box::new);
-        let transport = Transport { socket, tls };
+        let transport = Transport::new(socket, tls);
         let mut connection =
             BlockingConnection { transport, response_reader: ResponseReader::new() };
         connection.shake_hands(&mut self.buffer)?;

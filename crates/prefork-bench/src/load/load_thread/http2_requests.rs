@@ -4,7 +4,9 @@
 //! the next connection. What the server says it has not processed (GOAWAY, REFUSED_STREAM) waits again, with the
 //! time it was due, and is not lost.
 
-use super::{LoadThread, RECONNECT_DELAY_NANOS, RequestFailure, start_connection};
+use super::{
+    FULL_QUEUE_DELAY_NANOS, LoadThread, RECONNECT_DELAY_NANOS, RequestFailure, start_connection,
+};
 use crate::load::connection::PendingRequest;
 use crate::load::http2::{Http2Connection, StreamEvent, StreamFailure};
 
@@ -32,10 +34,13 @@ impl LoadThread<'_> {
         if self.connections[at].transport.is_none() {
             let streams = self.plan.requests_per_connection();
             let started = start_connection(self.address, self.tls.as_ref())
-                .and_then(|transport| Ok((transport, Http2Connection::start(streams)?)));
+                .and_then(|transport| Ok(transport.zip(Some(Http2Connection::start(streams)?))));
             match started {
-                Ok((transport, http2)) => {
-                    self.counters.connections_opened += 1;
+                Ok(None) => {
+                    return self.ready_queue.push_back((now + FULL_QUEUE_DELAY_NANOS, at));
+                }
+                Ok(Some((transport, http2))) => {
+                    self.record_opened(at);
                     let connection = &mut self.connections[at];
                     connection.transport = Some(transport);
                     connection.http2 = Some(Box::new(http2));

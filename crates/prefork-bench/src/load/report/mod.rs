@@ -1,6 +1,7 @@
 //! The report of a load test, as the plain data that `--json` prints.
 
 mod chaos_report;
+mod connection_report;
 mod failure_counts;
 mod failure_notes;
 mod html;
@@ -18,6 +19,7 @@ use crate::load::process_tree::ProcessTreeUsage;
 use crate::report_format::statistics;
 use crate::run_environment::RunEnvironment;
 pub use chaos_report::{ChaosReport, FaultEvent, FaultImpact};
+pub use connection_report::ConnectionReport;
 pub use failure_counts::FailureCounts;
 pub use failure_notes::FailureNote;
 pub use part_reports::{RampStep, RequestKindReport};
@@ -60,6 +62,8 @@ pub struct LoadReport {
     pub abandoned: u64,
     /// Number of opened connections.
     pub connections_opened: u64,
+    /// How they were opened, and how evenly they were served; `None` if no thread has ended.
+    pub connecting: Option<ConnectionReport>,
     /// Responses per second completed in the measurement, over the rounds.
     pub per_second: MedianRange,
     /// Bytes of heads and bodies received per second.
@@ -224,6 +228,7 @@ impl LoadReport {
             warm_up_failures: all.warm_up[1],
             abandoned: all.abandoned,
             connections_opened: all.connections_opened,
+            connecting: ConnectionReport::from_counters(&all),
             per_second: MedianRange::from_values(&rates),
             bytes_per_second: ratio_or_zero(all.bytes as f64, measured_s),
             rounds: reports,

@@ -17,6 +17,7 @@ pub(crate) fn render_text(report: &LoadReport) -> String {
     write_head(&mut text, report);
     write_latency(&mut text, report);
     write_send_delay(&mut text, report);
+    write_connecting(&mut text, report);
     write_errors(&mut text, report);
     write_tls(&mut text, report);
     write_failure_notes(&mut text, report);
@@ -95,6 +96,24 @@ fn write_send_delay(text: &mut String, report: &LoadReport) {
             "            a large part of the latency: use more connections or threads, --busy-wait, or a lower rate"
         );
     }
+}
+
+/// Says how long it took to connect, and whether some connections were served less than others.
+fn write_connecting(text: &mut String, report: &LoadReport) {
+    let Some(connecting) = &report.connecting else { return };
+    let cells = [
+        ("p50", connecting.connect_p50),
+        ("p99", connecting.connect_p99),
+        ("max", connecting.connect_max),
+    ];
+    let (fewest, most) = (connecting.fewest_responses, connecting.most_responses);
+    let _ = writeln!(
+        text,
+        "connect     {}   responses on each connection {} to {}",
+        join_latencies(&cells),
+        format_count(fewest as f64),
+        format_count(most as f64)
+    );
 }
 
 fn join_latencies(cells: &[(&str, f64)]) -> String {

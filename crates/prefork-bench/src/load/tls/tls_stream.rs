@@ -89,6 +89,11 @@ impl TlsStream {
         Ok(stream)
     }
 
+    /// Returns whether the first byte of the handshake has been written.
+    pub(crate) fn has_started(&self) -> bool {
+        self.started.is_some()
+    }
+
     /// Returns whether the handshake has begun and is not complete.
     pub(crate) fn is_handshaking(&self) -> bool {
         self.started.is_some() && !self.is_established
