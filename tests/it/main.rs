@@ -95,6 +95,7 @@ mod misbehaving_workers;
 mod node_behaviour;
 mod orphaned_workers;
 mod own_flags;
+mod parked_connections;
 mod pid_file;
 mod pid_namespace;
 mod pool_figures;

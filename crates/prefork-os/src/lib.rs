@@ -4,6 +4,7 @@
 //! Functions take and return std types, make no policy decisions and write no logs. Every `unsafe` block states the
 //! invariant that makes it sound. Calls that nix or socket2 wrap safely may also be made directly by other crates.
 
+pub mod allocator;
 pub mod async_fd;
 pub mod bpf;
 pub mod broadcast_event;
@@ -25,6 +26,7 @@ pub mod process;
 pub mod process_entry;
 pub mod process_group;
 pub mod program_start;
+pub mod readiness_set;
 pub mod resource_limits;
 pub mod secret_pages;
 pub mod shared_listener;

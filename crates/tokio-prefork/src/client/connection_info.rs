@@ -213,6 +213,11 @@ impl ConnectionInfo {
         ConnectionInfo::new(peer, local, Arc::clone(listener), trusted)
     }
 
+    /// Returns the listener that the connection came by.
+    pub(crate) fn listener_name(&self) -> &Arc<ListenerName> {
+        &self.0.listener
+    }
+
     fn new(
         peer: PeerAddr,
         local: Option<Box<ListenAddr>>,

@@ -12,6 +12,7 @@
 //! clients side by side was no better in any of these.
 
 use std::cell::RefCell;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use crate::worker::connection_registry::{ConnectionEntry, ConnectionGuard};
 use crate::worker::http::connection_state::ConnectionPhase;
 use crate::worker::lazy_stream::LazyStream;
 use crate::worker::local_state::LocalWorkerState;
+use crate::worker::parked;
 use prefork_os::socket_name::SocketName;
 
 /// An accepted connection, with the bytes that its client has sent already.
@@ -34,10 +36,26 @@ pub(crate) struct AcceptedConnection {
     pub(crate) first: Bytes,
     /// Where it comes from. `None` if the application does not use it.
     pub(crate) info: Option<ConnectionInfo>,
-    /// Whether it begins with a TLS handshake.
-    pub(crate) is_tls: bool,
+    pub(crate) start: ConnectionStart,
     pub(crate) entry: Rc<ConnectionEntry>,
     pub(crate) guard: ConnectionGuard,
+}
+
+/// What the next bytes of a connection begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ConnectionStart {
+    /// What the application speaks.
+    Plain,
+    /// A TLS handshake.
+    Tls,
+    /// The next request of an HTTP/1 connection, on which the client cannot begin HTTP/2 any more.
+    NextRequest,
+}
+
+impl ConnectionStart {
+    fn new(is_tls: bool) -> ConnectionStart {
+        if is_tls { ConnectionStart::Tls } else { ConnectionStart::Plain }
+    }
 }
 
 /// A connection as accept returned it.
@@ -151,12 +169,18 @@ impl ConnectionStarter {
     ) {
         let mut accepted = self.register_taken_over(connection);
         // A worker that has read from a TLS connection keeps it.
-        accepted.is_tls = false;
+        accepted.start = ConnectionStart::Plain;
         accepted.first = unread.into();
         if let Some(proxied) = proxied {
             accepted.info = accepted.info.map(|info| info.with_proxied_client(proxied));
         }
-        (self.handle)(accepted);
+        let accepted = match self.client_speaks_first {
+            true => parked::park_taken_over(&self.state, accepted),
+            false => Some(accepted),
+        };
+        if let Some(accepted) = accepted {
+            (self.handle)(accepted);
+        }
     }
 
     fn register_taken_over(&self, connection: NewConnection) -> AcceptedConnection {
@@ -166,7 +190,8 @@ impl ConnectionStarter {
         self.state.worker_page.connection_taken_over();
         let guard = ConnectionGuard::new(&self.state, &entry);
         let (stream, first) = (LazyStream::new(fd, is_unix), Bytes::new());
-        AcceptedConnection { stream, first, info, is_tls, entry, guard }
+        let start = ConnectionStart::new(is_tls);
+        AcceptedConnection { stream, first, info, start, entry, guard }
     }
 
     /// Whether the connection started last is kept until its first byte.
@@ -197,7 +222,7 @@ impl ConnectionStarter {
 
     /// Passes a connection to the application, behind its PROXY header if it may have one.
     fn serve(&self, accepted: AcceptedConnection) {
-        if accepted.is_tls {
+        if accepted.start == ConnectionStart::Tls {
             let max = self.state.config.max_tls_handshakes();
             self.state.handshakes.begin(&accepted.entry, max, self.state.now_ms());
         }
@@ -221,7 +246,8 @@ impl ConnectionStarter {
         self.state.worker_page.connection_accepted();
         let guard = ConnectionGuard::new(&self.state, &entry);
         let stream = LazyStream::new(fd, is_unix);
-        AcceptedConnection { stream, first, info, is_tls, entry, guard }
+        let start = ConnectionStart::new(is_tls);
+        AcceptedConnection { stream, first, info, start, entry, guard }
     }
 }
 
@@ -232,8 +258,13 @@ thread_local! {
 
 /// Returns the bytes that the client has already sent; empty if none. The end and errors are left for later reads.
 fn first_bytes(fd: impl AsFd) -> Bytes {
+    read_first_bytes(fd).unwrap_or_default()
+}
+
+/// Returns the bytes that the client has already sent; empty at the end of what it sends.
+pub(crate) fn read_first_bytes(fd: impl AsFd) -> io::Result<Bytes> {
     FIRST_BYTES_BUFFER.with_borrow_mut(|buffer| {
-        let length = prefork_os::socket::read_nonblocking(fd, buffer).unwrap_or(0);
-        Bytes::copy_from_slice(&buffer[..length])
+        let length = prefork_os::socket::read_nonblocking(fd, buffer)?;
+        Ok(Bytes::copy_from_slice(&buffer[..length]))
     })
 }

@@ -48,7 +48,7 @@ use crate::listener::Listener;
 use crate::worker::BootedApp;
 use crate::worker::local_state::LocalWorkerState;
 use accept_loop::AcceptLoop;
-pub(crate) use first_byte::{AcceptedConnection, ConnectionStarter};
+pub(crate) use first_byte::{AcceptedConnection, ConnectionStart, ConnectionStarter};
 pub use kernel_programs::KernelProgram;
 pub(crate) use kernel_selector::{KernelSelector, ReuseportGroup, SlotLoad};
 pub(crate) use least_conn::load_page::{LoadPage, LoadPageLease};

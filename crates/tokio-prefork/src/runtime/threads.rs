@@ -26,16 +26,17 @@ use tokio::task::JoinError;
 use crate::access_log::{LineBuffer, WorkerAccessLog};
 use crate::client::{ConnectionInfo, RequestIds};
 use crate::config::Config;
-use crate::dispatch::first_byte::AcceptedConnection;
+use crate::dispatch::{AcceptedConnection, ConnectionStart};
 use crate::error::{BoxError, Error, Result};
 use crate::scoreboard::SharedWorkerPage;
 use crate::worker::boot_app::boot_panic_error;
 use crate::worker::http::connection_state::ConnectionState;
 use crate::worker::http::into_service::IntoHttpService;
 use crate::worker::http::request_observers::RequestObservers;
-use crate::worker::http::serve_connection::{self, HttpTransport};
+use crate::worker::http::serve_connection::{self, HttpTransport, ReleasedConnection};
 use crate::worker::http::serve_context::{ConnectionHandle, ServeContext};
 use crate::worker::local_state::LocalWorkerState;
+use crate::worker::parked::{self, ParkOutcome};
 use crate::worker::worker_shared::WorkerShared;
 use crate::worker::{BootedApp, Worker, WorkerApp};
 use prefork_supervisor::WorkerTag;
@@ -206,7 +207,7 @@ pub(crate) async fn supervise_connection<S, B>(
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let AcceptedConnection { stream, first, info, is_tls, entry, guard } = accepted;
+    let AcceptedConnection { stream, first, info, start, entry, guard } = accepted;
     entry.conn.pin_to_worker();
     // Moves the socket from the epoll instance of this thread to that of the runtime.
     let stream = match stream.detach() {
@@ -215,37 +216,56 @@ pub(crate) async fn supervise_connection<S, B>(
     };
     let handle =
         Arc::new(ThreadConnectionHandle { conn: Arc::clone(&entry.conn), waker: Mutex::default() });
-    let transport = HttpTransport { stream, first, is_http2: false };
-    let serving = serve_on_runtime(shared, app, Arc::clone(&handle), (transport, info), is_tls);
-    let mut task = pin!(runtime.spawn(serving));
-    // The panic hook has reported a panic; it ends this connection only.
-    let _ = poll_fn(|cx| {
-        entry.register_waker(cx.waker());
-        // A close request may have woken this task.
-        handle.wake();
-        task.as_mut().poll(cx)
-    })
-    .await;
+    let mut accepted = (HttpTransport { stream, first, is_http2: false }, info);
+    let mut start = start;
+    loop {
+        let (shared, app) = (Arc::clone(&shared), Arc::clone(&app));
+        let serving = serve_on_runtime(shared, app, Arc::clone(&handle), accepted, start);
+        let mut task = pin!(runtime.spawn(serving));
+        let released = poll_fn(|cx| {
+            entry.register_waker(cx.waker());
+            // A close request may have woken this task.
+            handle.wake();
+            task.as_mut().poll(cx)
+        })
+        .await;
+        // The panic hook has reported a panic; it ends this connection only.
+        let Some((ReleasedConnection { stream, unread, .. }, info)) = released.ok().flatten()
+        else {
+            break;
+        };
+        // Never released for a hand-over in this model: see `should_hand_over`.
+        match parked::park_connection(guard.state(), &entry, stream, unread, info.as_ref()) {
+            ParkOutcome::Parked => return guard.keep_counted(),
+            ParkOutcome::Gone => break,
+            ParkOutcome::Kept(stream, first) => {
+                accepted = (HttpTransport { stream, first, is_http2: false }, info);
+                start = ConnectionStart::NextRequest;
+            }
+        }
+    }
     drop(guard);
 }
 
+/// Serves a connection until it ends or is to be parked. Returns it in the latter case, removed from the runtime.
 async fn serve_on_runtime<S, B>(
     shared: Arc<ThreadsServeContext>,
     app: Arc<S>,
     handle: Arc<ThreadConnectionHandle>,
     accepted: (HttpTransport, Option<ConnectionInfo>),
-    is_tls: bool,
-) where
+    start: ConnectionStart,
+) -> Option<(ReleasedConnection, Option<ConnectionInfo>)>
+where
     S: Service<Request<Incoming>, Response = Response<B>> + Send + Sync + 'static,
     S::Future: Send + 'static,
     S::Error: Into<BoxError> + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let begun = serve_connection::begin_http(&*shared, &*handle, accepted, is_tls).await;
-    let Some((transport, info)) = begun else { return };
+    let begun = serve_connection::begin_http(&*shared, &*handle, accepted, start).await;
+    let (transport, info) = begun?;
     let exec = TokioExecutor::new();
-    let left = serve_connection::serve_until_handover::<S, B, ThreadsServeContext, _, _>(
+    let released = serve_connection::serve_until_released::<S, B, ThreadsServeContext, _, _>(
         &shared,
         &app,
         &*handle,
@@ -253,8 +273,9 @@ async fn serve_on_runtime<S, B>(
         transport,
         info.as_ref(),
     );
-    // Never handed over to another worker in this model: see `should_hand_over`.
-    drop(left.await);
+    let ReleasedConnection { stream, unread, is_for_parking } = released.await?;
+    let stream = stream.detach().ok()?;
+    Some((ReleasedConnection { stream, unread, is_for_parking }, info))
 }
 
 /// Wakes the task that serves a connection on another thread, after a close request.

@@ -100,6 +100,9 @@ pub(crate) const PROGRAM_RESIDENT_BYTES: PageWord = PageWord(503);
 /// On the page of a guard: the CPU time of its program, in microseconds.
 pub(crate) const PROGRAM_CPU_US: PageWord = PageWord(504);
 
+/// How many of the open connections are parked.
+pub(crate) const PARKED_CONNECTIONS: PageWord = PageWord(505);
+
 /// Connections closed because of their PROXY header: the last traffic counter, apart from the others.
 pub(crate) const REFUSED_PROXY_HEADERS: PageWord = PageWord(WORDS_PER_PAGE - 1);
 

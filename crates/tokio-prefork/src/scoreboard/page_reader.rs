@@ -5,9 +5,9 @@
 use super::in_flight::{self, ReadEntry};
 use super::page_layout::{
     ACTIVE_REQUESTS, BEGUN_JOB, GENERATION, HEARTBEAT_MS, IS_FULL, JOB_STARTED_MS,
-    OPEN_CONNECTIONS, PID, PROGRAM_CPU_US, PROGRAM_PID, PROGRAM_PROCESSES, PROGRAM_QUEUED,
-    PROGRAM_RESIDENT_BYTES, PageWord, REQUESTS, RUNNING_ENTRY, SLOT, STARTED_AT_MS, STATE, THREAD,
-    WORKER_ID,
+    OPEN_CONNECTIONS, PARKED_CONNECTIONS, PID, PROGRAM_CPU_US, PROGRAM_PID, PROGRAM_PROCESSES,
+    PROGRAM_QUEUED, PROGRAM_RESIDENT_BYTES, PageWord, REQUESTS, RUNNING_ENTRY, SLOT, STARTED_AT_MS,
+    STATE, THREAD, WORKER_ID,
 };
 use super::{request_page, worker_page};
 use crate::status::{
@@ -125,6 +125,7 @@ fn read_pages(pages: PagePair) -> Option<WorkerStatus> {
         loop_lag: kept.loop_lag.counts,
         queue_wait: kept.queue_wait.counts,
         connections: load_json_integer(OPEN_CONNECTIONS, page),
+        parked: load_json_integer(PARKED_CONNECTIONS, page),
         full: IS_FULL.load(page) == 1,
         active: load_json_integer(ACTIVE_REQUESTS, page),
         counters: zero.sum_with(read_counters(page)),

@@ -9,9 +9,10 @@ use super::in_flight::{self, InFlightEntries, InFlightEntry};
 use super::page_layout::{
     ACCEPTED, ACTIVE_REQUESTS, BEGUN_JOB, BYTES_IN, BYTES_OUT, CUT_CONNECTIONS, FAILED_ALLOCATION,
     HANDED_OVER, HEARTBEAT_MS, IS_ACCEPTING, IS_FULL, JOB_STARTED_MS, LOOP_LAG, OPEN_CONNECTIONS,
-    OVER_LIMIT_CONNECTIONS, PANICS, PID, PROGRAM_CPU_US, PROGRAM_PID, PROGRAM_PROCESSES,
-    PROGRAM_QUEUED, PROGRAM_RESIDENT_BYTES, PageWord, QUEUE_WAIT, REFUSED_PROXY_HEADERS, REQUESTS,
-    RESPONSES, SHED_CONNECTIONS, SLOT, STARTED_AT_MS, TAKEN_OVER, THREAD, TIMED_OUT_REQUESTS,
+    OVER_LIMIT_CONNECTIONS, PANICS, PARKED_CONNECTIONS, PID, PROGRAM_CPU_US, PROGRAM_PID,
+    PROGRAM_PROCESSES, PROGRAM_QUEUED, PROGRAM_RESIDENT_BYTES, PageWord, QUEUE_WAIT,
+    REFUSED_PROXY_HEADERS, REQUESTS, RESPONSES, SHED_CONNECTIONS, SLOT, STARTED_AT_MS, TAKEN_OVER,
+    THREAD, TIMED_OUT_REQUESTS,
 };
 use super::page_reader::{load_state, store_state};
 use super::pool_counters::PoolCounters;
@@ -208,6 +209,11 @@ impl WorkerPage {
 
     pub(crate) fn connection_closed(&self) {
         OPEN_CONNECTIONS.add(self.page, u64::MAX);
+    }
+
+    /// Records how many of the open connections are parked.
+    pub(crate) fn set_parked_connections(&self, count: usize) {
+        PARKED_CONNECTIONS.store(self.page, count as u64);
     }
 
     /// Counts a connection that was closed by a limit or a deadline.

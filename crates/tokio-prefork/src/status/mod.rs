@@ -503,6 +503,7 @@ pub(crate) mod tests {
             loop_lag: [MAX_JSON_INTEGER; 16],
             queue_wait: [MAX_JSON_INTEGER; 16],
             connections: MAX_JSON_INTEGER,
+            parked: MAX_JSON_INTEGER,
             full: true,
             active: MAX_JSON_INTEGER,
             counters: TrafficCounters::from_array([MAX_JSON_INTEGER; TRAFFIC_COUNTERS]),

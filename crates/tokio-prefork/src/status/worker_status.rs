@@ -54,6 +54,9 @@ pub struct WorkerStatus {
     pub queue_wait: [u64; DURATION_BUCKETS],
     /// Open connections.
     pub connections: u64,
+    /// How many of them are parked: idle, and reduced to their sockets.
+    #[serde(default)]
+    pub parked: u64,
     /// Whether it has as many connections as `worker-connections` allows, so that it accepts no more.
     #[serde(default)]
     pub full: bool,
@@ -237,6 +240,7 @@ impl WorkerStatus {
             self.queue_wait[bucket] = sum(self.queue_wait[bucket], other.queue_wait[bucket]);
         }
         self.connections = sum(self.connections, other.connections);
+        self.parked = sum(self.parked, other.parked);
         self.active = sum(self.active, other.active);
         self.counters = self.counters.sum_with(other.counters);
         self.durations = self.durations.sum_with(&other.durations);

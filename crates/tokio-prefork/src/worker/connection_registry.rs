@@ -73,14 +73,41 @@ impl ConnectionRegistry {
         self.entries.iter().for_each(|entry| entry.wake());
     }
 
+    /// Asks idle connections to release their sockets to be parked: at most `max` of the `scanned` entries before `index`. Returns the
+    /// index to go on from, 0 at the end.
+    pub(crate) fn request_parking(
+        &self,
+        index: usize,
+        scanned: usize,
+        max: usize,
+        now_ms: u64,
+    ) -> usize {
+        // From the end, because a removed entry is replaced by the last one.
+        let end = index.min(self.entries.len());
+        let start = end.saturating_sub(scanned);
+        let mut asked = 0;
+        for (index, entry) in self.entries[..end].iter().enumerate().skip(start).rev() {
+            if entry.conn.is_ready_for_parking(now_ms) {
+                entry.conn.request_parking();
+                entry.wake();
+                asked += 1;
+                if asked == max {
+                    return index;
+                }
+            }
+        }
+        start
+    }
+
     /// Closes connections and requests that exceed a timeout. Called at each heartbeat.
     pub(crate) fn enforce_timeouts(
         &self,
         now_ms: u64,
         timeouts: &ConnectionTimeouts,
-    ) -> ClosedConnections {
-        let (mut at_deadline, mut stalled) = (0, 0);
+    ) -> TimeoutOutcome {
+        let (mut at_deadline, mut stalled, mut has_idle) = (0, 0, false);
         for entry in &self.entries {
+            has_idle = has_idle || entry.conn.is_ready_for_parking(now_ms);
             let action = timeouts.expire_requests(&entry.conn, now_ms);
             if action == Some(TimeoutAction::Close)
                 && entry.conn.close_request() != CloseRequest::Now
@@ -103,24 +130,27 @@ impl ConnectionRegistry {
                 );
             }
         }
-        ClosedConnections { at_deadline, stalled }
+        TimeoutOutcome { at_deadline, stalled, has_idle }
     }
 }
 
-/// How many connections were closed by `enforce_timeouts`.
+/// How many connections were closed by `enforce_timeouts`, and whether there are some to park.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ClosedConnections {
-    /// At the drain deadline, or because an HTTP/2 client did not answer GOAWAY.
+pub(crate) struct TimeoutOutcome {
+    /// Closed at the drain deadline, or because an HTTP/2 client did not answer GOAWAY.
     pub(crate) at_deadline: usize,
-    /// Because the client or the handler took too long.
+    /// Closed because the client or the handler took too long.
     pub(crate) stalled: usize,
+    /// Whether a connection is idle for long enough to be parked.
+    pub(crate) has_idle: bool,
 }
 
 /// Keeps a connection registered and counted as open until dropped.
 pub(crate) struct ConnectionGuard {
     state: Rc<LocalWorkerState>,
     entry: Rc<ConnectionEntry>,
-    /// Whether it counts as an open connection: not if it is served inside of one that does.
+    /// Whether it counts as an open connection until it is dropped: not if it is served inside of one that does, or goes on without
+    /// this registration.
     is_counted: bool,
 }
 
@@ -142,6 +172,23 @@ impl ConnectionGuard {
         ConnectionGuard::register(state, entry, false)
     }
 
+    pub(crate) fn state(&self) -> &Rc<LocalWorkerState> {
+        &self.state
+    }
+
+    /// Registers a connection that was parked, which is counted already.
+    pub(crate) fn counted_before(
+        state: &Rc<LocalWorkerState>,
+        entry: &Rc<ConnectionEntry>,
+    ) -> ConnectionGuard {
+        ConnectionGuard::register(state, entry, true)
+    }
+
+    /// Ends the registration of a connection that goes on without a task, and still counts as open.
+    pub(crate) fn keep_counted(mut self) {
+        self.is_counted = false;
+    }
+
     fn register(
         state: &Rc<LocalWorkerState>,
         entry: &Rc<ConnectionEntry>,
@@ -156,11 +203,11 @@ impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.state.connections.borrow_mut().remove(&self.entry);
         if self.is_counted {
-            self.state.worker_page.connection_closed();
-            self.state.load_page.count_closed();
+            self.state.count_closed_connection();
+        } else {
+            // A draining worker waits for the last connection.
+            self.state.capacity_freed.notify_waiters();
         }
-        self.state.wake_acceptors_if_least_loaded();
-        self.state.capacity_freed.notify_waiters();
     }
 }
 

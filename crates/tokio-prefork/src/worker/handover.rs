@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::lazy_stream::LazyStream;
 use super::local_state::LocalWorkerState;
 use crate::channel::{ConnectionHistory, HandoverState, WorkerReport};
-use crate::client::ConnectionInfo;
+use crate::client::ProxiedClient;
 
 /// How long to wait for room in the channel to the primary before the connection stays here.
 const HANDOVER_SEND_TIMEOUT: Duration = Duration::from_secs(1);
@@ -26,14 +26,13 @@ pub(crate) enum HandoverOutcome {
     Kept(LazyStream, Bytes),
 }
 
-/// Sends a connection to the primary, for another worker.
+/// Sends a connection to the primary, for another worker, with what its PROXY header has said.
 pub(crate) async fn hand_over_connection(
     state: &LocalWorkerState,
     stream: LazyStream,
     unread: Bytes,
-    info: Option<&ConnectionInfo>,
+    proxied: Option<ProxiedClient>,
 ) -> HandoverOutcome {
-    let proxied = info.and_then(ConnectionInfo::proxied_client);
     let Some(sent_along) = HandoverState::served(unread.to_vec(), proxied) else {
         return HandoverOutcome::Kept(stream, unread);
     };

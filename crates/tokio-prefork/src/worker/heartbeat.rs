@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::capacity_warning;
-use super::connection_registry::ClosedConnections;
+use super::connection_registry::TimeoutOutcome;
 use super::http::timeouts::ConnectionTimeouts;
 use super::idle_heartbeat::IdleHeartbeat;
 use super::local_state::LocalWorkerState;
+use super::parked;
 use crate::channel::WorkerReport;
 use crate::dispatch::queue_wait;
 use crate::text::Count;
@@ -51,14 +52,20 @@ pub(crate) async fn run_heartbeat(
         queue_wait::report_queue_wait_rejections(&state, now);
         capacity_warning::report_capacity(&state, now);
         let limits = ConnectionTimeouts::new(&state.config, state.drain.current_order(), now);
-        let ClosedConnections { at_deadline, stalled } =
+        let TimeoutOutcome { at_deadline, stalled, has_idle } =
             state.connections.borrow().enforce_timeouts(now, &limits);
+        let at_deadline = at_deadline + state.parked.enforce_timeouts(&state, now, &limits);
+        if has_idle && state.drain.current_order().is_none() {
+            parked::park_idle_connections(&state);
+        }
+        state.parked.release_memory(now);
         if state.drain.current_order().is_some() {
             publish_holds(&state);
         }
         if state.should_hand_over() {
             // A worker that can take idle connections may have started since the last heartbeat.
             state.connections.borrow().wake_all();
+            parked::start_handing_over(&state);
         }
         for _ in 0..at_deadline + stalled {
             state.worker_page.connection_cut();

@@ -13,6 +13,7 @@ use super::drain::{DrainOrder, DrainState};
 use super::handshake_queue::HandshakeQueue;
 use super::http::connection_state::ConnectionState;
 use super::http::request_observers::RequestObservers;
+use super::parked::{self, ParkedConnections};
 use super::worker_shared::WorkerShared;
 use crate::access_log::{self, AccessLogWriter, LineBuffer};
 use crate::channel::{HandoverMode, WorkerChannelEnd, WorkerReport};
@@ -46,8 +47,10 @@ pub(crate) struct LocalWorkerState {
     pub(crate) scoreboard: ScoreboardReader,
     pub(crate) channel: WorkerChannelEnd,
     pub(crate) drain: DrainState,
-    /// All open connections.
+    /// All open connections that a task serves.
     pub(crate) connections: RefCell<ConnectionRegistry>,
+    /// The open connections without a task.
+    pub(crate) parked: ParkedConnections,
     /// The TLS handshakes in progress.
     pub(crate) handshakes: HandshakeQueue,
     /// Notified when a connection closes.
@@ -74,7 +77,7 @@ pub(crate) struct LocalWorkerState {
 
 impl LocalWorkerState {
     /// Starts to drain on the worker's own initiative, and sends `report` to the primary.
-    pub(crate) fn begin_own_drain(&self, report: &WorkerReport) {
+    pub(crate) fn begin_own_drain(self: &Rc<Self>, report: &WorkerReport) {
         if self.drain.current_order().is_some() {
             return;
         }
@@ -138,8 +141,21 @@ impl LocalWorkerState {
         })
     }
 
+    /// Counts an open connection as closed, and lets another one be accepted.
+    pub(crate) fn count_closed_connection(&self) {
+        self.worker_page.connection_closed();
+        self.load_page.count_closed();
+        self.wake_acceptors_if_least_loaded();
+        self.capacity_freed.notify_waiters();
+    }
+
+    /// Whether a connection is open.
+    pub(crate) fn has_connections(&self) -> bool {
+        !self.connections.borrow().is_empty() || !self.parked.is_empty()
+    }
+
     /// Starts to drain, or updates the drain that is under way.
-    pub(crate) fn begin_drain(&self, order: DrainOrder) {
+    pub(crate) fn begin_drain(self: &Rc<Self>, order: DrainOrder) {
         if self.drain.begin(order) {
             self.shared.drain.set_draining();
             self.shared.messages.begin_drain();
@@ -149,6 +165,7 @@ impl LocalWorkerState {
         }
         // A later order may allow to hand connections over.
         self.connections.borrow().wake_all();
+        parked::start_handing_over(self);
     }
 
     /// Whether all acceptors fail.

@@ -21,6 +21,7 @@ pub(crate) mod lazy_stream;
 pub(crate) mod local_state;
 pub(crate) mod messages;
 pub(crate) mod panic_report;
+pub(crate) mod parked;
 pub(crate) mod pending_work;
 pub(crate) mod primary_channel;
 pub(crate) mod raw_connection;
@@ -91,6 +92,11 @@ impl BootedApp {
     ) -> BootedApp {
         let handle_connection = Rc::new(handle_connection);
         BootedApp { handle_connection, client_speaks_first, main_loop: Cell::default() }
+    }
+
+    /// Passes a connection to the application that was served before.
+    pub(crate) fn handle(&self, connection: AcceptedConnection) {
+        (self.handle_connection)(connection);
     }
 
     pub(crate) fn connection_starter(&self, state: &Rc<LocalWorkerState>) -> ConnectionStarter {
@@ -241,6 +247,7 @@ pub(crate) fn create_state(
         channel,
         drain: drain::DrainState::default(),
         connections: RefCell::default(),
+        parked: parked::ParkedConnections::default(),
         handshakes: handshake_queue::HandshakeQueue::default(),
         capacity_freed: Notify::new(),
         accept_recheck: Notify::new(),

@@ -18,7 +18,7 @@ use super::tls::{self, TlsConnection};
 use crate::client::ConnectionInfo;
 #[cfg(feature = "tls")]
 use crate::client::TlsInfo;
-use crate::dispatch::AcceptedConnection;
+use crate::dispatch::{AcceptedConnection, ConnectionStart};
 use crate::scoreboard::{InFlightEntry, RequestRecorder};
 use crate::text::panic_text;
 
@@ -45,7 +45,7 @@ pub(crate) fn serve_raw_connection<H, C>(
     C: Future<Output = ()> + 'static,
 {
     #[cfg(feature = "tls")]
-    if accepted.is_tls {
+    if accepted.start == ConnectionStart::Tls {
         let (state, handler) = (Rc::clone(state), Rc::clone(handler));
         tokio::task::spawn_local(async move {
             serve_after_handshake(&state, &handler, accepted).await;

@@ -24,8 +24,7 @@ pub(super) async fn wait_until_drained(state: &LocalWorkerState) {
     loop {
         let freed = state.capacity_freed.notified();
         let released = state.shared.holds.released.notified();
-        let has_connections =
-            state.active_acceptors.get() > 0 || !state.connections.borrow().is_empty();
+        let has_connections = state.active_acceptors.get() > 0 || state.has_connections();
         let is_empty = !has_connections && state.shared.holds.is_empty();
         if is_empty && state.drain.is_released() {
             return;

@@ -22,6 +22,7 @@ struct SlotFigures {
     heartbeat_age_ms: u64,
     active_requests: u64,
     connections: u64,
+    parked_connections: u64,
     rss_bytes: Option<u64>,
     open_fds: Option<u64>,
     /// Processes and queued connections of a foreign program.
@@ -85,6 +86,7 @@ fn figures_by_slot(workers: &[WorkerStatus]) -> BTreeMap<(&str, u32), SlotFigure
         slot.heartbeat_age_ms = slot.heartbeat_age_ms.max(age_ms);
         slot.active_requests += worker.active;
         slot.connections += worker.connections;
+        slot.parked_connections += worker.parked;
         if let Some(program) = worker.program {
             let (processes, queued) = slot.program.unwrap_or_default();
             slot.program = Some((processes + program.processes, queued + program.queued));
@@ -110,9 +112,14 @@ fn by_slot(
 }
 
 /// Returns what is known only of workers that serve HTTP themselves.
-fn request_families(slots: &FiguresBySlot<'_>) -> [MetricFamily; 2] {
+fn request_families(slots: &FiguresBySlot<'_>) -> [MetricFamily; 3] {
     [
         connections_by_state(slots),
+        MetricFamily::gauges(
+            "prefork_connections_parked",
+            "Idle connections that are reduced to their sockets, by slot.",
+            by_slot(slots, |slot| Some(slot.parked_connections as f64)),
+        ),
         MetricFamily::gauges(
             "prefork_http_requests_running",
             "Requests in progress, by slot.",

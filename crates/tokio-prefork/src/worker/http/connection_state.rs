@@ -17,6 +17,7 @@ use super::request_boundary::RequestRejection;
 use super::request_record::RequestRecord;
 use super::timeouts::http_exchange::{HttpExchange, RequestExpiry, TrackedExchanges};
 use super::timeouts::transfer_clock::TransferClock;
+use crate::worker::parked::PARK_AFTER;
 
 /// The stage of its life that a connection is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +47,9 @@ pub(crate) enum CloseRequest {
     /// Close now.
     Now = 2,
 }
+
+/// [`PARK_AFTER`] in milliseconds.
+const PARK_AFTER_MS: u64 = PARK_AFTER.as_millis() as u64;
 
 /// The state of one connection.
 ///
@@ -82,6 +86,10 @@ pub(crate) struct ConnectionState {
     is_response_flushed: AtomicBool,
     /// The connection cannot be handed over to another worker.
     is_pinned: AtomicBool,
+    /// The connection cannot be parked.
+    never_parks: AtomicBool,
+    /// The task shall release the socket to be parked, if the connection still is idle.
+    is_parking_requested: AtomicBool,
     /// hyper releases the socket for a hand-over and must not shut it down.
     is_handing_over: AtomicBool,
     /// Reads return pending without asking the socket.
@@ -158,6 +166,8 @@ impl ConnectionState {
             is_flushed: AtomicBool::new(true),
             is_response_flushed: AtomicBool::new(true),
             is_pinned: AtomicBool::new(false),
+            never_parks: AtomicBool::new(false),
+            is_parking_requested: AtomicBool::new(false),
             is_handing_over: AtomicBool::new(false),
             defer_reads: AtomicBool::new(false),
             has_deferred_read: AtomicBool::new(false),
@@ -510,9 +520,18 @@ impl ConnectionState {
         self.is_pinned.store(true, Relaxed);
     }
 
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.is_pinned.load(Relaxed)
+    }
+
     /// Whether the connection may be handed over, now or after the request in progress.
     pub(crate) fn can_be_handed_over(&self) -> bool {
-        let is_bound = self.is_pinned.load(Relaxed) || self.is_upgraded() || self.is_peer_done();
+        !self.is_pinned() && self.can_go_on_elsewhere()
+    }
+
+    /// Whether its socket alone is enough to go on with the connection, now or after the request in progress.
+    fn can_go_on_elsewhere(&self) -> bool {
+        let is_bound = self.is_upgraded() || self.is_peer_done();
         !is_bound && self.is_request_complete() && !self.is_rejected()
     }
 
@@ -522,6 +541,35 @@ impl ConnectionState {
             && self.close_request() == CloseRequest::None
             && self.is_flushed.load(Relaxed)
             && self.can_be_handed_over()
+    }
+
+    /// Excludes the connection from parking: its state is more than a socket, or somebody waits for its task.
+    pub(crate) fn forbid_parking(&self) {
+        self.never_parks.store(true, Relaxed);
+    }
+
+    /// Whether the connection may be parked now: it has been idle for a while, and has nothing to write.
+    pub(crate) fn is_ready_for_parking(&self, now_ms: u64) -> bool {
+        self.phase() == ConnectionPhase::Idle
+            && self.phase_age_ms(now_ms) >= PARK_AFTER_MS
+            && self.close_request() == CloseRequest::None
+            && self.http2().is_none()
+            && self.is_flushed.load(Relaxed)
+            && !self.never_parks.load(Relaxed)
+            && self.can_go_on_elsewhere()
+    }
+
+    /// Asks the task to release the socket to be parked.
+    pub(crate) fn request_parking(&self) {
+        self.is_parking_requested.store(true, Relaxed);
+    }
+
+    /// Takes the request to park. Returns whether there is one and the connection still is idle.
+    pub(crate) fn take_parking_request(&self, now_ms: impl FnOnce() -> u64) -> bool {
+        self.is_parking_requested.load(Relaxed) && {
+            self.is_parking_requested.store(false, Relaxed);
+            self.is_ready_for_parking(now_ms())
+        }
     }
 
     pub(crate) fn is_handing_over(&self) -> bool {
@@ -551,6 +599,11 @@ impl ConnectionState {
     pub(crate) fn should_poll_again(&self) -> bool {
         self.has_deferred_read.swap(false, Relaxed)
             || (self.has_held_back_bytes.load(Relaxed) && self.is_ready_for_next_request())
+    }
+
+    /// When the phase began, or bytes last moved in it.
+    pub(crate) fn phase_since_ms(&self) -> u64 {
+        self.phase_since_ms.load(Relaxed)
     }
 
     /// How long ago the phase began, or bytes last moved in it.

@@ -32,13 +32,14 @@ use crate::client::ConnectionInfo;
 #[cfg(feature = "tls")]
 use crate::client::TlsInfo;
 use crate::config::Config;
-use crate::dispatch::AcceptedConnection;
+use crate::dispatch::{AcceptedConnection, ConnectionStart};
 use crate::error::BoxError;
 use crate::scoreboard::RequestRecorder;
 use crate::worker::connection_registry::{ConnectionEntry, ConnectionGuard};
 use crate::worker::handover::{self, HandoverOutcome};
 use crate::worker::lazy_stream::LazyStream;
 use crate::worker::local_state::LocalWorkerState;
+use crate::worker::parked::{self, ParkOutcome};
 #[cfg(feature = "tls")]
 use crate::worker::tls::{self, TlsConnection};
 use prefork_os::system::monotonic_ns;
@@ -67,11 +68,11 @@ pub(crate) async fn serve_connection<S, B>(
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<BoxError>,
 {
-    let AcceptedConnection { stream, first, info, is_tls, entry, guard } = accepted;
+    let AcceptedConnection { stream, first, info, start, entry, guard } = accepted;
     let transport = HttpTransport { stream, first, is_http2: false };
-    let begun = begin_http(&*state, &*entry, (transport, info), is_tls).await;
+    let begun = begin_http(&*state, &*entry, (transport, info), start).await;
     let Some((mut transport, info)) = begun else { return };
-    while let Some((left, unread)) = serve_until_handover::<S, B, LocalWorkerState, _, _>(
+    while let Some(released) = serve_until_released::<S, B, LocalWorkerState, _, _>(
         &state,
         &app,
         &*entry,
@@ -81,7 +82,19 @@ pub(crate) async fn serve_connection<S, B>(
     )
     .await
     {
-        match handover::hand_over_connection(&state, left, unread, info.as_ref()).await {
+        let ReleasedConnection { stream, unread, is_for_parking } = released;
+        if is_for_parking {
+            match parked::park_connection(&state, &entry, stream, unread, info.as_ref()) {
+                ParkOutcome::Parked => return guard.keep_counted(),
+                ParkOutcome::Gone => break,
+                ParkOutcome::Kept(stream, first) => {
+                    transport = HttpTransport { stream, first, is_http2: false };
+                }
+            }
+            continue;
+        }
+        let proxied = info.as_ref().and_then(ConnectionInfo::proxied_client);
+        match handover::hand_over_connection(&state, stream, unread, proxied).await {
             HandoverOutcome::Gone => break,
             // Hand-over failed; keep serving the connection here.
             HandoverOutcome::Kept(stream, first) => {
@@ -91,6 +104,15 @@ pub(crate) async fn serve_connection<S, B>(
         entry.conn.pin_to_worker();
     }
     drop(guard);
+}
+
+/// A connection between two requests whose hyper connection has ended.
+pub(crate) struct ReleasedConnection {
+    pub(crate) stream: LazyStream,
+    /// The bytes received of its next request.
+    pub(crate) unread: Bytes,
+    /// Whether it was to be parked, not handed over.
+    pub(crate) is_for_parking: bool,
 }
 
 /// What HTTP is served on.
@@ -107,11 +129,12 @@ pub(crate) async fn begin_http<H: ServeContext, W: ConnectionHandle>(
     context: &H,
     handle: &W,
     (mut transport, info): (HttpTransport, Option<ConnectionInfo>),
-    is_tls: bool,
+    start: ConnectionStart,
 ) -> Option<(HttpTransport, Option<ConnectionInfo>)> {
     #[cfg(feature = "tls")]
-    if is_tls {
+    if start == ConnectionStart::Tls {
         handle.state().pin_to_worker();
+        handle.state().forbid_parking();
         let HttpTransport { stream, first, .. } = transport;
         // Boxed, because a handshake needs memory that most of the life of a connection does not.
         let accepting = Box::pin(tls::accept(context, handle, stream, first, info.as_ref()));
@@ -120,8 +143,8 @@ pub(crate) async fn begin_http<H: ServeContext, W: ConnectionHandle>(
         let (stream, first) = (LazyStream::from_tls(stream), Bytes::new());
         return Some((HttpTransport { stream, first, is_http2 }, info));
     }
-    debug_assert!(!is_tls);
-    if is_http2_enabled(context.config()) {
+    debug_assert!(start != ConnectionStart::Tls);
+    if start == ConnectionStart::Plain && is_http2_enabled(context.config()) {
         let HttpTransport { stream, first, is_http2 } = &mut transport;
         *first = detect_protocol(context, handle, stream, std::mem::take(first)).await;
         *is_http2 = first.starts_with(HTTP2_PREFACE);
@@ -160,18 +183,18 @@ async fn detect_protocol<H: ServeContext, W: ConnectionHandle>(
     read.freeze()
 }
 
-/// Serves a connection until it closes or has to be handed over between two requests.
+/// Serves a connection until it closes, or has to be handed over or parked between two requests.
 ///
 /// Takes the bytes received so far along with the stream, and puts `info` into the extensions of each request. Returns the
-/// connection to hand over, with the bytes received of its next request.
-pub(crate) async fn serve_until_handover<S, B, H, W, X>(
+/// connection to hand over or to park.
+pub(crate) async fn serve_until_released<S, B, H, W, X>(
     context: &H::Ptr<H>,
     app: &H::Ptr<S>,
     handle: &W,
     exec: X,
     HttpTransport { stream, first, is_http2 }: HttpTransport,
     info: Option<&ConnectionInfo>,
-) -> Option<(LazyStream, Bytes)>
+) -> Option<ReleasedConnection>
 where
     H: ServeContext,
     W: ConnectionHandle,
@@ -204,20 +227,20 @@ where
             context.worker_page().byte_meter(),
         );
         Box::pin(serve_http2(&**context, handle, exec, io, service)).await;
-    } else if let Some(parts) = serve_http1(&**context, handle, io, service).await {
-        return Some(parts);
+    } else if let Some(released) = serve_http1(&**context, handle, io, service).await {
+        return Some(released);
     }
     close_connection(&**context, handle, &lingering, info).await;
     None
 }
 
-/// Serves an HTTP/1 connection. Returns it if it has to be handed over.
+/// Serves an HTTP/1 connection. Returns it if it has to be handed over or parked.
 async fn serve_http1<S, B, H, W>(
     context: &H,
     handle: &W,
     io: TokioIo<HyperIo>,
     service: S,
-) -> Option<(LazyStream, Bytes)>
+) -> Option<ReleasedConnection>
 where
     H: ServeContext,
     W: ConnectionHandle,
@@ -228,7 +251,7 @@ where
     let conn = handle.state();
     let mut connection =
         http1_builder(context.config()).serve_connection(io, service).with_upgrades();
-    let (mut is_leaving, mut is_first_poll) = (false, true);
+    let (mut is_leaving, mut is_for_parking, mut is_first_poll) = (false, false, true);
     let serving = poll_fn(|cx| {
         // hyper reads ahead before it responds, which would register the socket with epoll. A response that is ready at
         // once and the last one does not need that.
@@ -245,7 +268,10 @@ where
             }
             outcome = Pin::new(&mut connection).poll(cx);
         }
-        if outcome.is_pending() && conn.is_ready_for_handover() && context.should_hand_over() {
+        is_for_parking = outcome.is_pending() && conn.take_parking_request(|| context.now_ms());
+        if is_for_parking
+            || (outcome.is_pending() && conn.is_ready_for_handover() && context.should_hand_over())
+        {
             // Only hyper knows whether it is between two requests: if so, it ends at once.
             conn.set_handing_over(true);
             Pin::new(&mut connection).graceful_shutdown();
@@ -269,7 +295,7 @@ where
         true => parts.read_buf,
         false => [parts.read_buf, received].concat().into(),
     };
-    Some((stream, unread))
+    Some(ReleasedConnection { stream, unread, is_for_parking })
 }
 
 fn http1_builder(config: &Config) -> http1::Builder {

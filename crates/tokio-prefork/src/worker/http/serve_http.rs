@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::into_service::IntoHttpService;
 use super::serve_connection::serve_connection;
 use crate::client::ConnectionInfo;
-use crate::dispatch::AcceptedConnection;
+use crate::dispatch::{AcceptedConnection, ConnectionStart};
 use crate::runtime::threads::{ServingThreads, supervise_connection};
 use crate::worker::Worker;
 use crate::worker::accepted_stream::AcceptedStream;
@@ -154,6 +154,8 @@ impl HttpStream {
     fn register(self, state: &Rc<LocalWorkerState>) -> AcceptedConnection {
         let entry = ConnectionEntry::new(state.now_ms());
         entry.conn.pin_to_worker();
+        // The future of `serve_http` waits for the task.
+        entry.conn.forbid_parking();
         let guard = match self.is_nested {
             true => ConnectionGuard::nested(state, &entry),
             false => {
@@ -162,6 +164,6 @@ impl HttpStream {
             }
         };
         let HttpStream { stream, first, info, .. } = self;
-        AcceptedConnection { stream, first, info, is_tls: false, entry, guard }
+        AcceptedConnection { stream, first, info, start: ConnectionStart::Plain, entry, guard }
     }
 }

@@ -79,6 +79,24 @@ impl ConnectionTimeouts {
         }
     }
 
+    /// Whether a draining worker has to close all connections.
+    pub(crate) fn has_deadline_passed(&self, now_ms: u64) -> bool {
+        self.deadline_ms.is_some_and(|deadline| deadline <= now_ms)
+    }
+
+    /// Returns how long a connection may be idle, `is_transferable` if it can be handed over.
+    pub(crate) fn idle_timeout_ms(&self, is_transferable: bool) -> u64 {
+        match self.keeps_transferable_open && is_transferable {
+            true => self.keep_alive_ms,
+            false => self.idle_ms,
+        }
+    }
+
+    /// Returns how long a client may take to close its side after the worker closed its own.
+    pub(crate) fn linger_ms(&self) -> u64 {
+        self.linger_ms
+    }
+
     /// Expires the requests of a connection whose deadline, body or response exceeds a limit.
     ///
     /// Resets HTTP/2 streams one by one; returns what to do about the connection as a whole.
@@ -179,7 +197,7 @@ impl ConnectionTimeouts {
         now_ms: u64,
     ) -> Option<CloseRequest> {
         let age = conn.phase_age_ms(now_ms);
-        if self.deadline_ms.is_some_and(|deadline| deadline <= now_ms) {
+        if self.has_deadline_passed(now_ms) {
             return Some(CloseRequest::Now);
         }
         if let Some(streams) = conn.http2()
@@ -199,10 +217,8 @@ impl ConnectionTimeouts {
                 return Some(CloseRequest::WhenIdle);
             }
         }
-        let idle_ms = match self.keeps_transferable_open && conn.can_be_handed_over() {
-            true => self.keep_alive_ms,
-            false => self.idle_ms,
-        };
+        let idle_ms =
+            self.idle_timeout_ms(self.keeps_transferable_open && conn.can_be_handed_over());
         let header_ms = match conn.is_handshaking() {
             true if conn.phase() != ConnectionPhase::New && age >= self.handshake_ms => {
                 return Some(CloseRequest::Now);
