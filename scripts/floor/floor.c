@@ -93,8 +93,18 @@ static void watch(int fd) {
         drop(fd);
 }
 
-/* Receives once, and answers each complete head. */
+/* Sends answers. An answer is far smaller than the send buffer: if it does not fit, the client does not read. */
+static int send_all(int fd, const char *text, int length) {
+    if (length == 0 || send(fd, text, length, MSG_NOSIGNAL) == length)
+        return 1;
+    drop(fd);
+    return 0;
+}
+
+/* Receives once, and answers each complete head; all of them with one send. */
 static void turn(int fd) {
+    static char answers[16384];
+    int filled = 0;
     struct conn *c = &conns[fd];
     int n = recv(fd, c->buf + c->have, HEAD_MAX - c->have, 0), begin = 0;
     if (n < 0 && errno == EAGAIN) {
@@ -111,18 +121,24 @@ static void turn(int fd) {
         int close_after = wants_close(c->buf + begin, head);
         const char *text = answer(close_after, &length);
         begin += head;
-        /* An answer is far smaller than the send buffer: if it does not fit, the client does not read. */
-        if (send(fd, text, length, MSG_NOSIGNAL) != length) {
-            drop(fd);
-            return;
+        if (filled + length > (int)sizeof answers) {
+            if (!send_all(fd, answers, filled))
+                return;
+            filled = 0;
         }
+        memcpy(answers + filled, text, length);
+        filled += length;
         if (close_after) {
+            if (!send_all(fd, answers, filled))
+                return;
             if (!no_shutdown)
                 shutdown(fd, SHUT_WR);
             drop(fd);
             return;
         }
     }
+    if (!send_all(fd, answers, filled))
+        return;
     c->have -= begin;
     memmove(c->buf, c->buf + begin, c->have);
     if (c->have == HEAD_MAX)

@@ -96,7 +96,7 @@ type AppResponse = Response<Either<routes::AppBody, FileBody>>;
 /// Answers a request, immediately if possible. `routes` is an `Rc` for one thread, an `Arc` for several.
 fn respond<P>(
     routes: &P,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> impl Future<Output = Result<AppResponse, Infallible>> + use<P>
 where
     P: Deref<Target = AppRoutes> + Clone + 'static,
@@ -108,7 +108,7 @@ where
                 Err(pending) => Err(Either::Right(Box::pin(files.respond_from_disk(pending)))),
             }
         }
-        None => match routes.try_respond_immediately(&request) {
+        None => match routes.try_respond_immediately(&mut request) {
             Some(response) => Ok(response.map(Either::Left)),
             None => Err({
                 let routes = routes.clone();

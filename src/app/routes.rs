@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::body_budget::{BodyBudget, ReadBodyError};
@@ -70,14 +70,17 @@ impl AppRoutes {
     /// An immediate answer saves a read buffer: hyper allocates a new one if it reads while the request is still held.
     pub(super) fn try_respond_immediately(
         &self,
-        request: &Request<Incoming>,
+        request: &mut Request<Incoming>,
     ) -> Option<AppResponse> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return None;
         }
         match request.uri().path() {
             path if !self.is_enabled(path) => None,
-            "/" => Some(text_response(StatusCode::OK, self.pid_text.clone())),
+            "/" => {
+                let fields = emptied_fields(request);
+                Some(text_response_with(fields, StatusCode::OK, self.pid_text.clone()))
+            }
             "/cluster" => Some(json_response(self.worker.cluster_status().to_json())),
             CLIENT_PATH => Some(json_response(client_json(&ClientInfo::of(request)))),
             path => self
@@ -306,11 +309,33 @@ fn json_response(json: String) -> AppResponse {
 }
 
 pub(super) fn text_response(status: StatusCode, body: impl Into<Bytes>) -> AppResponse {
+    text_response_with(HeaderMap::new(), status, body)
+}
+
+/// Returns a text response that has `fields`, too.
+fn text_response_with(
+    mut fields: HeaderMap,
+    status: StatusCode,
+    body: impl Into<Bytes>,
+) -> AppResponse {
+    fields.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     let mut answer = Response::new(Either::Left(Full::new(body.into())));
     *answer.status_mut() = status;
-    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-    answer.headers_mut().insert(CONTENT_TYPE, plain);
+    *answer.headers_mut() = fields;
     answer
+}
+
+/// The largest capacity of a map of fields that is used again: hyper keeps that of the last response with the connection.
+const MAX_REUSED_FIELDS: usize = 16;
+
+/// Takes the fields of a request and empties them, for its response: the memory of the map is there already.
+fn emptied_fields(request: &mut Request<Incoming>) -> HeaderMap {
+    if request.headers().capacity() > MAX_REUSED_FIELDS {
+        return HeaderMap::new();
+    }
+    let mut fields = std::mem::take(request.headers_mut());
+    fields.clear();
+    fields
 }
 
 fn method_not_allowed(methods: &'static str) -> AppResponse {

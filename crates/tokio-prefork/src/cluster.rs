@@ -280,6 +280,12 @@ impl Cluster {
         if let Err(e) = prefork_os::process::raise_open_file_limit() {
             log::warn!("cannot raise the limit on open files: {e}");
         }
+        if self.config.pipeline_flush {
+            log::warn!(
+                "pipeline-flush has no effect, and the next release refuses it: leave it out, as responses of pipelined \
+                 requests are always written together"
+            );
+        }
         let access_log = AccessLogSwitch::open(&self.config.access_log).or_else(|e| {
             log_error_after_upgrade(e, manifest.is_some())
                 .map(|()| AccessLogSwitch::not_opened(&self.config.access_log))

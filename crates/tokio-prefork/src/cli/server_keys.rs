@@ -430,7 +430,7 @@ pub(super) static SERVER_KEYS: &[Key<Config>] = &[
         "pipeline-flush",
         heading::HTTP,
         Field::Switch(|c| &mut c.pipeline_flush),
-        "Has no effect: responses of pipelined requests are always written together",
+        "Has no effect, and goes with the next release: responses of pipelined requests are always written together",
     ),
     Key::new(
         "http2",

@@ -263,8 +263,8 @@ config_fields! {
     /// Whether a CPU pool runs the newest job first while its queue is more than half full, as the callers of the oldest
     /// have most likely given up. Default: false.
     pool_newest_first: bool = false;
-    /// Has no effect: responses of pipelined requests that are ready together always leave in one write of up to 32 KiB.
-    /// Default: false.
+    /// Has no effect but a warning, and goes with the next release: responses of pipelined requests that are ready together always
+    /// leave in one write of up to 32 KiB. Default: false.
     pipeline_flush: bool = false;
     /// Whether to accept HTTP/2: over TLS by ALPN, and without TLS from clients with prior knowledge. Needs the feature `http2` of this crate. Default:
     /// true with that feature.

@@ -159,7 +159,8 @@ impl AcceptLoop {
                     }
                     self.clear_failures();
                     let now = Instant::now();
-                    let waited = self.waits.measure(&accepted.0, self.is_unix, now);
+                    let limit = self.state.config.max_queue_wait;
+                    let waited = self.waits.measure(&accepted.0, self.is_unix, now, limit);
                     let connection = self.starter.describe_accepted(accepted, &self.listener_name);
                     self.starter.start(connection, waited);
                     self.count_accepted();

@@ -67,30 +67,45 @@ const KERNEL_TICK: Duration = Duration::from_millis(1);
 
 /// Measures the waits of the connections of one queue, with as few system calls as possible.
 ///
-/// A queue is in order: if one connection waited less than a tick, those accepted within the next tick waited less than
-/// two. The kernel is not asked about them, as that costs as much as reading a request.
+/// A queue is in order: if one connection waited briefly, those accepted within the next tick waited at most a tick longer. The
+/// kernel is not asked about them, as that costs as much as reading a request, and they count with the wait of that one.
 #[derive(Default)]
 pub(crate) struct QueueWaitSampler {
-    /// When the kernel last reported a wait of less than a tick.
-    short_wait_at: Cell<Option<Instant>>,
+    /// The last short wait that the kernel reported, and when.
+    short_wait: Cell<Option<(Instant, Duration)>>,
 }
 
+/// The longest wait that counts as short: 64 clients that connect anew for each request wait half of it for a busy worker.
+const MAX_SHORT_WAIT: Duration = Duration::from_millis(5);
+
 impl QueueWaitSampler {
-    /// Returns how long `fd` waited, which was accepted at `now`; `None` if that is unknown.
-    pub(crate) fn measure(&self, fd: impl AsFd, is_unix: bool, now: Instant) -> Option<Duration> {
-        self.measure_with(now, || measure_queue_wait(fd, is_unix))
+    /// Returns how long `fd` waited, which was accepted at `now`; `None` if that is unknown. Exact enough to tell whether it waited
+    /// longer than `limit`.
+    pub(crate) fn measure(
+        &self,
+        fd: impl AsFd,
+        is_unix: bool,
+        now: Instant,
+        limit: Option<Duration>,
+    ) -> Option<Duration> {
+        self.measure_with(now, limit, || measure_queue_wait(fd, is_unix))
     }
 
     fn measure_with(
         &self,
         now: Instant,
+        limit: Option<Duration>,
         ask: impl FnOnce() -> Option<Duration>,
     ) -> Option<Duration> {
-        if self.short_wait_at.get().is_some_and(|at| now.duration_since(at) < KERNEL_TICK) {
-            return Some(Duration::ZERO);
+        if let Some((at, waited)) = self.short_wait.get()
+            && now.duration_since(at) < KERNEL_TICK
+            && !is_too_long(waited + KERNEL_TICK, limit.filter(|_| !waited.is_zero()))
+        {
+            return Some(waited);
         }
         let waited = ask();
-        self.short_wait_at.set(waited.filter(Duration::is_zero).map(|_| now));
+        let short = waited.filter(|waited| *waited <= MAX_SHORT_WAIT);
+        self.short_wait.set(short.map(|waited| (now, waited)));
         waited
     }
 }
@@ -176,7 +191,7 @@ mod tests {
         let (waits, begun) = (QueueWaitSampler::default(), Instant::now());
         let asked = Cell::new(0);
         let wait = |after: Duration, says: Option<u64>| {
-            waits.measure_with(begun + after, || {
+            waits.measure_with(begun + after, Some(5 * MS), || {
                 asked.set(asked.get() + 1);
                 says.map(Duration::from_millis)
             })
@@ -185,13 +200,16 @@ mod tests {
         let steps = [
             (0, Some(8), Some(8), 1),
             (1, Some(4), Some(4), 2),
-            (2, Some(0), Some(0), 3),
-            (3, Some(700), Some(0), 3),
-            (11, Some(700), Some(0), 3),
-            (12, Some(700), Some(700), 4),
-            (13, Some(0), Some(0), 5),
-            (23, None, None, 6),
-            (24, Some(0), Some(0), 7),
+            (2, Some(700), Some(4), 2),
+            (11, Some(5), Some(5), 3),
+            // Together with a tick, this would be over the limit.
+            (12, Some(0), Some(0), 4),
+            (13, Some(700), Some(0), 4),
+            (21, Some(700), Some(0), 4),
+            (22, Some(700), Some(700), 5),
+            (23, Some(0), Some(0), 6),
+            (33, None, None, 7),
+            (34, Some(0), Some(0), 8),
         ];
         for (tenths, says, said, times) in steps {
             let got = wait(tenths * KERNEL_TICK / 10, says);

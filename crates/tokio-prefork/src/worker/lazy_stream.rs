@@ -178,6 +178,16 @@ impl LazyStream {
         sent.saturating_sub(unsent)
     }
 
+    /// Whether a read of a socket that is registered with the runtime would block. If so, the task is woken once it no longer would.
+    ///
+    /// Cheaper than a read. `false` means that only a read can tell.
+    pub(crate) fn is_read_blocked(&self, cx: &mut Context<'_>) -> bool {
+        match &self.socket {
+            Some(SocketState::Registered(stream)) => stream.poll_read_ready(cx).is_pending(),
+            _ => false,
+        }
+    }
+
     /// Writes a few bytes if that is possible without waiting.
     pub(crate) fn write_now(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<usize> {
         if self.is_tls() {
@@ -230,6 +240,9 @@ impl AsyncRead for LazyStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if let Some(SocketState::Registered(stream)) = &mut this.socket {
+            return Pin::new(stream).poll_read(cx, buf);
+        }
         if let Some(stream) = this.other() {
             return stream.poll_read(cx, buf);
         }
@@ -250,6 +263,9 @@ impl AsyncWrite for LazyStream {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if let Some(SocketState::Registered(stream)) = &mut this.socket {
+            return Pin::new(stream).poll_write(cx, buf);
+        }
         if let Some(stream) = this.other() {
             return stream.poll_write(cx, buf);
         }
@@ -266,6 +282,9 @@ impl AsyncWrite for LazyStream {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if let Some(SocketState::Registered(stream)) = &mut this.socket {
+            return Pin::new(stream).poll_write_vectored(cx, bufs);
+        }
         if let Some(stream) = this.other() {
             return stream.poll_write_vectored(cx, bufs);
         }
@@ -282,7 +301,10 @@ impl AsyncWrite for LazyStream {
 
     /// A socket has nothing to flush; TLS and streams of the application may have.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().other().map_or(Poll::Ready(Ok(())), |stream| stream.poll_flush(cx))
+        match &self.socket {
+            Some(SocketState::Registered(_)) => Poll::Ready(Ok(())),
+            _ => self.get_mut().other().map_or(Poll::Ready(Ok(())), |stream| stream.poll_flush(cx)),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

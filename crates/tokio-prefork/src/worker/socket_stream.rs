@@ -42,6 +42,14 @@ impl SocketStream {
             SocketStream::Unix(s) => s.readable().await,
         }
     }
+
+    /// Returns pending, and wakes the task later, if a read would block.
+    pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            SocketStream::Tcp(s) => s.poll_read_ready(cx),
+            SocketStream::Unix(s) => s.poll_read_ready(cx),
+        }
+    }
 }
 
 impl AsFd for SocketStream {

@@ -396,7 +396,7 @@ impl ConnectionState {
 
     /// Records that a request reached the application.
     pub(crate) fn begin_request(&self, now_ms: u64) {
-        self.active_requests.fetch_add(1, Relaxed);
+        self.add_active_requests(1);
         self.is_response_flushed.store(false, Relaxed);
         self.set_phase(ConnectionPhase::Responding, now_ms);
     }
@@ -410,15 +410,24 @@ impl ConnectionState {
             self.has_response_started.store(false, Relaxed);
             self.is_response_body_pending.store(false, Relaxed);
         }
-        if self.active_requests.fetch_sub(1, Relaxed) == 1
-            && self.phase() == ConnectionPhase::Responding
-        {
+        if self.add_active_requests(u32::MAX) == 1 && self.phase() == ConnectionPhase::Responding {
             let is_next_here = self.has_held_back_bytes.load(Relaxed);
             self.set_phase(
                 if is_next_here { ConnectionPhase::ReadingHead } else { ConnectionPhase::Idle },
                 now_ms,
             );
         }
+    }
+
+    /// Adds to the number of requests in progress, and returns what it was.
+    fn add_active_requests(&self, n: u32) -> u32 {
+        if self.http2().is_some() {
+            return self.active_requests.fetch_add(n, Relaxed);
+        }
+        // HTTP/1: only the task of the connection writes this, so it needs no locked instruction.
+        let before = self.active_requests.load(Relaxed);
+        self.active_requests.store(before.wrapping_add(n), Relaxed);
+        before
     }
 
     /// Whether hyper may read the bytes behind the last request.
@@ -597,8 +606,11 @@ impl ConnectionState {
 
     /// Whether hyper may now read bytes that an earlier poll withheld from it.
     pub(crate) fn should_poll_again(&self) -> bool {
-        self.has_deferred_read.swap(false, Relaxed)
-            || (self.has_held_back_bytes.load(Relaxed) && self.is_ready_for_next_request())
+        if self.has_deferred_read.load(Relaxed) {
+            self.has_deferred_read.store(false, Relaxed);
+            return true;
+        }
+        self.has_held_back_bytes.load(Relaxed) && self.is_ready_for_next_request()
     }
 
     /// When the phase began, or bytes last moved in it.

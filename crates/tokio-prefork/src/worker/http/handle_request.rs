@@ -96,27 +96,34 @@ where
         conn.pin_to_worker();
     }
     let checked = if version == Version::HTTP_2 { check_http2_request(&request) } else { Ok(()) };
-    let source = match (checked, &service.tracker.https_redirect) {
-        (Err(rejection), _) => {
+    let source = match checked {
+        Err(rejection) => {
             ResponseSource::Error { status: rejection.status(), reason: rejection.reason() }
         }
-        (Ok(()), Some(redirect)) => ResponseSource::Redirect { future: redirect.respond(&request) },
-        (Ok(()), None) => {
-            // Both by reference: `catch_unwind` would move them twice.
-            let (mut request, mut future) = (Some(request), None);
-            let call = || future = request.take().map(|request| service.app.call(request));
-            // After a panic, `future` is still `None`.
-            let _ = tracked.run_handler(call);
-            match future {
-                Some(future) => ResponseSource::Handler { future },
-                None => ResponseSource::Error {
-                    status: StatusCode::INTERNAL_SERVER_ERROR,
-                    reason: HANDLER_PANICKED,
-                },
-            }
-        }
+        // Stays if the handler panics.
+        Ok(()) => ResponseSource::Error {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            reason: HANDLER_PANICKED,
+        },
     };
-    ResponseFuture { tracked: Some(tracked), version, is_connect, is_http2_head, source }
+    let mut response =
+        ResponseFuture { tracked: Some(tracked), version, is_connect, is_http2_head, source };
+    if checked.is_err() {
+        return response;
+    }
+    let source = &mut response.source;
+    if let Some(redirect) = &service.tracker.https_redirect {
+        *source = ResponseSource::Redirect { future: redirect.respond(&request) };
+    } else if let Some(tracked) = &response.tracked {
+        // All by reference, because each move copies some hundred bytes; `catch_unwind` alone would move twice.
+        let mut request = Some(request);
+        let _ = tracked.run_handler(|| {
+            if let Some(request) = request.take() {
+                *source = ResponseSource::Handler { future: service.app.call(request) };
+            }
+        });
+    }
+    response
 }
 
 impl<F, B, E, H> Future for ResponseFuture<F, H>
@@ -125,7 +132,6 @@ where
     F: Future<Output = Result<Response<B>, E>>,
     E: Into<BoxError>,
     B: Body<Data = Bytes>,
-    B::Error: Into<BoxError>,
 {
     type Output = Result<Response<TrackedBody<B, H>>, BoxError>;
 
@@ -139,6 +145,11 @@ where
             let _ =
                 tracked.run_handler(|| this.source.set(ResponseSource::Error { status, reason }));
         }
+        let facts = RequestFacts {
+            version: *this.version,
+            is_connect: *this.is_connect,
+            is_http2_head: *this.is_http2_head,
+        };
         let rejection = tracked.tracker.conn.rejected_body();
         let response = match this.source.project() {
             _ if let Some(rejection) = rejection => {
@@ -149,7 +160,10 @@ where
                 let _ = tracked.run_handler(|| polled = Some(future.poll(cx)));
                 match polled {
                     Some(polled) => match ready!(polled) {
-                        Ok(response) => response.map(Either::Left),
+                        Ok(response) => {
+                            let finished = facts.finish(this.tracked, response, Either::Left);
+                            return Poll::Ready(Ok(finished));
+                        }
                         Err(e) => {
                             if let Some(tracked) = this.tracked {
                                 tracked.set_handler_failed();
@@ -160,67 +174,97 @@ where
                     None => error_response(StatusCode::INTERNAL_SERVER_ERROR, HANDLER_PANICKED),
                 }
             }
-            ResponseSourceProj::Redirect { future } => {
-                ready!(future.as_mut().poll(cx)).map(Either::Right)
-            }
+            ResponseSourceProj::Redirect { future } => ready!(future.as_mut().poll(cx)),
             ResponseSourceProj::Error { status, reason } => error_response(*status, reason),
         };
-        #[cfg(feature = "axum")]
-        let response = explain_missing_socket_addr(response, &tracked.tracker);
-        let is_tunnel = *this.is_connect && response.status().is_success();
-        if is_tunnel && *this.version >= Version::HTTP_2 {
-            tracked.tracker.conn.add_http2_tunnel(tracked.tracker.context.now_ms());
-        } else if response.status() == StatusCode::SWITCHING_PROTOCOLS || is_tunnel {
-            tracked.tracker.conn.set_started_by_upgrade();
-        }
-        // Bytes after a rejected CONNECT may be meant for the tunnel, so the connection closes.
-        let is_rejected_connect = *this.is_connect && !is_tunnel && *this.version < Version::HTTP_2;
-        let mut response = if *this.is_http2_head { without_body(response) } else { response };
-        set_connection_header(&mut response, &tracked.tracker, *this.version, is_rejected_connect);
-        let mut tracked = this.tracked.take();
-        if let Some(tracked) = &mut tracked {
-            tracked.tracker.add_hsts(&mut response);
-            tracked.set_response_started(&mut response);
-        }
-        Poll::Ready(Ok(response.map(|body| TrackedBody { body, tracked })))
+        Poll::Ready(Ok(facts.finish(this.tracked, response, Either::Right)))
     }
 }
 
-/// Says what to do in the response of a handler that asks for the IP address of a client of a Unix socket.
+/// What a response depends on of its request.
+#[derive(Clone, Copy)]
+struct RequestFacts {
+    version: Version,
+    is_connect: bool,
+    is_http2_head: bool,
+}
+
+impl RequestFacts {
+    /// Completes the head of `response`, and adds what tracks the request to its body. Moves the response once, because that
+    /// copies some hundred bytes.
+    fn finish<T, B, H>(
+        self,
+        tracked: &mut Option<TrackedRequest<H>>,
+        mut response: Response<T>,
+        wrap: impl FnOnce(T) -> Either<B, Full<Bytes>>,
+    ) -> Response<TrackedBody<B, H>>
+    where
+        T: Body<Data = Bytes>,
+        B: Body<Data = Bytes>,
+        H: ServeContext,
+    {
+        let mut tracked = tracked.take();
+        if let Some(of_request) = &mut tracked {
+            #[cfg(feature = "axum")]
+            if is_missing_socket_addr(&response, &of_request.tracker) {
+                response.headers_mut().remove(CONTENT_LENGTH);
+                let text = Full::from(crate::client::connect_info::NO_SOCKET_ADDR);
+                return self.finish(&mut tracked, response.map(|_| text), Either::Right);
+            }
+            if self.is_http2_head {
+                let facts = RequestFacts { is_http2_head: false, ..self };
+                return facts.finish(&mut tracked, without_body(response), Either::Right);
+            }
+            self.set_connection_state(&mut response, &of_request.tracker);
+            of_request.tracker.add_hsts(&mut response);
+            of_request.set_response_started(&mut response);
+        }
+        response.map(|body| TrackedBody { body: wrap(body), tracked })
+    }
+
+    /// Records what `response` means for its connection, and says in it if it is the last one.
+    fn set_connection_state<T: Body, H: ServeContext>(
+        self,
+        response: &mut Response<T>,
+        tracker: &RequestTracker<H>,
+    ) {
+        let is_tunnel = self.is_connect && response.status().is_success();
+        if is_tunnel && self.version >= Version::HTTP_2 {
+            tracker.conn.add_http2_tunnel(tracker.context.now_ms());
+        } else if response.status() == StatusCode::SWITCHING_PROTOCOLS || is_tunnel {
+            tracker.conn.set_started_by_upgrade();
+        }
+        // Bytes after a rejected CONNECT may be meant for the tunnel, so the connection closes.
+        let is_rejected_connect = self.is_connect && !is_tunnel && self.version < Version::HTTP_2;
+        set_connection_header(response, tracker, self.version, is_rejected_connect);
+    }
+}
+
+/// Whether `response` is that of a handler that asks for the IP address of a client of a Unix socket. Logs what to do.
 #[cfg(feature = "axum")]
-fn explain_missing_socket_addr<B, H>(
-    response: Response<Either<B, Full<Bytes>>>,
+fn is_missing_socket_addr<T: Body, H: ServeContext>(
+    response: &Response<T>,
     tracker: &RequestTracker<H>,
-) -> Response<Either<B, Full<Bytes>>>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<BoxError>,
-    H: ServeContext,
-{
+) -> bool {
     use crate::client::connect_info;
     if response.status() != StatusCode::INTERNAL_SERVER_ERROR {
-        return response;
+        return false;
     }
     let is_unix = tracker.info.as_ref().is_some_and(|info| info.peer().unix().is_some());
     let (status, length) = (response.status(), response.body().size_hint());
-    if !is_unix || !connect_info::is_missing_socket_addr(status, response.headers(), &length) {
-        return response;
+    let is_missing =
+        is_unix && connect_info::is_missing_socket_addr(status, response.headers(), &length);
+    if is_missing {
+        connect_info::log_missing_socket_addr(tracker.context.tag());
     }
-    connect_info::log_missing_socket_addr(tracker.context.tag());
-    let mut explained = response.map(|_| Either::Right(Full::from(connect_info::NO_SOCKET_ADDR)));
-    explained.headers_mut().remove(hyper::header::CONTENT_LENGTH);
-    explained
+    is_missing
 }
 
 /// Removes the body of the response to a HEAD request, and says how long it would have been (RFC 9110, section 9.3.2).
 #[cold]
-fn without_body<B>(response: Response<Either<B, Full<Bytes>>>) -> Response<Either<B, Full<Bytes>>>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<BoxError>,
-{
+fn without_body<T: Body>(response: Response<T>) -> Response<Full<Bytes>> {
     let length = response.body().size_hint().exact();
-    let mut response = response.map(|_| Either::Right(Full::default()));
+    let mut response = response.map(|_| Full::default());
     let may_have_body =
         !matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     // An application that knows the length without a body has said it itself.
@@ -300,9 +344,9 @@ fn expiry_status(expiry: RequestExpiry) -> (StatusCode, &'static str) {
 }
 
 /// Builds a plain-text response with `status` and `reason`.
-fn error_response<B>(status: StatusCode, reason: &'static str) -> Response<Either<B, Full<Bytes>>> {
-    let body = Full::new(Bytes::from(format!("{status}: {reason}\n")));
-    let mut response = Response::new(Either::Right(body));
+#[cold]
+fn error_response(status: StatusCode, reason: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(format!("{status}: {reason}\n"))));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

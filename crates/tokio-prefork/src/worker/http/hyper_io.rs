@@ -31,6 +31,9 @@ const MAX_READ_AHEAD: usize = 16 * 1024;
 /// How many response bytes may wait to be sent with the next response.
 const MAX_UNSENT: usize = 32 * 1024;
 
+/// The first capacity for such bytes: 16 short responses, instead of growing with each of them.
+const UNSENT_CAPACITY: usize = 4 * 1024;
+
 /// The largest single write that waits for the next response, in bytes.
 const MAX_UNSENT_WRITE: usize = 8 * 1024;
 
@@ -283,6 +286,12 @@ impl HyperIo {
         if self.conn.should_defer_read() {
             return Poll::Pending;
         }
+        if self.is_read_ahead_blocked(cx) {
+            if !self.received.is_empty() {
+                self.conn.set_has_held_back_bytes(true);
+            }
+            return Poll::Pending;
+        }
         while !self.is_at_eof && self.received.len() < MAX_READ_AHEAD {
             match self.poll_read_ahead(cx)? {
                 Poll::Ready(_) => {}
@@ -300,6 +309,12 @@ impl HyperIo {
             self.conn.set_has_held_back_bytes(true);
         }
         Poll::Pending
+    }
+
+    /// Whether there is nothing to read ahead at the moment.
+    fn is_read_ahead_blocked(&self, cx: &mut Context<'_>) -> bool {
+        let is_blocked = |stream: &LazyStream| stream.is_read_blocked(cx);
+        !self.is_at_eof && self.stream.as_ref().is_some_and(is_blocked)
     }
 
     /// Whether a half-closed client no longer reads. Each heartbeat checks again.
@@ -375,7 +390,13 @@ impl HyperIo {
                 continue;
             }
             // The bytes are in hyper's buffer already: takes out what must not be forwarded yet.
-            let step = self.validate(Some(&buf.filled()[before..]))?;
+            let read = &buf.filled()[before..];
+            if let Some(boundary) = &mut self.boundary
+                && boundary.forward_lone_head(read)
+            {
+                return Poll::Ready(Ok(()));
+            }
+            let step = self.validate(Some(read))?;
             let forwarded = if let ReadStep::Forward(length) = step { length } else { 0 };
             self.received.extend_from_slice(&buf.filled()[before + forwarded..]);
             buf.set_filled(before + forwarded);
@@ -494,6 +515,9 @@ impl AsyncWrite for HyperIo {
         if !this.unsent.is_empty() || !this.received.is_empty() {
             let length = bufs.iter().map(|buf| buf.len()).sum();
             if this.should_delay_write(length) {
+                if this.unsent.is_empty() {
+                    this.unsent.reserve(UNSENT_CAPACITY);
+                }
                 bufs.iter().for_each(|buf| this.unsent.extend_from_slice(buf));
                 this.conn.record_write(false, this.meter.coarse_now_ms());
                 return Poll::Ready(Ok(length));

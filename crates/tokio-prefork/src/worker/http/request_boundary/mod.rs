@@ -10,12 +10,14 @@ mod http2_request;
 mod rejection;
 mod request_head;
 mod request_target;
+mod whole_head;
 
 pub(super) use http2_request::check_http2_request;
 pub(super) use rejection::RequestRejection;
 
 use chunked_body::{ChunkProgress, ChunkedBodyParser};
 use request_head::{BodyFraming, RequestHead, RequestHeadParser};
+use whole_head::parse_whole_head;
 
 /// Follows the requests in the bytes of one HTTP/1 connection, and validates them.
 pub(super) struct RequestBoundaryScanner {
@@ -77,6 +79,23 @@ impl RequestBoundaryScanner {
             *verdict = parser.advance(input, self.max_head_size).transpose();
         }
         *verdict
+    }
+
+    /// Forwards `input` if it is a complete and valid head, nothing follows it, and another request may follow later. If this
+    /// returns false, call `advance`.
+    ///
+    /// Most requests are such a head, and this costs less.
+    pub(super) fn forward_lone_head(&mut self, input: &[u8]) -> bool {
+        let BoundaryPosition::Head { parser, verdict: None } = &self.position else { return false };
+        if !parser.is_at_start() {
+            return false;
+        }
+        // The position stays: another head comes next.
+        matches!(
+            parse_whole_head(input, self.max_head_size),
+            Some(RequestHead { length, body: BodyFraming::Length(0), is_last: false })
+                if length == input.len()
+        )
     }
 
     /// Validates `input`, which is everything received and not yet forwarded. Bytes that it returns count as forwarded.

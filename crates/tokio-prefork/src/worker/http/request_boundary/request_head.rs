@@ -5,6 +5,7 @@
 
 use super::rejection::RequestRejection;
 use super::request_target::{MAX_TARGET_LENGTH, is_valid_host, is_valid_target};
+use super::whole_head::parse_whole_head;
 
 /// The most header fields in a head. The same as hyper's default.
 const MAX_HEADER_FIELDS: usize = 100;
@@ -44,11 +45,29 @@ pub(super) struct RequestHeadParser {
 }
 
 impl RequestHeadParser {
+    /// Whether no complete line was parsed yet.
+    pub(super) fn is_at_start(&self) -> bool {
+        self.position == 0
+    }
+
     /// Parses on in `input`, which starts with the head and has grown since the last call.
     ///
     /// Returns the head once it is complete. Rejects malformed bytes as early as possible, so that the worker does
     /// not wait for a line that never ends.
     pub(super) fn advance(
+        &mut self,
+        input: &[u8],
+        max_size: usize,
+    ) -> Result<Option<RequestHead>, RequestRejection> {
+        if self.is_at_start()
+            && let Some(head) = parse_whole_head(input, max_size)
+        {
+            return Ok(Some(head));
+        }
+        self.advance_by_line(input, max_size)
+    }
+
+    pub(super) fn advance_by_line(
         &mut self,
         input: &[u8],
         max_size: usize,
@@ -76,15 +95,14 @@ impl RequestHeadParser {
                 ParsedLine::Complete(length) => self.position += length,
                 ParsedLine::HeadEnd(length) => {
                     self.position += length;
-                    return self.complete_head().map(Some);
+                    return self.complete_head(self.position).map(Some);
                 }
             }
         }
     }
 
     fn parse_request_line(&mut self, rest: &[u8]) -> Result<ParsedLine, RequestRejection> {
-        let method_length = rest.iter().take_while(|b| is_token_byte(**b)).count();
-        let (method, target) = match rest.split_at(method_length) {
+        let (method, target) = match rest.split_at(count_token_bytes(rest)) {
             (_, []) => return Ok(ParsedLine::Partial),
             // RFC 9112, section 2.2: skip empty lines before a request.
             ([], [b'\r' | b'\n', ..]) => {
@@ -138,7 +156,7 @@ impl RequestHeadParser {
     }
 
     fn parse_field_line(&mut self, rest: &[u8]) -> Result<ParsedLine, RequestRejection> {
-        let name_length = rest.iter().take_while(|b| is_token_byte(**b)).count();
+        let name_length = count_token_bytes(rest);
         let (name, value) = match rest.split_at(name_length) {
             (_, []) => return Ok(ParsedLine::Partial),
             ([], [b'\r' | b'\n', ..]) => {
@@ -160,7 +178,11 @@ impl RequestHeadParser {
         Ok(ParsedLine::Complete(name_length + 1 + value_length + end_length))
     }
 
-    fn parse_field(&mut self, name: &[u8], untrimmed: &[u8]) -> Result<(), RequestRejection> {
+    pub(super) fn parse_field(
+        &mut self,
+        name: &[u8],
+        untrimmed: &[u8],
+    ) -> Result<(), RequestRejection> {
         let value = trim_blanks(untrimmed);
         self.field_count += 1;
         if self.field_count > MAX_HEADER_FIELDS {
@@ -238,7 +260,8 @@ impl RequestHeadParser {
         Ok(())
     }
 
-    fn complete_head(&self) -> Result<RequestHead, RequestRejection> {
+    /// Returns the head of `length` bytes whose fields were parsed.
+    pub(super) fn complete_head(&self, length: usize) -> Result<RequestHead, RequestRejection> {
         if !self.has_host && !self.is_http_10 {
             return Err(RequestRejection::MissingHost);
         }
@@ -249,7 +272,7 @@ impl RequestHeadParser {
             (false, length) => BodyFraming::Length(length.unwrap_or(0)),
         };
         let is_last = self.has_close_option || (self.is_http_10 && !self.has_keep_alive_option);
-        Ok(RequestHead { length: self.position, body, is_last })
+        Ok(RequestHead { length, body, is_last })
     }
 }
 
@@ -299,8 +322,7 @@ fn parse_line_end(
 
 /// Splits one field line without its end into name and value; the value must not contain control characters.
 pub(super) fn parse_field_line(line: &[u8]) -> Result<(&[u8], &[u8]), RequestRejection> {
-    let name_length = line.iter().take_while(|b| is_token_byte(**b)).count();
-    let (name, rest) = line.split_at(name_length);
+    let (name, rest) = line.split_at(count_token_bytes(line));
     let Some((b':', value)) = rest.split_first() else {
         let is_fold = matches!(line.first(), Some(b' ' | b'\t'));
         return Err(if is_fold {
@@ -329,20 +351,31 @@ fn trim_blanks(mut value: &[u8]) -> &[u8] {
 }
 
 /// Returns the position of the first control character other than a tab.
-fn find_control_character(bytes: &[u8]) -> Option<usize> {
+pub(super) fn find_control_character(bytes: &[u8]) -> Option<usize> {
     const ONE_PER_BYTE: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH_BITS: u64 = ONE_PER_BYTE << 7;
+    let is_control = |b: &u8| (*b < b' ' && *b != b'\t') || *b == 0x7f;
     // Eight bytes at a time, because most bytes of a head belong to field values.
     let (words, _) = bytes.as_chunks::<8>();
-    let has_none = |word: &&[u8; 8]| {
-        let word = u64::from_ne_bytes(**word);
+    let mut skipped = 0;
+    for word in words {
+        let word = u64::from_le_bytes(*word);
         let is_delete = word ^ (ONE_PER_BYTE * 0x7f);
         let below_space = word.wrapping_sub(ONE_PER_BYTE * 0x20) & !word;
-        (below_space | (is_delete.wrapping_sub(ONE_PER_BYTE) & !is_delete)) & HIGH_BITS == 0
-    };
-    let skipped = words.iter().take_while(has_none).count() * 8;
-    let is_control = |b: &u8| (*b < b' ' && *b != b'\t') || *b == 0x7f;
+        let found = (below_space | (is_delete.wrapping_sub(ONE_PER_BYTE) & !is_delete)) & HIGH_BITS;
+        if found != 0 {
+            // The first one is right: a subtraction borrows only from the bytes behind one that is found.
+            skipped += found.trailing_zeros() as usize / 8;
+            break;
+        }
+        skipped += 8;
+    }
     bytes[skipped..].iter().position(is_control).map(|at| skipped + at)
+}
+
+/// Returns how many bytes at the start of `bytes` may be part of a method or a field name.
+pub(super) fn count_token_bytes(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|b| is_token_byte(**b)).count()
 }
 
 /// Whether `byte` is a `tchar` (RFC 9110, section 5.6.2).
