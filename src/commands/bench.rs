@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -12,6 +13,7 @@ use crate::output::print_stdout;
 use prefork_bench::load::{
     self as load_generator, FaultPlan, LoadPlan, LoadProgress, TargetUrl, TlsOptions, TlsVersions,
 };
+use prefork_bench::scenario::{Workload, check_bench_scenario, run_bench_scenario};
 use tokio_prefork::cli::parse_duration;
 use tokio_prefork::{Error, Result};
 
@@ -31,6 +33,9 @@ The certificate of an https:// URL is verified with the roots of the system, whi
 --close each request makes a TLS handshake: a full one, or with --resume one that resumes an earlier session. A run ends at once \
 if no handshake can succeed.
 
+With --scenario the file says what to request, and how; URL has no path. Its duration and warm-up are defaults. \
+`prefork compare --show-scenario NAME` prints the scenarios that come with the program.
+
 Ctrl-C ends the run and prints the results so far; a second Ctrl-C does not wait for outstanding requests.
 
 Exit status: 0 all requests got a status below 400, 1 some did not, 64 invalid command line, 69 the server cannot be reached.
@@ -42,12 +47,15 @@ Examples:
   prefork bench --duration 20s --chaos kill=1s,reload=5s,freeze=10s 127.0.0.1:3000
   prefork bench --ca cert.pem https://localhost:8443/
   prefork bench --close --resume --insecure https://127.0.0.1:8443/
+  prefork bench --scenario high-load http://127.0.0.1:3000
   prefork bench -d hello unix:/run/app.sock:/echo";
 
 /// A load test and where its report goes.
 #[derive(Debug)]
 pub(crate) struct BenchCall {
     plan: LoadPlan,
+    /// Takes the place of the request and the connections of `plan`.
+    scenario: Option<Arc<Workload>>,
     json: bool,
     html: Option<PathBuf>,
     /// File with the request body.
@@ -62,6 +70,7 @@ pub(crate) fn bench_command() -> Command {
         .after_help(HELP)
         .arg(url.help("URL to request"))
         .args(load())
+        .arg(scenario())
         .args(request())
         .args(tls())
         .args(output())
@@ -107,6 +116,32 @@ fn load() -> [Arg; 15] {
         span("late", "With --chaos, count slower responses as late [default: 100ms]"),
     ]
     .map(|arg| arg.help_heading("Load"))
+}
+
+fn scenario() -> Arg {
+    Arg::new("scenario")
+        .long("scenario")
+        .value_name("FILE")
+        .value_parser(Workload::find)
+        .conflicts_with_all([
+            "connections",
+            "threads",
+            "rate",
+            "busy-wait",
+            "close",
+            "pipeline",
+            "http2",
+            "streams",
+            "timeout",
+            "chaos",
+            "method",
+            "header",
+            "data",
+            "data-file",
+            "resume",
+        ])
+        .help("Loads from this TOML file, or from a built-in scenario")
+        .help_heading("Load")
 }
 
 fn request() -> [Arg; 5] {
@@ -240,8 +275,21 @@ pub(crate) fn parse_bench(matches: &ArgMatches) -> Result<BenchCall, String> {
         late_threshold: span("late").unwrap_or(standard.late_threshold),
         ..standard
     };
+    let scenario = matches.get_one::<Arc<Workload>>("scenario").cloned();
+    let plan = match &scenario {
+        Some(workload) => LoadPlan {
+            warm_up: span("warm-up").or(workload.warm_up).unwrap_or(plan.warm_up),
+            duration: span("duration").or(workload.duration).unwrap_or(plan.duration),
+            ..plan
+        },
+        None => plan,
+    };
     plan.validate()?;
-    Ok(BenchCall { plan, json: matches.get_flag("json"), html: path("html"), data_file })
+    if let Some(workload) = &scenario {
+        check_bench_scenario(workload, &plan)?;
+    }
+    let json = matches.get_flag("json");
+    Ok(BenchCall { plan, scenario, json, html: path("html"), data_file })
 }
 
 /// Runs the load test, shows progress on a terminal, and prints the report.
@@ -255,15 +303,21 @@ pub(crate) fn run_bench(call: BenchCall) -> Result<ExitCode> {
     let page = call.html.as_deref().map(ReportFile::create).transpose()?;
     let watched = std::io::stderr().is_terminal();
     let rounds = plan.rounds;
-    let report = load_generator::run_load(&plan, |progress| {
+    let on_progress = |progress: LoadProgress| {
         if watched {
             show_progress(&progress_line(&progress, rounds));
         }
-    });
+    };
+    let report = match &call.scenario {
+        Some(workload) => run_bench_scenario(workload, &plan, on_progress),
+        None => load_generator::run_load(&plan, on_progress).map(Some),
+    };
     if watched {
         show_progress("");
     }
-    let mut report = report?;
+    let Some(mut report) = report? else {
+        return Err(Error::refused("a signal ended the run while the capacity was measured"));
+    };
     report.environment.set_build(option_env!("BUILD_COMMIT"), option_env!("BUILD_COMPILER"));
     let text = if call.json { report.to_json() + "\n" } else { report.to_table() };
     // The page first: standard output may be full, or its reader gone.
@@ -341,6 +395,15 @@ mod tests {
     }
 
     #[test]
+    fn the_times_of_a_scenario_are_defaults() {
+        let of_file = call("prefork bench --scenario ramp h:1");
+        assert_eq!(of_file.scenario.as_ref().map(|one| one.name()), Some("ramp"));
+        assert_eq!(of_file.plan.duration, Duration::from_secs(5));
+        let given = call("prefork bench --scenario ramp --duration 7s h:1");
+        assert_eq!(given.plan.duration, Duration::from_secs(7));
+    }
+
+    #[test]
     fn mistakes_are_usage_errors() {
         for line in [
             "prefork bench",
@@ -351,6 +414,11 @@ mod tests {
             "prefork bench --tls-version 1.1 https://h/",
             "prefork bench --insecure --ca a https://h/",
             "prefork bench -c 0 h",
+            "prefork bench --scenario high-load -c 5 h",
+            "prefork bench --scenario high-load h/path",
+            "prefork bench --scenario full-handshakes h",
+            "prefork bench --scenario idle h",
+            "prefork bench --scenario nowhere.toml h",
             "prefork bench --pipeline 2 --close h",
             "prefork bench --http2 --pipeline 2 h",
             "prefork bench --streams 2 h",

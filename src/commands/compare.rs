@@ -1,7 +1,7 @@
 //! `prefork compare`: measures servers side by side and prints the report.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -191,7 +191,7 @@ fn workload_args() -> [Arg; 3] {
             .long("scenario")
             .value_name("FILE")
             .action(ArgAction::Append)
-            .value_parser(|text: &str| Workload::read_file(Path::new(text)).map(Arc::new))
+            .value_parser(Workload::find)
             .help("Measure the workload that this TOML file describes (may be repeated)"),
         Arg::new("show-scenario")
             .long("show-scenario")

@@ -116,6 +116,7 @@ mod run_programs;
 mod run_sockets;
 mod run_sockets_faults;
 mod scale;
+mod scenarios;
 mod scoreboard;
 mod serve_http;
 mod shared_locks;

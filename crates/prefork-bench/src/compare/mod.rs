@@ -177,7 +177,7 @@ fn measure_server(
         Ok(ScenarioOutcome::Complete(result)) => MeasurementOutcome::Measured(Box::new(
             MeasurementSample::from_scenario_result(&result, workload),
         )),
-        Ok(ScenarioOutcome::Interrupted) => MeasurementOutcome::Interrupted,
+        Ok(ScenarioOutcome::Interrupted(_)) => MeasurementOutcome::Interrupted,
         // The server died, which is its failure and not that of the run.
         Err(why) if why.kind() == tokio_prefork::ErrorKind::TargetUnreachable => {
             MeasurementOutcome::ServerFailed(why.to_string())

@@ -4,6 +4,7 @@
 //! program are such files too, in `built_in`; `prefork compare --show-scenario NAME` prints them. `toml_table` and
 //! `parse` read a file strictly, `load_plans` makes the plans for the load generator, and `run` runs them.
 
+mod bench_scenario;
 mod built_in;
 mod load_plans;
 mod parse;
@@ -21,6 +22,7 @@ use serde::{Serialize, Serializer};
 
 use crate::chaos::{FaultKind, FaultPlan};
 use crate::compare::ComparedMetric;
+pub use bench_scenario::{ScenarioSummary, check_bench_scenario, run_bench_scenario};
 pub use built_in::{BuiltInScenario, built_in_scenarios};
 pub use run::{BackgroundResult, CapacityResult};
 pub(crate) use run::{ScenarioOutcome, ScenarioResult, run_scenario};
@@ -210,6 +212,19 @@ impl Workload {
         let text = std::fs::read_to_string(path).map_err(|e| cannot(e.to_string()))?;
         let name = path.file_stem().map_or(String::new(), |name| name.to_string_lossy().into());
         Workload::parse(&name, &origin, &text)
+    }
+
+    /// Reads the scenario file at a path that ends in `.toml` or has a `/`; otherwise returns the workload that comes with
+    /// the program under this name.
+    ///
+    /// # Errors
+    /// The file cannot be read or is wrong, or the name is unknown.
+    pub fn find(text: &str) -> Result<Arc<Workload>, String> {
+        match text.contains('/') || text.ends_with(".toml") {
+            true => Workload::read_file(Path::new(text)).map(Arc::new),
+            false => Workload::built_in(text)
+                .map_err(|why| format!("{why}, or a path that ends in .toml or has a /")),
+        }
     }
 
     /// Parses the text of a scenario; `origin` stands before errors.

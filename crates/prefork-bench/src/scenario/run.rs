@@ -14,8 +14,8 @@ use tokio_prefork::{Error, Result};
 pub(crate) enum ScenarioOutcome {
     /// It ran to its end.
     Complete(Box<ScenarioResult>),
-    /// A signal ended it early.
-    Interrupted,
+    /// A signal ended it early; holds what was measured until then.
+    Interrupted(Option<Box<ScenarioResult>>),
 }
 
 /// Figures of a workload.
@@ -75,7 +75,7 @@ pub(crate) fn run_scenario(
             run_concurrent_loads(&plan, &[], signals, &mut on_progress);
         let report = report?;
         if was_interrupted {
-            return Ok(ScenarioOutcome::Interrupted);
+            return Ok(ScenarioOutcome::Interrupted(None));
         }
         let per_second = report.per_second.median;
         plans.all().for_each(|planned| planned.set_capacity(per_second));
@@ -99,7 +99,7 @@ pub(crate) fn run_scenario(
             .collect(),
     });
     Ok(match was_interrupted {
-        true => ScenarioOutcome::Interrupted,
+        true => ScenarioOutcome::Interrupted(Some(result)),
         false => ScenarioOutcome::Complete(result),
     })
 }

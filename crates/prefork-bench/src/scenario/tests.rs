@@ -198,3 +198,22 @@ fn mistakes_name_the_line_the_key_and_what_is_valid() {
         .expect_err("name");
     assert!(why.contains("write a name"), "{why}");
 }
+
+#[test]
+fn the_examples_of_the_documentation_are_valid() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/src/scenarios.md");
+    let page = std::fs::read_to_string(page).expect("the page");
+    let examples: Vec<&str> = page
+        .split("```toml\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().expect("an end"))
+        .collect();
+    assert!(examples.len() >= 6, "{page}");
+    for example in examples {
+        let workload = parse(example).unwrap_or_else(|why| panic!("{why}\n{example}"));
+        workload.check_duration(Duration::from_secs(10)).expect(example);
+    }
+    for one in built_in_scenarios() {
+        assert!(page.contains(&format!("`{}`", one.name())), "{} is not on the page", one.name());
+    }
+}

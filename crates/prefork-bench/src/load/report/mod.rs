@@ -18,6 +18,7 @@ use super::{CpuTime, RoundResult};
 use crate::load::process_tree::ProcessTreeUsage;
 use crate::report_format::statistics;
 use crate::run_environment::RunEnvironment;
+use crate::scenario::ScenarioSummary;
 pub use chaos_report::{ChaosReport, FaultEvent, FaultImpact};
 pub use connection_report::ConnectionReport;
 pub use failure_counts::FailureCounts;
@@ -32,6 +33,8 @@ use tokio_prefork::exit;
 pub struct LoadReport {
     /// Machine, kernel, versions, command and date.
     pub environment: RunEnvironment,
+    /// The scenario, and what else it has measured; `None` without one.
+    pub scenario: Option<ScenarioSummary>,
     /// URL under load, and the address behind it.
     pub target: String,
     /// How the connections were used, as a phrase.
@@ -210,6 +213,7 @@ impl LoadReport {
         };
         LoadReport {
             environment: RunEnvironment::read(),
+            scenario: None,
             target,
             manner: plan.describe_connections(),
             method: match plan.mix.is_empty() {

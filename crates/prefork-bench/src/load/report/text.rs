@@ -33,6 +33,9 @@ pub(crate) fn render_text(report: &LoadReport) -> String {
 fn write_head(text: &mut String, report: &LoadReport) {
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{} {}", report.method, report.target);
+    if let Some(scenario) = &report.scenario {
+        scenario.write_lines(text);
+    }
     let _ = writeln!(
         text,
         "{} connections in {} threads, {}",
