@@ -72,6 +72,16 @@ impl RunEnvironment {
         (self.commit, self.compiler) = (commit, compiler);
     }
 
+    /// Says where and when the measurement was made, in a line.
+    pub(crate) fn summary(&self) -> String {
+        let kind = if self.is_virtual_machine { ", virtual machine" } else { "" };
+        let build = if self.is_debug_build { ", DEBUG BUILD" } else { "" };
+        format!(
+            "Measured on {} ({} cores{kind}), {}, with prefork {}{build}, {}. Command, commit and method are at the end.",
+            self.cpu, self.cores, self.kernel, self.version, self.date
+        )
+    }
+
     /// Returns name and value of each line about the machine and the program.
     pub(crate) fn lines(&self) -> Vec<(&'static str, String)> {
         let memory = self.memory_mib.map(|mib| format!(", {:.1} GiB memory", mib as f64 / 1024.0));

@@ -117,8 +117,10 @@ impl MeasurementSample {
             p99: at(0.99),
             max: at(1.0),
             latency: report.histogram.clone(),
+            // The kernel counts CPU time in hundredths of a second: none of them is no measurement.
             cpu_us: cpu
-                .filter(|_| workload.has_cpu_per_request() && report.per_second.median > 0.0),
+                .filter(|_| workload.has_cpu_per_request() && report.per_second.median > 0.0)
+                .filter(|micros| *micros > 0.0),
             memory_mib: memory,
             busiest: report.pids.first().map(|pid| pid.share),
             process_shares: report.pids.iter().take(MAX_SHARES).map(|pid| pid.share).collect(),

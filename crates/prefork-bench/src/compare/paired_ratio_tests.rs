@@ -64,6 +64,28 @@ fn busy_machine(speed: f64, drift: f64, random: &mut RandomOrder) -> f64 {
     speed * (drift + noise - stolen).exp()
 }
 
+/// Returns the ratio of two servers over `rounds` rounds on a virtual machine, whose host takes two fifths of its speed at
+/// once and gives it back later: it changes its mind in one measurement of six.
+fn simulate_steps(ratio: f64, rounds: usize, error_rate: f64, seed: u64) -> PairedRatio {
+    let mut random = RandomOrder::from_seed(seed);
+    let mut is_slow = false;
+    let pairs: Vec<(f64, f64)> = (0..rounds)
+        .map(|_| {
+            let mut measure = |speed: f64| {
+                is_slow ^= random.unit() < 1.0 / 6.0;
+                let step = if is_slow { 0.6 } else { 1.0 };
+                speed * step * (0.02 * random.normal()).exp()
+            };
+            let (first, second) = (measure(1.0), measure(1.0));
+            match random.unit() < 0.5 {
+                true => (ratio * first, second),
+                false => (ratio * second, first),
+            }
+        })
+        .collect();
+    PairedRatio::from_pairs(pairs, error_rate).expect("rounds")
+}
+
 /// Returns the ratio of two servers over `rounds` rounds on a busy machine.
 fn simulate(ratio: f64, rounds: usize, error_rate: f64, seed: u64) -> PairedRatio {
     let mut random = RandomOrder::from_seed(seed);
@@ -117,10 +139,25 @@ fn known_differences_are_told_apart_or_called_equal_at_the_stated_confidence() {
 
 #[test]
 fn equal_servers_differ_no_more_often_than_stated() {
-    for rounds in [6, 9, 15, 40] {
-        let runs = 4000;
-        let wrong = (0..runs).filter(|seed| simulate(1.0, rounds, 0.05, *seed).shows_difference());
-        let wrong = wrong.count() as f64 / runs as f64;
-        assert!(wrong <= 0.06, "{wrong} of the runs with {rounds} rounds show a difference");
+    for simulate in [simulate, simulate_steps] {
+        for rounds in [6, 9, 15, 40] {
+            let runs = 4000;
+            let shows = |seed: &u64| simulate(1.0, rounds, 0.05, *seed).shows_difference();
+            let wrong = (0..runs).filter(shows).count() as f64 / runs as f64;
+            assert!(wrong <= 0.06, "{wrong} of the runs with {rounds} rounds show a difference");
+        }
+    }
+}
+
+#[test]
+fn differences_are_told_apart_on_a_machine_with_steps() {
+    for (ratio, rounds) in [(1.05, 40), (1.10, 40), (500.0, 12)] {
+        let runs = || (0..20).map(|seed| simulate_steps(ratio, rounds, 0.05 / 20.0, seed));
+        let contains = |found: &PairedRatio| {
+            found.interval().is_some_and(|(low, high)| (low..=high).contains(&ratio))
+        };
+        assert!(runs().filter(contains).count() >= 19, "{ratio} in {rounds} rounds");
+        let told = runs().filter(|found| found.low > Some(1.0)).count();
+        assert!(told >= 19, "{ratio} is told apart in {told} of 20 runs with {rounds} rounds");
     }
 }

@@ -3,6 +3,7 @@
 
 use hdrhistogram::Histogram;
 
+use super::latency_timeline::LatencyTimeline;
 use super::part_counters::PartCounters;
 use super::request_failure::{REQUEST_FAILURE_KINDS, RequestFailure};
 use super::tls::handshake_counters::HandshakeCounters;
@@ -55,6 +56,8 @@ pub(crate) struct LoadCounters {
     pub(crate) ramp_steps: Vec<PartCounters>,
     /// Responses and failures in each bin of [`TIMELINE_BIN_NANOS`] of the measurement.
     pub(crate) timeline_bins: Vec<[u64; 2]>,
+    /// Latencies of the responses of the measurement over time.
+    pub(crate) latency_timeline: LatencyTimeline,
     /// Affected requests; empty without fault injection.
     pub(crate) affected: Vec<AffectedRequest>,
     /// Number of affected requests beyond [`MAX_AFFECTED_REQUESTS`].
@@ -92,6 +95,7 @@ impl LoadCounters {
             kinds: Vec::new(),
             ramp_steps: Vec::new(),
             timeline_bins: Vec::new(),
+            latency_timeline: LatencyTimeline::new(),
             affected: Vec::new(),
             unlisted_affected: 0,
         }
@@ -122,13 +126,16 @@ impl LoadCounters {
         Some(at)
     }
 
-    /// Adds a response or failure to the timeline, `after` nanoseconds into the measurement.
-    pub(crate) fn record_timeline(&mut self, after: u64, failed: bool) {
+    /// Adds a response with its latency, or a failure, to the timeline, `after` nanoseconds into the measurement.
+    pub(crate) fn record_timeline(&mut self, after: u64, latency: Option<u64>) {
         let bin = (after / TIMELINE_BIN_NANOS) as usize;
         if self.timeline_bins.len() <= bin {
             self.timeline_bins.resize(bin + 1, [0; 2]);
         }
-        self.timeline_bins[bin][usize::from(failed)] += 1;
+        self.timeline_bins[bin][usize::from(latency.is_none())] += 1;
+        if let Some(latency) = latency {
+            self.latency_timeline.record(after, latency);
+        }
     }
 
     pub(crate) fn record_failure(&mut self, why: RequestFailure) {
@@ -202,6 +209,7 @@ impl LoadCounters {
         if self.timeline_bins.len() < other.timeline_bins.len() {
             self.timeline_bins.resize(other.timeline_bins.len(), [0; 2]);
         }
+        self.latency_timeline.merge(&other.latency_timeline);
         for (own, bin) in self.timeline_bins.iter_mut().zip(&other.timeline_bins) {
             add_arrays(own, bin);
         }
@@ -325,7 +333,7 @@ mod tests {
                 true => counters.record_failure(RequestFailure::Reset),
                 false => drop(counters.record_response(200, *latency, *pid, None)),
             }
-            counters.record_timeline(*latency, *failed);
+            counters.record_timeline(*latency, (!failed).then_some(*latency));
         }
         counters
     }
@@ -340,6 +348,7 @@ mod tests {
             prop_assert_eq!(merged.failures, together.failures);
             prop_assert_eq!(merged.status_classes, together.status_classes);
             prop_assert_eq!(merged.timeline_bins, together.timeline_bins);
+            prop_assert_eq!(&merged.latency_timeline, &together.latency_timeline);
             prop_assert_eq!(merged.processes.len(), together.processes.len());
             for (own, other) in merged.processes.iter().zip(&together.processes) {
                 prop_assert_eq!((own.pid, own.requests), (other.pid, other.requests));

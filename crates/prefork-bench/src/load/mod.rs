@@ -26,6 +26,7 @@ mod counting_server;
 mod exact_counts_tests;
 mod http2;
 pub(crate) mod http_response;
+mod latency_timeline;
 mod load_thread;
 mod part_counters;
 pub(crate) mod plan;

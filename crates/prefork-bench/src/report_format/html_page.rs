@@ -47,5 +47,7 @@ pub(crate) fn environment_list(
     let lines =
         lines.map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>\n", escape_html(&value)));
     let lines: String = lines.collect();
-    format!("<h2>How it was measured</h2>\n<dl class=\"environment\">\n{lines}</dl>\n")
+    format!(
+        "<h2>How it was measured, and how to repeat it</h2>\n<dl class=\"environment\">\n{lines}</dl>\n"
+    )
 }

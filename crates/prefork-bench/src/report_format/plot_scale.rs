@@ -5,6 +5,9 @@ const LOG_SCALE_SPAN: f64 = 10.0;
 /// Most decades with a tick at each.
 const MAX_LABELED_DECADES: i32 = 6;
 
+/// Ratios that are close to 1 get a scale of this range.
+const NARROW_RATIOS: (f64, f64) = (0.8, 1.25);
+
 /// A scale that places values on an axis.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum PlotScale {
@@ -37,6 +40,17 @@ impl PlotScale {
         PlotScale::Log { bottom: round_down(least / 1.25), top: round_up(most) }
     }
 
+    /// Returns a logarithmic scale for ratios around 1: narrow if they all are close to it.
+    pub(crate) fn ratios(values: impl IntoIterator<Item = f64>) -> PlotScale {
+        let finite = values.into_iter().filter(|value| value.is_finite() && *value > 0.0);
+        let (least, most) =
+            finite.fold((1.0f64, 1.0f64), |(least, most), v| (least.min(v), most.max(v)));
+        match least >= NARROW_RATIOS.0 && most <= NARROW_RATIOS.1 {
+            true => PlotScale::Log { bottom: NARROW_RATIOS.0, top: NARROW_RATIOS.1 },
+            false => PlotScale::log(least.min(0.9), most.max(1.1)),
+        }
+    }
+
     /// Returns whether equal distances are equal ratios.
     pub(crate) fn is_log(&self) -> bool {
         matches!(self, PlotScale::Log { .. })
@@ -63,7 +77,11 @@ impl PlotScale {
         let first = bottom.log10().floor() as i32;
         let last = top.log10().ceil() as i32;
         let step = if last - first > MAX_LABELED_DECADES { 2 } else { 1 };
-        let multiples: &[f64] = if decades <= 2.0 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+        let multiples: &[f64] = match decades {
+            few if few <= 0.25 => &[1.0, 1.1, 1.2, 8.0, 9.0],
+            few if few <= 2.0 => &[1.0, 2.0, 5.0],
+            _ => &[1.0],
+        };
         let all = (first..=last)
             .step_by(step)
             .flat_map(|power| multiples.iter().map(move |multiple| multiple * 10f64.powi(power)));
@@ -132,5 +150,14 @@ mod tests {
         let few = PlotScale::log(0.4, 2.2).ticks(|v| v.to_string());
         assert!(few.iter().any(|(_, label)| label == "1") && few.len() >= 3, "{few:?}");
         assert_eq!(PlotScale::for_values([]), PlotScale::Linear { top: 1.0 });
+    }
+
+    #[test]
+    fn ratios_close_to_1_have_a_narrow_scale() {
+        let narrow = PlotScale::ratios([0.97, 1.02, f64::INFINITY]);
+        let labels: Vec<String> =
+            narrow.ticks(|v| format!("{v:.1}")).into_iter().map(|(_, label)| label).collect();
+        assert_eq!(labels, ["0.8", "0.9", "1.0", "1.1", "1.2"]);
+        assert_eq!(PlotScale::ratios([0.5, 1.1]), PlotScale::log(0.5, 1.1));
     }
 }

@@ -83,7 +83,7 @@ fn load_differences(now: &SavedReport, before: &SavedReport) -> Vec<String> {
     .collect();
     for own in &now.workloads {
         let Some(other) = before.workload(own.name()) else { continue };
-        if own.workload != other.workload || own.metric != other.metric {
+        if own.scenario != other.scenario || own.metric != other.metric {
             lines.push(format!("workload {}: its definition has changed", own.name()));
         } else if own.about != other.about {
             lines.push(format!(

@@ -78,6 +78,9 @@ pub(crate) struct SavedWorkload {
     pub(crate) workload: Value,
     pub(crate) about: String,
     pub(crate) metric: ComparedMetric,
+    /// The definition of the workload.
+    #[serde(default)]
+    pub(crate) scenario: Value,
     pub(crate) servers: Vec<SavedServer>,
 }
 

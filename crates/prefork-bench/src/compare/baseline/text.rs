@@ -97,7 +97,17 @@ pub(super) fn summarize(changes: &[BaselineChange], known: &ChangeSummary<'_>) -
             known.rounds_needed
         ));
     }
+    let is_of_reference = |change: &&BaselineChange| known.reference == Some(&change.server);
+    let open = of(ChangeResult::NotJudged).filter(is_of_reference).count();
     lines.extend(describe_reference(changes, known));
+    if let (Some(reference), true) =
+        (known.reference, open > 0 && !known.is_noisy && !known.has_other_load)
+    {
+        lines.push(format!(
+            "{open} of {} comparisons are not judged: they are values of {reference}, to which the others are compared",
+            changes.len()
+        ));
+    }
     lines
 }
 

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::plots::{server_legend, workload_figures};
 use super::text::{
-    VERDICT_TITLES, capacity_line, column_titles, comparison_lines, confidence_line,
-    handshake_line, reading_notes, rounds_line, server_row, summary_line, upper_first,
+    VERDICT_TITLES, capacity_line, comparison_lines, confidence_line, failures_line,
+    handshake_line, reading_notes, rounds_line, summary_line, upper_first, workload_table,
 };
 use super::{CompareReport, WorkloadReport};
 use crate::compare::baseline::baseline_section;
@@ -89,10 +89,18 @@ fn write_verdict(main: &mut String, report: &CompareReport) {
     let _ = writeln!(
         main,
         "<figure class=\"wide verdict\"><figcaption>Verdict</figcaption>\n<table>\n{rows}</table>\n\
-         <p class=\"how{}\">Control: {}.</p>\n<p class=\"how\">{}</p></figure>",
+         <p class=\"how{}\">Control: {}.</p>\n<p class=\"how\">{}</p>\n<p class=\"how{}\">{}</p>\n\
+         <p class=\"how\">{}</p></figure>",
         if verdict.is_too_noisy { " bad" } else { "" },
         escape_html(&verdict.control),
-        escape_html(&confidence_line(report))
+        escape_html(&confidence_line(report)),
+        if report.workloads.iter().flat_map(|one| &one.servers).any(|one| one.errors > 0) {
+            " bad"
+        } else {
+            ""
+        },
+        escape_html(&failures_line(report)),
+        escape_html(&report.environment.summary())
     );
 }
 
@@ -106,18 +114,15 @@ fn write_list(main: &mut String, title: &str, lines: &[String]) {
 }
 
 fn write_workload_table(main: &mut String, report: &CompareReport, workload: &WorkloadReport) {
+    let mut table = workload_table(workload, report.reference.as_deref()).into_iter();
     let head: String =
-        column_titles(workload).iter().map(|name| format!("<th>{name}</th>")).collect();
-    let rows = workload.servers.iter().map(|cell| {
-        let cells = server_row(workload, cell, report.reference.as_deref())
-            .map(|text| format!("<td>{}</td>", escape_html(&text)))
-            .concat();
-        let failed = match (cell.unable, cell.errors) {
-            (true, _) => "<td>does not have this path</td>".to_string(),
-            (false, 0) => String::new(),
-            (false, n) => format!("<td class=\"bad\">{n} failed</td>"),
-        };
-        format!("<tr>{cells}{failed}</tr>\n")
+        table.next().unwrap_or_default().iter().map(|name| format!("<th>{name}</th>")).collect();
+    let rows = workload.servers.iter().zip(table).map(|(cell, row)| {
+        let cells: String =
+            row.iter().map(|text| format!("<td>{}</td>", escape_html(text))).collect();
+        let unable = if cell.unable { "<td>does not have this path</td>" } else { "" };
+        let class = if cell.errors > 0 { " class=\"bad\"" } else { "" };
+        format!("<tr{class}>{cells}{unable}</tr>\n")
     });
     let handshakes = workload.servers.iter().filter_map(handshake_line);
     let capacities = workload.servers.iter().filter_map(capacity_line);

@@ -1,6 +1,7 @@
 //! The plots of a workload: values, ratios to the baseline, latency distributions, rounds over time, and balance.
 
 use super::{CompareReport, ServerWorkloadReport, WorkloadReport};
+use crate::compare::ComparedMetric;
 use crate::compare::paired_ratio::median_interval;
 use crate::compare::size_in_words::{format_interval, format_ratio};
 use crate::load::MedianRange;
@@ -67,7 +68,13 @@ pub(crate) fn workload_figures(report: &CompareReport, workload: &WorkloadReport
         (
             format!("{metric} over the run: {direction}"),
             "one point for each measurement".to_string(),
-            timeline(workload, &servers),
+            timeline(workload, &servers, workload.metric),
+        ),
+        (
+            "p99 latency over the run: lower is better".to_string(),
+            "one point for each measurement".to_string(),
+            timeline(workload, &servers, ComparedMetric::P99Latency)
+                .filter(|_| workload.metric != ComparedMetric::P99Latency),
         ),
         (
             "Share of each process in the requests: even is better".to_string(),
@@ -168,15 +175,10 @@ fn ratio_chart(
         })
     };
     let rows: Vec<ChartBar> = servers.iter().filter_map(row).collect();
-    let finite = |value: &f64| value.is_finite() && *value > 0.0;
-    let ends = || {
-        let values = rows.iter().flat_map(|row| {
-            [Some(row.value), row.interval.map(|i| i.0), row.interval.map(|i| i.1), Some(1.0)]
-        });
-        values.flatten().filter(finite)
-    };
-    let least = ends().fold(f64::INFINITY, f64::min);
-    let most = ends().fold(0.0, f64::max);
+    let ends = rows.iter().flat_map(|row| {
+        let (low, high) = row.interval.unwrap_or((row.value, row.value));
+        [row.value, low, high]
+    });
     let about = format!(
         "Ratio of {} to {reference} under {}",
         workload.metric.name(),
@@ -184,7 +186,7 @@ fn ratio_chart(
     );
     let axis = BarAxis {
         // Ratios are compared on a log scale: half as much is as far from 1 as twice as much.
-        scale: PlotScale::log(least.min(0.9), most.max(1.1)),
+        scale: PlotScale::ratios(ends),
         label: &format_tick_ratio,
         baseline: Some(1.0),
         has_dots: true,
@@ -192,7 +194,8 @@ fn ratio_chart(
     (!rows.is_empty()).then(|| bar_chart(&about, &axis, &rows))
 }
 
-fn format_tick_ratio(ratio: f64) -> String {
+/// Formats a ratio for an axis.
+pub(crate) fn format_tick_ratio(ratio: f64) -> String {
     match ratio {
         r if r >= 0.1 => format!("{}", (r * 100.0).round() / 100.0),
         r => format_ratio(r),
@@ -220,10 +223,15 @@ fn latency_curves(workload: &WorkloadReport, servers: &[PlottedServer<'_>]) -> O
     latency_plot(&about, &curves)
 }
 
-/// Plots the measurements over the time of the run, so that a change of the machine is seen.
-fn timeline(workload: &WorkloadReport, servers: &[PlottedServer<'_>]) -> Option<String> {
+/// Plots a metric of the measurements over the time of the run, so that a change of the machine is seen.
+fn timeline(
+    workload: &WorkloadReport,
+    servers: &[PlottedServer<'_>],
+    metric: ComparedMetric,
+) -> Option<String> {
     let points = |server: &PlottedServer<'_>| -> Vec<(f64, f64)> {
-        main_values(workload, server.report).collect()
+        let samples = server.report.samples.iter();
+        samples.filter_map(|sample| Some((sample.at_s, sample.value(metric)?))).collect()
     };
     let all: Vec<Vec<(f64, f64)>> = servers.iter().map(points).collect();
     if all.iter().all(|points| points.len() < 2) {
@@ -252,10 +260,11 @@ fn timeline(workload: &WorkloadReport, servers: &[PlottedServer<'_>]) -> Option<
         ticks: time.ticks(|seconds| format!("{seconds} s")),
     };
     let y = PlotAxis {
-        name: format!("{}{log}", workload.metric.name()),
-        ticks: scale.ticks(|value| workload.metric.format_tick(value)),
+        name: format!("{}{log}", metric.name()),
+        ticks: scale.ticks(|value| metric.format_tick(value)),
     };
-    let about = format!("Each measurement under {} over time", workload.workload.name());
+    let name = metric.name();
+    let about = format!("{name} of each measurement under {} over time", workload.workload.name());
     Some(line_plot(&about, &x, &y, &lines, &[]))
 }
 

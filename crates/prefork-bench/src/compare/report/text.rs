@@ -9,9 +9,7 @@ use crate::compare::baseline::write_baseline;
 use crate::compare::server_configuration::write_configurations;
 use crate::compare::size_in_words::{format_interval, format_ratio};
 use crate::load::MedianRange;
-use crate::report_format::text_table::{
-    format_count, format_micros, write_left_table, write_table,
-};
+use crate::report_format::text_table::{format_count, format_micros, write_left_table, write_rows};
 use crate::scenario::format_percent;
 use tokio_prefork::text::HumanDuration;
 
@@ -19,15 +17,103 @@ use tokio_prefork::text::HumanDuration;
 pub(crate) const VERDICT_TITLES: [&str; 5] =
     ["LOAD", "BEST", "DIFFERENCE", "INTERVAL", "NOT TOLD APART FROM"];
 
-/// Returns the column titles of a workload.
-pub(crate) fn column_titles(workload: &WorkloadReport) -> [&'static str; 10] {
-    let range = match workload.metric {
-        ComparedMetric::RequestsPerSecond => "MIN-MAX",
-        ComparedMetric::P99Latency => "P99 MIN-MAX",
-        ComparedMetric::CpuPerRequest => "CPU MIN-MAX",
-        ComparedMetric::Memory => "PSS MIN-MAX",
+/// One column of the table of a workload: its title, and the cell of a server.
+struct WorkloadColumn {
+    title: String,
+    cell: Box<dyn Fn(&ServerWorkloadReport) -> Option<String>>,
+}
+
+/// Returns the table of a workload: the titles, then a row for each server. Columns without a value are left out.
+pub(crate) fn workload_table(
+    workload: &WorkloadReport,
+    reference: Option<&str>,
+) -> Vec<Vec<String>> {
+    let columns = workload_columns(workload, reference);
+    let cells = |server: &ServerWorkloadReport| -> Vec<Option<String>> {
+        let is_measured = !server.samples.is_empty();
+        let measured = columns.iter().map(|column| (column.cell)(server).filter(|_| is_measured));
+        measured.collect()
     };
-    ["", "REQ/S", range, "RATIO", "INTERVAL", "P50", "P99", "CPU/REQ", "PSS", "BUSIEST"]
+    let rows: Vec<Vec<Option<String>>> = workload.servers.iter().map(cells).collect();
+    let is_shown = |column: &usize| rows.iter().any(|row| row[*column].is_some());
+    let shown: Vec<usize> = (0..columns.len()).filter(is_shown).collect();
+    let titles = shown.iter().map(|column| columns[*column].title.clone());
+    let mut table = vec![std::iter::once(String::new()).chain(titles).collect::<Vec<_>>()];
+    for (server, row) in workload.servers.iter().zip(&rows) {
+        let values = shown.iter().map(|column| row[*column].clone().unwrap_or("-".to_string()));
+        table.push(std::iter::once(server.server.clone()).chain(values).collect());
+    }
+    table
+}
+
+/// Returns the columns: what the servers are compared by first, then everything else that was measured.
+fn workload_columns(workload: &WorkloadReport, reference: Option<&str>) -> Vec<WorkloadColumn> {
+    let column = |title: &str, cell: Box<dyn Fn(&ServerWorkloadReport) -> Option<String>>| {
+        WorkloadColumn { title: title.to_string(), cell }
+    };
+    let metric = workload.metric;
+    let of_metric = |metric: ComparedMetric| {
+        let value = move |server: &ServerWorkloadReport| {
+            let values = server.samples.iter().filter_map(move |sample| sample.value(metric));
+            let values: Vec<f64> = values.collect();
+            (!values.is_empty()).then(|| MedianRange::from_values(&values))
+        };
+        let median = move |server: &ServerWorkloadReport| {
+            value(server).map(|value| metric.format_value(value.median))
+        };
+        (median, value)
+    };
+    let (median, range) = of_metric(metric);
+    let show_range = move |server: &ServerWorkloadReport| {
+        let MedianRange { min, max, .. } = range(server)?;
+        Some(format!("{}-{}", metric.format_value(min), metric.format_value(max)))
+    };
+    let name = reference.unwrap_or_default().to_string();
+    let ratio = move |server: &ServerWorkloadReport| match server.server == name {
+        true => Some("baseline".to_string()),
+        false => server.ratio.map(|ratio| format_ratio(ratio.median)),
+    };
+    let interval =
+        |server: &ServerWorkloadReport| server.ratio.map(|ratio| format_interval(&ratio));
+    let mut columns = vec![
+        column(&column_title(metric), Box::new(median)),
+        column("MIN-MAX", Box::new(show_range)),
+        column("RATIO", Box::new(ratio)),
+        column("INTERVAL", Box::new(interval)),
+    ];
+    let further = [
+        ComparedMetric::RequestsPerSecond,
+        ComparedMetric::P99Latency,
+        ComparedMetric::CpuPerRequest,
+        ComparedMetric::Memory,
+    ];
+    for other in further.into_iter().filter(|other| *other != metric) {
+        if other == ComparedMetric::P99Latency {
+            columns.push(column("P50", Box::new(|server| Some(format_micros(server.p50.median)))));
+        }
+        columns.push(column(&column_title(other), Box::new(of_metric(other).0)));
+    }
+    let busiest = |server: &ServerWorkloadReport| {
+        server.busiest.map(|share| format!("{:.0} %", share.median * 100.0))
+    };
+    columns.push(column("BUSIEST", Box::new(busiest)));
+    let failed = |server: &ServerWorkloadReport| {
+        (server.errors > 0).then(|| format_count(server.errors as f64))
+    };
+    columns.push(column("FAILED", Box::new(failed)));
+    columns
+}
+
+/// Returns the title of the column of a metric.
+fn column_title(metric: ComparedMetric) -> String {
+    match metric {
+        ComparedMetric::RequestsPerSecond => "REQ/S".to_string(),
+        ComparedMetric::P99Latency => "P99".to_string(),
+        ComparedMetric::CpuPerRequest => "CPU/REQ".to_string(),
+        ComparedMetric::Memory => "PSS".to_string(),
+        #[allow(unreachable_patterns)]
+        other => other.name().to_uppercase(),
+    }
 }
 
 /// Formats the report.
@@ -83,18 +169,28 @@ fn write_verdict(text: &mut String, report: &CompareReport) {
     }
     let _ = writeln!(text, "Control: {}.", verdict.control);
     let _ = writeln!(text, "{}", confidence_line(report));
+    let _ = writeln!(text, "{}", failures_line(report));
+}
+
+/// Says which requests failed: a server that loses requests may look fast.
+pub(crate) fn failures_line(report: &CompareReport) -> String {
+    let failed = report.workloads.iter().flat_map(|workload| {
+        let servers = workload.servers.iter().filter(|server| server.errors > 0);
+        servers.map(move |server| {
+            format!("{} of {} under {}", server.errors, server.server, workload.workload.name())
+        })
+    });
+    let failed: Vec<String> = failed.collect();
+    match failed.is_empty() {
+        _ if report.measured == 0 => "Failed requests: nothing was measured.".to_string(),
+        true => "Failed requests: none.".to_string(),
+        false => format!("Failed requests: {}.", failed.join(", ")),
+    }
 }
 
 fn write_workload(text: &mut String, report: &CompareReport, workload: &WorkloadReport) {
     let _ = writeln!(text, "\n{}: {}", workload.workload.name(), workload.about);
-    let reference = report.reference.as_deref();
-    let cells = workload.servers.iter().map(|cell| server_row(workload, cell, reference));
-    let mut rows: Vec<[String; 10]> =
-        std::iter::once(column_titles(workload).map(str::to_string)).chain(cells).collect();
-    // The first column is left-aligned.
-    let width = rows.iter().map(|row| row[0].chars().count()).max().unwrap_or(0);
-    rows.iter_mut().for_each(|row| row[0] = format!("{:width$}", row[0]));
-    write_table(text, &rows);
+    write_rows(text, &workload_table(workload, report.reference.as_deref()));
     for cell in &workload.servers {
         if cell.unable {
             let _ = writeln!(text, "{} does not have this path", cell.server);
@@ -104,9 +200,6 @@ fn write_workload(text: &mut String, report: &CompareReport, workload: &Workload
         }
         if let Some(line) = capacity_line(cell) {
             let _ = writeln!(text, "{line}");
-        }
-        if cell.errors > 0 {
-            let _ = writeln!(text, "{}: {} requests failed", cell.server, cell.errors);
         }
     }
     let _ = writeln!(text, "{}", rounds_line(report, workload));
@@ -229,37 +322,4 @@ pub(crate) fn reading_notes(report: &CompareReport) -> Vec<String> {
         ));
     }
     notes
-}
-
-/// Returns the cells of one server; `reference` is the name of the baseline.
-pub(crate) fn server_row(
-    workload: &WorkloadReport,
-    cell: &ServerWorkloadReport,
-    reference: Option<&str>,
-) -> [String; 10] {
-    let mut row: [String; 10] = std::array::from_fn(|_| "-".to_string());
-    row[0] = cell.server.clone();
-    if cell.samples.is_empty() {
-        return row;
-    }
-    row[1] = format_count(cell.per_second.median);
-    let figure = cell.figure(workload.metric);
-    let show = |value: f64| workload.metric.format_value(value);
-    row[2] = format!("{}-{}", show(figure.min), show(figure.max));
-    row[5] = format_micros(cell.p50.median);
-    row[6] = format_micros(cell.p99.median);
-    let rest = [
-        (3, cell.ratio.map(|ratio| format_ratio(ratio.median))),
-        (4, cell.ratio.map(|ratio| format_interval(&ratio))),
-        (7, cell.cpu_us.map(|cpu| format!("{:.1} us", cpu.median))),
-        (8, cell.memory_mib.map(|mib| format!("{:.1} MiB", mib.median))),
-        (9, cell.busiest.map(|share| format!("{:.0} %", share.median * 100.0))),
-    ];
-    if reference == Some(cell.server.as_str()) {
-        row[3] = "baseline".to_string();
-    }
-    for (at, text) in rest.into_iter().filter_map(|(at, text)| Some((at, text?))) {
-        row[at] = text;
-    }
-    row
 }

@@ -27,7 +27,7 @@ impl LoadThread<'_> {
         if now >= begin && now < self.round.measure_end() {
             self.counters.completed_in_time += 1;
             self.counters.bytes += response.bytes;
-            self.counters.record_timeline(now - begin, false);
+            self.counters.record_timeline(now - begin, Some(now.saturating_sub(sent.due)));
         }
         self.unreported[0] += 1;
         if sent.due < begin {
@@ -97,7 +97,7 @@ impl LoadThread<'_> {
             self.record_affected(what, sent, now, server);
         }
         if now >= begin && now < self.round.measure_end() {
-            self.counters.record_timeline(now - begin, true);
+            self.counters.record_timeline(now - begin, None);
         }
     }
 

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::LoadReport;
-use super::text::fault_note;
-use super::{FaultEvent, FaultImpact, ProcessShare};
+use super::text::{failure_list, fault_note};
+use super::{FaultEvent, FaultImpact, ProcessShare, TimelineLatency};
 use crate::report_format::bar_chart::{BarAxis, ChartBar, bar_chart};
 use crate::report_format::html_page::{
     environment_list, escape_html, escape_html_lines, html_page,
@@ -12,7 +12,7 @@ use crate::report_format::html_page::{
 use crate::report_format::latency_plot::{self, LatencyCurve};
 use crate::report_format::plot_scale::{PlotScale, round_ticks};
 use crate::report_format::svg_plot::{
-    PlotAxis, PlotLine, PlotMark, line_plot, mark_legend, series_class,
+    PlotAxis, PlotLine, PlotMark, line_legend, line_plot, mark_legend, series_class,
 };
 use crate::report_format::text_table::{compact_number, format_count, format_micros};
 
@@ -43,11 +43,19 @@ pub(crate) fn render_html(report: &LoadReport) -> String {
         if report.ended_early { ", ended early by a signal" } else { "" },
     );
     page.push_str(&summary_tiles(report));
+    let class = if report.error_count() > 0 { " bad" } else { "" };
+    let _ = writeln!(
+        page,
+        "<p class=\"how{class}\">Failed requests: {}.</p>\n<p class=\"how\">{}</p>",
+        escape_html(&failure_list(report)),
+        escape_html(&report.environment.summary())
+    );
     page.push_str(&faults_table(report));
     page.push_str("<div class=\"plots\">\n");
     let plots = [
         ("Latency by percentile: lower is better", latency_plot(report)),
         ("Requests per second over time: higher is better", throughput_plot(report)),
+        ("Latency over time: lower is better", latency_timeline(report)),
         ("Requests by process: even is better", process_bar_chart(report)),
     ];
     for (name, svg) in plots.into_iter().filter_map(|(name, svg)| Some((name, svg?))) {
@@ -140,12 +148,7 @@ fn throughput_plot(report: &LoadReport) -> Option<String> {
     };
     let (good, bad) = (place(&good), place(&bad));
     let whole = length as f64 * bin_s;
-    let (ticks_of_time, end) = round_ticks(whole, |s| format!("{s} s"));
-    let fits = ticks_of_time.into_iter().map(|(at, label)| (at * end / whole, label));
-    let x = PlotAxis {
-        name: "time measured".to_string(),
-        ticks: fits.filter(|(at, _)| *at <= 1.0).collect(),
-    };
+    let x = time_axis(whole);
     let y = PlotAxis { name: "requests/s".to_string(), ticks };
     let mut lines = vec![PlotLine { class: "s0", points: &good, filled: true, dotted: false }];
     if line.failures.iter().any(|n| *n > 0) {
@@ -155,6 +158,56 @@ fn throughput_plot(report: &LoadReport) -> Option<String> {
     let about =
         format!("Throughput: {} requests per second", format_count(report.per_second.median));
     Some(line_plot(&about, &x, &y, &lines, &marks) + &fault_legend(report))
+}
+
+/// Plots median and 99th percentile of the latency over time.
+fn latency_timeline(report: &LoadReport) -> Option<String> {
+    let line = &report.timeline;
+    let whole = line.responses.len() as f64 * line.bin_ms as f64 / 1000.0;
+    if line.latency.len() < 2 {
+        return None;
+    }
+    // The slowest of a group: what a reader looks for must not vanish.
+    let group = line.latency.len().div_ceil(MAX_TIMELINE_POINTS);
+    let points = |value: fn(&TimelineLatency) -> f64| -> Vec<(f64, f64)> {
+        let group = line.latency.chunks(group).map(|group| {
+            let (from, until) = (group[0].from_s, group[group.len() - 1].until_s);
+            ((from + until) / 2.0 / whole, group.iter().map(value).fold(0.0, f64::max))
+        });
+        group.collect()
+    };
+    let curves = [("s0", "p50", points(|one| one.p50)), ("s4", "p99", points(|one| one.p99))];
+    let values = curves.iter().flat_map(|(_, _, points)| points.iter().map(|(_, micros)| *micros));
+    let scale = PlotScale::for_values(values);
+    let placed = curves.each_ref().map(|(_, _, points)| -> Vec<(f64, f64)> {
+        points.iter().map(|(x, micros)| (*x, scale.place(*micros))).collect()
+    });
+    let lines: Vec<PlotLine<'_>> = curves
+        .iter()
+        .zip(&placed)
+        .map(|((class, _, _), points)| PlotLine { class, points, filled: false, dotted: false })
+        .collect();
+    let log = if scale.is_log() { ", log scale" } else { "" };
+    let y = PlotAxis { name: format!("latency{log}"), ticks: scale.ticks(format_micros) };
+    let about = format!(
+        "Latency over time; over all p50 {} and p99 {}",
+        format_micros(report.latency.p50),
+        format_micros(report.latency.p99)
+    );
+    let marks = fault_marks(report, whole);
+    let names = curves.each_ref().map(|(class, name, _)| (class.to_string(), name.to_string()));
+    let plot = line_plot(&about, &time_axis(whole), &y, &lines, &marks);
+    Some(plot + &line_legend(&names) + &fault_legend(report))
+}
+
+/// Returns an axis of the measured time, `whole_s` seconds.
+fn time_axis(whole_s: f64) -> PlotAxis {
+    let (ticks, end) = round_ticks(whole_s, |s| format!("{s} s"));
+    let fits = ticks.into_iter().map(|(at, label)| (at * end / whole_s, label));
+    PlotAxis {
+        name: "time measured".to_string(),
+        ticks: fits.filter(|(at, _)| *at <= 1.0).collect(),
+    }
 }
 
 /// Returns the injected faults as marks of a plot over `whole_s` seconds.

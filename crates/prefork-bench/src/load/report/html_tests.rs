@@ -21,10 +21,12 @@ fn the_page_loads_no_external_resources() {
 fn plots_without_data_are_omitted() {
     let mut report = sample_report();
     let plots = |report: &LoadReport| render_html(report).matches("<svg").count();
-    assert_eq!(plots(&report), 3);
+    // Four plots, and two keys of a legend.
+    assert_eq!(plots(&report), 6);
     report.pids.clear();
-    assert_eq!(plots(&report), 2);
+    assert_eq!(plots(&report), 5);
     report.timeline.responses.clear();
+    report.timeline.latency.clear();
     report.histogram.reset();
     assert_eq!(plots(&report), 0);
 }
@@ -61,8 +63,9 @@ fn faults_are_marked_on_the_timeline_with_a_legend() {
         injected: vec![event("kill", 0.2, 0.2), event("kill", 0.4, 0.4), event("freeze", 0.5, 0.8)],
     });
     let page = render_html(&report);
-    assert_eq!(page.matches("kill mark").count(), 2);
-    assert_eq!((page.matches("freeze mark").count(), page.matches("freeze band").count()), (1, 1));
+    // In the timelines of throughput and of latency.
+    assert_eq!(page.matches("kill mark").count(), 4);
+    assert_eq!((page.matches("freeze mark").count(), page.matches("freeze band").count()), (2, 2));
     assert!(page.contains("kill (2)") && !page.contains("kill or freeze ("), "{page}");
     assert!(page.contains("<th>kill or freeze</th><td>-</td>"), "{page}");
 }

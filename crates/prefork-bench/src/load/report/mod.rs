@@ -179,6 +179,21 @@ pub struct ThroughputTimeline {
     pub failures: Vec<u64>,
     /// Indices of the bins at which the second and later rounds begin.
     pub round_starts: Vec<usize>,
+    /// Latency over time; exact to 1/16.
+    pub latency: Vec<TimelineLatency>,
+}
+
+/// The latency in a span of the measured time.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct TimelineLatency {
+    /// Begin of the span in seconds.
+    pub from_s: f64,
+    /// End of the span in seconds.
+    pub until_s: f64,
+    /// Median latency.
+    pub p50: f64,
+    /// 99th percentile of the latency.
+    pub p99: f64,
 }
 
 impl MedianRange {
@@ -321,6 +336,7 @@ impl ThroughputTimeline {
             responses: Vec::new(),
             failures: Vec::new(),
             round_starts: Vec::new(),
+            latency: Vec::new(),
         };
         for (number, round) in rounds.iter().enumerate() {
             if number > 0 {
@@ -329,6 +345,22 @@ impl ThroughputTimeline {
             // A silent end of a round still gets bins. An incomplete last bin is left out: it would look like
             // a collapse.
             let length = (round.measured.as_nanos() as u64 / TIMELINE_BIN_NANOS) as usize;
+            let (begin, end) = (
+                line.responses.len() as u64 * TIMELINE_BIN_NANOS,
+                length as u64 * TIMELINE_BIN_NANOS,
+            );
+            let whole = round
+                .counters
+                .latency_timeline
+                .percentiles()
+                .into_iter()
+                .filter(|bin| bin.from < end);
+            line.latency.extend(whole.map(|bin| TimelineLatency {
+                from_s: (begin + bin.from) as f64 / 1e9,
+                until_s: (begin + bin.until.min(end)) as f64 / 1e9,
+                p50: nanos_to_micros(bin.p50),
+                p99: nanos_to_micros(bin.p99),
+            }));
             for bin in 0..length {
                 let [good, bad] =
                     round.counters.timeline_bins.get(bin).copied().unwrap_or_default();

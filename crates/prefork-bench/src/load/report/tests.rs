@@ -14,13 +14,13 @@ pub(crate) fn sample_report() -> LoadReport {
         let (status, side) = (if n == 9 { 500 } else { 200 }, usize::from(n > 250));
         let pid = Some(7 + side as u32);
         known[side] = counters.record_response(status, n * 1000, pid, known[side]);
-        counters.record_timeline(n * 999_000, false);
+        counters.record_timeline(n * 999_000, Some(n * 1000));
         counters.completed_in_time += 1;
         counters.bytes += 69;
     }
     counters.record_failure(RequestFailure::Reset);
     counters.record_failure(RequestFailure::Reset);
-    counters.record_timeline(TIMELINE_BIN_NANOS, true);
+    counters.record_timeline(TIMELINE_BIN_NANOS, None);
     let usage = ProcessTreeUsage {
         pid: 6,
         name: "prefork".to_string(),

@@ -124,7 +124,8 @@ fn join_latencies(cells: &[(&str, f64)]) -> String {
     cells.collect::<Vec<_>>().join("   ")
 }
 
-fn write_errors(text: &mut String, report: &LoadReport) {
+/// Lists the failed requests by reason; `none` without any.
+pub(super) fn failure_list(report: &LoadReport) -> String {
     let statuses = [
         ("status 4xx", report.statuses.client_error),
         ("status 5xx", report.statuses.server_error),
@@ -133,8 +134,11 @@ fn write_errors(text: &mut String, report: &LoadReport) {
     let all = failures.chain(statuses);
     let found: Vec<String> =
         all.filter(|(_, n)| *n > 0).map(|(name, n)| format!("{n} {name}")).collect();
-    let found = if found.is_empty() { "none".to_string() } else { found.join(", ") };
-    let _ = writeln!(text, "errors      {found}");
+    if found.is_empty() { "none".to_string() } else { found.join(", ") }
+}
+
+fn write_errors(text: &mut String, report: &LoadReport) {
+    let _ = writeln!(text, "errors      {}", failure_list(report));
     if report.warm_up_failures > 0 {
         let _ = writeln!(text, "            and {} in the warm-up", report.warm_up_failures);
     }
