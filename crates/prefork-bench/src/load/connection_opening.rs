@@ -2,10 +2,14 @@
 //!
 //! A server accepts connections one after the other; meanwhile they wait in its accept queue. The kernel drops the SYN of
 //! a connection that does not fit, and the client repeats it a second later. So at most [`MAX_UNANSWERED`] connections wait
-//! for their first response at a time, unless the server takes long for a response: then [`PACE_NANOS`] apart.
+//! for their first response at a time. Only if no first response comes for [`STALL_NANOS`], because the server takes long for a
+//! response, further ones follow [`PACE_NANOS`] apart. A server that answers, but accepts slowly because the connections it has
+//! keep it busy, gets no more than it accepts.
 
 /// Connections of all threads that may wait for their first response: the shortest accept queue in use (gevent, asyncio: 100 to 128).
 const MAX_UNANSWERED: usize = 100;
+/// How long no first response has come before connections are opened without waiting for one: 200 ms.
+const STALL_NANOS: u64 = 200_000_000;
 /// Time from one connection to the next one while the first responses are awaited: 200 us, for all threads together.
 const PACE_NANOS: u64 = 200_000;
 /// How far the pace may catch up after a wait: 20 ms, the longest wait of a thread for events.
@@ -18,6 +22,8 @@ pub(crate) struct ConnectionOpening {
     pace: u64,
     /// Connections that have had no response since they were opened for the first time.
     unanswered: usize,
+    /// When the last first response came.
+    last_answered: u64,
     /// When a connection may be opened although too many are unanswered.
     next_paced: u64,
 }
@@ -28,13 +34,15 @@ impl ConnectionOpening {
             max_unanswered: (MAX_UNANSWERED / threads).max(1),
             pace: PACE_NANOS * threads as u64,
             unanswered: 0,
+            last_answered: 0,
             next_paced: 0,
         }
     }
 
     /// Returns whether a connection may be opened at `now`, in nanoseconds since the start of the round.
     pub(crate) fn may_open(&self, now: u64) -> bool {
-        self.unanswered < self.max_unanswered || now >= self.next_paced
+        let is_stalled = now >= self.last_answered + STALL_NANOS;
+        self.unanswered < self.max_unanswered || (is_stalled && now >= self.next_paced)
     }
 
     /// Counts a connection that is opened for the first time.
@@ -45,8 +53,9 @@ impl ConnectionOpening {
     }
 
     /// Counts the first response, or the end, of such a connection.
-    pub(crate) fn record_answered(&mut self) {
+    pub(crate) fn record_answered(&mut self, now: u64) {
         self.unanswered -= 1;
+        self.last_answered = now;
     }
 }
 
@@ -63,7 +72,7 @@ mod tests {
             opened += 1;
         }
         assert_eq!(opened, MAX_UNANSWERED / 2);
-        opening.record_answered();
+        opening.record_answered(0);
         assert!(opening.may_open(0));
         opening.record_opened(0);
         assert!(!opening.may_open(0));
@@ -80,7 +89,21 @@ mod tests {
                 opened += 1;
             }
         }
-        let expected = second / (2 * PACE_NANOS);
-        assert!((expected..expected + 100).contains(&opened), "{opened}");
+        let expected = (second - STALL_NANOS) / (2 * PACE_NANOS);
+        assert!((expected..expected + 200).contains(&opened), "{opened}");
+    }
+
+    #[test]
+    fn a_server_that_answers_slowly_gets_no_more_than_it_answers() {
+        let mut opening = ConnectionOpening::new(1);
+        let mut opened = 0;
+        for now in (0..10_000_000_000).step_by(20_000_000) {
+            while opening.may_open(now) {
+                opening.record_opened(now);
+                opened += 1;
+            }
+            opening.record_answered(now);
+        }
+        assert_eq!(opened, MAX_UNANSWERED + 499);
     }
 }

@@ -445,7 +445,7 @@ impl LoadThread<'_> {
             RequestFailure::NoHttp2 if !is_for_http2 => RequestFailure::HandshakeRefused,
             why => why,
         };
-        self.record_first_response(at);
+        self.record_first_response(at, now);
         let next = LoadConnection::new(&self.cycle, self.connections[at].next_request);
         let mut failed = std::mem::replace(&mut self.connections[at], next);
         self.connections[at].slot = failed.slot;

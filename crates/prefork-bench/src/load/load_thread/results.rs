@@ -21,7 +21,7 @@ impl LoadThread<'_> {
         let slot = &mut self.connections[at].slot;
         slot.responses += 1;
         if slot.awaits_first_response {
-            self.record_first_response(at);
+            self.record_first_response(at, now);
         }
         let begin = self.round.measure_start();
         if now >= begin && now < self.round.measure_end() {
@@ -168,10 +168,10 @@ impl LoadThread<'_> {
     }
 
     /// Ends the wait for the first response of connection `at`.
-    pub(super) fn record_first_response(&mut self, at: usize) {
+    pub(super) fn record_first_response(&mut self, at: usize, now: u64) {
         let slot = &mut self.connections[at].slot;
         if std::mem::take(&mut slot.awaits_first_response) {
-            self.opening.record_answered();
+            self.opening.record_answered(now);
         }
     }
 
