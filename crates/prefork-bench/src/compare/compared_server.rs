@@ -90,7 +90,7 @@ impl ComparedServer {
     pub fn installed_peers(https: bool) -> (Vec<ComparedServer>, Vec<String>) {
         let (mut found, mut left_out) = (Vec::new(), Vec::new());
         for peer in all_peers() {
-            match check_peer(peer, https) {
+            match check_peer(peer, https, false) {
                 Ok(_) => found.push(ComparedServer::known(peer)),
                 Err(why) => left_out.push(why),
             }
@@ -205,7 +205,7 @@ impl ComparedServer {
             }
             ServerCommand::Known { peer, workers } => {
                 let dir = resources.peer_directory(peer.name)?;
-                if peer.listener == PeerListener::OwnProcesses {
+                if peer.listener != PeerListener::Inherited {
                     let reserved = ReservedPort::new()?;
                     let scheme = if certificate.is_some() { "https" } else { "http" };
                     let url = format!("{scheme}://{}:{}", Ipv4Addr::LOCALHOST, reserved.port());
@@ -255,7 +255,7 @@ impl ComparedServer {
             ServerCommand::Run { words, workers } => shell_line(&run_words(*workers, words)),
             ServerCommand::Peer(line) => line.clone(),
             ServerCommand::Known { peer, .. } => {
-                let port = (peer.listener == PeerListener::OwnProcesses).then_some(PORT_NAME);
+                let port = (peer.listener != PeerListener::Inherited).then_some(PORT_NAME);
                 let dir = Path::new(DIRECTORY_NAME);
                 let configured = self.configure(peer, resources, dir, port, certificate);
                 (described.about, described.why) = (Some(peer.about), Some(peer.why));
@@ -285,7 +285,7 @@ impl ComparedServer {
             _ => 1,
         };
         let mut configuration = (peer.configure)(&PeerSetup {
-            program: program.as_deref().unwrap_or(peer.program),
+            program: program.as_deref().unwrap_or(peer.program.name()),
             dir,
             port: port.unwrap_or("{port}"),
             workers,

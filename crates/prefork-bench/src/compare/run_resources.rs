@@ -30,7 +30,9 @@ impl RunResources {
     pub(crate) fn prepare(plan: &ComparePlan) -> Result<RunResources> {
         let mut resources = RunResources::default();
         for peer in plan.servers.iter().filter_map(|server| server.known_peer()) {
-            resources.peers.insert(peer.name, check_peer(peer, plan.https).map_err(Error::config)?);
+            resources
+                .peers
+                .insert(peer.name, check_peer(peer, plan.https, true).map_err(Error::config)?);
         }
         let has_files = plan.https || !resources.peers.is_empty();
         if has_files || plan.servers.iter().any(ComparedServer::has_own_group) {

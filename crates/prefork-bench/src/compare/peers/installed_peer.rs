@@ -31,15 +31,19 @@ pub(crate) type PeerError = String;
 ///
 /// # Errors
 /// It is not on PATH, or fails; says how to install it.
-pub(crate) fn find_installed(peer: &PeerDefinition) -> Result<InstalledPeer, PeerError> {
+pub(super) fn find_installed(
+    peer: &PeerDefinition,
+    name: &str,
+    version_args: &[&str],
+) -> Result<InstalledPeer, PeerError> {
     let install = format!("install it: {}", peer.install);
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let program = find_on_path(peer.program, &path)
-        .ok_or(format!("peer {}: {} is not on PATH; {install}", peer.name, peer.program))?;
-    match read_version(&program, peer.version_args) {
+    let program = find_on_path(name, &path)
+        .ok_or(format!("peer {}: {name} is not on PATH; {install}", peer.name))?;
+    match read_version(&program, version_args) {
         Ok(version) => Ok(InstalledPeer { program, version }),
         Err(why) => {
-            let asked = peer.version_args.join(" ");
+            let asked = version_args.join(" ");
             Err(format!(
                 "peer {}: {} {asked} failed: {why}; {install}",
                 peer.name,

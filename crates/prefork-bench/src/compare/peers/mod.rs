@@ -5,8 +5,11 @@
 //! `prefork serve`, as far as they can.
 
 mod installed_peer;
+mod javascript;
 mod nginx;
-mod node;
+mod puma;
+mod python;
+mod rust;
 
 use std::path::Path;
 
@@ -23,10 +26,8 @@ pub(crate) struct PeerDefinition {
     pub(crate) about: &'static str,
     /// Why it is configured so, in a sentence.
     pub(crate) why: &'static str,
-    /// The executable that is looked for on PATH.
-    pub(crate) program: &'static str,
-    /// Arguments that make it print its version.
-    pub(crate) version_args: &'static [&'static str],
+    /// Where its executable comes from.
+    pub(crate) program: PeerProgram,
     /// Command that installs it.
     pub(crate) install: &'static str,
     /// Who opens the listening socket.
@@ -37,6 +38,24 @@ pub(crate) struct PeerDefinition {
     pub(crate) configure: fn(&PeerSetup<'_>) -> PeerConfiguration,
 }
 
+/// Where the executable of a peer comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum PeerProgram {
+    /// It is looked for on PATH; the arguments make it print its version.
+    OnPath { name: &'static str, version_args: &'static [&'static str] },
+    /// It is built by cargo from sources of this program; `package` is the one whose version counts.
+    Cargo { binary: &'static str, package: &'static str },
+}
+
+impl PeerProgram {
+    /// Returns the name of the executable.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            PeerProgram::OnPath { name, .. } | PeerProgram::Cargo { binary: name, .. } => name,
+        }
+    }
+}
+
 /// Who opens the listening socket of a peer, and so who has its processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PeerListener {
@@ -44,6 +63,8 @@ pub(crate) enum PeerListener {
     Inherited,
     /// The peer itself, on a port that it is told, with as many processes as there are workers.
     OwnProcesses,
+    /// The peer itself, on a port that it is told, in one process with as many threads as there are workers.
+    OwnThreads,
 }
 
 /// What a configuration depends on.
@@ -76,6 +97,7 @@ impl PeerDefinition {
     pub(crate) fn process_count(&self, workers: usize) -> usize {
         match self.listener {
             PeerListener::Inherited | PeerListener::OwnProcesses => workers,
+            PeerListener::OwnThreads => 1,
         }
     }
 }
@@ -84,6 +106,13 @@ impl PeerSetup<'_> {
     /// Returns the path of a file of the configuration.
     pub(crate) fn file(&self, name: &str) -> String {
         self.dir.join(name).display().to_string()
+    }
+
+    /// Returns the paths of certificate and key.
+    fn certificate_files(&self) -> Option<(String, String)> {
+        let files = |one: &CompareCertificate| (one.certificate_file(), one.key_file());
+        let (certificate, key) = self.certificate.map(files)?;
+        Some((certificate.display().to_string(), key.display().to_string()))
     }
 }
 
@@ -135,9 +164,33 @@ impl PeerFile {
     }
 }
 
+/// Returns the words of a command.
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| word.to_string()).collect()
+}
+
 /// All peers that are known by name, in the order of the documentation.
 pub(crate) fn all_peers() -> impl Iterator<Item = &'static PeerDefinition> {
-    [&node::NODE, &node::NODE_CLUSTER, &nginx::NGINX].into_iter()
+    [
+        &nginx::NGINX,
+        &rust::HYPER,
+        &rust::AXUM,
+        &rust::ACTIX,
+        &javascript::NODE,
+        &javascript::NODE_CLUSTER,
+        &javascript::PM2,
+        &javascript::BUN,
+        &javascript::DENO,
+        &python::UVICORN,
+        &python::UVICORN_WORKERS,
+        &python::GUNICORN,
+        &python::GUNICORN_GTHREAD,
+        &python::GUNICORN_WORKERS,
+        &python::GRANIAN,
+        &puma::PUMA,
+        &puma::PUMA_CLUSTER,
+    ]
+    .into_iter()
 }
 
 /// Returns the peer of this name.
@@ -152,18 +205,27 @@ pub(crate) fn find_peer(name: &str) -> Result<&'static PeerDefinition, String> {
     ))
 }
 
-/// Finds a peer on this machine.
+/// Finds a peer on this machine; builds it if it must be built and `may_build`.
 ///
 /// # Errors
 /// It is not installed, or cannot speak TLS and should; says what to do.
-pub(crate) fn check_peer(peer: &PeerDefinition, https: bool) -> Result<InstalledPeer, PeerError> {
+pub(crate) fn check_peer(
+    peer: &PeerDefinition,
+    https: bool,
+    may_build: bool,
+) -> Result<InstalledPeer, PeerError> {
     if https && !peer.speaks_tls {
         return Err(format!(
             "peer {}: it has no TLS as it is configured here; compare it without --https",
             peer.name
         ));
     }
-    find_installed(peer)
+    match peer.program {
+        PeerProgram::OnPath { name, version_args } => find_installed(peer, name, version_args),
+        PeerProgram::Cargo { binary, package } => {
+            rust::find_built(peer, binary, package, may_build)
+        }
+    }
 }
 
 #[cfg(test)]

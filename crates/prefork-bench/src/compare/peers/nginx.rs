@@ -1,7 +1,8 @@
 //! nginx, with fixed responses and files.
 
 use super::{
-    PeerConfiguration, PeerDefinition, PeerFile, PeerFileContent, PeerListener, PeerSetup,
+    PeerConfiguration, PeerDefinition, PeerFile, PeerFileContent, PeerListener, PeerProgram,
+    PeerSetup,
 };
 
 /// Lengths of `/bytes/N` that have a file; the files are sparse.
@@ -13,8 +14,7 @@ pub(crate) const NGINX: PeerDefinition = PeerDefinition {
     about: "nginx with fixed responses and files",
     why: "worker_processes and reuseport as nginx advises for many connections; its default of 1000 requests per connection is \
           lifted; opened files are kept open.",
-    program: "nginx",
-    version_args: &["-v"],
+    program: PeerProgram::OnPath { name: "nginx", version_args: &["-v"] },
     install: "apt-get install nginx-light",
     listener: PeerListener::OwnProcesses,
     speaks_tls: true,

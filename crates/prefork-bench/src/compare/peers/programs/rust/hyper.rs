@@ -11,7 +11,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 
 fn main() -> std::io::Result<()> {
-    let mut addr = peers::any_port();
+    let mut addr = peers::address();
     let mut threads = Vec::new();
     for _ in 0..peers::thread_count() {
         let socket = peers::listen(addr, true)?;
@@ -47,7 +47,7 @@ async fn answer(request: Request<Incoming>, pid_answer: Bytes) -> Result<Respons
     let body = if path == "/" {
         pid_answer
     } else if let Some(n) = number("/bytes/").filter(|n| *n <= 1 << 24) {
-        vec![b'x'; n as usize].into()
+        vec![0; n as usize].into()
     } else if let Some(n) = number("/fib/").filter(|n| *n <= 50) {
         let value = match request.uri().query() {
             Some("on=loop") => peers::fib(n),

@@ -19,7 +19,7 @@ pub fn pid_answer() -> String {
 pub fn thread_count() -> usize {
     let text = std::env::args().nth(1).unwrap_or_default();
     text.parse().ok().filter(|n| (1..=64).contains(n)).unwrap_or_else(|| {
-        eprintln!("usage: {} 1..64", std::env::args().next().unwrap_or_default());
+        eprintln!("usage: {} 1..64 PORT", std::env::args().next().unwrap_or_default());
         std::process::exit(64)
     })
 }
@@ -35,9 +35,10 @@ pub fn listen(addr: SocketAddr, shared: bool) -> std::io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Returns a loopback address with port 0.
-pub fn any_port() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 0))
+/// Returns the loopback address with the port from the command line.
+pub fn address() -> SocketAddr {
+    let port = std::env::args().nth(2).and_then(|text| text.parse().ok()).unwrap_or(0);
+    SocketAddr::from(([127, 0, 0, 1], port))
 }
 
 /// Prints the address, and ends the process when its standard input is closed.

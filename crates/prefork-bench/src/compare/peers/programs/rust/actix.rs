@@ -5,7 +5,7 @@ use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 #[actix_web::main]
 async fn main() -> std::io::Result<()> {
     let threads = peers::thread_count();
-    let socket = peers::listen(peers::any_port(), false)?;
+    let socket = peers::listen(peers::address(), false)?;
     let addr = socket.local_addr()?;
     let answer: &'static str = peers::pid_answer().leak();
     let server = HttpServer::new(move || {
@@ -14,7 +14,8 @@ async fn main() -> std::io::Result<()> {
             .route("/bytes/{n}", web::get().to(bytes))
             .route("/fib/{n}", web::get().to(fib))
     });
-    let server = server.workers(threads).listen(socket)?.run();
+    // SIGTERM ends it at once.
+    let server = server.workers(threads).disable_signals().listen(socket)?.run();
     peers::report_ready(addr);
     server.await
 }
@@ -26,7 +27,7 @@ fn plain() -> actix_web::HttpResponseBuilder {
 }
 
 async fn bytes(n: web::Path<usize>) -> HttpResponse {
-    plain().body(vec![b'x'; n.into_inner().min(1 << 24)])
+    plain().body(vec![0; n.into_inner().min(1 << 24)])
 }
 
 async fn fib(request: HttpRequest, n: web::Path<u64>) -> HttpResponse {

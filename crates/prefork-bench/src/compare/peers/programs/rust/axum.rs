@@ -9,7 +9,7 @@ fn main() -> std::io::Result<()> {
     let threads = peers::thread_count();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     runtime.block_on(async {
-        let socket = peers::listen(peers::any_port(), false)?;
+        let socket = peers::listen(peers::address(), false)?;
         let addr = socket.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(socket)?;
         let listener = listener.tap_io(|stream| {
@@ -18,7 +18,7 @@ fn main() -> std::io::Result<()> {
         let answer: &'static str = peers::pid_answer().leak();
         let router = Router::new()
             .route("/", get(move || async move { answer }))
-            .route("/bytes/{n}", get(|Path(n): Path<usize>| async move { vec![b'x'; n.min(1 << 24)] }))
+            .route("/bytes/{n}", get(|Path(n): Path<usize>| async move { vec![0; n.min(1 << 24)] }))
             .route("/fib/{n}", get(fib));
         peers::report_ready(addr);
         axum::serve(listener, router).await
