@@ -53,7 +53,7 @@ pub(crate) fn demo_command() -> Command {
         .after_help(HELP)
         .arg(switch(
             "quick",
-            "Use smaller numbers and shorter measurements: about 10 seconds instead of 20",
+            "Use smaller numbers and shorter measurements: about 15 seconds instead of 30",
         ))
         .arg(
             switch("full", "Use larger numbers and longer measurements: about 3 minutes")

@@ -188,5 +188,5 @@ fn measure_server(
 
 /// Interval for polling a child process.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// How long a server may take to start: 10 s.
-const SERVER_START_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a server may take to start: 30 s, as PM2 and interpreters take seconds on a busy machine.
+const SERVER_START_TIMEOUT: Duration = Duration::from_secs(30);

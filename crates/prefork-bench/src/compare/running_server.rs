@@ -25,6 +25,8 @@ const PATH_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 const PATH_CHECK_DURATION: Duration = Duration::from_millis(100);
 /// How long to wait for the answers of all processes after the first one: 3 s. Those that answer later are not needed.
 const ALL_PROCESSES_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a server may take to stop before it is killed: 5 s.
+const SERVER_STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest log line read, in bytes; longer ones are split.
 const MAX_LOG_LINE: u64 = 64 * 1024;
 
@@ -210,7 +212,7 @@ impl Drop for RunningServer<'_> {
         drop(self.child.stdin.take());
         let begun = Instant::now();
         while !has_exited(&self.child) {
-            if begun.elapsed() > SERVER_START_TIMEOUT / 2 {
+            if begun.elapsed() > SERVER_STOP_TIMEOUT {
                 let _ = self.child.kill();
                 break;
             }

@@ -7,6 +7,7 @@
 //!
 //! The last two start programs, and end them even if a signal ends the demo.
 
+mod awake_cores;
 mod compute_process;
 mod compute_timing;
 mod creation_cost;
@@ -59,7 +60,7 @@ pub struct CpuDemoPlan {
     pub computed_fib: u64,
     /// Fibonacci number that clients request from a server.
     pub requested_fib: u64,
-    /// Length of the measurement of each server.
+    /// Length of the measurements of each server together.
     pub duration: Duration,
     /// How many threads and processes are created to measure their cost.
     pub creation_samples: u32,
@@ -68,37 +69,37 @@ pub struct CpuDemoPlan {
 }
 
 impl CpuDemoPlan {
-    /// Returns the plan of about 20 seconds.
+    /// Returns the plan of about 30 seconds.
     pub fn usual() -> CpuDemoPlan {
         CpuDemoPlan {
             parts: DemoPart::ALL.to_vec(),
             computed_fib: 38,
             requested_fib: 36,
-            duration: Duration::from_secs(1),
+            duration: Duration::from_secs(3),
             creation_samples: 100,
             jobs: JobCostPlan::usual(),
         }
     }
 
-    /// Returns the plan of about ten seconds.
+    /// Returns the plan of about 15 seconds.
     pub fn quick() -> CpuDemoPlan {
         let jobs =
             JobCostPlan { budget: Duration::from_millis(100), crashes: 1, ..JobCostPlan::usual() };
         CpuDemoPlan {
             computed_fib: 34,
             requested_fib: 34,
-            duration: Duration::from_millis(500),
+            duration: Duration::from_secs(1),
             jobs,
             ..CpuDemoPlan::usual()
         }
     }
 
-    /// Returns the plan of about three minutes.
+    /// Returns the plan of about four minutes.
     pub fn full() -> CpuDemoPlan {
         CpuDemoPlan {
             computed_fib: 45,
             requested_fib: 40,
-            duration: Duration::from_secs(10),
+            duration: Duration::from_secs(20),
             creation_samples: 300,
             jobs: JobCostPlan::full(),
             ..CpuDemoPlan::usual()

@@ -10,8 +10,8 @@ use super::PeerDefinition;
 use crate::compare::POLL_INTERVAL;
 use tokio_prefork::text::printable;
 
-/// How long a program may take to print its version: 10 s.
-const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a program may take to print its version: 30 s.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest version in a report, in characters.
 const MAX_VERSION_CHARS: usize = 120;
 
