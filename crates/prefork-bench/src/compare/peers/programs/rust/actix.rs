@@ -27,7 +27,7 @@ fn plain() -> actix_web::HttpResponseBuilder {
 }
 
 async fn bytes(n: web::Path<usize>) -> HttpResponse {
-    plain().body(vec![0; n.into_inner().min(1 << 24)])
+    plain().body(vec![0u8; n.into_inner().min(1 << 24)])
 }
 
 async fn fib(request: HttpRequest, n: web::Path<u64>) -> HttpResponse {

@@ -18,7 +18,7 @@ fn main() -> std::io::Result<()> {
         let answer: &'static str = peers::pid_answer().leak();
         let router = Router::new()
             .route("/", get(move || async move { answer }))
-            .route("/bytes/{n}", get(|Path(n): Path<usize>| async move { vec![0; n.min(1 << 24)] }))
+            .route("/bytes/{n}", get(|Path(n): Path<usize>| async move { vec![0u8; n.min(1 << 24)] }))
             .route("/fib/{n}", get(fib));
         peers::report_ready(addr);
         axum::serve(listener, router).await

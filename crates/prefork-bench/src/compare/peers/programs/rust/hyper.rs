@@ -47,7 +47,7 @@ async fn answer(request: Request<Incoming>, pid_answer: Bytes) -> Result<Respons
     let body = if path == "/" {
         pid_answer
     } else if let Some(n) = number("/bytes/").filter(|n| *n <= 1 << 24) {
-        vec![0; n as usize].into()
+        vec![0u8; n as usize].into()
     } else if let Some(n) = number("/fib/").filter(|n| *n <= 50) {
         let value = match request.uri().query() {
             Some("on=loop") => peers::fib(n),
