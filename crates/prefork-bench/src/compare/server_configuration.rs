@@ -93,9 +93,9 @@ pub(super) fn configuration_section(
     let mut html = "<h2>Servers</h2>\n".to_string();
     for one in servers {
         let version = one.version.as_deref().map(|version| format!(" ({})", escape_html(version)));
-        let _ = write!(
+        let _ = writeln!(
             html,
-            "<details><summary>{}{}</summary>\n",
+            "<details><summary>{}{}</summary>",
             escape_html(&one.server),
             version.unwrap_or_default()
         );

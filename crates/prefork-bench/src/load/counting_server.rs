@@ -156,7 +156,7 @@ fn serve_requests(
             let closes = answers == Answers::SometimesClose && number % 5 == 4;
             let response = response(answers, number, closes, counts);
             // One part after the other.
-            let middle = if number % 7 == 0 { response.len() / 2 } else { response.len() };
+            let middle = if number.is_multiple_of(7) { response.len() / 2 } else { response.len() };
             for part in [&response[..middle], &response[middle..]] {
                 stream.write_all(part)?;
                 stream.flush()?;

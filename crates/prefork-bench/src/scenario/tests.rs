@@ -18,7 +18,7 @@ fn base_plan() -> LoadPlan {
 #[test]
 fn the_scenarios_of_the_program_are_valid_and_their_names_find_them() {
     for one in built_in_scenarios() {
-        let workload = Workload::built_in(one.name()).expect(one.name());
+        let workload = Workload::built_in(one.name()).expect("a built-in scenario");
         assert_eq!(workload.name(), one.name());
         for http2 in [false, true] {
             let plans = load_plans::ScenarioPlans::new(&workload, &base_plan(), http2);

@@ -20,8 +20,11 @@ pub(crate) const VERDICT_TITLES: [&str; 5] =
 /// One column of the table of a workload: its title, and the cell of a server.
 struct WorkloadColumn {
     title: String,
-    cell: Box<dyn Fn(&ServerWorkloadReport) -> Option<String>>,
+    cell: CellOfServer,
 }
+
+/// Returns the text of a cell for a server, or `None` if the server has no value.
+type CellOfServer = Box<dyn Fn(&ServerWorkloadReport) -> Option<String>>;
 
 /// Returns the table of a workload: the titles, then a row for each server. Columns without a value are left out.
 pub(crate) fn workload_table(
@@ -48,9 +51,8 @@ pub(crate) fn workload_table(
 
 /// Returns the columns: what the servers are compared by first, then everything else that was measured.
 fn workload_columns(workload: &WorkloadReport, reference: Option<&str>) -> Vec<WorkloadColumn> {
-    let column = |title: &str, cell: Box<dyn Fn(&ServerWorkloadReport) -> Option<String>>| {
-        WorkloadColumn { title: title.to_string(), cell }
-    };
+    let column =
+        |title: &str, cell: CellOfServer| WorkloadColumn { title: title.to_string(), cell };
     let metric = workload.metric;
     let of_metric = |metric: ComparedMetric| {
         let value = move |server: &ServerWorkloadReport| {
