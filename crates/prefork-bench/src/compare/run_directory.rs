@@ -1,22 +1,24 @@
 //! The temporary files of a comparison, which go with it however it ends.
 
+use std::fs::Permissions;
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 /// Waits for the end of its input, which comes when the comparison ends, also by SIGKILL. Then ends the process group of
-/// the last line, if there is one, and removes the directory.
+/// the last line, if there is one, and removes the directory. dash refuses a group after `kill -KILL`, but not after `kill -s`.
 const CLEANER: &str = r#"
 trap '' HUP INT TERM
 group=
 while read -r line; do group=$line; done
 if [ -n "$group" ]; then
     for turn in 1 2 3 4 5 6 7 8 9 10; do
-        kill -0 -- "-$group" 2>/dev/null || break
+        kill -s 0 -- "-$group" 2>/dev/null || break
         sleep 0.2
     done
-    kill -KILL -- "-$group" 2>/dev/null
+    kill -s KILL -- "-$group" 2>/dev/null
 fi
 rm -rf -- "$1" || { sleep 1; rm -rf -- "$1"; }
 "#;
@@ -36,7 +38,9 @@ impl RunDirectory {
     /// # Errors
     /// The directory for temporary files cannot be written, or `/bin/sh` cannot be started.
     pub(crate) fn create() -> io::Result<RunDirectory> {
-        let dir = tempfile::Builder::new().prefix("prefork-compare-").tempdir()?;
+        let private = Permissions::from_mode(0o700);
+        let dir =
+            tempfile::Builder::new().prefix("prefork-compare-").permissions(private).tempdir()?;
         let mut command = Command::new("/bin/sh");
         command.args(["-c", CLEANER, "sh"]).arg(dir.path());
         // A group of its own, as Ctrl-C is for the whole group of this process.
@@ -76,7 +80,6 @@ mod tests {
 
     #[test]
     fn the_directory_is_private_and_removed_with_its_files() {
-        use std::os::unix::fs::PermissionsExt;
         let directory = RunDirectory::create().expect("a directory");
         let path = directory.path().to_path_buf();
         std::fs::write(path.join("file"), "text").expect("a file");

@@ -127,7 +127,8 @@ mod tests {
     #[test]
     fn the_error_names_the_key_and_the_reason() {
         for (text, what) in [
-            ("80", "give HOST:PORT"),
+            ("80", "write :80"),
+            ("a:b:c", "give HOST:PORT"),
             (":80?https-port=0", "https-port must be 1 to 65535"),
             (":80?https-port=65536", "https-port must be 1 to 65535"),
             (":80?https-port=1&https-port=2", "given twice"),

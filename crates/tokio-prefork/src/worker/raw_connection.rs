@@ -18,7 +18,9 @@ use super::tls::{self, TlsConnection};
 use crate::client::ConnectionInfo;
 #[cfg(feature = "tls")]
 use crate::client::TlsInfo;
-use crate::dispatch::{AcceptedConnection, ConnectionStart};
+use crate::dispatch::AcceptedConnection;
+#[cfg(feature = "tls")]
+use crate::dispatch::ConnectionStart;
 use crate::scoreboard::{InFlightEntry, RequestRecorder};
 use crate::text::panic_text;
 
