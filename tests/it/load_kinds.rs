@@ -33,9 +33,9 @@ fn idle_connections_stay_open_and_use_memory_of_the_workers() {
     assert_eq!((report.connections, report.failed, report.burst_failed), (400, 0, 0));
     for phase in [&report.after_opening, &report.after_burst] {
         assert_eq!(phase.open, 400);
-        // A connection costs its entry in a table at least, and less than its kernel buffers.
+        // Parked connections take less than the memory that the workers returned to the system when they were parked.
         let bytes = phase.bytes_per_connection.expect("open connections");
-        assert!((100.0..100_000.0).contains(&bytes), "{}", report.to_table());
+        assert!(bytes < 100_000.0, "{}", report.to_table());
     }
     server.stop();
 }

@@ -241,7 +241,7 @@ fn the_death_of_a_worker_costs_its_own_parked_connections_only() {
     if is_not_applicable() || overrides::model_override().is_some() {
         return;
     }
-    let server = Server::start(2);
+    let server = Server::start(2).allow_errors(&["SIGKILL"]);
     let mut clients: Vec<(Client, u32)> = open(&server, 40)
         .into_iter()
         .map(|mut client| {
