@@ -111,9 +111,21 @@ fn mixes_ramps_and_faults_become_a_plan() {
     );
 }
 
+/// Returns a file with one load that has these lines.
+fn with_load(lines: &str) -> String {
+    format!("description = \"d\"\n\n[[load]]\n{lines}\n")
+}
+
+#[track_caller]
+fn assert_mistake(text: &str, pieces: [&str; 2]) {
+    let why = parse(text).expect_err(text);
+    for piece in pieces {
+        assert!(why.contains(piece), "{piece} is not in {why}");
+    }
+}
+
 #[test]
-fn mistakes_name_the_line_the_key_and_what_is_valid() {
-    let with_load = |line: &str| format!("description = \"d\"\n\n[[load]]\n{line}\n");
+fn mistakes_in_a_load_name_the_line_the_key_and_what_is_valid() {
     for (text, pieces) in [
         (with_load("conections = 5"), ["mine.toml:4: ", "(did you mean \"connections\"?)"]),
         (with_load("zzz = 5"), ["unknown key [[load]] \"zzz\"", "the keys are name, measured"]),
@@ -142,6 +154,14 @@ fn mistakes_name_the_line_the_key_and_what_is_valid() {
             [":5: [[load.request]] weight = 0", "1 to 1000"],
         ),
         (with_load("[[load.request]]\n[[load.request]]"), ["two requests", "its own"]),
+    ] {
+        assert_mistake(&text, pieces);
+    }
+}
+
+#[test]
+fn mistakes_in_a_file_name_the_line_the_key_and_what_is_valid() {
+    for (text, pieces) in [
         (with_load("[[fault]]\nevery = \"1s\""), [":4: [[fault]] there is no kind", "\"kill\""]),
         (with_load("[[fault]]\nkind = \"kill\""), ["there is no time", "every = \"5s\""]),
         (
@@ -189,10 +209,7 @@ fn mistakes_name_the_line_the_key_and_what_is_valid() {
             ["unknown key \"descriptoin\"", "mean \"description\""],
         ),
     ] {
-        let why = parse(&text).expect_err(&text);
-        for piece in pieces {
-            assert!(why.contains(piece), "{piece} is not in {why}");
-        }
+        assert_mistake(&text, pieces);
     }
     let why = Workload::parse("my file", "my file.toml", "description = \"d\"\n[[load]]")
         .expect_err("name");

@@ -24,16 +24,12 @@ use crate::worker::lazy_stream::{LazyStream, bound_by_keys};
 
 /// Size of the stack buffer for reading ahead, in bytes.
 const READ_AHEAD_BUFFER_SIZE: usize = 2048;
-
 /// How many bytes to read ahead while a request is in progress, before TCP back-pressure stops the client.
 const MAX_READ_AHEAD: usize = 16 * 1024;
-
 /// How many response bytes may wait to be sent with the next response.
 const MAX_UNSENT: usize = 32 * 1024;
-
 /// The first capacity for such bytes: 16 short responses, instead of growing with each of them.
 const UNSENT_CAPACITY: usize = 4 * 1024;
-
 /// The largest single write that waits for the next response, in bytes.
 const MAX_UNSENT_WRITE: usize = 8 * 1024;
 
@@ -594,10 +590,9 @@ impl Drop for HyperIo {
             !self.is_shut_down && self.stream.as_ref().is_some_and(LazyStream::is_tls);
         let is_closed = self.conn.is_upgraded() || (has_nothing_to_lose && !lacks_close_notify);
         let unsent = std::mem::take(&mut self.unsent);
-        let refused_line = match self.conn.rejected_head() {
-            Some(_) => first_line(&self.received).to_vec(),
-            None => Vec::new(),
-        };
+        let is_rejected = self.conn.rejected_head().is_some();
+        let refused_line =
+            if is_rejected { first_line(&self.received).to_vec() } else { Vec::new() };
         let socket = self.stream.take();
         let socket = socket.map(|stream| LingeringSocket { stream, unsent, refused_line });
         self.lingering.store_socket(socket.filter(|_| !is_closed));
