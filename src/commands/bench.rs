@@ -13,7 +13,7 @@ use crate::output::print_stdout;
 use prefork_bench::load::{
     self as load_generator, FaultPlan, LoadPlan, LoadProgress, TargetUrl, TlsOptions, TlsVersions,
 };
-use prefork_bench::scenario::{Workload, check_bench_scenario, run_bench_scenario};
+use prefork_bench::scenario::{BenchReport, Workload, check_bench_scenario, run_bench_scenario};
 use tokio_prefork::cli::parse_duration;
 use tokio_prefork::{Error, Result};
 
@@ -310,15 +310,16 @@ pub(crate) fn run_bench(call: BenchCall) -> Result<ExitCode> {
     };
     let report = match &call.scenario {
         Some(workload) => run_bench_scenario(workload, &plan, on_progress),
-        None => load_generator::run_load(&plan, on_progress).map(Some),
+        None => load_generator::run_load(&plan, on_progress)
+            .map(|report| Some(BenchReport::Requests(Box::new(report)))),
     };
     if watched {
         show_progress("");
     }
     let Some(mut report) = report? else {
-        return Err(Error::refused("a signal ended the run while the capacity was measured"));
+        return Err(Error::refused("a signal ended the run before there was anything to report"));
     };
-    report.environment.set_build(option_env!("BUILD_COMMIT"), option_env!("BUILD_COMPILER"));
+    report.set_build(option_env!("BUILD_COMMIT"), option_env!("BUILD_COMPILER"));
     let text = if call.json { report.to_json() + "\n" } else { report.to_table() };
     // The page first: standard output may be full, or its reader gone.
     if let Some(page) = page {

@@ -16,6 +16,20 @@ pub enum ComparedMetric {
     CpuPerRequest,
     /// Memory (PSS) of all processes of the server.
     Memory,
+    /// WebSocket messages that came back per second.
+    RoundTripsPerSecond,
+    /// Growth of the memory (PSS) of the server for each idle connection.
+    IdleMemory,
+    /// The same, after a request on all connections at once.
+    IdleMemoryAfterBurst,
+    /// 99th percentile of the latency beside slow readers, divided by that alone.
+    SlowReaderEffect,
+    /// Time from the kill of a worker until a new one answers.
+    TimeToServe,
+    /// Requests lost for each kill or reload.
+    RequestsLost,
+    /// Longest time without a response during reloads.
+    LongestGap,
 }
 
 /// Unit of the values of a metric.
@@ -32,6 +46,8 @@ pub enum MetricUnit {
     Mebibytes,
     /// A number.
     Count,
+    /// A ratio of two values.
+    Ratio,
 }
 
 /// Properties of a metric.
@@ -40,6 +56,8 @@ struct MetricDefinition {
     name: &'static str,
     /// Name of its field in a measurement of the JSON report.
     sample_field: &'static str,
+    /// Title of its column in tables.
+    column: &'static str,
     unit: MetricUnit,
     is_higher_better: bool,
     /// Whether a slower machine changes it.
@@ -55,6 +73,7 @@ impl ComparedMetric {
         let amount = MetricDefinition {
             name: "",
             sample_field: "",
+            column: "",
             unit: MetricUnit::Count,
             is_higher_better: false,
             depends_on_speed: true,
@@ -73,6 +92,7 @@ impl ComparedMetric {
             ComparedMetric::P99Latency => MetricDefinition {
                 name: "p99 latency",
                 sample_field: "p99",
+                column: "P99",
                 unit: MetricUnit::Micros,
                 words: ["longer", "shorter", "as long"],
                 is_name_first: true,
@@ -81,6 +101,7 @@ impl ComparedMetric {
             ComparedMetric::CpuPerRequest => MetricDefinition {
                 name: "CPU per request",
                 sample_field: "cpu_us",
+                column: "CPU",
                 unit: MetricUnit::Micros,
                 ..amount
             },
@@ -89,6 +110,64 @@ impl ComparedMetric {
                 sample_field: "memory_mib",
                 unit: MetricUnit::Mebibytes,
                 depends_on_speed: false,
+                column: "PSS",
+                ..amount
+            },
+            ComparedMetric::RoundTripsPerSecond => MetricDefinition {
+                name: "round trips/s",
+                sample_field: "per_second",
+                column: "TRIPS/S",
+                unit: MetricUnit::PerSecond,
+                is_higher_better: true,
+                words: ["more", "fewer", "as many"],
+                ..amount
+            },
+            ComparedMetric::IdleMemory => MetricDefinition {
+                name: "memory per idle connection",
+                sample_field: "idle_bytes",
+                column: "IDLE",
+                unit: MetricUnit::Bytes,
+                depends_on_speed: false,
+                ..amount
+            },
+            ComparedMetric::IdleMemoryAfterBurst => MetricDefinition {
+                name: "memory per idle connection after a burst",
+                sample_field: "idle_bytes_after_burst",
+                column: "AFTER BURST",
+                unit: MetricUnit::Bytes,
+                depends_on_speed: false,
+                ..amount
+            },
+            ComparedMetric::SlowReaderEffect => MetricDefinition {
+                name: "growth of p99 beside slow readers",
+                sample_field: "p99_beside_to_alone",
+                column: "P99 GROWTH",
+                unit: MetricUnit::Ratio,
+                ..amount
+            },
+            ComparedMetric::TimeToServe => MetricDefinition {
+                name: "time to serve after a kill",
+                sample_field: "time_to_serve_us",
+                column: "SERVES AFTER",
+                unit: MetricUnit::Micros,
+                words: ["longer", "shorter", "as long"],
+                is_name_first: true,
+                ..amount
+            },
+            ComparedMetric::RequestsLost => MetricDefinition {
+                name: "requests lost",
+                sample_field: "requests_lost",
+                column: "LOST",
+                words: ["more", "fewer", "as many"],
+                ..amount
+            },
+            ComparedMetric::LongestGap => MetricDefinition {
+                name: "longest gap",
+                sample_field: "longest_gap_us",
+                column: "GAP",
+                unit: MetricUnit::Micros,
+                words: ["longer", "shorter", "as long"],
+                is_name_first: true,
                 ..amount
             },
         }
@@ -102,6 +181,21 @@ impl ComparedMetric {
     /// Returns the name of its field in a measurement of the JSON report.
     pub(crate) fn sample_field(self) -> &'static str {
         self.definition().sample_field
+    }
+
+    /// Returns the title of its column in tables; empty for requests/s.
+    pub(crate) fn column(self) -> &'static str {
+        self.definition().column
+    }
+
+    /// Returns the pair of values whose ratio two servers are compared by.
+    ///
+    /// Two servers that both lose no request are equal, although 0 to 0 is no ratio.
+    pub(crate) fn paired_values(self, own: f64, other: f64) -> (f64, f64) {
+        match self == ComparedMetric::RequestsLost && own == 0.0 && other == 0.0 {
+            true => (1.0, 1.0),
+            false => (own, other),
+        }
     }
 
     /// Returns the unit of its values.
@@ -142,7 +236,10 @@ impl ComparedMetric {
     /// Formats a value with its unit, such as `10 573` or `1.50 ms`.
     pub(crate) fn format_value(self, value: f64) -> String {
         match self.unit() {
+            // A mean number of lost requests.
+            MetricUnit::Count if value.fract() != 0.0 && value < 100.0 => format!("{value:.1}"),
             MetricUnit::PerSecond | MetricUnit::Count => format_count(value),
+            MetricUnit::Ratio => format!("{value:.2}"),
             // The CPU time of a small request is a few microseconds.
             MetricUnit::Micros if value < 100.0 => format!("{value:.1} us"),
             MetricUnit::Micros => format_micros(value),
@@ -154,7 +251,7 @@ impl ComparedMetric {
     /// Formats a value for an axis.
     pub(crate) fn format_tick(self, value: f64) -> String {
         match self.unit() {
-            MetricUnit::PerSecond | MetricUnit::Count => compact_number(value),
+            MetricUnit::PerSecond | MetricUnit::Count | MetricUnit::Ratio => compact_number(value),
             MetricUnit::Micros => format_micros(value),
             MetricUnit::Bytes => format_bytes(value),
             MetricUnit::Mebibytes => format!("{value} MiB"),

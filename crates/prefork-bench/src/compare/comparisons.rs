@@ -45,7 +45,7 @@ impl Comparison {
     ) -> Option<Comparison> {
         let pairs = own.samples.iter().filter_map(|sample| {
             let paired = other.samples.iter().find(|paired| paired.round == sample.round)?;
-            Some((sample.value(metric)?, paired.value(metric)?))
+            Some(metric.paired_values(sample.value(metric)?, paired.value(metric)?))
         });
         let ratio = PairedRatio::from_pairs(pairs, error_rate)?;
         let result = match (ratio.interval(), ratio.shows_difference()) {

@@ -1,14 +1,19 @@
 //! Result of one measurement of a comparison.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::Workload;
 use super::compared_metric::ComparedMetric;
 use super::plan::MeasurementId;
-use crate::scenario::{BackgroundResult, CapacityResult, ScenarioResult};
+use crate::load::LoadReport;
+use crate::load::counters::new_histogram;
+use crate::load_kinds::KindReport;
+use crate::load_kinds::websocket_echo::WebSocketEchoReport;
+use crate::scenario::{BackgroundResult, CapacityResult, MeasuredReport, ScenarioResult};
 
 /// Maximum number of processes whose shares of the requests are kept.
 const MAX_SHARES: usize = 16;
@@ -53,6 +58,11 @@ pub struct MeasurementSample {
     pub capacity: Option<CapacityResult>,
     /// The loads that ran beside the measured one.
     pub background: Vec<BackgroundResult>,
+    /// Values of the metrics that only some kinds of load have; in JSON each is a field of its own.
+    #[serde(flatten, serialize_with = "write_figures")]
+    pub figures: BTreeMap<ComparedMetric, f64>,
+    /// What limits the value of the figures, as sentences.
+    pub warnings: Vec<String>,
 }
 
 /// How a measurement ended.
@@ -61,8 +71,8 @@ pub(crate) enum MeasurementOutcome {
     Measured(Box<MeasurementSample>),
     /// The server did not start or exited; holds the reason.
     ServerFailed(String),
-    /// The server does not have the path.
-    PathMissing,
+    /// The server cannot be measured under the workload; holds the reason.
+    Unable(String),
     /// A signal came before the measurement was complete.
     Interrupted,
 }
@@ -72,7 +82,7 @@ impl MeasurementOutcome {
     pub(crate) fn rules_out_later(&self, earlier: &MeasurementId, later: &MeasurementId) -> bool {
         match self {
             MeasurementOutcome::Measured(_) => false,
-            MeasurementOutcome::PathMissing => earlier.workload == later.workload,
+            MeasurementOutcome::Unable(_) => earlier.workload == later.workload,
             MeasurementOutcome::ServerFailed(_) | MeasurementOutcome::Interrupted => true,
         }
     }
@@ -83,7 +93,23 @@ impl MeasurementSample {
         result: &ScenarioResult,
         workload: &Workload,
     ) -> MeasurementSample {
-        let report = &result.report;
+        let mut sample = match (result.report.load(), &result.report) {
+            (Some(report), _) => MeasurementSample::from_load_report(report, workload),
+            (None, MeasuredReport::Kind(kind)) => match &**kind {
+                KindReport::WebSocketEcho(echo) => MeasurementSample::from_echo_report(echo),
+                _ => MeasurementSample::without_requests(),
+            },
+            (None, MeasuredReport::Requests(_)) => MeasurementSample::without_requests(),
+        };
+        if let MeasuredReport::Kind(kind) = &result.report {
+            sample.figures = kind.figures().into_iter().collect();
+            sample.warnings = kind.warnings();
+        }
+        (sample.capacity, sample.background) = (result.capacity, result.background.clone());
+        sample
+    }
+
+    fn from_load_report(report: &LoadReport, workload: &Workload) -> MeasurementSample {
         // Responses completed while the CPU time was counted.
         let served = (report.per_second.median * report.measured_s).max(1.0);
         let asked = (report.responses + report.warm_up_responses).max(1) as f64;
@@ -129,20 +155,80 @@ impl MeasurementSample {
             handshake_p99: done.map(|summary| summary.p99),
             errors: report.error_count(),
             generator_us: (report.generator.user_s + report.generator.system_s) * 1e6 / asked,
-            capacity: result.capacity,
-            background: result.background.clone(),
+            ..MeasurementSample::without_requests()
         }
+    }
+
+    fn from_echo_report(report: &WebSocketEchoReport) -> MeasurementSample {
+        MeasurementSample {
+            per_second: report.round_trips_per_s,
+            p50: report.latency.p50,
+            p99: report.latency.p99,
+            max: report.latency.max,
+            latency: report.histogram.clone(),
+            cpu_us: report.server_cpu_us.filter(|_| report.round_trips > 0),
+            errors: report.failed,
+            generator_us: report.generator_cpu_us,
+            ..MeasurementSample::without_requests()
+        }
+    }
+
+    /// Returns a sample of a load that has sent no requests in the measurement.
+    fn without_requests() -> MeasurementSample {
+        MeasurementSample {
+            round: 0,
+            at_s: 0.0,
+            per_second: 0.0,
+            p50: 0.0,
+            p99: 0.0,
+            max: 0.0,
+            latency: new_histogram(3),
+            cpu_us: None,
+            memory_mib: None,
+            busiest: None,
+            process_shares: Vec::new(),
+            resumed: None,
+            handshake_p50: None,
+            handshake_p99: None,
+            errors: 0,
+            generator_us: 0.0,
+            capacity: None,
+            background: Vec::new(),
+            figures: BTreeMap::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Returns whether the load has measured no latency: it is not about requests.
+    pub(crate) fn has_no_latency(&self) -> bool {
+        self.latency.is_empty() && self.errors == 0
     }
 
     /// Returns the value of a metric, if it was measured.
     pub(crate) fn value(&self, metric: ComparedMetric) -> Option<f64> {
         match metric {
-            ComparedMetric::RequestsPerSecond => Some(self.per_second),
+            ComparedMetric::RequestsPerSecond | ComparedMetric::RoundTripsPerSecond => {
+                Some(self.per_second)
+            }
             ComparedMetric::P99Latency => Some(self.p99),
             ComparedMetric::CpuPerRequest => self.cpu_us,
             ComparedMetric::Memory => self.memory_mib,
+            ComparedMetric::IdleMemory
+            | ComparedMetric::IdleMemoryAfterBurst
+            | ComparedMetric::SlowReaderEffect
+            | ComparedMetric::TimeToServe
+            | ComparedMetric::RequestsLost
+            | ComparedMetric::LongestGap => self.figures.get(&metric).copied(),
         }
     }
+}
+
+/// Writes each figure as a field named after its metric.
+fn write_figures<S: Serializer>(
+    figures: &BTreeMap<ComparedMetric, f64>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(figures.iter().map(|(metric, value)| (metric.sample_field(), value)))
 }
 
 /// Returns a quantile of the latency in microseconds, with failed requests as those that took longest.

@@ -169,7 +169,7 @@ fn measure_server(
     };
     let has_path = |path| server.has_path(path, plan.http2.then_some(1));
     if compared.is_peer() && !workload.required_paths().into_iter().all(has_path) {
-        return Ok(MeasurementOutcome::PathMissing);
+        return Ok(MeasurementOutcome::Unable("does not have this path".to_string()));
     }
     let outcome = run_scenario(workload, &base, plan.http2, signals, |_| {});
     drop(server);
@@ -181,6 +181,9 @@ fn measure_server(
         // The server died, which is its failure and not that of the run.
         Err(why) if why.kind() == tokio_prefork::ErrorKind::TargetUnreachable => {
             MeasurementOutcome::ServerFailed(why.to_string())
+        }
+        Err(why) if why.kind() == tokio_prefork::ErrorKind::Refused => {
+            MeasurementOutcome::Unable(why.to_string())
         }
         Err(why) => return Err(why),
     })

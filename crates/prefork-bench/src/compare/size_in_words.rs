@@ -20,6 +20,12 @@ impl ComparedMetric {
 
     /// Describes how a server with this ratio compares with `other`: `31 % more requests/s than single`.
     pub(crate) fn describe_difference(self, ratio: f64, other: &str) -> String {
+        if self == ComparedMetric::RequestsLost && ratio == 0.0 {
+            return format!("no requests lost, unlike {other}");
+        }
+        if self == ComparedMetric::RequestsLost && ratio.is_infinite() {
+            return format!("requests lost, unlike {other}");
+        }
         let size = self.describe_size(ratio);
         let than = if size.contains(" as ") { "as" } else { "than" };
         match self.is_name_first() {
@@ -38,6 +44,9 @@ impl ComparedMetric {
     pub(crate) fn describe_ends(self, median: f64, (low, high): (f64, f64)) -> String {
         if percent(low) < 0.05 && percent(high) < 0.05 {
             return "within 0.1 %".to_string();
+        }
+        if low == high && (low == 0.0 || low.is_infinite()) {
+            return "in every round of the interval".to_string();
         }
         if low <= 1.0 && high >= 1.0 {
             return format!("{} to {}", self.describe_size(low), self.describe_size(high));

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::compared_metric::ComparedMetric;
 use super::comparisons::Comparison;
-use super::report::WorkloadReport;
+use super::report::{ServerWorkloadReport, WorkloadReport};
 
 /// Most lines with a winner; one more names the rest.
 const MAX_WINNER_LINES: usize = 3;
@@ -133,7 +133,9 @@ fn short_line(winner: &Winner) -> String {
 /// Returns the best server if it is shown to be better than the reference, or than another one.
 fn find_winner(report: &WorkloadReport, reference: &str) -> Option<Winner> {
     let metric = report.metric;
-    let measured = report.servers.iter().filter(|one| !one.is_control && !one.samples.is_empty());
+    let has_value =
+        |one: &ServerWorkloadReport| one.samples.iter().any(|s| s.value(metric).is_some());
+    let measured = report.servers.iter().filter(|one| !one.is_control && has_value(one));
     let key = |value: f64| if metric.is_higher_better() { value } else { -value };
     let best = measured.max_by(|a, b| {
         let [a, b] = [a, b].map(|one| key(one.figure(metric).median));

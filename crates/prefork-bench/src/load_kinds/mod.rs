@@ -6,6 +6,7 @@
 mod beside_load;
 pub(crate) mod blocking_client;
 pub mod idle_memory;
+mod kind_report;
 mod prober;
 mod quiet_server;
 pub mod reloads;
@@ -16,6 +17,7 @@ pub mod websocket_echo;
 pub mod worker_kills;
 
 pub(crate) use beside_load::interrupt_loads;
+pub use kind_report::KindReport;
 
 use crate::load::LoadPlan;
 use crate::load::process_tree::ProcessTree;

@@ -21,7 +21,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most readers.
 const MAX_READERS: usize = 10_000;
 /// Highest rate of a reader, in bytes per second.
-const MAX_BYTES_PER_SECOND: u64 = 1 << 30;
+pub const MAX_BYTES_PER_SECOND: u64 = 1 << 30;
 
 /// A measurement of a normal load, alone and beside slow readers.
 #[derive(Debug, Clone)]
@@ -128,16 +128,7 @@ pub fn measure_slow_readers(
     let started = run_beside_readers(&plan.readers, is_stopped, |is_stopped| {
         run_load_until_stopped(&plan.load, is_stopped)
     })?;
-    Ok(started.map(|(beside, readers)| {
-        let [alone_p99, beside_p99] = [&alone, &beside].map(|report| report.latency.p99);
-        let has_responses = alone.responses > 0 && beside.responses > 0 && alone_p99 > 0.0;
-        SlowReadersReport {
-            p99_ratio: has_responses.then(|| beside_p99 / alone_p99),
-            alone: Box::new(alone),
-            beside: Box::new(beside),
-            readers,
-        }
-    }))
+    Ok(started.map(|(beside, readers)| SlowReadersReport::new(alone, beside, readers)))
 }
 
 fn run_load_until_stopped(
@@ -312,6 +303,21 @@ impl SlowReaders<'_> {
 }
 
 impl SlowReadersReport {
+    pub(crate) fn new(
+        alone: LoadReport,
+        beside: LoadReport,
+        readers: ReadersReport,
+    ) -> SlowReadersReport {
+        let [alone_p99, beside_p99] = [&alone, &beside].map(|report| report.latency.p99);
+        let has_responses = alone.responses > 0 && beside.responses > 0 && alone_p99 > 0.0;
+        SlowReadersReport {
+            p99_ratio: has_responses.then(|| beside_p99 / alone_p99),
+            alone: Box::new(alone),
+            beside: Box::new(beside),
+            readers,
+        }
+    }
+
     /// Returns what limits the value of the report, as sentences.
     pub fn warnings(&self) -> Vec<String> {
         match self.readers.failed {

@@ -17,9 +17,9 @@ use prefork_os::signal::Signal;
 use tokio_prefork::{Error, Result};
 
 /// Most kills of a measurement.
-const MAX_KILLS: usize = 1000;
+pub const MAX_KILLS: usize = 1000;
 /// Shortest time between two kills.
-const MIN_KILL_INTERVAL: Duration = Duration::from_millis(100);
+pub const MIN_KILL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A measurement of how fast a server replaces killed workers under load.
 #[derive(Debug, Clone)]

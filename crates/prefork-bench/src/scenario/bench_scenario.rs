@@ -5,10 +5,12 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::{
-    BackgroundResult, CapacityResult, ScenarioOutcome, Workload, format_percent, run_scenario,
+    BackgroundResult, BenchReport, CapacityResult, MeasuredReport, ScenarioKindReport,
+    ScenarioOutcome, Workload, format_percent, run_scenario,
 };
-use crate::load::{LoadPlan, LoadProgress, LoadReport};
+use crate::load::{LoadPlan, LoadProgress};
 use crate::report_format::text_table::{format_count, format_micros};
+use crate::run_environment::RunEnvironment;
 use prefork_os::signal::{Signal, SignalPipe};
 use tokio_prefork::{Error, Result};
 
@@ -86,7 +88,7 @@ pub fn run_bench_scenario(
     workload: &Workload,
     base: &LoadPlan,
     on_progress: impl FnMut(LoadProgress),
-) -> Result<Option<LoadReport>> {
+) -> Result<Option<BenchReport>> {
     check_bench_scenario(workload, base).map_err(Error::config)?;
     let mut signals = SignalPipe::new(&[Signal::SIGINT, Signal::SIGTERM])
         .map_err(|e| Error::system("install signal handlers", e))?;
@@ -94,12 +96,22 @@ pub fn run_bench_scenario(
         ScenarioOutcome::Complete(result) | ScenarioOutcome::Interrupted(Some(result)) => *result,
         ScenarioOutcome::Interrupted(None) => return Ok(None),
     };
-    let mut report = result.report;
-    report.scenario = Some(ScenarioSummary {
+    let scenario = ScenarioSummary {
         name: workload.name().to_string(),
         capacity: result.capacity,
         background: result.background,
         scenario: workload.clone(),
-    });
-    Ok(Some(report))
+    };
+    Ok(Some(match result.report {
+        MeasuredReport::Requests(mut report) => {
+            report.scenario = Some(scenario);
+            BenchReport::Requests(report)
+        }
+        MeasuredReport::Kind(report) => BenchReport::Kind(Box::new(ScenarioKindReport {
+            environment: RunEnvironment::read(),
+            target: base.target.to_string(),
+            scenario,
+            report: *report,
+        })),
+    }))
 }

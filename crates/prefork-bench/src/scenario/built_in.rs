@@ -43,6 +43,11 @@ scenario_files!(
     "mixed-sizes",
     "static-file",
     "http2-multiplexing",
+    "idle-memory",
+    "slow-readers",
+    "websocket-echo",
+    "worker-kills",
+    "reloads",
 );
 
 /// Workloads of a comparison over plain HTTP that names none.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{LoadKind, LoadRate, RequestLoad, ScenarioRequest, Workload};
 use crate::load::plan::MAX_REQUESTS_PER_SECOND;
 use crate::load::{LoadPlan, WeightedRequest};
+use crate::load_kinds::slow_readers::ReaderPlan;
 
 /// Shortest closed loop that measures the capacity of a server.
 const MIN_CAPACITY_DURATION: Duration = Duration::from_millis(300);
@@ -29,6 +30,8 @@ pub(super) struct PlannedLoad {
 pub(super) struct ScenarioPlans {
     pub(super) measured: PlannedLoad,
     pub(super) background: Vec<PlannedLoad>,
+    /// Slow readers in the background.
+    pub(super) readers: Option<ReaderPlan>,
 }
 
 impl ScenarioPlans {
@@ -42,9 +45,16 @@ impl ScenarioPlans {
         http2: bool,
     ) -> Result<ScenarioPlans, String> {
         let mut background = Vec::new();
-        let mut measured = None;
+        let (mut measured, mut readers) = (None, None);
         for load in &workload.loads {
-            let LoadKind::Requests(requests) = &load.kind;
+            let requests = match &load.kind {
+                LoadKind::Requests(requests) => requests,
+                LoadKind::SlowReaders(slow) => {
+                    readers = Some(slow.plan(base)?);
+                    continue;
+                }
+                other => return Err(format!("load {:?}: {} runs alone", load.name, other.name())),
+            };
             let mut plan = requests.plan(base)?;
             if http2 && !plan.is_http2() {
                 plan = plan.with_http2();
@@ -72,7 +82,7 @@ impl ScenarioPlans {
             }
         }
         let measured = measured.ok_or("no load is measured")?;
-        Ok(ScenarioPlans { measured, background })
+        Ok(ScenarioPlans { measured, background, readers })
     }
 
     /// Returns the plans of all loads.
@@ -82,7 +92,7 @@ impl ScenarioPlans {
 }
 
 impl RequestLoad {
-    fn plan(&self, base: &LoadPlan) -> Result<LoadPlan, String> {
+    pub(super) fn plan(&self, base: &LoadPlan) -> Result<LoadPlan, String> {
         let body =
             |request: &ScenarioRequest| request.body_size.map(|size| vec![b'x'; size as usize]);
         let request = self.request.as_ref();

@@ -4,8 +4,10 @@
 //! program are such files too, in `built_in`; `prefork compare --show-scenario NAME` prints them. `toml_table` and
 //! `parse` read a file strictly, `load_plans` makes the plans for the load generator, and `run` runs them.
 
+mod bench_report;
 mod bench_scenario;
 mod built_in;
+mod load_kinds;
 mod load_plans;
 mod parse;
 mod run;
@@ -22,9 +24,11 @@ use serde::{Serialize, Serializer};
 
 use crate::chaos::{FaultKind, FaultPlan};
 use crate::compare::ComparedMetric;
+pub use bench_report::{BenchReport, ScenarioKindReport};
 pub use bench_scenario::{ScenarioSummary, check_bench_scenario, run_bench_scenario};
 pub use built_in::{BuiltInScenario, built_in_scenarios};
-pub use run::{BackgroundResult, CapacityResult};
+pub use load_kinds::{IdleLoad, ReloadLoad, SlowReaderLoad, WebSocketLoad, WorkerKillLoad};
+pub use run::{BackgroundResult, CapacityResult, MeasuredReport};
 pub(crate) use run::{ScenarioOutcome, ScenarioResult, run_scenario};
 pub(crate) use static_root::StaticRoot;
 
@@ -112,6 +116,16 @@ pub struct ScenarioLoad {
 pub enum LoadKind {
     /// They send requests and wait for the responses.
     Requests(RequestLoad),
+    /// They have one response each and then stay idle: measures the memory of the server for each of them.
+    IdleConnections(IdleLoad),
+    /// They request a body and read it slowly, beside the measured load.
+    SlowReaders(SlowReaderLoad),
+    /// They send WebSocket messages that come back.
+    WebsocketEcho(WebSocketLoad),
+    /// They send requests while workers are killed: measures the time until new ones answer.
+    WorkerKills(WorkerKillLoad),
+    /// They send requests during one reload after another: measures what is lost.
+    Reloads(ReloadLoad),
 }
 
 /// A load of requests and responses.
@@ -256,15 +270,7 @@ impl Workload {
 
     /// Returns the paths that a server must have.
     pub fn required_paths(&self) -> Vec<&str> {
-        self.loads
-            .iter()
-            .flat_map(|load| match &load.kind {
-                LoadKind::Requests(requests) => {
-                    let kinds = requests.requests.iter().map(|kind| &kind.request);
-                    requests.request.iter().chain(kinds).map(|request| request.path.as_str())
-                }
-            })
-            .collect()
+        self.loads.iter().flat_map(|load| load.kind.required_paths()).collect()
     }
 
     /// Returns whether a rate is a part of the capacity, which is then measured first.
@@ -274,6 +280,7 @@ impl Workload {
             LoadKind::Requests(requests) => {
                 requests.rate.iter().chain(&requests.rate_at_end).any(is_part)
             }
+            _ => false,
         })
     }
 
@@ -301,8 +308,8 @@ impl Workload {
             faults.validate(duration).map_err(wrong)?;
         }
         for load in &self.loads {
-            let LoadKind::Requests(requests) = &load.kind;
-            if let Some(ramp) = requests.connection_ramp.filter(|ramp| *ramp > duration) {
+            let ramp = load.kind.requests().and_then(|requests| requests.connection_ramp);
+            if let Some(ramp) = ramp.filter(|ramp| *ramp > duration) {
                 return Err(wrong(format!(
                     "connection-ramp = {ramp:?} is longer than the measurement of {duration:?}"
                 )));
@@ -314,20 +321,27 @@ impl Workload {
     /// Returns whether the CPU time of the server is that of the measured requests: no other load runs.
     pub(crate) fn has_cpu_per_request(&self) -> bool {
         self.loads.len() == 1
+            && self.measured_load().kind.metrics().contains(&ComparedMetric::CpuPerRequest)
     }
 
     /// Returns the time after which a request without a response is given up.
     pub(crate) fn measured_timeout(&self) -> Duration {
-        match &self.measured_load().kind {
-            LoadKind::Requests(requests) => requests.timeout,
-        }
+        self.measured_load().kind.timeout()
     }
 
-    /// Returns what servers are compared by: the metric of the file first, then CPU time and memory.
+    /// Returns what servers are compared by: the metric of the file first, then the others of the measured load.
     pub(crate) fn compared_metrics(&self) -> Vec<ComparedMetric> {
+        let kind = &self.measured_load().kind;
+        let of_requests = [ComparedMetric::CpuPerRequest, ComparedMetric::Memory];
+        let rest = match kind {
+            LoadKind::Requests(_) => &of_requests,
+            other => other.metrics(),
+        };
         let mut metrics = vec![self.metric];
-        let rest = [ComparedMetric::CpuPerRequest, ComparedMetric::Memory];
-        metrics.extend(rest.into_iter().filter(|metric| *metric != self.metric));
+        metrics.extend(rest.iter().copied().filter(|metric| *metric != self.metric));
+        let has_readers =
+            self.loads.iter().any(|load| matches!(load.kind, LoadKind::SlowReaders(_)));
+        metrics.extend(has_readers.then_some(ComparedMetric::SlowReaderEffect));
         metrics.retain(|metric| {
             *metric != ComparedMetric::CpuPerRequest || self.has_cpu_per_request()
         });

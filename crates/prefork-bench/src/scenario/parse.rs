@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
+use super::load_kinds::LOAD_KINDS;
 use super::toml_table::{SourceText, Table, Value, read_count, read_text};
 use super::{
     DEFAULT_TIMEOUT, KindOfRequest, LoadKind, LoadRate, RequestLoad, ScenarioFault, ScenarioFile,
@@ -38,6 +39,12 @@ const LOAD_KEYS: &[&str] = &[
     "close",
     "resume",
     "timeout",
+    "quiet",
+    "bytes-per-second",
+    "receive-buffer",
+    "message-size",
+    "kills",
+    "interval",
 ];
 /// Keys of `[[load.request]]`.
 const REQUEST_KEYS: &[&str] = &["name", "weight", "path", "method", "headers", "body-size"];
@@ -52,19 +59,23 @@ const FILE_TABLE_KEYS: &[&str] = &["path", "size"];
 const MAX_SERVED_FILE: u64 = 1 << 30;
 /// Most files.
 const MAX_SERVED_FILES: usize = 1000;
-/// Values of `kind` in `[[load]]`.
-const LOAD_KINDS: &[(&str, ())] = &[("requests", ())];
 /// Values of `metric`.
 const METRICS: &[(&str, ComparedMetric)] = &[
     ("requests-per-second", ComparedMetric::RequestsPerSecond),
     ("p99-latency", ComparedMetric::P99Latency),
     ("cpu-per-request", ComparedMetric::CpuPerRequest),
     ("memory", ComparedMetric::Memory),
+    ("round-trips-per-second", ComparedMetric::RoundTripsPerSecond),
+    ("idle-memory", ComparedMetric::IdleMemory),
+    ("idle-memory-after-burst", ComparedMetric::IdleMemoryAfterBurst),
+    ("time-to-serve", ComparedMetric::TimeToServe),
+    ("requests-lost", ComparedMetric::RequestsLost),
+    ("longest-gap", ComparedMetric::LongestGap),
 ];
 /// Longest duration: one hour.
-const MAX_DURATION: Duration = Duration::from_secs(3600);
+pub(super) const MAX_DURATION: Duration = Duration::from_secs(3600);
 /// Shortest measurement, and shortest timeout.
-const MIN_DURATION: Duration = Duration::from_millis(100);
+pub(super) const MIN_DURATION: Duration = Duration::from_millis(100);
 /// Largest body of a request: 64 MiB.
 const MAX_BODY: u64 = 64 << 20;
 /// Most loads of a workload.
@@ -134,7 +145,12 @@ pub(super) fn parse_workload(file_name: &str, source: SourceText<'_>) -> Result<
         workload.check_duration(duration).map_err(|why| file.error(why))?;
     }
     workload.fault_plan().map_err(|why| file.error(why))?;
-    let LoadKind::Requests(requests) = &workload.measured_load().kind;
+    check_kinds(&file, &workload, metric)?;
+    let kind = &workload.measured_load().kind;
+    let LoadKind::Requests(requests) = kind else {
+        workload.metric = metric.unwrap_or(kind.metrics()[0]);
+        return Ok(workload);
+    };
     let has_rate = requests.rate.is_some();
     match metric {
         // With a rate, all servers that keep up answer the same number of requests.
@@ -162,12 +178,75 @@ fn parse_load(
 ) -> Result<ScenarioLoad, String> {
     let name = read_name(&mut table)?.unwrap_or(format!("load-{}", at + 1));
     let measured = table.flag("measured")?.unwrap_or(count == 1);
-    table.choice("kind", LOAD_KINDS)?;
-    let kind = LoadKind::Requests(parse_request_load(&mut table, https)?);
-    Ok(ScenarioLoad { name, measured, kind })
+    let parse_kind = table.choice("kind", LOAD_KINDS)?.unwrap_or(LOAD_KINDS[0].1);
+    let kind = parse_kind(&mut table, https)?;
+    match table.take_any() {
+        Some(value) => {
+            Err(value.error(format!("a load of the kind {:?} has no such key", kind.name())))
+        }
+        None => Ok(ScenarioLoad { name, measured, kind }),
+    }
 }
 
-fn parse_request_load(table: &mut Table<'_>, https: bool) -> Result<RequestLoad, String> {
+/// Checks which loads stand together, and that the metric is one of the measured load.
+fn check_kinds(
+    file: &Table<'_>,
+    workload: &Workload,
+    metric: Option<ComparedMetric>,
+) -> Result<(), String> {
+    let measured = &workload.measured_load().kind;
+    let readers = |load: &&ScenarioLoad| matches!(load.kind, LoadKind::SlowReaders(_));
+    if matches!(measured, LoadKind::SlowReaders(_)) {
+        return Err(file.error(
+            "slow readers are not measured: add a [[load]] with measured = true, which runs beside them",
+        ));
+    }
+    if workload.loads.iter().filter(readers).count() > 1 {
+        return Err(
+            file.error("there is more than one load of slow readers: give them in one [[load]]")
+        );
+    }
+    let is_requests = matches!(measured, LoadKind::Requests(_));
+    if !is_requests && workload.loads.len() > 1 {
+        return Err(file.error(format!(
+            "a load of the kind {:?} runs alone: remove the other [[load]]",
+            measured.name()
+        )));
+    }
+    if !is_requests && !workload.faults.is_empty() {
+        return Err(file.error(format!(
+            "a load of the kind {:?} has no [[fault]]: remove it",
+            measured.name()
+        )));
+    }
+    let other = workload
+        .loads
+        .iter()
+        .filter(|load| !load.measured)
+        .find(|load| !matches!(load.kind, LoadKind::Requests(_) | LoadKind::SlowReaders(_)));
+    if let Some(other) = other {
+        let name = other.kind.name();
+        return Err(file.error(format!("a load of the kind {name:?} must be the measured one")));
+    }
+    let valid = measured.metrics();
+    match metric.filter(|metric| !valid.contains(metric)) {
+        Some(_) => {
+            let words = METRICS.iter().filter(|(_, metric)| valid.contains(metric));
+            let words: Vec<&str> = words.map(|(word, _)| *word).collect();
+            Err(file.error(format!(
+                "a load of the kind {:?} does not have this metric: give one of \"{}\"",
+                measured.name(),
+                words.join("\", \"")
+            )))
+        }
+        None => Ok(()),
+    }
+}
+
+pub(super) fn parse_request_load(
+    table: &mut Table<'_>,
+    https: bool,
+) -> Result<RequestLoad, String> {
     let tables = table.tables("request", "[[load.request]] ", REQUEST_KEYS)?;
     let requests = parse_kinds(table, tables)?;
     let request = match requests.is_empty() {
@@ -197,7 +276,7 @@ fn parse_request_load(table: &mut Table<'_>, https: bool) -> Result<RequestLoad,
         pipeline: 1,
         streams: 1,
         resume: false,
-        timeout: table.duration("timeout", MIN_DURATION..=MAX_DURATION)?.unwrap_or(DEFAULT_TIMEOUT),
+        timeout: read_timeout(table)?,
     };
     let refuse = |table: &mut Table<'_>, key: &str, why: &str| match table.take(key) {
         Some(value) => Err(value.error(why)),
@@ -239,6 +318,11 @@ fn parse_request_load(table: &mut Table<'_>, https: bool) -> Result<RequestLoad,
         resume: table.flag("resume")?.unwrap_or(false),
         ..load
     })
+}
+
+/// Takes the longest wait for a response.
+pub(super) fn read_timeout(table: &mut Table<'_>) -> Result<Duration, String> {
+    Ok(table.duration("timeout", MIN_DURATION..=MAX_DURATION)?.unwrap_or(DEFAULT_TIMEOUT))
 }
 
 /// Parses the kinds of requests of a load, which then has no request of its own.
@@ -329,7 +413,7 @@ fn parse_files(file: &mut Table<'_>) -> Result<Vec<ScenarioFile>, String> {
     Ok(files)
 }
 
-fn parse_request(table: &mut Table<'_>) -> Result<ScenarioRequest, String> {
+pub(super) fn parse_request(table: &mut Table<'_>) -> Result<ScenarioRequest, String> {
     let path = table.read("path", |value| {
         let text = read_text(value, "a path in quotes, such as \"/users?page=2\"")?;
         match text.starts_with('/') && !text.contains('#') {

@@ -2,10 +2,14 @@
 
 use serde::Serialize;
 
-use super::Workload;
+use std::cell::RefCell;
+
 use super::load_plans::ScenarioPlans;
+use super::{LoadKind, Workload};
 use crate::compare::run_concurrent_loads;
 use crate::load::{LoadPlan, LoadProgress, LoadReport};
+use crate::load_kinds::KindReport;
+use crate::load_kinds::slow_readers::{SlowReadersReport, run_beside_readers};
 use prefork_os::signal::SignalPipe;
 use tokio_prefork::{Error, Result};
 
@@ -22,11 +26,30 @@ pub(crate) enum ScenarioOutcome {
 #[derive(Debug)]
 pub(crate) struct ScenarioResult {
     /// Report of the measured load.
-    pub(crate) report: LoadReport,
+    pub(crate) report: MeasuredReport,
     /// What the server answered in a closed loop before; `None` unless the rate is a part of it.
     pub(crate) capacity: Option<CapacityResult>,
     /// The loads that ran beside it.
     pub(crate) background: Vec<BackgroundResult>,
+}
+
+/// Report of the measured load.
+#[derive(Debug, Clone)]
+pub enum MeasuredReport {
+    /// It sent requests.
+    Requests(Box<LoadReport>),
+    /// It is of another kind, or ran beside slow readers.
+    Kind(Box<KindReport>),
+}
+
+impl MeasuredReport {
+    /// Returns the report of the requests, if there were any.
+    pub fn load(&self) -> Option<&LoadReport> {
+        match self {
+            MeasuredReport::Requests(report) => Some(report),
+            MeasuredReport::Kind(report) => report.load(),
+        }
+    }
 }
 
 /// What a server answered in a closed loop of the measured load, and the rate that follows.
@@ -66,6 +89,15 @@ pub(crate) fn run_scenario(
     signals: &mut SignalPipe,
     mut on_progress: impl FnMut(LoadProgress),
 ) -> Result<ScenarioOutcome> {
+    let kind = &workload.measured_load().kind;
+    if !matches!(kind, LoadKind::Requests(_)) {
+        let measured = kind.measure(base, http2, &mut || has_signal(signals))?;
+        return Ok(measured.map_or(ScenarioOutcome::Interrupted(None), |report| {
+            let report = MeasuredReport::Kind(Box::new(report));
+            let (capacity, background) = (None, Vec::new());
+            ScenarioOutcome::Complete(Box::new(ScenarioResult { report, capacity, background }))
+        }));
+    }
     let mut plans = ScenarioPlans::new(workload, base, http2).map_err(Error::config)?;
     let mut capacity = None;
     if plans.all().any(|planned| planned.needs_capacity()) {
@@ -88,11 +120,32 @@ pub(crate) fn run_scenario(
     }
     let background: Vec<LoadPlan> =
         plans.background.iter().map(|planned| planned.plan.clone()).collect();
-    let (report, reports, was_interrupted) =
-        run_concurrent_loads(&plans.measured.plan, &background, signals, &mut on_progress);
+    let signals = RefCell::new(signals);
+    let mut run_loads = || {
+        let mut signals = signals.borrow_mut();
+        let measured = &plans.measured.plan;
+        let (report, reports, was_interrupted) =
+            run_concurrent_loads(measured, &background, &mut signals, &mut on_progress);
+        report.map(|report| (report, reports, was_interrupted))
+    };
+    let (alone, alone_reports, was_interrupted) = run_loads()?;
+    let (report, reports, was_interrupted) = match &plans.readers {
+        None => (MeasuredReport::Requests(Box::new(alone)), alone_reports, was_interrupted),
+        // The figures alone are not those of the scenario.
+        Some(_) if was_interrupted => return Ok(ScenarioOutcome::Interrupted(None)),
+        Some(readers) => {
+            let mut is_stopped = || has_signal(&mut signals.borrow_mut());
+            let beside = run_beside_readers(readers, &mut is_stopped, |_| run_loads().map(Some))?;
+            let Some(((beside, reports, was_interrupted), readers)) = beside else {
+                return Ok(ScenarioOutcome::Interrupted(None));
+            };
+            let report = KindReport::SlowReaders(SlowReadersReport::new(alone, beside, readers));
+            (MeasuredReport::Kind(Box::new(report)), reports, was_interrupted)
+        }
+    };
     let background = plans.background.iter().zip(reports);
     let result = Box::new(ScenarioResult {
-        report: report?,
+        report,
         capacity,
         background: background
             .map(|(planned, report)| BackgroundResult::from_report(&planned.name, &report))
@@ -102,6 +155,11 @@ pub(crate) fn run_scenario(
         true => ScenarioOutcome::Interrupted(Some(result)),
         false => ScenarioOutcome::Complete(result),
     })
+}
+
+/// Returns whether a signal has asked this program to stop.
+fn has_signal(signals: &mut SignalPipe) -> bool {
+    signals.read_pending().is_ok_and(|came| !came.is_empty())
 }
 
 impl BackgroundResult {

@@ -7,8 +7,10 @@ fn parse(text: &str) -> Result<Workload, String> {
 
 #[track_caller]
 fn requests(workload: &Workload) -> &RequestLoad {
-    let LoadKind::Requests(requests) = &workload.measured_load().kind;
-    requests
+    match &workload.measured_load().kind {
+        LoadKind::Requests(requests) => requests,
+        other => panic!("{other:?}"),
+    }
 }
 
 fn base_plan() -> LoadPlan {
@@ -20,10 +22,12 @@ fn the_scenarios_of_the_program_are_valid_and_their_names_find_them() {
     for one in built_in_scenarios() {
         let workload = Workload::built_in(one.name()).expect("a built-in scenario");
         assert_eq!(workload.name(), one.name());
-        for http2 in [false, true] {
+        let is_requests = matches!(workload.measured_load().kind, LoadKind::Requests(_));
+        for http2 in [false, true].into_iter().filter(|_| is_requests) {
             let plans = load_plans::ScenarioPlans::new(&workload, &base_plan(), http2);
             let plans = plans.unwrap_or_else(|why| panic!("{}: {why}", one.name()));
-            assert_eq!(plans.background.len() + 1, workload.loads.len());
+            let readers = usize::from(plans.readers.is_some());
+            assert_eq!(plans.background.len() + readers + 1, workload.loads.len());
         }
         let (first, rest) = one.text().split_once('\n').expect("lines");
         assert!(first.starts_with("# ") && rest.starts_with("description = "), "{}", one.text());
@@ -233,4 +237,61 @@ fn the_examples_of_the_documentation_are_valid() {
     for one in built_in_scenarios() {
         assert!(page.contains(&format!("`{}`", one.name())), "{} is not on the page", one.name());
     }
+}
+
+#[test]
+fn kinds_of_load_have_their_own_keys_defaults_and_metrics() {
+    let of_kind = |lines: &str| parse(&format!("description = \"d\"\n[[load]]\n{lines}"));
+    let kind = |lines: &str| {
+        let workload = of_kind(lines).expect(lines);
+        (workload.metric, workload.loads[0].kind.clone())
+    };
+    let (metric, idle) = kind("kind = \"idle-connections\"\nconnections = 50000");
+    assert_eq!(metric, ComparedMetric::IdleMemory);
+    let LoadKind::IdleConnections(idle) = idle else { panic!("{idle:?}") };
+    assert_eq!((idle.connections, idle.quiet), (50_000, Duration::from_secs(2)));
+    let (metric, echo) = kind("kind = \"websocket-echo\"\nmessage-size = \"4KiB\"");
+    assert_eq!(metric, ComparedMetric::RoundTripsPerSecond);
+    let LoadKind::WebsocketEcho(echo) = echo else { panic!("{echo:?}") };
+    assert_eq!((echo.request.path.as_str(), echo.message_size), ("/websocket", 4096));
+    let (metric, kills) = kind("kind = \"worker-kills\"\nkills = 3\nconnections = 7");
+    assert_eq!(metric, ComparedMetric::TimeToServe);
+    let LoadKind::WorkerKills(kills) = kills else { panic!("{kills:?}") };
+    assert_eq!((kills.kills, kills.requests.connections), (3, 7));
+    assert_eq!(kind("kind = \"reloads\"").0, ComparedMetric::RequestsLost);
+    let gap = parse("description = \"d\"\nmetric = \"longest-gap\"\n[[load]]\nkind = \"reloads\"");
+    let gap = gap.expect("valid").compared_metrics();
+    let of_reloads =
+        [ComparedMetric::LongestGap, ComparedMetric::RequestsLost, ComparedMetric::P99Latency];
+    assert_eq!(gap, of_reloads);
+    for (lines, piece) in [
+        ("kind = \"idle\"", "one of \"requests\", \"idle-connections\""),
+        (
+            "kind = \"idle-connections\"\nrate = 5",
+            "rate = 5: a load of the kind \"idle-connections\"",
+        ),
+        ("quiet = \"2s\"", "quiet = \"2s\": a load of the kind \"requests\""),
+        ("kind = \"slow-readers\"", "slow readers are not measured"),
+        ("kind = \"worker-kills\"\nrate = \"50%\"", "a number of requests per second"),
+        ("kind = \"reloads\"\nmeasured = true\n[[load]]", "runs alone"),
+        ("measured = true\n[[load]]\nkind = \"reloads\"", "must be the measured one"),
+        ("kind = \"websocket-echo\"\nbody-size = 3", "a GET without a body"),
+    ] {
+        let why = of_kind(lines).expect_err(lines);
+        assert!(why.contains(piece), "{lines}: {why}");
+    }
+    let why =
+        parse("description = \"d\"\nmetric = \"time-to-serve\"\n[[load]]").expect_err("wrong");
+    assert!(why.contains("requests-per-second"), "{why}");
+}
+
+#[test]
+fn slow_readers_run_beside_the_measured_load() {
+    let workload = Workload::built_in("slow-readers").expect("built in");
+    let plans = load_plans::ScenarioPlans::new(&workload, &base_plan(), false).expect("plans");
+    let readers = plans.readers.expect("readers");
+    assert_eq!((readers.connections, readers.bytes_per_second), (32, 16 * 1024));
+    assert_eq!(readers.request.target.to_string(), "https://127.0.0.1:3000/bytes/1073741824");
+    assert_eq!(plans.measured.plan.rate, Some(500));
+    assert!(workload.compared_metrics().contains(&ComparedMetric::SlowReaderEffect));
 }

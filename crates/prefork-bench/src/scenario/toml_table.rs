@@ -105,6 +105,17 @@ impl<'a> Table<'a> {
         Some(Value { source, table, key, position, value: value.into_inner(), written })
     }
 
+    /// Returns whether the key is there and was not taken.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.entries.iter().any(|(name, ..)| name == key)
+    }
+
+    /// Takes the first value that is left.
+    pub(super) fn take_any(&mut self) -> Option<Value<'a>> {
+        let key = self.entries.first()?.0.clone();
+        self.take(&key)
+    }
+
     /// Takes a value that `read` understands.
     pub(super) fn read<T>(
         &mut self,

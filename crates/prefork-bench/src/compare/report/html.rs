@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::plots::{server_legend, workload_figures};
 use super::text::{
-    VERDICT_TITLES, capacity_line, comparison_lines, confidence_line, failures_line,
+    VERDICT_TITLES, capacity_line, comparison_lines, confidence_line, failures_line, figures_lines,
     handshake_line, reading_notes, rounds_line, summary_line, upper_first, workload_table,
 };
 use super::{CompareReport, WorkloadReport};
@@ -120,13 +120,17 @@ fn write_workload_table(main: &mut String, report: &CompareReport, workload: &Wo
     let rows = workload.servers.iter().zip(table).map(|(cell, row)| {
         let cells: String =
             row.iter().map(|text| format!("<td>{}</td>", escape_html(text))).collect();
-        let unable = if cell.unable { "<td>does not have this path</td>" } else { "" };
+        let unable = match &cell.unable_reason {
+            Some(why) => format!("<td>{}</td>", escape_html(why)),
+            None => String::new(),
+        };
         let class = if cell.errors > 0 { " class=\"bad\"" } else { "" };
         format!("<tr{class}>{cells}{unable}</tr>\n")
     });
     let handshakes = workload.servers.iter().filter_map(handshake_line);
     let capacities = workload.servers.iter().filter_map(capacity_line);
-    let lines = handshakes.chain(capacities).chain([rounds_line(report, workload)]);
+    let figures = workload.servers.iter().flat_map(|cell| figures_lines(workload.metric, cell));
+    let lines = handshakes.chain(capacities).chain(figures).chain([rounds_line(report, workload)]);
     let lines = lines.map(|line| format!("<p class=\"how\">{}</p>", escape_html(&line)));
     let comparisons = comparison_lines(report, workload);
     let comparisons = comparisons.iter().map(|line| format!("<li>{}</li>\n", escape_html(line)));

@@ -117,6 +117,8 @@ pub struct ServerWorkloadReport {
     pub is_control: bool,
     /// Whether the server lacks the path of the workload.
     pub unable: bool,
+    /// Why it cannot be measured under the workload; `None` if it can.
+    pub unable_reason: Option<String>,
     /// Responses per second.
     pub per_second: MedianRange,
     /// Median latency.
@@ -151,7 +153,7 @@ impl ServerWorkloadReport {
     fn from_samples(
         server: &str,
         is_control: bool,
-        unable: bool,
+        unable_reason: Option<String>,
         samples: Vec<MeasurementSample>,
     ) -> ServerWorkloadReport {
         let spread = |figure: fn(&MeasurementSample) -> f64| {
@@ -164,7 +166,8 @@ impl ServerWorkloadReport {
         ServerWorkloadReport {
             server: server.to_string(),
             is_control,
-            unable,
+            unable: unable_reason.is_some(),
+            unable_reason,
             per_second: spread(|s| s.per_second),
             p50: spread(|s| s.p50),
             p99: spread(|s| s.p99),
@@ -350,16 +353,16 @@ pub(crate) fn workload_report(
     let servers = plan.measured_servers();
     let report = |(at, server): (usize, &super::ComparedServer)| {
         let own = run.outcomes.iter().filter(|(id, _)| (id.workload, id.server) == (workload, at));
-        let (mut samples, mut unable) = (Vec::new(), false);
+        let (mut samples, mut unable_reason) = (Vec::new(), None);
         for (_, outcome) in own {
             match outcome {
                 MeasurementOutcome::Measured(sample) => samples.push((**sample).clone()),
-                MeasurementOutcome::PathMissing => unable = true,
+                MeasurementOutcome::Unable(why) => unable_reason = Some(why.clone()),
                 MeasurementOutcome::ServerFailed(_) | MeasurementOutcome::Interrupted => {}
             }
         }
         let is_control = at == plan.servers.len();
-        ServerWorkloadReport::from_samples(&server.name, is_control, unable, samples)
+        ServerWorkloadReport::from_samples(&server.name, is_control, unable_reason, samples)
     };
     let kind = &plan.workloads[workload];
     WorkloadReport {

@@ -43,7 +43,7 @@ pub(crate) fn workload_figures(report: &CompareReport, workload: &WorkloadReport
         .servers
         .iter()
         .enumerate()
-        .filter(|(_, server)| !server.samples.is_empty())
+        .filter(|(_, server)| main_values(workload, server).next().is_some())
         .map(|(at, report)| PlottedServer { report, class: series_class(at) })
         .collect();
     if servers.is_empty() {

@@ -29,6 +29,8 @@ pub(crate) fn measured_outcome(per_second: f64, p99: f64) -> MeasurementOutcome 
         generator_us: 4.0,
         capacity: None,
         background: Vec::new(),
+        figures: Default::default(),
+        warnings: Vec::new(),
     }))
 }
 
@@ -233,7 +235,7 @@ fn failed_servers_are_named_and_are_not_the_reference() {
         ("prefork" | "prefork (control)", _) => {
             MeasurementOutcome::ServerFailed("prefork did not start: <b>".to_string())
         }
-        ("threads", 1) => MeasurementOutcome::PathMissing,
+        ("threads", 1) => MeasurementOutcome::Unable("does not have this path".to_string()),
         _ => measured_outcome(10.0, 10.0),
     });
     assert_eq!((report.exit_status(), report.reference.as_deref()), (exit::FAILURE, None));
@@ -256,4 +258,71 @@ fn the_page_loads_no_external_resources_and_closes_its_tags() {
         assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
     }
     assert!(page.matches("<svg").count() >= 2);
+}
+
+/// Returns a measurement of reloads, or of idle connections, without a figure for `None`.
+fn kind_outcome(metric: ComparedMetric, value: Option<f64>) -> MeasurementOutcome {
+    let MeasurementOutcome::Measured(sample) = measured_outcome(1000.0, 500.0) else {
+        unreachable!("it was measured");
+    };
+    let figures = value.map(|value| (metric, value)).into_iter().collect();
+    let warnings = vec!["the server was not <quiet>".to_string()];
+    MeasurementOutcome::Measured(Box::new(MeasurementSample { figures, warnings, ..*sample }))
+}
+
+fn kind_plan(workload: &str) -> ComparePlan {
+    let workloads = vec![Workload::built_in(workload).expect("built in")];
+    ComparePlan { workloads, ..sample_plan(12) }
+}
+
+#[test]
+fn figures_of_other_kinds_of_load_are_compared_and_shown() {
+    let metric = ComparedMetric::IdleMemory;
+    let report = run_plan(&kind_plan("idle-memory"), usize::MAX, |server, _| {
+        kind_outcome(metric, Some(if server == "prefork" { 541.0 } else { 12_000.0 }))
+    });
+    let (table, page) = (report.to_table(), report.to_html());
+    let statement = "22 times less memory per idle connection than single";
+    assert!(table.contains(statement) && page.contains(statement), "{table}");
+    assert!(
+        table.contains("prefork: memory per idle connection 541 B (541 B to 541 B)"),
+        "{table}"
+    );
+    assert!(table.contains("IDLE MIN-MAX") && table.contains("12.0 kB-12.0 kB"), "{table}");
+    assert!(table.contains("single: the server was not <quiet>") && page.contains("&lt;quiet&gt;"));
+    let sample = &serde_json::json!(report)["workloads"][0]["servers"][0]["samples"][0];
+    assert_eq!(sample["idle_bytes"], 541.0);
+}
+
+#[test]
+fn servers_that_lose_no_request_are_equal_and_better_than_one_that_does() {
+    let metric = ComparedMetric::RequestsLost;
+    let report = run_plan(&kind_plan("reloads"), usize::MAX, |server, _| {
+        kind_outcome(metric, Some(if server == "threads" { 3.5 } else { 0.0 }))
+    });
+    let table = report.to_table();
+    assert!(table.contains("threads: requests lost, unlike single"), "{table}");
+    assert!(
+        table.contains("prefork: no difference in requests lost from single is shown"),
+        "{table}"
+    );
+    assert!(!report.verdict.is_too_noisy, "{table}");
+    assert!(report.to_html().ends_with("</html>\n"));
+}
+
+#[test]
+fn a_server_without_the_figure_is_neither_the_best_nor_in_the_plots() {
+    let metric = ComparedMetric::TimeToServe;
+    let report = run_plan(&kind_plan("worker-kills"), usize::MAX, |server, _| {
+        let value = match server {
+            "threads" => None,
+            "prefork" => Some(20_000.0),
+            _ => Some(90_000.0),
+        };
+        kind_outcome(metric, value)
+    });
+    let best = &report.verdict.lines[0];
+    assert_eq!(best.winner.as_deref(), Some("prefork"), "{}", report.to_table());
+    assert!(best.statement.contains("time to serve after a kill 4.5 times shorter"), "{best:?}");
+    assert!(report.to_html().ends_with("</html>\n"));
 }

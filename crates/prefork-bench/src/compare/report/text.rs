@@ -1,13 +1,14 @@
 //! The comparison as text for a terminal: the verdict, how it was measured, then the data.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::time::Duration;
 
 use super::{CompareReport, ServerWorkloadReport, WorkloadReport};
-use crate::compare::ComparedMetric;
 use crate::compare::baseline::write_baseline;
 use crate::compare::server_configuration::write_configurations;
 use crate::compare::size_in_words::{format_interval, format_ratio};
+use crate::compare::{ComparedMetric, MeasurementSample};
 use crate::load::MedianRange;
 use crate::report_format::text_table::{format_count, format_micros, write_left_table, write_rows};
 use crate::scenario::format_percent;
@@ -83,17 +84,35 @@ fn workload_columns(workload: &WorkloadReport, reference: Option<&str>) -> Vec<W
         column("RATIO", Box::new(ratio)),
         column("INTERVAL", Box::new(interval)),
     ];
+    let has_latency = |server: &ServerWorkloadReport| {
+        !server.samples.iter().all(MeasurementSample::has_no_latency)
+    };
     let further = [
         ComparedMetric::RequestsPerSecond,
         ComparedMetric::P99Latency,
         ComparedMetric::CpuPerRequest,
         ComparedMetric::Memory,
     ];
-    for other in further.into_iter().filter(|other| *other != metric) {
+    // Messages are the requests of a WebSocket load.
+    let is_shown_already = |other: &ComparedMetric| {
+        *other == metric
+            || (*other == ComparedMetric::RequestsPerSecond
+                && metric == ComparedMetric::RoundTripsPerSecond)
+    };
+    for other in further.into_iter().filter(|other| !is_shown_already(other)) {
         if other == ComparedMetric::P99Latency {
-            columns.push(column("P50", Box::new(|server| Some(format_micros(server.p50.median)))));
+            let p50 = move |server: &ServerWorkloadReport| {
+                has_latency(server).then(|| format_micros(server.p50.median))
+            };
+            columns.push(column("P50", Box::new(p50)));
         }
-        columns.push(column(&column_title(other), Box::new(of_metric(other).0)));
+        let median = of_metric(other).0;
+        let is_of_requests =
+            matches!(other, ComparedMetric::RequestsPerSecond | ComparedMetric::P99Latency);
+        let shown = move |server: &ServerWorkloadReport| {
+            median(server).filter(|_| !is_of_requests || has_latency(server))
+        };
+        columns.push(column(&column_title(other), Box::new(shown)));
     }
     let busiest = |server: &ServerWorkloadReport| {
         server.busiest.map(|share| format!("{:.0} %", share.median * 100.0))
@@ -110,11 +129,8 @@ fn workload_columns(workload: &WorkloadReport, reference: Option<&str>) -> Vec<W
 fn column_title(metric: ComparedMetric) -> String {
     match metric {
         ComparedMetric::RequestsPerSecond => "REQ/S".to_string(),
-        ComparedMetric::P99Latency => "P99".to_string(),
         ComparedMetric::CpuPerRequest => "CPU/REQ".to_string(),
-        ComparedMetric::Memory => "PSS".to_string(),
-        #[allow(unreachable_patterns)]
-        other => other.name().to_uppercase(),
+        other => other.column().to_string(),
     }
 }
 
@@ -194,8 +210,11 @@ fn write_workload(text: &mut String, report: &CompareReport, workload: &Workload
     let _ = writeln!(text, "\n{}: {}", workload.workload.name(), workload.about);
     write_rows(text, &workload_table(workload, report.reference.as_deref()));
     for cell in &workload.servers {
-        if cell.unable {
-            let _ = writeln!(text, "{} does not have this path", cell.server);
+        if let Some(why) = &cell.unable_reason {
+            let _ = writeln!(text, "{}: {why}", cell.server);
+        }
+        for line in figures_lines(workload.metric, cell) {
+            let _ = writeln!(text, "{line}");
         }
         if let Some(line) = handshake_line(cell) {
             let _ = writeln!(text, "{line}");
@@ -303,11 +322,35 @@ pub(crate) fn capacity_line(cell: &ServerWorkloadReport) -> Option<String> {
     ))
 }
 
+/// Returns a line with the figures that only some kinds of load have, and what limits their value.
+pub(crate) fn figures_lines(main: ComparedMetric, cell: &ServerWorkloadReport) -> Vec<String> {
+    let metrics: BTreeSet<ComparedMetric> =
+        cell.samples.iter().flat_map(|sample| sample.figures.keys().copied()).collect();
+    // The metric of the workload has columns of its own.
+    let figures = metrics.into_iter().filter(|metric| *metric != main).map(|metric| {
+        let figure = cell.figure(metric);
+        let [median, min, max] =
+            [figure.median, figure.min, figure.max].map(|value| metric.format_value(value));
+        format!("{} {median} ({min} to {max})", metric.name())
+    });
+    let figures = figures.collect::<Vec<_>>().join(", ");
+    let mut lines = Vec::new();
+    if !figures.is_empty() {
+        lines.push(format!("{}: {figures}", cell.server));
+    }
+    let mut warnings: Vec<&String> =
+        cell.samples.iter().flat_map(|sample| &sample.warnings).collect();
+    warnings.sort();
+    warnings.dedup();
+    lines.extend(warnings.into_iter().map(|why| format!("{}: {why}", cell.server)));
+    lines
+}
+
 /// Explains the columns.
 pub(crate) fn reading_notes(report: &CompareReport) -> Vec<String> {
     let generator = report.workloads.iter().flat_map(|workload| &workload.servers);
     let generator: Vec<f64> = generator
-        .filter(|cell| !cell.samples.is_empty())
+        .filter(|cell| !cell.samples.iter().all(MeasurementSample::has_no_latency))
         .map(|cell| cell.generator_us.median)
         .collect();
     let generator = MedianRange::from_values(&generator);

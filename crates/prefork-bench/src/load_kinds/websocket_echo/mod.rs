@@ -24,7 +24,7 @@ use echo_thread::{EchoThread, EchoWindow};
 use tokio_prefork::{Error, Result};
 
 /// Largest message: 16 MiB.
-const MAX_MESSAGE_SIZE: usize = 16 << 20;
+pub const MAX_MESSAGE_SIZE: usize = 16 << 20;
 /// How often a stop is looked for.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -84,6 +84,9 @@ pub struct WebSocketEchoReport {
     pub round_trips_per_s: f64,
     /// Time from sending a message until it has come back.
     pub latency: LatencySummary,
+    /// Time of each message, in nanoseconds.
+    #[serde(skip)]
+    pub(crate) histogram: Histogram<u64>,
     /// Connections that could not be opened, that the server ended, or that got no message in time.
     pub failed: u64,
     /// Why the first of them failed.
@@ -122,7 +125,8 @@ impl EchoCounters {
 /// Measures how fast WebSocket messages come back. Returns `None` if `is_stopped` returned `true` meanwhile.
 ///
 /// # Errors
-/// The plan is invalid, the target does not answer the first handshake, or the system refuses threads or file descriptors.
+/// The plan is invalid, the target does not accept connections, it refuses the WebSocket
+/// handshake ([`ErrorKind::Refused`](tokio_prefork::ErrorKind::Refused)), or the system refuses threads or file descriptors.
 pub fn measure_websocket_echo(
     plan: &WebSocketEchoPlan,
     is_stopped: &mut dyn FnMut() -> bool,
@@ -131,11 +135,8 @@ pub fn measure_websocket_echo(
     reserve_open_files(plan.load.connections)?;
     let client = EchoClient::from_plan(&plan.load)?;
     // Fails at once if the target has no WebSocket.
-    drop(
-        client
-            .connect()
-            .map_err(|why| Error::target(&plan.load.target, std::io::Error::other(why)))?,
-    );
+    let first = client.connect();
+    drop(first.map_err(|why| Error::refused(format!("{}: {why}", plan.load.target)))?);
     let tree = match client.address().is_local() {
         true => ProcessTree::find_by_listener(&client.address().listen_addr),
         false => None,
@@ -231,6 +232,7 @@ impl WebSocketEchoReport {
             round_trips,
             round_trips_per_s: round_trips as f64 / measured_s,
             latency: LatencySummary::from_histogram(&counters.latency),
+            histogram: counters.latency,
             failed: counters.failed,
             failure: counters.failure,
             server_cpu_us: server_after
