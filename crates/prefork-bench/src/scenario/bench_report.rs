@@ -93,6 +93,14 @@ impl BenchReport {
 }
 
 impl ScenarioKindReport {
+    /// Returns what the report says after the URL if a signal ended the run.
+    fn early_end(&self) -> &'static str {
+        match self.report.load().is_some_and(|load| load.ended_early) {
+            true => ", ended early by a signal",
+            false => "",
+        }
+    }
+
     /// Formats the report as JSON.
     pub fn to_json(&self) -> String {
         let report = ScenarioKindJson {
@@ -109,7 +117,7 @@ impl ScenarioKindReport {
     pub fn to_table(&self) -> String {
         // Writing to a string cannot fail.
         let mut text = String::new();
-        let _ = writeln!(text, "{}", self.target);
+        let _ = writeln!(text, "{}{}", self.target, self.early_end());
         self.scenario.write_lines(&mut text);
         let _ = writeln!(text, "\n{}\n", self.report.to_table().trim_end());
         for (name, value) in self.environment.lines() {
@@ -124,7 +132,7 @@ impl ScenarioKindReport {
         self.scenario.write_lines(&mut about);
         let main = format!(
             "<h1>prefork bench</h1>\n<p class=\"how\">{}</p>\n<pre>{}</pre>\n<pre>{}</pre>\n{}",
-            escape_html(&self.target),
+            escape_html(&format!("{}{}", self.target, self.early_end())),
             escape_html_lines(&about),
             escape_html_lines(&self.report.to_table()),
             environment_list(&self.environment, &[])
