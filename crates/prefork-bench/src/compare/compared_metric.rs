@@ -69,7 +69,7 @@ struct MetricDefinition {
 }
 
 impl ComparedMetric {
-    fn definition(self) -> MetricDefinition {
+    fn metric_definition(self) -> MetricDefinition {
         let amount = MetricDefinition {
             name: "",
             sample_field: "",
@@ -175,17 +175,17 @@ impl ComparedMetric {
 
     /// Returns the name in reports.
     pub fn name(self) -> &'static str {
-        self.definition().name
+        self.metric_definition().name
     }
 
     /// Returns the name of its field in a measurement of the JSON report.
     pub(crate) fn sample_field(self) -> &'static str {
-        self.definition().sample_field
+        self.metric_definition().sample_field
     }
 
     /// Returns the title of its column in tables; empty for requests/s.
     pub(crate) fn column(self) -> &'static str {
-        self.definition().column
+        self.metric_definition().column
     }
 
     /// Returns the pair of values whose ratio two servers are compared by.
@@ -200,17 +200,17 @@ impl ComparedMetric {
 
     /// Returns the unit of its values.
     pub fn unit(self) -> MetricUnit {
-        self.definition().unit
+        self.metric_definition().unit
     }
 
     /// Returns whether a higher value is better.
     pub fn is_higher_better(self) -> bool {
-        self.definition().is_higher_better
+        self.metric_definition().is_higher_better
     }
 
     /// Returns whether a slower machine changes it, as it does not change memory.
     pub fn depends_on_speed(self) -> bool {
-        self.definition().depends_on_speed
+        self.metric_definition().depends_on_speed
     }
 
     /// Returns `higher is better` or `lower is better`.
@@ -225,12 +225,12 @@ impl ComparedMetric {
 
     /// Returns the words for more of it, less of it, and a multiple of it.
     pub(super) fn words(self) -> [&'static str; 3] {
-        self.definition().words
+        self.metric_definition().words
     }
 
     /// Returns whether its name comes first in a sentence.
     pub(super) fn is_name_first(self) -> bool {
-        self.definition().is_name_first
+        self.metric_definition().is_name_first
     }
 
     /// Formats a value with its unit, such as `10 573` or `1.50 ms`.

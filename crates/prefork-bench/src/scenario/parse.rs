@@ -101,33 +101,7 @@ pub(super) fn parse_workload(file_name: &str, source: SourceText<'_>) -> Result<
     let duration = file.duration("duration", MIN_DURATION..=MAX_DURATION)?;
     let warm_up = file.duration("warm-up", Duration::ZERO..=MAX_DURATION)?;
     let https = file.flag("https")?.unwrap_or(false);
-    let tables = file.tables("load", "[[load]] ", LOAD_KEYS)?;
-    if !(1..=MAX_LOADS).contains(&tables.len()) {
-        return Err(file.error(format!(
-            "there are {} loads: write [[load]] once for each, 1 to {MAX_LOADS} times",
-            tables.len()
-        )));
-    }
-    let count = tables.len();
-    let mut loads = Vec::new();
-    for (at, table) in tables.into_iter().enumerate() {
-        let load = parse_load(table, count, at, https)?;
-        if loads.iter().any(|other: &ScenarioLoad| other.name == load.name) {
-            return Err(
-                file.error(format!("two loads have the name {:?}: give each its own", load.name))
-            );
-        }
-        loads.push(load);
-    }
-    match loads.iter().filter(|load| load.measured).count() {
-        1 => {}
-        0 => return Err(file.error("no load is measured: write measured = true in one [[load]]")),
-        more => {
-            return Err(file.error(format!(
-                "{more} loads are measured: write measured = true in one [[load]]"
-            )));
-        }
-    }
+    let loads = parse_loads(&mut file, https)?;
     let faults = parse_faults(&mut file)?;
     let files = parse_files(&mut file)?;
     let mut workload = Workload {
@@ -168,6 +142,36 @@ pub(super) fn parse_workload(file_name: &str, source: SourceText<'_>) -> Result<
         _ => {}
     }
     Ok(workload)
+}
+
+/// Reads the loads, of which one is measured.
+fn parse_loads(file: &mut Table<'_>, https: bool) -> Result<Vec<ScenarioLoad>, String> {
+    let tables = file.tables("load", "[[load]] ", LOAD_KEYS)?;
+    if !(1..=MAX_LOADS).contains(&tables.len()) {
+        return Err(file.error(format!(
+            "there are {} loads: write [[load]] once for each, 1 to {MAX_LOADS} times",
+            tables.len()
+        )));
+    }
+    let count = tables.len();
+    let mut loads = Vec::new();
+    for (at, table) in tables.into_iter().enumerate() {
+        let load = parse_load(table, count, at, https)?;
+        if loads.iter().any(|other: &ScenarioLoad| other.name == load.name) {
+            return Err(
+                file.error(format!("two loads have the name {:?}: give each its own", load.name))
+            );
+        }
+        loads.push(load);
+    }
+    match loads.iter().filter(|load| load.measured).count() {
+        1 => Ok(loads),
+        0 => Err(file.error("no load is measured: write measured = true in one [[load]]")),
+        more => {
+            Err(file
+                .error(format!("{more} loads are measured: write measured = true in one [[load]]")))
+        }
+    }
 }
 
 fn parse_load(
