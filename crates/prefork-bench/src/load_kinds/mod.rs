@@ -1,7 +1,7 @@
 //! Loads that are more than requests per second: each measures one property of a server.
 //!
 //! Each kind takes a plan and returns a report, which prints as text and as JSON. Requests are those of a
-//! [`LoadPlan`](crate::load::LoadPlan): its URL, TLS, method, header fields and timeout.
+//! [`LoadPlan`]: its URL, TLS, method, header fields and timeout.
 
 mod beside_load;
 pub(crate) mod blocking_client;

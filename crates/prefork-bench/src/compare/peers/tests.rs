@@ -119,7 +119,6 @@ fn peers_that_speak_tls_get_certificate_and_key() {
         (&python::GUNICORN, "--certfile /tls/cert.pem --keyfile /tls/key.pem"),
         (&python::GRANIAN, "--ssl-certificate /tls/cert.pem --ssl-keyfile /tls/key.pem"),
         (&puma::PUMA, "ssl://127.0.0.1:{port}?cert=/tls/cert.pem&key=/tls/key.pem"),
-        (&javascript::DENO, "--cert /tls/cert.pem --key /tls/key.pem"),
     ] {
         let line = https_line(peer);
         assert!(line.contains(part), "{line}");
