@@ -32,7 +32,7 @@ impl CompareCertificate {
         Ok(made)
     }
 
-    /// Returns the certificate whose files are in this directory, made or not.
+    /// Returns the paths of the certificate and key in this directory. The files need not exist.
     pub(crate) fn in_directory(dir: &Path) -> CompareCertificate {
         CompareCertificate { dir: dir.to_path_buf() }
     }

@@ -68,127 +68,114 @@ struct MetricDefinition {
     is_name_first: bool,
 }
 
-impl ComparedMetric {
-    fn metric_definition(self) -> MetricDefinition {
-        let amount = MetricDefinition {
-            name: "",
-            sample_field: "",
-            column: "",
-            unit: MetricUnit::Count,
+impl MetricDefinition {
+    /// Returns an amount of which less is better.
+    fn amount(
+        name: &'static str,
+        sample_field: &'static str,
+        column: &'static str,
+        unit: MetricUnit,
+    ) -> MetricDefinition {
+        MetricDefinition {
+            name,
+            sample_field,
+            column,
+            unit,
             is_higher_better: false,
             depends_on_speed: true,
             words: ["more", "less", "as much"],
             is_name_first: false,
-        };
+        }
+    }
+
+    /// Returns an amount of memory, which the speed of the machine does not change.
+    fn memory(
+        name: &'static str,
+        sample_field: &'static str,
+        column: &'static str,
+        unit: MetricUnit,
+    ) -> MetricDefinition {
+        let depends_on_speed = false;
+        MetricDefinition { depends_on_speed, ..Self::amount(name, sample_field, column, unit) }
+    }
+
+    /// Returns a duration in microseconds.
+    fn duration(
+        name: &'static str,
+        sample_field: &'static str,
+        column: &'static str,
+    ) -> MetricDefinition {
+        MetricDefinition {
+            words: ["longer", "shorter", "as long"],
+            is_name_first: true,
+            ..Self::amount(name, sample_field, column, MetricUnit::Micros)
+        }
+    }
+
+    /// Returns a number per second, of which more is better.
+    fn rate(name: &'static str, column: &'static str) -> MetricDefinition {
+        MetricDefinition {
+            is_higher_better: true,
+            words: ["more", "fewer", "as many"],
+            ..Self::amount(name, "per_second", column, MetricUnit::PerSecond)
+        }
+    }
+}
+
+impl ComparedMetric {
+    fn definition(self) -> MetricDefinition {
+        use MetricDefinition as Metric;
+        use MetricUnit::{Bytes, Count, Mebibytes, Micros, Ratio};
         match self {
-            ComparedMetric::RequestsPerSecond => MetricDefinition {
-                name: "requests/s",
-                sample_field: "per_second",
-                unit: MetricUnit::PerSecond,
-                is_higher_better: true,
-                words: ["more", "fewer", "as many"],
-                ..amount
-            },
-            ComparedMetric::P99Latency => MetricDefinition {
-                name: "p99 latency",
-                sample_field: "p99",
-                column: "P99",
-                unit: MetricUnit::Micros,
-                words: ["longer", "shorter", "as long"],
-                is_name_first: true,
-                ..amount
-            },
-            ComparedMetric::CpuPerRequest => MetricDefinition {
-                name: "CPU per request",
-                sample_field: "cpu_us",
-                column: "CPU",
-                unit: MetricUnit::Micros,
-                ..amount
-            },
-            ComparedMetric::Memory => MetricDefinition {
-                name: "memory",
-                sample_field: "memory_mib",
-                unit: MetricUnit::Mebibytes,
-                depends_on_speed: false,
-                column: "PSS",
-                ..amount
-            },
-            ComparedMetric::RoundTripsPerSecond => MetricDefinition {
-                name: "round trips/s",
-                sample_field: "per_second",
-                column: "TRIPS/S",
-                unit: MetricUnit::PerSecond,
-                is_higher_better: true,
-                words: ["more", "fewer", "as many"],
-                ..amount
-            },
-            ComparedMetric::IdleMemory => MetricDefinition {
-                name: "memory per idle connection",
-                sample_field: "idle_bytes",
-                column: "IDLE",
-                unit: MetricUnit::Bytes,
-                depends_on_speed: false,
-                ..amount
-            },
-            ComparedMetric::IdleMemoryAfterBurst => MetricDefinition {
-                name: "memory per idle connection after a burst",
-                sample_field: "idle_bytes_after_burst",
-                column: "AFTER BURST",
-                unit: MetricUnit::Bytes,
-                depends_on_speed: false,
-                ..amount
-            },
-            ComparedMetric::SlowReaderEffect => MetricDefinition {
-                name: "growth of p99 beside slow readers",
-                sample_field: "p99_beside_to_alone",
-                column: "P99 GROWTH",
-                unit: MetricUnit::Ratio,
-                ..amount
-            },
-            ComparedMetric::TimeToServe => MetricDefinition {
-                name: "time to serve after a kill",
-                sample_field: "time_to_serve_us",
-                column: "SERVES AFTER",
-                unit: MetricUnit::Micros,
-                words: ["longer", "shorter", "as long"],
-                is_name_first: true,
-                ..amount
-            },
+            ComparedMetric::RequestsPerSecond => Metric::rate("requests/s", ""),
+            ComparedMetric::P99Latency => Metric::duration("p99 latency", "p99", "P99"),
+            ComparedMetric::CpuPerRequest => {
+                Metric::amount("CPU per request", "cpu_us", "CPU", Micros)
+            }
+            ComparedMetric::Memory => Metric::memory("memory", "memory_mib", "PSS", Mebibytes),
+            ComparedMetric::RoundTripsPerSecond => Metric::rate("round trips/s", "TRIPS/S"),
+            ComparedMetric::IdleMemory => {
+                Metric::memory("memory per idle connection", "idle_bytes", "IDLE", Bytes)
+            }
+            ComparedMetric::IdleMemoryAfterBurst => Metric::memory(
+                "memory per idle connection after a burst",
+                "idle_bytes_after_burst",
+                "AFTER BURST",
+                Bytes,
+            ),
+            ComparedMetric::SlowReaderEffect => Metric::amount(
+                "growth of p99 beside slow readers",
+                "p99_beside_to_alone",
+                "P99 GROWTH",
+                Ratio,
+            ),
+            ComparedMetric::TimeToServe => {
+                Metric::duration("time to serve after a kill", "time_to_serve_us", "SERVES AFTER")
+            }
             ComparedMetric::RequestsLost => MetricDefinition {
-                name: "requests lost",
-                sample_field: "requests_lost",
-                column: "LOST",
                 words: ["more", "fewer", "as many"],
-                ..amount
+                ..Metric::amount("requests lost", "requests_lost", "LOST", Count)
             },
-            ComparedMetric::LongestGap => MetricDefinition {
-                name: "longest gap",
-                sample_field: "longest_gap_us",
-                column: "GAP",
-                unit: MetricUnit::Micros,
-                words: ["longer", "shorter", "as long"],
-                is_name_first: true,
-                ..amount
-            },
+            ComparedMetric::LongestGap => Metric::duration("longest gap", "longest_gap_us", "GAP"),
         }
     }
 
     /// Returns the name in reports.
     pub fn name(self) -> &'static str {
-        self.metric_definition().name
+        self.definition().name
     }
 
     /// Returns the name of its field in a measurement of the JSON report.
     pub(crate) fn sample_field(self) -> &'static str {
-        self.metric_definition().sample_field
+        self.definition().sample_field
     }
 
     /// Returns the title of its column in tables; empty for requests/s.
     pub(crate) fn column(self) -> &'static str {
-        self.metric_definition().column
+        self.definition().column
     }
 
-    /// Returns the pair of values whose ratio two servers are compared by.
+    /// Returns two values; servers are compared by their ratio.
     ///
     /// Two servers that both lose no request are equal, although 0 to 0 is no ratio.
     pub(crate) fn paired_values(self, own: f64, other: f64) -> (f64, f64) {
@@ -200,17 +187,17 @@ impl ComparedMetric {
 
     /// Returns the unit of its values.
     pub fn unit(self) -> MetricUnit {
-        self.metric_definition().unit
+        self.definition().unit
     }
 
     /// Returns whether a higher value is better.
     pub fn is_higher_better(self) -> bool {
-        self.metric_definition().is_higher_better
+        self.definition().is_higher_better
     }
 
     /// Returns whether a slower machine changes it, as it does not change memory.
     pub fn depends_on_speed(self) -> bool {
-        self.metric_definition().depends_on_speed
+        self.definition().depends_on_speed
     }
 
     /// Returns `higher is better` or `lower is better`.
@@ -225,12 +212,12 @@ impl ComparedMetric {
 
     /// Returns the words for more of it, less of it, and a multiple of it.
     pub(super) fn words(self) -> [&'static str; 3] {
-        self.metric_definition().words
+        self.definition().words
     }
 
     /// Returns whether its name comes first in a sentence.
     pub(super) fn is_name_first(self) -> bool {
-        self.metric_definition().is_name_first
+        self.definition().is_name_first
     }
 
     /// Formats a value with its unit, such as `10 573` or `1.50 ms`.

@@ -23,7 +23,7 @@ pub struct ComparedServer {
     /// Name in the report.
     pub name: String,
     kind: ServerCommand,
-    /// Directory whose files it serves in place of its own paths.
+    /// Directory of static files to serve. `None` serves the paths of the built-in application.
     static_root: Option<PathBuf>,
 }
 
@@ -53,7 +53,7 @@ pub(super) struct ServerStart {
 pub(super) enum ReadySign {
     /// A line of its log, which contains this text, after one with the address.
     LogText(&'static str),
-    /// It answers at this URL, by so many processes.
+    /// The server answers at this URL, with this number of processes.
     Responses { url: String, processes: usize },
 }
 

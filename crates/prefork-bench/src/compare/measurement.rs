@@ -15,7 +15,7 @@ use crate::load_kinds::KindReport;
 use crate::load_kinds::websocket_echo::WebSocketEchoReport;
 use crate::scenario::{BackgroundResult, CapacityResult, MeasuredReport, ScenarioResult};
 
-/// Maximum number of processes whose shares of the requests are kept.
+/// Maximum number of processes in the list of request shares.
 const MAX_SHARES: usize = 16;
 
 /// Figures of one measurement; times are microseconds.

@@ -34,7 +34,7 @@ pub struct BaselineReport {
     pub is_too_noisy: bool,
     /// Whether the loads differ, so that no change is stated.
     pub has_other_load: bool,
-    /// Server whose ratio to the others is compared; `None` if the runs have no common one.
+    /// Reference server of both runs, by which values are divided. `None` if the runs have different ones.
     pub reference: Option<String>,
     /// Differences of machine, kernel, versions and plan.
     pub differences: Vec<String>,

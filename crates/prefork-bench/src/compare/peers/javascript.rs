@@ -88,7 +88,7 @@ pub(crate) const DENO: PeerDefinition = PeerDefinition {
     program: PeerProgram::OnPath { name: "deno", version_args: &["--version"] },
     install: "npm install -g deno, or https://deno.com",
     listener: PeerListener::OwnThreads,
-    // deno serve 2.9 panics at its start with --cert and --key.
+    // deno serve 2.9 has no flags for a certificate and its key.
     speaks_tls: false,
     configure: |setup| {
         let mut command =
