@@ -101,6 +101,7 @@ pub(crate) fn demo_command() -> Command {
         .args([Arg::new("name").required(true), Arg::new("plan").required(true)]);
     Command::new("demo")
         .about("See for yourself what blocks an event loop")
+        .after_help("Examples:\n  prefork demo cpu --quick")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(cpu)

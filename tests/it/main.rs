@@ -58,6 +58,7 @@ mod dispatch_reuseport;
 mod dispatch_round_robin;
 mod dispatch_shared;
 mod documentation;
+mod documented_code;
 mod dropped_privileges;
 mod empty_cluster;
 mod examples;

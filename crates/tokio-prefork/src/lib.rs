@@ -211,6 +211,7 @@ mod documentation {
         Readme: "README.md",
         AccessLogPage: "docs/src/access-log.md",
         Axum: "docs/src/axum.md",
+        BehindAProxy: "docs/src/behind-a-proxy.md",
         Control: "docs/src/control.md",
         CpuBoundWork: "docs/src/cpu-bound-work.md",
         CpuPool: "docs/src/cpu-pool.md",
@@ -218,14 +219,21 @@ mod documentation {
         Http: "docs/src/http.md",
         IsolatedJobs: "docs/src/isolated-jobs.md",
         Library: "docs/src/library.md",
+        LogsPage: "docs/src/logs.md",
         Messages: "docs/src/messages.md",
+        MetricsPage: "docs/src/metrics.md",
+        RequestIds: "docs/src/request-ids.md",
         SharedState: "docs/src/shared-state.md",
+        TlsPage: "docs/src/tls.md",
         WorkerKinds: "docs/src/worker-kinds.md",
     }
     #[cfg(feature = "testing")]
     pages! {
         Testing: "docs/src/testing.md",
     }
+
+    #[cfg(feature = "admin")]
+    pages! { AdminPage: "docs/src/admin.md" }
 
     #[cfg(feature = "cli")]
     pages! { OwnFlags: "docs/src/own-flags.md" }
