@@ -6,6 +6,8 @@ use std::path::{Component, Path, PathBuf};
 
 use tokio_prefork::exit;
 
+use crate::support::source_code::source_files;
+
 /// Pages outside of the book.
 const ROOT_PAGES: [&str; 5] =
     ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"];
@@ -280,4 +282,46 @@ fn links_in_code_spans_are_ignored() {
     assert_eq!(link_targets("see [a](b.md#c) and `[d](e)`, ![f](g.png)"), ["b.md#c", "g.png"]);
     let text = "a\n```text\n[x](y)\n```\nb";
     assert_eq!(lines_outside_code(text).map(|(number, _)| number).collect::<Vec<_>>(), [1, 5]);
+}
+
+/// Returns the text of a page between two headings.
+fn section<'a>(page: &'a str, from: &str, to: &str) -> &'a str {
+    let start = page.find(from).unwrap_or_else(|| panic!("no heading {from:?}"));
+    let end = page[start..].find(to).unwrap_or_else(|| panic!("no heading {to:?}"));
+    &page[start..start + end]
+}
+
+#[test]
+fn log_lines_of_the_troubleshooting_page_are_in_the_source() {
+    let page = read(Path::new("docs/src/troubleshooting.md"));
+    let files = source_files(&["src", "crates"]);
+    let mut source = String::new();
+    for line in files.iter().flat_map(|file| &file.lines) {
+        // A string that goes on in the next line ends with a backslash.
+        match line.trim_end().strip_suffix('\\') {
+            Some(start) => source.push_str(start.trim_start()),
+            None => source.extend([line.trim_start(), "\n"]),
+        }
+    }
+    let rows = section(&page, "## By log line", "## By symptom").lines();
+    let cells = rows.filter_map(|row| row.strip_prefix("| `")?.split(" | ").next());
+    // What varies is shown as three dots.
+    let parts: Vec<&str> = cells
+        .flat_map(|cell| cell.split('`').step_by(2))
+        .flat_map(|line| line.split("..."))
+        .map(|part| part.trim_matches(|c: char| !c.is_alphanumeric()))
+        .filter(|part| part.len() > 5)
+        .collect();
+    assert!(parts.len() > 10, "{parts:?}");
+    let missing = parts.into_iter().filter(|part| !source.contains(part));
+    assert_none("logged nowhere", missing.map(str::to_string).collect());
+}
+
+#[test]
+fn the_page_of_alerts_lists_all_rules() {
+    let rules = read(Path::new("docs/src/monitoring/prometheus-rules.yml"));
+    let names = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
+    let page = read(Path::new("docs/src/alerts.md"));
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    assert_eq!(rows.collect::<Vec<_>>(), names.collect::<Vec<_>>());
 }

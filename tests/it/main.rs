@@ -105,6 +105,7 @@ mod primary_loop;
 mod process_limits;
 mod process_titles;
 mod program_pools;
+mod prose;
 mod reload;
 mod reload_listeners;
 mod request_ids;
