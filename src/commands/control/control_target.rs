@@ -128,8 +128,16 @@ impl ControlTarget {
         let directory = control::runtime_directory();
         let reason = match &self.name {
             Some(name) => format!("no running application is named {name}"),
+            None if has_no_runtime_directory() => {
+                "there is no such socket; where XDG_RUNTIME_DIR is not set, start the server with --control PATH".to_string()
+            }
             None => "there is no such socket".to_string(),
         };
         Error::unreachable(&directory.join("prefork-*.sock"), reason)
     }
+}
+
+/// Whether a server of this user has no directory for its control socket, as in a container without root.
+fn has_no_runtime_directory() -> bool {
+    std::env::var_os("XDG_RUNTIME_DIR").is_none() && !nix::unistd::geteuid().is_root()
 }
