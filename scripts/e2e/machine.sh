@@ -2,8 +2,8 @@
 # booted by systemd-nspawn in namespaces that end with the script.
 #
 # The script calls `outside RELEASE...`, which runs it again for each release as `SCRIPT --inside RELEASE BINARY PID`, with namespaces
-# of its own. It defines install_prefork, which installs the server into $machine before the boot, and may define prepare, which
-# runs once outside.
+# of its own. It defines install_prefork, which installs the server into $machine before the boot, and may define prepare and
+# clean_up, which run once outside, before and after all.
 
 cache=${XDG_CACHE_HOME:-/var/cache}/prefork-e2e
 url=http://127.0.0.1:3000
@@ -51,6 +51,7 @@ remove_tree() {
 }
 
 prepare() { :; }
+clean_up() { :; }
 
 outside() {
     local release tried
@@ -59,8 +60,8 @@ outside() {
     require debootstrap debootstrap
     require systemd-nspawn systemd-container
     prefork=$(built_binary)
+    trap 'clean_up; remove_groups' EXIT
     prepare
-    trap remove_groups EXIT
     for release in "$@"; do
         make_root "$release" || give_up "cannot make a file system of Debian $release: see $cache/$release.log"
         group_places "$$" | while read -r place; do mkdir -p -- "$place"; done
