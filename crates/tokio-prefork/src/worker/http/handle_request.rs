@@ -151,11 +151,9 @@ where
             is_http2_head: *this.is_http2_head,
         };
         let rejection = tracked.tracker.conn.rejected_body();
-        let response = match this.source.project() {
-            _ if let Some(rejection) = rejection => {
-                error_response(rejection.status(), rejection.reason())
-            }
-            ResponseSourceProj::Handler { future } => {
+        let response = match (rejection, this.source.project()) {
+            (Some(rejection), _) => error_response(rejection.status(), rejection.reason()),
+            (None, ResponseSourceProj::Handler { future }) => {
                 let mut polled = None;
                 let _ = tracked.run_handler(|| polled = Some(future.poll(cx)));
                 match polled {
@@ -174,8 +172,8 @@ where
                     None => error_response(StatusCode::INTERNAL_SERVER_ERROR, HANDLER_PANICKED),
                 }
             }
-            ResponseSourceProj::Redirect { future } => ready!(future.as_mut().poll(cx)),
-            ResponseSourceProj::Error { status, reason } => error_response(*status, reason),
+            (None, ResponseSourceProj::Redirect { future }) => ready!(future.as_mut().poll(cx)),
+            (None, ResponseSourceProj::Error { status, reason }) => error_response(*status, reason),
         };
         Poll::Ready(Ok(facts.finish(this.tracked, response, Either::Right)))
     }
