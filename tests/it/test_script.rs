@@ -27,6 +27,7 @@ impl FakeCheckout {
         for script in ["scripts/check-features", "scripts/book"] {
             place.write(script, "true");
         }
+        place.write("scripts/cargo-tool", "echo true");
         for name in SCRIPTS {
             place.write_e2e_script(name, "echo ok it");
         }
