@@ -108,17 +108,19 @@ fn shorter_part(part: &str) -> String {
         ["prefork", "bench"] => "--duration 100ms --warm-up 0s",
         ["prefork", "compare"] if !does_measure => return part.to_string(),
         ["prefork", "compare"] if part.contains("--baseline") => "",
-        ["prefork", "compare"]
-            if ["--workloads", "--scenario"].iter().any(|f| part.contains(f)) =>
-        {
-            "--rounds 1 --duration 100ms"
-        }
-        ["prefork", "compare"] => "--rounds 1 --duration 100ms --workloads keep-alive",
+        ["prefork", "compare"] => "--rounds 1 --duration 100ms",
         _ => return part.to_string(),
     };
     let mut words = part.split(' ');
     let mut kept: Vec<&str> = words.by_ref().take(2).collect();
     kept.extend(more.split_whitespace());
+    // With a baseline, its report says which servers and loads to compare.
+    if kept[1] == "compare" && !more.is_empty() {
+        let has = |flag: &&str| part.contains(*flag);
+        let is_chosen = ["--workloads", "--scenario"].iter().any(has);
+        kept.extend((!is_chosen).then_some("--workloads keep-alive"));
+        kept.extend((!part.contains("--models")).then_some("--models single"));
+    }
     while let Some(word) = words.next() {
         match LENGTHS.iter().find(|(flag, _)| *flag == word) {
             Some((_, 2)) => drop(words.next()),
@@ -139,7 +141,7 @@ fn commands_that_measure_are_shortened() {
     );
     assert_eq!(
         shorter("prefork compare --quick --html report.html"),
-        "prefork compare --rounds 1 --duration 100ms --workloads keep-alive --html report.html"
+        "prefork compare --rounds 1 --duration 100ms --workloads keep-alive --models single --html report.html"
     );
     assert_eq!(shortened("prefork compare --show-scenario high-load > mine.toml"), None);
     assert_eq!(shortened("prefork status"), None);
