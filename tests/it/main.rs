@@ -18,6 +18,7 @@
 //! | `PREFORK_ISOLATED_CRASHES` | crashing isolated jobs (20) |
 //! | `PREFORK_STORM_JOBS` | isolated jobs under reloads, kills and upgrades (3000, 1000 for each other model) |
 //! | `PREFORK_LARGE_JOBS` | large isolated jobs at the same time (20) |
+//! | `PREFORK_TEST_PAGE` | part of the names of the pages whose code is run (all) |
 //! | `PREFORK_MISBEHAVING`, `PREFORK_SEED` | workers that write garbage (4), and their first random seed (1) |
 //! | `PREFORK_TEST_DISPATCH` | dispatch policy of all servers without one of their own |
 //! | `PREFORK_TEST_MODEL` | concurrency model of all servers; for `http file_server http_malformed resource_limits` |
