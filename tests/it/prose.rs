@@ -9,10 +9,11 @@ const MAX_FIRST_SENTENCE_WORDS: usize = 25;
 const MAX_CLAUSE_WORDS: usize = 48;
 
 /// Words that praise, and pictures that a reader has to solve. A space at the end stands for the end of a word.
-const BANNED_WORDS: [&str; 20] = [
+const BANNED_WORDS: [&str; 22] = [
     "blazing",
     "bury ",
     "effortless",
+    "for ever ",
     "herald",
     "in order to",
     "leverage",
@@ -30,6 +31,7 @@ const BANNED_WORDS: [&str; 20] = [
     "trivially",
     "utilise",
     "utilize",
+    "very ",
 ];
 
 /// A paragraph: the number of its first line, whether it is the first one under a heading, and its text.
