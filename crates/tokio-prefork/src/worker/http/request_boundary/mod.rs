@@ -86,16 +86,26 @@ impl RequestBoundaryScanner {
     ///
     /// Most requests are such a head, and this costs less.
     pub(super) fn forward_lone_head(&mut self, input: &[u8]) -> bool {
-        let BoundaryPosition::Head { parser, verdict: None } = &self.position else { return false };
+        let BoundaryPosition::Head { parser, verdict: verdict @ None } = &mut self.position else {
+            return false;
+        };
         if !parser.is_at_start() {
             return false;
         }
-        // The position stays: another head comes next.
-        matches!(
-            parse_whole_head(input, self.max_head_size),
+        match parse_whole_head(input, self.max_head_size) {
+            // The position stays: another head comes next.
             Some(RequestHead { length, body: BodyFraming::Length(0), is_last: false })
-                if length == input.len()
-        )
+                if length == input.len() =>
+            {
+                true
+            }
+            // `advance` need not parse it again.
+            Some(head) => {
+                *verdict = Some(Ok(head));
+                false
+            }
+            None => false,
+        }
     }
 
     /// Validates `input`, which is everything received and not yet forwarded. Bytes that it returns count as forwarded.
