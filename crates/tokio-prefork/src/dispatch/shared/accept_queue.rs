@@ -115,6 +115,11 @@ impl AcceptQueue {
         Some(first)
     }
 
+    /// Whether another worker can accept the next connection.
+    pub(crate) fn has_other_worker(&self) -> bool {
+        self.shared && self.state.available_workers().next().is_some()
+    }
+
     /// Moves this worker to the end of the order of wake-ups: the next connection wakes another one.
     pub(crate) fn move_to_end_of_wake_order(&self) {
         if self.shared && self.listener.wake_mode() == WakeMode::Exclusive {
