@@ -24,8 +24,8 @@ use hyper::{Request, Response};
 
 use crate::dev::DevState;
 pub(crate) use compute::fib;
-use routes::AppRoutes;
 pub(crate) use routes::CLIENT_PATH;
+use routes::{AppRoutes, emptied_fields};
 use static_files::FileBody;
 pub(crate) use static_files::{FileServerConfig, OverlayTag, RootDir};
 use tokio_prefork::{Cluster, ConcurrencyModel, Config, Result};
@@ -110,17 +110,23 @@ where
         }
         None => match routes.try_respond_immediately(&mut request) {
             Some(response) => Ok(response.map(Either::Left)),
+            // Boxed, because hyper moves the future; separately, because the memory for a small future is quicker to get.
+            None if routes.is_echo(&request) => Err({
+                let (routes, fields) = (routes.clone(), emptied_fields(&mut request));
+                let body = request.into_body();
+                Either::Left(Either::Left(Box::pin(async move { routes.echo(body, fields).await })))
+            }),
             None => Err({
                 let routes = routes.clone();
-                // Boxed, because hyper moves the future.
-                Either::Left(Box::pin(async move { routes.respond(request).await }))
+                Either::Left(Either::Right(Box::pin(async move { routes.respond(request).await })))
             }),
         },
     };
     async move {
         Ok(match immediate {
             Ok(response) => response,
-            Err(Either::Left(later)) => later.await.map(Either::Left),
+            Err(Either::Left(Either::Left(later))) => later.await.map(Either::Left),
+            Err(Either::Left(Either::Right(later))) => later.await.map(Either::Left),
             Err(Either::Right(later)) => later.await.map(Either::Right),
         })
     }

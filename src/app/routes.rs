@@ -83,9 +83,12 @@ impl AppRoutes {
             }
             "/cluster" => Some(json_response(self.worker.cluster_status().to_json())),
             CLIENT_PATH => Some(json_response(client_json(&ClientInfo::of(request)))),
-            path => self
-                .health_status(path.as_bytes())
-                .map(|(status, body)| text_response(status, body)),
+            path => match path.strip_prefix("/bytes/") {
+                Some(length) => Some(bytes_response(length.parse(), emptied_fields(request))),
+                None => self
+                    .health_status(path.as_bytes())
+                    .map(|(status, body)| text_response(status, body)),
+            },
         }
     }
 
@@ -111,10 +114,7 @@ impl AppRoutes {
             return text_response(StatusCode::NOT_FOUND, "not found\n");
         }
         if request.uri().path() == "/echo" {
-            return match *request.method() {
-                Method::POST | Method::PUT => self.echo_response(request).await,
-                _ => method_not_allowed("POST, PUT"),
-            };
+            return method_not_allowed("POST, PUT");
         }
         if request.uri().path() == "/hash" {
             return match *request.method() {
@@ -144,10 +144,6 @@ impl AppRoutes {
             ("fib", Some(n)) => match n.parse() {
                 Ok(n @ 0..=MAX_FIB_INPUT) => self.fib_response(n, request.uri().query()).await,
                 _ => out_of_range_response(MAX_FIB_INPUT),
-            },
-            ("bytes", Some(n)) => match n.parse() {
-                Ok(n @ 0..=MAX_GENERATED_BODY) => Response::new(Either::Right(ZeroBody::new(n))),
-                _ => out_of_range_response(MAX_GENERATED_BODY),
             },
             ("fault", Some("job-panic")) if self.options.faults => {
                 self.run_in_pool(faults::panic_in_job, |()| "still alive\n".to_string()).await
@@ -226,9 +222,21 @@ impl AppRoutes {
         usize::try_from(self.options.max_body_size).unwrap_or(usize::MAX)
     }
 
-    async fn echo_response(&self, request: Request<Incoming>) -> AppResponse {
-        match self.body_budget.read_body(request.into_body(), self.max_body_size()).await {
-            Ok(body) => Response::new(Either::Left(Full::new(body))),
+    /// Whether the answer to `request` is its body.
+    pub(super) fn is_echo(&self, request: &Request<Incoming>) -> bool {
+        self.options.demo
+            && request.uri().path() == "/echo"
+            && matches!(*request.method(), Method::POST | Method::PUT)
+    }
+
+    /// Answers with `body`, the body of a request, and `fields`.
+    pub(super) async fn echo(&self, body: Incoming, fields: HeaderMap) -> AppResponse {
+        match self.body_budget.read_body(body, self.max_body_size()).await {
+            Ok(body) => {
+                let mut answer = Response::new(Either::Left(Full::new(body)));
+                *answer.headers_mut() = fields;
+                answer
+            }
             Err(e) => self.body_error_response(&e),
         }
     }
@@ -329,13 +337,23 @@ fn text_response_with(
 const MAX_REUSED_FIELDS: usize = 16;
 
 /// Takes the fields of a request and empties them, for its response: the memory of the map is there already.
-fn emptied_fields(request: &mut Request<Incoming>) -> HeaderMap {
+pub(super) fn emptied_fields(request: &mut Request<Incoming>) -> HeaderMap {
     if request.headers().capacity() > MAX_REUSED_FIELDS {
         return HeaderMap::new();
     }
     let mut fields = std::mem::take(request.headers_mut());
     fields.clear();
     fields
+}
+
+/// Answers `/bytes/{n}`.
+fn bytes_response(length: Result<u64, std::num::ParseIntError>, fields: HeaderMap) -> AppResponse {
+    let Ok(length @ 0..=MAX_GENERATED_BODY) = length else {
+        return out_of_range_response(MAX_GENERATED_BODY);
+    };
+    let mut answer = Response::new(Either::Right(ZeroBody::new(length)));
+    *answer.headers_mut() = fields;
+    answer
 }
 
 fn method_not_allowed(methods: &'static str) -> AppResponse {
