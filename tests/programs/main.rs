@@ -28,6 +28,7 @@ mod process_limits;
 mod program_pools;
 mod request_ids;
 mod request_summary;
+mod response_chunks;
 mod serve_http;
 mod serving;
 mod shared_locks;
@@ -118,6 +119,7 @@ fn run_program(name: &str, arguments: ProgramArguments) -> Result<()> {
         "connections" => serving::line_protocol(arguments),
         "request-ids" => request_ids::request_ids(arguments),
         "request-summary" => request_summary::request_summary(arguments),
+        "response-chunks" => response_chunks::response_chunks(arguments),
         "inherited-sockets" => inherited_sockets::inherited_sockets(arguments),
         "roles-at-start" => serving::roles_forked_at_start(arguments),
         "primary-loop" => primary_loop::primary_loop(arguments),

@@ -16,6 +16,7 @@ use std::time::Duration;
 use super::http2::stream_tracking::Http2StreamTracker;
 use super::request_boundary::RequestRejection;
 use super::request_record::RequestRecord;
+use super::response_chunk::DirectChunkSlot;
 use super::timeouts::http_exchange::{HttpExchange, RequestExpiry, TrackedExchanges};
 use super::timeouts::transfer_clock::TransferClock;
 
@@ -121,6 +122,8 @@ pub(crate) struct ConnectionState {
     unsent_check: AtomicU8,
     /// When `unsent_check` was last changed.
     unsent_check_ms: AtomicU64,
+    /// HTTP/1: a large chunk of a response body on its way to the socket.
+    pub(crate) direct_chunk: DirectChunkSlot,
     /// Requests with timeouts of their own.
     pub(crate) exchanges: TrackedExchanges,
     /// The streams of an HTTP/2 connection; empty for HTTP/1.
@@ -182,6 +185,7 @@ impl ConnectionState {
             acknowledged: AtomicU64::new(0),
             unsent_check: AtomicU8::new(UnsentCheck::None as u8),
             unsent_check_ms: AtomicU64::new(0),
+            direct_chunk: DirectChunkSlot::default(),
             exchanges: TrackedExchanges::default(),
             http2: OnceLock::new(),
             upgrade_record: Mutex::new(None),
@@ -544,10 +548,14 @@ impl ConnectionState {
         should_defer
     }
 
-    /// Whether hyper may now read bytes that an earlier poll withheld from it.
+    /// Whether hyper may now read bytes that an earlier poll withheld from it, or is needed for a chunk that it does not see.
     pub(crate) fn should_poll_again(&self) -> bool {
         if self.has_deferred_read.load(Relaxed) {
             self.has_deferred_read.store(false, Relaxed);
+            return true;
+        }
+        // A write that is blocked wakes the task.
+        if !self.is_write_blocked() && self.direct_chunk.needs_poll() {
             return true;
         }
         self.has_held_back_bytes.load(Relaxed) && self.is_ready_for_next_request()

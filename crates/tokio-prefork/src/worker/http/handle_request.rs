@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING};
 use hyper::service::Service;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Version};
@@ -18,6 +18,7 @@ use pin_project_lite::pin_project;
 
 use super::request_boundary::check_http2_request;
 use super::request_tracking::{RequestTracker, TrackedRequest};
+use super::response_chunk::{MAX_COPIED_CHUNK, MIN_DIRECT_CHUNK, ResponseChunk};
 use super::serve_context::ServeContext;
 use super::timeouts::http_exchange::RequestExpiry;
 use crate::error::BoxError;
@@ -66,6 +67,10 @@ pin_project! {
         #[pin]
         body: Either<B, Full<Bytes>>,
         tracked: Option<TrackedRequest<H>>,
+        // How many bytes of the body may go to the socket without a copy.
+        direct_left: u64,
+        // What is left of a chunk that hyper copies in pieces.
+        rest: Option<Box<Bytes>>,
     }
 }
 
@@ -217,7 +222,17 @@ impl RequestFacts {
             of_request.tracker.add_hsts(&mut response);
             of_request.set_response_started(&mut response);
         }
-        response.map(|body| TrackedBody { body: wrap(body), tracked })
+        let direct_left = self.direct_length(&response);
+        response.map(|body| TrackedBody { body: wrap(body), tracked, direct_left, rest: None })
+    }
+
+    /// Returns the length of the body if it is large, and hyper writes no framing around its chunks.
+    fn direct_length<T: Body>(self, response: &Response<T>) -> u64 {
+        let length = response.body().size_hint().exact().unwrap_or(0);
+        let is_direct = length >= MIN_DIRECT_CHUNK as u64
+            && self.version < Version::HTTP_2
+            && !response.headers().contains_key(TRANSFER_ENCODING);
+        if is_direct { length } else { 0 }
     }
 
     /// Records what `response` means for its connection, and says in it if it is the last one.
@@ -304,31 +319,62 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    type Data = Bytes;
+    type Data = ResponseChunk;
     type Error = BoxError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    ) -> Poll<Option<Result<Frame<ResponseChunk>, BoxError>>> {
         let this = self.project();
-        let polled = match this.tracked.as_ref() {
-            Some(tracked) => tracked.in_scope(|| this.body.poll_frame(cx)),
-            None => this.body.poll_frame(cx),
+        let Some(tracked) = this.tracked else {
+            return this.body.poll_frame(cx).map_ok(|frame| frame.map_data(ResponseChunk::copied));
         };
-        if let Some(tracked) = this.tracked {
-            tracked.record_body_poll(&polled);
+        let conn = &tracked.tracker.conn;
+        if conn.direct_chunk.must_wait() {
+            // No waker: `should_poll_again` has hyper polled again once the chunk is written.
+            return Poll::Pending;
         }
-        polled
+        if let Some(rest) = this.rest.take() {
+            return Poll::Ready(Some(Ok(Frame::data(copy_in_pieces(*rest, this.rest)))));
+        }
+        let polled = tracked.in_scope(|| this.body.poll_frame(cx));
+        tracked.record_body_poll(&polled);
+        polled.map_ok(|frame| {
+            frame.map_data(|bytes| {
+                let length = bytes.len() as u64;
+                let left =
+                    std::mem::replace(this.direct_left, this.direct_left.saturating_sub(length));
+                match bytes.len() {
+                    MIN_DIRECT_CHUNK.. if length <= left => {
+                        ResponseChunk::direct(bytes, &tracked.tracker.conn)
+                    }
+                    0..=MAX_COPIED_CHUNK => ResponseChunk::copied(bytes),
+                    // HTTP/2 copies nothing.
+                    _ if tracked.tracker.conn.http2().is_some() => ResponseChunk::copied(bytes),
+                    _ => copy_in_pieces(bytes, this.rest),
+                }
+            })
+        })
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+}
+
+/// Returns the first piece of a chunk that hyper copies, and leaves what is behind it in `rest`.
+fn copy_in_pieces(mut bytes: Bytes, rest: &mut Option<Box<Bytes>>) -> ResponseChunk {
+    if bytes.len() > MAX_COPIED_CHUNK {
+        let piece = bytes.split_to(MAX_COPIED_CHUNK);
+        *rest = Some(Box::new(bytes));
+        return ResponseChunk::copied(piece);
+    }
+    ResponseChunk::copied(bytes)
 }
 
 /// Returns the status and reason of the response to a request that timed out.

@@ -4,14 +4,16 @@
 //! only if they are a valid request (see `request_boundary`). Responses to pipelined requests are sent with one
 //! write: while the next request is already here, written bytes are collected in `unsent`.
 
-use std::io::{self, IoSlice};
+mod write;
+
+use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 
 use super::connection_state::{CloseRequest, ConnectionState};
 use super::half_close::{HalfCloseVerdict, HalfClosedClient};
@@ -26,13 +28,6 @@ use crate::worker::lazy_stream::{LazyStream, bound_by_keys};
 const READ_AHEAD_BUFFER_SIZE: usize = 2048;
 /// How many bytes to read ahead while a request is in progress, before TCP back-pressure stops the client.
 const MAX_READ_AHEAD: usize = 16 * 1024;
-/// How many response bytes may wait to be sent with the next response.
-const MAX_UNSENT: usize = 32 * 1024;
-/// The first capacity for such bytes: 16 short responses, instead of growing with each of them.
-const UNSENT_CAPACITY: usize = 4 * 1024;
-/// The largest single write that waits for the next response, in bytes.
-const MAX_UNSENT_WRITE: usize = 8 * 1024;
-
 /// The `AsyncRead + AsyncWrite` that hyper serves a connection on.
 pub(crate) struct HyperIo {
     /// `None` only while being dropped.
@@ -160,30 +155,6 @@ impl HyperIo {
         if let Some(streams) = self.conn.http2() {
             streams.record_client_bytes(bytes, self.meter.coarse_now_ms());
         }
-    }
-
-    /// Records the outcome of a write, and returns it.
-    fn record_write(
-        &self,
-        outcome: Poll<io::Result<usize>>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let now_ms = self.meter.coarse_now_ms();
-        match &outcome {
-            Poll::Ready(Ok(n)) => {
-                self.meter.add_bytes_out(*n);
-                self.conn.record_written(pieces, *n, now_ms);
-            }
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => {
-                let written = self.conn.written_bytes();
-                let stream = self.stream.as_ref();
-                let acknowledged = stream.map_or(0, |stream| stream.acknowledged_bytes(written));
-                self.conn.record_write_blocked(acknowledged, now_ms);
-            }
-        }
-        self.conn.record_write(outcome.is_pending(), now_ms);
-        outcome
     }
 
     fn stream(&mut self) -> io::Result<Pin<&mut LazyStream>> {
@@ -419,37 +390,6 @@ impl HyperIo {
             }
         }
     }
-
-    /// Whether the next request is already here, so that both responses can be sent together.
-    fn has_next_request(&mut self) -> bool {
-        !self.received.is_empty()
-            && self.conn.close_request() == CloseRequest::None
-            && self
-                .boundary
-                .as_mut()
-                .is_some_and(|b| b.has_next_head(&self.received[self.validated..]))
-    }
-
-    /// Whether to delay sending `length` more bytes until the next response.
-    fn should_delay_write(&mut self, length: usize) -> bool {
-        let is_small = length <= MAX_UNSENT_WRITE && self.unsent.len() + length <= MAX_UNSENT;
-        is_small && (!self.unsent.is_empty() || self.has_next_request())
-    }
-
-    fn poll_send_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.unsent.is_empty() {
-            let gone = || io::Error::from(io::ErrorKind::NotConnected);
-            let stream = Pin::new(self.stream.as_mut().ok_or_else(gone)?);
-            let outcome = stream.poll_write(cx, &self.unsent);
-            let sent = ready!(self.record_write(outcome, &[]))?;
-            if sent == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.unsent.advance(sent);
-        }
-        self.unsent = BytesMut::new();
-        Poll::Ready(Ok(()))
-    }
 }
 
 /// What to do with received bytes.
@@ -489,83 +429,6 @@ impl AsyncRead for HyperIo {
             let is_complete = boundary.is_complete() && this.validated == 0;
             this.conn.set_request_progress(is_complete, boundary.is_last());
         }
-        outcome
-    }
-}
-
-impl AsyncWrite for HyperIo {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        if !this.unsent.is_empty() || !this.received.is_empty() {
-            let length = bufs.iter().map(|buf| buf.len()).sum();
-            if this.should_delay_write(length) {
-                if this.unsent.is_empty() {
-                    this.unsent.reserve(UNSENT_CAPACITY);
-                }
-                bufs.iter().for_each(|buf| this.unsent.extend_from_slice(buf));
-                this.conn.record_write(false, this.meter.coarse_now_ms());
-                return Poll::Ready(Ok(length));
-            }
-            ready!(this.poll_send_unsent(cx))?;
-        }
-        let outcome = this.stream()?.poll_write_vectored(cx, bufs);
-        this.record_write(outcome, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if !this.unsent.is_empty() {
-            // The next response follows at once; if its handler waits, the next flush sends these bytes.
-            if !this.conn.has_active_request() && this.has_next_request() {
-                this.conn.record_flush();
-                return Poll::Ready(Ok(()));
-            }
-            ready!(this.poll_send_unsent(cx))?;
-        }
-        let outcome = this.stream()?.poll_flush(cx);
-        match &outcome {
-            Poll::Ready(Ok(())) => {
-                if std::mem::take(&mut this.is_flush_blocked) {
-                    let _ = this.record_write(Poll::Ready(Ok(0)), &[]);
-                }
-                this.conn.set_flushed();
-                this.conn.record_flush();
-            }
-            Poll::Ready(Err(_)) => {}
-            // TLS: rustls has taken the bytes, but the socket has not.
-            Poll::Pending => {
-                this.is_flush_blocked = true;
-                let _ = this.record_write(Poll::Pending, &[]);
-            }
-        }
-        outcome
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        ready!(this.poll_send_unsent(cx))?;
-        // Another worker goes on with the connection, or the response to a rejected request is still to be sent.
-        if this.conn.is_handing_over() || this.conn.is_rejected() {
-            return Poll::Ready(Ok(()));
-        }
-        let outcome = this.stream()?.poll_shutdown(cx);
-        this.is_shut_down |= matches!(outcome, Poll::Ready(Ok(())));
         outcome
     }
 }

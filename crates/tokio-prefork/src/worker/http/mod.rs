@@ -12,6 +12,7 @@ pub(crate) mod request_identity;
 pub(crate) mod request_observers;
 pub(crate) mod request_record;
 pub(crate) mod request_tracking;
+pub(crate) mod response_chunk;
 pub(crate) mod serve_connection;
 pub(crate) mod serve_context;
 mod serve_http;

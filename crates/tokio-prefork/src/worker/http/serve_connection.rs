@@ -1,10 +1,11 @@
 //! Serves one HTTP connection with hyper, from its first bytes to its close.
 
 use std::future::{Future, poll_fn};
+use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Incoming};
@@ -17,7 +18,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 #[cfg(feature = "http2")]
 use hyper_util::rt::TokioTimer;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 
 use super::connection_state::{CloseRequest, ConnectionPhase, ConnectionState};
 use super::handle_request::{ResponseFuture, TrackedBody, TrackedService, handle_request};
@@ -26,6 +27,7 @@ use super::hyper_io::HyperIo;
 use super::lingering_socket::{LingeringSocket, LingeringSocketSlot, close_with_linger};
 use super::request_boundary::RequestRejection;
 use super::request_tracking::RequestTracker;
+use super::response_chunk::ResponseChunk;
 use super::serve_context::{ConnectionHandle, ServeContext};
 use super::tls_hint;
 use crate::client::ConnectionInfo;
@@ -46,6 +48,9 @@ use prefork_os::system::monotonic_ns;
 
 /// The HTTP/2 connection preface (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Size of the buffer that the first bytes of a silent client are read into.
+const FIRST_READ_SIZE: usize = 2048;
 
 /// How many pipelined requests are served before other tasks run. hyper itself reads as many at once.
 const MAX_PIPELINED_POLLS: usize = 16;
@@ -166,16 +171,20 @@ async fn detect_protocol<H: ServeContext, W: ConnectionHandle>(
     }
     let mut read = BytesMut::from(first);
     while read.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&read) {
-        let mut next = pin!(stream.read_buf(&mut read));
-        let length = poll_fn(|cx| {
+        let has_read = poll_fn(|cx| {
             handle.register_waker(cx.waker());
             if handle.state().close_request() != CloseRequest::None || context.is_draining() {
-                return Poll::Ready(Ok(0));
+                return Poll::Ready(false);
             }
-            next.as_mut().poll(cx)
+            // On the stack, and large enough for most requests: the wait needs no memory, and hyper no second read.
+            let mut buffer = [MaybeUninit::uninit(); FIRST_READ_SIZE];
+            let mut buffer = ReadBuf::uninit(&mut buffer);
+            // The next read finds the error again.
+            let _ = ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer));
+            read.extend_from_slice(buffer.filled());
+            Poll::Ready(!buffer.filled().is_empty())
         });
-        // The next read finds the end of file, or the error, again.
-        if length.await.unwrap_or(0) == 0 {
+        if !has_read.await {
             break;
         }
         handle.state().record_received(context.now_ms());
@@ -246,7 +255,7 @@ where
     W: ConnectionHandle,
     S: Service<Request<Incoming>, Response = Response<B>, Error = BoxError> + 'static,
     S::Future: 'static,
-    B: Body<Data = Bytes, Error = BoxError> + 'static,
+    B: Body<Data = ResponseChunk, Error = BoxError> + 'static,
 {
     let conn = handle.state();
     let mut connection =
@@ -270,7 +279,10 @@ where
         }
         is_for_parking = outcome.is_pending() && conn.take_parking_request(|| context.now_ms());
         if is_for_parking
-            || (outcome.is_pending() && conn.is_ready_for_handover() && context.should_hand_over())
+            || (outcome.is_pending()
+                && context.is_draining()
+                && conn.is_ready_for_handover()
+                && context.should_hand_over())
         {
             // Only hyper knows whether it is between two requests: if so, it ends at once.
             conn.set_handing_over(true);
@@ -303,6 +315,8 @@ fn http1_builder(config: &Config) -> http1::Builder {
     builder
         // The worker enforces timeouts itself (see `connection_state`).
         .header_read_timeout(None)
+        // One buffer for head and body costs less; `response_chunk` keeps large chunks out of it.
+        .writev(false)
         .max_buf_size(config.max_header_size.max(64 * 1024))
         .max_header_size(config.max_header_size);
     builder
@@ -331,7 +345,7 @@ async fn serve_http2<S, B, H, W, X>(
     X: Http2ServerConnExec<S::Future, B> + Clone + Unpin,
     S: Service<Request<Incoming>, Response = Response<B>, Error = BoxError> + 'static,
     S::Future: 'static,
-    B: Body<Data = Bytes, Error = BoxError> + 'static,
+    B: Body<Data = ResponseChunk, Error = BoxError> + 'static,
 {
     let mut connection = pin!(http2_builder(exec, context.config()).serve_connection(io, service));
     let mut has_sent_goaway = false;
