@@ -143,10 +143,10 @@ booted() {
     [[ -n $leader ]] && [[ $(ctl is-system-running 2>/dev/null) =~ ^(running|degraded)$ ]]
 }
 
-# begin_machine RELEASE BINARY PID: boots the release, and sets $work, $machine, $prefork and $version.
+# begin_machine RELEASE BINARY PID: boots the release, and sets $work, $machine, $prefork, $outer and $version.
 begin_machine() {
-    release=$1 prefork=$2
-    group_places "$3" | while read -r place; do echo 0 >"$place/cgroup.procs"; done
+    release=$1 prefork=$2 outer=$3
+    group_places "$outer" | while read -r place; do echo 0 >"$place/cgroup.procs"; done
     work=$(mktemp -d)
     boot
     version=$(ctl --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
