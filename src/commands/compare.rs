@@ -270,7 +270,7 @@ fn parse_plan(matches: &ArgMatches, before: Option<&SavedReport>) -> Result<Comp
     }
     let http2 =
         matches.get_flag("http2") || before.is_some_and(|report| report.protocol == "HTTP/2");
-    let workloads = chosen_workloads(matches, before, https);
+    let workloads = chosen_workloads(matches, before, https)?;
     let mut plan =
         ComparePlan { https, http2, left_out, ..ComparePlan::new(servers, workloads, workers) };
     if let Some(before) = before {
@@ -343,16 +343,13 @@ fn chosen_workloads(
     matches: &ArgMatches,
     before: Option<&SavedReport>,
     https: bool,
-) -> Vec<Arc<Workload>> {
+) -> Result<Vec<Arc<Workload>>, String> {
     let named = |name: &str| matches.get_many::<Arc<Workload>>(name).into_iter().flatten().cloned();
     let workloads: Vec<Arc<Workload>> = named("workloads").chain(named("scenario")).collect();
     match (matches.get_flag("quick"), before) {
-        _ if !workloads.is_empty() => workloads,
-        (false, Some(before)) => {
-            let names = before.workload_names().into_iter();
-            names.filter_map(|name| Workload::built_in(name).ok()).collect()
-        }
-        (is_quick, _) => Workload::default_set(is_quick, https),
+        _ if !workloads.is_empty() => Ok(workloads),
+        (false, Some(before)) => before.workloads(),
+        (is_quick, _) => Ok(Workload::default_set(is_quick, https)),
     }
 }
 

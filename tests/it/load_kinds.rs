@@ -1,7 +1,10 @@
 //! Loads that are more than requests per second, on real servers.
 
+use std::io::Read;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use prefork_bench::load::{LoadPlan, TargetUrl};
 use prefork_bench::load_kinds::idle_memory::{IdleMemoryPlan, measure_idle_memory};
 use prefork_bench::load_kinds::reloads::{ReloadsPlan, measure_reloads};
@@ -9,7 +12,11 @@ use prefork_bench::load_kinds::slow_readers::{SlowReadersPlan, measure_slow_read
 use prefork_bench::load_kinds::websocket_echo::{WebSocketEchoPlan, measure_websocket_echo};
 use prefork_bench::load_kinds::worker_kills::{WorkerKillsPlan, measure_worker_kills};
 
-use crate::support::Server;
+use serde_json::Value;
+
+use crate::support::control::serving;
+use crate::support::kept_connections::scoreboard_connections;
+use crate::support::{self, Server, process, wait};
 
 /// Returns a short load of requests for a path of the server.
 fn load(server: &Server, path: &str) -> LoadPlan {
@@ -31,7 +38,7 @@ fn idle_connections_stay_open_and_use_memory_of_the_workers() {
     (plan.connections, plan.quiet) = (400, Duration::from_millis(500));
     let report = measure_idle_memory(&plan, &mut || false).expect("measured").expect("complete");
     assert_eq!((report.connections, report.failed, report.burst_failed), (400, 0, 0));
-    for phase in [&report.after_opening, &report.after_burst] {
+    for phase in [report.after_opening, report.after_burst.expect("a burst")] {
         assert_eq!(phase.open, 400);
         // Parked connections take less than the memory that the workers returned to the system when they were parked.
         let bytes = phase.bytes_per_connection.expect("open connections");
@@ -102,5 +109,85 @@ fn reloads_one_after_another_lose_nothing() {
     assert!(report.reloads > 0 && report.reload_ms.median > 0.0, "{}", report.to_table());
     assert_eq!((report.lost_requests, report.during.failed_probes), (0, 0));
     assert!(report.before.longest_gap_ms > 0.0 && report.during.longest_gap_ms > 0.0);
+    server.stop();
+}
+
+/// Starts a scenario of one load of these keys, sends SIGINT once `is_under_way` holds, and returns the JSON report.
+fn report_after_interrupt(
+    server: &Server,
+    keys: &str,
+    mut is_under_way: impl FnMut(&Child) -> bool,
+) -> Value {
+    let file = server.dir().join("scenario.toml");
+    std::fs::write(&file, format!("description = \"A load\"\n{keys}")).expect("a file");
+    let mut command = support::prefork();
+    command.args(["bench", "--json", "--warm-up", "0", "--scenario"]).arg(file);
+    command.arg(format!("http://127.0.0.1:{}", server.port()));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut bench = command.spawn().expect("bench");
+    wait::wait_until("a load that is under way", || is_under_way(&bench));
+    process::send_signal(bench.id(), Signal::SIGINT);
+    let mut text = String::new();
+    bench.stdout.take().expect("piped").read_to_string(&mut text).expect("report");
+    bench.wait().expect("a child of this process");
+    serde_json::from_str(&text).unwrap_or_else(|why| panic!("{why}: {text:?}"))
+}
+
+#[test]
+fn ctrl_c_reports_the_idle_connections_that_were_opened() {
+    let server = Server::start(2);
+    let load = "[[load]]\nkind = \"idle-connections\"\nconnections = 4000\nquiet = \"2s\"\n";
+    let report = report_after_interrupt(&server, load, |_| {
+        scoreboard_connections(&server).iter().sum::<u64>() > 200
+    });
+    assert_eq!((&report["ended_early"], &report["after_burst"]), (&true.into(), &Value::Null));
+    assert!(report["after_opening"]["open"].as_u64() > Some(0), "{report:#}");
+    server.stop();
+}
+
+#[test]
+fn ctrl_c_reports_the_websocket_messages_that_came_back() {
+    let server = Server::start(2);
+    let load = "duration = \"10m\"\n[[load]]\nkind = \"websocket-echo\"\nconnections = 2\n";
+    // Two connections are opened in far less CPU time.
+    let report = report_after_interrupt(&server, load, |bench| {
+        process::stat(bench.id()).is_some_and(|stat| stat.ticks > 30)
+    });
+    assert_eq!((&report["ended_early"], &report["failed"]), (&true.into(), &0.into()));
+    assert!(report["round_trips_per_s"].as_f64() > Some(0.0), "{report:#}");
+    server.stop();
+}
+
+#[test]
+fn ctrl_c_reports_the_kills_that_were_made() {
+    let server = Server::start(2).allow_errors(&["died"]);
+    let load =
+        "[[load]]\nkind = \"worker-kills\"\nconnections = 4\nkills = 500\ninterval = \"500ms\"\n";
+    let report = report_after_interrupt(&server, load, |_| {
+        // The ids of the first two workers are 1 and 2.
+        let status = server.status();
+        serving(&status).any(|worker| worker["id"].as_u64() > Some(4))
+    });
+    assert_eq!(
+        (&report["load"]["ended_early"], &report["not_replaced"]),
+        (&true.into(), &0.into())
+    );
+    assert!((2..500).contains(&report["kills"].as_u64().expect("a number")), "{report:#}");
+    server.wait_serving(2);
+    server.stop();
+}
+
+#[test]
+fn ctrl_c_reports_the_reloads_that_were_made() {
+    let server = Server::start(2);
+    // The server is measured for as long without reloads before.
+    let load = "duration = \"4s\"\n[[load]]\nkind = \"reloads\"\nconnections = 4\n";
+    let report = report_after_interrupt(&server, load, |_| {
+        server.status()["primary"]["generation"].as_u64() > Some(3)
+    });
+    assert_eq!(report["during"]["load"]["ended_early"], true);
+    assert!(report["reloads"].as_u64() > Some(0), "{report:#}");
+    assert_eq!(report["lost_requests"], 0, "{report:#}");
+    server.wait_serving(2);
     server.stop();
 }

@@ -108,6 +108,46 @@ fn compare_starts_a_server_of_the_static_files_of_a_scenario() {
 }
 
 #[test]
+fn a_peer_that_refuses_the_method_of_a_load_is_not_measured() {
+    let dir = tempfile::tempdir().expect("directory");
+    fs::write(dir.path().join("index.html"), "hello").expect("a file");
+    let peer = format!(
+        "files={} serve --root {} --bind 127.0.0.1:0 --control off --workers 1",
+        env!("CARGO_BIN_EXE_prefork"),
+        dir.path().display()
+    );
+    let text = "description = \"Uploads\"\n[[load]]\nconnections = 2\nbody-size = \"1KiB\"\n";
+    let file = write_scenario(&dir, "uploads.toml", text);
+    let ended = ProcessBuilder::verb("compare")
+        .args(["--models", "none", "--peer", &peer, "--scenario", &file])
+        .args(["--rounds", "1", "--duration", "200ms", "--json"])
+        .run();
+    let report = json(&ended, 0);
+    let server = &report["workloads"][0]["servers"][0];
+    assert_eq!(server["unable_reason"], "does not answer POST / with 200", "{report:#}");
+}
+
+#[test]
+fn the_scenario_of_a_baseline_is_measured_again_without_its_file() {
+    let dir = tempfile::tempdir().expect("directory");
+    let file = write_scenario(&dir, "orders.toml", MIX);
+    let first = ProcessBuilder::verb("compare")
+        .args(["--scenario", &file, "--models", "single", "--rounds", "1", "--json"])
+        .args(["--duration", "300ms"])
+        .run();
+    let before = json(&first, 0);
+    let kinds = &before["workloads"][0]["servers"][0]["samples"][0]["request_kinds"];
+    assert_eq!(kinds[1]["name"], "write", "{before:#}");
+    let baseline = dir.path().join("main.json").display().to_string();
+    fs::write(&baseline, &first.stdout).expect("a file");
+    fs::remove_file(&file).expect("removed");
+    let again = ProcessBuilder::verb("compare").args(["--baseline", &baseline, "--json"]).run();
+    let report: Value = serde_json::from_str(&again.stdout).expect("JSON");
+    assert_eq!(report["workloads"][0]["scenario"], before["workloads"][0]["scenario"]);
+    assert_eq!(report["baseline"]["has_other_load"], false, "{}", report["baseline"]);
+}
+
+#[test]
 fn a_wrong_file_is_a_usage_error_that_names_the_line() {
     let dir = tempfile::tempdir().expect("directory");
     let file =

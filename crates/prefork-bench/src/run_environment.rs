@@ -72,12 +72,23 @@ impl RunEnvironment {
         (self.commit, self.compiler) = (commit, compiler);
     }
 
+    /// Says what else may have run on the machine, in a sentence.
+    pub(crate) fn load_summary(&self) -> String {
+        match self.load_average {
+            Some(load) => format!(
+                "The load average of the last minute was {load:.2} on {} cores, the measurement included",
+                self.cores
+            ),
+            None => String::new(),
+        }
+    }
+
     /// Says where and when the measurement was made, in a line.
     pub(crate) fn summary(&self) -> String {
         let kind = if self.is_virtual_machine { ", virtual machine" } else { "" };
         let build = if self.is_debug_build { ", DEBUG BUILD" } else { "" };
         format!(
-            "Measured on {} ({} cores{kind}), {}, with prefork {}{build}, {}. Command, commit and method are at the end.",
+            "{} ({} cores{kind}), {}, prefork {}{build}, {}",
             self.cpu, self.cores, self.kernel, self.version, self.date
         )
     }

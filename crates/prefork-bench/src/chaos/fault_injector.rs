@@ -36,10 +36,12 @@ const STOP_POLL_INTERVAL: Duration = Duration::from_micros(200);
 pub(crate) struct ChaosTarget {
     primary: PidFd,
     pid: u32,
+    /// Whether it is known to replace its workers on SIGHUP, which ends other programs.
+    can_reload: bool,
 }
 
 impl ChaosTarget {
-    /// Opens the primary at the root of a process tree.
+    /// Opens the primary at the root of a process tree: that of `prefork`, or of a peer that this program has started.
     ///
     /// # Errors
     /// No process of this machine listens at the target, it is not a prefork server, or this user may not
@@ -68,7 +70,22 @@ impl ChaosTarget {
         primary
             .send_signal(Signal::SIGURG)
             .map_err(|e| refuse(format!("cannot signal pid {pid}: {e}")))?;
-        Ok(ChaosTarget { primary, pid })
+        Ok(ChaosTarget { primary, pid, can_reload: is_prefork })
+    }
+
+    /// Checks that the server reloads on SIGHUP.
+    ///
+    /// # Errors
+    /// It is another program than `prefork`, which may end instead.
+    pub(crate) fn require_reload(&self) -> Result<()> {
+        match self.can_reload {
+            true => Ok(()),
+            false => Err(Error::refused(format!(
+                "pid {}: only prefork serve and prefork run are known to reload on SIGHUP; start the server with prefork run, or \
+                 leave out the reloads",
+                self.pid
+            ))),
+        }
     }
 
     /// Returns the pid of the primary.
@@ -77,7 +94,11 @@ impl ChaosTarget {
     }
 
     /// Tells the primary to replace all workers.
+    ///
+    /// # Errors
+    /// It is not known to reload on SIGHUP, or has ended.
     pub(crate) fn reload(&self) -> io::Result<()> {
+        self.require_reload().map_err(io::Error::other)?;
         self.primary.send_signal(Signal::SIGHUP)
     }
 
@@ -278,4 +299,22 @@ fn stop_guard(guard: &mut Child) {
 
 fn saturating_nanos(span: Duration) -> u64 {
     u64::try_from(span.as_nanos()).unwrap_or(u64::MAX / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_not_known_to_reload_gets_no_sighup() {
+        let mut server = Command::new("sleep").arg("600").spawn().expect("a process");
+        let pid = server.id();
+        let primary = PidFd::open(pid).expect("a pidfd");
+        let target = ChaosTarget { primary, pid, can_reload: false };
+        let why = target.require_reload().expect_err("refused").to_string();
+        assert!(why.contains("only prefork serve and prefork run"), "{why}");
+        assert!(target.reload().is_err());
+        assert_eq!(server.try_wait().expect("a child"), None, "it would have ended");
+        stop_guard(&mut server);
+    }
 }

@@ -9,8 +9,8 @@ use serde::{Serialize, Serializer};
 use super::Workload;
 use super::compared_metric::ComparedMetric;
 use super::plan::MeasurementId;
-use crate::load::LoadReport;
 use crate::load::counters::new_histogram;
+use crate::load::{FaultEvent, FaultImpact, LoadReport, RampStep, RequestKindReport};
 use crate::load_kinds::KindReport;
 use crate::load_kinds::websocket_echo::WebSocketEchoReport;
 use crate::scenario::{BackgroundResult, CapacityResult, MeasuredReport, ScenarioResult};
@@ -56,6 +56,15 @@ pub struct MeasurementSample {
     pub generator_us: f64,
     /// What the server answered in a closed loop before; `None` unless a rate is a part of it.
     pub capacity: Option<CapacityResult>,
+    /// Figures of each kind of request; empty if there is one kind.
+    pub request_kinds: Vec<RequestKindReport>,
+    /// Figures of each tenth of a ramp; empty without one.
+    pub ramp: Vec<RampStep>,
+    /// Requests that injected faults affected, by fault; empty without faults.
+    pub faults: Vec<FaultImpact>,
+    /// Responses over the time of the measurement; `None` without faults.
+    #[serde(skip)]
+    pub(crate) timeline: Option<FaultTimeline>,
     /// The loads that ran beside the measured one.
     pub background: Vec<BackgroundResult>,
     /// Values of the metrics that only some kinds of load have; in JSON each is a field of its own.
@@ -63,6 +72,17 @@ pub struct MeasurementSample {
     pub figures: BTreeMap<ComparedMetric, f64>,
     /// What limits the value of the figures, as sentences.
     pub warnings: Vec<String>,
+}
+
+/// Responses over the time of a measurement with faults.
+#[derive(Debug, Clone)]
+pub(crate) struct FaultTimeline {
+    /// Length of each bin in seconds.
+    pub(crate) bin_s: f64,
+    /// Responses in each bin.
+    pub(crate) responses: Vec<u64>,
+    /// The injected faults.
+    pub(crate) injected: Vec<FaultEvent>,
 }
 
 /// How a measurement ended.
@@ -116,6 +136,7 @@ impl MeasurementSample {
         let server = report.server.as_ref();
         let cpu = server.map(|s| (s.user_s + s.system_s) * 1e6 / served);
         let memory = server.and_then(|s| s.pss_after_kib).map(|kib| kib as f64 / 1024.0);
+        let chaos = report.chaos.as_ref();
         let handshakes = report.tls.as_ref().filter(|_| workload.https);
         let done = handshakes.map(|tls| {
             // The more frequent kind: the first handshakes of a resuming load are full ones.
@@ -155,6 +176,16 @@ impl MeasurementSample {
             handshake_p99: done.map(|summary| summary.p99),
             errors: report.error_count(),
             generator_us: (report.generator.user_s + report.generator.system_s) * 1e6 / asked,
+            request_kinds: report.request_kinds.clone(),
+            ramp: report.ramp.clone(),
+            faults: chaos
+                .map(|chaos| chaos.impacts_with_unexplained().cloned().collect())
+                .unwrap_or_default(),
+            timeline: chaos.map(|chaos| FaultTimeline {
+                bin_s: report.timeline.bin_ms as f64 / 1e3,
+                responses: report.timeline.responses.clone(),
+                injected: chaos.injected.clone(),
+            }),
             ..MeasurementSample::without_requests()
         }
     }
@@ -193,6 +224,10 @@ impl MeasurementSample {
             errors: 0,
             generator_us: 0.0,
             capacity: None,
+            request_kinds: Vec::new(),
+            ramp: Vec::new(),
+            faults: Vec::new(),
+            timeline: None,
             background: Vec::new(),
             figures: BTreeMap::new(),
             warnings: Vec::new(),

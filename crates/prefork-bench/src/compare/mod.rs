@@ -53,7 +53,7 @@ pub use verdict::{Verdict, VerdictLine};
 
 use crate::load::LoadPlan;
 pub use crate::scenario::Workload;
-use crate::scenario::{ScenarioOutcome, StaticRoot, run_scenario};
+use crate::scenario::{ScenarioOutcome, ScenarioRequest, StaticRoot, run_scenario};
 use measurement::MeasurementOutcome;
 pub use measurement::MeasurementSample;
 use prefork_os::signal::{Signal, SignalPipe};
@@ -167,9 +167,11 @@ fn measure_server(
         duration: workload.duration.unwrap_or(plan.duration),
         ..server.load_plan("/").map_err(Error::config)?
     };
-    let has_path = |path| server.has_path(path, plan.http2.then_some(1));
-    if compared.is_peer() && !workload.required_paths().into_iter().all(has_path) {
-        return Ok(MeasurementOutcome::Unable("does not have this path".to_string()));
+    let is_refused = |request: &&ScenarioRequest| !server.answers(request, plan.http2);
+    let refused = workload.required_requests().into_iter().filter(|_| compared.is_peer());
+    if let Some(ScenarioRequest { method, path, .. }) = refused.into_iter().find(is_refused) {
+        let why = format!("does not answer {method} {path} with 200");
+        return Ok(MeasurementOutcome::Unable(why));
     }
     let outcome = run_scenario(workload, &base, plan.http2, signals, |_| {});
     drop(server);

@@ -64,8 +64,8 @@ fn busy_machine(speed: f64, drift: f64, random: &mut RandomOrder) -> f64 {
     speed * (drift + noise - stolen).exp()
 }
 
-/// Returns the ratio of two servers over `rounds` rounds on a virtual machine, whose host takes two fifths of its speed at
-/// once and gives it back later: it changes its mind in one measurement of six.
+/// Returns the ratio of two servers over `rounds` rounds on a virtual machine that has either its full speed or three fifths of
+/// it. Before each measurement it changes from one to the other with a probability of 1/6.
 fn simulate_steps(ratio: f64, rounds: usize, error_rate: f64, seed: u64) -> PairedRatio {
     let mut random = RandomOrder::from_seed(seed);
     let mut is_slow = false;

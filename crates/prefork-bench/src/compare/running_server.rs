@@ -12,6 +12,7 @@ use super::free_port::ReservedPort;
 use super::run_resources::RunResources;
 use super::{POLL_INTERVAL, SERVER_START_TIMEOUT};
 use crate::load::{self, LoadPlan, TargetUrl, TlsOptions};
+use crate::scenario::ScenarioRequest;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use prefork_os::process_group::kill_group_of_child;
@@ -19,9 +20,9 @@ use prefork_os::signal::{Signal, SignalPipe};
 use prefork_os::{child::signal_child, parent_death::set_parent_death_signal};
 use tokio_prefork::text::printable;
 
-/// How long a peer may take to answer whether it has a path: 5 s.
+/// How long a peer may take to answer a request of a load before it is measured: 5 s.
 const PATH_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Length of the load that asks whether a peer has a path: one request.
+/// Length of the load that asks whether a peer answers a request: one request.
 const PATH_CHECK_DURATION: Duration = Duration::from_millis(100);
 /// How long to wait for the answers of all processes after the first one: 3 s. Those that answer later are not needed.
 const ALL_PROCESSES_TIMEOUT: Duration = Duration::from_secs(3);
@@ -189,9 +190,12 @@ impl<'a> RunningServer<'a> {
         Ok(LoadPlan { tls: self.tls.clone().unwrap_or_default(), ..LoadPlan::new(target) })
     }
 
-    /// Returns whether it answers 200 at this path.
-    pub(crate) fn has_path(&self, path: &str, http2_streams: Option<usize>) -> bool {
-        let Ok(plan) = self.load_plan(path) else { return false };
+    /// Returns whether it answers a request with 200.
+    pub(crate) fn answers(&self, request: &ScenarioRequest, http2: bool) -> bool {
+        let base = self.load_plan("/");
+        let Ok(plan) = base.and_then(|base| request.plan(&base, PATH_CHECK_TIMEOUT)) else {
+            return false;
+        };
         // Ends after the first response.
         let probe = LoadPlan {
             connections: 1,
@@ -199,8 +203,7 @@ impl<'a> RunningServer<'a> {
             rate: Some(1),
             warm_up: Duration::ZERO,
             duration: PATH_CHECK_DURATION,
-            timeout: PATH_CHECK_TIMEOUT,
-            http2_streams: http2_streams.map(|_| 1),
+            http2_streams: http2.then_some(1),
             ..plan
         };
         load::run_load(&probe, |_| {}).is_ok_and(|report| {

@@ -5,10 +5,15 @@ use super::paired_ratio::PairedRatio;
 
 /// Largest ratio written as a number.
 const MAX_WRITTEN_RATIO: f64 = 1e6;
+/// The size of a ratio of exactly 1, as that of two servers that lose no request.
+const NO_DIFFERENCE: &str = "no difference";
 
 impl ComparedMetric {
     /// Describes a ratio, such as `31 % more` or `656 times shorter`.
     pub(crate) fn describe_size(self, ratio: f64) -> String {
+        if ratio == 1.0 {
+            return NO_DIFFERENCE.to_string();
+        }
         let [more, less, multiple] = self.words();
         let (amount, is_multiple) = amount(ratio);
         match (ratio >= 1.0, is_multiple) {
@@ -26,6 +31,9 @@ impl ComparedMetric {
         if self == ComparedMetric::RequestsLost && ratio.is_infinite() {
             return format!("requests lost, unlike {other}");
         }
+        if ratio == 1.0 {
+            return format!("{NO_DIFFERENCE} in {} from {other}", self.name());
+        }
         let size = self.describe_size(ratio);
         let than = if size.contains(" as ") { "as" } else { "than" };
         match self.is_name_first() {
@@ -42,11 +50,12 @@ impl ComparedMetric {
 
     /// Describes an interval from its median and its ends.
     pub(crate) fn describe_ends(self, median: f64, (low, high): (f64, f64)) -> String {
+        if low == high && (low == 0.0 || low == 1.0 || low.is_infinite()) {
+            let what = if low == 1.0 { "the same " } else { "" };
+            return format!("{what}in every round of the interval");
+        }
         if percent(low) < 0.05 && percent(high) < 0.05 {
             return "within 0.1 %".to_string();
-        }
-        if low == high && (low == 0.0 || low.is_infinite()) {
-            return "in every round of the interval".to_string();
         }
         if low <= 1.0 && high >= 1.0 {
             return format!("{} to {}", self.describe_size(low), self.describe_size(high));
@@ -141,6 +150,7 @@ mod tests {
             (P99Latency, 12.4, "p99 latency 12 times as long as single"),
             (CpuPerRequest, 0.8, "20 % less CPU per request than single"),
             (Memory, 1.0001, "less than 0.1 % more memory than single"),
+            (RequestsLost, 1.0, "no difference in requests lost from single"),
             (RequestsPerSecond, 0.0, "more than a million times fewer requests/s than single"),
             (
                 RequestsPerSecond,
@@ -163,7 +173,9 @@ mod tests {
         assert_eq!(interval(P99Latency, 1.0 / 900.0, 1.0 / 420.0), "420 to 900 times");
         assert_eq!(interval(P99Latency, 0.4, 0.8), "1.25 to 2.50 times");
         assert_eq!(interval(CpuPerRequest, 1.02, 1.034), "2.0 to 3.4 %");
-        assert_eq!(interval(Memory, 1.0, 1.0), "within 0.1 %");
+        assert_eq!(interval(Memory, 0.9999, 1.0), "within 0.1 %");
+        assert_eq!(interval(RequestsLost, 1.0, 1.0), "the same in every round of the interval");
+        assert_eq!(interval(RequestsLost, 1.0, 1.2), "no difference to 20 % more");
         let none = PairedRatio { median: 2.0, low: None, high: None, rounds: 4 };
         assert_eq!(Memory.describe_interval(&none), None);
     }

@@ -14,6 +14,8 @@ const MAX_WINNER_LINES: usize = 3;
 pub struct Verdict {
     /// The lines, at most four. The largest differences come first, and the last line names what is not shown.
     pub lines: Vec<VerdictLine>,
+    /// The result under each load, in their order; empty if the machine was too noisy.
+    pub loads: Vec<VerdictLine>,
     /// Whether the control differs from the reference, so that no difference is stated.
     pub is_too_noisy: bool,
     /// What the control shows, as a sentence.
@@ -36,6 +38,23 @@ pub struct VerdictLine {
 }
 
 impl VerdictLine {
+    /// Returns the result under its load as a sentence.
+    pub(crate) fn sentence(&self) -> String {
+        let interval = self.interval.as_ref().map(|interval| format!(" ({interval})"));
+        let equal = match self.not_told_apart_from.is_empty() {
+            true => String::new(),
+            false => format!("; not told apart from {}", self.not_told_apart_from.join(", ")),
+        };
+        match &self.winner {
+            Some(winner) => format!(
+                "{winner} is best: {}{}{equal}",
+                self.statement,
+                interval.unwrap_or_default()
+            ),
+            None => self.statement.clone(),
+        }
+    }
+
     fn note(statement: String) -> VerdictLine {
         VerdictLine {
             workload: None,
@@ -63,24 +82,50 @@ impl Verdict {
         let controls = || workloads.iter().flat_map(|w| w.control.iter().map(move |c| (w, c)));
         let control = describe_control(controls(), reference, rounds_needed);
         let is_too_noisy = controls().any(|(_, one)| one.is_shown());
-        let lines = if is_too_noisy {
-            vec![VerdictLine::note(
-                "no difference is stated: this machine was too noisy, see the control".to_string(),
-            )]
-        } else {
-            judge(workloads, reference, rounds_needed)
+        if is_too_noisy {
+            let why = "no difference is stated: this machine was too noisy, see the control";
+            let lines = vec![VerdictLine::note(why.to_string())];
+            return Verdict { lines, loads: Vec::new(), is_too_noisy, control };
+        }
+        let winners: Vec<Winner> =
+            workloads.iter().filter_map(|workload| find_winner(workload, reference?)).collect();
+        let load = |workload: &WorkloadReport| {
+            let name = Some(workload.workload.name());
+            let won = winners.iter().find(|winner| winner.line.workload.as_deref() == name);
+            let open = || VerdictLine {
+                workload: name.map(str::to_string),
+                ..VerdictLine::note(describe_open(workload, rounds_needed))
+            };
+            won.map_or_else(open, |winner| winner.line.clone())
         };
-        Verdict { lines, is_too_noisy, control }
+        let compared = workloads.iter().filter(|workload| !workload.comparisons.is_empty());
+        let loads = compared.map(load).collect();
+        let lines = choose_lines(workloads, winners, rounds_needed);
+        Verdict { lines, loads, is_too_noisy, control }
     }
 }
 
-fn judge(
+/// Says why no winner is stated under a load.
+fn describe_open(workload: &WorkloadReport, rounds_needed: usize) -> String {
+    match has_too_few_rounds(workload, rounds_needed) {
+        true => format!(
+            "{} rounds are too few to state a difference: {rounds_needed} are needed",
+            workload.complete_rounds()
+        ),
+        false => format!("no difference in {} is shown", workload.metric.name()),
+    }
+}
+
+fn has_too_few_rounds(workload: &WorkloadReport, rounds_needed: usize) -> bool {
+    workload.comparisons.iter().all(|one| one.ratio.rounds < rounds_needed)
+}
+
+/// Returns at most four lines: the largest differences, then the rest in one line.
+fn choose_lines(
     workloads: &[WorkloadReport],
-    reference: Option<&str>,
+    mut winners: Vec<Winner>,
     rounds_needed: usize,
 ) -> Vec<VerdictLine> {
-    let mut winners: Vec<Winner> =
-        workloads.iter().filter_map(|workload| find_winner(workload, reference?)).collect();
     winners.sort_by(|a, b| b.lead.total_cmp(&a.lead));
     let has_winner = |workload: &WorkloadReport| {
         let name = workload.workload.name();
@@ -95,9 +140,7 @@ fn judge(
     if !further.is_empty() {
         rest.push(format!("also: {}", further.join(", ")));
     }
-    let is_short = |workload: &&&WorkloadReport| {
-        workload.comparisons.iter().all(|one| one.ratio.rounds < rounds_needed)
-    };
+    let is_short = |workload: &&&WorkloadReport| has_too_few_rounds(workload, rounds_needed);
     let names = |some: Vec<&&WorkloadReport>| {
         some.iter().map(|workload| workload.workload.name()).collect::<Vec<_>>().join(", ")
     };

@@ -46,12 +46,12 @@ use std::time::Duration;
 pub use crate::chaos::FaultPlan;
 pub use plan::LoadPlan;
 pub use report::LatencySummary;
-pub use report::{LoadReport, MedianRange};
+pub use report::{FaultEvent, FaultImpact, LoadReport, MedianRange, RampStep, RequestKindReport};
 pub use request_mix::WeightedRequest;
 pub use target_url::TargetUrl;
 pub use tls::{TlsOptions, TlsVersions, unverified_stream};
 
-use crate::chaos::{ChaosTarget, FaultInjector, InjectedFaults};
+use crate::chaos::{ChaosTarget, FaultInjector, FaultKind, InjectedFaults};
 use counters::LoadCounters;
 use load_thread::LoadThread;
 use prefork_os::poll::{self, WatchedFd};
@@ -119,6 +119,12 @@ pub fn run_load(plan: &LoadPlan, mut on_progress: impl FnMut(LoadProgress)) -> R
     let tree =
         if address.is_local() { ProcessTree::find_by_listener(&address.listen_addr) } else { None };
     let chaos_target = plan.faults.map(|_| ChaosTarget::open_primary(tree.as_ref())).transpose()?;
+    if let Some(target) = chaos_target
+        .as_ref()
+        .filter(|_| plan.faults.is_some_and(|faults| faults.has_kind(FaultKind::Reload)))
+    {
+        target.require_reload()?;
+    }
     let mut signals = SignalPipe::new(&[Signal::SIGINT, Signal::SIGTERM])
         .map_err(|e| Error::system("install signal handlers", e))?;
     let mut rounds = Vec::new();

@@ -85,10 +85,12 @@ pub struct IdleMemoryReport {
     /// Memory with all connections open, each after one response.
     pub after_opening: IdlePhase,
     /// Memory after a burst: a request on all connections at once. What the server had allocated for it and its allocator
-    /// keeps is counted.
-    pub after_burst: IdlePhase,
+    /// keeps is counted. `None` if it was stopped before.
+    pub after_burst: Option<IdlePhase>,
     /// Requests of the burst without a response.
     pub burst_failed: usize,
+    /// Whether it was stopped before its end.
+    pub ended_early: bool,
 }
 
 /// The memory of a server with idle connections, at one moment.
@@ -123,7 +125,8 @@ impl IdlePhase {
     }
 }
 
-/// Measures the memory of idle connections. Returns `None` if `is_stopped` returned `true` meanwhile.
+/// Measures the memory of idle connections. Ends early once `is_stopped` returns `true`, with a report of the connections that were
+/// opened until then; before the first one returns `None`.
 ///
 /// # Errors
 /// The plan is invalid, the target does not answer, its processes cannot be read, or the system refuses file descriptors.
@@ -142,8 +145,12 @@ pub fn measure_idle_memory(
             tree.name()
         )));
     }
-    let run = IdleMemoryRun { plan, tree: &tree };
-    run.measure(&mut client, is_stopped)
+    let mut was_stopped = false;
+    let mut is_stopped = || {
+        was_stopped = was_stopped || is_stopped();
+        was_stopped
+    };
+    IdleMemoryRun { plan, tree: &tree }.measure(&mut client, &mut is_stopped)
 }
 
 struct IdleMemoryRun<'a> {
@@ -164,11 +171,21 @@ impl IdleMemoryRun<'_> {
         let begun = Instant::now();
         let mut opened = OpenedConnections::open(client, self.plan.connections, is_stopped);
         let opening_s = begun.elapsed().as_secs_f64();
-        let Some(after_opening) = self.wait_until_quiet(is_stopped) else { return Ok(None) };
+        if opened.connections.is_empty() && is_stopped() {
+            return Ok(None);
+        }
+        let read_as_it_is =
+            || self.tree.read_memory().map(|memory| QuietMemory { memory, is_quiet: false });
+        let after_opening = self.wait_until_quiet(is_stopped).or_else(read_as_it_is);
+        let Some(after_opening) = after_opening else { return Ok(None) };
         let after_opening = IdlePhase::new(before, after_opening, opened.count_idle());
-        let burst_failed = opened.request_on_all(client);
-        let Some(after_burst) = self.wait_until_quiet(is_stopped) else { return Ok(None) };
-        let after_burst = IdlePhase::new(before, after_burst, opened.count_idle());
+        let (mut burst_failed, mut after_burst) = (0, None);
+        if !is_stopped() {
+            burst_failed = opened.request_on_all(client);
+            after_burst = self
+                .wait_until_quiet(is_stopped)
+                .map(|memory| IdlePhase::new(before, memory, opened.count_idle()));
+        }
         Ok(Some(IdleMemoryReport {
             connections: opened.connections.len(),
             failed: opened.failed,
@@ -179,6 +196,7 @@ impl IdleMemoryRun<'_> {
             after_opening,
             after_burst,
             burst_failed,
+            ended_early: after_burst.is_none(),
         }))
     }
 
@@ -274,7 +292,9 @@ impl IdleMemoryReport {
                 self.failure.unwrap_or("stopped")
             ));
         }
-        for (phase, when) in [(&self.after_opening, "opening"), (&self.after_burst, "the burst")] {
+        let phases =
+            [(Some(&self.after_opening), "opening"), (self.after_burst.as_ref(), "the burst")];
+        for (phase, when) in phases.into_iter().filter_map(|(phase, when)| Some((phase?, when))) {
             if phase.open < self.connections {
                 warnings.push(format!(
                     "{} of {} connections were no longer open after {when}: raise the keep-alive timeout of the server",
@@ -318,15 +338,15 @@ impl IdleMemoryReport {
         let mut titles = titles.map(str::to_string);
         titles[0] = format!("{:14}", "");
         let mut text = String::new();
-        write_table(
-            &mut text,
-            &[
-                titles,
-                row("before", &self.before, None),
-                row("after opening", &self.after_opening.memory, Some(&self.after_opening)),
-                row("after a burst", &self.after_burst.memory, Some(&self.after_burst)),
-            ],
+        let mut rows = vec![
+            titles,
+            row("before", &self.before, None),
+            row("after opening", &self.after_opening.memory, Some(&self.after_opening)),
+        ];
+        rows.extend(
+            self.after_burst.as_ref().map(|phase| row("after a burst", &phase.memory, Some(phase))),
         );
+        write_table(&mut text, &rows);
         for warning in self.warnings() {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "{warning}");
@@ -355,7 +375,8 @@ mod tests {
         let report = measure_idle_memory(&plan(&server, "/", 40), &mut || false);
         let report = report.expect("measured").expect("complete");
         assert_eq!((report.connections, report.failed, report.failure), (40, 0, None));
-        assert_eq!((report.after_opening.open, report.after_burst.open), (40, 40));
+        assert_eq!((report.after_opening.open, report.ended_early), (40, false));
+        assert_eq!(report.after_burst.map(|phase| phase.open), Some(40));
         assert_eq!((report.burst_failed, report.source_addresses), (0, 1));
         assert!(report.before.pss_kib > 0 && report.before.private_dirty_kib > 0, "{report:?}");
     }
@@ -372,9 +393,20 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_measurement_has_no_report() {
+    fn a_stopped_measurement_reports_the_connections_opened_before() {
         let server = TestServer::start();
         assert_eq!(measure_idle_memory(&plan(&server, "/", 5), &mut || true).ok(), Some(None));
+        // Asked before each of the connections of the warm-up, at least twice before the first wait for quiet ends, and
+        // before each further connection.
+        let mut asked = 0;
+        let mut is_stopped = || {
+            asked += 1;
+            asked > 300
+        };
+        let report = measure_idle_memory(&plan(&server, "/", 2000), &mut is_stopped);
+        let report = report.expect("measured").expect("a partial report");
+        assert!(report.ended_early && (1..2000).contains(&report.connections), "{report:?}");
+        assert_eq!((report.after_opening.open, report.after_burst), (report.connections, None));
     }
 
     #[test]

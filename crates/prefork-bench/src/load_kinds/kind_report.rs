@@ -1,6 +1,6 @@
 //! The report of a load that is more than requests per second.
 
-use super::idle_memory::IdleMemoryReport;
+use super::idle_memory::{IdleMemoryReport, IdlePhase};
 use super::reloads::ReloadsReport;
 use super::slow_readers::SlowReadersReport;
 use super::websocket_echo::WebSocketEchoReport;
@@ -34,19 +34,29 @@ impl KindReport {
         }
     }
 
+    /// Returns whether it was stopped, and holds what was measured until then.
+    pub fn ended_early(&self) -> bool {
+        match self {
+            KindReport::IdleMemory(report) => report.ended_early,
+            KindReport::WebSocketEcho(report) => report.ended_early,
+            KindReport::SlowReaders(_) | KindReport::WorkerKills(_) | KindReport::Reloads(_) => {
+                self.load().is_some_and(|load| load.ended_early)
+            }
+        }
+    }
+
     /// Returns the values by which servers are compared, apart from those of [`load`](KindReport::load). A value that could not be measured is
     /// left out.
     pub fn figures(&self) -> Vec<(ComparedMetric, f64)> {
         let figures = match self {
             KindReport::IdleMemory(report) => {
                 // A growth of nothing is not a size: something else has shrunk meanwhile.
-                let grown = |bytes: Option<f64>| bytes.filter(|bytes| *bytes > 0.0);
+                let grown = |phase: Option<&IdlePhase>| {
+                    phase?.bytes_per_connection.filter(|bytes| *bytes > 0.0)
+                };
                 vec![
-                    (ComparedMetric::IdleMemory, grown(report.after_opening.bytes_per_connection)),
-                    (
-                        ComparedMetric::IdleMemoryAfterBurst,
-                        grown(report.after_burst.bytes_per_connection),
-                    ),
+                    (ComparedMetric::IdleMemory, grown(Some(&report.after_opening))),
+                    (ComparedMetric::IdleMemoryAfterBurst, grown(report.after_burst.as_ref())),
                 ]
             }
             KindReport::SlowReaders(report) => {
@@ -55,7 +65,7 @@ impl KindReport {
             // Its figures are in the fields of every measurement.
             KindReport::WebSocketEcho(_) => Vec::new(),
             KindReport::WorkerKills(report) => {
-                let is_measured = report.kills > 0 && report.not_replaced == 0;
+                let is_measured = !report.each_ms.is_empty() && report.not_replaced == 0;
                 let median = report.serving_again_ms.median * 1e3;
                 let lost = (report.kills > 0).then_some(report.failed_per_kill);
                 vec![

@@ -69,7 +69,8 @@ pub struct ReloadPhase {
     pub load: Box<LoadReport>,
 }
 
-/// Reloads a server under load. Returns `None` if `is_stopped` returned `true` meanwhile.
+/// Reloads a server under load. Ends early once `is_stopped` returns `true`, with a report of the reloads made so far; before
+/// the first one returns `None`.
 ///
 /// # Errors
 /// The plan is invalid, the target does not answer, it is not a server that can be reloaded, or this program may not signal
@@ -82,6 +83,7 @@ pub fn measure_reloads(
     let mut prober = Prober::from_plan(&plan.load)?;
     let tree = find_server_tree(&plan.load, &prober.client().address)?;
     let target = ChaosTarget::open_primary(Some(&tree))?;
+    target.require_reload()?;
     if target.list_workers().is_empty() {
         return Err(Error::refused(format!(
             "pid {} has no workers: it cannot replace them in a reload",
@@ -89,23 +91,16 @@ pub fn measure_reloads(
         )));
     }
     let load = plan.phase_load();
-    let before = run_beside_load(&load, |is_over| {
-        let mut run =
-            ReloadRun { load: &load, target: None, prober: &mut prober, is_over, is_stopped };
-        Ok(run.run())
-    })?;
-    let Some((before, (_, before_probes))) = before else { return Ok(None) };
-    let during = run_beside_load(&load, |is_over| {
-        let mut run = ReloadRun {
-            load: &load,
-            target: Some(&target),
-            prober: &mut prober,
-            is_over,
-            is_stopped,
-        };
-        Ok(run.run())
-    })?;
-    let Some((during, (reloads, during_probes))) = during else { return Ok(None) };
+    let mut run_phase = |target: Option<&ChaosTarget>| {
+        run_beside_load(&load, is_stopped, |is_over| {
+            Ok(ReloadRun { load: &load, target, prober: &mut prober, is_over }.run())
+        })
+    };
+    let (before, (_, before_probes)) = run_phase(None)?;
+    if before.ended_early {
+        return Ok(None);
+    }
+    let (during, (reloads, during_probes)) = run_phase(Some(&target))?;
     Ok(Some(ReloadsReport {
         reloads: reloads.took_ms.len(),
         last_is_incomplete: reloads.last_is_incomplete,
@@ -128,14 +123,13 @@ struct ReloadRun<'a> {
     /// What to reload; `None` before the reloads.
     target: Option<&'a ChaosTarget>,
     prober: &'a mut Prober,
-    /// Returns whether the load has ended.
+    /// Returns whether the load has ended, or has to.
     is_over: &'a dyn Fn() -> bool,
-    is_stopped: &'a mut dyn FnMut() -> bool,
 }
 
 impl ReloadRun<'_> {
-    /// Probes until the load ends, with one reload after another from the end of the warm-up. Returns `None` if stopped.
-    fn run(&mut self) -> Option<(ReloadTimes, ProbeLog)> {
+    /// Probes until the load ends, with one reload after another from the end of the warm-up.
+    fn run(&mut self) -> (ReloadTimes, ProbeLog) {
         let begun = Instant::now();
         let measured_from = begun + self.load.warm_up;
         let measured_until = measured_from + self.load.duration;
@@ -143,9 +137,6 @@ impl ReloadRun<'_> {
         let mut current: Option<Reload> = None;
         let mut is_warm = false;
         while !(self.is_over)() && Instant::now() < measured_until {
-            if (self.is_stopped)() {
-                return None;
-            }
             if !is_warm && Instant::now() >= measured_from {
                 is_warm = true;
                 drop(self.prober.take_log());
@@ -164,15 +155,7 @@ impl ReloadRun<'_> {
             }
         }
         reloads.last_is_incomplete = current.is_some();
-        let probes = self.prober.take_log();
-        // The load waits for its last responses.
-        while !(self.is_over)() {
-            if (self.is_stopped)() {
-                return None;
-            }
-            self.prober.pause();
-        }
-        Some((reloads, probes))
+        (reloads, self.prober.take_log())
     }
 }
 

@@ -113,7 +113,8 @@ pub struct ReadersReport {
     pub failure: Option<&'static str>,
 }
 
-/// Measures a load alone, then beside slow readers. Returns `None` if `is_stopped` returned `true` meanwhile.
+/// Measures a load alone, then beside slow readers. Ends early once `is_stopped` returns `true`, with a report of what was measured
+/// beside the readers; before them returns `None`.
 ///
 /// # Errors
 /// The plan is invalid, the target does not answer, the readers get no body, or the system refuses threads or file
@@ -124,38 +125,25 @@ pub fn measure_slow_readers(
 ) -> Result<Option<SlowReadersReport>> {
     plan.validate().map_err(Error::config)?;
     reserve_open_files(plan.load.connections + plan.readers.connections)?;
-    let Some(alone) = run_load_until_stopped(&plan.load, is_stopped)? else { return Ok(None) };
+    let (alone, ()) = run_beside_load(&plan.load, is_stopped, |_| Ok(()))?;
+    if alone.ended_early {
+        return Ok(None);
+    }
     let started = run_beside_readers(&plan.readers, is_stopped, |is_stopped| {
-        run_load_until_stopped(&plan.load, is_stopped)
+        run_beside_load(&plan.load, is_stopped, |_| Ok(()))
     })?;
-    Ok(started.map(|(beside, readers)| SlowReadersReport::new(alone, beside, readers)))
+    Ok(started.map(|((beside, ()), readers)| SlowReadersReport::new(alone, beside, readers)))
 }
 
-fn run_load_until_stopped(
-    plan: &LoadPlan,
-    is_stopped: &mut dyn FnMut() -> bool,
-) -> Result<Option<LoadReport>> {
-    let done = run_beside_load(plan, |is_over| {
-        while !is_over() {
-            if is_stopped() {
-                return Ok(None);
-            }
-            std::thread::park_timeout(READ_INTERVAL);
-        }
-        Ok(Some(()))
-    })?;
-    Ok(done.map(|(report, ())| report))
-}
-
-/// Runs `work` while slow readers read. Returns `None` if it does, or if `is_stopped` returned `true` before all readers have
-/// received the first bytes.
+/// Runs `work` while slow readers read. Returns `None` if `is_stopped` returned `true` before all readers have received the
+/// first bytes.
 ///
 /// # Errors
 /// Those of `work`; the target does not answer, or sends no body to a reader.
 pub(crate) fn run_beside_readers<T>(
     plan: &ReaderPlan,
     is_stopped: &mut dyn FnMut() -> bool,
-    work: impl FnOnce(&mut dyn FnMut() -> bool) -> Result<Option<T>>,
+    work: impl FnOnce(&mut dyn FnMut() -> bool) -> Result<T>,
 ) -> Result<Option<(T, ReadersReport)>> {
     let mut readers = SlowReaders {
         plan,
@@ -172,7 +160,7 @@ pub(crate) fn run_beside_readers<T>(
         let begun = Instant::now();
         let done = loop {
             if started.load(Relaxed) == plan.connections {
-                break work(is_stopped);
+                break work(is_stopped).map(Some);
             }
             if is_stopped() {
                 break Ok(None);
@@ -411,7 +399,7 @@ mod tests {
         (plan.connections, plan.bytes_per_second) = (2, 10_000_000);
         let read = run_beside_readers(&plan, &mut || false, |_| {
             std::thread::park_timeout(Duration::from_millis(400));
-            Ok(Some(()))
+            Ok(())
         });
         let ((), report) = read.expect("read").expect("complete");
         assert!(report.bodies > 2, "{report:?}");
@@ -422,7 +410,7 @@ mod tests {
     fn a_stop_before_the_first_bytes_ends_the_readers() {
         let server = TestServer::start();
         let plan = ReaderPlan::new(request(&server, "/never"));
-        let stopped = run_beside_readers(&plan, &mut || true, |_| Ok(Some(())));
+        let stopped = run_beside_readers(&plan, &mut || true, |_| Ok(()));
         assert!(stopped.expect("stopped").is_none());
     }
 

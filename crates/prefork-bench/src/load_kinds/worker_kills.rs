@@ -67,7 +67,7 @@ impl WorkerKillsPlan {
 pub struct WorkerKillsReport {
     /// Number of kills.
     pub kills: usize,
-    /// Number of kills after which no new process answered.
+    /// Number of kills after which no new process answered in time.
     pub not_replaced: usize,
     /// Time from a kill to the first response of a process that was not there before, in milliseconds. Observed by a
     /// client that sends one request after another, each on a new connection.
@@ -93,8 +93,8 @@ struct KillOutcome {
     next_response: Option<Duration>,
 }
 
-/// Kills workers under load, and measures how long it takes until their successors answer. Returns `None` if `is_stopped`
-/// returned `true` meanwhile.
+/// Kills workers under load, and measures how long it takes until their successors answer. Ends early once `is_stopped` returns
+/// `true`, with a report of the kills made so far; without one returns `None`.
 ///
 /// # Errors
 /// The plan is invalid, the target does not answer, it has no workers, this program may not kill them, or its responses do
@@ -110,13 +110,13 @@ pub fn measure_worker_kills(
     ChaosTarget::open_primary(Some(&tree))?;
     require_named_worker(&tree, &mut prober)?;
     drop(prober.take_log());
-    let measured = run_beside_load(&plan.whole_load(), |is_over| {
-        let mut run = KillRun { plan, tree: &tree, prober: &mut prober, is_over, is_stopped };
-        Ok(run.kill_all())
-    })?;
-    Ok(measured.map(|(load, (outcomes, probe_p50_us))| {
-        WorkerKillsReport::new(load, &outcomes, probe_p50_us)
-    }))
+    let (load, (outcomes, probe_p50_us)) =
+        run_beside_load(&plan.whole_load(), is_stopped, |is_over| {
+            let mut run = KillRun { plan, tree: &tree, prober: &mut prober, is_over };
+            Ok(run.kill_all())
+        })?;
+    let has_report = !load.ended_early || !outcomes.is_empty();
+    Ok(has_report.then(|| WorkerKillsReport::new(load, &outcomes, probe_p50_us)))
 }
 
 /// Checks that a process other than the root answers, and says its pid.
@@ -144,22 +144,20 @@ struct KillRun<'a> {
     plan: &'a WorkerKillsPlan,
     tree: &'a ProcessTree,
     prober: &'a mut Prober,
-    /// Returns whether the load has ended.
+    /// Returns whether the load has ended, or has to.
     is_over: &'a dyn Fn() -> bool,
-    is_stopped: &'a mut dyn FnMut() -> bool,
 }
 
 impl KillRun<'_> {
-    /// Makes all kills for which the load has time. Returns their outcomes and the median time of a probe before them;
-    /// `None` if stopped.
-    fn kill_all(&mut self) -> Option<(Vec<KillOutcome>, f64)> {
+    /// Makes all kills for which the load has time. Returns their outcomes and the median time of a probe before them.
+    fn kill_all(&mut self) -> (Vec<KillOutcome>, f64) {
         let mut outcomes = Vec::new();
         let mut due = Instant::now() + self.plan.load.warm_up + self.plan.interval;
         let mut probe_p50_us = None;
         for _ in 0..self.plan.kills {
             // Killed is the worker that has answered last, so that under a policy that sends a client always to the same
             // worker its successor answers.
-            let victim = self.probe_until(due)?;
+            let victim = self.probe_until(due);
             // The probes before the first kill see a server that is well.
             let log = self.prober.take_log();
             probe_p50_us.get_or_insert(log.median_us());
@@ -167,27 +165,21 @@ impl KillRun<'_> {
                 break;
             }
             outcomes.extend(victim.and_then(|pid| self.kill(pid)));
-            if (self.is_stopped)() {
-                return None;
-            }
             due = (due + self.plan.interval).max(Instant::now());
         }
         // What the last kill breaks is counted, too.
-        self.probe_until(due)?;
-        Some((outcomes, probe_p50_us.unwrap_or(0.0)))
+        self.probe_until(due);
+        (outcomes, probe_p50_us.unwrap_or(0.0))
     }
 
-    /// Probes until `due`, or until the load has ended. Returns the process that answered last; `None` if stopped.
-    fn probe_until(&mut self, due: Instant) -> Option<Option<u32>> {
+    /// Probes until `due`, or until the load has ended. Returns the process that answered last.
+    fn probe_until(&mut self, due: Instant) -> Option<u32> {
         let mut last = None;
         while (last.is_none() || Instant::now() < due) && !(self.is_over)() {
-            if (self.is_stopped)() {
-                return None;
-            }
             last = self.prober.probe().and_then(|response| response.pid).or(last);
             self.prober.pause();
         }
-        Some(last)
+        last
     }
 
     /// Kills a worker and probes until a new one answers. Returns `None` if it is no worker, or has ended by itself.
@@ -203,11 +195,7 @@ impl KillRun<'_> {
         let mut outcome = KillOutcome { serving_again: None, next_response: None };
         // Limits the wait for a server that does not replace the worker.
         let deadline = killed_at + self.plan.load.timeout.max(self.plan.interval);
-        while outcome.serving_again.is_none()
-            && Instant::now() < deadline
-            && !(self.is_over)()
-            && !(self.is_stopped)()
-        {
+        while outcome.serving_again.is_none() && Instant::now() < deadline && !(self.is_over)() {
             let Some(response) = self.prober.probe() else {
                 self.prober.pause();
                 continue;
@@ -229,9 +217,12 @@ impl WorkerKillsReport {
             outcomes.iter().filter_map(|one| one.serving_again).map(ms).collect();
         let next: Vec<f64> = outcomes.iter().filter_map(|one| one.next_response).map(ms).collect();
         let failed_requests = load.error_count();
+        // After the last kill there was no time for an answer.
+        let is_cut_short =
+            load.ended_early && outcomes.last().is_some_and(|one| one.serving_again.is_none());
         WorkerKillsReport {
             kills: outcomes.len(),
-            not_replaced: outcomes.len() - each_ms.len(),
+            not_replaced: outcomes.len() - each_ms.len() - usize::from(is_cut_short),
             serving_again_ms: MedianRange::from_values(&each_ms),
             next_response_ms: MedianRange::from_values(&next),
             each_ms,

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::html_page::escape_html;
+use super::plot_scale::round_ticks;
 
 /// Size of a plot in user units: small, so that its text stays readable on a phone.
 pub(super) const PLOT_WIDTH: f64 = 420.0;
@@ -13,18 +14,29 @@ pub(super) const CHAR_WIDTH: f64 = 6.6;
 const RIGHT_MARGIN: f64 = 14.0;
 const TOP_MARGIN: f64 = 14.0;
 const BOTTOM_MARGIN: f64 = 40.0;
-/// Number of colors in the style sheet; further lines begin again.
+/// Number of colors in the style sheet; further lines begin again with another width.
 const SERIES_COLORS: usize = 8;
 
-/// Returns the style class of the line or bar with this number.
+/// Returns the style classes of the line or bar with this number: its color, and the width of its line after the last color.
 pub(crate) fn series_class(number: usize) -> String {
-    format!("s{}", number % SERIES_COLORS)
+    let width = ["", " wide-line", " thin-line"][(number / SERIES_COLORS).min(2)];
+    format!("s{}{width}", number % SERIES_COLORS)
 }
 
 /// An axis with its ticks: position from 0 to 1, and label.
 pub(crate) struct PlotAxis {
     pub(crate) name: String,
     pub(crate) ticks: Vec<(f64, String)>,
+}
+
+/// Returns an axis of the measured time, `whole_s` seconds.
+pub(crate) fn time_axis(whole_s: f64) -> PlotAxis {
+    let (ticks, end) = round_ticks(whole_s, |s| format!("{s} s"));
+    let fits = ticks.into_iter().map(|(at, label)| (at * end / whole_s, label));
+    PlotAxis {
+        name: "time measured".to_string(),
+        ticks: fits.filter(|(at, _)| *at <= 1.0).collect(),
+    }
 }
 
 /// A line through points from 0 to 1 on both axes.
@@ -225,7 +237,10 @@ mod tests {
     #[test]
     fn legends_have_the_style_and_the_name_of_each_line_and_mark() {
         let lines = line_legend(&[(series_class(9), "a<b".to_string())]);
-        assert!(lines.contains("class=\"s1 line\"") && lines.contains("a&lt;b"), "{lines}");
+        assert!(
+            lines.contains("class=\"s1 wide-line line\"") && lines.contains("a&lt;b"),
+            "{lines}"
+        );
         let marks = mark_legend(&[("kill", "kill".to_string()), ("reload", "reload".to_string())]);
         assert_ne!(mark_sign("kill"), mark_sign("reload"));
         assert!(marks.contains(mark_sign("kill")), "{marks}");

@@ -95,7 +95,7 @@ impl BenchReport {
 impl ScenarioKindReport {
     /// Returns what the report says after the URL if a signal ended the run.
     fn early_end(&self) -> &'static str {
-        match self.report.load().is_some_and(|load| load.ended_early) {
+        match self.report.ended_early() {
             true => ", ended early by a signal",
             false => "",
         }

@@ -241,15 +241,15 @@ impl LoadKind {
         }
     }
 
-    /// Returns the paths that a server must answer with 200. That of a WebSocket is not one.
-    pub(super) fn required_paths(&self) -> Vec<&str> {
+    /// Returns the requests that a server must answer with 200. The handshake of a WebSocket is not one.
+    pub(super) fn required_requests(&self) -> Vec<&ScenarioRequest> {
         match self {
-            LoadKind::Requests(load) => load.paths(),
-            LoadKind::IdleConnections(load) => vec![&load.request.path],
-            LoadKind::SlowReaders(load) => vec![&load.request.path],
+            LoadKind::IdleConnections(load) => vec![&load.request],
+            LoadKind::SlowReaders(load) => vec![&load.request],
             LoadKind::WebsocketEcho(_) => Vec::new(),
-            LoadKind::WorkerKills(load) => load.requests.paths(),
-            LoadKind::Reloads(load) => load.requests.paths(),
+            LoadKind::Requests(_) | LoadKind::WorkerKills(_) | LoadKind::Reloads(_) => {
+                self.requests().map(RequestLoad::all_requests).unwrap_or_default()
+            }
         }
     }
 
@@ -320,9 +320,9 @@ impl LoadKind {
 }
 
 impl RequestLoad {
-    fn paths(&self) -> Vec<&str> {
+    fn all_requests(&self) -> Vec<&ScenarioRequest> {
         let kinds = self.requests.iter().map(|kind| &kind.request);
-        self.request.iter().chain(kinds).map(|request| request.path.as_str()).collect()
+        self.request.iter().chain(kinds).collect()
     }
 }
 
@@ -342,7 +342,15 @@ impl SlowReaderLoad {
 }
 
 impl ScenarioRequest {
-    fn plan(&self, base: &LoadPlan, timeout: Duration) -> std::result::Result<LoadPlan, String> {
+    /// Returns a load of this request.
+    ///
+    /// # Errors
+    /// The path is invalid.
+    pub(crate) fn plan(
+        &self,
+        base: &LoadPlan,
+        timeout: Duration,
+    ) -> std::result::Result<LoadPlan, String> {
         Ok(LoadPlan {
             target: base.target.with_request_target(&self.path)?,
             method: self.method.clone(),

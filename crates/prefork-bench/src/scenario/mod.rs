@@ -202,6 +202,17 @@ pub struct KindOfRequest {
     pub request: ScenarioRequest,
 }
 
+/// What grows or shrinks in the course of a load.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum LoadRamp {
+    /// The requests due per second, from one part of the capacity to another.
+    PartOfCapacity { from: f64, to: f64 },
+    /// The requests due per second.
+    Rate,
+    /// The number of connections.
+    Connections,
+}
+
 /// How many requests are due per second.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum LoadRate {
@@ -249,6 +260,19 @@ impl Workload {
         parse::parse_workload(name, toml_table::SourceText { origin, text })
     }
 
+    /// Reads a workload from its JSON form in a report.
+    ///
+    /// # Errors
+    /// It is damaged, or of a version of this program with other keys.
+    pub(crate) fn from_report(
+        name: &str,
+        scenario: &serde_json::Value,
+    ) -> Result<Workload, String> {
+        // Its JSON form has the names and units of the file.
+        let text = toml::to_string(scenario).map_err(|why| why.to_string())?;
+        Workload::parse(name, &format!("the scenario {name}"), &text)
+    }
+
     /// Returns the workload that comes with the program under this name.
     ///
     /// # Errors
@@ -268,9 +292,9 @@ impl Workload {
         self.loads.iter().find(|load| load.measured).unwrap_or(&self.loads[0])
     }
 
-    /// Returns the paths that a server must have.
-    pub fn required_paths(&self) -> Vec<&str> {
-        self.loads.iter().flat_map(|load| load.kind.required_paths()).collect()
+    /// Returns the requests that a server must answer with 200.
+    pub fn required_requests(&self) -> Vec<&ScenarioRequest> {
+        self.loads.iter().flat_map(|load| load.kind.required_requests()).collect()
     }
 
     /// Returns whether a rate is a part of the capacity, which is then measured first.
@@ -282,6 +306,19 @@ impl Workload {
             }
             _ => false,
         })
+    }
+
+    /// Returns what grows or shrinks in the course of the measured load; `None` if nothing does.
+    pub(crate) fn ramp(&self) -> Option<LoadRamp> {
+        let requests = self.measured_load().kind.requests()?;
+        match (requests.rate, requests.rate_at_end, requests.connection_ramp) {
+            (Some(LoadRate::PartOfCapacity(from)), Some(LoadRate::PartOfCapacity(to)), _) => {
+                Some(LoadRamp::PartOfCapacity { from, to })
+            }
+            (Some(_), Some(_), _) => Some(LoadRamp::Rate),
+            (None, _, Some(_)) => Some(LoadRamp::Connections),
+            _ => None,
+        }
     }
 
     /// Returns the faults as a plan; `None` without faults.

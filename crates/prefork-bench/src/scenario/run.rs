@@ -93,9 +93,12 @@ pub(crate) fn run_scenario(
     if !matches!(kind, LoadKind::Requests(_)) {
         let measured = kind.measure(base, http2, &mut || has_signal(signals))?;
         return Ok(measured.map_or(ScenarioOutcome::Interrupted(None), |report| {
+            let ended_early = report.ended_early();
             let report = MeasuredReport::Kind(Box::new(report));
-            let (capacity, background) = (None, Vec::new());
-            ScenarioOutcome::Complete(Box::new(ScenarioResult { report, capacity, background }))
+            ScenarioOutcome::new(
+                ScenarioResult { report, capacity: None, background: Vec::new() },
+                ended_early,
+            )
         }));
     }
     let mut plans = ScenarioPlans::new(workload, base, http2).map_err(Error::config)?;
@@ -135,7 +138,7 @@ pub(crate) fn run_scenario(
         Some(_) if was_interrupted => return Ok(ScenarioOutcome::Interrupted(None)),
         Some(readers) => {
             let mut is_stopped = || has_signal(&mut signals.borrow_mut());
-            let beside = run_beside_readers(readers, &mut is_stopped, |_| run_loads().map(Some))?;
+            let beside = run_beside_readers(readers, &mut is_stopped, |_| run_loads())?;
             let Some(((beside, reports, was_interrupted), readers)) = beside else {
                 return Ok(ScenarioOutcome::Interrupted(None));
             };
@@ -144,17 +147,23 @@ pub(crate) fn run_scenario(
         }
     };
     let background = plans.background.iter().zip(reports);
-    let result = Box::new(ScenarioResult {
+    let result = ScenarioResult {
         report,
         capacity,
         background: background
             .map(|(planned, report)| BackgroundResult::from_report(&planned.name, &report))
             .collect(),
-    });
-    Ok(match was_interrupted {
-        true => ScenarioOutcome::Interrupted(Some(result)),
-        false => ScenarioOutcome::Complete(result),
-    })
+    };
+    Ok(ScenarioOutcome::new(result, was_interrupted))
+}
+
+impl ScenarioOutcome {
+    fn new(result: ScenarioResult, was_interrupted: bool) -> ScenarioOutcome {
+        match was_interrupted {
+            true => ScenarioOutcome::Interrupted(Some(Box::new(result))),
+            false => ScenarioOutcome::Complete(Box::new(result)),
+        }
+    }
 }
 
 /// Returns whether a signal has asked this program to stop.

@@ -91,9 +91,14 @@ fn mixes_ramps_and_faults_become_a_plan() {
          [[file]]\npath = \"a/b.txt\"\nsize = \"1KiB\"\n",
     )
     .expect("valid");
-    assert_eq!(workload.required_paths(), ["/", "/echo"]);
+    let required: Vec<(&str, &str)> = workload
+        .required_requests()
+        .into_iter()
+        .map(|request| (request.method.as_str(), request.path.as_str()))
+        .collect();
+    assert_eq!(required, [("GET", "/"), ("POST", "/echo")]);
     let json = serde_json::to_value(&workload).expect("JSON");
-    assert_eq!(parse(&toml::to_string(&json).expect("TOML")), Ok(workload.clone()));
+    assert_eq!(Workload::from_report("of-a-report", &json), Ok(workload.clone()));
     let base = LoadPlan { duration: Duration::from_secs(4), ..base_plan() };
     let mut planned =
         load_plans::ScenarioPlans::new(&workload, &base, false).expect("plans").measured;

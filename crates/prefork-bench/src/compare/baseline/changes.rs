@@ -324,7 +324,11 @@ fn common_pairs<'a>(now: &'a SavedReport, before: &'a SavedReport) -> Vec<Compar
                 false => before_workload.server(&own.server),
             };
             let Some(other) = other else { continue };
-            for metric in compared_metrics(workload.metric, at == 0) {
+            let metrics = workload.compared_metrics().into_iter().filter(|metric| {
+                // Memory hardly depends on the workload.
+                *metric != ComparedMetric::Memory || *metric == workload.metric || at == 0
+            });
+            for metric in metrics {
                 pairs.push(ComparedPair {
                     workload,
                     before_workload,
@@ -341,18 +345,6 @@ fn common_pairs<'a>(now: &'a SavedReport, before: &'a SavedReport) -> Vec<Compar
     pairs
 }
 
-/// Returns what servers are compared by under a workload; memory hardly depends on the workload.
-fn compared_metrics(main: ComparedMetric, is_first: bool) -> Vec<ComparedMetric> {
-    let mut metrics = vec![main];
-    let further = [(ComparedMetric::CpuPerRequest, true), (ComparedMetric::Memory, is_first)];
-    for (metric, is_compared) in further {
-        if is_compared && metric != main {
-            metrics.push(metric);
-        }
-    }
-    metrics
-}
-
 fn values(server: &SavedServer, metric: ComparedMetric) -> Vec<f64> {
     server.samples.iter().filter_map(|sample| sample.value(metric)).collect()
 }
@@ -361,7 +353,8 @@ fn values(server: &SavedServer, metric: ComparedMetric) -> Vec<f64> {
 fn ratios(server: &SavedServer, reference: &SavedServer, metric: ComparedMetric) -> Vec<f64> {
     let paired = server.samples.iter().filter_map(|sample| {
         let other = reference.samples.iter().find(|other| other.round == sample.round)?;
-        Some(sample.value(metric)? / other.value(metric)?)
+        let (own, other) = metric.paired_values(sample.value(metric)?, other.value(metric)?);
+        Some(own / other)
     });
     paired.filter(|ratio| !ratio.is_nan()).collect()
 }

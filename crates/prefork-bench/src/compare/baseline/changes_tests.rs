@@ -220,3 +220,23 @@ fn a_change_of_many_times_is_found_in_19_of_20_pairs_of_runs() {
     let found = pairs_with_findings(1.0 / 500.0, true);
     assert!(found >= 19, "{found} of 20 changes are found");
 }
+
+#[test]
+fn every_metric_of_another_kind_of_load_is_compared() {
+    use crate::compare::report::tests::{kind_outcome, kind_plan};
+    let run = |gap: f64| {
+        run_plan(&kind_plan("reloads"), usize::MAX, |_, _| {
+            kind_outcome(ComparedMetric::LongestGap, Some(gap))
+        })
+    };
+    let report = compare(&run(1000.0), &run(900.0));
+    let metrics: Vec<ComparedMetric> =
+        report.changes.iter().filter(|one| one.server == "prefork").map(|one| one.metric).collect();
+    assert_eq!(metrics, [ComparedMetric::LongestGap, ComparedMetric::P99Latency]);
+    let lost = run_plan(&kind_plan("reloads"), usize::MAX, |_, _| {
+        kind_outcome(ComparedMetric::RequestsLost, Some(0.0))
+    });
+    let report = compare(&lost, &lost);
+    let lost = change(&report, "prefork", ComparedMetric::RequestsLost);
+    assert_eq!(lost.describe().0, "no difference", "{lost:?}");
+}

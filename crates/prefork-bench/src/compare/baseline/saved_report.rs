@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::libc::O_NONBLOCK;
 use serde::Deserialize;
@@ -11,6 +12,7 @@ use serde_json::{Map, Value};
 
 use super::super::compared_metric::ComparedMetric;
 use super::super::report::{REPORT_FORMAT, REPORT_FORMAT_VERSION};
+use crate::scenario::Workload;
 use tokio_prefork::text::printable;
 
 /// Largest report that is read, in bytes: 64 MiB.
@@ -113,6 +115,19 @@ impl SavedWorkload {
         name.unwrap_or_default()
     }
 
+    fn read_scenario(&self) -> Result<Workload, String> {
+        Workload::from_report(self.name(), &self.scenario)
+    }
+
+    /// Returns what servers are compared by under the workload, its own metric first.
+    pub(crate) fn compared_metrics(&self) -> Vec<ComparedMetric> {
+        let further = self.read_scenario().map(|workload| workload.compared_metrics());
+        let further =
+            further.unwrap_or(vec![ComparedMetric::CpuPerRequest, ComparedMetric::Memory]);
+        let further = further.into_iter().filter(|metric| *metric != self.metric);
+        std::iter::once(self.metric).chain(further).collect()
+    }
+
     pub(crate) fn server(&self, name: &str) -> Option<&SavedServer> {
         self.servers.iter().find(|one| one.server == name && !one.samples.is_empty())
     }
@@ -182,6 +197,22 @@ impl SavedReport {
     /// Returns the names of the workloads.
     pub fn workload_names(&self) -> Vec<&str> {
         self.workloads.iter().map(SavedWorkload::name).collect()
+    }
+
+    /// Returns the workloads as they were in the earlier run.
+    ///
+    /// # Errors
+    /// A workload is one of the user, and has keys that this version does not know.
+    pub fn workloads(&self) -> Result<Vec<Arc<Workload>>, String> {
+        let read = |saved: &SavedWorkload| {
+            match saved.read_scenario() {
+            Ok(workload) => Ok(Arc::new(workload)),
+            Err(why) => Workload::built_in(saved.name()).map_err(|_| {
+                format!("cannot measure the workload {} of the baseline again: {why}; give its file with --scenario", saved.name())
+            }),
+        }
+        };
+        self.workloads.iter().map(read).collect()
     }
 
     /// Returns the name of the server that the others were compared with.

@@ -1,11 +1,11 @@
-//! The ratio of two runs whose rounds are not paired: the Hodges-Lehmann estimate, with an exact rank-based interval.
+//! The ratio of a run to an earlier one, whose rounds are not paired, with a confidence interval.
 //!
-//! Each value of this run is divided by each value of the earlier run. The estimate is the median of these ratios (J. L.
-//! Hodges and E. L. Lehmann, *Annals of Mathematical Statistics* 34, 1963). The interval runs from the k-th smallest to the
-//! k-th largest of them, where k is chosen from the distribution of the Mann-Whitney statistic: the interval contains
-//! exactly the factors that the test of Mann and Whitney does not reject (M. Hollander, D. A. Wolfe and E. Chicken,
-//! *Nonparametric Statistical Methods*, 4.3). Nothing is assumed about the distribution of the noise, except that it is the
-//! same in both runs.
+//! The ratio is the Hodges-Lehmann estimate: each value of this run is divided by each value of the earlier run, and the
+//! median of all these ratios is taken (J. L. Hodges and E. L. Lehmann, *Annals of Mathematical Statistics* 34, 1963). The
+//! interval runs from the k-th smallest to the k-th largest of them; k comes from the exact distribution of the Mann-Whitney
+//! statistic. A factor is outside the interval if the Mann-Whitney test finds a difference between this run and the earlier
+//! one multiplied by that factor (M. Hollander, D. A. Wolfe and E. Chicken, *Nonparametric Statistical Methods*, 4.3). The
+//! noise may have any distribution, if it is the same in both runs.
 
 use serde::Serialize;
 

@@ -6,6 +6,7 @@ use super::{
 
 const NODE_SERVER: &str = include_str!("programs/node_server.js");
 const NODE_CLUSTER_PROGRAM: &str = include_str!("programs/node_cluster.js");
+const FETCH_HANDLER: &str = include_str!("programs/fetch_handler.js");
 const BUN_SERVER: &str = include_str!("programs/bun_server.js");
 const DENO_SERVER: &str = include_str!("programs/deno_server.js");
 
@@ -76,29 +77,34 @@ pub(crate) const BUN: PeerDefinition = PeerDefinition {
         PeerConfiguration {
             command: words(&[setup.program, &file, &workers]),
             environment: with_port(setup, production(setup)),
-            files: vec![PeerFile::text("bun_server.js", BUN_SERVER)],
+            files: vec![
+                PeerFile::text("bun_server.js", BUN_SERVER),
+                PeerFile::text("fetch_handler.js", FETCH_HANDLER),
+            ],
         }
     },
 };
 
 pub(crate) const DENO: PeerDefinition = PeerDefinition {
     name: "deno",
-    about: "a server under deno serve --parallel, with a thread per worker",
-    why: "Threads of one process are what deno serve has.",
+    about: "a server on Deno.serve, with processes on a shared port",
+    why: "Processes with reusePort; the threads of deno serve --parallel have no TLS.",
     program: PeerProgram::OnPath { name: "deno", version_args: &["--version"] },
     install: "npm install -g deno, or https://deno.com",
-    listener: PeerListener::OwnThreads,
-    // deno serve 2.9 has no flags for a certificate and its key.
-    speaks_tls: false,
+    listener: PeerListener::OwnProcesses,
+    speaks_tls: true,
     configure: |setup| {
-        let mut command =
-            words(&[setup.program, "serve", "--parallel", "--host", "127.0.0.1", "--port"]);
-        command.push(setup.port.to_string());
-        command.push(setup.file("deno_server.js"));
+        // reusePort is unstable with TLS only.
+        let mut command = words(&[setup.program, "run", "--unstable-net", "--allow-net"]);
+        command.extend(words(&["--allow-env", "--allow-read", "--allow-run"]));
+        command.extend([setup.file("deno_server.js"), setup.workers.to_string()]);
         PeerConfiguration {
             command,
-            environment: vec![("DENO_JOBS", setup.workers.to_string())],
-            files: vec![PeerFile::text("deno_server.js", DENO_SERVER)],
+            environment: with_port(setup, production(setup)),
+            files: vec![
+                PeerFile::text("deno_server.js", DENO_SERVER),
+                PeerFile::text("fetch_handler.js", FETCH_HANDLER),
+            ],
         }
     },
 };

@@ -4,6 +4,7 @@ use super::{
     PeerConfiguration, PeerDefinition, PeerFile, PeerListener, PeerProgram, PeerSetup, words,
 };
 
+const PATHS: &str = include_str!("programs/paths.py");
 const ASGI: &str = include_str!("programs/asgi.py");
 const WSGI: &str = include_str!("programs/wsgi.py");
 const RSGI: &str = include_str!("programs/rsgi.py");
@@ -84,7 +85,7 @@ fn uvicorn(setup: &PeerSetup<'_>, socket: &[&str]) -> PeerConfiguration {
     if let Some((certificate, key)) = setup.certificate_files() {
         command.extend(words(&["--ssl-certfile", &certificate, "--ssl-keyfile", &key]));
     }
-    python(command, &[("asgi.py", ASGI)])
+    python(command, &[("asgi.py", ASGI), ("paths.py", PATHS)])
 }
 
 fn gunicorn(
@@ -103,7 +104,7 @@ fn gunicorn(
         command.extend(words(&["--certfile", &certificate, "--keyfile", &key]));
     }
     command.push("wsgi:app".to_string());
-    python(command, &[("wsgi.py", WSGI)])
+    python(command, &[("wsgi.py", WSGI), ("paths.py", PATHS)])
 }
 
 fn granian(setup: &PeerSetup<'_>) -> PeerConfiguration {
@@ -116,7 +117,7 @@ fn granian(setup: &PeerSetup<'_>) -> PeerConfiguration {
         command.extend(words(&["--ssl-certificate", &certificate, "--ssl-keyfile", &key]));
     }
     command.push("rsgi:app".to_string());
-    python(command, &[("asgi.py", ASGI), ("rsgi.py", RSGI)])
+    python(command, &[("rsgi.py", RSGI), ("paths.py", PATHS)])
 }
 
 fn python(command: Vec<String>, files: &[(&str, &str)]) -> PeerConfiguration {

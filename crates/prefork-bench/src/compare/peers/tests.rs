@@ -108,8 +108,7 @@ fn peers_with_processes_of_their_own_have_as_many_as_there_are_workers() {
     assert!(line(&javascript::PM2).ends_with("start /dir/node_server.js -i 3"));
     assert!(line(&javascript::BUN).ends_with("/dir/bun_server.js 3"));
     assert_eq!(line(&rust::AXUM), "/usr/bin/program 3 8080");
-    let deno = configuration(&javascript::DENO, 3);
-    assert_eq!(deno.environment, [("DENO_JOBS", "3".to_string())]);
+    assert!(line(&javascript::DENO).ends_with("/dir/deno_server.js 3"));
 }
 
 #[test]

@@ -2,12 +2,15 @@
 
 use std::fmt::Write;
 
+use super::parts::part_tables;
 use super::plots::{server_legend, workload_figures};
 use super::text::{
     VERDICT_TITLES, capacity_line, comparison_lines, confidence_line, failures_line, figures_lines,
-    handshake_line, reading_notes, rounds_line, summary_line, upper_first, workload_table,
+    handshake_line, load_verdict, reading_notes, rounds_line, summary_line, upper_first,
+    workload_table,
 };
 use super::{CompareReport, WorkloadReport};
+use crate::compare::Verdict;
 use crate::compare::baseline::baseline_section;
 use crate::compare::server_configuration::configuration_section;
 use crate::report_format::html_page::{environment_list, escape_html, html_page};
@@ -16,32 +19,67 @@ use crate::report_format::html_page::{environment_list, escape_html, html_page};
 pub(crate) fn render_html(report: &CompareReport) -> String {
     let mut main = "<h1>prefork compare</h1>\n".to_string();
     write_verdict(&mut main, report);
+    main.push_str(&page_links(report));
     if let Some(baseline) = &report.baseline {
         main.push_str(&baseline_section(baseline));
     }
-    main.push_str(&server_legend(report));
     for workload in &report.workloads {
-        let figures = workload_figures(report, workload);
-        if figures.is_empty() {
-            continue;
-        }
-        // Writing to a string cannot fail.
+        write_workload(&mut main, report, workload);
+    }
+    main.push_str("<section id=\"notes\">");
+    write_list(&mut main, "How to read the figures", &reading_notes(report));
+    main.push_str("</section>\n<section id=\"servers\">");
+    main.push_str(&configuration_section(&report.servers, &report.left_out));
+    main.push_str("</section>\n<section id=\"method\">");
+    main.push_str(&environment_list(&report.environment, &[("method", summary_line(report))]));
+    main.push_str("</section>\n");
+    html_page("prefork compare", &main, report.environment.version)
+}
+
+/// Returns links to the parts of the page.
+fn page_links(report: &CompareReport) -> String {
+    let loads = report.workloads.iter().map(|workload| workload.workload.name());
+    let loads: Vec<(String, &str)> = loads.map(|name| (load_anchor(name), name)).collect();
+    let rest = [
+        ("notes", "how to read the figures"),
+        ("servers", "servers and their configuration"),
+        ("method", "how to repeat it"),
+    ];
+    let rest = rest.map(|(anchor, name)| (anchor.to_string(), name));
+    let links = loads.into_iter().chain(rest);
+    let links = links.map(|(anchor, name)| format!("<a href=\"#{anchor}\">{name}</a>\n"));
+    format!("<nav>{}</nav>\n", links.collect::<String>())
+}
+
+fn load_anchor(name: &str) -> String {
+    format!("load-{name}")
+}
+
+/// Writes the section of a workload: the result, the plots, then the data.
+fn write_workload(main: &mut String, report: &CompareReport, workload: &WorkloadReport) {
+    let name = workload.workload.name();
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        main,
+        "<section id=\"{}\"><h2>{name}</h2>\n<p class=\"how\">{}. {}.</p>",
+        load_anchor(name),
+        escape_html(&workload.about),
+        escape_html(&upper_first(&rounds_line(report, workload)).trim_end_matches('.'))
+    );
+    if let Some(line) = load_verdict(report, workload) {
         let _ = writeln!(
             main,
-            "<section><h2>{}</h2>\n<p class=\"how\">{}. {}.</p>\n<div class=\"plots\">\n{figures}</div></section>",
-            workload.workload.name(),
-            escape_html(&workload.about),
-            escape_html(&rounds_line(report, workload))
+            "<p class=\"result\">{}</p>",
+            escape_html(&upper_first(&line.sentence()))
         );
     }
-    main.push_str("<h2>Data</h2>\n");
-    for workload in &report.workloads {
-        write_workload_table(&mut main, report, workload);
+    let figures = workload_figures(report, workload);
+    if !figures.is_empty() {
+        let legend = server_legend(report, workload);
+        let _ = writeln!(main, "{legend}<div class=\"plots\">\n{figures}</div>");
     }
-    write_list(&mut main, "Notes", &reading_notes(report));
-    main.push_str(&configuration_section(&report.servers, &report.left_out));
-    main.push_str(&environment_list(&report.environment, &[("method", summary_line(report))]));
-    html_page("prefork compare", &main, report.environment.version)
+    write_workload_table(main, report, workload);
+    main.push_str("</section>\n");
 }
 
 fn write_verdict(main: &mut String, report: &CompareReport) {
@@ -55,11 +93,18 @@ fn write_verdict(main: &mut String, report: &CompareReport) {
     for why in &report.broken {
         let _ = writeln!(main, "<p class=\"bad\">Not measured: {}</p>", escape_html(why));
     }
-    let verdict = &report.verdict;
+    let _ = writeln!(
+        main,
+        "<figure class=\"wide verdict\"><figcaption>Verdict</figcaption>\n<table>\n{}</table>\n{}</figure>",
+        verdict_rows(&report.verdict),
+        verdict_facts(report)
+    );
+}
+
+fn verdict_rows(verdict: &Verdict) -> String {
     let title = |name: &str| format!("<th scope=\"col\">{}</th>", name.to_lowercase());
     let mut rows = String::new();
-    let has_winner = verdict.lines.iter().any(|line| line.winner.is_some());
-    if has_winner {
+    if verdict.lines.iter().any(|line| line.winner.is_some()) {
         let _ = writeln!(rows, "<tr>{}</tr>", VERDICT_TITLES.map(title).concat());
     }
     for line in &verdict.lines {
@@ -74,7 +119,7 @@ fn write_verdict(main: &mut String, report: &CompareReport) {
             false => line.not_told_apart_from.join(", "),
         };
         let cells = [
-            escape_html(workload),
+            format!("<a href=\"#{}\">{}</a>", load_anchor(workload), escape_html(workload)),
             format!("<strong>{}</strong>", escape_html(winner)),
             escape_html(&line.statement),
             escape_html(line.interval.as_deref().unwrap_or("-")),
@@ -86,22 +131,33 @@ fn write_verdict(main: &mut String, report: &CompareReport) {
         });
         let _ = writeln!(rows, "<tr>{}</tr>", titled.collect::<String>());
     }
-    let _ = writeln!(
-        main,
-        "<figure class=\"wide verdict\"><figcaption>Verdict</figcaption>\n<table>\n{rows}</table>\n\
-         <p class=\"how{}\">Control: {}.</p>\n<p class=\"how\">{}</p>\n<p class=\"how{}\">{}</p>\n\
-         <p class=\"how\">{}</p></figure>",
-        if verdict.is_too_noisy { " bad" } else { "" },
-        escape_html(&verdict.control),
-        escape_html(&confidence_line(report)),
-        if report.workloads.iter().flat_map(|one| &one.servers).any(|one| one.errors > 0) {
-            " bad"
-        } else {
-            ""
-        },
-        escape_html(&failures_line(report)),
-        escape_html(&report.environment.summary())
-    );
+    rows
+}
+
+/// Returns what a reader asks about a verdict: how sure it is, whether the machine was quiet, what failed, and how to repeat it.
+fn verdict_facts(report: &CompareReport) -> String {
+    let verdict = &report.verdict;
+    let errors = report.workloads.iter().flat_map(|one| &one.servers).any(|one| one.errors > 0);
+    let versions = report
+        .servers
+        .iter()
+        .filter_map(|server| Some(format!("{} is {}", server.server, server.version.as_deref()?)));
+    let own = format!("prefork is version {}", report.environment.version);
+    let versions: Vec<String> = std::iter::once(own).chain(versions).collect();
+    let noise = format!("{}. {}", verdict.control, report.environment.load_summary());
+    let facts = [
+        ("confidence", confidence_line(report), false),
+        ("noise", upper_first(noise.trim_end_matches('.')), verdict.is_too_noisy),
+        ("failed requests", failures_line(report), errors),
+        ("versions", versions.join(", "), false),
+        ("machine", report.environment.summary(), report.environment.is_debug_build),
+        ("command", report.environment.command.clone(), false),
+    ];
+    let facts = facts.iter().map(|(name, value, is_bad)| {
+        let class = if *is_bad { " class=\"bad\"" } else { "" };
+        format!("<dt>{name}</dt><dd{class}>{}</dd>\n", escape_html(value))
+    });
+    format!("<dl class=\"environment\">\n{}</dl>\n", facts.collect::<String>())
 }
 
 fn write_list(main: &mut String, title: &str, lines: &[String]) {
@@ -130,17 +186,25 @@ fn write_workload_table(main: &mut String, report: &CompareReport, workload: &Wo
     let handshakes = workload.servers.iter().filter_map(handshake_line);
     let capacities = workload.servers.iter().filter_map(capacity_line);
     let figures = workload.servers.iter().flat_map(|cell| figures_lines(workload.metric, cell));
-    let lines = handshakes.chain(capacities).chain(figures).chain([rounds_line(report, workload)]);
+    let lines = handshakes.chain(capacities).chain(figures);
     let lines = lines.map(|line| format!("<p class=\"how\">{}</p>", escape_html(&line)));
     let comparisons = comparison_lines(report, workload);
     let comparisons = comparisons.iter().map(|line| format!("<li>{}</li>\n", escape_html(line)));
+    let parts = part_tables(workload).into_iter().map(|table| {
+        let rows = table.rows.iter().enumerate().map(|(at, row)| {
+            let cell = if at == 0 { "th" } else { "td" };
+            let cells = row.iter().map(|text| format!("<{cell}>{}</{cell}>", escape_html(text)));
+            format!("<tr>{}</tr>\n", cells.collect::<String>())
+        });
+        let title = escape_html(&upper_first(&table.title));
+        format!("<p class=\"how\">{title}</p>\n<table>\n{}</table>", rows.collect::<String>())
+    });
     let _ = writeln!(
         main,
-        "<figure class=\"wide\"><figcaption>{}</figcaption><p class=\"how\">{}</p>\n\
-         <table>\n<tr>{head}</tr>\n{}</table>{}<ul>\n{}</ul></figure>",
+        "<figure class=\"wide\"><figcaption>Data of {}</figcaption>\n<table>\n<tr>{head}</tr>\n{}</table>{}{}<ul>\n{}</ul></figure>",
         workload.workload.name(),
-        escape_html(&workload.about),
         rows.collect::<String>(),
+        parts.collect::<String>(),
         lines.collect::<String>(),
         comparisons.collect::<String>()
     );

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 pub(crate) mod html;
+mod parts;
 pub(crate) mod plots;
 pub(crate) mod text;
 

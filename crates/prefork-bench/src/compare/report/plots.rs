@@ -1,19 +1,27 @@
 //! The plots of a workload: values, ratios to the baseline, latency distributions, rounds over time, and balance.
 
+use super::parts::{kind_median, kind_names, ramp_axis, ramp_values};
 use super::{CompareReport, ServerWorkloadReport, WorkloadReport};
-use crate::compare::ComparedMetric;
+use crate::compare::measurement::FaultTimeline;
 use crate::compare::paired_ratio::median_interval;
 use crate::compare::size_in_words::{format_interval, format_ratio};
-use crate::load::MedianRange;
+use crate::compare::{ComparedMetric, MeasurementSample};
 use crate::load::counters::new_histogram;
+use crate::load::{FaultEvent, RampStep};
 use crate::report_format::bar_chart::{BarAxis, ChartBar, ShareBar, bar_chart, share_chart};
 use crate::report_format::html_page::escape_html;
 use crate::report_format::latency_plot::{LatencyCurve, latency_plot};
 use crate::report_format::plot_scale::PlotScale;
-use crate::report_format::svg_plot::{PlotAxis, PlotLine, line_legend, line_plot, series_class};
+use crate::report_format::svg_plot::{
+    PlotAxis, PlotLine, PlotMark, line_legend, line_plot, mark_legend, series_class, time_axis,
+};
 
 /// Error rate of the interval of a single server's median: 95 % confidence for this bar alone.
 const BAR_ERROR_RATE: f64 = 0.05;
+/// Most points of the timeline of a measurement.
+const MAX_TIMELINE_POINTS: usize = 60;
+/// Most points of a line that has a dot at each.
+const MAX_DOTTED_POINTS: usize = 60;
 
 /// A measured server and its style class.
 struct PlottedServer<'a> {
@@ -22,9 +30,8 @@ struct PlottedServer<'a> {
 }
 
 /// Returns the legend of all servers: their colors and dashes in all plots.
-pub(crate) fn server_legend(report: &CompareReport) -> String {
-    let Some(first) = report.workloads.first() else { return String::new() };
-    let names: Vec<(String, String)> = first
+pub(crate) fn server_legend(report: &CompareReport, workload: &WorkloadReport) -> String {
+    let names: Vec<(String, String)> = workload
         .servers
         .iter()
         .enumerate()
@@ -43,7 +50,7 @@ pub(crate) fn workload_figures(report: &CompareReport, workload: &WorkloadReport
         .servers
         .iter()
         .enumerate()
-        .filter(|(_, server)| main_values(workload, server).next().is_some())
+        .filter(|(_, server)| timed_values(server, workload.metric).next().is_some())
         .map(|(at, report)| PlottedServer { report, class: series_class(at) })
         .collect();
     if servers.is_empty() {
@@ -51,14 +58,45 @@ pub(crate) fn workload_figures(report: &CompareReport, workload: &WorkloadReport
     }
     let direction = workload.metric.direction();
     let metric = workload.metric.name();
-    let values = value_chart(report, workload, &servers);
+    let values = |metric| value_chart(report, workload, &servers, metric);
     let ratios = ratio_chart(report, workload, &servers);
+    let is_of_requests = workload.metric != ComparedMetric::P99Latency
+        && !servers
+            .iter()
+            .all(|server| server.report.samples.iter().all(MeasurementSample::has_no_latency));
+    let reference = report.reference.as_deref().unwrap_or_default();
     let plots = [
-        (format!("{metric}: {direction}"), interval_note(&servers), Some(values)),
         (
-            format!("{metric}, ratio to the baseline: {direction}"),
+            format!("{metric}: {direction}"),
+            interval_note(&servers, reference),
+            values(workload.metric),
+        ),
+        (
+            format!("{metric}, ratio to {reference}: {direction}"),
             ratio_note(&servers).to_string(),
             ratios,
+        ),
+        (
+            "p99 latency: lower is better".to_string(),
+            interval_note(&servers, reference),
+            values(ComparedMetric::P99Latency).filter(|_| is_of_requests),
+        ),
+        (
+            "p99 latency of each kind of request: lower is better".to_string(),
+            "median of the rounds".to_string(),
+            kind_chart(workload, &servers),
+        ),
+        (
+            "p99 latency over the ramp: lower is better".to_string(),
+            "median of the rounds".to_string(),
+            ramp_plot(workload, &servers, ComparedMetric::P99Latency, |step| step.p99),
+        ),
+        (
+            "Requests/s over the ramp: higher is better".to_string(),
+            "median of the rounds".to_string(),
+            ramp_plot(workload, &servers, ComparedMetric::RequestsPerSecond, |step| {
+                step.per_second
+            }),
         ),
         (
             "Latency by percentile: lower is better".to_string(),
@@ -77,8 +115,13 @@ pub(crate) fn workload_figures(report: &CompareReport, workload: &WorkloadReport
                 .filter(|_| workload.metric != ComparedMetric::P99Latency),
         ),
         (
+            "Requests/s while faults are injected: higher is better".to_string(),
+            "mean of the rounds; faults of the first round are marked".to_string(),
+            fault_timeline(workload, &servers),
+        ),
+        (
             "Share of each process in the requests: even is better".to_string(),
-            "busiest first, mean of the rounds".to_string(),
+            "busiest process first, mean of the rounds".to_string(),
             balance_chart(&servers),
         ),
     ];
@@ -93,28 +136,29 @@ pub(crate) fn workload_figures(report: &CompareReport, workload: &WorkloadReport
     plots.into_iter().filter_map(figure).collect()
 }
 
-/// Returns each measurement of a server: when it ended, in seconds, and its value of the metric of the workload.
-fn main_values<'a>(
-    workload: &'a WorkloadReport,
-    server: &'a ServerWorkloadReport,
-) -> impl Iterator<Item = (f64, f64)> + 'a {
-    server.samples.iter().filter_map(|sample| Some((sample.at_s, sample.value(workload.metric)?)))
+/// Returns each measurement of a server: when it ended, in seconds, and its value of a metric.
+fn timed_values(
+    server: &ServerWorkloadReport,
+    metric: ComparedMetric,
+) -> impl Iterator<Item = (f64, f64)> + '_ {
+    server.samples.iter().filter_map(move |sample| Some((sample.at_s, sample.value(metric)?)))
 }
 
-/// Returns the interval of the median of a server's rounds; from the lowest to the highest with too few rounds.
-fn value_interval(workload: &WorkloadReport, server: &ServerWorkloadReport) -> (f64, f64) {
-    let mut values: Vec<f64> = main_values(workload, server).map(|(_, value)| value).collect();
+/// Returns the interval of the median of a server's rounds; from the lowest to the highest with too few rounds. `None` without
+/// a value.
+fn value_interval(server: &ServerWorkloadReport, metric: ComparedMetric) -> Option<(f64, f64)> {
+    let mut values: Vec<f64> = timed_values(server, metric).map(|(_, value)| value).collect();
     values.sort_by(f64::total_cmp);
-    let (low, high) =
-        median_interval(values.len(), BAR_ERROR_RATE).unwrap_or((0, values.len() - 1));
-    (values[low], values[high])
+    let all = (0, values.len().checked_sub(1)?);
+    let (low, high) = median_interval(values.len(), BAR_ERROR_RATE).unwrap_or(all);
+    Some((values[low], values[high]))
 }
 
-fn interval_note(servers: &[PlottedServer<'_>]) -> String {
+fn interval_note(servers: &[PlottedServer<'_>], reference: &str) -> String {
     let rounds = servers.iter().map(|server| server.report.samples.len()).min().unwrap_or(0);
     match median_interval(rounds, BAR_ERROR_RATE) {
-        Some(_) => "median of the rounds and its 95 % interval; dashed: the baseline".to_string(),
-        None => "median of the rounds, lowest and highest; dashed: the baseline".to_string(),
+        Some(_) => format!("median of the rounds and its 95 % interval; dashed: {reference}"),
+        None => format!("median of the rounds, lowest and highest; dashed: {reference}"),
     }
 }
 
@@ -130,29 +174,62 @@ fn value_chart(
     report: &CompareReport,
     workload: &WorkloadReport,
     servers: &[PlottedServer<'_>],
-) -> String {
-    let main = |server: &ServerWorkloadReport| -> MedianRange { server.figure(workload.metric) };
-    let row = |server: &PlottedServer<'_>| ChartBar {
-        label: server.report.server.clone(),
-        class: server.class.clone(),
-        value: main(server.report).median,
-        interval: Some(value_interval(workload, server.report)),
-        text: workload.metric.format_value(main(server.report).median),
+    metric: ComparedMetric,
+) -> Option<String> {
+    let median = |server: &ServerWorkloadReport| server.figure(metric).median;
+    let row = |server: &PlottedServer<'_>| {
+        Some(ChartBar {
+            label: server.report.server.clone(),
+            class: server.class.clone(),
+            value: median(server.report),
+            interval: Some(value_interval(server.report, metric)?),
+            text: metric.format_value(median(server.report)),
+        })
     };
-    let rows: Vec<ChartBar> = servers.iter().map(row).collect();
-    let ends = rows.iter().flat_map(|row| {
-        let (low, high) = row.interval.unwrap_or((row.value, row.value));
-        [row.value, low, high]
-    });
+    let rows: Vec<ChartBar> = servers.iter().filter_map(row).collect();
     let baseline = report.reference.as_deref().and_then(|name| workload.server_report(name));
     let axis = BarAxis {
-        scale: PlotScale::for_values(ends),
-        label: &|value| workload.metric.format_tick(value),
-        baseline: baseline.filter(|one| !one.samples.is_empty()).map(|one| main(one).median),
+        scale: PlotScale::for_values(bar_ends(&rows)),
+        label: &|value| metric.format_tick(value),
+        baseline: baseline.filter(|one| !one.samples.is_empty()).map(median),
         has_dots: false,
     };
-    let about = format!("{} under {}", workload.metric.name(), workload.workload.name());
-    bar_chart(&about, &axis, &rows)
+    let about = format!("{} under {}", metric.name(), workload.workload.name());
+    (!rows.is_empty()).then(|| bar_chart(&about, &axis, &rows))
+}
+
+/// Returns all values that an axis must have room for.
+fn bar_ends(rows: &[ChartBar]) -> impl Iterator<Item = f64> + '_ {
+    rows.iter().flat_map(|row| {
+        let (low, high) = row.interval.unwrap_or((row.value, row.value));
+        [row.value, low, high]
+    })
+}
+
+/// Plots the p99 latency of each kind of request, with the servers side by side; `None` if there is one kind.
+fn kind_chart(workload: &WorkloadReport, servers: &[PlottedServer<'_>]) -> Option<String> {
+    let metric = ComparedMetric::P99Latency;
+    let row = |(kind, name): (usize, &str), server: &PlottedServer<'_>| {
+        let value = kind_median(server.report, kind, |kind| kind.p99);
+        ChartBar {
+            label: format!("{name}, {}", server.report.server),
+            class: server.class.clone(),
+            value,
+            interval: None,
+            text: metric.format_value(value),
+        }
+    };
+    let kinds = kind_names(workload).into_iter().enumerate();
+    let rows: Vec<ChartBar> =
+        kinds.flat_map(|kind| servers.iter().map(move |server| row(kind, server))).collect();
+    let axis = BarAxis {
+        scale: PlotScale::for_values(bar_ends(&rows)),
+        label: &|value| metric.format_tick(value),
+        baseline: None,
+        has_dots: false,
+    };
+    let about = format!("p99 latency of each kind of request under {}", workload.workload.name());
+    (!rows.is_empty()).then(|| bar_chart(&about, &axis, &rows))
 }
 
 fn ratio_chart(
@@ -175,10 +252,6 @@ fn ratio_chart(
         })
     };
     let rows: Vec<ChartBar> = servers.iter().filter_map(row).collect();
-    let ends = rows.iter().flat_map(|row| {
-        let (low, high) = row.interval.unwrap_or((row.value, row.value));
-        [row.value, low, high]
-    });
     let about = format!(
         "Ratio of {} to {reference} under {}",
         workload.metric.name(),
@@ -186,7 +259,7 @@ fn ratio_chart(
     );
     let axis = BarAxis {
         // Ratios are compared on a log scale: half as much is as far from 1 as twice as much.
-        scale: PlotScale::ratios(ends),
+        scale: PlotScale::ratios(bar_ends(&rows)),
         label: &format_tick_ratio,
         baseline: Some(1.0),
         has_dots: true,
@@ -229,20 +302,101 @@ fn timeline(
     servers: &[PlottedServer<'_>],
     metric: ComparedMetric,
 ) -> Option<String> {
-    let points = |server: &PlottedServer<'_>| -> Vec<(f64, f64)> {
-        let samples = server.report.samples.iter();
-        samples.filter_map(|sample| Some((sample.at_s, sample.value(metric)?))).collect()
-    };
-    let all: Vec<Vec<(f64, f64)>> = servers.iter().map(points).collect();
-    if all.iter().all(|points| points.len() < 2) {
-        return None;
-    }
+    let all: Vec<Vec<(f64, f64)>> =
+        servers.iter().map(|server| timed_values(server.report, metric).collect()).collect();
     let last = all.iter().flatten().map(|(at, _)| *at).fold(0.0, f64::max);
     let time = PlotScale::linear(last);
-    let scale = PlotScale::for_values(all.iter().flatten().map(|(_, value)| *value));
-    let placed: Vec<Vec<(f64, f64)>> = all
-        .iter()
-        .map(|points| points.iter().map(|(x, y)| (time.place(*x), scale.place(*y))).collect())
+    let x = PlotAxis {
+        name: "time since the start".to_string(),
+        ticks: time.ticks(|seconds| format!("{seconds} s")),
+    };
+    let about = format!(
+        "{} of each measurement under {} over time",
+        metric.name(),
+        workload.workload.name()
+    );
+    let points = all
+        .into_iter()
+        .map(|points| points.into_iter().map(|(at, value)| (time.place(at), value)).collect());
+    metric_lines(&about, &x, metric, servers, points.collect(), &[])
+}
+
+/// Plots a metric in each tenth of a ramp; `None` without a ramp.
+fn ramp_plot(
+    workload: &WorkloadReport,
+    servers: &[PlottedServer<'_>],
+    metric: ComparedMetric,
+    value: fn(&RampStep) -> f64,
+) -> Option<String> {
+    let axis = ramp_axis(workload)?;
+    let middle = |step: usize| (step as f64 + 0.5) / axis.labels.len() as f64;
+    let labels = axis.labels.iter().enumerate().map(|(step, label)| (middle(step), label.clone()));
+    let x = PlotAxis { name: axis.name.to_string(), ticks: labels.step_by(2).collect() };
+    let points = servers.iter().map(|server| {
+        let values = ramp_values(server.report, value).into_iter().enumerate();
+        values.map(|(step, value)| (middle(step), value)).collect()
+    });
+    let about = format!("{} over the ramp of {}", metric.name(), workload.workload.name());
+    metric_lines(&about, &x, metric, servers, points.collect(), &[])
+}
+
+/// Plots responses per second over the time of a measurement in which faults are injected; `None` without faults.
+fn fault_timeline(workload: &WorkloadReport, servers: &[PlottedServer<'_>]) -> Option<String> {
+    let timelines = |server: &PlottedServer<'_>| -> Vec<FaultTimeline> {
+        server.report.samples.iter().filter_map(|sample| sample.timeline.clone()).collect()
+    };
+    let all: Vec<Vec<FaultTimeline>> = servers.iter().map(timelines).collect();
+    let first = all.iter().flatten().next()?;
+    let bins =
+        all.iter().flatten().map(|one| one.responses.len()).max().filter(|bins| *bins > 1)?;
+    let length_s = bins as f64 * first.bin_s;
+    // Bins are grouped until there are few enough.
+    let group = bins.div_ceil(MAX_TIMELINE_POINTS);
+    let mean = |timelines: &[FaultTimeline], from: usize| {
+        let counts = timelines.iter().flat_map(|one| one.responses.iter().skip(from).take(group));
+        let counted = timelines.len() * group.min(bins - from);
+        counts.sum::<u64>() as f64 / (counted as f64 * first.bin_s)
+    };
+    let points = all.iter().map(|timelines| {
+        let starts = (0..bins).step_by(group).filter(|_| !timelines.is_empty());
+        let middle =
+            |from: usize| (from as f64 + group.min(bins - from) as f64 / 2.0) / bins as f64;
+        starts.map(|from| (middle(from), mean(timelines, from))).collect()
+    });
+    let mark = |fault: &FaultEvent| PlotMark {
+        class: fault.fault,
+        from: fault.at_s / length_s,
+        until: fault.until_s / length_s,
+    };
+    let marks: Vec<PlotMark> = first.injected.iter().map(mark).collect();
+    let mut names: Vec<(&str, String)> =
+        first.injected.iter().map(|fault| (fault.fault, fault.fault.to_string())).collect();
+    names.sort();
+    names.dedup();
+    let about = format!("Responses per second under {} with faults", workload.workload.name());
+    let x = time_axis(length_s);
+    let metric = ComparedMetric::RequestsPerSecond;
+    metric_lines(&about, &x, metric, servers, points.collect(), &marks)
+        .map(|plot| plot + &mark_legend(&names))
+}
+
+/// Plots a line of values of a metric for each server; `None` if no line has two points. The points are placed from 0 to 1 on the
+/// x axis.
+fn metric_lines(
+    about: &str,
+    x: &PlotAxis,
+    metric: ComparedMetric,
+    servers: &[PlottedServer<'_>],
+    points: Vec<Vec<(f64, f64)>>,
+    marks: &[PlotMark],
+) -> Option<String> {
+    if points.iter().all(|points| points.len() < 2) {
+        return None;
+    }
+    let scale = PlotScale::for_values(points.iter().flatten().map(|(_, value)| *value));
+    let placed: Vec<Vec<(f64, f64)>> = points
+        .into_iter()
+        .map(|points| points.into_iter().map(|(x, value)| (x, scale.place(value))).collect())
         .collect();
     let lines: Vec<PlotLine<'_>> = servers
         .iter()
@@ -251,21 +405,15 @@ fn timeline(
             class: &server.class,
             points,
             filled: false,
-            dotted: true,
+            dotted: points.len() <= MAX_DOTTED_POINTS,
         })
         .collect();
     let log = if scale.is_log() { ", log scale" } else { "" };
-    let x = PlotAxis {
-        name: "time since the start".to_string(),
-        ticks: time.ticks(|seconds| format!("{seconds} s")),
-    };
     let y = PlotAxis {
         name: format!("{}{log}", metric.name()),
         ticks: scale.ticks(|value| metric.format_tick(value)),
     };
-    let name = metric.name();
-    let about = format!("{name} of each measurement under {} over time", workload.workload.name());
-    Some(line_plot(&about, &x, &y, &lines, &[]))
+    Some(line_plot(about, x, &y, &lines, marks))
 }
 
 fn balance_chart(servers: &[PlottedServer<'_>]) -> Option<String> {
@@ -275,7 +423,10 @@ fn balance_chart(servers: &[PlottedServer<'_>]) -> Option<String> {
         Some(ShareBar {
             label: server.report.server.clone(),
             class: server.class.clone(),
-            text: format!("{:.0} % of {}", busiest * 100.0, shares.len()),
+            text: match shares.len() {
+                1 => "1 process".to_string(),
+                processes => format!("busiest of {processes}: {:.0} %", busiest * 100.0),
+            },
             shares,
         })
     };

@@ -1,7 +1,9 @@
 use super::*;
 use crate::compare::ComparedServer;
+use crate::compare::measurement::FaultTimeline;
 use crate::compare::plan::MeasurementId;
 use crate::load::counters::new_histogram;
+use crate::load::{FaultEvent, FaultImpact, RampStep, RequestKindReport};
 use tokio_prefork::{ConcurrencyModel, Dispatch};
 
 /// Returns a measurement with these figures.
@@ -28,6 +30,10 @@ pub(crate) fn measured_outcome(per_second: f64, p99: f64) -> MeasurementOutcome 
         errors: 0,
         generator_us: 4.0,
         capacity: None,
+        request_kinds: Vec::new(),
+        ramp: Vec::new(),
+        faults: Vec::new(),
+        timeline: None,
         background: Vec::new(),
         figures: Default::default(),
         warnings: Vec::new(),
@@ -261,7 +267,7 @@ fn the_page_loads_no_external_resources_and_closes_its_tags() {
 }
 
 /// Returns a measurement of reloads, or of idle connections, without a figure for `None`.
-fn kind_outcome(metric: ComparedMetric, value: Option<f64>) -> MeasurementOutcome {
+pub(crate) fn kind_outcome(metric: ComparedMetric, value: Option<f64>) -> MeasurementOutcome {
     let MeasurementOutcome::Measured(sample) = measured_outcome(1000.0, 500.0) else {
         unreachable!("it was measured");
     };
@@ -270,7 +276,7 @@ fn kind_outcome(metric: ComparedMetric, value: Option<f64>) -> MeasurementOutcom
     MeasurementOutcome::Measured(Box::new(MeasurementSample { figures, warnings, ..*sample }))
 }
 
-fn kind_plan(workload: &str) -> ComparePlan {
+pub(crate) fn kind_plan(workload: &str) -> ComparePlan {
     let workloads = vec![Workload::built_in(workload).expect("built in")];
     ComparePlan { workloads, ..sample_plan(12) }
 }
@@ -327,4 +333,108 @@ fn a_server_without_the_figure_is_neither_the_best_nor_in_the_plots() {
     assert_eq!(best.winner.as_deref(), Some("prefork"), "{}", report.to_table());
     assert!(best.statement.contains("time to serve after a kill 4.5 times shorter"), "{best:?}");
     assert!(report.to_html().ends_with("</html>\n"));
+}
+
+/// Returns a measurement with figures of two kinds of requests, of a ramp, and of faults.
+fn outcome_with_parts() -> MeasurementOutcome {
+    let MeasurementOutcome::Measured(mut sample) = measured_outcome(1000.0, 500.0) else {
+        unreachable!("it was measured");
+    };
+    sample.request_kinds = [("small", 400.0), ("large", 9000.0)]
+        .map(|(name, p99)| RequestKindReport {
+            name: name.to_string(),
+            weight: 1,
+            responses: 500,
+            share: 0.5,
+            per_second: 500.0,
+            bytes_per_second: 1e6,
+            errors: 2,
+            p50: p99 / 2.0,
+            p99,
+            max: p99,
+        })
+        .into();
+    let step = |step: usize| RampStep {
+        from_s: step as f64,
+        until_s: step as f64 + 1.0,
+        rate: Some(100.0),
+        connections: 256,
+        per_second: 100.0,
+        errors: 0,
+        p50: 100.0,
+        p99: 1000.0 + step as f64,
+        max: 3000.0,
+    };
+    sample.ramp = (0..10).map(step).collect();
+    let impact = |fault: &str, count, lost| FaultImpact {
+        fault: fault.to_string(),
+        count,
+        skipped: 0,
+        refused: 0,
+        lost,
+        late: 1,
+    };
+    sample.faults =
+        vec![impact("kill", 2, 3), impact("kill or reload", 0, 1), impact("none", 0, 0)];
+    (sample.errors, sample.timeline) = (
+        4,
+        Some(FaultTimeline {
+            bin_s: 0.1,
+            responses: vec![10; 20],
+            injected: vec![FaultEvent { fault: "kill", at_s: 1.0, until_s: 1.0, pids: vec![7] }],
+        }),
+    );
+    MeasurementOutcome::Measured(sample)
+}
+
+#[test]
+fn kinds_of_requests_steps_of_a_ramp_and_faults_are_shown() {
+    let report = run_plan(&kind_plan("ramp"), usize::MAX, |_, _| outcome_with_parts());
+    let (table, page) = (report.to_table(), report.to_html());
+    let cells = |first: &str| -> Vec<&str> {
+        let row = table.lines().find(|line| line.starts_with(first));
+        row.unwrap_or_else(|| panic!("{first}: {table}")).split_whitespace().collect()
+    };
+    assert_eq!(cells("large ")[..6], ["large", "prefork", "500", "4.50", "ms", "9.00"], "{table}");
+    assert!(
+        table.contains("15%") && table.contains("105%") && table.contains("1.01 ms"),
+        "{table}"
+    );
+    // In 12 rounds.
+    assert_eq!(cells("kill ")[1..], ["prefork", "24", "0", "36", "12"], "{table}");
+    assert!(table.contains("48 of prefork under ramp (kill 36, kill or reload 12)"), "{table}");
+    for piece in [
+        "p99 latency of each kind of request",
+        "p99 latency over the ramp",
+        "while faults are injected",
+        "class=\"kill sign\"",
+        "part of the capacity that is due",
+        "<td>kill or reload</td>",
+    ] {
+        assert!(page.contains(piece), "{piece}");
+    }
+}
+
+#[test]
+fn the_page_answers_first_what_a_reader_asks() {
+    let mut report = sample_report(12);
+    report.environment.command = "prefork compare --rounds 12".to_string();
+    let page = report.to_html();
+    let at = |piece: &str| page.find(piece).unwrap_or_else(|| panic!("{piece} is not in {page}"));
+    let order = [
+        "p99 latency 656 times shorter than single",
+        "95 % that all intervals",
+        "does not differ from itself",
+        "Failed requests: none.",
+        "prefork compare --rounds 12",
+        "href=\"#load-keep-alive\"",
+        "Prefork is best: 2.0 times as many requests/s as single",
+    ];
+    let found = order.map(at);
+    assert!(found.is_sorted(), "{found:?}");
+    assert_eq!(report.verdict.loads.len(), 2);
+    assert_eq!(
+        report.verdict.loads[0].sentence(),
+        "prefork is best: 2.0 times as many requests/s as single (1.96 to 2.04 times)"
+    );
 }

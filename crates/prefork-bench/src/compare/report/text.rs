@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::time::Duration;
 
+use super::parts::{fault_losses, part_tables};
 use super::{CompareReport, ServerWorkloadReport, WorkloadReport};
 use crate::compare::baseline::write_baseline;
 use crate::compare::server_configuration::write_configurations;
 use crate::compare::size_in_words::{format_interval, format_ratio};
-use crate::compare::{ComparedMetric, MeasurementSample};
+use crate::compare::{ComparedMetric, MeasurementSample, VerdictLine};
 use crate::load::MedianRange;
 use crate::report_format::text_table::{format_count, format_micros, write_left_table, write_rows};
 use crate::scenario::format_percent;
@@ -195,7 +196,13 @@ pub(crate) fn failures_line(report: &CompareReport) -> String {
     let failed = report.workloads.iter().flat_map(|workload| {
         let servers = workload.servers.iter().filter(|server| server.errors > 0);
         servers.map(move |server| {
-            format!("{} of {} under {}", server.errors, server.server, workload.workload.name())
+            format!(
+                "{} of {} under {}{}",
+                server.errors,
+                server.server,
+                workload.workload.name(),
+                fault_losses(server)
+            )
         })
     });
     let failed: Vec<String> = failed.collect();
@@ -208,6 +215,9 @@ pub(crate) fn failures_line(report: &CompareReport) -> String {
 
 fn write_workload(text: &mut String, report: &CompareReport, workload: &WorkloadReport) {
     let _ = writeln!(text, "\n{}: {}", workload.workload.name(), workload.about);
+    if let Some(line) = load_verdict(report, workload) {
+        let _ = writeln!(text, "{}", upper_first(&line.sentence()));
+    }
     write_rows(text, &workload_table(workload, report.reference.as_deref()));
     for cell in &workload.servers {
         if let Some(why) = &cell.unable_reason {
@@ -223,10 +233,23 @@ fn write_workload(text: &mut String, report: &CompareReport, workload: &Workload
             let _ = writeln!(text, "{line}");
         }
     }
+    for table in part_tables(workload) {
+        let _ = writeln!(text, "{}:", table.title);
+        write_rows(text, &table.rows);
+    }
     let _ = writeln!(text, "{}", rounds_line(report, workload));
     for line in comparison_lines(report, workload) {
         let _ = writeln!(text, "- {line}");
     }
+}
+
+/// Returns the result under a workload; `None` if there is nothing to compare, or the machine was too noisy.
+pub(crate) fn load_verdict<'a>(
+    report: &'a CompareReport,
+    workload: &WorkloadReport,
+) -> Option<&'a VerdictLine> {
+    let name = Some(workload.workload.name());
+    report.verdict.loads.iter().find(|line| line.workload.as_deref() == name)
 }
 
 /// Returns a sentence for each comparison; the control only if it differs. None if the machine was too noisy.

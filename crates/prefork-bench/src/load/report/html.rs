@@ -12,7 +12,7 @@ use crate::report_format::html_page::{
 use crate::report_format::latency_plot::{self, LatencyCurve};
 use crate::report_format::plot_scale::{PlotScale, round_ticks};
 use crate::report_format::svg_plot::{
-    PlotAxis, PlotLine, PlotMark, line_legend, line_plot, mark_legend, series_class,
+    PlotAxis, PlotLine, PlotMark, line_legend, line_plot, mark_legend, series_class, time_axis,
 };
 use crate::report_format::text_table::{compact_number, format_count, format_micros};
 
@@ -46,9 +46,11 @@ pub(crate) fn render_html(report: &LoadReport) -> String {
     let class = if report.error_count() > 0 { " bad" } else { "" };
     let _ = writeln!(
         page,
-        "<p class=\"how{class}\">Failed requests: {}.</p>\n<p class=\"how\">{}</p>",
+        "<p class=\"how{class}\">Failed requests: {}.</p>\n<p class=\"how\">Measured on {}.</p>\n\
+         <p class=\"how\">Command: {}</p>",
         escape_html(&failure_list(report)),
-        escape_html(&report.environment.summary())
+        escape_html(&report.environment.summary()),
+        escape_html(&report.environment.command)
     );
     page.push_str(&faults_table(report));
     page.push_str("<div class=\"plots\">\n");
@@ -198,16 +200,6 @@ fn latency_timeline(report: &LoadReport) -> Option<String> {
     let names = curves.each_ref().map(|(class, name, _)| (class.to_string(), name.to_string()));
     let plot = line_plot(&about, &time_axis(whole), &y, &lines, &marks);
     Some(plot + &line_legend(&names) + &fault_legend(report))
-}
-
-/// Returns an axis of the measured time, `whole_s` seconds.
-fn time_axis(whole_s: f64) -> PlotAxis {
-    let (ticks, end) = round_ticks(whole_s, |s| format!("{s} s"));
-    let fits = ticks.into_iter().map(|(at, label)| (at * end / whole_s, label));
-    PlotAxis {
-        name: "time measured".to_string(),
-        ticks: fits.filter(|(at, _)| *at <= 1.0).collect(),
-    }
 }
 
 /// Returns the injected faults as marks of a plot over `whole_s` seconds.

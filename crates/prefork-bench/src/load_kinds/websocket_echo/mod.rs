@@ -78,6 +78,8 @@ pub struct WebSocketEchoReport {
     pub message_size: usize,
     /// Length of the measurement in seconds.
     pub measured_s: f64,
+    /// Whether it was stopped before its end.
+    pub ended_early: bool,
     /// Messages that came back in the measurement.
     pub round_trips: u64,
     /// Messages that came back per second.
@@ -122,7 +124,8 @@ impl EchoCounters {
     }
 }
 
-/// Measures how fast WebSocket messages come back. Returns `None` if `is_stopped` returned `true` meanwhile.
+/// Measures how fast WebSocket messages come back. Ends early once `is_stopped` returns `true`, with a report of what was measured
+/// so far; before the end of the warm-up returns `None`.
 ///
 /// # Errors
 /// The plan is invalid, the target does not accept connections, it refuses the WebSocket
@@ -156,7 +159,7 @@ pub fn measure_websocket_echo(
     let window = EchoWindow::begin_now(&plan.load);
     let is_over = AtomicBool::new(false);
     let mut usage = UsageOfMeasurement::default();
-    let stopped = std::thread::scope(|scope| {
+    let measured = std::thread::scope(|scope| {
         let threads: Vec<_> = connections
             .into_iter()
             .map(|own| {
@@ -165,16 +168,16 @@ pub fn measure_websocket_echo(
             })
             .collect();
         let is_finished = || threads.iter().all(|thread| thread.is_finished());
-        let stopped = usage.observe(tree.as_ref(), &window, is_finished, is_stopped);
-        is_over.store(stopped, Relaxed);
+        let measured = usage.observe(tree.as_ref(), &window, is_finished, is_stopped);
+        is_over.store(measured != Some(plan.load.duration), Relaxed);
         for thread in threads {
             let counted = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             counters
                 .merge(counted.map_err(|e| Error::system("run a thread of WebSocket clients", e))?);
         }
-        Ok::<bool, Error>(stopped)
+        Ok::<Option<Duration>, Error>(measured)
     })?;
-    Ok((!stopped).then(|| WebSocketEchoReport::new(plan, counters, &usage)))
+    Ok(measured.map(|measured| WebSocketEchoReport::new(plan, measured, counters, &usage)))
 }
 
 /// CPU time at the beginning and end of the measurement, in seconds.
@@ -185,29 +188,33 @@ struct UsageOfMeasurement {
 }
 
 impl UsageOfMeasurement {
-    /// Reads CPU times when the measurement begins and ends. Returns whether `is_stopped` returned `true` before all threads had
-    /// finished.
+    /// Reads CPU times when the measurement begins and ends. Returns how long it was: less than planned if `is_stopped` returned `true`
+    /// before all threads had finished, and `None` if that was before its begin.
     fn observe(
         &mut self,
         tree: Option<&ProcessTree>,
         window: &EchoWindow,
         is_finished: impl Fn() -> bool,
         is_stopped: &mut dyn FnMut() -> bool,
-    ) -> bool {
+    ) -> Option<Duration> {
         let mut moments =
             [window.measure_from, window.measure_until].into_iter().enumerate().peekable();
         loop {
             let now = Instant::now();
             if let Some((at, _)) = moments.next_if(|(_, due)| *due <= now) {
-                self.server[at] = tree.map(|tree| tree.cpu_time().as_secs_f64());
-                self.own[at] = CpuTime::of_this_process().total();
+                self.read(at, tree);
                 continue;
             }
-            if moments.peek().is_none() && is_finished() {
-                return false;
+            let is_over = moments.peek().is_none();
+            if is_over && is_finished() {
+                return Some(window.duration());
             }
             if is_stopped() {
-                return true;
+                let measured = now.checked_duration_since(window.measure_from);
+                if !is_over {
+                    self.read(1, tree);
+                }
+                return measured.map(|measured| measured.min(window.duration()));
             }
             let wait = moments.peek().map_or(STOP_CHECK_INTERVAL, |(_, due)| *due - now);
             std::thread::park_timeout(wait.min(STOP_CHECK_INTERVAL));
@@ -215,22 +222,31 @@ impl UsageOfMeasurement {
     }
 }
 
+impl UsageOfMeasurement {
+    fn read(&mut self, at: usize, tree: Option<&ProcessTree>) {
+        self.server[at] = tree.map(|tree| tree.cpu_time().as_secs_f64());
+        self.own[at] = CpuTime::of_this_process().total();
+    }
+}
+
 impl WebSocketEchoReport {
     fn new(
         plan: &WebSocketEchoPlan,
+        measured: Duration,
         counters: EchoCounters,
         usage: &UsageOfMeasurement,
     ) -> WebSocketEchoReport {
         let round_trips = counters.latency.len();
         let each_us = |seconds: f64| seconds * 1e6 / round_trips.max(1) as f64;
         let [server_before, server_after] = usage.server;
-        let measured_s = plan.load.duration.as_secs_f64();
+        let measured_s = measured.as_secs_f64();
         WebSocketEchoReport {
             connections: plan.load.connections,
             message_size: plan.message_size,
             measured_s,
+            ended_early: measured < plan.load.duration,
             round_trips,
-            round_trips_per_s: round_trips as f64 / measured_s,
+            round_trips_per_s: round_trips as f64 / measured_s.max(1e-9),
             latency: LatencySummary::from_histogram(&counters.latency),
             histogram: counters.latency,
             failed: counters.failed,

@@ -79,9 +79,17 @@ fn a_server_without_websocket_is_an_error() {
 }
 
 #[test]
-fn a_stopped_measurement_has_no_report() {
+fn a_stopped_measurement_reports_what_was_measured_before() {
     let url = start_server(Some);
     assert!(measure_websocket_echo(&plan(&url), &mut || true).expect("stopped").is_none());
+    let mut long = plan(&url);
+    long.load.duration = Duration::from_secs(600);
+    let begun = Instant::now();
+    let stop_after = long.load.warm_up + Duration::from_millis(100);
+    let report = measure_websocket_echo(&long, &mut || begun.elapsed() > stop_after);
+    let report = report.expect("measured").expect("a partial report");
+    assert!(report.ended_early && report.measured_s < 600.0, "{report:?}");
+    assert_eq!((report.failed, report.failure.as_deref()), (0, None), "{report:?}");
 }
 
 #[test]

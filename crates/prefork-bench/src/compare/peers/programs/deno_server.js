@@ -1,21 +1,18 @@
-// A server for `deno serve --parallel`, which has a thread for each of DENO_JOBS. It answers the paths of `prefork serve` that
-// workloads use.
-const pid = `Handled by PID ${Deno.pid}\n`;
-const head = { headers: { 'content-type': 'text/plain; charset=utf-8' } };
-const fib = (n) => (n < 2 ? n : fib(n - 1) + fib(n - 2));
+// A server on Deno.serve: `deno run deno_server.js WORKERS` starts processes that share a port with SO_REUSEPORT, which is PORT.
+// `deno serve --parallel` has threads instead, and no TLS.
+import { answer } from './fetch_handler.js';
 
-export default {
-  async fetch(request) {
-    const { pathname } = new URL(request.url);
-    if (pathname === '/') return new Response(pid, head);
-    const [, name, number] = /^\/(bytes|fib|sleep)\/(\d{1,8})$/.exec(pathname) ?? [];
-    const n = Number(number);
-    if (name === 'bytes') return new Response(new Uint8Array(n));
-    if (name === 'fib' && n <= 50) return new Response(`fib(${n}) = ${fib(n)}\n`, head);
-    if (name === 'sleep') {
-      await new Promise((resolve) => setTimeout(resolve, n));
-      return new Response(`slept for ${n} ms\n`, head);
-    }
-    return new Response(null, { status: 404 });
-  },
-};
+const flags = ['run', '--unstable-net', '--allow-net', '--allow-env', '--allow-read', '--allow-run'];
+const workers = Number(Deno.args[0] ?? 0);
+if (workers > 0) {
+  const start = { args: [...flags, import.meta.filename], stdin: 'null', stdout: 'null', stderr: 'inherit' };
+  const children = Array.from({ length: workers }, () => new Deno.Command(Deno.execPath(), start).spawn());
+  Deno.addSignalListener('SIGTERM', () => {
+    for (const child of children) child.kill('SIGKILL');
+    Deno.exit(0);
+  });
+  await Promise.race(children.map((child) => child.status));
+  Deno.exit(1);
+}
+const [cert, key] = ['TLS_CERT', 'TLS_KEY'].map((name) => Deno.env.get(name)).map((file) => file && Deno.readTextFileSync(file));
+Deno.serve({ port: Number(Deno.env.get('PORT')), hostname: '127.0.0.1', reusePort: true, cert, key, onListen() {} }, answer);

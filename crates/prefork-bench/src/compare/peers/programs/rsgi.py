@@ -1,15 +1,17 @@
 """An RSGI application, Granian's own interface, that answers the paths of `prefork serve` that workloads use."""
 
-import os
+import asyncio
 
-from asgi import answer
+from paths import answer
 
 HEAD = [("content-type", "text/plain; charset=utf-8")]
 
 
 class App:
     async def __rsgi__(self, scope, protocol):
-        status, body = await answer(scope.path)
+        status, body, delay = answer(scope.path)
+        if delay:
+            await asyncio.sleep(delay)
         protocol.response_bytes(status, HEAD, body)
 
 
