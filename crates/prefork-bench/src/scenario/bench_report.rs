@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::ScenarioSummary;
 use crate::load::LoadReport;
+use crate::load::report::html::load_plots;
 use crate::load_kinds::KindReport;
 use crate::report_format::html_page::{
     environment_list, escape_html, escape_html_lines, html_page,
@@ -131,10 +132,11 @@ impl ScenarioKindReport {
         let mut about = String::new();
         self.scenario.write_lines(&mut about);
         let main = format!(
-            "<h1>prefork bench</h1>\n<p class=\"how\">{}</p>\n<pre>{}</pre>\n<pre>{}</pre>\n{}",
+            "<h1>prefork bench</h1>\n<p class=\"how\">{}</p>\n<pre>{}</pre>\n<pre>{}</pre>\n{}{}",
             escape_html(&format!("{}{}", self.target, self.early_end())),
             escape_html_lines(&about),
             escape_html_lines(&self.report.to_table()),
+            self.report.load().map(load_plots).unwrap_or_default(),
             environment_list(&self.environment, &[])
         );
         html_page("prefork bench", &main, self.environment.version)

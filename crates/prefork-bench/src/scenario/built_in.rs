@@ -50,33 +50,12 @@ scenario_files!(
     "reloads",
 );
 
-/// Workloads of a comparison over plain HTTP that names none.
-const DEFAULT_NAMES: [&str; 8] = [
-    "keep-alive",
-    "new-connections",
-    "bodies",
-    "pipelined",
-    "cpu-loop",
-    "cpu-pool",
-    "mixed",
-    "noisy-neighbour",
-];
-/// Workloads of a comparison over HTTPS that names none.
-const DEFAULT_HTTPS_NAMES: [&str; 9] = [
-    "keep-alive",
-    "full-handshakes",
-    "resumed-handshakes",
-    "bodies",
-    "pipelined",
-    "cpu-loop",
-    "cpu-pool",
-    "mixed",
-    "noisy-neighbour",
-];
-/// Workloads of `--quick` over plain HTTP: so few that two minutes have enough rounds.
+/// Number of workloads of a comparison that names none: the first ones.
+const DEFAULT_COUNT: usize = 8;
+/// Workloads of `--quick`: so few that two minutes have enough rounds.
 const QUICK_NAMES: [&str; 3] = ["keep-alive", "new-connections", "noisy-neighbour"];
-/// Workloads of `--quick` over HTTPS.
-const QUICK_HTTPS_NAMES: [&str; 3] = ["keep-alive", "full-handshakes", "noisy-neighbour"];
+/// What takes the place of `new-connections` over HTTPS; with `--quick` the first one.
+const HANDSHAKE_NAMES: [&str; 2] = ["full-handshakes", "resumed-handshakes"];
 
 fn parse_built_in(name: &str, text: &str) -> Arc<Workload> {
     match Workload::parse(name, &format!("{name}.toml"), text) {
@@ -120,15 +99,12 @@ impl BuiltInScenario {
 impl Workload {
     /// Returns the workloads of a comparison that names none.
     pub fn default_set(is_quick: bool, https: bool) -> Vec<Arc<Workload>> {
-        let names: &[&str] = match (is_quick, https) {
-            (true, false) => &QUICK_NAMES,
-            (true, true) => &QUICK_HTTPS_NAMES,
-            (false, false) => &DEFAULT_NAMES,
-            (false, true) => &DEFAULT_HTTPS_NAMES,
-        };
-        let named = ALL.iter().filter(|one| names.contains(&one.name));
-        let mut found: Vec<&BuiltInScenario> = named.collect();
-        found.sort_by_key(|one| names.iter().position(|name| *name == one.name));
-        found.into_iter().map(BuiltInScenario::workload).collect()
+        let is_chosen = |one: &&BuiltInScenario| !is_quick || QUICK_NAMES.contains(&one.name);
+        let handshakes = HANDSHAKE_NAMES.len() - usize::from(is_quick);
+        let names = ALL[..DEFAULT_COUNT].iter().filter(is_chosen).flat_map(|one| match one.name {
+            "new-connections" if https => HANDSHAKE_NAMES[..handshakes].to_vec(),
+            name => vec![name],
+        });
+        names.filter_map(|name| Workload::built_in(name).ok()).collect()
     }
 }

@@ -53,21 +53,25 @@ pub(crate) fn render_html(report: &LoadReport) -> String {
         escape_html(&report.environment.command)
     );
     page.push_str(&faults_table(report));
-    page.push_str("<div class=\"plots\">\n");
+    page.push_str(&load_plots(report));
+    page.push_str(&environment_list(&report.environment, &[]));
+    // The text report too: for copying, and for readers who do not see plots.
+    let _ = writeln!(page, "<pre>{}</pre>", escape_html_lines(&report.to_table()));
+    html_page(&title, &page, report.environment.version)
+}
+
+/// Returns the plots of a load.
+pub(crate) fn load_plots(report: &LoadReport) -> String {
     let plots = [
         ("Latency by percentile: lower is better", latency_plot(report)),
         ("Requests per second over time: higher is better", throughput_plot(report)),
         ("Latency over time: lower is better", latency_timeline(report)),
         ("Requests by process: even is better", process_bar_chart(report)),
     ];
-    for (name, svg) in plots.into_iter().filter_map(|(name, svg)| Some((name, svg?))) {
-        let _ = writeln!(page, "<figure><figcaption>{name}</figcaption>{svg}</figure>");
-    }
-    page.push_str("</div>\n");
-    page.push_str(&environment_list(&report.environment, &[]));
-    // The text report too: for copying, and for readers who do not see plots.
-    let _ = writeln!(page, "<pre>{}</pre>", escape_html_lines(&report.to_table()));
-    html_page(&title, &page, report.environment.version)
+    let plots = plots.into_iter().filter_map(|(name, svg)| {
+        Some(format!("<figure><figcaption>{name}</figcaption>{}</figure>\n", svg?))
+    });
+    format!("<div class=\"plots\">\n{}</div>\n", plots.collect::<String>())
 }
 
 fn summary_tiles(report: &LoadReport) -> String {

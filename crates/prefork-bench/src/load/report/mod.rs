@@ -4,7 +4,7 @@ mod chaos_report;
 mod connection_report;
 mod failure_counts;
 mod failure_notes;
-mod html;
+pub(crate) mod html;
 mod part_reports;
 mod text;
 mod tls_report;
