@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::report_format::text_table::{compact_number, format_bytes, format_count, format_micros};
+use crate::report_format::text_table::{
+    compact_number, format_bytes, format_count, format_micros, format_tick_micros,
+};
 
 /// What servers are compared by. A new metric is one more variant, with its row in `definition`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -239,7 +241,7 @@ impl ComparedMetric {
     pub(crate) fn format_tick(self, value: f64) -> String {
         match self.unit() {
             MetricUnit::PerSecond | MetricUnit::Count | MetricUnit::Ratio => compact_number(value),
-            MetricUnit::Micros => format_micros(value),
+            MetricUnit::Micros => format_tick_micros(value),
             MetricUnit::Bytes => format_bytes(value),
             MetricUnit::Mebibytes => format!("{value} MiB"),
         }

@@ -4,7 +4,7 @@ use hdrhistogram::Histogram;
 
 use super::plot_scale::PlotScale;
 use super::svg_plot::{PlotAxis, PlotLine, line_plot};
-use super::text_table::format_micros;
+use super::text_table::format_tick_micros;
 
 /// Points of a curve for each further nine.
 const POINTS_PER_NINE: u32 = 12;
@@ -38,7 +38,7 @@ pub(crate) fn latency_plot(about: &str, curves: &[LatencyCurve<'_>]) -> Option<S
         ticks: named.map(|(label, at)| (at / nines, label.to_string())).collect(),
     };
     let log = if scale.is_log() { ", log scale" } else { "" };
-    let y = PlotAxis { name: format!("latency{log}"), ticks: scale.ticks(format_micros) };
+    let y = PlotAxis { name: format!("latency{log}"), ticks: scale.ticks(format_tick_micros) };
     let lines: Vec<PlotLine<'_>> = curves
         .iter()
         .zip(&placed)

@@ -83,11 +83,14 @@ pub(crate) fn line_plot(
     }
     for (at, label) in &x.ticks {
         let at = plot_x(*at);
+        // A label at the right end stays within the picture.
+        let half = label.chars().count() as f64 * CHAR_WIDTH / 2.0;
         let _ = write!(
             svg,
             "<line class=\"grid\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{bottom}\" y2=\"{:.1}\"/>\
-             <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
             bottom + 4.0,
+            at.min(PLOT_WIDTH - half),
             bottom + 17.0,
             escape_html(label)
         );

@@ -59,6 +59,11 @@ pub(crate) fn format_micros(micros: f64) -> String {
     }
 }
 
+/// Formats microseconds for an axis, whose ticks are round numbers: `1 ms`.
+pub(crate) fn format_tick_micros(micros: f64) -> String {
+    format_micros(micros).replace(".00 ", " ")
+}
+
 /// Formats a number in groups of three digits, as `1 234 567`.
 pub(crate) fn format_count(number: f64) -> String {
     let digits = format!("{number:.0}");

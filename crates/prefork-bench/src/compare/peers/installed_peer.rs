@@ -84,6 +84,7 @@ fn read_version(program: &Path, args: &[&str]) -> Result<String, String> {
     };
     // nginx prints its version to standard error.
     let first = line(stdout.lines().next().or(stderr.lines().next()));
+    let first = first.map(|line| line.trim_start_matches("nginx version: ").to_string());
     match output.status.success() {
         true => first.ok_or("it prints nothing".to_string()),
         false => Err(line(stderr.lines().last()).unwrap_or(output.status.to_string())),

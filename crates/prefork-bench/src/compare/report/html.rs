@@ -141,15 +141,20 @@ fn verdict_facts(report: &CompareReport) -> String {
     let versions = report
         .servers
         .iter()
-        .filter_map(|server| Some(format!("{} is {}", server.server, server.version.as_deref()?)));
-    let own = format!("prefork is version {}", report.environment.version);
+        .filter_map(|server| Some(format!("{}: {}", server.server, server.version.as_deref()?)));
+    let own = format!("prefork: {}", report.environment.version);
     let versions: Vec<String> = std::iter::once(own).chain(versions).collect();
+    // The name of a fact stands before it.
+    let without_name = |line: String| {
+        let (_, rest) = line.split_once(": ").unwrap_or(("", &line));
+        upper_first(rest.trim_end_matches('.'))
+    };
     let noise = format!("{}. {}", verdict.control, report.environment.load_summary());
     let facts = [
-        ("confidence", confidence_line(report), false),
+        ("confidence", without_name(confidence_line(report)), false),
         ("noise", upper_first(noise.trim_end_matches('.')), verdict.is_too_noisy),
-        ("failed requests", failures_line(report), errors),
-        ("versions", versions.join(", "), false),
+        ("failed requests", without_name(failures_line(report)), errors),
+        ("versions", versions.join("; "), false),
         ("machine", report.environment.summary(), report.environment.is_debug_build),
         ("command", report.environment.command.clone(), false),
     ];
@@ -174,14 +179,17 @@ fn write_workload_table(main: &mut String, report: &CompareReport, workload: &Wo
     let head: String =
         table.next().unwrap_or_default().iter().map(|name| format!("<th>{name}</th>")).collect();
     let rows = workload.servers.iter().zip(table).map(|(cell, row)| {
-        let cells: String =
-            row.iter().map(|text| format!("<td>{}</td>", escape_html(text))).collect();
-        let unable = match &cell.unable_reason {
-            Some(why) => format!("<td>{}</td>", escape_html(why)),
-            None => String::new(),
-        };
         let class = if cell.errors > 0 { " class=\"bad\"" } else { "" };
-        format!("<tr{class}>{cells}{unable}</tr>\n")
+        let cells: String = match &cell.unable_reason {
+            Some(why) => format!(
+                "<td>{}</td><td class=\"why\" colspan=\"{}\">{}</td>",
+                escape_html(&cell.server),
+                row.len().saturating_sub(1),
+                escape_html(why)
+            ),
+            None => row.iter().map(|text| format!("<td>{}</td>", escape_html(text))).collect(),
+        };
+        format!("<tr{class}>{cells}</tr>\n")
     });
     let handshakes = workload.servers.iter().filter_map(handshake_line);
     let capacities = workload.servers.iter().filter_map(capacity_line);

@@ -56,84 +56,108 @@ pub(crate) fn workload_figures(report: &CompareReport, workload: &WorkloadReport
     if servers.is_empty() {
         return String::new();
     }
-    let direction = workload.metric.direction();
-    let metric = workload.metric.name();
-    let values = |metric| value_chart(report, workload, &servers, metric);
-    let ratios = ratio_chart(report, workload, &servers);
-    let is_of_requests = workload.metric != ComparedMetric::P99Latency
-        && !servers
-            .iter()
-            .all(|server| server.report.samples.iter().all(MeasurementSample::has_no_latency));
-    let reference = report.reference.as_deref().unwrap_or_default();
-    let plots = [
-        (
-            format!("{metric}: {direction}"),
-            interval_note(&servers, reference),
-            values(workload.metric),
-        ),
-        (
-            format!("{metric}, ratio to {reference}: {direction}"),
-            ratio_note(&servers).to_string(),
-            ratios,
-        ),
-        (
-            "p99 latency: lower is better".to_string(),
-            interval_note(&servers, reference),
-            values(ComparedMetric::P99Latency).filter(|_| is_of_requests),
-        ),
-        (
-            "p99 latency of each kind of request: lower is better".to_string(),
-            "median of the rounds".to_string(),
-            kind_chart(workload, &servers),
-        ),
-        (
-            "p99 latency over the ramp: lower is better".to_string(),
-            "median of the rounds".to_string(),
-            ramp_plot(workload, &servers, ComparedMetric::P99Latency, |step| step.p99),
-        ),
-        (
-            "Requests/s over the ramp: higher is better".to_string(),
-            "median of the rounds".to_string(),
-            ramp_plot(workload, &servers, ComparedMetric::RequestsPerSecond, |step| {
-                step.per_second
-            }),
-        ),
-        (
-            "Latency by percentile: lower is better".to_string(),
-            "all rounds together; responses only".to_string(),
-            latency_curves(workload, &servers),
-        ),
-        (
-            format!("{metric} over the run: {direction}"),
-            "one point for each measurement".to_string(),
-            timeline(workload, &servers, workload.metric),
-        ),
-        (
-            "p99 latency over the run: lower is better".to_string(),
-            "one point for each measurement".to_string(),
-            timeline(workload, &servers, ComparedMetric::P99Latency)
-                .filter(|_| workload.metric != ComparedMetric::P99Latency),
-        ),
-        (
-            "Requests/s while faults are injected: higher is better".to_string(),
-            "mean of the rounds; faults of the first round are marked".to_string(),
-            fault_timeline(workload, &servers),
-        ),
-        (
-            "Share of each process in the requests: even is better".to_string(),
-            "busiest process first, mean of the rounds".to_string(),
-            balance_chart(&servers),
-        ),
-    ];
-    let figure = |(title, note, svg): (String, String, Option<String>)| {
+    let parts = part_figures(workload, &servers);
+    let figures = value_figures(report, workload, &servers).into_iter().chain(parts);
+    figures.chain(run_figures(workload, &servers)).filter_map(Figure::into_html).collect()
+}
+
+/// A plot with its title and a note; without a plot it is not shown.
+struct Figure {
+    title: String,
+    note: String,
+    svg: Option<String>,
+}
+
+impl Figure {
+    fn new(title: impl Into<String>, note: impl Into<String>, svg: Option<String>) -> Figure {
+        Figure { title: title.into(), note: note.into(), svg }
+    }
+
+    fn into_html(self) -> Option<String> {
+        let (title, note) = (escape_html(&self.title), escape_html(&self.note));
+        let svg = self.svg?;
         Some(format!(
-            "<figure><figcaption>{}<small>{}</small></figcaption>{}</figure>\n",
-            escape_html(&title),
-            escape_html(&note),
-            svg?
+            "<figure><figcaption>{title}<small>{note}</small></figcaption>{svg}</figure>\n"
         ))
-    };
-    plots.into_iter().filter_map(figure).collect()
+    }
+}
+
+/// Returns whether p99 has plots of its own: it was measured, and servers are compared by another metric.
+fn has_p99_plots(workload: &WorkloadReport, servers: &[PlottedServer<'_>]) -> bool {
+    let mut samples = servers.iter().flat_map(|server| &server.report.samples);
+    workload.metric != ComparedMetric::P99Latency && samples.any(|one| !one.has_no_latency())
+}
+
+/// Returns the plots of what servers are compared by, and of p99.
+fn value_figures(
+    report: &CompareReport,
+    workload: &WorkloadReport,
+    servers: &[PlottedServer<'_>],
+) -> Vec<Figure> {
+    let (metric, direction) = (workload.metric.name(), workload.metric.direction());
+    let reference = report.reference.as_deref();
+    let values = |metric| value_chart(report, workload, servers, metric);
+    let p99 = has_p99_plots(workload, servers).then(|| values(ComparedMetric::P99Latency));
+    let note = interval_note(servers, reference);
+    vec![
+        Figure::new(format!("{metric}: {direction}"), note.clone(), values(workload.metric)),
+        Figure::new(
+            format!("{metric}, ratio to {}: {direction}", reference.unwrap_or_default()),
+            ratio_note(servers),
+            ratio_chart(report, workload, servers),
+        ),
+        Figure::new("p99 latency: lower is better", note, p99.flatten()),
+    ]
+}
+
+/// Returns the plots of kinds of requests, of ramps, and of faults.
+fn part_figures(workload: &WorkloadReport, servers: &[PlottedServer<'_>]) -> Vec<Figure> {
+    let p99 = ramp_plot(workload, servers, ComparedMetric::P99Latency, |step| step.p99);
+    let rate =
+        ramp_plot(workload, servers, ComparedMetric::RequestsPerSecond, |step| step.per_second);
+    vec![
+        Figure::new(
+            "p99 latency of each kind of request: lower is better",
+            "median of the rounds",
+            kind_chart(workload, servers),
+        ),
+        Figure::new("p99 latency over the ramp: lower is better", "median of the rounds", p99),
+        Figure::new("Requests/s over the ramp: higher is better", "median of the rounds", rate),
+        Figure::new(
+            "Requests/s while faults are injected: higher is better",
+            "mean of the rounds; the faults of the first round are marked",
+            fault_timeline(workload, servers),
+        ),
+    ]
+}
+
+/// Returns the plots of all measurements: latency distributions, the course of the run, and the balance of processes.
+fn run_figures(workload: &WorkloadReport, servers: &[PlottedServer<'_>]) -> Vec<Figure> {
+    let (metric, direction) = (workload.metric.name(), workload.metric.direction());
+    let p99 = has_p99_plots(workload, servers)
+        .then(|| timeline(workload, servers, ComparedMetric::P99Latency));
+    vec![
+        Figure::new(
+            "Latency by percentile: lower is better",
+            "all rounds together; responses only",
+            latency_curves(workload, servers),
+        ),
+        Figure::new(
+            format!("{metric} over the run: {direction}"),
+            "one point for each measurement",
+            timeline(workload, servers, workload.metric),
+        ),
+        Figure::new(
+            "p99 latency over the run: lower is better",
+            "one point for each measurement",
+            p99.flatten(),
+        ),
+        Figure::new(
+            "Share of each process in the requests: even is better",
+            "busiest process first, with its share and the number of processes",
+            balance_chart(servers),
+        ),
+    ]
 }
 
 /// Returns each measurement of a server: when it ended, in seconds, and its value of a metric.
@@ -154,12 +178,14 @@ fn value_interval(server: &ServerWorkloadReport, metric: ComparedMetric) -> Opti
     Some((values[low], values[high]))
 }
 
-fn interval_note(servers: &[PlottedServer<'_>], reference: &str) -> String {
+fn interval_note(servers: &[PlottedServer<'_>], reference: Option<&str>) -> String {
     let rounds = servers.iter().map(|server| server.report.samples.len()).min().unwrap_or(0);
-    match median_interval(rounds, BAR_ERROR_RATE) {
-        Some(_) => format!("median of the rounds and its 95 % interval; dashed: {reference}"),
-        None => format!("median of the rounds, lowest and highest; dashed: {reference}"),
-    }
+    let bars = match median_interval(rounds, BAR_ERROR_RATE) {
+        Some(_) => "median of the rounds and its 95 % interval",
+        None => "median of the rounds, lowest and highest",
+    };
+    let dashed = reference.map(|name| format!("; dashed: {name}"));
+    format!("{bars}{}", dashed.unwrap_or_default())
 }
 
 fn ratio_note(servers: &[PlottedServer<'_>]) -> &'static str {
@@ -220,8 +246,9 @@ fn kind_chart(workload: &WorkloadReport, servers: &[PlottedServer<'_>]) -> Optio
         }
     };
     let kinds = kind_names(workload).into_iter().enumerate();
+    let shown = || servers.iter().filter(|server| !server.report.is_control);
     let rows: Vec<ChartBar> =
-        kinds.flat_map(|kind| servers.iter().map(move |server| row(kind, server))).collect();
+        kinds.flat_map(|kind| shown().map(move |server| row(kind, server))).collect();
     let axis = BarAxis {
         scale: PlotScale::for_values(bar_ends(&rows)),
         label: &|value| metric.format_tick(value),
@@ -425,7 +452,7 @@ fn balance_chart(servers: &[PlottedServer<'_>]) -> Option<String> {
             class: server.class.clone(),
             text: match shares.len() {
                 1 => "1 process".to_string(),
-                processes => format!("busiest of {processes}: {:.0} %", busiest * 100.0),
+                processes => format!("{:.0} % of {processes}", busiest * 100.0),
             },
             shares,
         })

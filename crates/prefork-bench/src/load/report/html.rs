@@ -14,7 +14,9 @@ use crate::report_format::plot_scale::{PlotScale, round_ticks};
 use crate::report_format::svg_plot::{
     PlotAxis, PlotLine, PlotMark, line_legend, line_plot, mark_legend, series_class, time_axis,
 };
-use crate::report_format::text_table::{compact_number, format_count, format_micros};
+use crate::report_format::text_table::{
+    compact_number, format_count, format_micros, format_tick_micros,
+};
 
 /// Most points of the timeline: more could not be told apart.
 const MAX_TIMELINE_POINTS: usize = 200;
@@ -194,7 +196,7 @@ fn latency_timeline(report: &LoadReport) -> Option<String> {
         .map(|((class, _, _), points)| PlotLine { class, points, filled: false, dotted: false })
         .collect();
     let log = if scale.is_log() { ", log scale" } else { "" };
-    let y = PlotAxis { name: format!("latency{log}"), ticks: scale.ticks(format_micros) };
+    let y = PlotAxis { name: format!("latency{log}"), ticks: scale.ticks(format_tick_micros) };
     let about = format!(
         "Latency over time; over all p50 {} and p99 {}",
         format_micros(report.latency.p50),
