@@ -51,19 +51,22 @@ fn fault_table(workload: &WorkloadReport) -> Option<PartTable> {
         }
     }
     for name in &names {
+        let shown = if *name == "none" { "not explained" } else { name };
         for server in measured_servers(workload) {
             let of_fault = || server.samples.iter().flat_map(|sample| &sample.faults);
             let of_fault = || of_fault().filter(|fault| fault.fault == *name);
             let sum = |count: fn(&FaultImpact) -> u64| of_fault().map(count).sum::<u64>();
             let is_of_one_kind = of_fault().next().is_some_and(FaultImpact::is_of_one_kind);
-            rows.push(vec![
-                name.to_string(),
-                server.server.clone(),
-                if is_of_one_kind { sum(|fault| fault.count).to_string() } else { "-".to_string() },
-                format_count(sum(|fault| fault.refused) as f64),
-                format_count(sum(|fault| fault.lost) as f64),
-                format_count(sum(|fault| fault.late) as f64),
-            ]);
+            let times = sum(|fault| fault.count);
+            let effects =
+                [sum(|fault| fault.refused), sum(|fault| fault.lost), sum(|fault| fault.late)];
+            if times + effects.iter().sum::<u64>() == 0 {
+                continue;
+            }
+            let times = if is_of_one_kind { times.to_string() } else { "-".to_string() };
+            let mut row = vec![shown.to_string(), server.server.clone(), times];
+            row.extend(effects.map(|count| format_count(count as f64)));
+            rows.push(row);
         }
     }
     let title = "requests that the faults affected, in all rounds".to_string();

@@ -20,6 +20,8 @@ use crate::report_format::svg_plot::{
 const BAR_ERROR_RATE: f64 = 0.05;
 /// Most points of the timeline of a measurement.
 const MAX_TIMELINE_POINTS: usize = 60;
+/// Longest name of a metric beside an axis.
+const MAX_AXIS_NAME: usize = 20;
 /// Most points of a line that has a dot at each.
 const MAX_DOTTED_POINTS: usize = 60;
 
@@ -436,10 +438,12 @@ fn metric_lines(
         })
         .collect();
     let log = if scale.is_log() { ", log scale" } else { "" };
-    let y = PlotAxis {
-        name: format!("{}{log}", metric.name()),
-        ticks: scale.ticks(|value| metric.format_tick(value)),
+    // A long name is in the title only.
+    let name = match metric.name() {
+        name if name.len() <= MAX_AXIS_NAME => format!("{name}{log}"),
+        _ => log.trim_start_matches(", ").to_string(),
     };
+    let y = PlotAxis { name, ticks: scale.ticks(|value| metric.format_tick(value)) };
     Some(line_plot(about, x, &y, &lines, marks))
 }
 
