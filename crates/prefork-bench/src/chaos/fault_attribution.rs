@@ -156,6 +156,8 @@ fn find_causes(faults: &[InjectedFault], request: &AffectedRequest) -> FaultCaus
     for fault in near() {
         let is_possible = match request.pid {
             None => true,
+            // The others serve what the killed process would have, and its successor what has waited for it.
+            _ if (fault.kind, request.effect) == (FaultKind::Kill, FaultEffect::Late) => true,
             // A reload does nothing to the processes that it starts.
             Some(pid) if fault.pids.contains(&pid) => true,
             Some(pid) => fault.kind != FaultKind::Reload && is_moved(pid),

@@ -81,6 +81,8 @@ fn a_request_counts_for_the_fault_on_its_process_and_else_for_all_kinds_that_are
         (Late, 1400, 2000, Some(7), "freeze"),
         // On the killed worker.
         (Lost, 1490, 1501, Some(8), "kill"),
+        // Answered late by a successor of the killed worker, for which it has waited.
+        (Late, 1600, 1900, Some(10), "kill"),
         // A new connection, in a time with two faults.
         (Refused, 1600, 1601, None, "kill or freeze"),
         // On a replaced worker, and on one that the reload started.
