@@ -2,10 +2,10 @@
 
 use super::parts::{kind_median, kind_names, ramp_axis, ramp_values};
 use super::{CompareReport, ServerWorkloadReport, WorkloadReport};
+use crate::compare::ComparedMetric;
 use crate::compare::measurement::FaultTimeline;
 use crate::compare::paired_ratio::median_interval;
 use crate::compare::size_in_words::{format_interval, format_ratio};
-use crate::compare::{ComparedMetric, MeasurementSample};
 use crate::load::counters::new_histogram;
 use crate::load::{FaultEvent, RampStep};
 use crate::report_format::bar_chart::{BarAxis, ChartBar, ShareBar, bar_chart, share_chart};

