@@ -131,12 +131,14 @@ impl ScenarioKindReport {
     pub fn to_html(&self) -> String {
         let mut about = String::new();
         self.scenario.write_lines(&mut about);
+        let are_processes_kept = matches!(self.report, KindReport::SlowReaders(_));
+        let plots = |load: &LoadReport| load_plots(load, are_processes_kept);
         let main = format!(
             "<h1>prefork bench</h1>\n<p class=\"how\">{}</p>\n<pre>{}</pre>\n<pre>{}</pre>\n{}{}",
             escape_html(&format!("{}{}", self.target, self.early_end())),
             escape_html_lines(&about),
             escape_html_lines(&self.report.to_table()),
-            self.report.load().map(load_plots).unwrap_or_default(),
+            self.report.load().map(plots).unwrap_or_default(),
             environment_list(&self.environment, &[])
         );
         html_page("prefork bench", &main, self.environment.version)

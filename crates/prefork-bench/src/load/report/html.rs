@@ -55,20 +55,23 @@ pub(crate) fn render_html(report: &LoadReport) -> String {
         escape_html(&report.environment.command)
     );
     page.push_str(&faults_table(report));
-    page.push_str(&load_plots(report));
+    page.push_str(&load_plots(report, true));
     page.push_str(&environment_list(&report.environment, &[]));
     // The text report too: for copying, and for readers who do not see plots.
     let _ = writeln!(page, "<pre>{}</pre>", escape_html_lines(&report.to_table()));
     html_page(&title, &page, report.environment.version)
 }
 
-/// Returns the plots of a load.
-pub(crate) fn load_plots(report: &LoadReport) -> String {
+/// Returns the plots of a load; with the balance of the processes if `are_processes_kept`.
+pub(crate) fn load_plots(report: &LoadReport, are_processes_kept: bool) -> String {
     let plots = [
         ("Latency by percentile: lower is better", latency_plot(report)),
         ("Requests per second over time: higher is better", throughput_plot(report)),
         ("Latency over time: lower is better", latency_timeline(report)),
-        ("Requests by process: even is better", process_bar_chart(report)),
+        (
+            "Requests by process: even is better",
+            process_bar_chart(report).filter(|_| are_processes_kept),
+        ),
     ];
     let plots = plots.into_iter().filter_map(|(name, svg)| {
         Some(format!("<figure><figcaption>{name}</figcaption>{}</figure>\n", svg?))
@@ -159,13 +162,16 @@ fn throughput_plot(report: &LoadReport) -> Option<String> {
     let x = time_axis(whole);
     let y = PlotAxis { name: "requests/s".to_string(), ticks };
     let mut lines = vec![PlotLine { class: "s0", points: &good, filled: true, dotted: false }];
+    let mut legend = String::new();
     if line.failures.iter().any(|n| *n > 0) {
+        let names = [("s0", "answered"), ("bad", "failed")];
+        legend = line_legend(&names.map(|(class, name)| (class.to_string(), name.to_string())));
         lines.push(PlotLine { class: "bad", points: &bad, filled: false, dotted: false });
     }
     let marks = fault_marks(report, whole);
     let about =
         format!("Throughput: {} requests per second", format_count(report.per_second.median));
-    Some(line_plot(&about, &x, &y, &lines, &marks) + &fault_legend(report))
+    Some(line_plot(&about, &x, &y, &lines, &marks) + &legend + &fault_legend(report))
 }
 
 /// Plots median and 99th percentile of the latency over time.
