@@ -1,4 +1,4 @@
-//! The plots of a workload: values, ratios to the baseline, latency distributions, rounds over time, and balance.
+//! The plots of a workload: values, ratios to the reference, latency distributions, rounds over time, and balance.
 
 use super::parts::{kind_median, kind_names, ramp_axis, ramp_values};
 use super::{CompareReport, ServerWorkloadReport, WorkloadReport};
@@ -38,8 +38,8 @@ pub(crate) fn server_legend(report: &CompareReport, workload: &WorkloadReport) -
         .iter()
         .enumerate()
         .map(|(at, server)| {
-            let baseline = Some(&server.server) == report.reference.as_ref();
-            let mark = if baseline { " (baseline)" } else { "" };
+            let is_reference = Some(&server.server) == report.reference.as_ref();
+            let mark = if is_reference { " (reference)" } else { "" };
             (series_class(at), format!("{}{mark}", server.server))
         })
         .collect();

@@ -74,7 +74,7 @@ fn workload_columns(workload: &WorkloadReport, reference: Option<&str>) -> Vec<W
     };
     let name = reference.unwrap_or_default().to_string();
     let ratio = move |server: &ServerWorkloadReport| match server.server == name {
-        true => Some("baseline".to_string()),
+        true => Some("reference".to_string()),
         false => server.ratio.map(|ratio| format_ratio(ratio.median)),
     };
     let interval =
