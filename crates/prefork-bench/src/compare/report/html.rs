@@ -149,7 +149,13 @@ fn verdict_facts(report: &CompareReport) -> String {
         let (_, rest) = line.split_once(": ").unwrap_or(("", &line));
         upper_first(rest.trim_end_matches('.'))
     };
-    let noise = format!("{}. {}", verdict.control, report.environment.load_summary());
+    let mut controls = report.workloads.iter().flat_map(|workload| &workload.control);
+    let quiet = match controls.any(|control| control.ratio.interval().is_some()) {
+        _ if verdict.is_too_noisy => "too noisy",
+        true => "quiet enough",
+        false => "not known",
+    };
+    let noise = format!("{quiet}: {}. {}", verdict.control, report.environment.load_summary());
     let facts = [
         ("confidence", without_name(confidence_line(report)), false),
         ("noise", upper_first(noise.trim_end_matches('.')), verdict.is_too_noisy),
