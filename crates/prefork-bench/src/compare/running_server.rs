@@ -74,10 +74,10 @@ impl<'a> RunningServer<'a> {
         set_parent_death_signal(&mut start.command, Signal::SIGTERM);
         if compared.has_own_group() {
             start.command.process_group(0);
-            if let Some(directory) = &resources.directory {
-                // Its temporary files go with the comparison, also those of a process that the cleaner kills.
-                start.command.env("TMPDIR", directory.path());
-            }
+        }
+        if let Some(directory) = resources.directory.as_ref().filter(|_| compared.is_peer()) {
+            // Its temporary files go with the comparison, also those of a process that was killed.
+            start.command.env("TMPDIR", directory.path());
         }
         let mut child = start.command.spawn().map_err(|e| broken(e.to_string()))?;
         let group = resources.directory.is_some() && compared.has_own_group();
