@@ -64,7 +64,7 @@ fn write_workload(main: &mut String, report: &CompareReport, workload: &Workload
         "<section id=\"{}\"><h2>{name}</h2>\n<p class=\"how\">{}. {}.</p>",
         load_anchor(name),
         escape_html(&workload.about),
-        escape_html(&upper_first(&rounds_line(report, workload)).trim_end_matches('.'))
+        escape_html(upper_first(&rounds_line(report, workload)).trim_end_matches('.'))
     );
     if let Some(line) = load_verdict(report, workload) {
         let _ = writeln!(

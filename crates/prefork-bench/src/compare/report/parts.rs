@@ -70,7 +70,7 @@ fn fault_table(workload: &WorkloadReport) -> Option<PartTable> {
         }
     }
     let title = "requests that the faults affected, in all rounds".to_string();
-    (!names.is_empty()).then(|| PartTable { title, rows })
+    (!names.is_empty()).then_some(PartTable { title, rows })
 }
 
 /// Says how many requests each fault has cost a server, such as ` (kill 3, kill or reload 1)`; empty without faults.
