@@ -165,12 +165,8 @@ impl AcceptLoop {
                     self.starter.start(connection, waited);
                     self.count_accepted();
                     if self.starter.has_pending() {
-                        if self.queue.has_other_worker() {
-                            self.queue.move_to_end_of_wake_order();
-                            self.starter.wait_for_first_byte().await;
-                        } else {
-                            self.starter.start_pending_at_once();
-                        }
+                        self.queue.let_other_worker_wake();
+                        self.starter.wait_for_first_byte().await;
                     }
                     budget.yield_after_accept(now).await;
                 }

@@ -21,8 +21,6 @@ use super::tls::ServerTlsStream;
 pub(crate) struct LazyStream {
     /// Whether it is a Unix socket, not TCP.
     is_unix: bool,
-    /// The last read has found nothing, so the next one waits before it tries.
-    is_drained: bool,
     /// `None` after a failed registration, which closes the socket.
     socket: Option<SocketState>,
 }
@@ -44,31 +42,30 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> ApplicationStream for T {}
 
 impl LazyStream {
     pub(crate) fn new(fd: OwnedFd, is_unix: bool) -> LazyStream {
-        LazyStream { is_unix, is_drained: false, socket: Some(SocketState::Plain(fd)) }
+        LazyStream { is_unix, socket: Some(SocketState::Plain(fd)) }
     }
 
     /// Wraps a socket that is registered with the runtime already.
     pub(crate) fn from_socket(socket: SocketStream) -> LazyStream {
         let is_unix = matches!(socket, SocketStream::Unix(_));
-        LazyStream { is_unix, is_drained: false, socket: Some(SocketState::Registered(socket)) }
+        LazyStream { is_unix, socket: Some(SocketState::Registered(socket)) }
     }
 
     /// Wraps a stream of the application.
     pub(crate) fn from_stream(stream: impl ApplicationStream + 'static) -> LazyStream {
-        let socket = Some(SocketState::Other(Box::new(stream)));
-        LazyStream { is_unix: false, is_drained: false, socket }
+        LazyStream { is_unix: false, socket: Some(SocketState::Other(Box::new(stream))) }
     }
 
     /// Wraps a TLS connection whose handshake is complete.
     #[cfg(feature = "tls")]
     pub(crate) fn from_tls(stream: Box<ServerTlsStream>) -> LazyStream {
         let is_unix = matches!(stream.get_ref().0.socket(), SocketStream::Unix(_));
-        LazyStream { is_unix, is_drained: false, socket: Some(SocketState::Tls(stream)) }
+        LazyStream { is_unix, socket: Some(SocketState::Tls(stream)) }
     }
 
     /// Returns a stream without a socket, whose calls fail.
     pub(crate) fn closed() -> LazyStream {
-        LazyStream { is_unix: false, is_drained: false, socket: None }
+        LazyStream { is_unix: false, socket: None }
     }
 
     /// Removes the socket from this runtime, so that another one may use it. TLS and streams of the application stay where they
@@ -87,11 +84,6 @@ impl LazyStream {
 
     pub(crate) fn is_unix(&self) -> bool {
         self.is_unix
-    }
-
-    /// Makes the next read wait without a try, because one has just found nothing.
-    pub(crate) fn set_drained(&mut self) {
-        self.is_drained = true;
     }
 
     /// Waits until there are bytes to read, or the client has closed the connection.
@@ -254,9 +246,6 @@ impl AsyncRead for LazyStream {
         if let Some(stream) = this.other() {
             return stream.poll_read(cx, buf);
         }
-        if std::mem::take(&mut this.is_drained) {
-            return Pin::new(this.register()?).poll_read(cx, buf);
-        }
         // A RefCell, because both closures need the buffer; only one runs at a time.
         let buf = RefCell::new(buf);
         this.poll(
@@ -369,21 +358,6 @@ mod tests {
             assert_eq!(far.read(&mut got).expect("the end"), 0);
             drop(far);
             assert_eq!(stream.read(&mut buffer).await.expect("the end"), 0);
-        });
-    }
-
-    #[test]
-    fn drained_stream_registers_before_it_reads() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.expect("runtime").block_on(async {
-            let (near, mut far) = UnixStream::pair().expect("pair");
-            near.set_nonblocking(true).expect("non-blocking");
-            let mut stream = LazyStream::new(near.into(), true);
-            stream.set_drained();
-            far.write_all(b"ask").expect("ask");
-            let mut buffer = [0; 8];
-            assert_eq!(stream.read(&mut buffer).await.expect("read"), 3);
-            assert!(!stream.is_plain(), "the read waited");
         });
     }
 

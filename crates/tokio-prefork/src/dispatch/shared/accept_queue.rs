@@ -115,9 +115,11 @@ impl AcceptQueue {
         Some(first)
     }
 
-    /// Whether another worker can accept the next connection.
-    pub(crate) fn has_other_worker(&self) -> bool {
-        self.shared && self.state.available_workers().next().is_some()
+    /// Moves this worker to the end of the order of wake-ups if there is another one: the next connection wakes that.
+    pub(crate) fn let_other_worker_wake(&self) {
+        if self.shared && self.state.available_workers().next().is_some() {
+            self.move_to_end_of_wake_order();
+        }
     }
 
     /// Moves this worker to the end of the order of wake-ups: the next connection wakes another one.
