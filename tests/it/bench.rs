@@ -91,6 +91,27 @@ fn bench_counts_per_worker_match_the_scoreboard() {
 }
 
 #[test]
+fn many_connections_are_all_open_before_the_load_begins() {
+    for more in [&["-c", "800"][..], &["-c", "300", "--http2", "--streams", "2"]] {
+        let server = Server::builder().start();
+        // As long as it takes: the load begins when all are open.
+        let args = ["--warm-up", "30s", "--duration", "30s", &bench_url(&server, "/")];
+        let bench = start_bench(&[&args, more].concat());
+        let connections = as_count(&serde_json::from_str(more[1]).expect("number"));
+        wait::wait_until("load on all connections", || {
+            let totals = &server.status()["totals"];
+            as_count(&totals["requests"]) > 10 * connections
+        });
+        process::send_signal(bench.id(), Signal::SIGINT);
+        let (_, report) = finish_bench(bench);
+        assert_eq!(failure_count(&report) + as_count(&report["warm_up_failures"]), 0, "{report:#}");
+        assert_eq!(report["connections_opened"], connections, "{report:#}");
+        assert!(report["connecting"]["all_answered_s"].is_number(), "{report:#}");
+        server.stop();
+    }
+}
+
+#[test]
 fn bench_accepts_a_unix_socket_as_target() {
     let builder = Server::builder();
     let path = builder.dir().join("web").display().to_string();

@@ -16,6 +16,17 @@ pub fn set_thread_niceness(nice: u32) -> io::Result<()> {
     syscall_result(unsafe { libc::setpriority(libc::PRIO_PROCESS, this, nice) }).map(drop)
 }
 
+/// Lets the calling thread run only while no other one of its core wants to (`SCHED_IDLE`).
+///
+/// Unlike a thread of the lowest priority, it is interrupted at once by a thread that wakes up: since Linux 6.6, another thread may
+/// use up its slice first.
+pub fn set_thread_idle_policy() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: sched_setscheduler reads the parameters, which live until it returns. 0 is the calling thread.
+    syscall_result(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) })
+        .map(drop)
+}
+
 /// Returns the niceness of the calling thread, -20 to 19.
 #[cfg(any(test, feature = "testing"))]
 pub fn thread_niceness() -> io::Result<i32> {
@@ -119,6 +130,22 @@ mod tests {
             std::thread::spawn(|| set_thread_niceness(19).and_then(|()| thread_niceness()));
         assert_eq!(lowered.join().expect("thread").expect("lower"), 19);
         assert_eq!(thread_niceness().expect("read"), before);
+    }
+
+    #[test]
+    fn the_idle_policy_is_that_of_the_calling_thread_only() {
+        let policy = || {
+            let stat = std::fs::read_to_string("/proc/thread-self/stat").expect("read");
+            // Field 41; the name in field 2 may have spaces.
+            let after_name = stat.rsplit(')').next().expect("fields").to_string();
+            after_name.split_whitespace().nth(38).map(str::to_string).expect("policy")
+        };
+        let changed = std::thread::spawn(move || set_thread_idle_policy().map(|()| policy()));
+        let changed = changed.join().expect("thread").expect("set");
+        assert_eq!(
+            (changed, policy()),
+            (libc::SCHED_IDLE.to_string(), libc::SCHED_OTHER.to_string())
+        );
     }
 
     #[test]

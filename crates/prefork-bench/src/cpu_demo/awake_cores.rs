@@ -4,12 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use prefork_os::thread::{block_signals_in_thread, set_thread_niceness};
+use prefork_os::thread::{block_signals_in_thread, set_thread_idle_policy};
 
-/// The lowest priority: a thread that wakes up takes the core at once.
-const LOWEST_PRIORITY: u32 = 19;
-
-/// Threads of the lowest priority that compute until this is dropped.
+/// Threads that compute whenever their core has nothing else to do, until this is dropped.
 ///
 /// A core with nothing to do sleeps, and waking it takes longer than taking it from such a thread: on a virtual machine its host must
 /// schedule it first. Without them an idle server looks slower than one that is busy in the background.
@@ -26,10 +23,8 @@ impl AwakeCores {
         let threads = (0..cores).map(|_| {
             let is_over = is_over.clone();
             std::thread::spawn(move || {
-                // Without the low priority they would disturb what is measured.
-                if block_signals_in_thread().is_err()
-                    || set_thread_niceness(LOWEST_PRIORITY).is_err()
-                {
+                // Otherwise they would disturb what is measured.
+                if block_signals_in_thread().is_err() || set_thread_idle_policy().is_err() {
                     return;
                 }
                 while !is_over.load(Ordering::Relaxed) {

@@ -11,7 +11,7 @@ use crate::report_format::text_table::{format_micros, write_section};
 use tokio_prefork::exit;
 
 /// How the latencies were measured.
-const HOW_LATENCY_IS_MEASURED: &str = "All cores are kept awake by threads of the lowest priority, as a core with nothing to do sleeps, and \
+const HOW_LATENCY_IS_MEASURED: &str = "All cores are kept awake by threads that run only while nothing else does (SCHED_IDLE), as a core with nothing to do sleeps, and \
      waking it takes longer than taking it from a computation: an idle server would look slower than one that computes in the pool. \
      A ratio is told only if all rounds agree on its direction.";
 

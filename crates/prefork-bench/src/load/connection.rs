@@ -139,22 +139,27 @@ impl LoadConnection {
         at: usize,
     ) -> Result<(), RequestFailure> {
         let Some(transport) = self.transport.as_mut() else { return Ok(()) };
-        while self.unsent_bytes > 0 {
-            let until = cycle.bytes.len().min(self.write_offset + self.unsent_bytes);
-            let written = transport.write(&cycle.bytes[self.write_offset..until])?;
-            if written == 0 {
-                break;
+        let is_full = loop {
+            while self.unsent_bytes > 0 {
+                let until = cycle.bytes.len().min(self.write_offset + self.unsent_bytes);
+                let written = transport.write(&cycle.bytes[self.write_offset..until])?;
+                if written == 0 {
+                    break;
+                }
+                self.unsent_bytes -= written;
+                self.write_offset = (self.write_offset + written) % cycle.cycle_len;
             }
-            self.unsent_bytes -= written;
-            self.write_offset = (self.write_offset + written) % cycle.cycle_len;
-        }
-        let has_frames = match &self.http2 {
-            Some(http2) => http2.pipe.send(|frames| transport.write(frames))?,
-            None => false,
+            let has_frames = match &mut self.http2 {
+                Some(http2) => http2.send_frames(|frames| transport.write(frames))?,
+                None => false,
+            };
+            let has_unsent = has_frames || self.unsent_bytes > 0;
+            let is_full = transport.flush()? || (transport.tls.is_none() && has_unsent);
+            // TLS takes more once the socket has taken its records.
+            if is_full || !has_unsent || !transport.has_tls_session() {
+                break is_full;
+            }
         };
-        let is_full = transport.flush()?
-            || (transport.tls.is_none() && has_frames)
-            || (transport.tls.is_none() && self.unsent_bytes > 0);
         let wants_writable = self.wants_writable || is_full;
         let socket = &transport.socket;
         let room = if wants_writable { EpollFlags::EPOLLOUT } else { EpollFlags::empty() };

@@ -4,12 +4,13 @@
 //! a connection that does not fit, and the client repeats it a second later. So at most [`MAX_UNANSWERED`] connections wait
 //! for their first response at a time. Only if no first response comes for [`STALL_NANOS`], because the server takes long for a
 //! response, further ones follow [`PACE_NANOS`] apart. A server that answers, but accepts slowly because the connections it has
-//! keep it busy, gets no more than it accepts.
+//! keep it busy, gets no more than it accepts. Therefore these wait for the others in the warm-up, each after its first
+//! response (`RoundState::is_opening`).
 
 /// Connections of all threads that may wait for their first response: the shortest accept queue in use (gevent, asyncio: 100 to 128).
-const MAX_UNANSWERED: usize = 100;
+pub(crate) const MAX_UNANSWERED: usize = 100;
 /// How long no first response has come before connections are opened without waiting for one: 200 ms.
-const STALL_NANOS: u64 = 200_000_000;
+pub(crate) const STALL_NANOS: u64 = 200_000_000;
 /// Time from one connection to the next one while the first responses are awaited: 200 us, for all threads together.
 const PACE_NANOS: u64 = 200_000;
 /// How far the pace may catch up after a wait: 20 ms, the longest wait of a thread for events.

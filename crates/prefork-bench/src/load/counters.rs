@@ -42,6 +42,8 @@ pub(crate) struct LoadCounters {
     pub(crate) connect_time: Histogram<u64>,
     /// Fewest and most responses of a connection, warm-up included; `None` before the end of the round.
     pub(crate) responses_per_connection: Option<[u64; 2]>,
+    /// When the last connection had its first response, since the start of the round.
+    pub(crate) all_answered: u64,
     /// Requests sent again because the server had not processed them.
     pub(crate) retried: u64,
     /// Handshakes of connections with TLS.
@@ -88,6 +90,7 @@ impl LoadCounters {
             connections_opened: 0,
             connect_time: new_histogram(3),
             responses_per_connection: None,
+            all_answered: 0,
             retried: 0,
             handshakes: HandshakeCounters::new(),
             processes: Vec::new(),
@@ -188,6 +191,7 @@ impl LoadCounters {
         self.connections_opened += other.connections_opened;
         add_histogram(&mut self.connect_time, &other.connect_time);
         self.record_responses_of_connections(other.responses_per_connection);
+        self.all_answered = self.all_answered.max(other.all_answered);
         self.retried += other.retried;
         self.handshakes.merge(&other.handshakes);
         self.untracked_responses += other.untracked_responses;

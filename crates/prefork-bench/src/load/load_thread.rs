@@ -25,6 +25,7 @@ use super::round_state::RoundState;
 use super::target_url::ServerAddress;
 use super::tls::{TlsClient, TlsStream};
 use super::transport::{ReadOutcome, Transport};
+use super::wake_time::WakeTime;
 
 /// Longest wait for events, and interval between checks for timed-out requests.
 const EPOLL_TIMEOUT_MS: u8 = 20;
@@ -65,10 +66,13 @@ pub(crate) struct LoadThread<'a> {
     opening: ConnectionOpening,
     /// Connections whose requests have been answered and must be followed by others.
     to_send: Vec<usize>,
+    /// Connections that wait until all have had a response; `None` once they need not.
+    held_back: Option<Vec<usize>>,
     /// Open loop only: the schedule, idle connections, and the timer of the next request.
     open_loop: Option<(RequestSchedule, VecDeque<usize>, TimerFd)>,
-    /// What the timer is set to, in nanoseconds since the start of the round.
+    /// When the request is due for which the timer is set, in nanoseconds since the start of the round.
     timer_at: u64,
+    wake_time: WakeTime,
     /// Requests in flight.
     in_flight: usize,
     /// Responses and failures not yet added to the progress of the round.
@@ -134,8 +138,10 @@ impl<'a> LoadThread<'a> {
             ready_queue: VecDeque::new(),
             opening: ConnectionOpening::new(plan.thread_count()),
             to_send: Vec::with_capacity(SEND_BATCH),
+            held_back: plan.opens_before_load().then(Vec::new),
             open_loop,
             timer_at: 0,
+            wake_time: WakeTime::default(),
             in_flight: 0,
             unreported: [0; 2],
             buffer: vec![0; 64 * 1024],
@@ -156,6 +162,9 @@ impl<'a> LoadThread<'a> {
             let now = self.round.elapsed_nanos();
             let end = self.round.measure_end();
             self.send_due_requests(now, end)?;
+            if self.held_back.is_some() && !self.round.is_opening(now) {
+                self.release_held_back(now);
+            }
             if now >= next_timeout_check {
                 // The other threads use the same cache line.
                 self.round.add_progress(std::mem::take(&mut self.unreported));
@@ -165,17 +174,24 @@ impl<'a> LoadThread<'a> {
             if now >= end && (self.is_complete(end) || now >= self.round.drain_deadline()) {
                 break;
             }
-            let timeout = if self.plan.busy_wait { 0 } else { EPOLL_TIMEOUT_MS };
+            let polls = self.plan.busy_wait || self.is_request_due_soon(now);
+            let timeout = if polls { 0 } else { EPOLL_TIMEOUT_MS };
             let ready = match self.epoll.wait(&mut events, EpollTimeout::from(timeout)) {
                 Err(Errno::EINTR) => 0,
                 ready => ready?,
             };
-            for event in &events[..ready] {
-                if event.data() != TIMER_TOKEN {
-                    self.handle_event(event.data() as usize, event.events());
+            for (number, event) in events[..ready].iter().enumerate() {
+                match event.data() {
+                    TIMER_TOKEN if polls => {}
+                    TIMER_TOKEN => self.wake_time.record_woken(self.round.elapsed_nanos()),
+                    at => self.handle_event(at as usize, event.events()),
                 }
                 if self.to_send.len() >= SEND_BATCH {
                     self.send_next_requests();
+                }
+                // Requests of an open loop must not wait for the responses to many others.
+                if self.open_loop.is_some() && number % SEND_BATCH == SEND_BATCH - 1 {
+                    self.send_due_requests(self.round.elapsed_nanos(), end)?;
                 }
             }
             self.send_next_requests();
@@ -192,6 +208,12 @@ impl<'a> LoadThread<'a> {
         let unsent =
             self.open_loop.as_ref().is_some_and(|(schedule, ..)| schedule.next_due() < end);
         self.in_flight == 0 && !unsent
+    }
+
+    /// Returns whether the next request of an open loop is due so soon that sleeping would make it late.
+    fn is_request_due_soon(&self, now: u64) -> bool {
+        let Some((schedule, idle, _)) = &self.open_loop else { return false };
+        !idle.is_empty() && self.wake_time.is_soon(schedule.next_due(), now)
     }
 
     fn send_due_requests(&mut self, now: u64, end: u64) -> io::Result<()> {
@@ -226,9 +248,11 @@ impl<'a> LoadThread<'a> {
                 return Ok(());
             }
             if due > now {
-                if self.timer_at != due {
+                let polls = self.plan.busy_wait || self.wake_time.is_soon(due, now);
+                if self.timer_at != due && !polls {
+                    let expires = self.wake_time.set_timer(due);
                     // An absolute time, since the thread may be interrupted between here and the system call.
-                    let at = Expiration::OneShot(self.round.monotonic_time(due));
+                    let at = Expiration::OneShot(self.round.monotonic_time(expires));
                     timer.set(at, TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
                     self.timer_at = due;
                 }
@@ -309,6 +333,8 @@ impl LoadThread<'_> {
         let has_unsent = transport.tls.as_ref().is_some_and(|tls| tls.has_unsent());
         self.connections[at].transport = Some(transport);
         let now = received_at.unwrap_or_else(|| self.round.elapsed_nanos());
+        // Also if the connection has failed, since these streams have ended before.
+        let ended_streams = self.handle_stream_events(at, now);
         let (outcome, handshake) = match read {
             Ok(read) => read,
             Err(why) => {
@@ -326,7 +352,7 @@ impl LoadThread<'_> {
             self.fail_connection(at, why, now);
             return None;
         }
-        if self.connections[at].http2.is_some() && !self.advance_http2(at) {
+        if self.connections[at].http2.is_some() && !self.advance_http2(at, ended_streams > 0, now) {
             return None;
         }
         if let ReadOutcome::Ended { is_complete } = outcome {
@@ -366,7 +392,9 @@ impl LoadThread<'_> {
         answered: &mut usize,
     ) -> Result<(), RequestFailure> {
         if let Some(http2) = &mut self.connections[at].http2 {
-            return http2.receive(bytes);
+            let pid_header = self.response_parsers[0].expectations.pid_header.as_deref();
+            http2.receive(bytes, pid_header, &mut self.stream_events);
+            return Ok(());
         }
         let mut used = 0;
         while used < bytes.len() {
@@ -396,11 +424,23 @@ impl LoadThread<'_> {
             None if now < self.round.measure_end() => {
                 let connection = &mut self.connections[at];
                 if connection.answered == 0 {
-                    self.to_send.push(at);
+                    self.held_back.as_mut().unwrap_or(&mut self.to_send).push(at);
                 }
                 connection.answered += answered;
             }
             None => {}
+        }
+    }
+
+    /// Lets the connections go on that have waited for the first response of others.
+    fn release_held_back(&mut self, now: u64) {
+        let mut held = self.held_back.take().unwrap_or_default();
+        match self.plan.is_http2() {
+            true => held.iter().for_each(|at| self.fill_http2(*at, now)),
+            false => {
+                self.to_send.append(&mut held);
+                self.send_next_requests();
+            }
         }
     }
 

@@ -39,6 +39,7 @@ mod round_state;
 pub(crate) mod target_url;
 pub(crate) mod tls;
 pub(crate) mod transport;
+mod wake_time;
 
 use std::io;
 use std::time::Duration;

@@ -1,12 +1,13 @@
 //! State shared by the threads of a round: its clock, its end, and progress counts.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
 
+use super::connection_opening::{MAX_UNANSWERED, STALL_NANOS};
 use super::part_counters::RAMP_STEPS;
 use super::plan::LoadPlan;
 
@@ -27,6 +28,19 @@ pub(crate) struct RoundState {
     abandoned: AtomicBool,
     responses: AtomicU64,
     failures: AtomicU64,
+    /// Connections without a first response, of a load that waits for these before it sends more.
+    unanswered: AtomicUsize,
+    /// When the last first response came.
+    last_first_response: AtomicU64,
+}
+
+impl LoadPlan {
+    /// Returns whether all connections are opened, with one request on each, before the load begins.
+    pub(crate) fn opens_before_load(&self) -> bool {
+        let is_kept = !self.reconnect_each_request && self.rate.is_none();
+        let has_time = !self.warm_up.is_zero() && self.connection_ramp.is_zero();
+        is_kept && has_time && self.connections > MAX_UNANSWERED
+    }
 }
 
 impl RoundState {
@@ -42,6 +56,11 @@ impl RoundState {
             abandoned: AtomicBool::new(false),
             responses: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            unanswered: AtomicUsize::new(match plan.opens_before_load() {
+                true => plan.connections,
+                false => 0,
+            }),
+            last_first_response: AtomicU64::new(0),
         }
     }
 
@@ -82,6 +101,20 @@ impl RoundState {
         }
         let ramp = plan.connection_ramp.as_nanos() * number as u128;
         self.measure_start + (ramp / (plan.connections - 1) as u128) as u64
+    }
+
+    /// Returns whether connections that had their first response must wait for that of the others, which a server that they
+    /// keep busy would accept slowly. Only in the warm-up, and not for a server that takes no more of them.
+    pub(crate) fn is_opening(&self, now: u64) -> bool {
+        let is_stalled = now >= self.last_first_response.load(Relaxed) + STALL_NANOS;
+        self.unanswered.load(Relaxed) > 0 && now < self.measure_start && !is_stalled
+    }
+
+    /// Counts the first response, or the end, of a connection.
+    pub(crate) fn record_first_response(&self, now: u64) {
+        self.last_first_response.fetch_max(now, Relaxed);
+        // At 0 from the begin if nothing waits for it.
+        let _ = self.unanswered.fetch_update(Relaxed, Relaxed, |count| count.checked_sub(1));
     }
 
     /// Returns the step of a ramp in which a request of the measurement is due.
@@ -143,6 +176,25 @@ fn monotonic_nanos() -> u64 {
 mod tests {
     use super::*;
     use crate::load::target_url::TargetUrl;
+
+    #[test]
+    fn load_waits_for_the_first_response_on_each_connection() {
+        let plan = LoadPlan::new(TargetUrl::parse("http://h/").expect("url"));
+        let many = LoadPlan { connections: MAX_UNANSWERED + 2, ..plan.clone() };
+        let state = RoundState::new(&many);
+        let measure_start = state.measure_start();
+        for at in 0..many.connections {
+            assert!(state.is_opening(1000 + at as u64), "{at}");
+            state.record_first_response(at as u64);
+        }
+        assert!(!state.is_opening(1000));
+        let state = RoundState::new(&many);
+        assert!(!state.is_opening(measure_start));
+        state.record_first_response(STALL_NANOS);
+        assert!(state.is_opening(2 * STALL_NANOS - 1) && !state.is_opening(2 * STALL_NANOS));
+        assert!(!RoundState::new(&LoadPlan { rate: Some(1), ..many.clone() }).is_opening(0));
+        assert!(!RoundState::new(&plan).is_opening(0));
+    }
 
     #[test]
     fn a_second_stop_abandons_requests_in_flight() {

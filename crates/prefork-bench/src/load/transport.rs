@@ -118,6 +118,11 @@ impl Transport {
         tls.take_error()
     }
 
+    /// Returns whether bytes can be written as TLS records.
+    pub(crate) fn has_tls_session(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_established())
+    }
+
     /// Returns whether a TLS handshake has begun and is not complete.
     pub(crate) fn is_handshaking(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())

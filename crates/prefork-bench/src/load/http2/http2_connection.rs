@@ -1,128 +1,118 @@
-//! The streams of one connection, and what became of each.
+//! A connection of HTTP/2: sends requests, and knows what may be sent. What the server sends is handled in
+//! `received_frames`.
 
-use std::future::Future as _;
-use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
+use std::collections::VecDeque;
 
-use bytes::Bytes;
-use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
-use h2::{Reason, RecvStream};
-
+use super::frames::{FrameHead, MAX_PAYLOAD, PREFACE, error_code, flag, kind, setting};
+use super::hpack::{HeaderDecoder, TABLE_SIZE_ZERO};
 use super::http2_request::Http2Request;
-use super::memory_pipe::MemoryPipe;
+use super::stream_table::{Stream, StreamEvent, StreamFailure, StreamTable};
 use crate::load::connection::PendingRequest;
-use crate::load::http_response::{
-    BODY_PREFIX_LEN, ParsedResponse, ResponseExpectations, parse_body_pid, parse_decimal,
-};
 use crate::load::request_failure::RequestFailure;
 
 /// Flow-control window of a stream: 1 MiB.
-const STREAM_WINDOW: u32 = 1 << 20;
+pub(super) const STREAM_WINDOW: u32 = 1 << 20;
 /// Flow-control window of a connection: 16 MiB.
-const CONNECTION_WINDOW: u32 = 1 << 24;
+pub(super) const CONNECTION_WINDOW: u32 = 1 << 24;
+/// Flow-control window of streams and connections until the other side changes it.
+pub(super) const DEFAULT_WINDOW: u32 = 65_535;
 /// Largest response head, in bytes.
-const MAX_HEADER_LIST_SIZE: u32 = 1 << 20;
-/// How a response of HTTP/1.1 begins.
-const PLAIN_HTTP_PREFIX: &[u8] = b"HTTP/";
+pub(super) const MAX_HEADER_LIST_SIZE: u32 = 1 << 20;
+/// Streams in flight until the SETTINGS of the server say how many it takes (RFC 9113, 6.5.2: no fewer than 100).
+const STREAMS_BEFORE_SETTINGS: usize = 100;
+/// No further part of a body is added while more bytes than these wait for the socket.
+const MAX_UNSENT_SIZE: usize = 64 * 1024;
 
 /// A connection, with up to `max_streams` requests in flight.
 pub(crate) struct Http2Connection {
-    connection: Connection<MemoryPipe, Bytes>,
-    sender: SendRequest<Bytes>,
-    pub(crate) pipe: MemoryPipe,
-    streams: Vec<StreamSlot>,
-    free: Vec<usize>,
-    woken: Arc<Mutex<Vec<usize>>>,
-    /// Kept to save an allocation each time.
-    spare: Vec<usize>,
+    /// Frames for the server, of which the first `written` bytes are sent.
+    pub(super) outgoing: Vec<u8>,
+    written: usize,
+    /// Answers to PING and SETTINGS in `outgoing`.
+    pub(super) waiting_answers: usize,
+    /// Beginning of a frame whose end has not come.
+    pub(super) partial: Vec<u8>,
+    pub(super) decoder: HeaderDecoder,
+    /// HEADERS whose block continues in the next frame, and the block so far.
+    pub(super) continued: Option<(FrameHead, Vec<u8>)>,
+    pub(super) streams: StreamTable,
+    /// Streams with a body that is not all sent.
+    unsent_bodies: VecDeque<u32>,
     max_streams: usize,
+    /// What the server allows.
+    pub(super) server_max_streams: usize,
+    pub(super) initial_send_window: u32,
+    pub(super) send_window: i64,
+    pub(super) table_use: TableUse,
+    /// Whether the server must be told that its dynamic table is not used.
+    pub(super) announces_empty_table: bool,
+    /// Bytes that the server has not been told it may send again.
+    pub(super) unacknowledged: u32,
     /// Whether the server takes no further request, because of GOAWAY.
-    is_going_away: bool,
-    /// Whether the server has sent anything.
-    has_received: bool,
+    pub(super) is_going_away: bool,
+    pub(super) has_settings: bool,
+    pub(super) has_received: bool,
+    /// Why the connection has ended.
+    pub(super) failure: Option<RequestFailure>,
 }
 
-/// A place for one stream; used for one after the other.
-struct StreamSlot {
-    waker: Waker,
-    state: StreamState,
-    sent: PendingRequest,
-    response: ParsedResponse,
-    body_prefix: Vec<u8>,
-}
-
-enum StreamState {
-    Free,
-    Head(ResponseFuture),
-    Body(RecvStream),
-}
-
-/// A stream that has ended.
-#[derive(Debug)]
-pub(crate) struct StreamEvent {
-    pub(crate) sent: PendingRequest,
-    pub(crate) outcome: Result<ParsedResponse, StreamFailure>,
-}
-
-/// Why a stream has no response.
+/// Which form of the request's header block comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum StreamFailure {
-    /// The server says that it has not processed the request (RFC 9113, 6.8 and 8.7), which may be sent again.
-    Unprocessed,
-    Failed(RequestFailure),
-}
-
-/// Marks a stream for polling.
-struct StreamWaker {
-    index: usize,
-    woken: Arc<Mutex<Vec<usize>>>,
-}
-
-impl Wake for StreamWaker {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.woken.lock().unwrap_or_else(PoisonError::into_inner).push(self.index);
-    }
+pub(super) enum TableUse {
+    /// Without the dynamic table: requests differ, or the server has a small table.
+    Never,
+    /// Without it until the SETTINGS of the server say how large its table is.
+    AfterSettings,
+    /// Adds fields to it.
+    Insert,
+    /// Uses what was added.
+    Inserted,
 }
 
 impl Http2Connection {
-    /// Starts a connection; preface and SETTINGS wait in the pipe.
-    pub(crate) fn start(max_streams: usize) -> Result<Http2Connection, RequestFailure> {
-        let pipe = MemoryPipe::default();
-        let mut builder = Builder::new();
-        builder
-            .enable_push(false)
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(MAX_HEADER_LIST_SIZE);
-        let handshake = pin!(builder.handshake::<_, Bytes>(pipe.clone()));
-        // Ready at once, because the pipe takes all bytes.
-        let Poll::Ready(Ok((sender, connection))) =
-            handshake.poll(&mut Context::from_waker(Waker::noop()))
-        else {
-            return Err(RequestFailure::Local);
-        };
-        Ok(Http2Connection {
-            connection,
-            sender,
-            pipe,
-            streams: Vec::new(),
-            free: Vec::new(),
-            woken: Arc::default(),
-            spare: Vec::new(),
+    /// Starts a connection; preface and SETTINGS wait to be sent.
+    ///
+    /// `repeats_request` says that all requests are the same.
+    pub(crate) fn start(max_streams: usize, repeats_request: bool) -> Http2Connection {
+        let mut outgoing = PREFACE.to_vec();
+        let settings = [
+            (setting::ENABLE_PUSH, 0),
+            (setting::INITIAL_WINDOW_SIZE, STREAM_WINDOW),
+            (setting::MAX_HEADER_LIST_SIZE, MAX_HEADER_LIST_SIZE),
+        ];
+        FrameHead::write(&mut outgoing, 6 * settings.len(), kind::SETTINGS, 0, 0);
+        for (name, value) in settings {
+            outgoing.extend_from_slice(&name.to_be_bytes());
+            outgoing.extend_from_slice(&value.to_be_bytes());
+        }
+        let mut connection = Http2Connection {
+            outgoing,
+            written: 0,
+            waiting_answers: 0,
+            partial: Vec::new(),
+            decoder: HeaderDecoder::default(),
+            continued: None,
+            streams: StreamTable::new(),
+            unsent_bodies: VecDeque::new(),
             max_streams,
+            server_max_streams: STREAMS_BEFORE_SETTINGS,
+            initial_send_window: DEFAULT_WINDOW,
+            send_window: i64::from(DEFAULT_WINDOW),
+            table_use: if repeats_request { TableUse::AfterSettings } else { TableUse::Never },
+            announces_empty_table: false,
+            unacknowledged: 0,
             is_going_away: false,
+            has_settings: false,
             has_received: false,
-        })
+            failure: None,
+        };
+        connection.write_window_update(0, CONNECTION_WINDOW - DEFAULT_WINDOW);
+        connection
     }
 
     /// Returns the number of requests in flight.
     pub(crate) fn in_flight(&self) -> usize {
-        self.streams.len() - self.free.len()
+        self.streams.len()
     }
 
     /// Returns whether the server has announced the end of the connection.
@@ -134,194 +124,151 @@ impl Http2Connection {
         self.has_received
     }
 
-    /// Adds bytes from the server.
-    ///
-    /// # Errors
-    /// They are HTTP/1.1.
-    pub(crate) fn receive(&mut self, bytes: &[u8]) -> Result<(), RequestFailure> {
-        if !self.has_received && bytes.starts_with(PLAIN_HTTP_PREFIX) {
-            return Err(RequestFailure::NoHttp2);
-        }
-        self.has_received = true;
-        self.pipe.receive(bytes);
-        Ok(())
-    }
-
-    /// Sends a request; returns `false` if the server allows no further one now.
-    pub(crate) fn send(&mut self, request: &Http2Request, sent: PendingRequest) -> bool {
-        let allowed = self.max_streams.min(self.connection.max_concurrent_send_streams());
-        if self.is_going_away || self.in_flight() >= allowed {
-            return false;
-        }
-        match self.sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(_)) => {
-                self.is_going_away = true;
-                return false;
-            }
-            Poll::Pending => return false,
-        }
-        let started = self.sender.send_request(request.head.clone(), request.body.is_none());
-        let Ok((response, mut body)) = started else {
-            self.is_going_away = true;
-            return false;
-        };
-        if let Some(bytes) = &request.body {
-            // An error shows in the response too.
-            let _ = body.send_data(bytes.clone(), true);
-        }
-        let index = self.free.pop().unwrap_or_else(|| self.add_slot());
-        let slot = &mut self.streams[index];
-        (slot.state, slot.sent) = (StreamState::Head(response), sent);
-        slot.waker.wake_by_ref();
-        true
-    }
-
-    fn add_slot(&mut self) -> usize {
-        let index = self.streams.len();
-        let waker = Waker::from(Arc::new(StreamWaker { index, woken: self.woken.clone() }));
-        self.streams.push(StreamSlot {
-            waker,
-            state: StreamState::Free,
-            sent: PendingRequest::default(),
-            response: ParsedResponse::EMPTY,
-            body_prefix: Vec::with_capacity(BODY_PREFIX_LEN),
-        });
-        index
-    }
-
-    /// Processes received bytes, and appends the streams that ended to `events`.
-    ///
-    /// # Errors
-    /// The connection has ended.
-    pub(crate) fn advance(
-        &mut self,
-        expectations: &ResponseExpectations,
-        events: &mut Vec<StreamEvent>,
-    ) -> Result<(), RequestFailure> {
-        loop {
-            let ended = match Pin::new(&mut self.connection)
-                .poll(&mut Context::from_waker(Waker::noop()))
-            {
-                Poll::Pending => None,
-                Poll::Ready(Ok(())) => Some(RequestFailure::ClosedEarly),
-                Poll::Ready(Err(error)) => Some(classify_http2_error(&error)),
-            };
-            let mut woken = std::mem::take(&mut self.spare);
-            std::mem::swap(
-                &mut woken,
-                &mut self.woken.lock().unwrap_or_else(PoisonError::into_inner),
-            );
-            let is_idle = woken.is_empty();
-            for index in woken.drain(..) {
-                self.poll_stream(index, expectations, events);
-            }
-            self.spare = woken;
-            match ended {
-                Some(why) => return Err(why),
-                None if is_idle => return Ok(()),
-                None => {}
-            }
-        }
-    }
-
-    /// Reads what has come on a stream.
-    fn poll_stream(
-        &mut self,
-        index: usize,
-        expectations: &ResponseExpectations,
-        events: &mut Vec<StreamEvent>,
-    ) {
-        let slot = &mut self.streams[index];
-        let mut context = Context::from_waker(&slot.waker);
-        let outcome = loop {
-            match &mut slot.state {
-                StreamState::Free => return,
-                StreamState::Head(future) => match Pin::new(future).poll(&mut context) {
-                    Poll::Pending => return,
-                    Poll::Ready(Ok(response)) => {
-                        slot.response = read_head(&response, expectations);
-                        slot.body_prefix.clear();
-                        slot.state = StreamState::Body(response.into_body());
-                    }
-                    Poll::Ready(Err(error)) => break Err(classify_stream_error(&error)),
-                },
-                StreamState::Body(body) => match body.poll_data(&mut context) {
-                    Poll::Pending => return,
-                    Poll::Ready(Some(Ok(bytes))) => {
-                        slot.response.bytes += bytes.len() as u64;
-                        let room = BODY_PREFIX_LEN.saturating_sub(slot.body_prefix.len());
-                        slot.body_prefix.extend_from_slice(&bytes[..room.min(bytes.len())]);
-                        // Fails only for more than was received.
-                        let _ = body.flow_control().release_capacity(bytes.len());
-                    }
-                    Poll::Ready(Some(Err(error))) => break Err(classify_stream_error(&error)),
-                    Poll::Ready(None) => {
-                        slot.response.pid =
-                            slot.response.pid.or_else(|| parse_body_pid(&slot.body_prefix));
-                        break Ok(slot.response);
-                    }
-                },
-            }
-        };
-        slot.state = StreamState::Free;
-        self.free.push(index);
-        events.push(StreamEvent { sent: slot.sent, outcome });
-    }
-
-    /// Resets the streams of all requests that were sent at or before `before`, and returns these requests.
-    pub(crate) fn cancel_sent_before(&mut self, before: u64) -> Vec<PendingRequest> {
-        let mut canceled = Vec::new();
-        for (index, slot) in self.streams.iter_mut().enumerate() {
-            let is_free = matches!(slot.state, StreamState::Free);
-            if !is_free && slot.sent.sent_at <= before {
-                slot.state = StreamState::Free;
-                self.free.push(index);
-                canceled.push(slot.sent);
-            }
-        }
-        canceled
+    /// Returns why the connection has ended.
+    pub(crate) fn failure(&self) -> Option<RequestFailure> {
+        self.failure
     }
 
     /// Returns the requests in flight.
     pub(crate) fn requests_in_flight(&self) -> impl Iterator<Item = PendingRequest> {
-        let active = self.streams.iter().filter(|slot| !matches!(slot.state, StreamState::Free));
-        active.map(|slot| slot.sent)
+        self.streams.iter().map(|(_, stream)| stream.sent)
     }
-}
 
-/// Reads status, pid and size of a head.
-fn read_head(
-    response: &http::Response<RecvStream>,
-    expectations: &ResponseExpectations,
-) -> ParsedResponse {
-    let named = expectations.pid_header.as_deref().and_then(|name| response.headers().get(name));
-    let pid = named.and_then(|value| parse_decimal(value.as_bytes()));
-    let fields = response.headers().iter();
-    let bytes = fields.map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
-    ParsedResponse {
-        status: response.status().as_u16(),
-        pid: pid.and_then(|pid| u32::try_from(pid).ok()),
-        bytes: bytes as u64,
-        ..ParsedResponse::EMPTY
+    /// Sends a request; returns `false` if the server allows no further one now.
+    pub(crate) fn send(&mut self, request: &Http2Request, sent: PendingRequest) -> bool {
+        let allowed = self.max_streams.min(self.server_max_streams);
+        if self.is_going_away || self.in_flight() >= allowed {
+            return false;
+        }
+        let Some(id) = self.streams.next_id() else {
+            self.is_going_away = true;
+            return false;
+        };
+        self.write_headers(request, id);
+        let window = i64::from(self.initial_send_window);
+        let mut stream = Stream::new(sent, request.is_head_request, window);
+        if !request.body.is_empty() {
+            stream.unsent_body = request.body.clone();
+            self.unsent_bodies.push_back(id);
+        }
+        self.streams.add(stream);
+        true
     }
-}
 
-fn classify_stream_error(error: &h2::Error) -> StreamFailure {
-    let is_unprocessed =
-        error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM));
-    match is_unprocessed {
-        true => StreamFailure::Unprocessed,
-        false => StreamFailure::Failed(classify_http2_error(error)),
+    /// Writes the header block of a request, in CONTINUATION as well if it is large.
+    fn write_headers(&mut self, request: &Http2Request, id: u32) {
+        let block = match self.table_use {
+            TableUse::Never | TableUse::AfterSettings => &request.block.plain,
+            TableUse::Insert => &request.block.inserting,
+            TableUse::Inserted => &request.block.indexed,
+        };
+        if self.table_use == TableUse::Insert {
+            self.table_use = TableUse::Inserted;
+        }
+        let end_stream = if request.body.is_empty() { flag::END_STREAM } else { 0 };
+        let update: &[u8] = if self.announces_empty_table { &[TABLE_SIZE_ZERO] } else { &[] };
+        self.announces_empty_table = false;
+        let (mut part, mut rest) = block.split_at(block.len().min(MAX_PAYLOAD - update.len()));
+        let end_headers = |rest: &[u8]| if rest.is_empty() { flag::END_HEADERS } else { 0 };
+        let out = &mut self.outgoing;
+        let flags = end_stream | end_headers(rest);
+        FrameHead::write(out, update.len() + part.len(), kind::HEADERS, flags, id);
+        out.extend_from_slice(update);
+        out.extend_from_slice(part);
+        while !rest.is_empty() {
+            (part, rest) = rest.split_at(rest.len().min(MAX_PAYLOAD));
+            FrameHead::write(out, part.len(), kind::CONTINUATION, end_headers(rest), id);
+            out.extend_from_slice(part);
+        }
     }
-}
 
-fn classify_http2_error(error: &h2::Error) -> RequestFailure {
-    match () {
-        () if error.is_io() => RequestFailure::ClosedEarly,
-        () if error.is_reset() && error.is_remote() => RequestFailure::StreamReset,
-        () if error.is_go_away() && error.is_remote() => RequestFailure::ClosedEarly,
-        () => RequestFailure::Malformed,
+    /// Writes as much of the bodies as the server allows, up to [`MAX_UNSENT_SIZE`].
+    fn write_bodies(&mut self) {
+        // Streams that have not been looked at since something was written.
+        let mut turns = self.unsent_bodies.len();
+        while turns > 0 && self.send_window > 0 && self.outgoing.len() < MAX_UNSENT_SIZE {
+            turns -= 1;
+            let Some(id) = self.unsent_bodies.pop_front() else { return };
+            let Some(stream) = self.streams.get_mut(id) else { continue };
+            let allowed = self.send_window.min(stream.send_window).max(0) as usize;
+            let length = allowed.min(MAX_PAYLOAD).min(stream.unsent_body.len());
+            if length > 0 {
+                let part = stream.unsent_body.split_to(length);
+                stream.send_window -= length as i64;
+                self.send_window -= length as i64;
+                let flags = if stream.unsent_body.is_empty() { flag::END_STREAM } else { 0 };
+                FrameHead::write(&mut self.outgoing, length, kind::DATA, flags, id);
+                self.outgoing.extend_from_slice(&part);
+                turns = self.unsent_bodies.len() + 1;
+            }
+            if !stream.unsent_body.is_empty() {
+                self.unsent_bodies.push_back(id);
+            }
+        }
+    }
+
+    /// Passes the bytes for the server to `write`, which returns how many it took.
+    ///
+    /// Returns whether some remain.
+    pub(crate) fn send_frames<E>(
+        &mut self,
+        mut write: impl FnMut(&[u8]) -> Result<usize, E>,
+    ) -> Result<bool, E> {
+        loop {
+            self.write_bodies();
+            if self.outgoing.is_empty() {
+                return Ok(false);
+            }
+            while self.written < self.outgoing.len() {
+                match write(&self.outgoing[self.written..])? {
+                    0 => return Ok(true),
+                    taken => self.written += taken,
+                }
+            }
+            self.outgoing.clear();
+            (self.written, self.waiting_answers) = (0, 0);
+        }
+    }
+
+    /// Resets the streams of all requests that were sent at or before `before`, and returns these requests.
+    pub(crate) fn cancel_sent_before(&mut self, before: u64) -> Vec<PendingRequest> {
+        let late = self.streams.iter().filter(|(_, stream)| stream.sent.sent_at <= before);
+        let late: Vec<(u32, PendingRequest)> = late.map(|(id, stream)| (id, stream.sent)).collect();
+        for (id, _) in &late {
+            self.write_reset(*id, error_code::CANCEL);
+            self.streams.remove(*id);
+        }
+        late.into_iter().map(|(_, sent)| sent).collect()
+    }
+
+    /// Ends a stream whose response violates HTTP.
+    pub(super) fn fail_stream(&mut self, id: u32, events: &mut Vec<StreamEvent>) {
+        self.write_reset(id, error_code::PROTOCOL_ERROR);
+        self.end_stream(id, StreamFailure::Failed(RequestFailure::Malformed), events);
+    }
+
+    /// Ends a stream without a response.
+    pub(super) fn end_stream(
+        &mut self,
+        id: u32,
+        why: StreamFailure,
+        events: &mut Vec<StreamEvent>,
+    ) {
+        if let Some(stream) = self.streams.get_mut(id) {
+            events.push(StreamEvent { sent: stream.sent, outcome: Err(why) });
+            self.streams.remove(id);
+        }
+    }
+
+    pub(super) fn write_reset(&mut self, id: u32, code: u32) {
+        FrameHead::write(&mut self.outgoing, 4, kind::RST_STREAM, 0, id);
+        self.outgoing.extend_from_slice(&code.to_be_bytes());
+    }
+
+    /// Allows the server to send `more` bytes on a stream, or on the connection if `id` is 0.
+    pub(super) fn write_window_update(&mut self, id: u32, more: u32) {
+        FrameHead::write(&mut self.outgoing, 4, kind::WINDOW_UPDATE, 0, id);
+        self.outgoing.extend_from_slice(&more.to_be_bytes());
     }
 }
 

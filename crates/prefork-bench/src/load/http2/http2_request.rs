@@ -1,24 +1,28 @@
 //! The request of a load in the form of HTTP/2.
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue};
-use http::{Request, Uri};
+use http::header::{HOST, HeaderName, HeaderValue};
+use http::{Method, Uri};
 
+use super::hpack::RequestBlock;
 use crate::load::plan::{LoadPlan, split_header};
 
 /// Header fields that belong to a connection of HTTP/1.1 (RFC 9113, 8.2.2).
 const CONNECTION_FIELDS: [&str; 5] =
     ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
 
-/// A request, built once and sent many times.
+/// A request, encoded once and sent many times.
 #[derive(Debug, Clone)]
 pub(crate) struct Http2Request {
-    pub(crate) head: Request<()>,
-    pub(crate) body: Option<Bytes>,
+    pub(super) block: RequestBlock,
+    /// Empty sends none.
+    pub(super) body: Bytes,
+    /// Whether the response has no body, whatever its length says.
+    pub(super) is_head_request: bool,
 }
 
 impl Http2Request {
-    /// Builds the request of a plan.
+    /// Encodes the request of a plan.
     ///
     /// # Errors
     /// Names what HTTP/2 cannot express.
@@ -28,33 +32,32 @@ impl Http2Request {
         for line in &plan.headers {
             let (name, value) = split_header(line)?;
             let name = HeaderName::try_from(name).map_err(|e| format!("{line:?}: {e}"))?;
+            let text = HeaderValue::try_from(value).map_err(|e| format!("{line:?}: {e}"))?;
             match name == HOST {
                 true => authority = value.to_string(),
-                false => fields.push((
-                    name,
-                    HeaderValue::try_from(value).map_err(|e| format!("{line:?}: {e}"))?,
-                )),
+                false => fields.push((name.to_string(), text.as_bytes().to_vec())),
             }
         }
         let scheme = if plan.target.is_https() { "https" } else { "http" };
-        let uri = Uri::builder()
-            .scheme(scheme)
-            .authority(authority.as_str())
-            .path_and_query(plan.target.request_target.as_str());
-        let uri = uri.build().map_err(|e| format!("{}: {e}", plan.target))?;
-        let head = Request::builder().method(plan.method.as_str()).uri(uri).body(());
-        let mut head = head.map_err(|e| format!("{}: {e}", plan.method))?;
-        for (name, value) in fields {
-            head.headers_mut().append(name, value);
+        let path = plan.target.request_target.as_str();
+        let uri = Uri::builder().scheme(scheme).authority(authority.as_str()).path_and_query(path);
+        uri.build().map_err(|e| format!("{}: {e}", plan.target))?;
+        let method = plan.method.parse::<Method>();
+        let method = method.map_err(|e| format!("{}: {e}", plan.method))?;
+        let body = Bytes::from(plan.body.clone().unwrap_or_default());
+        let has_length = fields.iter().any(|(name, _)| name == "content-length");
+        if (plan.body.is_some() || plan.method_defines_content()) && !has_length {
+            fields.push(("content-length".to_string(), body.len().to_string().into_bytes()));
         }
-        let body = plan.body.clone().filter(|body| !body.is_empty()).map(Bytes::from);
-        if (plan.body.is_some() || plan.method_defines_content())
-            && !head.headers().contains_key(CONTENT_LENGTH)
-        {
-            let length = body.as_ref().map_or(0, Bytes::len);
-            head.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
-        }
-        Ok(Http2Request { head, body })
+        let pseudo = [
+            (":method", method.as_str()),
+            (":scheme", scheme),
+            (":authority", &authority),
+            (":path", path),
+        ];
+        let pseudo = pseudo.map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()));
+        let block = RequestBlock::encode(&[&pseudo[..], &fields[..]].concat());
+        Ok(Http2Request { block, body, is_head_request: method == Method::HEAD })
     }
 }
 

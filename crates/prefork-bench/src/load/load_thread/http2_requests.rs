@@ -33,73 +33,70 @@ impl LoadThread<'_> {
         }
         if self.connections[at].transport.is_none() {
             let streams = self.plan.requests_per_connection();
-            let started = start_connection(self.address, self.tls.as_ref())
-                .and_then(|transport| Ok(transport.zip(Some(Http2Connection::start(streams)?))));
-            match started {
+            match start_connection(self.address, self.tls.as_ref()) {
                 Ok(None) => {
                     return self.ready_queue.push_back((now + FULL_QUEUE_DELAY_NANOS, at));
                 }
-                Ok(Some((transport, http2))) => {
+                Ok(Some(transport)) => {
                     self.record_opened(at);
                     let connection = &mut self.connections[at];
                     connection.transport = Some(transport);
+                    let repeats_request = self.http2_requests.len() == 1;
+                    let http2 = Http2Connection::start(streams, repeats_request);
                     connection.http2 = Some(Box::new(http2));
                 }
                 Err(why) => return self.fail_connection(at, why, now),
             }
         }
-        self.advance_http2(at);
+        self.advance_http2(at, false, now);
     }
 
-    /// Processes what connection `at` has received, sends what waits, and writes it to the socket.
+    /// Ends connection `at` if it has come to its end; otherwise sends what waits.
     ///
-    /// Returns `false` if the connection has ended.
-    pub(super) fn advance_http2(&mut self, at: usize) -> bool {
-        let mut events = std::mem::take(&mut self.stream_events);
-        let is_open = loop {
-            let now = self.round.elapsed_nanos();
-            let connection = &mut self.connections[at];
-            let Some(http2) = connection.http2.as_mut() else { break false };
-            while let Some(next) = connection.waiting.front() {
-                if !http2.send(&self.http2_requests[usize::from(next.kind)], *next) {
-                    break;
-                }
-                connection.waiting.pop_front();
+    /// `had_response` says that a request has just ended. Returns `false` if the connection has ended.
+    pub(super) fn advance_http2(&mut self, at: usize, had_response: bool, now: u64) -> bool {
+        let connection = &mut self.connections[at];
+        let Some(http2) = connection.http2.as_mut() else { return false };
+        let is_done = had_response && self.plan.reconnect_each_request;
+        let is_drained = http2.in_flight() == 0 && http2.is_going_away();
+        let ended = (is_done || is_drained).then_some(RequestFailure::ClosedEarly);
+        if let Some(why) = http2.failure().or(ended) {
+            self.fail_connection(at, why, now);
+            return false;
+        }
+        while let Some(next) = connection.waiting.front() {
+            if !http2.send(&self.http2_requests[usize::from(next.kind)], *next) {
+                break;
             }
-            let state = http2.advance(&self.response_parsers[0].expectations, &mut events);
-            let is_done = self.plan.reconnect_each_request && !events.is_empty();
-            let had_events = !events.is_empty();
-            for event in events.drain(..) {
-                self.handle_stream_event(at, event, now);
-            }
-            if let Err(why) = state {
-                self.fail_connection(at, why, now);
-                break false;
-            }
-            let is_drained = self.connections[at]
-                .http2
-                .as_ref()
-                .is_some_and(|http2| http2.in_flight() == 0 && http2.is_going_away());
-            if is_done || is_drained {
-                self.fail_connection(at, RequestFailure::ClosedEarly, now);
-                break false;
-            }
-            if !had_events {
-                break true;
-            }
-        };
-        self.stream_events = events;
-        is_open && self.write_requests(at)
+            connection.waiting.pop_front();
+        }
+        self.write_requests(at)
     }
 
-    fn handle_stream_event(&mut self, at: usize, event: StreamEvent, now: u64) {
-        let StreamEvent { sent, outcome } = event;
+    /// Counts what became of the streams that ended on connection `at`, and returns their number.
+    pub(super) fn handle_stream_events(&mut self, at: usize, now: u64) -> usize {
+        if self.stream_events.is_empty() {
+            return 0;
+        }
+        let mut events = std::mem::take(&mut self.stream_events);
+        let count = events.len();
+        let ended = events.drain(..).filter(|event| self.handle_stream_event(at, event, now));
+        let ended = ended.count();
+        self.stream_events = events;
+        self.replace_streams(at, ended);
+        count
+    }
+
+    /// Returns whether the request has ended; otherwise it waits to be sent again.
+    fn handle_stream_event(&mut self, at: usize, event: &StreamEvent, now: u64) -> bool {
+        let StreamEvent { sent, outcome } = *event;
         match outcome {
             Ok(response) => self.record_response(at, sent, response, now),
             Err(StreamFailure::Unprocessed) if sent.retries < MAX_RETRIES => {
                 self.counters.retried += 1;
                 let retried = PendingRequest { retries: sent.retries + 1, ..sent };
-                return self.connections[at].waiting.push_back(retried);
+                self.connections[at].waiting.push_back(retried);
+                return false;
             }
             Err(failure) => {
                 let why = match failure {
@@ -109,7 +106,7 @@ impl LoadThread<'_> {
                 self.end_request(at, sent, why, now);
             }
         }
-        self.replace_stream(at, now);
+        true
     }
 
     /// Counts a request of connection `at` as failed.
@@ -118,14 +115,18 @@ impl LoadThread<'_> {
         self.record_failure(sent, why, now, self.connections[at].server_end());
     }
 
-    /// Lets the next request follow one that has ended.
-    fn replace_stream(&mut self, at: usize, now: u64) {
-        match &mut self.open_loop {
-            Some((_, idle, _)) => idle.push_back(at),
+    /// Lets `count` requests follow as many that have ended.
+    fn replace_streams(&mut self, at: usize, count: usize) {
+        let now = self.round.elapsed_nanos();
+        match self.open_loop {
+            Some(_) => self.free_connection(at, count),
+            None if self.held_back.is_some() => {
+                self.held_back.iter_mut().for_each(|held| held.push(at))
+            }
             None if now < self.round.measure_end() && !self.plan.reconnect_each_request => {
-                self.in_flight += 1;
+                self.in_flight += count;
                 let next = PendingRequest { due: now, sent_at: now, ..PendingRequest::default() };
-                self.connections[at].add_waiting(&self.cycle, next, 1);
+                self.connections[at].add_waiting(&self.cycle, next, count);
             }
             None => {}
         }
@@ -152,14 +153,15 @@ impl LoadThread<'_> {
         if late.is_empty() && canceled.is_empty() && !is_stuck {
             return;
         }
+        let count = late.len() + canceled.len();
         for sent in late.into_iter().chain(canceled) {
             self.end_request(at, sent, why, now);
-            self.replace_stream(at, now);
         }
+        self.replace_streams(at, count);
         match is_stuck {
             true => self.fail_connection(at, why, now),
             // Without a connection, the one that is scheduled takes what waits.
-            false => _ = self.advance_http2(at),
+            false => _ = self.advance_http2(at, false, now),
         }
     }
 

@@ -172,6 +172,8 @@ impl LoadThread<'_> {
         let slot = &mut self.connections[at].slot;
         if std::mem::take(&mut slot.awaits_first_response) {
             self.opening.record_answered(now);
+            self.round.record_first_response(now);
+            self.counters.all_answered = now;
         }
     }
 

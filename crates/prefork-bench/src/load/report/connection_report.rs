@@ -16,6 +16,9 @@ pub struct ConnectionReport {
     pub connect_p99: f64,
     /// Maximum.
     pub connect_max: f64,
+    /// Time from the start of the round until every connection had a response, in seconds; `None` if one had none, or if they
+    /// were opened as requests became due.
+    pub all_answered_s: Option<f64>,
     /// Fewest responses of one of the connections, and of those that have replaced it.
     pub fewest_responses: u64,
     /// Most responses.
@@ -31,6 +34,8 @@ impl ConnectionReport {
             connect_p50: at(0.5),
             connect_p99: at(0.99),
             connect_max: nanos_to_micros(time.max()),
+            all_answered_s: (fewest_responses > 0 && all.all_answered > 0)
+                .then(|| all.all_answered as f64 / 1e9),
             fewest_responses,
             most_responses,
         })

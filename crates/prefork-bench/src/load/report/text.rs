@@ -110,9 +110,13 @@ fn write_connecting(text: &mut String, report: &LoadReport) {
         ("max", connecting.connect_max),
     ];
     let (fewest, most) = (connecting.fewest_responses, connecting.most_responses);
+    let after = match connecting.all_answered_s {
+        Some(seconds) => format!(", on all after {}", format_micros(seconds * 1e6)),
+        None => String::new(),
+    };
     let _ = writeln!(
         text,
-        "connect     {}   responses on each connection {} to {}",
+        "connect     {}   responses on each connection {} to {}{after}",
         join_latencies(&cells),
         format_count(fewest as f64),
         format_count(most as f64)

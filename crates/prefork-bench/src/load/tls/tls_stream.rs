@@ -94,6 +94,10 @@ impl TlsStream {
         self.started.is_some()
     }
 
+    pub(crate) fn is_established(&self) -> bool {
+        self.is_established
+    }
+
     /// Returns whether the handshake has begun and is not complete.
     pub(crate) fn is_handshaking(&self) -> bool {
         self.started.is_some() && !self.is_established
