@@ -15,6 +15,9 @@ const HOW_LATENCY_IS_MEASURED: &str = "All cores are kept awake by threads that 
      waking it takes longer than taking it from a computation: an idle server would look slower than one that computes in the pool. \
      A ratio is told only if all rounds agree on its direction.";
 
+/// How many times its median the p99 of an idle server is at most, on a machine that does nothing else.
+const NOISY_P99_RATIO: f64 = 20.0;
+
 /// Report of the CPU demo. Parts that were not run are empty.
 #[derive(Debug, Serialize)]
 pub struct CpuDemoReport {
@@ -176,6 +179,13 @@ impl CpuDemoReport {
                     false => "too little work to block the event loop, or too busy a machine",
                 }
             ));
+            if idle.p99 > NOISY_P99_RATIO * idle.p50 {
+                said.push(
+                    "Without any computation the p99 is far above the median, so other programs use these cores: compare the \
+                     medians."
+                        .to_string(),
+                );
+            }
             said.push(HOW_LATENCY_IS_MEASURED.to_string());
         }
         said.join(" ")
@@ -232,6 +242,14 @@ mod tests {
             assert!(table.contains(words), "{words}: {table}");
         }
         assert!(usual.to_json().contains("\"complete\": true"));
+    }
+
+    #[test]
+    fn a_machine_that_others_use_is_named() {
+        let mut report = sample_report(5_000.0);
+        assert!(!report.describe_results().contains("other programs"));
+        report.serving[0].p99 = 50.0 * report.serving[0].p50;
+        assert!(report.describe_results().contains("other programs use these cores"));
     }
 
     #[test]
