@@ -47,11 +47,14 @@ pub(super) struct HeaderFields {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct HpackError;
 
+/// Name and value.
+type TableEntry = (Box<[u8]>, Box<[u8]>);
+
 /// Decodes the header blocks of one connection, in the order in which they come.
 #[derive(Debug, Default)]
 pub(super) struct HeaderDecoder {
     /// The newest entry first.
-    dynamic: VecDeque<(Box<[u8]>, Box<[u8]>)>,
+    dynamic: VecDeque<TableEntry>,
     /// Size of `dynamic` (RFC 7541, 4.1).
     size: usize,
     /// By how much the server limits it below [`DEFAULT_TABLE_SIZE`].

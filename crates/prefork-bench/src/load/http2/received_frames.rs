@@ -193,7 +193,7 @@ impl Http2Connection {
     }
 
     fn handle_settings(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), RequestFailure> {
-        if head.stream != 0 || payload.len() % 6 != 0 {
+        if head.stream != 0 || !payload.len().is_multiple_of(6) {
             return Err(Malformed);
         }
         if head.has(flag::ACK) {
