@@ -270,23 +270,22 @@ fn the_server_is_told_that_it_may_send_more() {
 #[test]
 fn requests_use_the_table_of_the_server_once_it_says_how_large_it_is() {
     let mut connection = TestConnection::new(4);
-    let blocks = |connection: &mut TestConnection| -> Vec<Vec<u8>> {
+    let block = |connection: &mut TestConnection| -> Vec<u8> {
         connection.http2.send(&connection.request, PendingRequest::default());
         let sent = sent_of_kind(&mut connection.http2, kind::HEADERS);
-        sent.into_iter().map(|(.., block)| block).collect()
+        assert_eq!(sent.len(), 1);
+        sent.into_iter().map(|(.., block)| block).next().expect("one")
     };
     // GET, http, authority: h, /
-    let literal = [0x82, 0x86, 0x01, 1, b'h', 0x84].to_vec();
-    let inserting = [0x82, 0x86, 0x41, 1, b'h', 0x84].to_vec();
-    let indexed = [0x82, 0x86, 0xbe, 0x84].to_vec();
-    assert_eq!(blocks(&mut connection), [literal.clone()]);
+    let literal = [0x82, 0x86, 0x01, 1, b'h', 0x84];
+    assert_eq!(block(&mut connection), literal);
     connection.receive(&SETTINGS);
-    assert_eq!(blocks(&mut connection), [inserting]);
-    assert_eq!(blocks(&mut connection), [indexed]);
+    assert_eq!(block(&mut connection), [0x82, 0x86, 0x41, 1, b'h', 0x84]);
+    assert_eq!(block(&mut connection), [0x82, 0x86, 0xbe, 0x84]);
     connection.receive(&frame(kind::SETTINGS, 0, 0, &[0, 1, 0, 0, 0, 100]));
-    assert_eq!(blocks(&mut connection), [[&[TABLE_SIZE_ZERO], &literal[..]].concat()]);
+    assert_eq!(block(&mut connection), [&[TABLE_SIZE_ZERO], &literal[..]].concat());
     connection.receive(&response(1));
-    assert_eq!(blocks(&mut connection), [literal]);
+    assert_eq!(block(&mut connection), literal);
 }
 
 #[test]
