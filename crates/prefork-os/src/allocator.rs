@@ -3,10 +3,16 @@
 use std::hint::black_box;
 
 /// The sizes of blocks that glibc keeps in the cache of a thread, from 24 bytes in steps of 16.
+#[cfg(target_env = "gnu")]
 const CACHED_SIZES: std::ops::RangeInclusive<usize> = 24..=1032;
 
 /// How many blocks of each size glibc keeps there.
+#[cfg(target_env = "gnu")]
 const CACHED_BLOCKS: usize = 7;
+
+/// What is cut off a block at once: the largest size that glibc merges with its neighbours only in `malloc_trim`, not in `free`.
+#[cfg(target_env = "gnu")]
+const CUT_BYTES: usize = 128;
 
 /// Returns free memory of the C library's allocator to the system, including whole pages between used blocks.
 ///
@@ -15,26 +21,27 @@ const CACHED_BLOCKS: usize = 7;
 pub fn release_free_memory() {
     #[cfg(target_env = "gnu")]
     {
-        gather_cached_blocks();
+        empty_thread_cache();
         // SAFETY: the call has no preconditions; it takes the locks of the allocator.
         unsafe { super::libc::malloc_trim(0) };
     }
 }
 
-/// Replaces the free blocks in the cache of this thread by others that lie close together.
+/// Frees the blocks in the cache of this thread, all but a few of the smallest.
 ///
-/// glibc takes cached blocks for used ones. They are those that were freed last, from all over the heap, and several hundred of them
-/// would each keep a page.
+/// glibc takes cached blocks for used ones: 236 KiB, which were freed last, from all over the heap, so that each block can keep a page.
+/// It has no call that empties the cache, and a block that is freed goes there again. So all blocks are taken out and made smaller from
+/// their ends: what is cut off has one size for all, of which the cache takes seven, and the heap the others.
 #[cfg(target_env = "gnu")]
-fn gather_cached_blocks() {
-    for size in CACHED_SIZES.step_by(16) {
-        let allocate = || -> [Vec<u8>; CACHED_BLOCKS] {
-            std::array::from_fn(|_| black_box(Vec::with_capacity(size)))
-        };
-        // The cached ones, and then ones from the smallest gaps of the heap. Those that are freed first fill the cache.
-        let (cached, gathered) = (allocate(), allocate());
-        drop(gathered);
-        drop(cached);
+fn empty_thread_cache() {
+    let cached: Vec<Vec<u8>> = CACHED_SIZES
+        .step_by(16)
+        .flat_map(|size| (0..CACHED_BLOCKS).map(move |_| black_box(Vec::with_capacity(size))))
+        .collect();
+    for mut block in cached {
+        while block.capacity() > CUT_BYTES + 24 {
+            block.shrink_to(block.capacity() - CUT_BYTES);
+        }
     }
 }
 
