@@ -6,7 +6,10 @@ use nix::sys::signal::Signal;
 
 use crate::concurrency_models::ALL_MODELS;
 use crate::support::command::ProcessBuilder;
-use crate::support::{Client, Server, env_count, overrides, process, wait};
+use crate::support::http::Response;
+use crate::support::{Client, Server, admin_listener, env_count, overrides, process, wait};
+
+const REQUEST: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
 /// Returns the sum of a figure of all workers.
 fn sum_of_workers(server: &Server, figure: &str) -> u64 {
@@ -37,6 +40,13 @@ fn open_and_park(server: &Server, count: usize) -> Vec<Client> {
     let clients = open(server, count);
     wait_parked(server, count);
     clients
+}
+
+/// Waits until as many connections are open as there are clients, and all of them are parked.
+#[track_caller]
+fn wait_all_parked(server: &Server, clients: &[Client]) {
+    wait_parked(server, clients.len());
+    assert_eq!(sum_of_workers(server, "connections"), clients.len() as u64);
 }
 
 /// Whether no server of these tests can park a connection: with TLS they are never parked.
@@ -354,5 +364,196 @@ fn the_client_of_a_unix_socket_is_the_same_after_parking() {
     let after = client.send_and_read(request).expect("an answer").json();
     assert_eq!((&before["client"], &before["peer"]), (&after["client"], &after["peer"]));
     drop(client);
+    server.stop();
+}
+
+#[test]
+fn resets_of_parked_connections_are_noticed() {
+    if is_not_applicable() {
+        return;
+    }
+    let server = Server::start(1);
+    let mut clients = open_and_park(&server, 30);
+    for (number, mut client) in clients.drain(..20).enumerate() {
+        match number % 4 {
+            // What arrived before a reset may be read or not.
+            0 => client.send(REQUEST).expect("send"),
+            1 => client.send("GET / HTT").expect("send"),
+            2 => client.send([0xff; 5000]).expect("send"),
+            _ => {}
+        }
+        client.reset();
+    }
+    wait_all_parked(&server, &clients);
+    for client in &mut clients {
+        assert_eq!(client.get("/").expect("an answer").status, 200);
+    }
+    drop(clients);
+    server.stop();
+}
+
+#[test]
+fn a_request_that_a_parked_connection_never_completes_is_closed_at_the_header_timeout() {
+    if is_not_applicable() {
+        return;
+    }
+    let server = Server::with(1, &["--header-timeout", "1s"]);
+    let mut clients = open_and_park(&server, 12);
+    let mut slow = clients.split_off(6);
+    for (length, client) in (1..).zip(&mut slow) {
+        client.send(&REQUEST[..length * 4]).expect("send");
+    }
+    for client in &mut slow {
+        client.read_to_end().expect("closed, not reset");
+    }
+    drop(slow);
+    // The others have sent nothing, and no header timeout runs for them.
+    wait_all_parked(&server, &clients);
+    server.stop();
+}
+
+#[test]
+fn clients_that_send_single_bytes_to_parked_connections_get_their_responses() {
+    if is_not_applicable() {
+        return;
+    }
+    let server = Server::start(1);
+    let mut clients = open_and_park(&server, 8);
+    for byte in REQUEST.bytes() {
+        // Each byte of all of them in turn, so that none is woken by a whole head.
+        clients.iter_mut().for_each(|client| client.send([byte]).expect("send"));
+        wait::wait_until("the byte is read", || sum_of_workers(&server, "parked") == 0);
+    }
+    for client in &mut clients {
+        assert_eq!(client.read().expect("an answer").status, 200);
+    }
+    wait_all_parked(&server, &clients);
+    server.stop();
+}
+
+#[test]
+fn an_upgrade_hands_parked_connections_over_and_the_next_workers_park_them() {
+    if is_not_applicable() || overrides::model_override().is_some() {
+        return;
+    }
+    let args = ["--linger-timeout", "100s", "--graceful-timeout", "200s"];
+    let server = Server::builder().workers(2).with_copied_program().args(args).start();
+    let mut clients = open_and_park(&server, 100);
+    let old = server.worker_pids();
+    server.signal(Signal::SIGUSR2);
+    server.wait_generation(2);
+    let new = server.wait_new_workers(2, &old);
+    wait_all_parked(&server, &clients);
+    for client in &mut clients {
+        let answer = client.get("/").expect("an answer");
+        assert!(new.contains(&answer.pid()) && !answer.closes(), "{answer:?}");
+    }
+    let totals = server.cluster()["totals"].clone();
+    assert_eq!((&totals["handed_over"], &totals["taken_over"]), (&100.into(), &100.into()));
+    assert_eq!(totals["cut"], 0);
+    drop(clients);
+    server.stop();
+}
+
+#[test]
+fn a_worker_that_is_scaled_away_hands_its_parked_connections_over() {
+    if is_not_applicable() || overrides::model_override().is_some() {
+        return;
+    }
+    let server = Server::with(3, &["--linger-timeout", "100s", "--graceful-timeout", "200s"]);
+    let mut clients = open_and_park(&server, 60);
+    server.run_verb(&["scale", "1"]);
+    wait::wait_until("one worker is left", || server.worker_pids().len() == 1);
+    wait_all_parked(&server, &clients);
+    let left = server.worker_pids()[0];
+    for client in &mut clients {
+        assert_eq!(client.get("/").expect("an answer").pid(), left);
+    }
+    drop(clients);
+    server.stop();
+}
+
+#[test]
+fn parked_connections_that_cannot_move_are_cut_at_the_drain_deadline() {
+    if is_not_applicable() {
+        return;
+    }
+    let timeouts = ["--hand-over=false", "--linger-timeout", "100s", "--graceful-timeout", "1s"];
+    let server = Server::with(1, &timeouts).allow_errors(&["graceful timeout"]);
+    let mut clients = open_and_park(&server, 10);
+    let old = server.worker_pids();
+    server.signal(Signal::SIGHUP);
+    server.wait_generation(2);
+    for client in &mut clients {
+        // Closed or reset: the worker waits no longer.
+        let _ = client.read_all();
+    }
+    if overrides::model_override().is_none() {
+        server.wait_new_workers(1, &old);
+    }
+    assert_eq!(server.cluster()["totals"]["cut"], 10);
+    server.stop();
+}
+
+#[test]
+fn a_worker_killed_while_all_parked_connections_speak_costs_only_its_own() {
+    if is_not_applicable() || overrides::model_override().is_some() {
+        return;
+    }
+    let server = Server::start(2).allow_errors(&["SIGKILL"]);
+    let mut clients: Vec<(Client, u32)> = Vec::new();
+    for mut client in open(&server, 200) {
+        let pid = client.get("/").expect("an answer").pid();
+        clients.push((client, pid));
+    }
+    wait_parked(&server, 200);
+    let killed = clients[0].1;
+    for (number, (client, pid)) in clients.iter_mut().enumerate() {
+        // Its end may be known already when the last ones are sent.
+        assert!(client.send(REQUEST).is_ok() || *pid == killed);
+        if number == 100 {
+            process::send_signal(killed, Signal::SIGKILL);
+        }
+    }
+    clients.retain_mut(|(client, pid)| match client.read().map(|answer: Response| answer.pid()) {
+        Ok(answered_by) => {
+            assert_eq!(answered_by, *pid);
+            *pid != killed
+        }
+        Err(failure) => {
+            assert_eq!(*pid, killed, "{failure:?}");
+            false
+        }
+    });
+    server.wait_replaced(1);
+    let clients: Vec<Client> = clients.into_iter().map(|(client, _)| client).collect();
+    wait_all_parked(&server, &clients);
+    drop(clients);
+    server.stop();
+}
+
+#[test]
+fn metrics_count_parked_connections() {
+    if is_not_applicable() {
+        return;
+    }
+    let server = Server::with(2, &["--admin", "127.0.0.1:0"]);
+    let admin = admin_listener::admin_address(&server);
+    let sum = |name: &str| -> f64 {
+        let scrape = admin_listener::get(&admin, "/metrics");
+        let series = scrape.text().lines().filter(|line| line.starts_with(&format!("{name}{{")));
+        series.map(|line| line.rsplit(' ').next().expect(line).parse::<f64>().expect(line)).sum()
+    };
+    let mut clients = open_and_park(&server, 25);
+    assert_eq!((sum("prefork_connections_parked"), sum("prefork_connections")), (25.0, 25.0));
+    clients.truncate(5);
+    wait_parked(&server, 5);
+    assert_eq!((sum("prefork_connections_parked"), sum("prefork_connections")), (5.0, 5.0));
+    for client in &mut clients {
+        client.send("GET / HT").expect("send");
+    }
+    wait_parked(&server, 0);
+    assert_eq!((sum("prefork_connections_parked"), sum("prefork_connections")), (0.0, 5.0));
+    drop(clients);
     server.stop();
 }

@@ -272,6 +272,11 @@ impl Client {
         self.socket.shutdown(std::net::Shutdown::Write).expect("shutdown");
     }
 
+    /// Closes the connection with a reset.
+    pub fn reset(self) {
+        self.socket.set_linger(Some(Duration::ZERO)).expect("set SO_LINGER");
+    }
+
     /// Whether a response has begun to arrive.
     pub fn has_input(&self) -> bool {
         if let Some(tls) = &mut *self.tls.borrow_mut() {
