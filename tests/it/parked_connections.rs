@@ -557,3 +557,17 @@ fn metrics_count_parked_connections() {
     drop(clients);
     server.stop();
 }
+
+#[test]
+fn the_memory_of_many_connections_goes_back_to_the_system_when_they_close() {
+    if is_not_applicable() || overrides::model_override().is_some() {
+        return;
+    }
+    let server = Server::start(1);
+    let worker = server.worker_pids()[0];
+    let clients = open(&server, 1000);
+    drop(clients);
+    // 12 MB while they were open, less what is parked already.
+    wait::wait_until("the memory is returned", || process::private_kib(worker) < 4096);
+    server.stop();
+}

@@ -109,6 +109,14 @@ pub fn listening_addresses(pid: u32) -> Vec<SocketAddr> {
     listening.collect()
 }
 
+/// Returns the memory of a process that it shares with no other, in KiB.
+pub fn private_kib(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps_rollup");
+    let private = text.lines().find_map(|line| line.strip_prefix("Private_Dirty:"));
+    let kib = private.and_then(|text| text.trim().strip_suffix(" kB")?.parse().ok());
+    kib.unwrap_or_else(|| panic!("no Private_Dirty in {text}"))
+}
+
 /// Returns the name of a process; empty if it has ended.
 pub fn command_name(pid: u32) -> String {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();

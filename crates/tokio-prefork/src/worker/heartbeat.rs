@@ -58,7 +58,7 @@ pub(crate) async fn run_heartbeat(
         if has_idle && state.drain.current_order().is_none() {
             parked::park_idle_connections(&state);
         }
-        state.parked.release_memory(now);
+        state.parked.release_memory(now, state.worker_page.open_connections());
         if state.drain.current_order().is_some() {
             publish_holds(&state);
         }

@@ -50,6 +50,9 @@ const MIN_RELEASE_INTERVAL_MS: u64 = 1000;
 /// 10 MB, and longer in a large and fragmented heap of the application; nothing else runs meanwhile.
 const RELEASE_PAUSE_FACTOR: u64 = 100;
 
+/// How many connections must have closed before their memory is returned: 3 MB.
+const MIN_CLOSED_CONNECTIONS: u64 = 256;
+
 /// The parked connections of a worker.
 #[derive(Default)]
 pub(crate) struct ParkedConnections {
@@ -67,6 +70,8 @@ pub(crate) struct ParkedConnections {
     is_handing_over: Cell<bool>,
     /// How many connections were parked since memory was returned to the system last.
     parked_since_release: Cell<usize>,
+    /// The most connections that a heartbeat has found open since then.
+    max_open_since_release: Cell<u64>,
     /// When memory may be returned again.
     next_release_ms: Cell<u64>,
 }
@@ -140,15 +145,20 @@ impl ParkedConnections {
         self.set.get().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
-    /// Returns free memory to the system if connections were parked since the last time. Called at each heartbeat.
-    pub(crate) fn release_memory(&self, now_ms: u64) {
-        if self.parked_since_release.get() == 0
+    /// Returns free memory to the system if connections were parked since the last time, or if half of many have closed. Called at each
+    /// heartbeat, with the number of open connections.
+    pub(crate) fn release_memory(&self, now_ms: u64, open: u64) {
+        let max_open = self.max_open_since_release.get().max(open);
+        self.max_open_since_release.set(max_open);
+        let have_closed = max_open - open >= MIN_CLOSED_CONNECTIONS.max(max_open / 2);
+        if (self.parked_since_release.get() == 0 && !have_closed)
             || self.is_parking.get()
             || now_ms < self.next_release_ms.get()
         {
             return;
         }
         self.parked_since_release.set(0);
+        self.max_open_since_release.set(open);
         // Not the time that passes: on a busy machine, that would be a multiple.
         let begun_us = process_cpu_time_us();
         release_free_memory();
