@@ -98,6 +98,7 @@ mod node_behaviour;
 mod orphaned_workers;
 mod own_flags;
 mod parked_connections;
+mod parked_connections_at_once;
 mod pid_file;
 mod pid_namespace;
 mod pool_figures;

@@ -9,7 +9,7 @@ use crate::support::command::ProcessBuilder;
 use crate::support::http::Response;
 use crate::support::{Client, Server, admin_listener, env_count, overrides, process, wait};
 
-const REQUEST: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+pub(crate) const REQUEST: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
 /// Returns the sum of a figure of all workers.
 fn sum_of_workers(server: &Server, figure: &str) -> u64 {
@@ -19,7 +19,7 @@ fn sum_of_workers(server: &Server, figure: &str) -> u64 {
 }
 
 #[track_caller]
-fn wait_parked(server: &Server, count: usize) {
+pub(crate) fn wait_parked(server: &Server, count: usize) {
     wait::wait_until("idle connections are parked", || {
         sum_of_workers(server, "parked") == count as u64
     });
@@ -50,7 +50,7 @@ fn wait_all_parked(server: &Server, clients: &[Client]) {
 }
 
 /// Whether no server of these tests can park a connection: with TLS they are never parked.
-fn is_not_applicable() -> bool {
+pub(crate) fn is_not_applicable() -> bool {
     overrides::is_tls()
 }
 

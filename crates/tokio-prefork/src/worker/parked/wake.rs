@@ -17,19 +17,38 @@ use prefork_os::socket::read_nonblocking;
 /// How long to read and discard what a client sends after its connection was closed. nginx's `lingering_time`.
 const MAX_LINGER_MS: u64 = 30_000;
 
+/// How many batches to wake at once if ever more connections are ready: 512 connections, as many events as nginx handles in a row.
+const MAX_BATCHES: usize = 512 / BATCH;
+
 /// Serves the connections that become ready, for the life of the worker.
 pub(super) async fn wake_ready_connections(state: Rc<LocalWorkerState>, set: Rc<ReadinessSet>) {
     let mut ready = ReadyTokens::with_capacity(BATCH);
     while set.wait().await.is_ok() {
-        while set.take_ready(&mut ready) > 0 {
-            ready.iter().for_each(|token| wake_connection(&state, token));
-            if ready.iter().count() < BATCH {
-                break;
-            }
-            // All may speak at once: those that are served already must not wait for all of them.
+        let mut batches = 1;
+        while wake_batches(&state, &set, &mut ready, batches) {
+            // All may speak at once: those that are served already must not wait for all of them. Nor may the others wait for
+            // a turn of those that are served for each few, as these turns get longer.
             yield_now().await;
+            batches = (batches * 2).min(MAX_BATCHES);
         }
     }
+}
+
+/// Wakes so many batches of ready connections; returns whether more may be ready.
+fn wake_batches(
+    state: &Rc<LocalWorkerState>,
+    set: &ReadinessSet,
+    ready: &mut ReadyTokens,
+    batches: usize,
+) -> bool {
+    for _ in 0..batches {
+        let count = set.take_ready(ready);
+        ready.iter().for_each(|token| wake_connection(state, token));
+        if count < BATCH {
+            return false;
+        }
+    }
+    true
 }
 
 /// Goes on with a connection that is readable, or closes it if its client has.
