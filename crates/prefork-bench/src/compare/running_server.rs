@@ -142,7 +142,7 @@ impl<'a> RunningServer<'a> {
         }
     }
 
-    /// Waits until so many processes have answered; at most three seconds after the first answer.
+    /// Waits until `processes` processes have answered; at most three seconds after the first answer.
     fn wait_until_answered(
         &mut self,
         log_lines: Option<&Receiver<String>>,

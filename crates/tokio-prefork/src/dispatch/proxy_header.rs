@@ -29,9 +29,9 @@ const READ_SIZE: usize = 4096;
 
 /// What to do with a connection by its first bytes.
 enum Verdict {
-    /// Read on: at least so many bytes of the header are missing.
+    /// Read on: at least this number of bytes of the header is missing.
     ReadOn(usize),
-    /// Serve it. The header, if there is one, has so many bytes.
+    /// Serve it. `length` is that of the header in bytes, 0 without one.
     Serve { length: usize, client: Option<ProxiedClient> },
     /// Close it for this reason.
     Refuse(&'static str),

@@ -30,7 +30,7 @@ pub(crate) struct PeerDefinition {
     pub(crate) program: PeerProgram,
     /// Command that installs it.
     pub(crate) install: &'static str,
-    /// Who opens the listening socket.
+    /// The process that opens the listening socket: the peer, or `prefork run`.
     pub(crate) listener: PeerListener,
     /// Whether it speaks TLS with the files of a certificate and its key.
     pub(crate) speaks_tls: bool,
@@ -41,9 +41,9 @@ pub(crate) struct PeerDefinition {
 /// Where the executable of a peer comes from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum PeerProgram {
-    /// It is looked for on PATH; the arguments make it print its version.
+    /// Found on PATH; the arguments make it print its version.
     OnPath { name: &'static str, version_args: &'static [&'static str] },
-    /// It is built by cargo from sources of this program; `package` is the one whose version counts.
+    /// Built by cargo from sources in this program. The version shown is that of `package`.
     Cargo { binary: &'static str, package: &'static str },
 }
 
@@ -56,7 +56,7 @@ impl PeerProgram {
     }
 }
 
-/// Who opens the listening socket of a peer, and so who has its processes.
+/// The process that opens the listening socket of a peer and starts its processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PeerListener {
     /// `prefork run`: each worker is a program with one process on an inherited socket.
@@ -93,7 +93,7 @@ impl PartialEq for PeerDefinition {
 impl Eq for PeerDefinition {}
 
 impl PeerDefinition {
-    /// Returns how many processes answer if the comparison has so many workers.
+    /// Returns how many processes serve requests in a comparison with this number of workers.
     pub(crate) fn process_count(&self, workers: usize) -> usize {
         match self.listener {
             PeerListener::Inherited | PeerListener::OwnProcesses => workers,
@@ -139,7 +139,7 @@ pub(crate) struct PeerFile {
 pub(crate) enum PeerFileContent {
     /// A program or a configuration, which reports show.
     Text(String),
-    /// A body of so many zero bytes.
+    /// A body of zero bytes, of this length.
     Zeros(u64),
 }
 

@@ -25,7 +25,7 @@ pub(crate) const PUMA_CLUSTER: PeerDefinition = PeerDefinition {
     ..PUMA
 };
 
-/// Returns the configuration with so many processes of Puma's own; 0 for one process without a primary.
+/// Returns the configuration for this number of Puma processes; 0 for one process without a primary.
 fn puma(setup: &PeerSetup<'_>, workers: usize) -> PeerConfiguration {
     let address = match setup.certificate_files() {
         None => format!("tcp://127.0.0.1:{}", setup.port),

@@ -35,7 +35,7 @@ pub(crate) enum HeaderProgress {
     Incomplete { missing: usize },
     /// No header.
     Absent,
-    /// A header, of so many bytes.
+    /// A header, of `length` bytes.
     Complete { length: usize, client: ProxiedClient },
     /// A malformed header, or one of a version that is not accepted; with the reason.
     Invalid(&'static str),

@@ -18,12 +18,12 @@ use decider::{Decision, DrainDecider};
 
 pub(crate) use decider::{DrainSettings, StopReason};
 
-/// The shortest time between two looks at the connections.
-const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+/// The shortest time between two checks of the connections.
+const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 /// The longest.
-const MAX_LOOK_INTERVAL: Duration = Duration::from_millis(200);
-/// The time between two looks is at least so many times what a look takes: thousands of connections must not keep a core busy.
-const LOOK_COST_FACTOR: u32 = 8;
+const MAX_CHECK_INTERVAL: Duration = Duration::from_millis(200);
+/// The time between two checks is at least this multiple of what a check takes: thousands of connections must not keep a core busy.
+const CHECK_COST_FACTOR: u32 = 8;
 
 /// How long handshakes that are in progress are waited for: a round trip, and a repeated segment.
 const MAX_HANDSHAKE_TIME: Duration = Duration::from_millis(1300);
@@ -78,8 +78,8 @@ impl ProgramDrain {
                         self.decider.record_half_close(connection, elapsed);
                     }
                 }
-                let wait = now.elapsed() * LOOK_COST_FACTOR;
-                DrainStep::Wait(wait.clamp(LOOK_INTERVAL, MAX_LOOK_INTERVAL))
+                let wait = now.elapsed() * CHECK_COST_FACTOR;
+                DrainStep::Wait(wait.clamp(CHECK_INTERVAL, MAX_CHECK_INTERVAL))
             }
         }
     }

@@ -34,7 +34,7 @@ pub(super) async fn wake_ready_connections(state: Rc<LocalWorkerState>, set: Rc<
     }
 }
 
-/// Wakes so many batches of ready connections; returns whether more may be ready.
+/// Wakes at most `batches` batches of ready connections; returns whether more may be ready.
 fn wake_batches(
     state: &Rc<LocalWorkerState>,
     set: &ReadinessSet,
