@@ -1,5 +1,6 @@
 //! The memory that the C library's allocator holds.
 
+#[cfg(target_env = "gnu")]
 use std::hint::black_box;
 
 /// The sizes of blocks that glibc keeps in the cache of a thread, from 24 bytes in steps of 16.
@@ -45,7 +46,7 @@ fn empty_thread_cache() {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_env = "gnu"))]
 mod tests {
     use super::*;
 
@@ -57,7 +58,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(target_env = "gnu")]
     fn free_blocks_between_used_ones_go_back_to_the_system() {
         let all: Vec<Vec<u8>> = (0..4000).map(|_| vec![1; 16 * 1024]).collect();
         // Every second one stays, so that what is free is not at the end of the heap.

@@ -21,10 +21,13 @@ pub fn set_thread_niceness(nice: u32) -> io::Result<()> {
 /// Unlike a thread of the lowest priority, it is interrupted at once by a thread that wakes up: since Linux 6.6, another thread may
 /// use up its slice first.
 pub fn set_thread_idle_policy() -> io::Result<()> {
-    let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: sched_setscheduler reads the parameters, which live until it returns. 0 is the calling thread.
-    syscall_result(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) })
-        .map(drop)
+    // The kernel's sched_param has this field alone; musl's has more, and its function always fails.
+    let priority: libc::c_int = 0;
+    // SAFETY: the kernel reads the number, which lives until the call returns. 0 is the calling thread.
+    let result = unsafe {
+        libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_IDLE, &raw const priority)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Returns the niceness of the calling thread, -20 to 19.
