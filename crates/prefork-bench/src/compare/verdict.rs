@@ -147,7 +147,11 @@ fn choose_lines(
     let (short, equal): (Vec<&&WorkloadReport>, Vec<&&WorkloadReport>) =
         open.iter().partition(is_short);
     if !equal.is_empty() {
-        rest.push(format!("no difference is shown under {}", names(equal)));
+        let names: Vec<String> = equal
+            .iter()
+            .map(|workload| format!("{} ({})", workload.workload.name(), workload.metric.name()))
+            .collect();
+        rest.push(format!("no difference is shown under {}", names.join(", ")));
     }
     if !short.is_empty() {
         let most = short.iter().map(|workload| workload.complete_rounds()).max().unwrap_or(0);

@@ -194,6 +194,15 @@ fn equal_servers_give_a_report_without_findings() {
 }
 
 #[test]
+fn equal_servers_are_reported_with_what_they_were_compared_by() {
+    let report = run_plan(&sample_plan(12), usize::MAX, |_, _| measured_outcome(1000.0, 900.0));
+    let statement = &report.verdict.lines[0].statement;
+    assert!(statement.contains("keep-alive (requests/s)"), "{statement}");
+    assert!(statement.contains("noisy-neighbour (p99 latency)"), "{statement}");
+    assert!(report.to_html().contains("The control is single"), "the control is explained");
+}
+
+#[test]
 fn to_end_when_the_intervals_are_narrow_causes_no_findings() {
     // Some of these runs end at the first look, some at a later one.
     let plan =

@@ -389,5 +389,12 @@ pub(crate) fn reading_notes(report: &CompareReport) -> Vec<String> {
              a response counts in P50 and P99 as one that took as long as the timeout."
         ));
     }
+    let has_control = report.workloads.iter().any(|workload| !workload.control.is_empty());
+    if let Some(reference) = report.reference.as_ref().filter(|_| has_control) {
+        notes.push(format!(
+            "The control is {reference}, measured a second time as if it were another server. A difference of the two is \
+             noise, and the width of their interval shows how large a difference must be to be seen."
+        ));
+    }
     notes
 }
