@@ -1,4 +1,4 @@
-//! The ratio of a run to an earlier one, whose rounds are not paired, with a confidence interval.
+//! The ratio of a run to an earlier run, with a confidence interval. Rounds of different runs form no pairs.
 //!
 //! The ratio is the Hodges-Lehmann estimate: each value of this run is divided by each value of the earlier run, and the
 //! median of all these ratios is taken (J. L. Hodges and E. L. Lehmann, *Annals of Mathematical Statistics* 34, 1963). The

@@ -147,7 +147,7 @@ pub(crate) fn ramp_axis(workload: &WorkloadReport) -> Option<RampAxis> {
         from + (to - from) * (step as f64 + 0.5) / steps.len() as f64
     };
     let label = |(at, step): (usize, &RampStep)| match ramp {
-        // A whole percent is enough for a label.
+        // Labels are short: no decimals.
         LoadRamp::PartOfCapacity { from, to } => {
             format_percent((middle(from, to, at) * 100.0).round() / 100.0)
         }

@@ -188,7 +188,7 @@ struct BlockReader<'b> {
 }
 
 impl BlockReader<'_> {
-    /// Reads an integer whose first `prefix` bits are the last ones of its first byte (RFC 7541, 5.1).
+    /// Reads an integer with a prefix of `prefix` bits (RFC 7541, 5.1).
     fn read_integer(&mut self, prefix: u32) -> Result<usize, HpackError> {
         let (first, mut rest) = self.rest.split_first().ok_or(HpackError)?;
         let largest = (1usize << prefix) - 1;

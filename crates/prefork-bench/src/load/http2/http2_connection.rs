@@ -30,10 +30,10 @@ pub(crate) struct Http2Connection {
     written: usize,
     /// Answers to PING and SETTINGS in `outgoing`.
     pub(super) waiting_answers: usize,
-    /// Beginning of a frame whose end has not come.
+    /// The received part of an incomplete frame.
     pub(super) partial: Vec<u8>,
     pub(super) decoder: HeaderDecoder,
-    /// HEADERS whose block continues in the next frame, and the block so far.
+    /// A HEADERS frame without END_HEADERS, and the header block received until now.
     pub(super) continued: Option<(FrameHead, Vec<u8>)>,
     pub(super) streams: StreamTable,
     /// Streams with a body that is not all sent.
@@ -241,7 +241,7 @@ impl Http2Connection {
         late.into_iter().map(|(_, sent)| sent).collect()
     }
 
-    /// Ends a stream whose response violates HTTP.
+    /// Ends a stream after a response that violates HTTP.
     pub(super) fn fail_stream(&mut self, id: u32, events: &mut Vec<StreamEvent>) {
         self.write_reset(id, error_code::PROTOCOL_ERROR);
         self.end_stream(id, StreamFailure::Failed(RequestFailure::Malformed), events);

@@ -163,7 +163,7 @@ impl Http2Connection {
         Ok(())
     }
 
-    /// Ends a stream whose response has ended.
+    /// Ends a stream after its complete response.
     fn complete_stream(&mut self, id: u32, events: &mut Vec<StreamEvent>) {
         let Some(stream) = self.streams.get_mut(id) else { return };
         if stream.expected_length.is_some_and(|length| stream.body_length != length) {

@@ -57,7 +57,7 @@ pub(crate) fn render_html(report: &LoadReport) -> String {
     page.push_str(&faults_table(report));
     page.push_str(&load_plots(report, true));
     page.push_str(&environment_list(&report.environment, &[]));
-    // The text report too: for copying, and for readers who do not see plots.
+    // Repeats the text report: it can be copied, and screen readers read it.
     let _ = writeln!(page, "<pre>{}</pre>", escape_html_lines(&report.to_table()));
     html_page(&title, &page, report.environment.version)
 }
