@@ -18,6 +18,7 @@ use crate::commands::reference_pages::{self, ReferenceCall};
 use crate::commands::top::{self, TopCall};
 use crate::foreign_verbs::answer_foreign_verb;
 use crate::settings::{AppSettings, FlagValues, PROGRAM, ProgramSettings, RunFlagValues};
+use crate::usage_tips::add_usage_tip;
 use crate::verb_groups::with_verb_groups;
 use tokio_prefork::cli::{AppKeys, CheckFormat, SIGNALS_HELP, ServerArgs};
 
@@ -81,8 +82,11 @@ Examples:
 
 const DEV_DEFAULTS: &str = "\
 Defaults that differ from those of prefork run:
-  watch is auto, workers is 1, graceful-timeout is 2s. Without PROGRAM: cargo run where a Cargo.toml is, else what package.json
-  starts with node. Of cargo run, cargo build is the build.";
+  watch             auto
+  workers           1
+  graceful-timeout  2s
+  build             cargo build, if the program is cargo run
+  PROGRAM           cargo run beside a Cargo.toml, else what package.json starts with node";
 
 const DEV_EXAMPLES: &str = "\
 Examples:
@@ -220,10 +224,12 @@ pub(crate) fn parse_args(
     argv: impl IntoIterator<Item = impl Into<OsString> + Clone>,
 ) -> Result<Verb, clap::Error> {
     let mut argv: Vec<OsString> = argv.into_iter().map(Into::into).collect();
-    let mut matches = prefork_command().try_get_matches_from(&argv).map_err(|error| {
-        answer_foreign_verb(&error).map_or(error, |answer| {
-            prefork_command().error(clap::error::ErrorKind::InvalidSubcommand, answer)
-        })
+    let mut matches = prefork_command().try_get_matches_from(&argv).map_err(|mut error| {
+        if let Some(answer) = answer_foreign_verb(&error) {
+            return prefork_command().error(clap::error::ErrorKind::InvalidSubcommand, answer);
+        }
+        add_usage_tip(&mut error, argv.get(1).and_then(|verb| verb.to_str()));
+        error
     })?;
     if needs_default_program(&matches) {
         let dir = std::env::current_dir().unwrap_or_default();

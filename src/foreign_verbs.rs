@@ -62,6 +62,7 @@ const FOREIGN_VERBS: &[ForeignVerb] = &[
     ForeignVerb { names: &["watch"], answer: "prefork dev, or --watch of serve and run" },
     ForeignVerb { names: &["exec", "cluster", "fork"], answer: "prefork run -- PROGRAM" },
     ForeignVerb { names: &["load", "ab", "wrk"], answer: "prefork bench URL" },
+    ForeignVerb { names: &["version"], answer: "prefork --version" },
 ];
 
 /// Returns what to use instead of the unknown verb that an error is about, if another tool has that verb.

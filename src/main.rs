@@ -8,6 +8,7 @@ mod foreign_verbs;
 mod logging;
 mod output;
 mod settings;
+mod usage_tips;
 mod verb_groups;
 
 use std::process::ExitCode;

@@ -28,7 +28,7 @@ const CERTIFICATE_FILE: &str = "dev-cert.pem";
 const KEY_FILE: &str = "dev-key.pem";
 
 const EXAMPLES: &str = "\
-The certificate is its own authority, so clients must be given it. It is for trials: browsers warn of it,
+The certificate is its own authority, so clients must be given it. It is for trials: browsers warn of it, \
 and it ends after 90 days. The key is readable by its owner only. Nothing is replaced without --force.
 
 Examples:

@@ -140,11 +140,13 @@ fn see_also(heading: &str) -> &'static str {
         }
         "HTTP" => "[HTTP and timeouts](http.md)",
         "TLS" => "[TLS](tls.md)",
+        "Access log" => "[Access log](access-log.md)",
+        "Development" => "[Development: watch, build, reload](dev.md)",
         "Built-in application" => {
             "[Built-in application](application.md), [Static files](static-files.md)"
         }
         _ => {
-            "[Privileges](privileges.md), [Control socket](control.md), [Logs](logs.md), [systemd](systemd.md)"
+            "[Privileges](privileges.md), [Control socket](control.md), [Admin listener](admin.md), [Logs](logs.md), [systemd](systemd.md)"
         }
     }
 }

@@ -66,7 +66,7 @@ pub(crate) fn control_commands() -> Vec<Command> {
         Command::new("reload")
             .about("Replace all workers one by one, without downtime")
             .after_help(
-                "The new workers have the configuration as it is then: the file and the environment of the primary are read again.\n\n\
+                "The configuration file is read again; flags and variables stay those of the start.\n\n\
                  Examples:\n  prefork reload\n  prefork reload --no-wait\n  prefork check -c /etc/prefork.toml && prefork reload",
             )
             .arg(switch("no-wait", "Return when the reload has started")),
@@ -136,7 +136,7 @@ fn parse_change(text: &str) -> Result<WorkerCountChange, String> {
         true => text.parse().ok().filter(|by| *by != 0).map(WorkerCountChange::By),
         false => text.parse().ok().filter(|to| *to != 0).map(WorkerCountChange::To),
     };
-    change.ok_or("give a number of workers, or +1 or -1".to_string())
+    change.ok_or("give a number of workers from 1 on, or a change: +1, -1".to_string())
 }
 
 /// Reads the arguments of a control verb; `None` for other verbs.

@@ -28,7 +28,10 @@ const READ_TIMEOUT: Duration = Duration::from_secs(1);
 /// Reads the text of the configuration file.
 pub(super) fn read_config_file(path: &Path) -> Result<String> {
     let cannot = |why: String| Error::config(format!("cannot read {}: {why}", path.display()));
-    let bytes = read_bytes(path).map_err(|error| cannot(error.to_string()))?;
+    let bytes = read_bytes(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => cannot(format!("{error}; give --config a file that exists")),
+        _ => cannot(error.to_string()),
+    })?;
     if bytes.len() as u64 > MAX_FILE_SIZE {
         return Err(cannot("it is larger than 1 MiB: is it a configuration file?".to_string()));
     }

@@ -221,7 +221,8 @@ fn key_arg(key: &KeyInfo) -> Arg {
     match (key.is_switch, key.value_if_missing) {
         (true, _) => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
         (false, Some(text)) => arg.num_args(0..=1).default_missing_value(text),
-        (false, None) => arg,
+        // So that the error about -1 says which values are valid.
+        (false, None) => arg.allow_negative_numbers(true),
     }
 }
 

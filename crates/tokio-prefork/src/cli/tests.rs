@@ -289,7 +289,7 @@ fn unreadable_config_files_give_an_error_with_path_and_reason() {
     std::fs::write(at("large"), vec![b'#'; (1 << 20) + 1]).expect("write");
     std::fs::write(at("binary"), [0xff, 0xfe]).expect("write");
     for (name, why) in [
-        ("missing", "No such file or directory (os error 2)"),
+        ("missing", "No such file or directory (os error 2); give --config a file that exists"),
         (".", "Is a directory (os error 21)"),
         ("large", "it is larger than 1 MiB: is it a configuration file?"),
         ("binary", "it is not UTF-8 text"),

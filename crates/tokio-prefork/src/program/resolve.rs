@@ -44,11 +44,18 @@ pub(super) fn find_executable(
     }
     match refused {
         Some((file, e)) => Err(cannot_run(&file.display().to_string(), &e)),
-        None => Err(Error::config(format!(
-            "cannot run {}: there is no such program in PATH={}; install it, or give its path",
-            name.to_string_lossy(),
-            path.to_string_lossy()
-        ))),
+        None => {
+            let (path, name_text) = (path.to_string_lossy(), name.to_string_lossy());
+            let what_to_do = match dir.unwrap_or(Path::new("")).join(name).is_file() {
+                true => format!(
+                    "for the file here, name its interpreter first, as in node app.js, or give ./{name_text}"
+                ),
+                false => "install it, or give its path".to_string(),
+            };
+            Err(Error::config(format!(
+                "cannot run {name_text}: there is no such program in PATH={path}; {what_to_do}"
+            )))
+        }
     }
 }
 
@@ -85,7 +92,8 @@ mod tests {
         );
         assert!(find_executable(OsStr::new("/bin/sh"), None, None).is_ok());
         for (name, reason) in [
-            ("no-such-program", "no such program in PATH"),
+            ("no-such-program", "install it, or give its path"),
+            ("plain", "name its interpreter first"),
             ("", "no name"),
             ("./plain", "chmod +x"),
             ("./none", "exists"),

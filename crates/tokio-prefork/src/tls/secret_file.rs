@@ -1,6 +1,7 @@
 //! Reads the files of certificates and keys, without a copy outside of locked pages.
 
 use std::fs::{File, Metadata};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -31,7 +32,13 @@ impl SecretFile {
     /// It cannot be read, is no regular file, is empty, too large or not PEM; the reason completes a sentence that begins with the
     /// file.
     pub(super) fn read(path: &Path) -> Result<SecretFile, String> {
-        let cannot_read = |e| format!("cannot be read: {e}");
+        let cannot_read = |e: io::Error| match e.kind() {
+            ErrorKind::NotFound => format!("cannot be read: {e}; give the path of a PEM file"),
+            ErrorKind::PermissionDenied => {
+                format!("cannot be read: {e}; the user of the primary must be able to read it")
+            }
+            _ => format!("cannot be read: {e}"),
+        };
         let path = resolve_credential(path)?;
         // Opening a FIFO would wait for its writer, in the primary.
         let mut options = File::options();
@@ -51,7 +58,7 @@ impl SecretFile {
         let mut bytes = LockedBytes::zeroed(MAX_FILE_BYTES.min(metadata.len() + 4096) as usize)
             .map_err(cannot_read)?;
         bytes.fill_from(&mut file).map_err(|e| match e.kind() {
-            std::io::ErrorKind::FileTooLarge => too_large(),
+            ErrorKind::FileTooLarge => too_large(),
             _ => cannot_read(e),
         })?;
         match bytes.as_slice() {

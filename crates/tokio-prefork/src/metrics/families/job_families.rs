@@ -59,7 +59,7 @@ fn pool_families(pools: &[PoolStatus]) -> Vec<MetricFamily> {
         ),
         MetricFamily::gauges(
             "prefork_pool_utilisation_ratio",
-            "How much of the last one to two seconds the threads of CPU pools spent on jobs, from 0 to 1.",
+            "How much of the last one to three seconds the threads of CPU pools spent on jobs, from 0 to 1.",
             gauge(|pool| pool.utilisation as f64 / 100.0),
         ),
         MetricFamily::durations(
