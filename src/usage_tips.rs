@@ -55,10 +55,13 @@ const FOREIGN_FLAGS: &[(&[&str], &str)] = &[
 /// Adds a tip to the usage error of a command line, if it can be told what was meant.
 pub(crate) fn add_usage_tip(error: &mut clap::Error, verb: Option<&str>) {
     let Some(verb) = verb.filter(|verb| SERVER_VERBS.contains(verb)) else { return };
-    if error.kind() != ErrorKind::UnknownArgument {
-        return;
-    }
-    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else { return };
+    let argument = match (error.kind(), verb) {
+        (ErrorKind::UnknownArgument, _) => error.get(ContextKind::InvalidArg),
+        // It has a verb of its own.
+        (ErrorKind::InvalidSubcommand, "check") => error.get(ContextKind::InvalidSubcommand),
+        _ => None,
+    };
+    let Some(ContextValue::String(argument)) = argument else { return };
     let tip = match argument.starts_with('-') {
         true => foreign_flag_tip(argument),
         false if VERBS_WITHOUT_WORDS.contains(&verb) => stray_word_tip(argument),
@@ -130,7 +133,8 @@ mod tests {
             ("prefork serve --http2 false", "--http2=false"),
             ("prefork serve src", "--root src"),
             ("prefork serve app.toml", "--config app.toml"),
-            ("prefork check build.rs", "prefork run -- PROGRAM"),
+            ("prefork check app.toml", "--config app.toml"),
+            ("prefork serve build.rs", "prefork run -- PROGRAM"),
             ("prefork serve --version", "prefork --version"),
         ] {
             let error = error_of(line);

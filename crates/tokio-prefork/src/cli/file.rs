@@ -84,7 +84,11 @@ pub(super) fn parse_config_file(
     let table = DeTable::parse(text).map_err(|error| {
         let line = line_number(text, error.span().map_or(0, |span| span.start));
         let message: Vec<&str> = error.message().lines().map(str::trim).collect();
-        Error::config(format!("{}:{line}: not TOML: {}", path.display(), message.join(", ")))
+        let message = message.join(", ");
+        Error::config(format!(
+            "{}:{line}: not TOML: {message}; write KEY = VALUE, and text in quotes",
+            path.display()
+        ))
     })?;
     let mut entries: Vec<_> = table.into_inner().into_iter().collect();
     // In file order, so that the first error in the file is reported.

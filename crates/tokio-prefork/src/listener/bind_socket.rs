@@ -403,8 +403,8 @@ fn bind_error_text(error: &io::Error, addr: SocketAddr, ours: &[u64]) -> String 
             None => "address already in use".to_string(),
         },
         io::ErrorKind::PermissionDenied if addr.port() < 1024 => format!(
-            "permission denied: ports below 1024 need root, CAP_NET_BIND_SERVICE or a socket from systemd \
-             ({error})"
+            "permission denied: ports below 1024 need root, CAP_NET_BIND_SERVICE or a socket from systemd; \
+             take another port, such as 8080, if you have none of them ({error})"
         ),
         io::ErrorKind::AddrNotAvailable => {
             format!("no interface of this machine has this address ({error})")
