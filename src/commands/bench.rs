@@ -94,7 +94,7 @@ fn load() -> [Arg; 15] {
             .value_name("N")
             .value_parser(value_parser!(u32))
             .help("Requests per second to schedule [default: none, closed loop]"),
-        switch("busy-wait", "With --rate, poll without sleeping: sends closer to the schedule")
+        switch("busy-wait", "With --rate, poll without sleeping: for idle cores only, else it is later")
             .requires("rate"),
         switch("close", "Open a new connection for each request"),
         number("pipeline", ' ', "Outstanding requests per connection [default: 1]"),

@@ -25,10 +25,12 @@ Each server is started on a port of its own, measured and stopped, one after the
 generator runs in this process; its own processor time is told and is not in the figures of the servers.
 
 A ratio is the median of the rounds' ratios, with a confidence interval from their ranks. A difference is stated if its interval \
-excludes 1, at 95 % confidence for all comparisons of the report together. The server that the others are compared with is \
+excludes 1, at 95 % confidence for all comparisons of the report together. Servers are compared by the metric of the workload, and with the \
+reference also by p99 latency, CPU time per request and memory. The server that the others are compared with is \
 measured twice: if it differs from itself, the machine is too noisy and no difference is stated.
 
-The rounds of a workload go on until its intervals are narrow enough (--precision) or the time is up (--time-limit).
+The rounds of a workload go on until its intervals are narrow enough (--precision) or the time is up (--time-limit). The report has the \
+command that repeats it in the same order (--seed).
 
 Peers that are known by name are looked for on PATH, and configured as their documentation says, with as many workers as the other \
 servers; the report shows how. Those that can take a listening socket are started by prefork run.
@@ -174,6 +176,7 @@ fn baseline_args() -> [Arg; 3] {
                 "quick",
                 "rounds",
                 "precision",
+                "seed",
             ]),
     ]
 }
@@ -203,7 +206,7 @@ fn workload_args() -> [Arg; 3] {
 }
 
 /// Returns the arguments that say how long and how often to measure.
-fn measurement_args() -> [Arg; 6] {
+fn measurement_args() -> [Arg; 7] {
     let number = |name: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name("N").value_parser(value_parser!(usize)).help(help)
     };
@@ -227,6 +230,11 @@ fn measurement_args() -> [Arg; 6] {
             "Start no measurement after this time [default: 20m, none with --rounds]",
         ),
         span("duration", "Duration of a measurement [default: 1s]"),
+        Arg::new("seed")
+            .long("seed")
+            .value_name("N")
+            .value_parser(value_parser!(u64))
+            .help("Measure in the order of an earlier run: its seed [default: a random order]"),
         Arg::new("quick")
             .long("quick")
             .action(ArgAction::SetTrue)
@@ -255,11 +263,11 @@ pub(crate) fn parse_compare(matches: &ArgMatches) -> Result<CompareCall, String>
 fn parse_plan(matches: &ArgMatches, before: Option<&SavedReport>) -> Result<ComparePlan, String> {
     let number = |name: &str| matches.get_one::<usize>(name).copied();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = number("workers").or(before.map(|report| report.workers)).unwrap_or(cores);
+    let workers = number("workers").or(before.map(|report| report.settings.workers)).unwrap_or(cores);
     if !(1..=64).contains(&workers) {
         return Err(format!("--workers {workers}: give 1 to 64"));
     }
-    let https = matches.get_flag("https") || before.is_some_and(|report| report.scheme == "https");
+    let https = matches.get_flag("https") || before.is_some_and(|report| report.settings.scheme == "https");
     let (peers, left_out) = chosen_peers(matches, https, workers);
     let servers = chosen_servers(matches, before, workers, peers);
     if let (Some(before), true) = (before, servers.is_empty()) {
@@ -269,19 +277,17 @@ fn parse_plan(matches: &ArgMatches, before: Option<&SavedReport>) -> Result<Comp
         ));
     }
     let http2 =
-        matches.get_flag("http2") || before.is_some_and(|report| report.protocol == "HTTP/2");
+        matches.get_flag("http2") || before.is_some_and(|report| report.settings.protocol == "HTTP/2");
     let workloads = chosen_workloads(matches, before, https)?;
     let mut plan =
         ComparePlan { https, http2, left_out, ..ComparePlan::new(servers, workloads, workers) };
     if let Some(before) = before {
-        (plan.rounds, plan.precision) = (before.rounds, before.precision);
-        plan.time_limit = before.time_limit_s.map(Duration::from_secs_f64);
-        plan.duration = Duration::from_secs_f64(before.duration_s);
-        plan.warm_up = Duration::from_secs_f64(before.warm_up_s);
+        before.settings.apply_lengths(&mut plan);
         let is_measured = |name: &&str| plan.servers.iter().any(|server| server.name == *name);
         plan.reference = before.reference_name().filter(is_measured).map(str::to_string);
     }
     plan.reference = matches.get_one::<String>("reference").cloned().or(plan.reference);
+    plan.seed = matches.get_one("seed").copied();
     if matches.get_flag("quick") {
         plan = plan.into_quick();
     }
@@ -492,6 +498,8 @@ mod tests {
             plan("prefork compare --reference threads").reference.as_deref(),
             Some("threads")
         );
+        let seeds = ["prefork compare", "prefork compare --seed 17"].map(|line| plan(line).seed);
+        assert_eq!(seeds, [None, Some(17)]);
         let short = plan("prefork compare --duration 200ms");
         assert_eq!(
             (short.duration, short.warm_up),
@@ -524,6 +532,7 @@ mod tests {
             "prefork compare --reference nginx",
             "prefork compare --baseline /missing",
             "prefork compare --measured /missing",
+            "prefork compare --seed random",
         ] {
             assert!(args::parse_args(line.split(' ')).is_err(), "{line}");
         }

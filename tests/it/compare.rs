@@ -278,3 +278,91 @@ fn a_run_is_compared_with_the_report_of_an_earlier_one() {
     assert_eq!(refused.status, Some(64));
     assert!(refused.stderr.contains("cut.json is truncated"), "{}", refused.stderr);
 }
+
+#[test]
+fn the_command_of_a_report_repeats_its_order() {
+    // Server and round of each measurement, in the order in which they were made.
+    let order = |report: &Value| -> Vec<String> {
+        let servers = report["workloads"][0]["servers"].as_array().expect("list");
+        let mut made: Vec<(f64, String)> = Vec::new();
+        for server in servers {
+            for sample in server["samples"].as_array().expect("list") {
+                let at = sample["at_s"].as_f64().expect("a time");
+                made.push((at, format!("{} {}", server["server"], sample["round"])));
+            }
+        }
+        made.sort_by(|a, b| a.0.total_cmp(&b.0));
+        made.into_iter().map(|(_, name)| name).collect()
+    };
+    let run = |args: &[&str]| -> Value {
+        let ended = ProcessBuilder::verb("compare").args(args).run();
+        assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        serde_json::from_str(&ended.stdout).expect("JSON")
+    };
+    let first = run(&[
+        "--models=prefork,single",
+        "--workloads=keep-alive",
+        "--rounds=4",
+        "--duration=100ms",
+        "--workers=2",
+        "--json",
+    ]);
+    let command = first["repeat_command"].as_str().expect("a command");
+    assert!(command.ends_with(&format!(" --seed {}", first["seed"])), "{command}");
+    let words: Vec<&str> = command.split(' ').skip(2).collect();
+    let again = run(&words);
+    assert_eq!(order(&first), order(&again));
+    assert_eq!((&again["seed"], &again["repeat_command"]), (&first["seed"], &first["repeat_command"]));
+}
+
+/// Returns what any report has in common with another of the same servers and loads: labels, titles of columns, names and number of
+/// cells of rows, and what is compared.
+fn report_shape(text: &str) -> Vec<String> {
+    let metrics = ["p99 latency", "requests/s", "CPU per request", "memory"];
+    let labels = ["Other differences:", "Control:", "Confidence:", "Failed requests:"];
+    let shape_of = |line: &str| {
+        if let Some((server, rest)) = line.strip_prefix("- ").and_then(|one| one.split_once(':')) {
+            let metric = metrics.iter().find(|name| rest.contains(*name))?;
+            return Some(format!("- {server}: {metric}"));
+        }
+        if let Some(label) = labels.iter().find(|label| line.starts_with(*label)) {
+            return Some(label.to_string());
+        }
+        let cells: Vec<&str> = line.split("  ").map(str::trim).filter(|one| !one.is_empty()).collect();
+        match cells[..] {
+            // The load average and the best servers differ from run to run.
+            [] | ["LOAD" | "keep-alive" | "noisy-neighbour", _, ..] => None,
+            [_] if line.starts_with("single:") || line.starts_with("BUSIEST") => None,
+            [_] if line.contains(" rounds:") || line.ends_with("of this report:") => {
+                Some(line.trim_start_matches(char::is_numeric).to_string())
+            }
+            [_] => None,
+            _ if line.starts_with(' ') => Some(cells.join(" ")),
+            [name, ..] => Some(format!("{name} {}", cells.len())),
+        }
+    };
+    text.lines().filter_map(shape_of).collect()
+}
+
+#[test]
+fn the_example_of_the_documentation_has_the_shape_of_a_report() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/src/compare.md");
+    let page = fs::read_to_string(page).expect("the page");
+    let block = page.split("```").find(|block| block.starts_with("console\n$ prefork compare --rounds"));
+    let block = block.expect("an example");
+    let (command, example) = block["console\n$ prefork compare ".len()..].split_once('\n').expect("lines");
+    let (command, rounds) = (command.trim_end_matches(" | fold -s -w 120"), ["--rounds", "1"]);
+    let args = command.split(' ').skip(2).chain(rounds).chain(["--workers", "2"]);
+    let ended = ProcessBuilder::verb("compare").args(&args.collect::<Vec<_>>()).run();
+    assert_eq!(ended.status, Some(0), "{}{}", ended.stdout, ended.stderr);
+    let report = report_shape(&ended.stdout);
+    let mut count = 0;
+    for part in example.split("\n...\n").map(report_shape) {
+        count += part.len();
+        assert!(
+            report.windows(part.len().max(1)).any(|lines| lines == part),
+            "{part:#?} is not in {report:#?}: copy the output of the command to docs/src/compare.md"
+        );
+    }
+    assert!(count > 15, "the example has {count} lines that any report has");
+}

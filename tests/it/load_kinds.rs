@@ -112,82 +112,125 @@ fn reloads_one_after_another_lose_nothing() {
     server.stop();
 }
 
-/// Starts a scenario of one load of these keys, sends SIGINT once `is_under_way` holds, and returns the JSON report.
-fn report_after_interrupt(
+/// What ends a run early, with a report of what was measured until then.
+const STOP_SIGNALS: [Signal; 2] = [Signal::SIGINT, Signal::SIGTERM];
+
+/// Starts a scenario of these loads, sends the signal once `is_under_way` holds, and returns the JSON report.
+fn report_after_signal(
     server: &Server,
-    keys: &str,
+    signal: Signal,
+    loads: &str,
     mut is_under_way: impl FnMut(&Child) -> bool,
 ) -> Value {
     let file = server.dir().join("scenario.toml");
-    std::fs::write(&file, format!("description = \"A load\"\n{keys}")).expect("a file");
+    std::fs::write(&file, format!("description = \"A load\"\n{loads}")).expect("a file");
     let mut command = support::prefork();
     command.args(["bench", "--json", "--warm-up", "0", "--scenario"]).arg(file);
     command.arg(format!("http://127.0.0.1:{}", server.port()));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut bench = command.spawn().expect("bench");
     wait::wait_until("a load that is under way", || is_under_way(&bench));
-    process::send_signal(bench.id(), Signal::SIGINT);
+    process::send_signal(bench.id(), signal);
     let mut text = String::new();
     bench.stdout.take().expect("piped").read_to_string(&mut text).expect("report");
     bench.wait().expect("a child of this process");
-    serde_json::from_str(&text).unwrap_or_else(|why| panic!("{why}: {text:?}"))
+    serde_json::from_str(&text).unwrap_or_else(|why| panic!("{signal}: {why}: {text:?}"))
+}
+
+/// Returns the number of connections of all workers.
+fn open_connections(server: &Server) -> u64 {
+    scoreboard_connections(server).iter().sum()
 }
 
 #[test]
-fn ctrl_c_reports_the_idle_connections_that_were_opened() {
-    let server = Server::start(2);
-    let load = "[[load]]\nkind = \"idle-connections\"\nconnections = 4000\nquiet = \"2s\"\n";
-    let report = report_after_interrupt(&server, load, |_| {
-        scoreboard_connections(&server).iter().sum::<u64>() > 200
-    });
-    assert_eq!((&report["ended_early"], &report["after_burst"]), (&true.into(), &Value::Null));
-    assert!(report["after_opening"]["open"].as_u64() > Some(0), "{report:#}");
-    server.stop();
+fn stop_signals_report_the_requests_that_were_answered() {
+    for signal in STOP_SIGNALS {
+        let server = Server::start(2);
+        let loads = "duration = \"10m\"\n[[load]]\nconnections = 2\n";
+        // Two connections are opened in far less CPU time.
+        let report = report_after_signal(&server, signal, loads, |bench| {
+            process::stat(bench.id()).is_some_and(|stat| stat.ticks > 30)
+        });
+        assert_eq!((&report["ended_early"], &report["failures"]["timed_out"]), (&true.into(), &0.into()));
+        assert!(report["responses"].as_u64() > Some(0), "{report:#}");
+        server.stop();
+    }
 }
 
 #[test]
-fn ctrl_c_reports_the_websocket_messages_that_came_back() {
-    let server = Server::start(2);
-    let load = "duration = \"10m\"\n[[load]]\nkind = \"websocket-echo\"\nconnections = 2\n";
-    // Two connections are opened in far less CPU time.
-    let report = report_after_interrupt(&server, load, |bench| {
-        process::stat(bench.id()).is_some_and(|stat| stat.ticks > 30)
-    });
-    assert_eq!((&report["ended_early"], &report["failed"]), (&true.into(), &0.into()));
-    assert!(report["round_trips_per_s"].as_f64() > Some(0.0), "{report:#}");
-    server.stop();
+fn stop_signals_report_the_idle_connections_that_were_opened() {
+    for signal in STOP_SIGNALS {
+        let server = Server::start(2);
+        let loads = "[[load]]\nkind = \"idle-connections\"\nconnections = 4000\nquiet = \"2s\"\n";
+        let report =
+            report_after_signal(&server, signal, loads, |_| open_connections(&server) > 200);
+        assert_eq!((&report["ended_early"], &report["after_burst"]), (&true.into(), &Value::Null));
+        assert!(report["after_opening"]["open"].as_u64() > Some(0), "{report:#}");
+        server.stop();
+    }
 }
 
 #[test]
-fn ctrl_c_reports_the_kills_that_were_made() {
-    let server = Server::start(2).allow_errors(&["died"]);
-    let load =
-        "[[load]]\nkind = \"worker-kills\"\nconnections = 4\nkills = 500\ninterval = \"500ms\"\n";
-    let report = report_after_interrupt(&server, load, |_| {
-        // The ids of the first two workers are 1 and 2.
-        let status = server.status();
-        serving(&status).any(|worker| worker["id"].as_u64() > Some(4))
-    });
-    assert_eq!(
-        (&report["load"]["ended_early"], &report["not_replaced"]),
-        (&true.into(), &0.into())
-    );
-    assert!((2..500).contains(&report["kills"].as_u64().expect("a number")), "{report:#}");
-    server.wait_serving(2);
-    server.stop();
+fn stop_signals_report_the_load_beside_slow_readers() {
+    for signal in STOP_SIGNALS {
+        let server = Server::start(2);
+        // The load runs once alone, and then as long beside the readers.
+        let loads = "duration = \"5s\"\n[[load]]\nmeasured = true\nconnections = 1\n[[load]]\n\
+                     kind = \"slow-readers\"\npath = \"/bytes/100000000\"\nconnections = 8\n";
+        let report = report_after_signal(&server, signal, loads, |_| open_connections(&server) > 8);
+        assert_eq!(report["beside"]["ended_early"], true, "{report:#}");
+        assert_eq!((&report["alone"]["ended_early"], &report["readers"]["failed"]), (&false.into(), &0.into()));
+        server.stop();
+    }
 }
 
 #[test]
-fn ctrl_c_reports_the_reloads_that_were_made() {
-    let server = Server::start(2);
-    // The server is measured for as long without reloads before.
-    let load = "duration = \"4s\"\n[[load]]\nkind = \"reloads\"\nconnections = 4\n";
-    let report = report_after_interrupt(&server, load, |_| {
-        server.status()["primary"]["generation"].as_u64() > Some(3)
-    });
-    assert_eq!(report["during"]["load"]["ended_early"], true);
-    assert!(report["reloads"].as_u64() > Some(0), "{report:#}");
-    assert_eq!(report["lost_requests"], 0, "{report:#}");
-    server.wait_serving(2);
-    server.stop();
+fn stop_signals_report_the_websocket_messages_that_came_back() {
+    for signal in STOP_SIGNALS {
+        let server = Server::start(2);
+        let loads = "duration = \"10m\"\n[[load]]\nkind = \"websocket-echo\"\nconnections = 2\n";
+        let report = report_after_signal(&server, signal, loads, |bench| {
+            process::stat(bench.id()).is_some_and(|stat| stat.ticks > 30)
+        });
+        assert_eq!((&report["ended_early"], &report["failed"]), (&true.into(), &0.into()));
+        assert!(report["round_trips_per_s"].as_f64() > Some(0.0), "{report:#}");
+        server.stop();
+    }
+}
+
+#[test]
+fn stop_signals_report_the_kills_that_were_made() {
+    for signal in STOP_SIGNALS {
+        let server = Server::start(2).allow_errors(&["died"]);
+        let loads = "[[load]]\nkind = \"worker-kills\"\nconnections = 4\nkills = 500\ninterval = \"500ms\"\n";
+        let report = report_after_signal(&server, signal, loads, |_| {
+            // The ids of the first two workers are 1 and 2.
+            let status = server.status();
+            serving(&status).any(|worker| worker["id"].as_u64() > Some(4))
+        });
+        assert_eq!(
+            (&report["load"]["ended_early"], &report["not_replaced"]),
+            (&true.into(), &0.into())
+        );
+        assert!((2..500).contains(&report["kills"].as_u64().expect("a number")), "{report:#}");
+        server.wait_serving(2);
+        server.stop();
+    }
+}
+
+#[test]
+fn stop_signals_report_the_reloads_that_were_made() {
+    for signal in STOP_SIGNALS {
+        let server = Server::start(2);
+        // The server is measured for as long without reloads before.
+        let loads = "duration = \"4s\"\n[[load]]\nkind = \"reloads\"\nconnections = 4\n";
+        let report = report_after_signal(&server, signal, loads, |_| {
+            server.status()["primary"]["generation"].as_u64() > Some(3)
+        });
+        assert_eq!(report["during"]["load"]["ended_early"], true);
+        assert!(report["reloads"].as_u64() > Some(0), "{report:#}");
+        assert_eq!(report["lost_requests"], 0, "{report:#}");
+        server.wait_serving(2);
+        server.stop();
+    }
 }

@@ -1,9 +1,10 @@
 //! Where, when and how a measurement was made: machine, kernel, versions, command and date.
 
+use std::borrow::Cow;
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use tokio_prefork::text::{format_utc, printable};
 
@@ -13,18 +14,18 @@ const MAX_COMMAND_CHARS: usize = 2000;
 const SECRET_OPTIONS: [[&str; 2]; 2] = [["--header", "-H"], ["--data", "-d"]];
 
 /// What a reader needs to repeat a measurement.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunEnvironment {
     /// When the measurement ended, in UTC.
     pub date: String,
     /// Command line, with `...` for headers and bodies of requests.
     pub command: String,
     /// Version of this program.
-    pub version: &'static str,
+    pub version: Cow<'static, str>,
     /// Commit that this program was built from; `None` if unknown.
-    pub commit: Option<&'static str>,
+    pub commit: Option<Cow<'static, str>>,
     /// Compiler that built this program; `None` if unknown.
-    pub compiler: Option<&'static str>,
+    pub compiler: Option<Cow<'static, str>>,
     /// Whether this program was built without optimization, so that its figures mean little.
     pub is_debug_build: bool,
     /// Model of the CPU.
@@ -53,7 +54,7 @@ impl RunEnvironment {
         RunEnvironment {
             date: format_utc(since.as_secs() * 1000),
             command: describe_command(std::env::args()),
-            version: env!("CARGO_PKG_VERSION"),
+            version: env!("CARGO_PKG_VERSION").into(),
             commit: None,
             compiler: None,
             is_debug_build: cfg!(debug_assertions),
@@ -69,7 +70,7 @@ impl RunEnvironment {
 
     /// Adds what only the build of the command knows.
     pub fn set_build(&mut self, commit: Option<&'static str>, compiler: Option<&'static str>) {
-        (self.commit, self.compiler) = (commit, compiler);
+        (self.commit, self.compiler) = (commit.map(Cow::from), compiler.map(Cow::from));
     }
 
     /// Says what else may have run on the machine, in a sentence.
@@ -83,14 +84,25 @@ impl RunEnvironment {
         }
     }
 
-    /// Says where and when the measurement was made, in a line.
-    pub(crate) fn summary(&self) -> String {
+    /// Says on which machine and when the measurement was made, in a line.
+    pub(crate) fn machine_summary(&self) -> String {
         let kind = if self.is_virtual_machine { ", virtual machine" } else { "" };
-        let build = if self.is_debug_build { ", DEBUG BUILD" } else { "" };
-        format!(
-            "{} ({} cores{kind}), {}, prefork {}{build}, {}",
-            self.cpu, self.cores, self.kernel, self.version, self.date
-        )
+        format!("{} ({} cores{kind}), {}, {}", self.cpu, self.cores, self.kernel, self.date)
+    }
+
+    /// Says which build of this program has measured: version, commit and kind of build.
+    pub(crate) fn build_summary(&self) -> String {
+        let build = match self.is_debug_build {
+            true => "DEBUG BUILD: its figures mean little",
+            false => "release build",
+        };
+        let commit = self.commit.as_deref().unwrap_or("unknown");
+        format!("prefork {}, commit {commit}, {build}", self.version)
+    }
+
+    /// Says where, when and with what the measurement was made, in a line.
+    pub(crate) fn summary(&self) -> String {
+        format!("{}, {}", self.machine_summary(), self.build_summary())
     }
 
     /// Returns name and value of each line about the machine and the program.
@@ -99,13 +111,7 @@ impl RunEnvironment {
         let kind = if self.is_virtual_machine { " (virtual machine)" } else { "" };
         let governor = self.governor.as_deref().unwrap_or("not known to the kernel");
         let load = self.load_average.map(|load| format!(", load average {load:.2}"));
-        let build = if self.is_debug_build {
-            ", DEBUG BUILD: its figures mean little"
-        } else {
-            ", release build"
-        };
-        let commit = self.commit.unwrap_or("unknown");
-        let compiler = self.compiler.map(|compiler| format!(", {compiler}"));
+        let compiler = self.compiler.as_ref().map(|compiler| format!(", {compiler}"));
         vec![
             (
                 "machine",
@@ -115,14 +121,7 @@ impl RunEnvironment {
                 "kernel",
                 format!("{}, CPU governor {governor}{}", self.kernel, load.unwrap_or_default()),
             ),
-            (
-                "version",
-                format!(
-                    "prefork {}, commit {commit}{}{build}",
-                    self.version,
-                    compiler.unwrap_or_default()
-                ),
-            ),
+            ("version", format!("{}{}", self.build_summary(), compiler.unwrap_or_default())),
             ("command", self.command.clone()),
             ("date", self.date.clone()),
         ]

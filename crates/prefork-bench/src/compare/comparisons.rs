@@ -62,18 +62,28 @@ impl Comparison {
     pub fn is_shown(&self) -> bool {
         self.result == ComparisonResult::Differs
     }
+
+    /// Describes the size of a shown difference, such as `31 % more`, or why none is.
+    pub(crate) fn describe_result(&self) -> String {
+        let (metric, median) = (self.metric, self.ratio.median);
+        match (self.result, self.ratio.interval()) {
+            (ComparisonResult::Differs, Some(ends)) => metric.describe_stated_size(median, ends),
+            (ComparisonResult::TooFewRounds, _) => "too few rounds".to_string(),
+            _ => "no difference shown".to_string(),
+        }
+    }
 }
 
 fn describe(metric: ComparedMetric, server: &str, other: &str, ratio: &PairedRatio) -> String {
-    let difference = metric.describe_difference(ratio.median, other);
     let name = metric.name();
     match metric.describe_interval(ratio) {
         None => format!(
-            "{server}: {} rounds are too few to state a difference in {name} (median: {difference})",
-            ratio.rounds
+            "{server}: {} rounds are too few to state a difference in {name} (median: {})",
+            ratio.rounds,
+            metric.describe_difference(ratio.median, other)
         ),
         Some(interval) if ratio.shows_difference() => {
-            format!("{server}: {difference} ({interval})")
+            format!("{server}: {} ({interval})", metric.describe_stated(ratio, other))
         }
         Some(interval) => {
             format!("{server}: no difference in {name} from {other} is shown ({interval})")
@@ -81,8 +91,8 @@ fn describe(metric: ComparedMetric, server: &str, other: &str, ratio: &PairedRat
     }
 }
 
-/// Returns all comparisons of a workload: every pair by the main metric, and each server with the reference by its
-/// CPU time and, under the first workload, its memory, which hardly depends on the workload.
+/// Returns all comparisons of a workload: every pair by the main metric, and each server with the reference by the
+/// others; by memory only under the first workload, as it hardly depends on the workload.
 pub(crate) fn compare_servers(
     report: &WorkloadReport,
     reference: &str,

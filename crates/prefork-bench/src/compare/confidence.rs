@@ -5,7 +5,7 @@
 //! narrow looks at them several times, and each look is one more chance to be wrong: the share is divided by the
 //! number of looks too. No rule for when to stop can then raise the error rate of the report.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::paired_ratio::rounds_needed;
 use super::{ComparePlan, ComparedMetric, Workload};
@@ -18,7 +18,7 @@ const MAX_LOOKS: usize = 6;
 const LOOK_SPACING: f64 = 1.5;
 
 /// Confidence of a report.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Confidence {
     /// How often all intervals of a report contain the true ratios, at least.
     pub level: f64,
@@ -100,16 +100,16 @@ mod tests {
 
     #[test]
     fn the_error_rate_is_divided_by_comparisons_and_looks() {
-        // Six pairs and the control by requests/s; three and the control by CPU; three by memory.
+        // Six pairs and the control by requests/s; three and the control by p99 and by CPU; three by memory.
         let one = confidence(4, &["keep-alive"], Some(20));
-        assert_eq!((one.comparisons, one.looks, one.rounds_needed()), (14, 1, 10));
+        assert_eq!((one.comparisons, one.looks, one.rounds_needed()), (18, 1, 10));
         let latency = confidence(4, &["keep-alive", "mixed"], Some(20));
-        assert_eq!(latency.comparisons, 14 + 7);
+        assert_eq!(latency.comparisons, 18 + 7);
         let all = confidence(4, &ALL, None);
         assert_eq!((all.looks, all.rounds_needed()), (MAX_LOOKS, 15));
         let sum = all.error_rate_of_interval * (all.comparisons * all.looks) as f64;
         assert!((sum - REPORT_ERROR_RATE).abs() < 1e-12);
-        assert_eq!(confidence(1, &["keep-alive"], Some(5)).comparisons, 2);
+        assert_eq!(confidence(1, &["keep-alive"], Some(5)).comparisons, 3);
     }
 
     #[test]

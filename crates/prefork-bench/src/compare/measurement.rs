@@ -10,7 +10,9 @@ use super::Workload;
 use super::compared_metric::ComparedMetric;
 use super::plan::MeasurementId;
 use crate::load::counters::new_histogram;
-use crate::load::{FaultEvent, FaultImpact, LoadReport, RampStep, RequestKindReport};
+use crate::load::{
+    DueRequests, FaultEvent, FaultImpact, LoadReport, RampStep, RequestKindReport,
+};
 use crate::load_kinds::KindReport;
 use crate::load_kinds::websocket_echo::WebSocketEchoReport;
 use crate::scenario::{BackgroundResult, CapacityResult, MeasuredReport, ScenarioResult};
@@ -52,6 +54,8 @@ pub struct MeasurementSample {
     pub handshake_p99: Option<f64>,
     /// Failed requests.
     pub errors: u64,
+    /// What became of the requests that were due in the measurement; `None` in a closed loop.
+    pub due_requests: Option<DueRequests>,
     /// CPU time of the load generator per request.
     pub generator_us: f64,
     /// What the server answered in a closed loop before; `None` unless a rate is a part of it.
@@ -175,6 +179,7 @@ impl MeasurementSample {
             handshake_p50: done.map(|summary| summary.p50),
             handshake_p99: done.map(|summary| summary.p99),
             errors: report.error_count(),
+            due_requests: report.due_requests,
             generator_us: (report.generator.user_s + report.generator.system_s) * 1e6 / asked,
             request_kinds: report.request_kinds.clone(),
             ramp: report.ramp.clone(),
@@ -222,6 +227,7 @@ impl MeasurementSample {
             handshake_p50: None,
             handshake_p99: None,
             errors: 0,
+            due_requests: None,
             generator_us: 0.0,
             capacity: None,
             request_kinds: Vec::new(),

@@ -27,6 +27,7 @@ mod report;
 mod rounds;
 mod run_directory;
 mod run_resources;
+mod run_settings;
 mod running_server;
 mod server_configuration;
 mod size_in_words;
@@ -47,6 +48,7 @@ pub use paired_ratio::PairedRatio;
 pub use plan::{ComparePlan, DEFAULT_PRECISION, DEFAULT_TIME_LIMIT};
 pub use report::CompareReport;
 pub(crate) use run_resources::RunResources;
+pub use run_settings::RunSettings;
 pub(crate) use running_server::{RunningServer, ServerStartError};
 pub use server_configuration::{ConfigurationFile, ServerConfiguration};
 pub use verdict::{Verdict, VerdictLine};
@@ -95,7 +97,8 @@ pub fn run_comparison(
     let mut signals = SignalPipe::new(&[Signal::SIGINT, Signal::SIGTERM])
         .map_err(|e| Error::system("install signal handlers", e))?;
     let resources = RunResources::prepare(plan)?;
-    let seed = RandomOrder::new_seed().map_err(|e| Error::system("read a random number", e))?;
+    let seed = plan.seed.map_or_else(RandomOrder::new_seed, Ok);
+    let seed = seed.map_err(|e| Error::system("read a random number", e))?;
     let mut order = RandomOrder::from_seed(seed);
     let servers = plan.measured_servers();
     let roots = plan.workloads.iter().map(|workload| StaticRoot::create(&workload.files));

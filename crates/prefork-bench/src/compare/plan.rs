@@ -35,6 +35,8 @@ pub struct ComparePlan {
     pub workers: usize,
     /// Name of the server that the others are compared with. Default: the single-process model, or else the first.
     pub reference: Option<String>,
+    /// Seed of the random order of the measurements. `None`, the default, takes a random one.
+    pub seed: Option<u64>,
     /// Why peers were left out, for the report. Default none.
     pub left_out: Vec<String>,
     /// Measurements of each server under each workload. `None`, the default: as many as `precision` and `time_limit`
@@ -76,6 +78,7 @@ impl ComparePlan {
             http2: false,
             workers,
             reference: None,
+            seed: None,
             left_out: Vec::new(),
             rounds: None,
             precision: Some(DEFAULT_PRECISION),

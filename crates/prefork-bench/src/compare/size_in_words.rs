@@ -5,6 +5,8 @@ use super::paired_ratio::PairedRatio;
 
 /// Largest ratio written as a number.
 const MAX_WRITTEN_RATIO: f64 = 1e6;
+/// How many times the far end of an interval is the near one, from which on its median says little: 2.
+const WIDE_INTERVAL: f64 = 2.0;
 /// The size of a ratio of exactly 1, as that of two servers that lose no request.
 const NO_DIFFERENCE: &str = "no difference";
 
@@ -34,7 +36,38 @@ impl ComparedMetric {
         if ratio == 1.0 {
             return format!("{NO_DIFFERENCE} in {} from {other}", self.name());
         }
-        let size = self.describe_size(ratio);
+        self.describe_than(&self.describe_size(ratio), other)
+    }
+
+    /// Describes a difference whose interval excludes 1: `31 % more requests/s than single`, and from a wide interval `p99 latency
+    /// at least 106 times shorter than single`.
+    pub(crate) fn describe_stated(self, ratio: &PairedRatio, other: &str) -> String {
+        let is_of_no_loss = self == ComparedMetric::RequestsLost
+            && (ratio.median == 0.0 || ratio.median.is_infinite());
+        match ratio.interval() {
+            Some(ends) if !is_of_no_loss => {
+                self.describe_than(&self.describe_stated_size(ratio.median, ends), other)
+            }
+            _ => self.describe_difference(ratio.median, other),
+        }
+    }
+
+    /// Describes the size of a difference by its median, or by the end of its interval that is nearer to 1 if the ends are far
+    /// apart: any size between them may be the true one.
+    pub(crate) fn describe_stated_size(self, median: f64, ends: (f64, f64)) -> String {
+        let (near, far) = near_and_far(ends);
+        let is_wide = match amount(median).1 {
+            true => times(far) > WIDE_INTERVAL * times(near),
+            false => percent(far) > WIDE_INTERVAL * percent(near),
+        };
+        match is_wide {
+            false => self.describe_size(median),
+            true if percent(near) < 0.05 => format!("up to {}", self.describe_size(far)),
+            true => format!("at least {}", self.describe_size(near)),
+        }
+    }
+
+    fn describe_than(self, size: &str, other: &str) -> String {
         let than = if size.contains(" as ") { "as" } else { "than" };
         match self.is_name_first() {
             true => format!("{} {size} {than} {other}", self.name()),
@@ -60,8 +93,7 @@ impl ComparedMetric {
         if low <= 1.0 && high >= 1.0 {
             return format!("{} to {}", self.describe_size(low), self.describe_size(high));
         }
-        // From the smaller difference to the larger one.
-        let (near, far) = if low > 1.0 { (low, high) } else { (high, low) };
+        let (near, far) = near_and_far((low, high));
         match amount(median).1 {
             true => format!("{} to {} times", end_in_times(near), end_in_times(far)),
             false => format!("{} to {} %", end_in_percent(near), end_in_percent(far)),
@@ -72,6 +104,11 @@ impl ComparedMetric {
 /// Returns how many times as much or as little a ratio is, at least 1.
 fn times(ratio: f64) -> f64 {
     if ratio >= 1.0 { ratio } else { 1.0 / ratio }
+}
+
+/// Returns the ends of an interval that excludes 1, the smaller difference first.
+pub(crate) fn near_and_far((low, high): (f64, f64)) -> (f64, f64) {
+    if low > 1.0 { (low, high) } else { (high, low) }
 }
 
 fn percent(ratio: f64) -> f64 {
@@ -159,6 +196,40 @@ mod tests {
             ),
         ] {
             assert_eq!(metric.describe_difference(ratio, "single"), text);
+        }
+    }
+
+    #[test]
+    fn a_stated_size_fits_its_interval() {
+        let stated = |metric: ComparedMetric, median, low, high| {
+            let ratio = PairedRatio { median, low: Some(low), high: Some(high), rounds: 12 };
+            metric.describe_stated(&ratio, "single")
+        };
+        for (metric, [median, low, high], text) in [
+            (
+                P99Latency,
+                [1.0 / 1536.0, 1.0 / 2568.0, 1.0 / 106.0],
+                "p99 latency at least 106 times shorter than single",
+            ),
+            (
+                P99Latency,
+                [1.0 / 656.0, 1.0 / 700.0, 1.0 / 500.0],
+                "p99 latency 656 times shorter than single",
+            ),
+            (P99Latency, [2.6, 1.2, 6.0], "p99 latency at least 20 % longer than single"),
+            (RequestsPerSecond, [3.0, 2.2, 9.0], "at least 2.2 times as many requests/s as single"),
+            (RequestsPerSecond, [1.03, 1.006, 1.077], "at least 0.6 % more requests/s than single"),
+            (RequestsPerSecond, [1.05, 1.0001, 1.08], "up to 8 % more requests/s than single"),
+            (CpuPerRequest, [1.46, 1.36, 1.62], "46 % more CPU per request than single"),
+            (RequestsPerSecond, [0.2, 0.0, 0.4], "at least 2.5 times fewer requests/s than single"),
+            (RequestsLost, [0.0, 0.0, 0.5], "no requests lost, unlike single"),
+            (
+                RequestsLost,
+                [f64::INFINITY, 3.0, f64::INFINITY],
+                "requests lost, unlike single",
+            ),
+        ] {
+            assert_eq!(stated(metric, median, low, high), text);
         }
     }
 

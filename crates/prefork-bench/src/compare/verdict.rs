@@ -1,21 +1,26 @@
 //! The verdict: at most four lines that a reader can quote, before all data.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::compared_metric::ComparedMetric;
 use super::comparisons::Comparison;
 use super::report::{ServerWorkloadReport, WorkloadReport};
+use super::size_in_words::near_and_far;
 
 /// Most lines with a winner; one more names the rest.
 const MAX_WINNER_LINES: usize = 3;
 
 /// What a comparison has shown.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
     /// The lines, at most four. The largest differences come first, and the last line names what is not shown.
     pub lines: Vec<VerdictLine>,
     /// The result under each load, in their order; empty if the machine was too noisy.
     pub loads: Vec<VerdictLine>,
+    /// Differences from the reference by other metrics than those that the loads are about, the largest first; empty if the machine
+    /// was too noisy.
+    #[serde(default)]
+    pub other_differences: Vec<String>,
     /// Whether the control differs from the reference, so that no difference is stated.
     pub is_too_noisy: bool,
     /// What the control shows, as a sentence.
@@ -23,7 +28,7 @@ pub struct Verdict {
 }
 
 /// One line of the verdict.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VerdictLine {
     /// Name of the workload; `None` if the line is about several.
     pub workload: Option<String>,
@@ -66,7 +71,7 @@ impl VerdictLine {
     }
 }
 
-/// The best server of a workload, and the size of its lead on a log scale.
+/// The best server of a workload, and the size of its lead on a log scale: that of the end of the interval nearer to 1.
 struct Winner {
     line: VerdictLine,
     lead: f64,
@@ -85,7 +90,8 @@ impl Verdict {
         if is_too_noisy {
             let why = "no difference is stated: this machine was too noisy, see the control";
             let lines = vec![VerdictLine::note(why.to_string())];
-            return Verdict { lines, loads: Vec::new(), is_too_noisy, control };
+            let (loads, other_differences) = (Vec::new(), Vec::new());
+            return Verdict { lines, loads, other_differences, is_too_noisy, control };
         }
         let winners: Vec<Winner> =
             workloads.iter().filter_map(|workload| find_winner(workload, reference?)).collect();
@@ -101,8 +107,29 @@ impl Verdict {
         let compared = workloads.iter().filter(|workload| !workload.comparisons.is_empty());
         let loads = compared.map(load).collect();
         let lines = choose_lines(workloads, winners, rounds_needed);
-        Verdict { lines, loads, is_too_noisy, control }
+        let other_differences =
+            reference.map(|name| other_differences(workloads, name)).unwrap_or_default();
+        Verdict { lines, loads, other_differences, is_too_noisy, control }
     }
+}
+
+/// Returns the size of a shown difference on a log scale; 0 without an interval.
+fn shown_size(comparison: &Comparison) -> f64 {
+    comparison.ratio.interval().map_or(0.0, |ends| near_and_far(ends).0.ln().abs())
+}
+
+/// Returns what is shown by other metrics than those that the loads are about, the largest difference first.
+fn other_differences(workloads: &[WorkloadReport], reference: &str) -> Vec<String> {
+    let mut shown: Vec<(f64, String)> = Vec::new();
+    for workload in workloads {
+        let name = workload.workload.name();
+        let others = workload.comparisons.iter().filter(|one| {
+            one.metric != workload.metric && one.other == reference && one.is_shown()
+        });
+        shown.extend(others.map(|one| (shown_size(one), format!("under {name}, {}", one.text))));
+    }
+    shown.sort_by(|a, b| b.0.total_cmp(&a.0));
+    shown.into_iter().map(|(_, text)| text).collect()
 }
 
 /// Says why no winner is stated under a load.
@@ -210,7 +237,7 @@ fn find_winner(report: &WorkloadReport, reference: &str) -> Option<Winner> {
     let (other, seen) =
         ahead().find(|(other, _)| *other == reference).or_else(|| ahead().next())?;
     Some(Winner {
-        lead: seen.ratio.median.ln().abs(),
+        lead: shown_size(seen),
         line: winner_line(report, metric, &best.server, other, seen, &with_best),
     })
 }
@@ -227,7 +254,7 @@ fn winner_line(
     VerdictLine {
         workload: Some(report.workload.name().to_string()),
         winner: Some(winner.to_string()),
-        statement: metric.describe_difference(seen.ratio.median, other),
+        statement: metric.describe_stated(&seen.ratio, other),
         interval: metric.describe_interval(&seen.ratio),
         not_told_apart_from: equal.map(|(name, _)| name.to_string()).collect(),
     }
@@ -257,5 +284,24 @@ fn describe_control<'a>(
             "{reference} was measured twice, in fewer than the {rounds_needed} rounds that can show a difference"
         );
     }
-    format!("{reference} was measured twice, and does not differ from itself")
+    format!(
+        "{reference} was measured twice, and does not differ from itself{}",
+        widest_control(&controls).unwrap_or_default()
+    )
+}
+
+/// Says how wide the interval of the control is where it is widest: a smaller difference could not be seen there.
+fn widest_control(controls: &[(&WorkloadReport, &Comparison)]) -> Option<String> {
+    let main = controls.iter().filter(|(workload, one)| one.metric == workload.metric);
+    let with_width = main.filter_map(|(workload, one)| {
+        let (low, high) = one.ratio.interval().filter(|(low, high)| low < high)?;
+        Some(((high / low).ln(), workload, one))
+    });
+    let (_, workload, widest) = with_width.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    Some(format!(
+        "; the widest of its intervals is {} {} under {}",
+        widest.metric.name(),
+        widest.metric.describe_interval(&widest.ratio)?,
+        workload.workload.name()
+    ))
 }

@@ -32,6 +32,10 @@ pub(crate) struct LoadCounters {
     pub(crate) warm_up: [u64; 2],
     /// Requests in flight when the round was abandoned.
     pub(crate) abandoned: u64,
+    /// Responses to requests due in the measurement that came after its end.
+    pub(crate) answered_after_end: u64,
+    /// Requests due in the measurement that were never sent; they are in `failures` too.
+    pub(crate) never_sent: u64,
     /// Responses completed within the measurement, whenever they were due.
     pub(crate) completed_in_time: u64,
     /// Bytes of the responses in `completed_in_time`.
@@ -85,6 +89,8 @@ impl LoadCounters {
             failures: [0; REQUEST_FAILURE_KINDS],
             warm_up: [0; 2],
             abandoned: 0,
+            answered_after_end: 0,
+            never_sent: 0,
             completed_in_time: 0,
             bytes: 0,
             connections_opened: 0,
@@ -192,6 +198,8 @@ impl LoadCounters {
         add_histogram(&mut self.connect_time, &other.connect_time);
         self.record_responses_of_connections(other.responses_per_connection);
         self.all_answered = self.all_answered.max(other.all_answered);
+        self.answered_after_end += other.answered_after_end;
+        self.never_sent += other.never_sent;
         self.retried += other.retried;
         self.handshakes.merge(&other.handshakes);
         self.untracked_responses += other.untracked_responses;

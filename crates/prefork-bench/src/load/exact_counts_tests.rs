@@ -172,5 +172,27 @@ fn an_open_loop_sends_each_due_request_once() {
         assert_eq!(report.responses, 600);
         assert_eq!(server.counts.requests.load(Relaxed) - before, 600);
         assert!(report.send_delay.is_some());
+        let due = report.due_requests.expect("an open loop");
+        assert_eq!((due.due, due.answered_in_time + due.answered_after_end), (600, 600));
     }
+}
+
+#[test]
+fn requests_that_were_due_and_never_sent_are_counted() {
+    // It accepts nothing, so two requests keep both connections busy until they time out.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let address = listener.local_addr().expect("address");
+    let target = super::TargetUrl::parse(&format!("http://{address}/")).expect("url");
+    let load = LoadPlan {
+        connections: 2,
+        threads: 1,
+        rate: Some(100),
+        warm_up: Duration::ZERO,
+        duration: Duration::from_millis(200),
+        timeout: Duration::from_millis(300),
+        ..LoadPlan::new(target)
+    };
+    let due = run_load(&load, |_| {}).expect("a report").due_requests.expect("an open loop");
+    assert_eq!((due.due, due.unanswered, due.answered_in_time), (20, 20, 0));
+    assert!(due.never_sent > 0 && due.never_sent < 20, "{due:?}");
 }

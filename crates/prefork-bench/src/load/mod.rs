@@ -47,7 +47,10 @@ use std::time::Duration;
 pub use crate::chaos::FaultPlan;
 pub use plan::LoadPlan;
 pub use report::LatencySummary;
-pub use report::{FaultEvent, FaultImpact, LoadReport, MedianRange, RampStep, RequestKindReport};
+pub(crate) use report::describe_due;
+pub use report::{
+    DueRequests, FaultEvent, FaultImpact, LoadReport, MedianRange, RampStep, RequestKindReport,
+};
 pub use request_mix::WeightedRequest;
 pub use target_url::TargetUrl;
 pub use tls::{TlsOptions, TlsVersions, unverified_stream};

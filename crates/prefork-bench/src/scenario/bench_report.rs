@@ -141,6 +141,6 @@ impl ScenarioKindReport {
             self.report.load().map(plots).unwrap_or_default(),
             environment_list(&self.environment, &[])
         );
-        html_page("prefork bench", &main, self.environment.version)
+        html_page("prefork bench", &main, &self.environment.version)
     }
 }

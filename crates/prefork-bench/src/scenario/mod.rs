@@ -367,15 +367,16 @@ impl Workload {
     }
 
     /// Returns what servers are compared by: the metric of the file first, then the others of the measured load.
+    ///
+    /// Requests per second of an open loop are those that were due, unless the file names them.
     pub(crate) fn compared_metrics(&self) -> Vec<ComparedMetric> {
         let kind = &self.measured_load().kind;
-        let of_requests = [ComparedMetric::CpuPerRequest, ComparedMetric::Memory];
-        let rest = match kind {
-            LoadKind::Requests(_) => &of_requests,
-            other => other.metrics(),
+        let has_rate = kind.requests().is_some_and(|requests| requests.rate.is_some());
+        let is_given = |metric: &ComparedMetric| {
+            *metric == self.metric || (has_rate && *metric == ComparedMetric::RequestsPerSecond)
         };
         let mut metrics = vec![self.metric];
-        metrics.extend(rest.iter().copied().filter(|metric| *metric != self.metric));
+        metrics.extend(kind.metrics().iter().copied().filter(|metric| !is_given(metric)));
         let has_readers =
             self.loads.iter().any(|load| matches!(load.kind, LoadKind::SlowReaders(_)));
         metrics.extend(has_readers.then_some(ComparedMetric::SlowReaderEffect));

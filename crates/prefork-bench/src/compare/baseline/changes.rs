@@ -121,7 +121,11 @@ impl BaselineChange {
 /// Describes size and interval of a change.
 pub(crate) fn describe_ratio(metric: ComparedMetric, ratio: &UnpairedRatio) -> (String, String) {
     let interval = ratio.interval().map(|ends| metric.describe_ends(ratio.median, ends));
-    (metric.describe_size(ratio.median), interval.unwrap_or("-".to_string()))
+    let size = match ratio.interval().filter(|_| ratio.shows_change()) {
+        Some(ends) => metric.describe_stated_size(ratio.median, ends),
+        None => metric.describe_size(ratio.median),
+    };
+    (size, interval.unwrap_or("-".to_string()))
 }
 
 /// What is compared: a server under a workload in both runs.

@@ -137,7 +137,7 @@ fn differences_of_the_environment_are_warnings() {
     let mut before = saved(&report);
     before.environment.kernel = "Linux 5.10.0".to_string();
     before.environment.governor = Some("powersave".to_string());
-    before.duration_s = 3.0;
+    before.settings.duration_s = 3.0;
     before.workloads.remove(1);
     let found = BaselineReport::compare(&saved(&report), &before, "main.json");
     let differences = found.differences.join("\n");

@@ -1,6 +1,7 @@
 //! What differs between two runs besides the servers: machine, kernel, versions and plan.
 
-use super::saved_report::{SavedEnvironment, SavedReport};
+use super::saved_report::SavedReport;
+use crate::run_environment::RunEnvironment;
 
 /// Differences of two runs, as sentences.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -36,11 +37,11 @@ fn differs<T: PartialEq>(
     (now != before).then(|| format!("{name}: {}, in the baseline {}", show(&now), show(&before)))
 }
 
-fn text(value: &Option<&String>) -> String {
-    value.map_or("none".to_string(), |text| text.to_string())
+fn text(value: &Option<&str>) -> String {
+    value.unwrap_or("none").to_string()
 }
 
-fn machine_differences(now: &SavedEnvironment, before: &SavedEnvironment) -> Vec<String> {
+fn machine_differences(now: &RunEnvironment, before: &RunEnvironment) -> Vec<String> {
     let kind = |is_virtual: &bool| if *is_virtual { "virtual" } else { "physical" }.to_string();
     let memory = |mib: &Option<u64>| mib.map_or("unknown".to_string(), |mib| format!("{mib} MiB"));
     // The kernel reserves a little more or less memory from boot to boot.
@@ -51,7 +52,7 @@ fn machine_differences(now: &SavedEnvironment, before: &SavedEnvironment) -> Vec
         differs("cores", now.cores, before.cores, usize::to_string),
         differs("machine", now.is_virtual_machine, before.is_virtual_machine, kind),
         differs("memory", rounded(now.memory_mib), rounded(before.memory_mib), memory),
-        differs("CPU governor", now.governor.as_ref(), before.governor.as_ref(), text),
+        differs("CPU governor", now.governor.as_deref(), before.governor.as_deref(), text),
         differs("build", now.is_debug_build, before.is_debug_build, build),
     ]
     .into_iter()
@@ -59,12 +60,12 @@ fn machine_differences(now: &SavedEnvironment, before: &SavedEnvironment) -> Vec
     .collect()
 }
 
-fn software_differences(now: &SavedEnvironment, before: &SavedEnvironment) -> Vec<String> {
+fn software_differences(now: &RunEnvironment, before: &RunEnvironment) -> Vec<String> {
     [
         differs("kernel", &now.kernel, &before.kernel, |kernel| kernel.to_string()),
         differs("version", &now.version, &before.version, |version| version.to_string()),
-        differs("commit", now.commit.as_ref(), before.commit.as_ref(), text),
-        differs("compiler", now.compiler.as_ref(), before.compiler.as_ref(), text),
+        differs("commit", now.commit.as_deref(), before.commit.as_deref(), text),
+        differs("compiler", now.compiler.as_deref(), before.compiler.as_deref(), text),
     ]
     .into_iter()
     .flatten()
@@ -73,10 +74,11 @@ fn software_differences(now: &SavedEnvironment, before: &SavedEnvironment) -> Ve
 
 fn load_differences(now: &SavedReport, before: &SavedReport) -> Vec<String> {
     let name = |text: &&String| text.to_string();
+    let (now_settings, before_settings) = (&now.settings, &before.settings);
     let mut lines: Vec<String> = [
-        differs("scheme", &now.scheme, &before.scheme, name),
-        differs("protocol", &now.protocol, &before.protocol, name),
-        differs("workers", now.workers, before.workers, usize::to_string),
+        differs("scheme", &now_settings.scheme, &before_settings.scheme, name),
+        differs("protocol", &now_settings.protocol, &before_settings.protocol, name),
+        differs("workers", now_settings.workers, before_settings.workers, usize::to_string),
     ]
     .into_iter()
     .flatten()
@@ -100,6 +102,7 @@ fn load_differences(now: &SavedReport, before: &SavedReport) -> Vec<String> {
 /// Lengths and numbers of rounds: more of them is more precise, and no other load.
 fn length_differences(now: &SavedReport, before: &SavedReport) -> Vec<String> {
     let seconds = |value: &f64| format!("{value} s");
+    let (now, before) = (&now.settings, &before.settings);
     [
         differs("duration of a measurement", now.duration_s, before.duration_s, seconds),
         differs("warm-up", now.warm_up_s, before.warm_up_s, seconds),

@@ -11,67 +11,29 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::super::compared_metric::ComparedMetric;
+use super::super::confidence::Confidence;
 use super::super::report::{REPORT_FORMAT, REPORT_FORMAT_VERSION};
+use super::super::run_settings::RunSettings;
+use super::super::verdict::Verdict;
+use crate::run_environment::RunEnvironment;
 use crate::scenario::Workload;
 use tokio_prefork::text::printable;
 
 /// Largest report that is read, in bytes: 64 MiB.
 const MAX_REPORT_BYTES: u64 = 64 * 1024 * 1024;
-/// Longest duration in a report, in seconds: a year.
-const MAX_SECONDS: f64 = 366.0 * 24.0 * 3600.0;
 const HOW_TO_MAKE_ONE: &str = "make a report with: prefork compare --json > FILE";
 
 /// What an earlier run has measured, and where and how.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct SavedReport {
-    pub(crate) environment: SavedEnvironment,
-    /// `http` or `https`.
-    pub scheme: String,
-    /// `HTTP/1.1` or `HTTP/2`.
-    pub protocol: String,
-    /// Workers of each server.
-    pub workers: usize,
-    /// Rounds of `--rounds`.
-    pub rounds: Option<usize>,
-    /// Precision that ends the rounds of a workload.
-    pub precision: Option<f64>,
-    /// Time limit in seconds.
-    pub time_limit_s: Option<f64>,
-    /// Length of each measurement in seconds.
-    pub duration_s: f64,
-    /// Length of the load before each measurement in seconds.
-    pub warm_up_s: f64,
+    pub(crate) environment: RunEnvironment,
+    /// Protocol, workers, rounds and lengths.
+    #[serde(flatten)]
+    pub settings: RunSettings,
     pub(crate) reference: Option<String>,
-    pub(crate) confidence: SavedConfidence,
-    pub(crate) verdict: SavedVerdict,
+    pub(crate) confidence: Confidence,
+    pub(crate) verdict: Verdict,
     pub(crate) workloads: Vec<SavedWorkload>,
-}
-
-/// Where and when an earlier run was made.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub(crate) struct SavedEnvironment {
-    pub(crate) date: String,
-    pub(crate) command: String,
-    pub(crate) version: String,
-    pub(crate) commit: Option<String>,
-    pub(crate) compiler: Option<String>,
-    pub(crate) is_debug_build: bool,
-    pub(crate) cpu: String,
-    pub(crate) cores: usize,
-    pub(crate) is_virtual_machine: bool,
-    pub(crate) memory_mib: Option<u64>,
-    pub(crate) kernel: String,
-    pub(crate) governor: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub(crate) struct SavedConfidence {
-    pub(crate) looks: usize,
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub(crate) struct SavedVerdict {
-    pub(crate) is_too_noisy: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -173,9 +135,7 @@ impl SavedReport {
         let report: SavedReport = serde_json::from_value(value).map_err(|why| {
             format!("is a damaged report of prefork compare: {why}; {HOW_TO_MAKE_ONE}")
         })?;
-        let is_length = |seconds: f64| (0.0..=MAX_SECONDS).contains(&seconds);
-        let lengths = [Some(report.duration_s), Some(report.warm_up_s), report.time_limit_s];
-        match lengths.into_iter().flatten().all(is_length) {
+        match report.settings.has_possible_lengths() {
             true => Ok(report),
             false => Err(format!(
                 "is a damaged report of prefork compare: a duration is impossible; {HOW_TO_MAKE_ONE}"

@@ -4,13 +4,14 @@ use std::fmt::Write;
 
 use super::parts::part_tables;
 use super::plots::{server_legend, workload_figures};
+use super::request_outcomes::{busiest_note, failures_line};
 use super::text::{
-    VERDICT_TITLES, capacity_line, comparison_lines, confidence_line, failures_line, figures_lines,
-    handshake_line, load_verdict, reading_notes, rounds_line, summary_line, upper_first,
+    VERDICT_TITLES, comparisons_title, confidence_line, listed_comparisons, load_verdict,
+    other_differences_line, reading_notes, rounds_line, server_lines, summary_line, upper_first,
     workload_table,
 };
 use super::{CompareReport, WorkloadReport};
-use crate::compare::Verdict;
+use crate::compare::{Comparison, ComparisonResult, Verdict};
 use crate::compare::baseline::baseline_section;
 use crate::compare::server_configuration::configuration_section;
 use crate::report_format::html_page::{environment_list, escape_html, html_page};
@@ -31,9 +32,10 @@ pub(crate) fn render_html(report: &CompareReport) -> String {
     main.push_str("</section>\n<section id=\"servers\">");
     main.push_str(&configuration_section(&report.servers, &report.left_out));
     main.push_str("</section>\n<section id=\"method\">");
-    main.push_str(&environment_list(&report.environment, &[("method", summary_line(report))]));
+    let more = [("method", summary_line(report)), ("repeat", report.repeat_command.clone())];
+    main.push_str(&environment_list(&report.environment, &more));
     main.push_str("</section>\n");
-    html_page("prefork compare", &main, report.environment.version)
+    html_page("prefork compare", &main, &report.environment.version)
 }
 
 /// Returns links to the parts of the page.
@@ -73,13 +75,79 @@ fn write_workload(main: &mut String, report: &CompareReport, workload: &Workload
             escape_html(&upper_first(&line.sentence()))
         );
     }
+    for line in other_metric_lines(report, workload) {
+        let _ = writeln!(main, "<p class=\"also\">{}</p>", escape_html(&line));
+    }
     let figures = workload_figures(report, workload);
     if !figures.is_empty() {
         let legend = server_legend(report, workload);
         let _ = writeln!(main, "{legend}<div class=\"plots\">\n{figures}</div>");
     }
     write_workload_table(main, report, workload);
+    write_comparisons(main, report, workload);
     main.push_str("</section>\n");
+}
+
+/// Returns a sentence for each further metric: what is shown, and for which servers nothing is.
+fn other_metric_lines(report: &CompareReport, workload: &WorkloadReport) -> Vec<String> {
+    let mut lines = Vec::new();
+    let Some(reference) = report.reference.as_ref().filter(|_| !report.verdict.is_too_noisy) else {
+        return lines;
+    };
+    for metric in workload.workload.compared_metrics() {
+        let all = workload.comparisons.iter().filter(|one| {
+            one.metric == metric && metric != workload.metric && one.other == *reference
+        });
+        let (shown, equal): (Vec<&Comparison>, Vec<&Comparison>) = all.partition(|one| one.is_shown());
+        if equal.iter().any(|one| one.result == ComparisonResult::TooFewRounds) {
+            continue;
+        }
+        let describe = |one: &Comparison| {
+            let interval = metric.describe_interval(&one.ratio).unwrap_or_default();
+            format!("{} {} ({interval})", one.server, one.describe_result())
+        };
+        let mut parts: Vec<String> = shown.into_iter().map(describe).collect();
+        let equal: Vec<&str> = equal.iter().map(|one| one.server.as_str()).collect();
+        if !equal.is_empty() {
+            parts.push(format!("no difference is shown for {}", equal.join(", ")));
+        }
+        if !parts.is_empty() {
+            let name = metric.name();
+            lines.push(format!("Compared with {reference} by {name}: {}.", parts.join("; ")));
+        }
+    }
+    lines
+}
+
+/// Writes the table of all comparisons of a workload.
+fn write_comparisons(main: &mut String, report: &CompareReport, workload: &WorkloadReport) {
+    let titles = ["server", "compared with", "by", "result", "interval", "rounds"];
+    let row = |one: &Comparison| {
+        let cells = [
+            one.server.clone(),
+            one.other.clone(),
+            one.metric.name().to_string(),
+            one.describe_result(),
+            one.metric.describe_interval(&one.ratio).unwrap_or("-".to_string()),
+            one.ratio.rounds.to_string(),
+        ];
+        let cells = cells.iter().zip(titles).map(|(cell, title)| {
+            format!("<td data-title=\"{title}\">{}</td>", escape_html(cell))
+        });
+        format!("<tr>{}</tr>\n", cells.collect::<String>())
+    };
+    let rows: String = listed_comparisons(report, workload).map(row).collect();
+    if rows.is_empty() {
+        return;
+    }
+    let titles = titles.map(|title| format!("<th scope=\"col\">{title}</th>")).concat();
+    let _ = writeln!(
+        main,
+        "<figure class=\"wide comparisons\"><figcaption>Comparisons under {}<small>{}</small></figcaption>\n<table>\n\
+         <tr>{titles}</tr>\n{rows}</table></figure>",
+        workload.workload.name(),
+        escape_html(&comparisons_title(report, workload))
+    );
 }
 
 fn write_verdict(main: &mut String, report: &CompareReport) {
@@ -142,8 +210,8 @@ fn verdict_facts(report: &CompareReport) -> String {
         .servers
         .iter()
         .filter_map(|server| Some(format!("{}: {}", server.server, server.version.as_deref()?)));
-    let own = format!("prefork: {}", report.environment.version);
-    let versions: Vec<String> = std::iter::once(own).chain(versions).collect();
+    let versions: Vec<String> =
+        std::iter::once(report.environment.build_summary()).chain(versions).collect();
     // The name of a fact stands before it.
     let without_name = |line: String| {
         let (_, rest) = line.split_once(": ").unwrap_or(("", &line));
@@ -157,12 +225,13 @@ fn verdict_facts(report: &CompareReport) -> String {
     };
     let noise = format!("{quiet}: {}. {}", verdict.control, report.environment.load_summary());
     let facts = [
+        ("other differences", without_name(other_differences_line(report)), false),
         ("confidence", without_name(confidence_line(report)), false),
         ("noise", upper_first(noise.trim_end_matches('.')), verdict.is_too_noisy),
         ("failed requests", without_name(failures_line(report)), errors),
-        ("versions", versions.join("; "), false),
-        ("machine", report.environment.summary(), report.environment.is_debug_build),
-        ("command", report.environment.command.clone(), false),
+        ("version, commit", versions.join("; "), report.environment.is_debug_build),
+        ("machine, date", report.environment.machine_summary(), false),
+        ("repeat with", report.repeat_command.clone(), false),
     ];
     let facts = facts.iter().map(|(name, value, is_bad)| {
         let class = if *is_bad { " class=\"bad\"" } else { "" };
@@ -197,13 +266,9 @@ fn write_workload_table(main: &mut String, report: &CompareReport, workload: &Wo
         };
         format!("<tr{class}>{cells}</tr>\n")
     });
-    let handshakes = workload.servers.iter().filter_map(handshake_line);
-    let capacities = workload.servers.iter().filter_map(capacity_line);
-    let figures = workload.servers.iter().flat_map(|cell| figures_lines(workload.metric, cell));
-    let lines = handshakes.chain(capacities).chain(figures);
+    let lines = workload.servers.iter().flat_map(|server| server_lines(workload, server));
+    let lines = lines.chain(busiest_note(workload));
     let lines = lines.map(|line| format!("<p class=\"how\">{}</p>", escape_html(&line)));
-    let comparisons = comparison_lines(report, workload);
-    let comparisons = comparisons.iter().map(|line| format!("<li>{}</li>\n", escape_html(line)));
     let parts = part_tables(workload).into_iter().map(|table| {
         let rows = table.rows.iter().enumerate().map(|(at, row)| {
             let cell = if at == 0 { "th" } else { "td" };
@@ -215,11 +280,10 @@ fn write_workload_table(main: &mut String, report: &CompareReport, workload: &Wo
     });
     let _ = writeln!(
         main,
-        "<figure class=\"wide\"><figcaption>Data of {}</figcaption>\n<table>\n<tr>{head}</tr>\n{}</table>{}{}<ul>\n{}</ul></figure>",
+        "<figure class=\"wide\"><figcaption>Data of {}</figcaption>\n<table>\n<tr>{head}</tr>\n{}</table>{}{}</figure>",
         workload.workload.name(),
         rows.collect::<String>(),
         parts.collect::<String>(),
-        lines.collect::<String>(),
-        comparisons.collect::<String>()
+        lines.collect::<String>()
     );
 }

@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 pub(crate) mod html;
 mod parts;
 pub(crate) mod plots;
+mod request_outcomes;
 pub(crate) mod text;
 
 use super::baseline::{BaselineReport, SavedReport};
@@ -17,6 +18,7 @@ use super::measurement::{MeasurementOutcome, MeasurementSample};
 use super::paired_ratio::PairedRatio;
 use super::plan::ComparePlan;
 use super::rounds::{RoundsEnd, RoundsRun};
+use super::run_settings::RunSettings;
 use super::server_configuration::ServerConfiguration;
 use super::verdict::Verdict;
 use super::{ComparedMetric, Workload};
@@ -57,22 +59,11 @@ pub struct CompareReport {
     pub servers: Vec<ServerConfiguration>,
     /// Machine, kernel, versions, command and date.
     pub environment: RunEnvironment,
-    /// `http` or `https`.
-    pub scheme: &'static str,
-    /// `HTTP/1.1` or `HTTP/2`.
-    pub protocol: &'static str,
-    /// Workers of each server.
-    pub workers: usize,
-    /// Rounds of `--rounds`; `None` if precision or time ends them.
-    pub rounds: Option<usize>,
-    /// Precision that ends the rounds of a workload, such as 0.05; `None` without.
-    pub precision: Option<f64>,
-    /// Time limit in seconds; `None` without.
-    pub time_limit_s: Option<f64>,
-    /// Length of each measurement in seconds.
-    pub duration_s: f64,
-    /// Length of the load before each measurement in seconds.
-    pub warm_up_s: f64,
+    /// Command line that repeats the comparison, in the same order of the measurements.
+    pub repeat_command: String,
+    /// Protocol, workers, rounds and lengths.
+    #[serde(flatten)]
+    pub settings: RunSettings,
     /// Length of the whole comparison in seconds.
     pub took_s: f64,
     /// Number of completed measurements.
@@ -214,6 +205,7 @@ impl CompareReport {
             }
         }
         let rounds_needed = confidence.rounds_needed();
+        let environment = RunEnvironment::read();
         CompareReport {
             verdict: Verdict::of_workloads(&workloads, reference.as_deref(), rounds_needed),
             baseline: None,
@@ -226,15 +218,12 @@ impl CompareReport {
             reference,
             left_out: plan.left_out.clone(),
             servers: Vec::new(),
-            environment: RunEnvironment::read(),
-            scheme: if plan.https { "https" } else { "http" },
-            protocol: if plan.http2 { "HTTP/2" } else { "HTTP/1.1" },
-            workers: plan.workers,
-            rounds: plan.rounds,
-            precision: plan.precision.filter(|_| plan.rounds.is_none()),
-            time_limit_s: plan.time_limit.map(|limit| limit.as_secs_f64()),
-            duration_s: plan.duration.as_secs_f64(),
-            warm_up_s: plan.warm_up.as_secs_f64(),
+            repeat_command: match plan.seed {
+                Some(_) => environment.command.clone(),
+                None => format!("{} --seed {}", environment.command, run.seed),
+            },
+            settings: RunSettings::of_plan(plan),
+            environment,
             took_s: took.as_secs_f64(),
             measured: run.measured(),
             seed: run.seed,
@@ -343,6 +332,11 @@ fn write_scenario<S: Serializer>(
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     workload.as_ref().serialize(serializer)
+}
+
+/// Formats a latency: in tables, sentences and plots alike.
+pub(crate) fn format_latency(micros: f64) -> String {
+    ComparedMetric::P99Latency.format_value(micros)
 }
 
 /// Groups the measurements of a workload by server, without comparing them.

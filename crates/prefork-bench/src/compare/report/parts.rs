@@ -1,10 +1,10 @@
 //! Figures of the parts of a load: each kind of request, each tenth of a ramp, and what each fault has cost.
 
-use super::{ServerWorkloadReport, WorkloadReport};
+use super::{ServerWorkloadReport, WorkloadReport, format_latency};
 use crate::compare::MeasurementSample;
 use crate::load::{FaultImpact, RampStep, RequestKindReport};
 use crate::report_format::statistics::median_min_max;
-use crate::report_format::text_table::{format_count, format_micros};
+use crate::report_format::text_table::format_count;
 use crate::scenario::{LoadRamp, format_percent};
 
 /// A table of the parts of a load: its title, then rows, of which the first one has the titles of the columns.
@@ -33,7 +33,7 @@ pub(crate) fn part_tables(workload: &WorkloadReport) -> Vec<PartTable> {
             PartTable { title: format!("{name} in each tenth of the ramp"), rows }
         };
         [
-            table("p99 latency", |step| step.p99, format_micros),
+            table("p99 latency of the responses", |step| step.p99, format_latency),
             table("requests/s", |step| step.per_second, format_count),
         ]
     });
@@ -101,8 +101,8 @@ fn kind_table(workload: &WorkloadReport) -> Option<PartTable> {
             names[kind].to_string(),
             server.server.clone(),
             format_count(median(|kind| kind.per_second)),
-            format_micros(median(|kind| kind.p50)),
-            format_micros(median(|kind| kind.p99)),
+            format_latency(median(|kind| kind.p50)),
+            format_latency(median(|kind| kind.p99)),
             format_count(failed as f64),
         ]
     };
@@ -111,7 +111,10 @@ fn kind_table(workload: &WorkloadReport) -> Option<PartTable> {
     for kind in 0..names.len() {
         rows.extend(measured_servers(workload).map(|server| row(kind, server)));
     }
-    (!names.is_empty()).then(|| PartTable { title: "each kind of request".to_string(), rows })
+    (!names.is_empty()).then(|| PartTable {
+        title: "each kind of request, with the latency of its responses".to_string(),
+        rows,
+    })
 }
 
 fn measured_servers(workload: &WorkloadReport) -> impl Iterator<Item = &ServerWorkloadReport> {

@@ -1,6 +1,7 @@
 //! The plots of a workload: values, ratios to the reference, latency distributions, rounds over time, and balance.
 
 use super::parts::{kind_median, kind_names, ramp_axis, ramp_values};
+use super::request_outcomes::{busiest_note, busiest_share};
 use super::{CompareReport, ServerWorkloadReport, WorkloadReport};
 use crate::compare::ComparedMetric;
 use crate::compare::measurement::FaultTimeline;
@@ -120,10 +121,14 @@ fn part_figures(workload: &WorkloadReport, servers: &[PlottedServer<'_>]) -> Vec
     vec![
         Figure::new(
             "p99 latency of each kind of request: lower is better",
-            "median of the rounds",
+            "median of the rounds; responses only",
             kind_chart(workload, servers),
         ),
-        Figure::new("p99 latency over the ramp: lower is better", "median of the rounds", p99),
+        Figure::new(
+            "p99 latency over the ramp: lower is better",
+            "median of the rounds; responses only",
+            p99,
+        ),
         Figure::new("Requests/s over the ramp: higher is better", "median of the rounds", rate),
         Figure::new(
             "Requests/s while faults are injected: higher is better",
@@ -154,12 +159,19 @@ fn run_figures(workload: &WorkloadReport, servers: &[PlottedServer<'_>]) -> Vec<
             "one point for each measurement",
             p99.flatten(),
         ),
-        Figure::new(
-            "Share of each process in the requests: even is better",
-            "busiest process first, with its share and the number of processes",
-            balance_chart(servers),
-        ),
+        balance_figure(workload, servers),
     ]
+}
+
+/// Returns the plot of the shares of the processes. Beside other loads even is not better: a process that they occupy answers fewer.
+fn balance_figure(workload: &WorkloadReport, servers: &[PlottedServer<'_>]) -> Figure {
+    let (title, beside) = match busiest_note(workload) {
+        Some(note) => ("Share of each process in the measured requests".to_string(), note),
+        None => ("Share of each process in the requests: even is better".to_string(), String::new()),
+    };
+    let note = "busiest process first, with its share (BUSIEST) and the number of processes that answered";
+    let beside = if beside.is_empty() { beside } else { format!(". {beside}") };
+    Figure::new(title, format!("{note}{beside}"), balance_chart(servers))
 }
 
 /// Returns each measurement of a server: when it ended, in seconds, and its value of a metric.
@@ -449,15 +461,11 @@ fn metric_lines(
 
 fn balance_chart(servers: &[PlottedServer<'_>]) -> Option<String> {
     let row = |server: &PlottedServer<'_>| {
-        let shares = mean_shares(server.report);
-        let busiest = *shares.first()?;
+        let shares = typical_shares(server.report)?;
         Some(ShareBar {
             label: server.report.server.clone(),
             class: server.class.clone(),
-            text: match shares.len() {
-                1 => "1 process".to_string(),
-                processes => format!("{:.0} % of {processes}", busiest * 100.0),
-            },
+            text: format!("{} of {}", busiest_share(server.report)?, shares.len()),
             shares,
         })
     };
@@ -465,14 +473,19 @@ fn balance_chart(servers: &[PlottedServer<'_>]) -> Option<String> {
     (!rows.is_empty()).then(|| share_chart("Share of each process in the requests", &rows))
 }
 
-/// Returns the mean share of the busiest process of each round, of the second busiest, and so on.
-fn mean_shares(server: &ServerWorkloadReport) -> Vec<f64> {
+/// Returns the share of the busiest process as in the table, the median of the rounds; then the mean of the second busiest, and so on,
+/// scaled to what is left.
+fn typical_shares(server: &ServerWorkloadReport) -> Option<Vec<f64>> {
+    let busiest = server.busiest?.median;
     let rounds: Vec<&Vec<f64>> =
         server.samples.iter().map(|s| &s.process_shares).filter(|s| !s.is_empty()).collect();
-    let processes = rounds.iter().map(|shares| shares.len()).max().unwrap_or(0);
+    let processes = rounds.iter().map(|shares| shares.len()).max()?;
     let mean = |at: usize| {
         let sum: f64 = rounds.iter().filter_map(|shares| shares.get(at)).sum();
         sum / rounds.len() as f64
     };
-    (0..processes).map(mean).collect()
+    let (first, rest) = (mean(0), (1..processes).map(mean));
+    let others: f64 = rest.clone().sum();
+    let scale = if others > 0.0 { (first + others - busiest) / others } else { 0.0 };
+    Some(std::iter::once(busiest).chain(rest.map(|share| share * scale)).collect())
 }

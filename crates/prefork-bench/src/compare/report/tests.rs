@@ -3,7 +3,7 @@ use crate::compare::ComparedServer;
 use crate::compare::measurement::FaultTimeline;
 use crate::compare::plan::MeasurementId;
 use crate::load::counters::new_histogram;
-use crate::load::{FaultEvent, FaultImpact, RampStep, RequestKindReport};
+use crate::load::{DueRequests, FaultEvent, FaultImpact, RampStep, RequestKindReport};
 use tokio_prefork::{ConcurrencyModel, Dispatch};
 
 /// Returns a measurement with these figures.
@@ -28,6 +28,7 @@ pub(crate) fn measured_outcome(per_second: f64, p99: f64) -> MeasurementOutcome 
         handshake_p50: None,
         handshake_p99: None,
         errors: 0,
+        due_requests: None,
         generator_us: 4.0,
         capacity: None,
         request_kinds: Vec::new(),
@@ -117,11 +118,85 @@ fn differences_are_stated_with_their_size_and_the_largest_first() {
         "- prefork: 2.0 times less CPU per request than single",
         "- prefork: p99 latency 5.3 times shorter than threads",
         "1/656",
-        "Control: single was measured twice, and does not differ from itself.",
+        "Control: single was measured twice, and does not differ from itself.\n",
     ] {
         assert!(text.contains(piece), "{piece} is not in\n{text}");
     }
     assert!(!text.contains(" 0.00"), "{text}");
+}
+
+#[test]
+fn every_comparison_that_the_confidence_counts_is_listed() {
+    let report = sample_report(12);
+    let (table, page) = (report.to_table(), report.to_html());
+    assert_eq!(report.confidence.comparisons, 16);
+    assert_eq!(table.lines().filter(|line| line.starts_with("- ")).count(), 16, "{table}");
+    let rows = page.split("comparisons\">").skip(1).map(|figure| {
+        let table = figure.split("</table>").next().unwrap_or_default();
+        table.matches("<tr>").count() - 1
+    });
+    assert_eq!(rows.collect::<Vec<_>>(), [12, 4], "{page}");
+    for piece in [
+        "12 of the 16 comparisons of this report:",
+        "- single (control): no difference in p99 latency from single is shown",
+        "- threads: p99 latency 123 times shorter than single",
+    ] {
+        assert!(table.contains(piece), "{piece} is not in\n{table}");
+    }
+    let shown = "Compared with single by CPU per request: prefork 2.0 times less (2.00 to 2.00 times); no difference is shown \
+                 for threads.";
+    assert!(page.contains(shown), "{page}");
+}
+
+#[test]
+fn a_share_of_a_process_is_the_same_number_in_table_and_plot() {
+    // The mean of the rounds is 53 %, their median 52 %.
+    let report = run_plan(&sample_plan(3), usize::MAX, |_, id| {
+        let MeasurementOutcome::Measured(mut sample) = measured_outcome(1000.0, 900.0) else {
+            unreachable!("it was measured");
+        };
+        let busiest = [0.51, 0.52, 0.56][id.round];
+        (sample.busiest, sample.process_shares) = (Some(busiest), vec![busiest, 1.0 - busiest]);
+        MeasurementOutcome::Measured(sample)
+    });
+    let (table, page) = (report.to_table(), report.to_html());
+    assert!(table.contains("52 %") && !table.contains("53 %"), "{table}");
+    assert!(page.contains("<td>52 %</td>") && page.contains(">52 % of 2<"), "{page}");
+    assert!(!page.contains("53 %"), "{page}");
+    // Another load occupies a process under noisy-neighbour: uneven is no fault there.
+    assert_eq!(page.matches("in the requests: even is better").count(), 1, "{page}");
+    assert!(table.contains("BUSIEST counts the requests of the load \"light\" only"), "{table}");
+}
+
+#[test]
+fn requests_that_were_answered_late_are_told_apart_from_failed_ones() {
+    let report = run_plan(&sample_plan(12), usize::MAX, |server, id| {
+        let (per_second, p99) = figures(server, id.round);
+        let MeasurementOutcome::Measured(mut sample) = measured_outcome(per_second, p99) else {
+            unreachable!("it was measured");
+        };
+        let is_late = id.workload == 1 && server.starts_with("single");
+        let late = if is_late { 123 } else { 0 };
+        sample.due_requests = (id.workload == 1).then_some(DueRequests {
+            due: 250,
+            answered_in_time: 250 - late,
+            answered_after_end: late,
+            unanswered: 0,
+            never_sent: 0,
+        });
+        MeasurementOutcome::Measured(sample)
+    });
+    let (table, page) = (report.to_table(), report.to_html());
+    for piece in [
+        "A request fails without a response within 3 s, or with a status of 400 or more.",
+        "after the measured time: 1 476 of 3 000 due of single under noisy-neighbour, 1 476 of 3 000 due of single (control)",
+        "single: due in all rounds were 3 000 requests: 1 524 answered in the measured time, 1 476 after its end, 0 without a \
+         response (timeout 3 s)",
+    ] {
+        assert!(table.contains(piece), "{piece} is not in\n{table}");
+        assert!(page.contains(piece), "{piece} is not in\n{page}");
+    }
+    assert!(!table.contains("prefork: due in all rounds"), "almost all were in time: {table}");
 }
 
 #[test]
@@ -195,7 +270,14 @@ fn equal_servers_give_a_report_without_findings() {
 
 #[test]
 fn equal_servers_are_reported_with_what_they_were_compared_by() {
-    let report = run_plan(&sample_plan(12), usize::MAX, |_, _| measured_outcome(1000.0, 900.0));
+    let report = run_plan(&sample_plan(12), usize::MAX, |server, id| {
+        let is_noisy = server.ends_with("(control)") && id.workload == 0;
+        let noise = [1.0, 1.1, 0.9][if is_noisy { id.round % 3 } else { 0 }];
+        measured_outcome(1000.0 * noise, 900.0)
+    });
+    let control = "single was measured twice, and does not differ from itself; the widest of its intervals is requests/s 10 % \
+                   fewer to 10 % more under keep-alive";
+    assert_eq!(report.verdict.control, control);
     let statement = &report.verdict.lines[0].statement;
     assert!(statement.contains("keep-alive (requests/s)"), "{statement}");
     assert!(statement.contains("noisy-neighbour (p99 latency)"), "{statement}");
@@ -427,15 +509,19 @@ fn kinds_of_requests_steps_of_a_ramp_and_faults_are_shown() {
 #[test]
 fn the_page_answers_first_what_a_reader_asks() {
     let mut report = sample_report(12);
-    report.environment.command = "prefork compare --rounds 12".to_string();
+    report.repeat_command = "prefork compare --rounds 12 --seed 1".to_string();
+    report.environment.set_build(Some("1f0c2ab7d0ce"), None);
     let page = report.to_html();
     let at = |piece: &str| page.find(piece).unwrap_or_else(|| panic!("{piece} is not in {page}"));
     let order = [
         "p99 latency 656 times shorter than single",
+        "<dt>other differences</dt><dd>Under keep-alive, prefork: p99 latency 656 times shorter than single",
+        "(p99 latency, CPU per request, memory were compared too)",
         "95 % that all intervals",
         "does not differ from itself",
-        "<dt>failed requests</dt><dd>None.",
-        "prefork compare --rounds 12",
+        "<dt>failed requests</dt><dd>None. A request fails without a response within 3 s",
+        "commit 1f0c2ab7d0ce",
+        "prefork compare --rounds 12 --seed 1",
         "<nav>",
         "Prefork is best: 2.0 times as many requests/s as single",
     ];

@@ -4,20 +4,24 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::parts::{fault_losses, part_tables};
-use super::{CompareReport, ServerWorkloadReport, WorkloadReport};
+use super::parts::part_tables;
+use super::request_outcomes::{busiest_note, busiest_share, due_line, failures_line};
+use super::{CompareReport, ServerWorkloadReport, WorkloadReport, format_latency};
 use crate::compare::baseline::write_baseline;
 use crate::compare::server_configuration::write_configurations;
 use crate::compare::size_in_words::{format_interval, format_ratio};
-use crate::compare::{ComparedMetric, MeasurementSample, VerdictLine};
+use crate::compare::{Comparison, ComparedMetric, MeasurementSample, VerdictLine};
 use crate::load::MedianRange;
-use crate::report_format::text_table::{format_count, format_micros, write_left_table, write_rows};
+use crate::report_format::text_table::{format_count, write_left_table, write_rows};
 use crate::scenario::format_percent;
 use tokio_prefork::text::HumanDuration;
 
 /// Titles of the verdict's columns.
 pub(crate) const VERDICT_TITLES: [&str; 5] =
     ["LOAD", "BEST", "DIFFERENCE", "INTERVAL", "NOT TOLD APART FROM"];
+
+/// Most differences by other metrics in the verdict.
+const MAX_OTHER_DIFFERENCES: usize = 4;
 
 /// One column of the table of a workload: its title, and the cell of a server.
 struct WorkloadColumn {
@@ -103,7 +107,7 @@ fn workload_columns(workload: &WorkloadReport, reference: Option<&str>) -> Vec<W
     for other in further.into_iter().filter(|other| !is_shown_already(other)) {
         if other == ComparedMetric::P99Latency {
             let p50 = move |server: &ServerWorkloadReport| {
-                has_latency(server).then(|| format_micros(server.p50.median))
+                has_latency(server).then(|| format_latency(server.p50.median))
             };
             columns.push(column("P50", Box::new(p50)));
         }
@@ -115,10 +119,7 @@ fn workload_columns(workload: &WorkloadReport, reference: Option<&str>) -> Vec<W
         };
         columns.push(column(&column_title(other), Box::new(shown)));
     }
-    let busiest = |server: &ServerWorkloadReport| {
-        server.busiest.map(|share| format!("{:.0} %", share.median * 100.0))
-    };
-    columns.push(column("BUSIEST", Box::new(busiest)));
+    columns.push(column("BUSIEST", Box::new(busiest_share)));
     let failed = |server: &ServerWorkloadReport| {
         (server.errors > 0).then(|| format_count(server.errors as f64))
     };
@@ -144,7 +145,8 @@ pub(crate) fn render_text(report: &CompareReport) -> String {
     }
     // Writing to a string cannot fail.
     let _ = writeln!(text, "\n{}", summary_line(report));
-    for (name, value) in report.environment.lines() {
+    let repeat = ("repeat", report.repeat_command.clone());
+    for (name, value) in report.environment.lines().into_iter().chain([repeat]) {
         let _ = writeln!(text, "{name:8} {value}");
     }
     for workload in &report.workloads {
@@ -186,31 +188,10 @@ fn write_verdict(text: &mut String, report: &CompareReport) {
     for line in verdict.lines.iter().filter(|line| line.winner.is_none()) {
         let _ = writeln!(text, "{}", upper_first(&line.statement));
     }
+    let _ = writeln!(text, "{}", other_differences_line(report));
     let _ = writeln!(text, "Control: {}.", verdict.control);
     let _ = writeln!(text, "{}", confidence_line(report));
     let _ = writeln!(text, "{}", failures_line(report));
-}
-
-/// Says which requests failed: a server that loses requests may look fast.
-pub(crate) fn failures_line(report: &CompareReport) -> String {
-    let failed = report.workloads.iter().flat_map(|workload| {
-        let servers = workload.servers.iter().filter(|server| server.errors > 0);
-        servers.map(move |server| {
-            format!(
-                "{} of {} under {}{}",
-                server.errors,
-                server.server,
-                workload.workload.name(),
-                fault_losses(server)
-            )
-        })
-    });
-    let failed: Vec<String> = failed.collect();
-    match failed.is_empty() {
-        _ if report.measured == 0 => "Failed requests: nothing was measured.".to_string(),
-        true => "Failed requests: none.".to_string(),
-        false => format!("Failed requests: {}.", failed.join(", ")),
-    }
 }
 
 fn write_workload(text: &mut String, report: &CompareReport, workload: &WorkloadReport) {
@@ -223,21 +204,21 @@ fn write_workload(text: &mut String, report: &CompareReport, workload: &Workload
         if let Some(why) = &cell.unable_reason {
             let _ = writeln!(text, "{}: {why}", cell.server);
         }
-        for line in figures_lines(workload.metric, cell) {
+        for line in server_lines(workload, cell) {
             let _ = writeln!(text, "{line}");
         }
-        if let Some(line) = handshake_line(cell) {
-            let _ = writeln!(text, "{line}");
-        }
-        if let Some(line) = capacity_line(cell) {
-            let _ = writeln!(text, "{line}");
-        }
+    }
+    if let Some(note) = busiest_note(workload) {
+        let _ = writeln!(text, "{note}");
     }
     for table in part_tables(workload) {
         let _ = writeln!(text, "{}:", table.title);
         write_rows(text, &table.rows);
     }
     let _ = writeln!(text, "{}", rounds_line(report, workload));
+    if listed_comparisons(report, workload).next().is_some() {
+        let _ = writeln!(text, "{}:", comparisons_title(report, workload));
+    }
     for line in comparison_lines(report, workload) {
         let _ = writeln!(text, "- {line}");
     }
@@ -252,21 +233,44 @@ pub(crate) fn load_verdict<'a>(
     report.verdict.loads.iter().find(|line| line.workload.as_deref() == name)
 }
 
-/// Returns a sentence for each comparison; the control only if it differs. None if the machine was too noisy.
-pub(crate) fn comparison_lines(report: &CompareReport, workload: &WorkloadReport) -> Vec<String> {
-    let control = workload.control.iter().filter(|one| one.is_shown());
-    let control = control.map(|one| one.text.clone());
-    match report.verdict.is_too_noisy {
-        true => control.collect(),
-        false => workload.comparisons.iter().map(|one| one.text.clone()).collect(),
-    }
+/// Returns the comparisons of a workload that the report lists: all, the control last, or if the machine was too noisy only that.
+pub(crate) fn listed_comparisons<'a>(
+    report: &CompareReport,
+    workload: &'a WorkloadReport,
+) -> impl Iterator<Item = &'a Comparison> {
+    let is_stated = !report.verdict.is_too_noisy;
+    workload.comparisons.iter().filter(move |_| is_stated).chain(&workload.control)
+}
+
+/// Returns the title of the list of comparisons, which says how many of those of the report it has.
+pub(crate) fn comparisons_title(report: &CompareReport, workload: &WorkloadReport) -> String {
+    let listed = listed_comparisons(report, workload).count();
+    let without = match report.verdict.is_too_noisy {
+        true => ", with the control only: the machine was too noisy for the others",
+        false => "",
+    };
+    format!("{listed} of the {} comparisons of this report{without}", report.confidence.comparisons)
+}
+
+/// Returns a sentence for each comparison that the report lists.
+fn comparison_lines(report: &CompareReport, workload: &WorkloadReport) -> Vec<String> {
+    listed_comparisons(report, workload).map(|one| one.text.clone()).collect()
+}
+
+/// Returns what the report says about a server under a workload besides its row in the table.
+pub(crate) fn server_lines(
+    workload: &WorkloadReport,
+    server: &ServerWorkloadReport,
+) -> impl Iterator<Item = String> {
+    let lines = [handshake_line(server), capacity_line(server), due_line(workload, server)];
+    figures_lines(workload.metric, server).into_iter().chain(lines.into_iter().flatten())
 }
 
 /// Says how many rounds a workload had, and why no more.
 pub(crate) fn rounds_line(report: &CompareReport, workload: &WorkloadReport) -> String {
     let rounds = workload.complete_rounds();
     match workload.ended {
-        Some(ended) => format!("{rounds} rounds: {}", ended.description(report.precision)),
+        Some(ended) => format!("{rounds} rounds: {}", ended.description(report.settings.precision)),
         None => format!("{rounds} rounds"),
     }
 }
@@ -280,6 +284,38 @@ pub(crate) fn upper_first(text: &str) -> String {
     }
 }
 
+/// Says what is shown by other metrics than those that the loads are about, and which metrics these are.
+pub(crate) fn other_differences_line(report: &CompareReport) -> String {
+    let all = &report.verdict.other_differences;
+    let mut metrics: Vec<&str> = Vec::new();
+    for workload in &report.workloads {
+        let others = workload.comparisons.iter().filter(|one| one.metric != workload.metric);
+        for name in others.map(|one| one.metric.name()) {
+            if !metrics.contains(&name) {
+                metrics.push(name);
+            }
+        }
+    }
+    let compared = match metrics.is_empty() {
+        true => "no other metric was compared".to_string(),
+        false => format!("{} were compared too", metrics.join(", ")),
+    };
+    let shown = match all.len() {
+        _ if report.verdict.is_too_noisy => "not stated".to_string(),
+        0 => "none is shown".to_string(),
+        _ => {
+            let more = match all.len().saturating_sub(MAX_OTHER_DIFFERENCES) {
+                0 => String::new(),
+                more => format!("; and {more} more, listed under their loads"),
+            };
+            let first: Vec<&str> =
+                all.iter().take(MAX_OTHER_DIFFERENCES).map(String::as_str).collect();
+            format!("{}{more}", first.join("; "))
+        }
+    };
+    format!("Other differences: {shown} ({compared}).")
+}
+
 /// Says how sure the report is.
 pub(crate) fn confidence_line(report: &CompareReport) -> String {
     let confidence = &report.confidence;
@@ -288,8 +324,8 @@ pub(crate) fn confidence_line(report: &CompareReport) -> String {
         looks => format!(", and up to {looks} looks at each"),
     };
     format!(
-        "Confidence: {:.0} % that all intervals of this report contain the true ratios, with {} comparisons{looks}; a \
-         difference is stated if its interval excludes 1, which takes at least {} rounds.",
+        "Confidence: {:.0} % that all intervals of this report contain the true ratios, with {} comparisons, listed under their \
+         loads{looks}; a difference is stated if its interval excludes 1, which takes at least {} rounds.",
         confidence.level * 100.0,
         confidence.comparisons,
         report.rounds_needed
@@ -299,7 +335,7 @@ pub(crate) fn confidence_line(report: &CompareReport) -> String {
 /// Summarizes the comparison in a line.
 pub(crate) fn summary_line(report: &CompareReport) -> String {
     let span = |seconds: f64| HumanDuration(Duration::from_secs_f64(seconds));
-    let protocol = match (report.scheme, report.protocol) {
+    let protocol = match (report.settings.scheme.as_str(), report.settings.protocol.as_str()) {
         ("http", "HTTP/1.1") => String::new(),
         ("http", protocol) => format!("{protocol}, "),
         (_, protocol) => format!("{protocol} over TLS, "),
@@ -307,30 +343,30 @@ pub(crate) fn summary_line(report: &CompareReport) -> String {
     format!(
         "{protocol}{} workers, {} cores shared with the generator, {} measurements of {} after a warm-up of {}, in \
          random order (seed {}); {} in all",
-        report.workers,
+        report.settings.workers,
         report.environment.cores,
         report.measured,
-        span(report.duration_s),
-        span(report.warm_up_s),
+        span(report.settings.duration_s),
+        span(report.settings.warm_up_s),
         report.seed,
         span(report.took_s)
     )
 }
 
 /// Describes the handshakes of a server, under workloads of handshakes.
-pub(crate) fn handshake_line(cell: &ServerWorkloadReport) -> Option<String> {
+fn handshake_line(cell: &ServerWorkloadReport) -> Option<String> {
     let (resumed, p50, p99) = (cell.resumed?, cell.handshake_p50?, cell.handshake_p99?);
     Some(format!(
         "{}: {:.0} % of the handshakes resumed a session; a handshake took {} (median), {} (p99)",
         cell.server,
         resumed.median * 100.0,
-        format_micros(p50.median),
-        format_micros(p99.median)
+        format_latency(p50.median),
+        format_latency(p99.median)
     ))
 }
 
 /// Says what a server answered in a closed loop, and what part of it was due.
-pub(crate) fn capacity_line(cell: &ServerWorkloadReport) -> Option<String> {
+fn capacity_line(cell: &ServerWorkloadReport) -> Option<String> {
     let measured = || cell.samples.iter().filter_map(|sample| sample.capacity);
     let part = measured().find_map(|capacity| capacity.part)?;
     let median = |values: Vec<f64>| MedianRange::from_values(&values).median;
@@ -346,7 +382,7 @@ pub(crate) fn capacity_line(cell: &ServerWorkloadReport) -> Option<String> {
 }
 
 /// Returns a line with the figures that only some kinds of load have, and what limits their value.
-pub(crate) fn figures_lines(main: ComparedMetric, cell: &ServerWorkloadReport) -> Vec<String> {
+fn figures_lines(main: ComparedMetric, cell: &ServerWorkloadReport) -> Vec<String> {
     let metrics: BTreeSet<ComparedMetric> =
         cell.samples.iter().flat_map(|sample| sample.figures.keys().copied()).collect();
     // The metric of the workload has columns of its own.

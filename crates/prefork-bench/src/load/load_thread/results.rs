@@ -34,6 +34,7 @@ impl LoadThread<'_> {
             self.counters.warm_up[0] += 1;
             return;
         }
+        self.counters.answered_after_end += u64::from(now >= self.round.measure_end());
         let connection = &mut self.connections[at];
         let latency = now.saturating_sub(sent.due);
         if self.counters.has_parts() {
@@ -108,11 +109,19 @@ impl LoadThread<'_> {
             .open_loop
             .iter()
             .flat_map(|(schedule, ..)| schedule.remaining_until(self.round.measure_end()));
-        let unsent = unsent.enumerate().map(|(number, due)| {
-            let kind = self.cycle.kind(self.cycle.first_position(number));
-            let request = PendingRequest { due, sent_at: now, kind, retries: 0 };
-            (request, RequestFailure::TimedOut, ServerEnd::default())
-        });
+        let unsent: Vec<_> = unsent
+            .enumerate()
+            .map(|(number, due)| {
+                let kind = self.cycle.kind(self.cycle.first_position(number));
+                let request = PendingRequest { due, sent_at: now, kind, retries: 0 };
+                (request, RequestFailure::TimedOut, ServerEnd::default())
+            })
+            .collect();
+        let begin = self.round.measure_start();
+        let never_sent = unsent.iter().filter(|(request, ..)| request.due >= begin).count();
+        if !self.round.is_abandoned() {
+            self.counters.never_sent += never_sent as u64;
+        }
         let waiting = |connection: &'_ LoadConnection| -> Vec<_> {
             let (why, server) = (connection.timeout_kind(), connection.server_end());
             connection.requests().map(|sent| (sent, why, server)).collect()

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::LoadReport;
-use super::text::{failure_list, fault_note};
-use super::{FaultEvent, FaultImpact, ProcessShare, TimelineLatency};
+use super::text::{describe_due, failure_list, fault_note};
+use super::{DueRequests, FaultEvent, FaultImpact, ProcessShare, TimelineLatency};
 use crate::report_format::bar_chart::{BarAxis, ChartBar, bar_chart};
 use crate::report_format::html_page::{
     environment_list, escape_html, escape_html_lines, html_page,
@@ -46,11 +46,14 @@ pub(crate) fn render_html(report: &LoadReport) -> String {
     );
     page.push_str(&summary_tiles(report));
     let class = if report.error_count() > 0 { " bad" } else { "" };
+    let due = report.due_requests.filter(DueRequests::has_many_late);
+    let due = due.map(|due| format!(" Due were {}.", describe_due(&due, report.timeout_s)));
     let _ = writeln!(
         page,
-        "<p class=\"how{class}\">Failed requests: {}.</p>\n<p class=\"how\">Measured on {}.</p>\n\
+        "<p class=\"how{class}\">Failed requests: {}.{}</p>\n<p class=\"how\">Measured on {}.</p>\n\
          <p class=\"how\">Command: {}</p>",
         escape_html(&failure_list(report)),
+        due.unwrap_or_default(),
         escape_html(&report.environment.summary()),
         escape_html(&report.environment.command)
     );
@@ -59,7 +62,7 @@ pub(crate) fn render_html(report: &LoadReport) -> String {
     page.push_str(&environment_list(&report.environment, &[]));
     // Repeats the text report: it can be copied, and screen readers read it.
     let _ = writeln!(page, "<pre>{}</pre>", escape_html_lines(&report.to_table()));
-    html_page(&title, &page, report.environment.version)
+    html_page(&title, &page, &report.environment.version)
 }
 
 /// Returns the plots of a load; with the balance of the processes if `are_processes_kept`.

@@ -5,6 +5,7 @@ mod connection_report;
 mod failure_counts;
 mod failure_notes;
 pub(crate) mod html;
+mod open_loop;
 mod part_reports;
 mod text;
 mod tls_report;
@@ -23,7 +24,9 @@ pub use chaos_report::{ChaosReport, FaultEvent, FaultImpact};
 pub use connection_report::ConnectionReport;
 pub use failure_counts::FailureCounts;
 pub use failure_notes::FailureNote;
+pub use open_loop::{DueRequests, SendDelay};
 pub use part_reports::{RampStep, RequestKindReport};
+pub(crate) use text::describe_due;
 pub use tls_report::{HandshakeSummary, TlsReport};
 use tokio_prefork::ListenAddr;
 use tokio_prefork::exit;
@@ -49,6 +52,12 @@ pub struct LoadReport {
     pub rate: Option<u32>,
     /// How long after their due times requests were sent; `None` in a closed loop.
     pub send_delay: Option<SendDelay>,
+    /// What became of the requests that were due in the measurement; `None` in a closed loop.
+    pub due_requests: Option<DueRequests>,
+    /// Whether the generator polled without sleeping.
+    pub busy_wait: bool,
+    /// Timeout of a request in seconds.
+    pub timeout_s: f64,
     /// Length of the warm-up in seconds.
     pub warm_up_s: f64,
     /// Length of the measurement in seconds, all rounds together.
@@ -110,25 +119,6 @@ pub struct LoadReport {
     pub ramp: Vec<RampStep>,
     /// Responses and failures over time.
     pub timeline: ThroughputTimeline,
-}
-
-/// How long after their due times requests were sent: because the generator was late, or no connection was free. Latency
-/// counts from the due time, so this time is part of it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct SendDelay {
-    /// Median.
-    pub p50: f64,
-    /// 99th percentile.
-    pub p99: f64,
-    /// Maximum.
-    pub max: f64,
-}
-
-impl SendDelay {
-    fn from_histogram(delay: &Histogram<u64>) -> SendDelay {
-        let at = |quantile| nanos_to_micros(delay.value_at_quantile(quantile));
-        SendDelay { p50: at(0.5), p99: at(0.99), max: nanos_to_micros(delay.max()) }
-    }
 }
 
 /// Median, minimum and maximum of a value over the rounds.
@@ -239,6 +229,9 @@ impl LoadReport {
             threads: plan.thread_count(),
             rate: plan.rate,
             send_delay: plan.rate.map(|_| SendDelay::from_histogram(&all.send_delay)),
+            due_requests: plan.rate.map(|_| DueRequests::from_counters(&all)),
+            busy_wait: plan.busy_wait,
+            timeout_s: plan.timeout.as_secs_f64(),
             warm_up_s: plan.warm_up.as_secs_f64(),
             measured_s,
             ended_early,

@@ -1,10 +1,11 @@
 //! The load report as text for a terminal.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use super::part_reports::{write_ramp, write_request_kinds};
 use super::{ChaosReport, FaultImpact, ProcessShare};
-use super::{HandshakeSummary, LoadReport};
+use super::{DueRequests, HandshakeSummary, LoadReport};
 use crate::report_format::text_table::{format_bytes, format_count, format_micros, write_table};
 use tokio_prefork::text::HumanDuration;
 
@@ -46,7 +47,7 @@ fn write_head(text: &mut String, report: &LoadReport) {
         n => format!(" in {n} rounds"),
     };
     let early = if report.ended_early { ", ended early by a signal" } else { "" };
-    let span = HumanDuration(std::time::Duration::from_secs_f64(report.measured_s));
+    let span = HumanDuration(Duration::from_secs_f64(report.measured_s));
     let _ = writeln!(text, "measured for {span}{rounds}{early}\n");
     let rate = &report.per_second;
     let _ = write!(text, "requests/s  {}", format_count(rate.median));
@@ -94,11 +95,35 @@ fn write_send_delay(text: &mut String, report: &LoadReport) {
     let _ = writeln!(text, "sent late   {} after their due times", join_latencies(&cells));
     // A generator that causes a tenth of what it measures does not measure the server.
     if delay.p99 > report.latency.p99 / 10.0 && delay.p99 > 100.0 {
+        let remedy = match report.busy_wait {
+            true => "leave --busy-wait out, as polling is late where others use the cores, or use",
+            false => "use",
+        };
         let _ = writeln!(
             text,
-            "            a large part of the latency: use more connections or threads, --busy-wait, or a lower rate"
+            "            a large part of the latency: {remedy} more connections or threads, or a lower rate"
         );
     }
+    if let Some(due) = report.due_requests.filter(DueRequests::has_many_late) {
+        let _ = writeln!(text, "due         {}", describe_due(&due, report.timeout_s));
+    }
+}
+
+/// Says what became of the requests that were due, as requests/s and failures alone do not.
+pub(crate) fn describe_due(due: &DueRequests, timeout_s: f64) -> String {
+    let count = |number: u64| format_count(number as f64);
+    let never_sent = match due.never_sent {
+        0 => String::new(),
+        number => format!("; {} of these were never sent, as no connection was free", count(number)),
+    };
+    format!(
+        "{} requests: {} answered in the measured time, {} after its end, {} without a response (timeout {}){never_sent}",
+        count(due.due),
+        count(due.answered_in_time),
+        count(due.answered_after_end),
+        count(due.unanswered),
+        HumanDuration(Duration::from_secs_f64(timeout_s))
+    )
 }
 
 /// Says how long it took to connect, and whether some connections were served less than others.

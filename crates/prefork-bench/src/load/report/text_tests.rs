@@ -1,4 +1,4 @@
-use super::super::SendDelay;
+use super::super::{DueRequests, SendDelay};
 use super::*;
 use crate::load::report::tests::sample_report;
 
@@ -42,7 +42,39 @@ fn an_open_loop_says_how_late_requests_were_sent() {
     assert!(text.contains("sent late   p50 12 us   p99 80 us   max 1.50 ms"), "{text}");
     assert!(!text.contains("a large part"), "{text}");
     report.send_delay = Some(SendDelay { p50: 12.0, p99: 500.0, max: 1500.0 });
-    assert!(render_text(&report).contains("a large part of the latency"));
+    let text = render_text(&report);
+    assert!(text.contains("a large part of the latency: use more connections"), "{text}");
+    report.busy_wait = true;
+    let text = render_text(&report);
+    assert!(text.contains("a large part of the latency: leave --busy-wait out"), "{text}");
+}
+
+#[test]
+fn an_open_loop_says_what_became_of_the_requests_that_were_due() {
+    let mut report = sample_report();
+    let due = DueRequests {
+        due: 1000,
+        answered_in_time: 995,
+        answered_after_end: 5,
+        unanswered: 0,
+        never_sent: 0,
+    };
+    report.due_requests = Some(due);
+    assert!(!render_text(&report).contains("\ndue "), "a few are always in flight at the end");
+    (report.timeout_s, report.due_requests) = (
+        3.0,
+        Some(DueRequests {
+            answered_in_time: 500,
+            answered_after_end: 480,
+            unanswered: 20,
+            never_sent: 12,
+            ..due
+        }),
+    );
+    let text = render_text(&report);
+    let line = "due         1 000 requests: 500 answered in the measured time, 480 after its end, 20 without a response \
+                (timeout 3 s); 12 of these were never sent, as no connection was free\n";
+    assert!(text.contains(line), "{text}");
 }
 
 #[test]
