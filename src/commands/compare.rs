@@ -263,11 +263,13 @@ pub(crate) fn parse_compare(matches: &ArgMatches) -> Result<CompareCall, String>
 fn parse_plan(matches: &ArgMatches, before: Option<&SavedReport>) -> Result<ComparePlan, String> {
     let number = |name: &str| matches.get_one::<usize>(name).copied();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = number("workers").or(before.map(|report| report.settings.workers)).unwrap_or(cores);
+    let workers =
+        number("workers").or(before.map(|report| report.settings.workers)).unwrap_or(cores);
     if !(1..=64).contains(&workers) {
         return Err(format!("--workers {workers}: give 1 to 64"));
     }
-    let https = matches.get_flag("https") || before.is_some_and(|report| report.settings.scheme == "https");
+    let https =
+        matches.get_flag("https") || before.is_some_and(|report| report.settings.scheme == "https");
     let (peers, left_out) = chosen_peers(matches, https, workers);
     let servers = chosen_servers(matches, before, workers, peers);
     if let (Some(before), true) = (before, servers.is_empty()) {
@@ -276,8 +278,8 @@ fn parse_plan(matches: &ArgMatches, before: Option<&SavedReport>) -> Result<Comp
             "the baseline has no server that is built in: give its peers again with --peer ({names})"
         ));
     }
-    let http2 =
-        matches.get_flag("http2") || before.is_some_and(|report| report.settings.protocol == "HTTP/2");
+    let http2 = matches.get_flag("http2")
+        || before.is_some_and(|report| report.settings.protocol == "HTTP/2");
     let workloads = chosen_workloads(matches, before, https)?;
     let mut plan =
         ComparePlan { https, http2, left_out, ..ComparePlan::new(servers, workloads, workers) };

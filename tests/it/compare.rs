@@ -312,7 +312,10 @@ fn the_command_of_a_report_repeats_its_order() {
     let words: Vec<&str> = command.split(' ').skip(2).collect();
     let again = run(&words);
     assert_eq!(order(&first), order(&again));
-    assert_eq!((&again["seed"], &again["repeat_command"]), (&first["seed"], &first["repeat_command"]));
+    assert_eq!(
+        (&again["seed"], &again["repeat_command"]),
+        (&first["seed"], &first["repeat_command"])
+    );
 }
 
 /// Returns what any report has in common with another of the same servers and loads: labels, titles of columns, names and number of
@@ -328,7 +331,8 @@ fn report_shape(text: &str) -> Vec<String> {
         if let Some(label) = labels.iter().find(|label| line.starts_with(*label)) {
             return Some(label.to_string());
         }
-        let cells: Vec<&str> = line.split("  ").map(str::trim).filter(|one| !one.is_empty()).collect();
+        let cells: Vec<&str> =
+            line.split("  ").map(str::trim).filter(|one| !one.is_empty()).collect();
         match cells[..] {
             // The load average and the best servers differ from run to run.
             [] | ["LOAD" | "keep-alive" | "noisy-neighbour", _, ..] => None,
@@ -348,9 +352,11 @@ fn report_shape(text: &str) -> Vec<String> {
 fn the_example_of_the_documentation_has_the_shape_of_a_report() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/src/compare.md");
     let page = fs::read_to_string(page).expect("the page");
-    let block = page.split("```").find(|block| block.starts_with("console\n$ prefork compare --rounds"));
+    let block =
+        page.split("```").find(|block| block.starts_with("console\n$ prefork compare --rounds"));
     let block = block.expect("an example");
-    let (command, example) = block["console\n$ prefork compare ".len()..].split_once('\n').expect("lines");
+    let (command, example) =
+        block["console\n$ prefork compare ".len()..].split_once('\n').expect("lines");
     let (command, rounds) = (command.trim_end_matches(" | fold -s -w 120"), ["--rounds", "1"]);
     let args = command.split(' ').skip(2).chain(rounds).chain(["--workers", "2"]);
     let ended = ProcessBuilder::verb("compare").args(&args.collect::<Vec<_>>()).run();

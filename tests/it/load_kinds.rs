@@ -151,7 +151,10 @@ fn stop_signals_report_the_requests_that_were_answered() {
         let report = report_after_signal(&server, signal, loads, |bench| {
             process::stat(bench.id()).is_some_and(|stat| stat.ticks > 30)
         });
-        assert_eq!((&report["ended_early"], &report["failures"]["timed_out"]), (&true.into(), &0.into()));
+        assert_eq!(
+            (&report["ended_early"], &report["failures"]["timed_out"]),
+            (&true.into(), &0.into())
+        );
         assert!(report["responses"].as_u64() > Some(0), "{report:#}");
         server.stop();
     }
@@ -179,7 +182,10 @@ fn stop_signals_report_the_load_beside_slow_readers() {
                      kind = \"slow-readers\"\npath = \"/bytes/100000000\"\nconnections = 8\n";
         let report = report_after_signal(&server, signal, loads, |_| open_connections(&server) > 8);
         assert_eq!(report["beside"]["ended_early"], true, "{report:#}");
-        assert_eq!((&report["alone"]["ended_early"], &report["readers"]["failed"]), (&false.into(), &0.into()));
+        assert_eq!(
+            (&report["alone"]["ended_early"], &report["readers"]["failed"]),
+            (&false.into(), &0.into())
+        );
         server.stop();
     }
 }

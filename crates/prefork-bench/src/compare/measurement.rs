@@ -10,9 +10,7 @@ use super::Workload;
 use super::compared_metric::ComparedMetric;
 use super::plan::MeasurementId;
 use crate::load::counters::new_histogram;
-use crate::load::{
-    DueRequests, FaultEvent, FaultImpact, LoadReport, RampStep, RequestKindReport,
-};
+use crate::load::{DueRequests, FaultEvent, FaultImpact, LoadReport, RampStep, RequestKindReport};
 use crate::load_kinds::KindReport;
 use crate::load_kinds::websocket_echo::WebSocketEchoReport;
 use crate::scenario::{BackgroundResult, CapacityResult, MeasuredReport, ScenarioResult};

@@ -223,11 +223,7 @@ mod tests {
             (CpuPerRequest, [1.46, 1.36, 1.62], "46 % more CPU per request than single"),
             (RequestsPerSecond, [0.2, 0.0, 0.4], "at least 2.5 times fewer requests/s than single"),
             (RequestsLost, [0.0, 0.0, 0.5], "no requests lost, unlike single"),
-            (
-                RequestsLost,
-                [f64::INFINITY, 3.0, f64::INFINITY],
-                "requests lost, unlike single",
-            ),
+            (RequestsLost, [f64::INFINITY, 3.0, f64::INFINITY], "requests lost, unlike single"),
         ] {
             assert_eq!(stated(metric, median, low, high), text);
         }

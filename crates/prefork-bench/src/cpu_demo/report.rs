@@ -194,18 +194,14 @@ impl CpuDemoReport {
 }
 
 /// Explains figures that computing cannot have improved; `None` if there are none.
-fn describe_impossible(
-    idle: &LatencyUnderLoad,
-    computing: &[LatencyUnderLoad],
-) -> Option<String> {
+fn describe_impossible(idle: &LatencyUnderLoad, computing: &[LatencyUnderLoad]) -> Option<String> {
     let better = |value: fn(&LatencyUnderLoad) -> f64, name: &str| {
         let is_lower = |one: &&LatencyUnderLoad| {
             value(one) < value(idle) && format_micros(value(one)) != format_micros(value(idle))
         };
         let cases = computing.iter().filter(is_lower);
-        let cases = cases.map(|one| {
-            format!("{name} {} ({})", format_micros(value(one)).trim(), one.how)
-        });
+        let cases =
+            cases.map(|one| format!("{name} {} ({})", format_micros(value(one)).trim(), one.how));
         cases.collect::<Vec<_>>()
     };
     let lower = [better(|one| one.p50, "p50"), better(|one| one.p99, "p99")].concat();

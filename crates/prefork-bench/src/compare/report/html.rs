@@ -11,9 +11,9 @@ use super::text::{
     workload_table,
 };
 use super::{CompareReport, WorkloadReport};
-use crate::compare::{Comparison, ComparisonResult, Verdict};
 use crate::compare::baseline::baseline_section;
 use crate::compare::server_configuration::configuration_section;
+use crate::compare::{Comparison, ComparisonResult, Verdict};
 use crate::report_format::html_page::{environment_list, escape_html, html_page};
 
 /// Formats the report as a page.
@@ -98,7 +98,8 @@ fn other_metric_lines(report: &CompareReport, workload: &WorkloadReport) -> Vec<
         let all = workload.comparisons.iter().filter(|one| {
             one.metric == metric && metric != workload.metric && one.other == *reference
         });
-        let (shown, equal): (Vec<&Comparison>, Vec<&Comparison>) = all.partition(|one| one.is_shown());
+        let (shown, equal): (Vec<&Comparison>, Vec<&Comparison>) =
+            all.partition(|one| one.is_shown());
         if equal.iter().any(|one| one.result == ComparisonResult::TooFewRounds) {
             continue;
         }
@@ -131,9 +132,10 @@ fn write_comparisons(main: &mut String, report: &CompareReport, workload: &Workl
             one.metric.describe_interval(&one.ratio).unwrap_or("-".to_string()),
             one.ratio.rounds.to_string(),
         ];
-        let cells = cells.iter().zip(titles).map(|(cell, title)| {
-            format!("<td data-title=\"{title}\">{}</td>", escape_html(cell))
-        });
+        let cells = cells
+            .iter()
+            .zip(titles)
+            .map(|(cell, title)| format!("<td data-title=\"{title}\">{}</td>", escape_html(cell)));
         format!("<tr>{}</tr>\n", cells.collect::<String>())
     };
     let rows: String = listed_comparisons(report, workload).map(row).collect();

@@ -177,10 +177,16 @@ impl ServerWorkloadReport {
         }
     }
 
+    /// Returns the values of a metric over the rounds; `None` if it was not measured.
+    pub(crate) fn measured_figure(&self, metric: ComparedMetric) -> Option<MedianRange> {
+        let values = self.samples.iter().filter_map(|sample| sample.value(metric));
+        let values: Vec<f64> = values.collect();
+        (!values.is_empty()).then(|| MedianRange::from_values(&values))
+    }
+
     /// Returns the values of a metric over the rounds; zeros if it was not measured.
     pub(crate) fn figure(&self, metric: ComparedMetric) -> MedianRange {
-        let values = self.samples.iter().filter_map(|sample| sample.value(metric));
-        MedianRange::from_values(&values.collect::<Vec<_>>())
+        self.measured_figure(metric).unwrap_or_default()
     }
 }
 

@@ -167,9 +167,12 @@ fn run_figures(workload: &WorkloadReport, servers: &[PlottedServer<'_>]) -> Vec<
 fn balance_figure(workload: &WorkloadReport, servers: &[PlottedServer<'_>]) -> Figure {
     let (title, beside) = match busiest_note(workload) {
         Some(note) => ("Share of each process in the measured requests".to_string(), note),
-        None => ("Share of each process in the requests: even is better".to_string(), String::new()),
+        None => {
+            ("Share of each process in the requests: even is better".to_string(), String::new())
+        }
     };
-    let note = "busiest process first, with its share (BUSIEST) and the number of processes that answered";
+    let note =
+        "busiest process first, with its share (BUSIEST) and the number of processes that answered";
     let beside = if beside.is_empty() { beside } else { format!(". {beside}") };
     Figure::new(title, format!("{note}{beside}"), balance_chart(servers))
 }

@@ -10,7 +10,7 @@ use super::{CompareReport, ServerWorkloadReport, WorkloadReport, format_latency}
 use crate::compare::baseline::write_baseline;
 use crate::compare::server_configuration::write_configurations;
 use crate::compare::size_in_words::{format_interval, format_ratio};
-use crate::compare::{Comparison, ComparedMetric, MeasurementSample, VerdictLine};
+use crate::compare::{ComparedMetric, Comparison, MeasurementSample, VerdictLine};
 use crate::load::MedianRange;
 use crate::report_format::text_table::{format_count, write_left_table, write_rows};
 use crate::scenario::format_percent;
@@ -60,20 +60,13 @@ fn workload_columns(workload: &WorkloadReport, reference: Option<&str>) -> Vec<W
     let column =
         |title: &str, cell: CellOfServer| WorkloadColumn { title: title.to_string(), cell };
     let metric = workload.metric;
-    let of_metric = |metric: ComparedMetric| {
-        let value = move |server: &ServerWorkloadReport| {
-            let values = server.samples.iter().filter_map(move |sample| sample.value(metric));
-            let values: Vec<f64> = values.collect();
-            (!values.is_empty()).then(|| MedianRange::from_values(&values))
-        };
-        let median = move |server: &ServerWorkloadReport| {
-            value(server).map(|value| metric.format_value(value.median))
-        };
-        (median, value)
+    let median_of = |metric: ComparedMetric| {
+        move |server: &ServerWorkloadReport| {
+            Some(metric.format_value(server.measured_figure(metric)?.median))
+        }
     };
-    let (median, range) = of_metric(metric);
     let show_range = move |server: &ServerWorkloadReport| {
-        let MedianRange { min, max, .. } = range(server)?;
+        let MedianRange { min, max, .. } = server.measured_figure(metric)?;
         Some(format!("{}-{}", metric.format_value(min), metric.format_value(max)))
     };
     let name = reference.unwrap_or_default().to_string();
@@ -84,7 +77,7 @@ fn workload_columns(workload: &WorkloadReport, reference: Option<&str>) -> Vec<W
     let interval =
         |server: &ServerWorkloadReport| server.ratio.map(|ratio| format_interval(&ratio));
     let mut columns = vec![
-        column(&column_title(metric), Box::new(median)),
+        column(&column_title(metric), Box::new(median_of(metric))),
         column("MIN-MAX", Box::new(show_range)),
         column("RATIO", Box::new(ratio)),
         column("INTERVAL", Box::new(interval)),
@@ -111,7 +104,7 @@ fn workload_columns(workload: &WorkloadReport, reference: Option<&str>) -> Vec<W
             };
             columns.push(column("P50", Box::new(p50)));
         }
-        let median = of_metric(other).0;
+        let median = median_of(other);
         let is_of_requests =
             matches!(other, ComparedMetric::RequestsPerSecond | ComparedMetric::P99Latency);
         let shown = move |server: &ServerWorkloadReport| {

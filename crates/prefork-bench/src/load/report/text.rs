@@ -114,7 +114,9 @@ pub(crate) fn describe_due(due: &DueRequests, timeout_s: f64) -> String {
     let count = |number: u64| format_count(number as f64);
     let never_sent = match due.never_sent {
         0 => String::new(),
-        number => format!("; {} of these were never sent, as no connection was free", count(number)),
+        number => {
+            format!("; {} of these were never sent, as no connection was free", count(number))
+        }
     };
     format!(
         "{} requests: {} answered in the measured time, {} after its end, {} without a response (timeout {}){never_sent}",
