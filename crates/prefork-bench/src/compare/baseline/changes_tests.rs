@@ -160,7 +160,7 @@ fn other_loads_are_not_judged() {
     let report = run(&sample_plan(8), &QUIET, |_| 1.0);
     let slower = saved(&run(&sample_plan(8), &QUIET, |_| 0.5));
     let mut before = saved(&report);
-    before.workers = 16;
+    before.settings.workers = 16;
     let found = BaselineReport::compare(&slower, &before, "main.json");
     assert!(found.changes.iter().all(|change| change.result == ChangeResult::NotJudged));
     assert_eq!((found.exit_status(), found.is_worse), (exit::FAILURE, false));

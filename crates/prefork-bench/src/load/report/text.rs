@@ -18,6 +18,10 @@ pub(crate) fn render_text(report: &LoadReport) -> String {
     write_head(&mut text, report);
     write_latency(&mut text, report);
     write_send_delay(&mut text, report);
+    if let Some(due) = report.due_requests.filter(DueRequests::has_many_late) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "due         {}", describe_due(&due, report.timeout_s));
+    }
     write_connecting(&mut text, report);
     write_errors(&mut text, report);
     write_tls(&mut text, report);
@@ -103,9 +107,6 @@ fn write_send_delay(text: &mut String, report: &LoadReport) {
             text,
             "            a large part of the latency: {remedy} more connections or threads, or a lower rate"
         );
-    }
-    if let Some(due) = report.due_requests.filter(DueRequests::has_many_late) {
-        let _ = writeln!(text, "due         {}", describe_due(&due, report.timeout_s));
     }
 }
 
