@@ -180,7 +180,15 @@ fn stop_signals_report_the_load_beside_slow_readers() {
         // The load runs once alone, and then as long beside the readers.
         let loads = "duration = \"5s\"\n[[load]]\nmeasured = true\nconnections = 1\n[[load]]\n\
                      kind = \"slow-readers\"\npath = \"/bytes/100000000\"\nconnections = 8\n";
-        let report = report_after_signal(&server, signal, loads, |_| open_connections(&server) > 8);
+        let mut at_begin = None;
+        let report = report_after_signal(&server, signal, loads, |_| {
+            if open_connections(&server) <= 8 {
+                return false;
+            }
+            // The readers send one request each; many more are those of the load beside them.
+            let requests = server.cluster()["totals"]["requests"].as_u64().expect("a number");
+            requests > *at_begin.get_or_insert(requests) + 50
+        });
         assert_eq!(report["beside"]["ended_early"], true, "{report:#}");
         assert_eq!(
             (&report["alone"]["ended_early"], &report["readers"]["failed"]),

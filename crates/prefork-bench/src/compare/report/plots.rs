@@ -3,10 +3,10 @@
 use super::parts::{kind_median, kind_names, ramp_axis, ramp_values};
 use super::request_outcomes::{busiest_note, busiest_share};
 use super::{CompareReport, ServerWorkloadReport, WorkloadReport};
-use crate::compare::ComparedMetric;
 use crate::compare::measurement::FaultTimeline;
 use crate::compare::paired_ratio::median_interval;
 use crate::compare::size_in_words::{format_interval, format_ratio};
+use crate::compare::{ComparedMetric, Comparison};
 use crate::load::counters::new_histogram;
 use crate::load::{FaultEvent, RampStep};
 use crate::report_format::bar_chart::{BarAxis, ChartBar, ShareBar, bar_chart, share_chart};
@@ -101,15 +101,23 @@ fn value_figures(
     let reference = report.reference.as_deref();
     let values = |metric| value_chart(report, workload, servers, metric);
     let p99 = has_p99_plots(workload, servers).then(|| values(ComparedMetric::P99Latency));
+    let p99_ratio = has_p99_plots(workload, servers)
+        .then(|| ratio_chart(report, workload, servers, ComparedMetric::P99Latency))
+        .flatten();
     let note = interval_note(servers, reference);
     vec![
         Figure::new(format!("{metric}: {direction}"), note.clone(), values(workload.metric)),
         Figure::new(
             format!("{metric}, ratio to {}: {direction}", reference.unwrap_or_default()),
             ratio_note(servers),
-            ratio_chart(report, workload, servers),
+            ratio_chart(report, workload, servers, workload.metric),
         ),
         Figure::new("p99 latency: lower is better", note, p99.flatten()),
+        Figure::new(
+            format!("p99 latency, ratio to {}: lower is better", reference.unwrap_or_default()),
+            ratio_note(servers),
+            p99_ratio,
+        ),
     ]
 }
 
@@ -280,10 +288,18 @@ fn ratio_chart(
     report: &CompareReport,
     workload: &WorkloadReport,
     servers: &[PlottedServer<'_>],
+    metric: ComparedMetric,
 ) -> Option<String> {
     let reference = report.reference.as_deref()?;
+    let ratio_of = |server: &str| {
+        let mut all = workload.comparisons.iter().chain(&workload.control);
+        let is_its = |one: &&Comparison| {
+            (one.metric, one.other.as_str()) == (metric, reference) && one.server == server
+        };
+        all.find(is_its).map(|one| one.ratio)
+    };
     let row = |server: &PlottedServer<'_>| {
-        let ratio = server.report.ratio?;
+        let ratio = ratio_of(&server.report.server)?;
         Some(ChartBar {
             label: server.report.server.clone(),
             class: server.class.clone(),
@@ -296,11 +312,8 @@ fn ratio_chart(
         })
     };
     let rows: Vec<ChartBar> = servers.iter().filter_map(row).collect();
-    let about = format!(
-        "Ratio of {} to {reference} under {}",
-        workload.metric.name(),
-        workload.workload.name()
-    );
+    let about =
+        format!("Ratio of {} to {reference} under {}", metric.name(), workload.workload.name());
     let axis = BarAxis {
         // Ratios are compared on a log scale: half as much is as far from 1 as twice as much.
         scale: PlotScale::ratios(bar_ends(&rows)),

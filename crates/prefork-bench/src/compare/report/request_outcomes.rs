@@ -21,18 +21,12 @@ pub(crate) fn failures_line(report: &CompareReport) -> String {
         format!("{} of {} under {name}{}", server.errors, server.server, fault_losses(server))
     });
     let failed: Vec<String> = failed.collect();
-    let late = cells.iter().filter_map(|(workload, server)| {
+    let compared = cells.iter().filter(|(_, server)| !server.is_control);
+    let late = compared.filter_map(|(workload, server)| {
         let due = due_requests(server).filter(DueRequests::has_many_late)?;
-        let late = due.answered_after_end;
-        (late > 0).then(|| {
-            format!(
-                "{} of {} due of {} under {}",
-                format_count(late as f64),
-                format_count(due.due as f64),
-                server.server,
-                workload.workload.name()
-            )
-        })
+        let [late, due] = [due.answered_after_end, due.due].map(|count| format_count(count as f64));
+        let name = workload.workload.name();
+        (late != "0").then(|| format!("{} under {name} {late} of {due}", server.server))
     });
     let late: Vec<String> = late.collect();
     let failed = match failed.is_empty() {
@@ -74,12 +68,7 @@ fn due_requests(server: &ServerWorkloadReport) -> Option<DueRequests> {
 pub(crate) fn due_line(workload: &WorkloadReport, server: &ServerWorkloadReport) -> Option<String> {
     let due = due_requests(server).filter(DueRequests::has_many_late)?;
     let timeout_s = workload.workload.measured_timeout().as_secs_f64();
-    Some(format!(
-        "{}: due in all rounds were {}. REQ/S counts the responses in the measured time, the latency all, each from the time at which its \
-         request was due",
-        server.server,
-        describe_due(&due, timeout_s)
-    ))
+    Some(format!("{}: due in all rounds were {}", server.server, describe_due(&due, timeout_s)))
 }
 
 /// Returns the share of the busiest process in the requests of a server, such as `52 %`: the median of the rounds.

@@ -189,7 +189,7 @@ fn requests_that_were_answered_late_are_told_apart_from_failed_ones() {
     let (table, page) = (report.to_table(), report.to_html());
     for piece in [
         "A request fails without a response within 3 s, or with a status of 400 or more.",
-        "after the measured time: 1 476 of 3 000 due of single under noisy-neighbour, 1 476 of 3 000 due of single (control)",
+        "after the measured time: single under noisy-neighbour 1 476 of 3 000. Their whole wait",
         "single: due in all rounds were 3 000 requests: 1 524 answered in the measured time, 1 476 after its end, 0 without a \
          response (timeout 3 s)",
     ] {
