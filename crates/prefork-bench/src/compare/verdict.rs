@@ -25,6 +25,9 @@ pub struct Verdict {
     pub is_too_noisy: bool,
     /// What the control shows, as a sentence.
     pub control: String,
+    /// Upper end of the widest interval of the control by the metric of a load, divided by its lower end; `None` without an interval.
+    #[serde(default)]
+    pub control_width: Option<f64>,
 }
 
 /// One line of the verdict.
@@ -91,7 +94,15 @@ impl Verdict {
             let why = "no difference is stated: this machine was too noisy, see the control";
             let lines = vec![VerdictLine::note(why.to_string())];
             let (loads, other_differences) = (Vec::new(), Vec::new());
-            return Verdict { lines, loads, other_differences, is_too_noisy, control };
+            let control_width = None;
+            return Verdict {
+                lines,
+                loads,
+                other_differences,
+                is_too_noisy,
+                control,
+                control_width,
+            };
         }
         let winners: Vec<Winner> =
             workloads.iter().filter_map(|workload| find_winner(workload, reference?)).collect();
@@ -109,7 +120,9 @@ impl Verdict {
         let lines = choose_lines(workloads, winners, rounds_needed);
         let other_differences =
             reference.map(|name| other_differences(workloads, name)).unwrap_or_default();
-        Verdict { lines, loads, other_differences, is_too_noisy, control }
+        let control_width =
+            widest_control(&controls().collect::<Vec<_>>()).map(|(width, ..)| width.exp());
+        Verdict { lines, loads, other_differences, is_too_noisy, control, control_width }
     }
 }
 
@@ -286,20 +299,27 @@ fn describe_control<'a>(
     }
     format!(
         "{reference} was measured twice, and does not differ from itself{}",
-        widest_control(&controls).unwrap_or_default()
+        describe_widest(&controls).unwrap_or_default()
     )
 }
 
-/// Says how wide the interval of the control is where it is widest: a smaller difference could not be seen there.
-fn widest_control(controls: &[(&WorkloadReport, &Comparison)]) -> Option<String> {
+/// Returns the control with the widest interval by the metric of a load, and this width on a log scale.
+fn widest_control<'a>(
+    controls: &[(&'a WorkloadReport, &'a Comparison)],
+) -> Option<(f64, &'a WorkloadReport, &'a Comparison)> {
     let main = controls.iter().filter(|(workload, one)| one.metric == workload.metric);
     let with_width = main.filter_map(|(workload, one)| {
-        let (low, high) = one.ratio.interval().filter(|(low, high)| low < high)?;
-        Some(((high / low).ln(), workload, one))
+        let (low, high) = one.ratio.interval()?;
+        Some(((high / low).ln(), *workload, *one))
     });
-    let (_, workload, widest) = with_width.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    with_width.max_by(|a, b| a.0.total_cmp(&b.0))
+}
+
+/// Says how wide the interval of the control is where it is widest: a smaller difference could not be seen there.
+fn describe_widest(controls: &[(&WorkloadReport, &Comparison)]) -> Option<String> {
+    let (_, workload, widest) = widest_control(controls).filter(|(width, ..)| *width > 0.0)?;
     Some(format!(
-        "; the widest of its intervals is {} {} under {}",
+        "; the widest of its intervals is {} {} under {}, and no smaller difference can be seen there",
         widest.metric.name(),
         widest.metric.describe_interval(&widest.ratio)?,
         workload.workload.name()

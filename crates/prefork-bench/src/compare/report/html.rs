@@ -16,6 +16,9 @@ use crate::compare::server_configuration::configuration_section;
 use crate::compare::{Comparison, ComparisonResult, Verdict};
 use crate::report_format::html_page::{environment_list, escape_html, html_page};
 
+/// How many times its lower end the upper end of the control's interval is on a noisy machine: 2.
+const NOISY_CONTROL_WIDTH: f64 = 2.0;
+
 /// Formats the report as a page.
 pub(crate) fn render_html(report: &CompareReport) -> String {
     let mut main = "<h1>prefork compare</h1>\n".to_string();
@@ -219,11 +222,13 @@ fn verdict_facts(report: &CompareReport) -> String {
         let (_, rest) = line.split_once(": ").unwrap_or(("", &line));
         upper_first(rest.trim_end_matches('.'))
     };
-    let mut controls = report.workloads.iter().flat_map(|workload| &workload.control);
-    let quiet = match controls.any(|control| control.ratio.interval().is_some()) {
+    let quiet = match verdict.control_width {
         _ if verdict.is_too_noisy => "too noisy",
-        true => "quiet enough",
-        false => "not known",
+        Some(width) if width > NOISY_CONTROL_WIDTH => {
+            "noisy, so that only large differences are seen"
+        }
+        Some(_) => "quiet enough",
+        None => "not known",
     };
     let noise = format!("{quiet}: {}. {}", verdict.control, report.environment.load_summary());
     let facts = [

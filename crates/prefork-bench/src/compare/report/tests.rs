@@ -276,8 +276,14 @@ fn equal_servers_are_reported_with_what_they_were_compared_by() {
         measured_outcome(1000.0 * noise, 900.0)
     });
     let control = "single was measured twice, and does not differ from itself; the widest of its intervals is requests/s 10 % \
-                   fewer to 10 % more under keep-alive";
+                   fewer to 10 % more under keep-alive, and no smaller difference can be seen there";
     assert_eq!(report.verdict.control, control);
+    assert!(report.to_html().contains("<dt>noise</dt><dd>Quiet enough: single was measured twice"));
+    let noisy = run_plan(&sample_plan(12), usize::MAX, |server, id| {
+        let factor = if server.ends_with("(control)") { [0.6, 1.6][id.round % 2] } else { 1.0 };
+        measured_outcome(1000.0 * factor, 900.0)
+    });
+    assert!(noisy.to_html().contains("<dd>Noisy, so that only large differences are seen: single"));
     let statement = &report.verdict.lines[0].statement;
     assert!(statement.contains("keep-alive (requests/s)"), "{statement}");
     assert!(statement.contains("noisy-neighbour (p99 latency)"), "{statement}");
