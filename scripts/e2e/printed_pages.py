@@ -14,10 +14,9 @@ from html.parser import HTMLParser
 A4_POINTS = (595, 842)
 # Elements whose text must be on paper word by word. Long words of others may be broken between lines.
 WHOLE_TEXT = {"td", "th", "figcaption", "h1", "h2", "li", "text", "pre"}
-# Elements that may not be the last on a sheet.
-NEVER_LAST = {"figcaption", "h2"}
+# Elements that may not end a sheet, and how many lines must be below them on it: a table needs some rows, a plot its labels.
+LINES_BELOW = {"h2": 1, "figcaption": 3}
 VOID = {"meta", "link", "br"}
-BLOCK_SPACE = 40
 
 
 class PageText(HTMLParser):
@@ -30,8 +29,8 @@ class PageText(HTMLParser):
     def handle_starttag(self, tag, attrs):
         if tag not in VOID:
             self.open.append(tag)
-        if tag in NEVER_LAST:
-            self.headings.append("")
+        if tag in LINES_BELOW:
+            self.headings.append([tag, ""])
         if tag == "a" and "nav" in self.open:
             self.links.append("")
 
@@ -45,8 +44,8 @@ class PageText(HTMLParser):
                 self.links[-1] += data
         elif WHOLE_TEXT & set(self.open):
             self.words.update(tokens(data))
-        if NEVER_LAST & set(self.open) and "small" not in self.open:
-            self.headings[-1] += data
+        if LINES_BELOW.keys() & set(self.open) and "small" not in self.open:
+            self.headings[-1][1] += data
 
 
 def tokens(text):
@@ -79,7 +78,7 @@ def check(page, pdf):
         wanted.feed(re.sub(r"<style>.*?</style>", "", file.read(), flags=re.DOTALL))
     sheets = sheets_of(pdf)
     found, faults = Counter(), []
-    headings = {heading.strip() for heading in wanted.headings}
+    lines_below = {heading.strip(): LINES_BELOW[tag] for tag, heading in wanted.headings}
     for number, (width, height, lines) in enumerate(sheets, 1):
         if abs(width - A4_POINTS[0]) > 2 or abs(height - A4_POINTS[1]) > 2:
             faults.append(f"sheet {number} is {width:.0f} x {height:.0f} points, not A4")
@@ -87,9 +86,9 @@ def check(page, pdf):
             found.update(tokens(text))
             if left < 0 or right > width or bottom > height:
                 faults.append(f"sheet {number}: {text!r} is cut off at {right:.0f} x {bottom:.0f} points")
-            below = (one for one in lines if one[1] >= bottom - 2 and one[0] < right and one[2] > left)
-            if text.strip() in headings and not any(one[1] < bottom + BLOCK_SPACE for one in below):
-                faults.append(f"sheet {number} ends after {text!r}")
+            below = [one for one in lines if one[1] >= bottom - 2 and one[0] < right and one[2] > left]
+            if len(below) < lines_below.get(text.strip(), 0):
+                faults.append(f"sheet {number} ends soon after {text!r}")
     missing = wanted.words - found
     if missing:
         faults.append(f"not on paper: {', '.join(sorted(missing)[:10])} ({missing.total()} words)")

@@ -63,7 +63,18 @@ impl ComparedMetric {
         match is_wide {
             false => self.describe_size(median),
             true if percent(near) < 0.05 => format!("up to {}", self.describe_size(far)),
-            true => format!("at least {}", self.describe_size(near)),
+            true => format!("at least {}", self.describe_end(near)),
+        }
+    }
+
+    /// Describes a ratio with as many digits as the end of an interval.
+    fn describe_end(self, ratio: f64) -> String {
+        let [more, less, multiple] = self.words();
+        match (ratio >= 1.0, amount(ratio).1) {
+            (true, true) => format!("{} times {multiple}", end_in_times(ratio)),
+            (true, false) => format!("{} % {more}", end_in_percent(ratio)),
+            (false, true) => format!("{} times {less}", end_in_times(ratio)),
+            (false, false) => format!("{} % {less}", end_in_percent(ratio)),
         }
     }
 
@@ -217,11 +228,20 @@ mod tests {
                 "p99 latency 656 times shorter than single",
             ),
             (P99Latency, [2.6, 1.2, 6.0], "p99 latency at least 20 % longer than single"),
-            (RequestsPerSecond, [3.0, 2.2, 9.0], "at least 2.2 times as many requests/s as single"),
+            (
+                RequestsPerSecond,
+                [3.0, 2.2, 9.0],
+                "at least 2.20 times as many requests/s as single",
+            ),
             (RequestsPerSecond, [1.03, 1.006, 1.077], "at least 0.6 % more requests/s than single"),
+            (P99Latency, [1.2, 1.066, 1.25], "p99 latency at least 6.6 % longer than single"),
             (RequestsPerSecond, [1.05, 1.0001, 1.08], "up to 8 % more requests/s than single"),
             (CpuPerRequest, [1.46, 1.36, 1.62], "46 % more CPU per request than single"),
-            (RequestsPerSecond, [0.2, 0.0, 0.4], "at least 2.5 times fewer requests/s than single"),
+            (
+                RequestsPerSecond,
+                [0.2, 0.0, 0.4],
+                "at least 2.50 times fewer requests/s than single",
+            ),
             (RequestsLost, [0.0, 0.0, 0.5], "no requests lost, unlike single"),
             (RequestsLost, [f64::INFINITY, 3.0, f64::INFINITY], "requests lost, unlike single"),
         ] {

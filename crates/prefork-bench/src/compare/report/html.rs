@@ -78,8 +78,9 @@ fn write_workload(main: &mut String, report: &CompareReport, workload: &Workload
             escape_html(&upper_first(&line.sentence()))
         );
     }
-    for line in other_metric_lines(report, workload) {
-        let _ = writeln!(main, "<p class=\"also\">{}</p>", escape_html(&line));
+    let also = other_metric_lines(report, workload);
+    if !also.is_empty() {
+        let _ = writeln!(main, "<p class=\"also\">{}</p>", escape_html(&also.join(" ")));
     }
     let figures = workload_figures(report, workload);
     if !figures.is_empty() {
