@@ -1,12 +1,13 @@
 //! The output of programs of `prefork run`: prefixes, JSON, files, and readers that do not read.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 
-use crate::support::command::ProcessBuilder;
+use crate::support::command::{ProcessBuilder, test_programs};
 use crate::support::{Server, log, wait};
 
 /// A script that sends standard output of the server to the file `out`.
@@ -62,6 +63,19 @@ fn plain_output_is_the_programs_own() {
     let builder = ProcessBuilder::run_foreign_program(&["prints-variable", "PREFORK_WORKER"]);
     let server = builder.workers(1).args(["--output", "plain"]).script(TO_FILE).start();
     wait::wait_until("the line", || read(&server, "out") == "PREFORK_WORKER=1\n");
+    server.stop();
+}
+
+#[test]
+fn a_program_of_another_user_opens_its_output_by_name() {
+    let for_others = |path: &Path| path.metadata().is_ok_and(|data| data.mode() & 1 == 1);
+    if !nix::unistd::geteuid().is_root() || !test_programs().ancestors().all(for_others) {
+        return;
+    }
+    let builder = ProcessBuilder::run_foreign_program(&["opens-stdout"]).workers(1);
+    let user = ["--user", "65534", "--group", "65534", "--output", "json"];
+    let server = builder.args(user).script(TO_FILE).start();
+    wait::wait_until("the line", || read(&server, "out").contains("opened"));
     server.stop();
 }
 

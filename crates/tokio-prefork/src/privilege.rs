@@ -4,6 +4,7 @@
 //! their privileges right after the fork, before any code of the application runs.
 
 use std::ffi::CString;
+use std::os::fd::AsFd;
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
@@ -81,6 +82,12 @@ impl WorkerCredentials {
              another; start it as root, or leave user and group out",
             self.uid, self.gid
         )))
+    }
+
+    /// Makes the user the owner of a pipe, so that a worker can open it by its name, such as `/dev/stdout`.
+    pub(crate) fn own_pipe(&self, pipe: impl AsFd) -> std::io::Result<()> {
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        Ok(nix::unistd::fchown(pipe, Some(uid), Some(gid))?)
     }
 
     /// Switches to the user and groups irrevocably, in a freshly forked worker.

@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::log_output;
+use crate::privilege::WorkerCredentials;
 use prefork_os::fd::{StandardStream, replace_standard_stream, set_nonblocking};
 use prefork_os::parent_death::redirect_output_on_parent_death;
 
@@ -94,9 +95,12 @@ impl OutputPipes {
 
     /// Makes the pipes the streams of this process, a worker.
     ///
-    /// The worker keeps the reading ends. Without them, a write right after the primary's death would fail (EPIPE), and
+    /// They belong to the worker's user then. The worker keeps the reading ends. Without them, a write right after the primary's death would fail (EPIPE), and
     /// `println!` would panic. The handler of the primary's death then replaces the streams by `/dev/null`.
-    fn become_streams(self) -> io::Result<()> {
+    fn become_streams(self, credentials: Option<&WorkerCredentials>) -> io::Result<()> {
+        if let Some(credentials) = credentials {
+            self.writers.iter().try_for_each(|writer| credentials.own_pipe(writer))?;
+        }
         for (stream, writer) in OutputStream::ALL.into_iter().zip(&self.writers) {
             replace_standard_stream(stream.as_standard_stream(), writer)?;
         }
@@ -107,13 +111,17 @@ impl OutputPipes {
 }
 
 /// Sets the streams of this process, a freshly forked worker. `pipes` are those of [`WorkerStdio::Lines`], or of a program whose
-/// output the primary reads.
-pub(crate) fn set_worker_streams(stdio: WorkerStdio, pipes: Option<OutputPipes>) -> Result<()> {
+/// output the primary reads. Call it before the process takes on `credentials`.
+pub(crate) fn set_worker_streams(
+    stdio: WorkerStdio,
+    pipes: Option<OutputPipes>,
+    credentials: Option<&WorkerCredentials>,
+) -> Result<()> {
     let failed = |e| Error::system("set the standard streams of the worker", e);
     match (stdio, pipes) {
-        (_, Some(pipes)) => {
-            log_output::keep_log_stream().and_then(|()| pipes.become_streams()).map_err(failed)
-        }
+        (_, Some(pipes)) => log_output::keep_log_stream()
+            .and_then(|()| pipes.become_streams(credentials))
+            .map_err(failed),
         (WorkerStdio::Inherit | WorkerStdio::Lines, None) => Ok(()),
         (WorkerStdio::Null, None) => {
             let replace_all = || {

@@ -200,8 +200,9 @@ impl Primary {
         let ForkedWorker { tag, pages, lease, channel, messages, output, queue, .. } = forked;
         let config = self.configs.config_of_worker(tag)?;
         let settings = self.process_settings.get(tag.kind).cloned().unwrap_or_default();
-        set_worker_streams(settings.stdio, output)?;
-        if let Some(credentials) = settings.credentials.as_ref().or(config.credentials()) {
+        let credentials = settings.credentials.as_ref().or(config.credentials());
+        set_worker_streams(settings.stdio, output, credentials)?;
+        if let Some(credentials) = credentials {
             credentials.drop_privileges()?;
         }
         if let Some(dir) = &settings.current_dir {
