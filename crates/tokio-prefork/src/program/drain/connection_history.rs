@@ -35,7 +35,7 @@ const HOT_QUIET: Duration = Duration::from_millis(500);
 /// How long after a request the acknowledgement of its response may come: clients delay it by up to 200 ms.
 const DELAYED_ACK: Duration = Duration::from_millis(500);
 /// How long the program may take to close a connection whose input has ended, until it is seen that it does not.
-pub(super) const HALF_CLOSED_WAIT: Duration = Duration::from_secs(2);
+const END_OF_INPUT_WAIT: Duration = Duration::from_secs(2);
 
 /// What a connection looks like at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,12 +51,22 @@ pub(super) enum Look {
     Uncertain,
     /// No byte has ever come or gone.
     Fresh,
+    /// The client has closed its direction, and what it sent is answered. The program has not closed the connection.
+    Finished,
 }
 
 impl Look {
     pub(super) fn at(activity: &TcpActivity) -> Look {
-        let is_open = activity.state == TcpState::Established;
-        if !is_open || activity.unread_bytes > 0 || activity.unsent_bytes > 0 {
+        match (activity.state, Look::of_data(activity)) {
+            (TcpState::Established, look) => look,
+            (TcpState::PeerClosed, Look::Answered | Look::Balanced | Look::Fresh) => Look::Finished,
+            _ => Look::Busy,
+        }
+    }
+
+    /// Returns what the data that came and went shows, whether the connection is open or not.
+    fn of_data(activity: &TcpActivity) -> Look {
+        if activity.unread_bytes > 0 || activity.unsent_bytes > 0 {
             return Look::Busy;
         }
         if activity.received_bytes == 0 {
@@ -96,8 +106,8 @@ pub(super) struct ConnectionHistory {
     has_received: bool,
     /// The longest time that the connection looked idle before the program sent more without having received anything.
     longest_pause: Duration,
-    /// When it was half-closed, since the start of the drain.
-    pub(super) half_closed_at: Option<Duration>,
+    /// When its input has ended, since the start of the drain: it was half-closed, or seen to be finished.
+    input_ended_at: Option<Duration>,
     /// In which look it was seen last.
     pub(super) seen_in: u64,
 }
@@ -111,7 +121,7 @@ impl ConnectionHistory {
             exchanges: 0,
             has_received: false,
             longest_pause: Duration::ZERO,
-            half_closed_at: None,
+            input_ended_at: None,
             seen_in: 0,
         }
     }
@@ -120,7 +130,7 @@ impl ConnectionHistory {
     pub(super) fn record(&mut self, activity: TcpActivity) {
         let before = std::mem::replace(&mut self.activity, activity);
         let look_before = std::mem::replace(&mut self.look, Look::at(&activity));
-        let looked_idle = matches!(look_before, Look::Answered | Look::Balanced);
+        let looked_idle = matches!(look_before, Look::Answered | Look::Balanced | Look::Finished);
         let has_received = activity.received_bytes > before.received_bytes;
         let has_sent = activity.sent_bytes > before.sent_bytes;
         match (has_received, has_sent) {
@@ -148,6 +158,16 @@ impl ConnectionHistory {
         }
     }
 
+    /// Records that the program reads the end of the input from `now` on, unless it did before.
+    pub(super) fn record_end_of_input(&mut self, now: Duration) {
+        self.input_ended_at.get_or_insert(now);
+    }
+
+    /// Returns whether the client has ended the connection on its side, and waits for nothing.
+    pub(super) fn is_finished(&self) -> bool {
+        self.look == Look::Finished
+    }
+
     /// Returns the time since bytes came or went last.
     pub(super) fn quiet(&self) -> Duration {
         self.activity.since_received.min(self.activity.since_sent)
@@ -169,7 +189,7 @@ impl ConnectionHistory {
 
     /// Returns whether the connection is idle, and this is a good moment to half-close it.
     pub(super) fn is_idle(&self) -> bool {
-        let Some(required) = self.required_quiet().filter(|_| self.half_closed_at.is_none()) else {
+        let Some(required) = self.required_quiet().filter(|_| self.input_ended_at.is_none()) else {
             return false;
         };
         let quiet = self.quiet();
@@ -183,7 +203,7 @@ impl ConnectionHistory {
     pub(super) fn looks_idle(&self, quiet: Duration) -> bool {
         match self.look {
             Look::Busy | Look::Uncertain => self.is_idle(),
-            Look::Answered | Look::Balanced | Look::Fresh => self.quiet() >= quiet,
+            Look::Answered | Look::Balanced | Look::Fresh | Look::Finished => self.quiet() >= quiet,
         }
     }
 
@@ -197,10 +217,11 @@ impl ConnectionHistory {
         !self.longest_pause.is_zero()
     }
 
-    /// Returns whether the program has ignored the end of its input, with nothing in progress.
-    pub(super) fn ignores_half_close(&self, now: Duration) -> bool {
-        let waited = self.half_closed_at.map(|at| now.saturating_sub(at));
-        waited.is_some_and(|waited| waited >= HALF_CLOSED_WAIT) && self.quiet() >= IDLE_QUIET
+    /// Returns whether the program ignores the end of its input, with nothing in progress.
+    pub(super) fn ignores_end_of_input(&self, now: Duration) -> bool {
+        let waited = self.input_ended_at.map(|at| now.saturating_sub(at));
+        waited.is_some_and(|waited| waited >= END_OF_INPUT_WAIT)
+            && self.quiet() >= IDLE_QUIET.max(self.longest_pause * 4)
     }
 
     /// Returns the round-trip time to the client.

@@ -130,7 +130,7 @@ impl DrainDecider {
     /// Records that a connection was half-closed.
     pub(super) fn record_half_close(&mut self, connection: &ProgramConnection, now: Duration) {
         if let Some(history) = self.histories.get_mut(&connection.inode) {
-            history.half_closed_at = Some(now);
+            history.record_end_of_input(now);
         }
     }
 
@@ -157,6 +157,9 @@ impl DrainDecider {
                     ConnectionHistory::new(activity)
                 });
             history.seen_in = self.looks;
+            if history.is_finished() {
+                history.record_end_of_input(now);
+            }
             self.longest_round_trip = self.longest_round_trip.max(history.round_trip_time());
         }
         self.histories.retain(|_, history| history.seen_in == self.looks);
@@ -184,7 +187,7 @@ impl DrainDecider {
             let is_now = (queued == 0 && none_in_progress) || now >= QUIET_MOMENT_WAIT;
             return is_now.then_some(StopReason::StillGetsConnections);
         }
-        let left = self.histories.values().filter(|history| !history.ignores_half_close(now));
+        let left = self.histories.values().filter(|history| !history.ignores_end_of_input(now));
         let left: Vec<&ConnectionHistory> = left.collect();
         let is_empty = queued == 0 && left.is_empty() && !has_unreadable;
         self.empty_looks = if is_empty { self.empty_looks + 1 } else { 0 };

@@ -105,8 +105,16 @@ fn bytes_that_wait_on_either_side_make_a_connection_busy() {
     };
     assert_eq!(with(|a| a.unread_bytes = 1), Look::Busy, "a pipelined request");
     assert_eq!(with(|a| a.unsent_bytes = 1), Look::Busy, "a client that does not read");
-    assert_eq!(with(|a| a.state = TcpState::PeerClosed), Look::Busy, "a client that half-closed");
     assert_eq!(with(|a| a.state = TcpState::Closing), Look::Busy);
+}
+
+#[test]
+fn a_client_that_half_closed_is_busy_until_it_has_its_response() {
+    let mut one = Simulated::connect(0);
+    one.activity.state = TcpState::PeerClosed;
+    assert_eq!(one.at(10).look(), Look::Finished, "it has sent nothing");
+    assert_eq!(one.request().at(5000).look(), Look::Busy, "a slow handler");
+    assert_eq!(one.respond().look(), Look::Finished);
 }
 
 #[test]
@@ -325,6 +333,30 @@ fn a_connection_that_ignores_the_end_of_its_input_does_not_hold_up_the_drain() {
     let (after, reason, half_closed) = drain(|_| {}).run(0, &mut vec![one], |_, _| {});
     assert_eq!((reason, half_closed), (StopReason::Drained, 1));
     assert!((2000..2100).contains(&after), "{after}");
+}
+
+#[test]
+fn a_connection_that_the_program_never_closes_after_its_client_does_not_hold_up_the_drain() {
+    let mut one = Simulated::connect(0);
+    one.at(1000).request().at(1100).respond();
+    one.activity.state = TcpState::PeerClosed;
+    let (after, reason, half_closed) = drain(|_| {}).run(0, &mut vec![one], |_, _| {});
+    assert_eq!((reason, half_closed), (StopReason::Drained, 0));
+    assert!((2000..2100).contains(&after), "{after}");
+}
+
+#[test]
+fn a_client_that_half_closed_gets_its_late_response() {
+    let mut one = Simulated::connect(0);
+    one.at(START - 100).request();
+    one.activity.state = TcpState::PeerClosed;
+    let (after, reason, _) = drain(|_| {}).run(0, &mut vec![one], |now, all| {
+        if now == START + 8000 {
+            all[0].at(now).respond();
+        }
+    });
+    assert_eq!(reason, StopReason::Drained);
+    assert!((10_000..10_100).contains(&after), "{after}");
 }
 
 #[test]
