@@ -64,6 +64,8 @@ fn exactly_one_thing_decides_readiness() {
         ("--ready-after 2s --ready-http /a x", "conflicts with ready-after = 2s"),
         ("--ready-after 2s --ready listening x", "conflicts with ready = listening"),
         ("--ready-after 30s x", "not within boot-timeout"),
+        ("--ready-http /a --dispatch shared x", "ready-http = /a cannot reach one worker"),
+        ("--ready-http /a --bind unix:/tmp/a x", "ready-http = /a cannot reach one worker"),
         ("--ready soon x", "give auto, notify or listening"),
     ] {
         let text = error(line, &[], "");

@@ -11,7 +11,7 @@ use crate::https_redirect::RedirectAddr;
 use crate::listener::{BindAddr, ListenAddr, OwnListener};
 use crate::log_file::is_same_file;
 use crate::privilege::WorkerCredentials;
-use crate::program::Program;
+use crate::program::{Program, Readiness};
 
 /// Builds a [`Config`]; nothing is checked before [`ConfigBuilder::build`].
 #[derive(Debug, Clone)]
@@ -379,10 +379,20 @@ fn check_access_log(c: &Config) -> Result<()> {
     Ok(())
 }
 
+fn has_only_unix_sockets(c: &Config) -> bool {
+    !c.bind.is_empty() && c.bind.iter().all(|addr| matches!(addr, ListenAddr::Unix(_)))
+}
+
 /// Checks that the settings fit a foreign program: it accepts connections itself, in a process of its own.
 fn check_program(c: &Config) -> Result<()> {
-    if c.program.is_none() {
-        return Ok(());
+    let Some(program) = &c.program else { return Ok(()) };
+    if let Readiness::Http(path) = program.readiness()
+        && (c.dispatch == Dispatch::Shared || has_only_unix_sockets(c))
+    {
+        return Err(Error::config(format!(
+            "ready-http = {path} cannot reach one worker, as all have the same socket: give a TCP address and dispatch = \
+             reuseport, or ready = notify"
+        )));
     }
     if c.model != ConcurrencyModel::Prefork {
         return Err(Error::config(format!(
