@@ -118,6 +118,7 @@ mod run_command;
 mod run_drain;
 mod run_output;
 mod run_programs;
+mod run_readiness;
 mod run_sockets;
 mod run_sockets_faults;
 mod scale;

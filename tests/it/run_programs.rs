@@ -140,6 +140,14 @@ fn the_old_program_serves_until_the_new_one_says_that_it_is_ready() {
 }
 
 #[test]
+fn a_program_that_reports_its_status_never_waits_for_a_reader() {
+    let server = start(&["reports-status"], &["--ready", "listening"]);
+    server.run_verb(&["reload"]);
+    assert_eq!(wait_printed_pids(&server, "reported", 1).len(), 1);
+    server.stop();
+}
+
+#[test]
 fn an_upgrade_in_place_refuses_no_connection_and_keeps_the_pids() {
     let server = ProcessBuilder::run_foreign_server(&[]).start();
     let load = Load::new_connections(server.address(), 4).start();

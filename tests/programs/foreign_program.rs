@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prefork_os::signal::{Signal, register_signal_flag};
@@ -50,6 +51,34 @@ pub fn run(mut words: impl Iterator<Item = String>) -> ExitCode {
             eprintln!("to stderr");
             foreign_server::serve(words)
         }
+        // Reports its status many times before it serves, and again when it is told to stop.
+        "reports-status" => {
+            report_status();
+            let is_told = register_signal_flag(Signal::SIGTERM).expect("signal handler");
+            foreign_server::accept_in_background();
+            while !is_told.load(Ordering::Relaxed) {
+                std::thread::park_timeout(PAUSE);
+            }
+            report_status();
+            println!("reported {}", std::process::id());
+            ExitCode::SUCCESS
+        }
+        // Opens its standard output by its name, as programs do whose log has a path, and serves.
+        "opens-stdout" => {
+            let stdout = std::fs::OpenOptions::new().write(true).open("/dev/stdout");
+            writeln!(stdout.expect("open"), "opened").expect("write");
+            foreign_server::serve(words)
+        }
+        // Serves, and says WATCHDOG=1 until a file `freeze` exists, which it removes.
+        "watched" => {
+            foreign_server::accept_in_background();
+            foreign_server::report_ready();
+            while std::fs::remove_file("freeze").is_err() {
+                foreign_server::report("WATCHDOG=1");
+                std::thread::park_timeout(PAUSE);
+            }
+            wait_for_ever()
+        }
         // Prints for ever, and serves.
         "floods" => {
             std::thread::spawn(flood);
@@ -65,6 +94,11 @@ fn start_again(mode: &str) -> u32 {
     let mut command = Command::new(program);
     command.args(["foreign-program", mode]).stdin(Stdio::null());
     command.spawn().expect("a child").id()
+}
+
+/// Says more than the queue of the socket holds (`net.unix.max_dgram_qlen`). A write waits as long as nobody reads it.
+fn report_status() {
+    (0..2000).for_each(|step| foreign_server::report(&format!("STATUS=step {step}")));
 }
 
 fn wait_for_ever() -> ! {

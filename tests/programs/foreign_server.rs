@@ -1,9 +1,11 @@
 //! A server that knows nothing of tokio-prefork: it accepts at once from the sockets that it inherits, answers one request on
-//! each connection, and dies of its stop signal.
+//! each connection, and dies of its stop signal. `/healthz` has the status in the file `health`, if there is one; `hang` stands for
+//! none, and `hang once` for none from the first one that reads it.
 //!
 //! Words change what it does: `ignores-term`, `shuts-down-at-term` (its listening sockets, with shutdown(2)), `never-accepts`
 //! (and is ready nevertheless), `boots-slowly` (for a second), `keeps-connections` (open after a response), `listens-elsewhere` (on an
-//! address of its own, without the sockets that it inherits).
+//! address of its own, without the sockets that it inherits), `never-waits` (for connections: it looks from time to time, as one that
+//! is always busy).
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -31,6 +33,9 @@ pub fn serve(words: impl Iterator<Item = String>) -> ExitCode {
         drop(listeners);
         let own = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
         return ExitCode::from(u8::from(own.accept().is_ok()));
+    }
+    if has("never-waits") {
+        accept_without_waiting(&listeners[0]);
     }
     if has("boots-slowly") {
         std::thread::park_timeout(Duration::from_secs(1));
@@ -66,6 +71,21 @@ fn accept_in_threads(listeners: &[Socket], keeps_connections: bool) {
     }
 }
 
+/// Answers on one connection after the other, and closes none.
+fn accept_without_waiting(listener: &Socket) -> ! {
+    listener.set_nonblocking(true).expect("non-blocking");
+    let mut connections = Vec::new();
+    loop {
+        match listener.accept() {
+            Ok((mut connection, _)) => {
+                let _ = answer(&mut connection);
+                connections.push(connection);
+            }
+            Err(_) => std::thread::park_timeout(SIGNAL_CHECK_INTERVAL),
+        }
+    }
+}
+
 fn inherited_listeners() -> Vec<Socket> {
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     assert_eq!(variable("LISTEN_PID"), std::process::id().to_string(), "they are for another one");
@@ -76,15 +96,20 @@ fn inherited_listeners() -> Vec<Socket> {
 
 /// Says `READY=1` to the guard.
 pub fn report_ready() {
+    report("READY=1");
+}
+
+/// Says something to the guard.
+pub fn report(text: &str) {
     let socket = UnixDatagram::unbound().expect("socket");
     let name = std::env::var("NOTIFY_SOCKET").expect("NOTIFY_SOCKET");
     match name.strip_prefix('@') {
         Some(name) => {
             use std::os::linux::net::SocketAddrExt;
             let addr = std::os::unix::net::SocketAddr::from_abstract_name(name).expect("name");
-            socket.send_to_addr(b"READY=1", &addr).expect("ready")
+            socket.send_to_addr(text.as_bytes(), &addr).expect("said")
         }
-        None => socket.send_to(b"READY=1", name).expect("ready"),
+        None => socket.send_to(text.as_bytes(), name).expect("said"),
     };
 }
 
@@ -104,10 +129,25 @@ fn answer(connection: &mut Socket) -> std::io::Result<()> {
             length => request.extend_from_slice(&buffer[..length]),
         }
     }
+    let is_probe = request.starts_with(b"GET /healthz ");
+    let status = if is_probe { health_status() } else { "200 OK".to_string() };
     let body = format!("Handled by PID {}\n", std::process::id());
     let length = body.len();
     write!(
         connection,
-        "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
     )
+}
+
+fn health_status() -> String {
+    let status = std::fs::read_to_string("health").unwrap_or_else(|_| "200 OK".to_string());
+    if status == "hang once" {
+        let _ = std::fs::remove_file("health");
+    }
+    match status.starts_with("hang") {
+        true => loop {
+            std::thread::park();
+        },
+        false => status,
+    }
 }

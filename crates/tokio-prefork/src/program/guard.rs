@@ -16,7 +16,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::sync::Notify;
+
 use super::Program;
+use super::http_probe::ProbeResult;
 use super::node_shim::NodeShim;
 use super::notify_socket::NotifySocket;
 use super::observe::ProgramObserver;
@@ -80,6 +83,11 @@ struct Guard {
     /// The script that a Node program has been started with.
     shim: OnceCell<NodeShim>,
     is_ready: Cell<bool>,
+    /// Whether the program has said `READY=1`.
+    has_said_ready: Cell<bool>,
+    said_ready: Notify,
+    /// What the last probe before the program was ready has found.
+    last_probe: Cell<Option<ProbeResult>>,
 }
 
 async fn guard_program(init: WorkerInit) -> Result<GuardExit> {
@@ -116,7 +124,12 @@ async fn guard_program(init: WorkerInit) -> Result<GuardExit> {
         process: RefCell::default(),
         shim: OnceCell::new(),
         is_ready: Cell::new(false),
+        has_said_ready: Cell::new(false),
+        said_ready: Notify::new(),
+        last_probe: Cell::new(None),
     });
+    // Until the end: a program waits in its write when nobody reads what it says.
+    tokio::task::spawn_local(Rc::clone(&guard).follow_notifications());
     let timer =
         heartbeat::create_timer().map_err(|e| Error::system("create the heartbeat timer", e))?;
     tokio::task::spawn_local(Rc::clone(&guard).run_heartbeat(timer, terminate, abort));
@@ -137,10 +150,12 @@ impl Guard {
         }
         let exited = match self.wait_until_ready().await {
             BootOutcome::Ready(by) => {
-                self.report_ready(by)?;
+                if let Err(error) = self.report_ready(by) {
+                    self.kill_rest().await;
+                    return Err(error);
+                }
                 tokio::select! {
                     status = self.wait_for_exit() => Some(status),
-                    () = self.follow_notifications() => None,
                     () = self.keep_probing() => None,
                     () = self.state.drain.wait_started() => None,
                 }

@@ -5,11 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 /// The beginning of a response: `HTTP/1.1 200`.
 const STATUS_BYTES: usize = 12;
+/// How long the rest of a response is read: a connection that is closed with unread bytes is reset, which programs log as an error.
+const MAX_REST_TIME: Duration = Duration::from_millis(200);
 
 /// What a probe has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,20 +66,22 @@ impl HttpProbe {
 
     /// Asks once, and waits for the answer up to `answer_timeout`.
     pub(super) async fn ask(&self, answer_timeout: Duration) -> ProbeResult {
-        match timeout(answer_timeout, self.exchange()).await {
-            Ok(Ok(head)) => parse_status(&head).map_or(ProbeResult::NoAnswer, ProbeResult::Status),
-            Ok(Err(_)) | Err(_) => ProbeResult::NoAnswer,
-        }
+        let Ok(Ok((head, mut stream))) = timeout(answer_timeout, self.exchange()).await else {
+            return ProbeResult::NoAnswer;
+        };
+        // Whatever comes of it, the status is known.
+        let _ = timeout(MAX_REST_TIME, tokio::io::copy(&mut stream, &mut tokio::io::sink())).await;
+        parse_status(&head).map_or(ProbeResult::NoAnswer, ProbeResult::Status)
     }
 
-    async fn exchange(&self) -> io::Result<[u8; STATUS_BYTES]> {
+    async fn exchange(&self) -> io::Result<([u8; STATUS_BYTES], TcpStream)> {
         let socket = TcpSocket::new_v4()?;
         socket.bind(self.source)?;
         let mut stream = socket.connect(self.target).await?;
         stream.write_all(&self.request).await?;
         let mut head = [0; STATUS_BYTES];
         stream.read_exact(&mut head).await?;
-        Ok(head)
+        Ok((head, stream))
     }
 }
 
@@ -105,6 +109,27 @@ mod tests {
         }
         assert!(ProbeResult::Status(302).is_ready() && !ProbeResult::Status(404).is_ready());
         assert!(ProbeResult::Status(503).is_answered() && !ProbeResult::NoAnswer.is_answered());
+    }
+
+    #[test]
+    fn a_program_can_send_a_long_response_to_a_probe_to_its_end() {
+        use std::io::{Read, Write};
+        let program = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        let address = program.local_addr().expect("address");
+        let sent = std::thread::spawn(move || {
+            let (mut connection, _) = program.accept()?;
+            let length = connection.read(&mut [0; 1024])?;
+            connection.write_all(b"HTTP/1.1 200 OK\r\n\r\n")?;
+            connection.write_all(&vec![b'x'; 4 << 20])?;
+            Ok::<usize, io::Error>(length)
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let found = runtime.expect("runtime").block_on(async {
+            let probe = HttpProbe::new(address, 0, "/").expect("a probe");
+            probe.ask(Duration::from_secs(20)).await
+        });
+        assert_eq!(found, ProbeResult::Status(200));
+        assert!(sent.join().expect("a thread").expect("all was sent") > 0);
     }
 
     #[test]

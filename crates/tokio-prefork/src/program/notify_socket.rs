@@ -9,6 +9,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, setsock
 use tokio::io::unix::AsyncFd;
 
 use prefork_os::async_fd::register_readable;
+use prefork_os::process::parent_pid;
 use prefork_os::system::random_u64;
 
 /// The longest message that is read. systemd takes 4096 bytes.
@@ -16,6 +17,9 @@ const MAX_MESSAGE_BYTES: usize = 4096;
 
 /// The most descriptors of one message (SCM_MAX_FD). With less room, further ones would stay open unseen.
 const MAX_DESCRIPTORS: usize = 253;
+
+/// How many generations of processes are followed from a sender up to this process.
+const MAX_GENERATIONS: usize = 64;
 
 /// What a program has said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,42 +59,57 @@ impl NotifySocket {
     }
 
     /// Waits for the next message, and returns what it says that is understood. Messages of other users than this process's and root
-    /// are dropped.
+    /// are dropped, unless a descendant of this process sends them: a program may change its user.
     ///
-    /// The sender's pid is not looked at: systemd-notify(1) has often exited by then.
+    /// The sender's pid alone would not do: systemd-notify(1) has often exited by then.
     pub(super) async fn receive(&self) -> Vec<Notification> {
-        let own = nix::unistd::geteuid().as_raw();
         loop {
             // The descriptor is registered, so this fails only when the runtime ends.
             let Ok(mut ready) = self.socket.readable().await else {
                 return std::future::pending().await;
             };
             match ready.try_io(receive_message) {
-                Ok(Ok((user, text))) if user == own || user == 0 => return parse_message(&text),
+                Ok(Ok((sender, text))) if is_trusted(sender) => return parse_message(&text),
                 Ok(_) | Err(_) => {}
             }
         }
     }
 }
 
-fn receive_message(socket: impl AsFd) -> io::Result<(u32, String)> {
-    const NOBODY: u32 = u32::MAX;
+/// The user and the pid of the sender, as the kernel says. `None` if it says nothing.
+type Sender = Option<(u32, u32)>;
+
+fn is_trusted(sender: Sender) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    sender.is_some_and(|(user, pid)| user == own || user == 0 || is_descendant(pid))
+}
+
+/// Returns whether process `pid` descends from this one. All that a program starts does, as this process is a subreaper.
+fn is_descendant(pid: u32) -> bool {
+    let own = std::process::id();
+    let ancestors = std::iter::successors(Some(pid), |pid| parent_pid(*pid));
+    ancestors.skip(1).take(MAX_GENERATIONS).any(|pid| pid == own)
+}
+
+fn receive_message(socket: impl AsFd) -> io::Result<(Sender, String)> {
     let mut buffer = [0; MAX_MESSAGE_BYTES];
     let mut control = nix::cmsg_space!(nix::sys::socket::UnixCredentials, [RawFd; MAX_DESCRIPTORS]);
     let mut parts = [io::IoSliceMut::new(&mut buffer)];
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
     let message =
         recvmsg::<UnixAddr>(socket.as_fd().as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-    let (mut user, length) = (NOBODY, message.bytes);
+    let (mut sender, length) = (None, message.bytes);
     for part in message.cmsgs()? {
         match part {
-            ControlMessageOwned::ScmCredentials(sender) => user = sender.uid(),
+            ControlMessageOwned::ScmCredentials(one) => {
+                sender = u32::try_from(one.pid()).ok().map(|pid| (one.uid(), pid));
+            }
             // Of FDSTORE=1 and BARRIER=1: the sender of a barrier waits until they are closed.
             ControlMessageOwned::ScmRights(fds) => close_all(&fds),
             _ => {}
         }
     }
-    Ok((user, String::from_utf8_lossy(&buffer[..length]).into_owned()))
+    Ok((sender, String::from_utf8_lossy(&buffer[..length]).into_owned()))
 }
 
 /// Closes descriptors that came with a message.
@@ -140,6 +159,29 @@ mod tests {
             assert_eq!(socket.receive().await, [Notification::Ready]);
             assert_eq!(socket.receive().await, [Notification::Stopping]);
         });
+    }
+
+    #[test]
+    fn a_message_of_another_user_counts_if_a_descendant_sends_it() {
+        let other_user = 1 + nix::unistd::geteuid().as_raw();
+        // The shell replaces nothing: `exit` keeps it from executing the last command in its place.
+        let script = "exec 3<&0; cat <&3 & echo $!; wait; exit";
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", script]).stdin(std::process::Stdio::piped());
+        let mut shell = shell.stdout(std::process::Stdio::piped()).spawn().expect("sh");
+        let mut line = String::new();
+        let output = io::BufReader::new(shell.stdout.take().expect("piped"));
+        io::BufRead::read_line(&mut { output }, &mut line).expect("a line");
+        let grandchild = line.trim().parse().expect("a pid");
+        assert!(is_trusted(Some((other_user, shell.id()))));
+        assert!(is_trusted(Some((other_user, grandchild))));
+        let parent = std::os::unix::process::parent_id();
+        for stranger in [parent, 1, 0, u32::MAX] {
+            assert!(!is_trusted(Some((other_user, stranger))), "{stranger}");
+        }
+        assert!(!is_trusted(None));
+        drop(shell.stdin.take());
+        shell.wait().expect("reaped");
     }
 
     #[test]

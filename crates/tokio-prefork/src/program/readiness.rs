@@ -12,8 +12,8 @@ pub enum Readiness {
     Auto,
     /// The program sends `READY=1` to the socket in `NOTIFY_SOCKET`, as sd_notify(3) does.
     Notify,
-    /// The kernel shows that the program waits for connections on an inherited socket: in accept(2), poll(2), select(2) or
-    /// epoll.
+    /// The kernel shows that the program waits for connections on each inherited socket, in accept(2), poll(2), select(2) or
+    /// epoll, or has accepted one.
     Listening,
     /// A GET request for this path is answered with a status from 200 to 399. Needs a listening socket for each worker.
     Http(String),

@@ -3,7 +3,7 @@
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use super::super::notify_socket::Notification;
+use super::super::http_probe::ProbeResult;
 use super::super::observe::ListenerUse;
 use super::super::readiness::Readiness;
 use super::liveness::{MAX_PROBE_TIME, PROBE_INTERVAL};
@@ -72,7 +72,12 @@ impl Guard {
             }
             Readiness::Http(path) => {
                 let probe = self.create_probe(path)?;
-                while !probe.ask(MAX_PROBE_TIME).await.is_ready() {
+                loop {
+                    let found = probe.ask(MAX_PROBE_TIME).await;
+                    if found.is_ready() {
+                        break;
+                    }
+                    self.last_probe.set(Some(found));
                     tokio::time::sleep(PROBE_INTERVAL).await;
                 }
                 self.watchdog.borrow_mut().record_sign(Instant::now());
@@ -90,13 +95,10 @@ impl Guard {
         }
     }
 
+    /// Waits until the program has said `READY=1`.
     pub(super) async fn wait_for_notification(&self) {
-        loop {
-            let said = self.notify_socket.receive().await;
-            self.record_notifications(&said);
-            if said.contains(&Notification::Ready) {
-                return;
-            }
+        while !self.has_said_ready.get() {
+            self.said_ready.notified().await;
         }
     }
 
@@ -108,7 +110,7 @@ impl Guard {
         }
     }
 
-    /// Waits until the kernel shows that the program waits for connections on each of its sockets.
+    /// Waits until the kernel shows that the program waits for connections on each of its sockets, or has accepted one.
     ///
     /// # Errors
     /// No process of the program has one of them open any more, so it never will.
@@ -117,7 +119,7 @@ impl Guard {
         loop {
             tokio::time::sleep(READY_CHECK_INTERVAL).await;
             let uses = self.observer.borrow().listener_uses();
-            if uses.iter().all(|one| matches!(one, ListenerUse::Waiting { .. })) {
+            if uses.iter().all(ListenerUse::is_accepting) {
                 return Ok(());
             }
             looks = looks.saturating_add(1);
@@ -196,9 +198,12 @@ impl Guard {
             Readiness::Notify => {
                 "it has not sent READY=1 to NOTIFY_SOCKET (ready = notify)".to_string()
             }
-            Readiness::Http(path) => {
-                format!("GET {path} is not answered with a status from 200 to 399 (ready-http)")
-            }
+            Readiness::Http(path) => match self.last_probe.get() {
+                Some(ProbeResult::Status(status)) => format!(
+                    "GET {path} is answered with status {status}, not with one from 200 to 399 (ready-http)"
+                ),
+                _ => format!("GET {path} gets no answer (ready-http)"),
+            },
             _ => match self.observer.borrow().explain_unused_listener() {
                 Some(unused) => unused.to_string(),
                 None => "READY=1 or a wait for connections is missing".to_string(),

@@ -37,14 +37,14 @@ pub(super) fn watchdog_interval(config: &Config) -> Option<Duration> {
 
 impl Guard {
     /// Reads what the program says, for ever.
-    pub(super) async fn follow_notifications(&self) {
+    pub(super) async fn follow_notifications(self: Rc<Self>) {
         loop {
             let said = self.notify_socket.receive().await;
             self.record_notifications(&said);
         }
     }
 
-    pub(super) fn record_notifications(&self, said: &[Notification]) {
+    fn record_notifications(&self, said: &[Notification]) {
         for notification in said {
             let now = Instant::now();
             match notification {
@@ -54,7 +54,11 @@ impl Guard {
                     let text = crate::text::printable(text);
                     log::debug!("{} {} says: {text}", self.tag(), self.program.name());
                 }
-                Notification::Ready | Notification::Stopping => {}
+                Notification::Ready => {
+                    self.has_said_ready.set(true);
+                    self.said_ready.notify_one();
+                }
+                Notification::Stopping => {}
             }
         }
     }

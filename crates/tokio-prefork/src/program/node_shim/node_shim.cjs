@@ -295,8 +295,11 @@
   };
 
   let channel;
+  const told = new Set();
+  // Each word once: a program may call process.send('ready') all the time, and a full channel would make it wait.
   const tell = (word) => {
-    if (channelFd === undefined) return;
+    if (channelFd === undefined || told.has(word)) return;
+    told.add(word);
     try {
       fs.writeSync(channelFd, `${word}\n`);
     } catch {

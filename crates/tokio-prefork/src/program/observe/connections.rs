@@ -76,6 +76,25 @@ pub(crate) struct ConnectionScan {
 impl ConnectionFinder {
     /// Finds the connections that processes `pids` have accepted from `listeners`, each once, with their activity.
     pub(super) fn scan(&mut self, pids: &[u32], listeners: &[InheritedListener]) -> ConnectionScan {
+        let (sockets, visibility) = self.find_sockets(pids, listeners);
+        self.inspect_all(sockets.into_values(), listeners, visibility)
+    }
+
+    /// Counts the connections that [`scan`](Self::scan) would find. Copies only sockets that it has not seen before.
+    pub(super) fn count(&mut self, pids: &[u32], listeners: &[InheritedListener]) -> usize {
+        let (sockets, visibility) = self.find_sockets(pids, listeners);
+        let (known, new): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            sockets.into_iter().partition(|(inode, _)| self.accepted.contains_key(inode));
+        let known = known.keys().filter(|inode| self.accepted.get(inode) == Some(&true)).count();
+        known + self.inspect_all(new.into_values(), listeners, visibility).connections.len()
+    }
+
+    /// Finds the sockets of processes `pids` other than `listeners`, by inode, and forgets what was known of others.
+    fn find_sockets(
+        &mut self,
+        pids: &[u32],
+        listeners: &[InheritedListener],
+    ) -> (BTreeMap<u64, ProgramConnection>, Visibility) {
         self.processes.retain(|pid, _| pids.contains(pid));
         let mut sockets: BTreeMap<u64, ProgramConnection> = BTreeMap::new();
         let mut visibility = Visibility::Full;
@@ -99,9 +118,19 @@ impl ConnectionFinder {
             sockets.remove(&listener.inode);
         }
         self.accepted.retain(|inode, _| sockets.contains_key(inode));
+        (sockets, visibility)
+    }
+
+    /// Reads the activity of those of `sockets` that are connections.
+    fn inspect_all(
+        &mut self,
+        sockets: impl Iterator<Item = ProgramConnection>,
+        listeners: &[InheritedListener],
+        mut visibility: Visibility,
+    ) -> ConnectionScan {
         let mut connections = Vec::new();
         let mut uncopyable = Vec::new();
-        for mut connection in sockets.into_values() {
+        for mut connection in sockets {
             match self.inspect(&connection, listeners) {
                 Ok(Some(activity)) => {
                     connection.activity = activity;

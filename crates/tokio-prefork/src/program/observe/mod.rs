@@ -61,6 +61,11 @@ pub(crate) enum ListenerUse {
         /// How it waits.
         kind: WaitKind,
     },
+    /// None waits on it at the moment, but one has a connection that was accepted from it: it is too busy to wait.
+    Serving {
+        /// A process that has it open.
+        pid: u32,
+    },
     /// A process has it open, and none waits on it at the moment.
     Open {
         /// A process that has it open.
@@ -70,6 +75,13 @@ pub(crate) enum ListenerUse {
     Closed,
     /// No process with it was found, but some hide their descriptors from this one.
     Hidden,
+}
+
+impl ListenerUse {
+    /// Returns whether the program takes connections from the socket.
+    pub(crate) fn is_accepting(&self) -> bool {
+        matches!(self, ListenerUse::Waiting { .. } | ListenerUse::Serving { .. })
+    }
 }
 
 /// Observes a program: all descendants of this process, and the listening sockets that they inherit.
@@ -117,22 +129,27 @@ impl ProgramObserver {
     pub(crate) fn listener_uses(&self) -> Vec<ListenerUse> {
         let mut processes = Vec::new();
         let mut hides = false;
-        for pid in self.pids() {
+        let pids = self.pids();
+        for &pid in &pids {
             match open_fds(pid) {
                 Ok(fds) => processes.push((pid, fds)),
                 Err(e) => hides |= e.kind() == io::ErrorKind::PermissionDenied,
             }
         }
         let unseen = if hides { ListenerUse::Hidden } else { ListenerUse::Closed };
-        let uses = self.listeners.iter();
-        uses.map(|listener| find_use(&processes, listener.inode).unwrap_or(unseen)).collect()
+        let use_of = |listener: &InheritedListener| match find_use(&processes, listener.inode) {
+            Some(ListenerUse::Open { pid }) if has_accepted(&pids, listener) => {
+                ListenerUse::Serving { pid }
+            }
+            found => found.unwrap_or(unseen),
+        };
+        self.listeners.iter().map(use_of).collect()
     }
 
-    /// Returns what the program does instead of waiting on the sockets that it was given. `None` if it waits on all of them.
+    /// Returns what the program does instead of accepting from the sockets that it was given. `None` if it accepts from all of them.
     pub(crate) fn explain_unused_listener(&self) -> Option<UnusedListener> {
         let uses = self.listener_uses();
-        let is_waiting = |one: &ListenerUse| matches!(one, ListenerUse::Waiting { .. });
-        let at = uses.iter().position(|one| !is_waiting(one))?;
+        let at = uses.iter().position(|one| !one.is_accepting())?;
         let (listener_use, listener) = (*uses.get(at)?, self.listeners.get(at)?);
         let own = self.own_listening_sockets();
         let pid = match listener_use {
@@ -212,7 +229,7 @@ impl ProgramObserver {
     pub(crate) fn usage(&mut self) -> ProgramUsage {
         let pids = self.pids();
         let queued = self.queued_connections();
-        let connections = self.finder.scan(&pids, &self.listeners).connections.len();
+        let connections = self.finder.count(&pids, &self.listeners);
         let totals = self.meter.measure(&pids);
         ProgramUsage {
             processes: totals.processes,
@@ -222,6 +239,12 @@ impl ProgramObserver {
             cpu_time: totals.cpu_time,
         }
     }
+}
+
+/// Returns whether a process has a connection that was accepted from `listener`.
+fn has_accepted(pids: &[u32], listener: &InheritedListener) -> bool {
+    let scan = ConnectionFinder::default().scan(pids, std::slice::from_ref(listener));
+    !scan.connections.is_empty()
 }
 
 /// Returns what `processes` do with the socket with `inode`. `None` if none of them has it open.
@@ -270,9 +293,13 @@ impl fmt::Display for UnusedListener {
             }
             ListenerUse::Closed => write!(f, " has closed the socket for {name}")?,
             ListenerUse::Hidden => {
-                return write!(f, " hides its descriptors: it has other rights than prefork");
+                return f.write_str(
+                    " hides its descriptors, as it has other rights than prefork; give ready = notify, ready-http or ready-after",
+                );
             }
-            ListenerUse::Open { .. } | ListenerUse::Waiting { .. } => {
+            ListenerUse::Open { .. }
+            | ListenerUse::Serving { .. }
+            | ListenerUse::Waiting { .. } => {
                 write!(f, " does not wait for connections on the socket for {name}")?;
             }
         }

@@ -153,6 +153,25 @@ fn a_program_that_only_holds_the_socket_does_not_wait_on_it() {
 }
 
 #[test]
+fn a_program_that_is_too_busy_to_wait_is_seen_to_serve_a_connection() {
+    let (given, addr) = listener();
+    let mut program = TestProgram::start(given, || {
+        let listener = given_listener();
+        listener.set_nonblocking(true).expect("non-blocking");
+        let mut connections = Vec::new();
+        loop {
+            connections.extend(listener.accept().ok());
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+    });
+    program.wait_for_use("open", |found| matches!(found, ListenerUse::Open { .. }));
+    let client = TcpStream::connect(addr).expect("connect");
+    program.wait_for_use("it serves", |found| matches!(found, ListenerUse::Serving { .. }));
+    assert_eq!(program.observer.explain_unused_listener(), None);
+    drop(client);
+}
+
+#[test]
 fn a_program_that_ignores_its_socket_is_described_with_the_address_that_it_listens_on() {
     let (given, given_addr) = listener();
     let program = TestProgram::start(given, || {
@@ -203,6 +222,8 @@ fn connections_are_counted_once_and_without_those_of_other_sockets() {
     let usage = program.observer.usage();
     assert_eq!((usage.connections, usage.queued, usage.processes), (2, 1, 2));
     assert!(usage.resident_bytes > 0);
+    // Those that are known are counted, too.
+    assert_eq!(program.observer.usage().connections, 2);
 }
 
 #[test]
