@@ -118,7 +118,7 @@ built_binary() {
 load_begin() {
     load_file=$1
     shift
-    "$prefork" bench --warm-up 0 --duration 120s --timeout 15s --threads 1 --json "$@" >"$load_file" 2>"$load_file.err" &
+    "$prefork" bench --warm-up 0 --duration 1h --timeout 15s --threads 1 --json "$@" >"$load_file" 2>"$load_file.err" &
     load_pid=$!
     children+=("$load_pid")
 }
