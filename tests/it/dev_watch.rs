@@ -48,6 +48,16 @@ impl WatchedSite {
         wait_reloaded(&self.server, generation);
     }
 
+    /// Waits until at least this generation serves and no reload follows, and returns the generation.
+    #[track_caller]
+    fn wait_settled(&self, least: u64) -> u64 {
+        wait::wait_until_some("the end of the reloads", || {
+            let before = self.generation();
+            wait::wait_for_duration(NOTHING_HAPPENS);
+            (before >= least && self.generation() == before).then_some(before)
+        })
+    }
+
     #[track_caller]
     fn assert_no_reload(&self, generation: u64) {
         wait::wait_for_duration(NOTHING_HAPPENS);
@@ -82,7 +92,7 @@ fn watches(pid: u32) -> usize {
 }
 
 #[test]
-fn each_burst_of_changes_is_one_reload_and_the_watcher_lives_over_it() {
+fn a_burst_of_changes_is_one_reload_or_few_and_the_watcher_lives_over_it() {
     let site = WatchedSite::start(|builder| builder.args(["--watch"]));
     let watcher = watcher_pid(&site.server);
     site.write("index.html", "<p>two");
@@ -90,11 +100,12 @@ fn each_burst_of_changes_is_one_reload_and_the_watcher_lives_over_it() {
     for n in 0..500 {
         site.write(&format!("dir{}/{n}.html", n % 7), "<p>new");
     }
-    site.wait_reloaded(3);
-    site.assert_no_reload(3);
+    let generation = site.wait_settled(3);
+    // A pause of this thread ends a burst.
+    assert!(generation < 13, "{} reloads of 500 changes", generation - 2);
     // In a directory that did not exist at the start.
     site.write("dir3/3.html", "<p>changed");
-    site.wait_reloaded(4);
+    site.wait_reloaded(generation + 1);
     assert_eq!(watcher_pid(&site.server), watcher);
     assert_eq!(site.server.get("/").text(), "<p>two");
     site.server.stop();
