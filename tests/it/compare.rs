@@ -357,8 +357,10 @@ fn the_example_of_the_documentation_has_the_shape_of_a_report() {
     let block = block.expect("an example");
     let (command, example) =
         block["console\n$ prefork compare ".len()..].split_once('\n').expect("lines");
-    let (command, rounds) = (command.trim_end_matches(" | fold -s -w 120"), ["--rounds", "1"]);
-    let args = command.split(' ').skip(2).chain(rounds).chain(["--workers", "2"]);
+    // Fewer rounds, and each so long that the kernel, which counts in hundredths of a second, has CPU time to report.
+    let lengths = ["--rounds", "1", "--duration", "600ms", "--workers", "2"];
+    let command = command.trim_end_matches(" | fold -s -w 120");
+    let args = command.split(' ').skip(4).chain(lengths);
     let ended = ProcessBuilder::verb("compare").args(&args.collect::<Vec<_>>()).run();
     assert_eq!(ended.status, Some(0), "{}{}", ended.stdout, ended.stderr);
     let report = report_shape(&ended.stdout);
