@@ -13,7 +13,8 @@ use tokio_prefork::exit;
 /// How the latencies were measured.
 const HOW_LATENCY_IS_MEASURED: &str = "All cores are kept awake by threads that run only while nothing else does (SCHED_IDLE), as a core with nothing to do sleeps, and \
      waking it takes longer than taking it from a computation: an idle server would look slower than one that computes in the pool. \
-     A ratio is told only if the p99 was higher in all rounds than without computation.";
+     A ratio is told if the p99 was higher in all rounds than without computation; otherwise a difference is not shown, whatever the \
+     figures of all rounds together look like.";
 
 /// How many times its median the p99 of an idle server is at most, on a machine that does nothing else.
 const NOISY_P99_RATIO: f64 = 20.0;
@@ -119,7 +120,7 @@ impl CpuDemoReport {
             let ratio = match one.is_higher {
                 _ if at == 0 => "baseline".to_string(),
                 true => format!("{:.1}x", one.ratio),
-                false => "not higher".to_string(),
+                false => "not shown".to_string(),
             };
             [
                 one.how.clone(),
@@ -259,7 +260,7 @@ mod tests {
         let mut usual = usual;
         usual.serving[2].is_higher = false;
         let table = usual.to_table();
-        assert!(table.contains("  not higher\n"), "{table}");
+        assert!(table.contains("  not shown\n"), "{table}");
         for words in ["0.61", "60.0x", "baseline", "5000.0x"] {
             assert!(table.contains(words), "{words}: {table}");
         }

@@ -54,8 +54,6 @@ pub struct LoadReport {
     pub send_delay: Option<SendDelay>,
     /// What became of the requests that were due in the measurement; `None` in a closed loop.
     pub due_requests: Option<DueRequests>,
-    /// Whether the generator polled without sleeping.
-    pub busy_wait: bool,
     /// Timeout of a request in seconds.
     pub timeout_s: f64,
     /// Length of the warm-up in seconds.
@@ -230,7 +228,6 @@ impl LoadReport {
             rate: plan.rate,
             send_delay: plan.rate.map(|_| SendDelay::from_histogram(&all.send_delay)),
             due_requests: plan.rate.map(|_| DueRequests::from_counters(&all)),
-            busy_wait: plan.busy_wait,
             timeout_s: plan.timeout.as_secs_f64(),
             warm_up_s: plan.warm_up.as_secs_f64(),
             measured_s,

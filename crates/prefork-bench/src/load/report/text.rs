@@ -99,13 +99,9 @@ fn write_send_delay(text: &mut String, report: &LoadReport) {
     let _ = writeln!(text, "sent late   {} after their due times", join_latencies(&cells));
     // A generator that causes a tenth of what it measures does not measure the server.
     if delay.p99 > report.latency.p99 / 10.0 && delay.p99 > 100.0 {
-        let remedy = match report.busy_wait {
-            true => "leave --busy-wait out, as polling is late where others use the cores, or use",
-            false => "use",
-        };
         let _ = writeln!(
             text,
-            "            a large part of the latency: {remedy} more connections or threads, or a lower rate"
+            "            a large part of the latency: use more connections or threads, or a lower rate"
         );
     }
 }

@@ -44,9 +44,6 @@ fn an_open_loop_says_how_late_requests_were_sent() {
     report.send_delay = Some(SendDelay { p50: 12.0, p99: 500.0, max: 1500.0 });
     let text = render_text(&report);
     assert!(text.contains("a large part of the latency: use more connections"), "{text}");
-    report.busy_wait = true;
-    let text = render_text(&report);
-    assert!(text.contains("a large part of the latency: leave --busy-wait out"), "{text}");
 }
 
 #[test]
