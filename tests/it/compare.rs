@@ -361,7 +361,7 @@ fn the_example_of_the_documentation_has_the_shape_of_a_report() {
     let lengths = ["--rounds", "1", "--duration", "600ms", "--workers", "2"];
     let command = command.trim_end_matches(" | fold -s -w 120");
     let args = command.split(' ').skip(4).chain(lengths);
-    let ended = ProcessBuilder::verb("compare").args(&args.collect::<Vec<_>>()).run();
+    let ended = ProcessBuilder::verb("compare").args(args).run();
     assert_eq!(ended.status, Some(0), "{}{}", ended.stdout, ended.stderr);
     let report = report_shape(&ended.stdout);
     let mut count = 0;
