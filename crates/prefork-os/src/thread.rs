@@ -101,7 +101,10 @@ fn thread_comm_paths(tasks: &Path) -> io::Result<Vec<PathBuf>> {
         threads.push(task.path().join("comm"));
     }
     lists_own.then_some(threads).ok_or_else(|| {
-        io::Error::other(format!("{} does not list this thread ({own})", tasks.display()))
+        io::Error::other(format!(
+            "{} does not list this thread ({own}); mount /proc for the pid namespace of this process",
+            tasks.display()
+        ))
     })
 }
 
