@@ -233,7 +233,7 @@ pub(crate) fn parse_args(
     })?;
     if needs_default_program(&matches) {
         let dir = std::env::current_dir().unwrap_or_default();
-        let command = crate::dev::default_command(&dir).map_err(usage_error)?;
+        let command = crate::dev::default_command(&dir).map_err(usage_error("dev"))?;
         argv.push("--".into());
         argv.extend(command.into_iter().map(OsString::from));
         matches = prefork_command().try_get_matches_from(argv)?;
@@ -247,12 +247,15 @@ pub(crate) fn parse_args(
             FlagValues::from_arg_matches(matches).map(Verb::DispatchProgram)
         }
         Some(("bench", matches)) => {
-            bench::parse_bench(matches).map(|call| Verb::Bench(Box::new(call))).map_err(usage_error)
+            let call = bench::parse_bench(matches).map_err(usage_error("bench"))?;
+            Ok(Verb::Bench(Box::new(call)))
         }
         Some(("compare", matches)) => {
-            compare::parse_compare(matches).map(Verb::Compare).map_err(usage_error)
+            compare::parse_compare(matches).map(Verb::Compare).map_err(usage_error("compare"))
         }
-        Some(("demo", matches)) => demo::parse_demo(matches).map(Verb::Demo).map_err(usage_error),
+        Some(("demo", matches)) => {
+            demo::parse_demo(matches).map(Verb::Demo).map_err(usage_error("demo"))
+        }
         Some(("top", matches)) => {
             top::parse_top(matches).map(|call| Verb::Top(Box::new(call))).ok_or_else(unknown_verb)
         }
@@ -293,8 +296,20 @@ fn parse_check(matches: &ArgMatches) -> Result<Verb, clap::Error> {
     }
 }
 
-fn usage_error(reason: String) -> clap::Error {
-    prefork_command().error(clap::error::ErrorKind::ValueValidation, reason)
+/// Returns what makes a usage error of a verb from its reason.
+fn usage_error(verb: &'static str) -> impl Fn(String) -> clap::Error {
+    move |reason| {
+        let mut command = prefork_command();
+        // Its verbs get the name of the command, for their usage.
+        command.build();
+        let mut verb = command.find_subcommand(verb).cloned().unwrap_or(command);
+        verb.error(clap::error::ErrorKind::ValueValidation, reason)
+    }
+}
+
+/// Parses a whole number. The errors of std do not say what to give instead.
+pub(crate) fn parse_number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+    text.trim().parse().map_err(|_| "it is no whole number: give one such as 2".to_string())
 }
 
 /// Returns the error for a verb that [`parse_args`] does not handle. Unreachable: clap rejects unknown verbs.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::report_file::ReportFile;
+use crate::args::parse_number;
 use crate::output::print_stdout;
 use prefork_bench::load::{
     self as load_generator, FaultPlan, LoadPlan, LoadProgress, TargetUrl, TlsOptions, TlsVersions,
@@ -78,7 +79,7 @@ pub(crate) fn bench_command() -> Command {
 
 fn load() -> [Arg; 15] {
     let number = |name: &'static str, short: char, help: &'static str| {
-        let arg = Arg::new(name).long(name).value_name("N").value_parser(value_parser!(usize));
+        let arg = Arg::new(name).long(name).value_name("N").value_parser(parse_number::<usize>);
         let arg = if short == ' ' { arg } else { arg.short(short) };
         arg.help(help)
     };
@@ -92,7 +93,7 @@ fn load() -> [Arg; 15] {
             .long("rate")
             .short('r')
             .value_name("N")
-            .value_parser(value_parser!(u32))
+            .value_parser(parse_number::<u32>)
             .help("Requests per second to schedule [default: none, closed loop]"),
         switch("busy-wait", "With --rate, poll without sleeping: for idle cores only, else it is later")
             .requires("rate"),

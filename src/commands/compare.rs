@@ -10,6 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::bench::show_progress;
 use super::report_file::ReportFile;
+use crate::args::parse_number;
 use crate::output::print_stdout;
 use prefork_bench::compare::{
     self, BaselineReport, ComparePlan, CompareProgress, ComparedServer, DEFAULT_TIME_LIMIT,
@@ -208,7 +209,7 @@ fn workload_args() -> [Arg; 3] {
 /// Returns the arguments that say how long and how often to measure.
 fn measurement_args() -> [Arg; 7] {
     let number = |name: &'static str, help: &'static str| {
-        Arg::new(name).long(name).value_name("N").value_parser(value_parser!(usize)).help(help)
+        Arg::new(name).long(name).value_name("N").value_parser(parse_number::<usize>).help(help)
     };
     let span = |name: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name("DURATION").value_parser(parse_duration).help(help)
@@ -233,7 +234,7 @@ fn measurement_args() -> [Arg; 7] {
         Arg::new("seed")
             .long("seed")
             .value_name("N")
-            .value_parser(value_parser!(u64))
+            .value_parser(parse_number::<u64>)
             .help("Measure in the order of an earlier run: its seed [default: a random order]"),
         Arg::new("quick")
             .long("quick")

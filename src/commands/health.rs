@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use prefork_bench::load::unverified_stream;
@@ -54,7 +54,7 @@ pub(crate) struct HealthCall {
 
 /// Returns the definition of the verb `health`.
 pub(crate) fn health_command() -> Command {
-    let address = Arg::new("address").value_name("ADDRESS").value_parser(value_parser!(BindAddr));
+    let address = Arg::new("address").value_name("ADDRESS").value_parser(parse_address);
     let path = Arg::new("path").long("path").value_name("PATH").default_value("/readyz");
     let timeout = Arg::new("timeout").long("timeout").value_name("DURATION").default_value("2s");
     Command::new("health")
@@ -69,6 +69,14 @@ pub(crate) fn health_command() -> Command {
         )
         .arg(path.help("Path to request"))
         .arg(timeout.value_parser(parse_duration).help("Timeout for the response"))
+}
+
+/// Parses the address of a server. Its error does not repeat the text, which the error of the command line has.
+fn parse_address(text: &str) -> Result<BindAddr, String> {
+    text.parse::<BindAddr>().map_err(|error| {
+        let error = error.to_string();
+        error.strip_prefix(&format!("bind = {text:?} ")).unwrap_or(&error).to_string()
+    })
 }
 
 /// Reads the arguments of `health`.

@@ -10,10 +10,11 @@ pub(crate) mod status_table;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
 
 pub(crate) use control_target::ControlTarget;
 
+use crate::args::parse_number;
 use crate::output::{print_result, print_stdout};
 use tokio_prefork::control::{ControlClient, Rescale, WorkerCountChange};
 use tokio_prefork::text::printable;
@@ -98,14 +99,14 @@ pub(crate) fn control_commands() -> Vec<Command> {
             .arg(
                 Arg::new("worker")
                     .value_name("WORKER")
-                    .value_parser(value_parser!(u64))
+                    .value_parser(parse_number::<u64>)
                     .help("Id of the worker, as in prefork status"),
             )
             .arg(
                 Arg::new("slot")
                     .long("slot")
                     .value_name("SLOT")
-                    .value_parser(value_parser!(u32))
+                    .value_parser(parse_number::<u32>)
                     .help("Slot whose worker is meant"),
             )
             .group(ArgGroup::new("which worker").args(["worker", "slot"]).required(true))

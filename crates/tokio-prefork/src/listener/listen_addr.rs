@@ -169,7 +169,9 @@ impl FromStr for ListenAddr {
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| listen_addr_error(text, forms))?;
         if !host.is_empty() && !is_host_name(host) {
-            return Err(listen_addr_error(text, forms));
+            let is_ip = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+            let why = if is_ip { "the port must be 0 to 65535" } else { forms };
+            return Err(listen_addr_error(text, why));
         }
         let port =
             port.parse().map_err(|_| listen_addr_error(text, "the port must be 0 to 65535"))?;
