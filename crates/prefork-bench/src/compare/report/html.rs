@@ -43,17 +43,18 @@ pub(crate) fn render_html(report: &CompareReport) -> String {
 
 /// Returns links to the parts of the page.
 fn page_links(report: &CompareReport) -> String {
-    let loads = report.workloads.iter().map(|workload| workload.workload.name());
-    let loads: Vec<(String, &str)> = loads.map(|name| (load_anchor(name), name)).collect();
+    // The description of a load says which part of the capacity is due, for example.
+    let loads = report.workloads.iter().map(|workload| {
+        let (name, about) = (workload.workload.name(), escape_html(&workload.about));
+        format!("<a href=\"#{}\" title=\"{about}\">{name}</a>\n", load_anchor(name))
+    });
     let rest = [
         ("notes", "how to read the figures"),
         ("servers", "servers and their configuration"),
         ("method", "how to repeat it"),
     ];
-    let rest = rest.map(|(anchor, name)| (anchor.to_string(), name));
-    let links = loads.into_iter().chain(rest);
-    let links = links.map(|(anchor, name)| format!("<a href=\"#{anchor}\">{name}</a>\n"));
-    format!("<nav>{}</nav>\n", links.collect::<String>())
+    let rest = rest.map(|(anchor, name)| format!("<a href=\"#{anchor}\">{name}</a>\n"));
+    format!("<nav>{}</nav>\n", loads.chain(rest).collect::<String>())
 }
 
 fn load_anchor(name: &str) -> String {
