@@ -14,8 +14,10 @@ mod zero_body;
 use std::convert::Infallible;
 use std::future::Future;
 use std::ops::Deref;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use http_body_util::Either;
 use hyper::body::Incoming;
@@ -93,6 +95,38 @@ pub(crate) fn serve_app(
 
 type AppResponse = Response<Either<routes::AppBody, FileBody>>;
 
+/// Resolves to the response to a request. By hand, because an `async` block moves a response that is there at once twice more.
+///
+/// Later ones are boxed, because hyper moves this; each separately, because the memory for a small future is quicker to get.
+enum ResponseFuture<E, R, D> {
+    /// `None` once it has been returned.
+    Ready(Option<AppResponse>),
+    Echo(Pin<Box<E>>),
+    Route(Pin<Box<R>>),
+    Disk(Pin<Box<D>>),
+}
+
+impl<E, R, D> Future for ResponseFuture<E, R, D>
+where
+    E: Future<Output = routes::AppResponse>,
+    R: Future<Output = routes::AppResponse>,
+    D: Future<Output = Response<FileBody>>,
+{
+    type Output = Result<AppResponse, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(Ok(match self.get_mut() {
+            ResponseFuture::Ready(response) => match response.take() {
+                Some(response) => response,
+                None => return Poll::Pending,
+            },
+            ResponseFuture::Echo(future) => ready!(future.as_mut().poll(cx)).map(Either::Left),
+            ResponseFuture::Route(future) => ready!(future.as_mut().poll(cx)).map(Either::Left),
+            ResponseFuture::Disk(future) => ready!(future.as_mut().poll(cx)).map(Either::Right),
+        }))
+    }
+}
+
 /// Answers a request, immediately if possible. `routes` is an `Rc` for one thread, an `Arc` for several.
 fn respond<P>(
     routes: &P,
@@ -101,33 +135,20 @@ fn respond<P>(
 where
     P: Deref<Target = AppRoutes> + Clone + 'static,
 {
-    let immediate = match &routes.files {
-        Some(files) => {
-            match files.try_respond_without_disk(&request, |path| routes.health_status(path)) {
-                Ok(response) => Ok(response.map(Either::Right)),
-                Err(pending) => Err(Either::Right(Box::pin(files.respond_from_disk(pending)))),
-            }
-        }
-        None => match routes.try_respond_immediately(&mut request) {
-            Some(response) => Ok(response.map(Either::Left)),
-            // Boxed, because hyper moves the future; separately, because the memory for a small future is quicker to get.
-            None if routes.is_echo(&request) => Err({
-                let (routes, fields) = (routes.clone(), emptied_fields(&mut request));
-                let body = request.into_body();
-                Either::Left(Either::Left(Box::pin(async move { routes.echo(body, fields).await })))
-            }),
-            None => Err({
-                let routes = routes.clone();
-                Either::Left(Either::Right(Box::pin(async move { routes.respond(request).await })))
-            }),
-        },
-    };
-    async move {
-        Ok(match immediate {
-            Ok(response) => response,
-            Err(Either::Left(Either::Left(later))) => later.await.map(Either::Left),
-            Err(Either::Left(Either::Right(later))) => later.await.map(Either::Left),
-            Err(Either::Right(later)) => later.await.map(Either::Right),
-        })
+    if let Some(files) = &routes.files {
+        return match files.try_respond_without_disk(&request, |path| routes.health_status(path)) {
+            Ok(response) => ResponseFuture::Ready(Some(response.map(Either::Right))),
+            Err(pending) => ResponseFuture::Disk(Box::pin(files.respond_from_disk(pending))),
+        };
     }
+    if let Some(response) = routes.try_respond_immediately(&mut request) {
+        return ResponseFuture::Ready(Some(response.map(Either::Left)));
+    }
+    let routes = routes.clone();
+    if routes.is_echo(&request) {
+        let fields = emptied_fields(&mut request);
+        let body = request.into_body();
+        return ResponseFuture::Echo(Box::pin(async move { routes.echo(body, fields).await }));
+    }
+    ResponseFuture::Route(Box::pin(async move { routes.respond(request).await }))
 }

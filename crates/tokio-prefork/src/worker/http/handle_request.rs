@@ -69,7 +69,7 @@ pin_project! {
         tracked: Option<TrackedRequest<H>>,
         // How many bytes of the body may go to the socket without a copy.
         direct_left: u64,
-        // What is left of a chunk that hyper copies in pieces.
+        // What is left of a chunk that hyper copies in pieces. Boxed, because hyper moves this several times.
         rest: Option<Box<Bytes>>,
     }
 }
@@ -328,7 +328,7 @@ where
     ) -> Poll<Option<Result<Frame<ResponseChunk>, BoxError>>> {
         let this = self.project();
         let Some(tracked) = this.tracked else {
-            return this.body.poll_frame(cx).map_ok(|frame| frame.map_data(ResponseChunk::copied));
+            return this.body.poll_frame(cx).map_ok(|frame| frame.map_data(ResponseChunk::Copied));
         };
         let conn = &tracked.tracker.conn;
         if conn.direct_chunk.must_wait() {
@@ -349,9 +349,9 @@ where
                     MIN_DIRECT_CHUNK.. if length <= left => {
                         ResponseChunk::direct(bytes, &tracked.tracker.conn)
                     }
-                    0..=MAX_COPIED_CHUNK => ResponseChunk::copied(bytes),
+                    0..=MAX_COPIED_CHUNK => ResponseChunk::Copied(bytes),
                     // HTTP/2 copies nothing.
-                    _ if tracked.tracker.conn.http2().is_some() => ResponseChunk::copied(bytes),
+                    _ if tracked.tracker.conn.http2().is_some() => ResponseChunk::Copied(bytes),
                     _ => copy_in_pieces(bytes, this.rest),
                 }
             })
@@ -372,9 +372,9 @@ fn copy_in_pieces(mut bytes: Bytes, rest: &mut Option<Box<Bytes>>) -> ResponseCh
     if bytes.len() > MAX_COPIED_CHUNK {
         let piece = bytes.split_to(MAX_COPIED_CHUNK);
         *rest = Some(Box::new(bytes));
-        return ResponseChunk::copied(piece);
+        return ResponseChunk::Copied(piece);
     }
-    ResponseChunk::copied(bytes)
+    ResponseChunk::Copied(bytes)
 }
 
 /// Returns the status and reason of the response to a request that timed out.

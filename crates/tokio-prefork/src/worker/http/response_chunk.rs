@@ -67,54 +67,77 @@ impl DirectChunkSlot {
     }
 }
 
-/// A chunk of a response body, as hyper sees it.
-pub(crate) struct ResponseChunk {
+/// A chunk of a response body, as hyper sees it. As large as `Bytes`, because hyper moves it several times.
+pub(crate) enum ResponseChunk {
+    /// hyper copies it behind the head.
+    Copied(Bytes),
+    /// It goes to the connection's slot when hyper copies it.
+    Direct(Box<DirectChunk>),
+}
+
+/// A chunk that hyper does not copy.
+pub(crate) struct DirectChunk {
     bytes: Bytes,
-    /// Where the bytes go; `None` for a chunk that hyper copies.
-    direct: Option<Arc<ConnectionState>>,
+    /// Whose slot the bytes go to.
+    conn: Arc<ConnectionState>,
     /// Whether the bytes are in the slot.
     is_in_slot: AtomicBool,
 }
 
 impl ResponseChunk {
-    /// Returns a chunk for hyper to copy.
-    pub(crate) fn copied(bytes: Bytes) -> ResponseChunk {
-        ResponseChunk { bytes, direct: None, is_in_slot: AtomicBool::new(false) }
-    }
-
     /// Returns a chunk that goes to the slot of `conn` when hyper copies it. The slot must be empty, and hyper must write no
     /// framing around the chunk.
     pub(crate) fn direct(bytes: Bytes, conn: &Arc<ConnectionState>) -> ResponseChunk {
-        ResponseChunk { bytes, direct: Some(Arc::clone(conn)), is_in_slot: AtomicBool::new(false) }
+        let is_in_slot = AtomicBool::new(false);
+        ResponseChunk::Direct(Box::new(DirectChunk { bytes, conn: Arc::clone(conn), is_in_slot }))
+    }
+}
+
+impl DirectChunk {
+    /// Returns nothing when the bytes are in the slot, which ends hyper's loop of copies. A caller that asks again wants to copy
+    /// them after all, and gets them.
+    fn chunk(&self) -> &[u8] {
+        if self.is_in_slot.load(Relaxed) {
+            self.conn.direct_chunk.take();
+            return &self.bytes;
+        }
+        self.is_in_slot.store(true, Relaxed);
+        self.conn.direct_chunk.put(self.bytes.clone());
+        &[]
     }
 }
 
 impl Buf for ResponseChunk {
     fn remaining(&self) -> usize {
-        self.bytes.len()
+        match self {
+            ResponseChunk::Copied(bytes) => bytes.len(),
+            ResponseChunk::Direct(direct) => direct.bytes.len(),
+        }
     }
 
-    /// Returns nothing when the bytes are in the slot, which ends hyper's loop of copies. A caller that asks again wants to copy
-    /// them after all, and gets them.
     fn chunk(&self) -> &[u8] {
-        let Some(conn) = &self.direct else { return &self.bytes };
-        if self.is_in_slot.load(Relaxed) {
-            conn.direct_chunk.take();
-            return &self.bytes;
+        match self {
+            ResponseChunk::Copied(bytes) => bytes,
+            ResponseChunk::Direct(direct) => direct.chunk(),
         }
-        self.is_in_slot.store(true, Relaxed);
-        conn.direct_chunk.put(self.bytes.clone());
-        &[]
     }
 
     fn advance(&mut self, length: usize) {
-        self.bytes.advance(length);
+        match self {
+            ResponseChunk::Copied(bytes) => bytes.advance(length),
+            ResponseChunk::Direct(direct) => direct.bytes.advance(length),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn chunk_is_no_larger_than_its_bytes() {
+        assert_eq!(size_of::<ResponseChunk>(), size_of::<Bytes>());
+    }
 
     #[test]
     fn large_chunk_goes_to_the_slot_when_it_is_first_looked_at() {
