@@ -18,13 +18,18 @@ impl Installation {
     }
 
     fn run(&self, args: &[&str], prefix: &str) -> Output {
-        Command::new(format!("{CHECKOUT}/scripts/install"))
+        self.command(args, prefix).output().expect("scripts/install")
+    }
+
+    fn command(&self, args: &[&str], prefix: &str) -> Command {
+        let mut command = Command::new(format!("{CHECKOUT}/scripts/install"));
+        command
             .args(args)
             .env("DESTDIR", self.0.path().join("root"))
             .env("PREFIX", prefix)
             .env_remove("CONFDIR")
-            .output()
-            .expect("scripts/install")
+            .env_remove("PREFORK_NATIVE");
+        command
     }
 
     #[track_caller]
@@ -199,4 +204,19 @@ fn invalid_install_arguments_change_nothing() {
         assert!(!output.status.success(), "{args:?}");
         assert!(!place.path("usr").exists(), "{args:?}");
     }
+}
+
+#[test]
+fn a_binary_of_this_machine_writes_the_manual_pages_of_one_that_cannot_run_here() {
+    let installation = Installation::new();
+    let foreign = installation.0.path().join("foreign");
+    fs::copy("/bin/false", &foreign).expect("a program that fails");
+    let foreign_path = foreign.to_str().expect("UTF-8");
+    let mut command = installation.command(&["--binary", foreign_path], "/usr/local");
+    let output = command.env("PREFORK_NATIVE", env!("CARGO_BIN_EXE_prefork")).output();
+    assert!(output.expect("scripts/install").status.success());
+    let installed = fs::read(installation.path("usr/local/bin/prefork")).expect("the binary");
+    assert_eq!(installed, fs::read(&foreign).expect("the program"));
+    assert!(installation.text("usr/local/share/man/man1/prefork.1").contains("prefork"));
+    assert!(!installation.run(&["--binary", foreign_path], "/usr/local").status.success());
 }
