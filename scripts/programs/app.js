@@ -3,6 +3,7 @@
 //   PORT         where it listens (3000)
 //   START_MS     how long it takes until it listens
 //   WARM_UP_MS   how long it answers 503 after that, until it calls process.send('ready')
+//   READY_COUNT  how often it calls process.send('ready') (1)
 //   HANDLER      set: closes its server on SIGINT and SIGTERM, as PM2's manual says
 'use strict';
 const http = require('node:http');
@@ -22,7 +23,7 @@ setTimeout(() => {
   server.listen(number('PORT', 3000), () => {
     setTimeout(() => {
       isWarm = true;
-      if (process.send) process.send('ready');
+      for (let count = number('READY_COUNT', 1); process.send && count > 0; count -= 1) process.send('ready');
     }, number('WARM_UP_MS', 0));
   });
 }, number('START_MS', 0));
