@@ -130,6 +130,22 @@ fn a_program_that_shuts_its_listening_socket_down_takes_no_connection_from_other
 }
 
 #[test]
+fn a_program_that_closes_its_listening_socket_is_replaced_and_those_who_wait_are_answered() {
+    let args = ["--graceful-timeout", "120s", "--min-uptime", "0s"];
+    let server = start(1, &["closes-sockets"], &args).allow_errors(&["closed", "died", "SIGTERM"]);
+    let old = workers(&server)[0].1;
+    std::fs::write(server.dir().join("close"), "").expect("write");
+    wait::wait_until("it is closed", || !server.dir().join("close").exists());
+    let waiting: Vec<_> = (0..4).map(|_| server.send_get("/")).collect();
+    for mut client in waiting {
+        let answer = client.read().expect("an answer");
+        assert!(answer.status == 200 && answer.pid() != old, "{answer:?}");
+    }
+    assert!(process::has_ended(old));
+    server.stop();
+}
+
+#[test]
 fn killed_workers_under_load_reloads_and_upgrades_refuse_nobody() {
     let builder = ProcessBuilder::run_foreign_server(&[]).workers(3).dispatch("reuseport");
     let server = builder.with_copied_program().start().allow_errors(&["SIGKILL", "failed"]);

@@ -5,7 +5,7 @@
 //! Words change what it does: `ignores-term`, `shuts-down-at-term` (its listening sockets, with shutdown(2)), `never-accepts`
 //! (and is ready nevertheless), `boots-slowly` (for a second), `keeps-connections` (open after a response), `listens-elsewhere` (on an
 //! address of its own, without the sockets that it inherits), `never-waits` (for connections: it looks from time to time, as one that
-//! is always busy).
+//! is always busy), `closes-sockets` (its listening sockets, when there is a file `close`, which it removes).
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -35,7 +35,15 @@ pub fn serve(words: impl Iterator<Item = String>) -> ExitCode {
         return ExitCode::from(u8::from(own.accept().is_ok()));
     }
     if has("never-waits") {
-        accept_without_waiting(&listeners[0]);
+        accept_without_waiting(&listeners[0], || false);
+    }
+    if has("closes-sockets") {
+        report_ready();
+        accept_without_waiting(&listeners[0], || std::fs::remove_file("close").is_ok());
+        drop(listeners);
+        loop {
+            std::thread::park();
+        }
     }
     if has("boots-slowly") {
         std::thread::park_timeout(Duration::from_secs(1));
@@ -71,11 +79,11 @@ fn accept_in_threads(listeners: &[Socket], keeps_connections: bool) {
     }
 }
 
-/// Answers on one connection after the other, and closes none.
-fn accept_without_waiting(listener: &Socket) -> ! {
+/// Answers on one connection after the other until there is an end, and closes none before.
+fn accept_without_waiting(listener: &Socket, is_end: impl Fn() -> bool) {
     listener.set_nonblocking(true).expect("non-blocking");
     let mut connections = Vec::new();
-    loop {
+    while !is_end() {
         match listener.accept() {
             Ok((mut connection, _)) => {
                 let _ = answer(&mut connection);

@@ -86,6 +86,10 @@ struct Guard {
     /// Whether the program has said `READY=1`.
     has_said_ready: Cell<bool>,
     said_ready: Notify,
+    /// How many listening sockets the program had closed when it was ready, from the first measurement after that on.
+    closed_when_ready: Cell<Option<usize>>,
+    /// How many measurements in a row have shown more.
+    closed_looks: Cell<u32>,
     /// What the last probe before the program was ready has found.
     last_probe: Cell<Option<ProbeResult>>,
 }
@@ -126,6 +130,8 @@ async fn guard_program(init: WorkerInit) -> Result<GuardExit> {
         is_ready: Cell::new(false),
         has_said_ready: Cell::new(false),
         said_ready: Notify::new(),
+        closed_when_ready: Cell::new(None),
+        closed_looks: Cell::new(0),
         last_probe: Cell::new(None),
     });
     // Until the end: a program waits in its write when nobody reads what it says.

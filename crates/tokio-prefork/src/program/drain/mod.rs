@@ -67,7 +67,7 @@ impl ProgramDrain {
         // The queue first: a connection that is accepted in between is seen among the connections.
         let elapsed = now.saturating_duration_since(self.started);
         let queued =
-            self.handshakes(elapsed, observer).saturating_add(observer.queued_connections());
+            self.handshakes(elapsed, observer).saturating_add(observer.acceptable_connections());
         let scan = observer.connections();
         match self.decider.decide(elapsed, queued, &scan) {
             Decision::SendStopSignal(reason) => DrainStep::SendStopSignal(reason),

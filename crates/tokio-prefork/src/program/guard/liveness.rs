@@ -25,6 +25,11 @@ pub(super) const MAX_PROBE_TIME: Duration = Duration::from_secs(5);
 /// The state of a process that a signal has stopped. Under a debugger it is another one.
 const STOPPED: char = 'T';
 
+/// After how many measurements in a row that show a closed listening socket the program counts as one that has closed it.
+const CLOSED_LOOKS: u32 = 3;
+/// After how many the worker is replaced, if it has not ended by then.
+const MAX_CLOSED_LOOKS: u32 = 6;
+
 /// How many heartbeats there are for each measurement of what the program uses: one each second.
 const BEATS_PER_USAGE: u32 = 10;
 
@@ -117,6 +122,36 @@ impl Guard {
         reason.is_some()
     }
 
+    /// Replaces the worker if its program has closed a listening socket and lives on: connections would wait there for nothing.
+    ///
+    /// Without connections it is stopped at once, and its successor gets the sockets with the connections that wait. Else the successor
+    /// starts first, with other sockets.
+    fn check_listeners(&self, connections: u32) {
+        let closed = self.observer.borrow().closed_listener_count();
+        // A program may have closed sockets that it does not need before it said that it is ready.
+        let known = self.closed_when_ready.get();
+        let is_serving = self.is_ready.get() && self.state.drain.current_order().is_none();
+        if !is_serving || closed <= known.unwrap_or(closed) {
+            self.closed_looks.set(0);
+            self.closed_when_ready.set(known.or(Some(closed)).filter(|_| self.is_ready.get()));
+            return;
+        }
+        let looks = self.closed_looks.get() + 1;
+        self.closed_looks.set(looks);
+        if looks == CLOSED_LOOKS {
+            let name = self.program.name();
+            log::error!("{} {name} has closed its listening socket, replacing it", self.tag());
+            if connections == 0
+                && let Some(process) = &*self.process.borrow()
+            {
+                process.signal(self.program.stop_signal_number());
+            }
+        }
+        if looks >= MAX_CLOSED_LOOKS || (looks >= CLOSED_LOOKS && connections > 0) {
+            self.state.begin_own_drain(&WorkerReport::Retiring);
+        }
+    }
+
     /// Publishes heartbeats as long as the program is not frozen, reaps orphans, and passes signals on.
     pub(super) async fn run_heartbeat(
         self: Rc<Self>,
@@ -130,7 +165,9 @@ impl Guard {
             let late = timer.tick().await;
             state.worker_page.record_loop_lag(late);
             if beats.is_multiple_of(BEATS_PER_USAGE) {
-                state.worker_page.set_program_usage(&self.observer.borrow_mut().usage());
+                let usage = self.observer.borrow_mut().usage();
+                state.worker_page.set_program_usage(&usage);
+                self.check_listeners(usage.connections);
             }
             beats = beats.wrapping_add(1);
             is_frozen = self.check_frozen(is_frozen);

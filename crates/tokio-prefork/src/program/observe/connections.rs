@@ -1,13 +1,13 @@
 //! The connections of a program: the sockets that its processes have accepted from the inherited listening sockets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::libc;
 use prefork_os::child::PidFd;
-use prefork_os::socket::is_unix_stream;
+use prefork_os::socket::{accept_queue, is_unix_stream};
 use prefork_os::socket_diagnosis::list_tcp_connections;
 use prefork_os::socket_name::{SocketName, local_name};
 use prefork_os::tcp_activity::{TcpActivity, TcpState, tcp_activity};
@@ -64,6 +64,8 @@ pub(super) struct ConnectionFinder {
     processes: BTreeMap<u32, PidFd>,
     /// By inode, whether a socket was accepted from a listener. The local address of a socket that was accepted never changes.
     accepted: BTreeMap<u64, bool>,
+    /// The inodes of the listeners that no process had open in the last look. Empty if some hide what they have.
+    closed_listeners: BTreeSet<u64>,
 }
 
 /// What a scan has found.
@@ -87,6 +89,11 @@ impl ConnectionFinder {
             sockets.into_iter().partition(|(inode, _)| self.accepted.contains_key(inode));
         let known = known.keys().filter(|inode| self.accepted.get(inode) == Some(&true)).count();
         known + self.inspect_all(new.into_values(), listeners, visibility).connections.len()
+    }
+
+    /// Returns the inodes of the listeners that no process had open in the last look.
+    pub(super) fn closed_listeners(&self) -> &BTreeSet<u64> {
+        &self.closed_listeners
     }
 
     /// Finds the sockets of processes `pids` other than `listeners`, by inode, and forgets what was known of others.
@@ -114,8 +121,11 @@ impl ConnectionFinder {
                 Err(_) => {}
             }
         }
+        self.closed_listeners.clear();
         for listener in listeners {
-            sockets.remove(&listener.inode);
+            if sockets.remove(&listener.inode).is_none() && visibility == Visibility::Full {
+                self.closed_listeners.insert(listener.inode);
+            }
         }
         self.accepted.retain(|inode, _| sockets.contains_key(inode));
         (sockets, visibility)
@@ -286,6 +296,11 @@ impl InheritedListener {
         let inode = socket_inode(socket.as_fd())?;
         let name = local_name(&socket)?;
         Ok(InheritedListener { socket, inode, name })
+    }
+
+    /// Returns how many connections wait to be accepted. 0 for a Unix socket, which does not tell.
+    pub(super) fn queued_connections(&self) -> u32 {
+        accept_queue(&self.socket).map_or(0, |queue| queue.depth)
     }
 
     /// Returns its port. `None` for a Unix socket.

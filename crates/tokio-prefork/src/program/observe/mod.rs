@@ -22,7 +22,6 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use prefork_os::process::process_command_name;
 use prefork_os::signal::Signal;
-use prefork_os::socket::accept_queue;
 use prefork_os::socket_diagnosis::list_tcp_connections;
 use prefork_os::socket_name::SocketName;
 use prefork_os::tcp_activity::TcpState;
@@ -200,9 +199,21 @@ impl ProgramObserver {
     }
 
     /// Returns how many connections wait in the accept queues of the inherited TCP sockets.
-    pub(crate) fn queued_connections(&self) -> u32 {
-        let depths = self.listeners.iter().filter_map(|one| accept_queue(&one.socket).ok());
-        depths.map(|queue| queue.depth).sum()
+    fn queued_connections(&self) -> u32 {
+        self.listeners.iter().map(InheritedListener::queued_connections).sum()
+    }
+
+    /// Returns how many connections wait in the accept queues of the inherited TCP sockets that the program had open in the last look.
+    /// It accepts no others any more.
+    pub(crate) fn acceptable_connections(&self) -> u32 {
+        let closed = self.finder.closed_listeners();
+        let open = self.listeners.iter().filter(|one| !closed.contains(&one.inode));
+        open.map(InheritedListener::queued_connections).sum()
+    }
+
+    /// Returns how many of the inherited sockets no process of the program had open in the last look. 0 if some hide what they have.
+    pub(crate) fn closed_listener_count(&self) -> usize {
+        self.finder.closed_listeners().len()
     }
 
     /// Returns the clients whose TCP handshakes with a port of the program, or of another worker with this port, are in
