@@ -86,8 +86,8 @@ struct Guard {
     /// Whether the program has said `READY=1`.
     has_said_ready: Cell<bool>,
     said_ready: Notify,
-    /// How many listening sockets the program had closed when it was ready, from the first measurement after that on.
-    closed_when_ready: Cell<Option<usize>>,
+    /// How many listening sockets the program had closed when it was ready: it does not need them.
+    closed_when_ready: Cell<usize>,
     /// How many measurements in a row have shown more.
     closed_looks: Cell<u32>,
     /// What the last probe before the program was ready has found.
@@ -130,7 +130,7 @@ async fn guard_program(init: WorkerInit) -> Result<GuardExit> {
         is_ready: Cell::new(false),
         has_said_ready: Cell::new(false),
         said_ready: Notify::new(),
-        closed_when_ready: Cell::new(None),
+        closed_when_ready: Cell::new(0),
         closed_looks: Cell::new(0),
         last_probe: Cell::new(None),
     });

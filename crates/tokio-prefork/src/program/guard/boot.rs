@@ -144,6 +144,7 @@ impl Guard {
 
     pub(super) fn report_ready(&self, by: &str) -> Result<()> {
         let state = &self.state;
+        self.closed_when_ready.set(self.observer.borrow_mut().count_closed_listeners());
         self.is_ready.set(true);
         state.worker_page.set_state(WorkerState::Serving);
         state.worker_page.set_accepting(true);

@@ -128,12 +128,9 @@ impl Guard {
     /// starts first, with other sockets.
     fn check_listeners(&self, connections: u32) {
         let closed = self.observer.borrow().closed_listener_count();
-        // A program may have closed sockets that it does not need before it said that it is ready.
-        let known = self.closed_when_ready.get();
         let is_serving = self.is_ready.get() && self.state.drain.current_order().is_none();
-        if !is_serving || closed <= known.unwrap_or(closed) {
+        if !is_serving || closed <= self.closed_when_ready.get() {
             self.closed_looks.set(0);
-            self.closed_when_ready.set(known.or(Some(closed)).filter(|_| self.is_ready.get()));
             return;
         }
         let looks = self.closed_looks.get() + 1;

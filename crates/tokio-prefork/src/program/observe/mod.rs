@@ -211,6 +211,12 @@ impl ProgramObserver {
         open.map(InheritedListener::queued_connections).sum()
     }
 
+    /// Looks, and returns how many of the inherited sockets no process of the program has open.
+    pub(crate) fn count_closed_listeners(&mut self) -> usize {
+        self.connections();
+        self.closed_listener_count()
+    }
+
     /// Returns how many of the inherited sockets no process of the program had open in the last look. 0 if some hide what they have.
     pub(crate) fn closed_listener_count(&self) -> usize {
         self.finder.closed_listeners().len()
