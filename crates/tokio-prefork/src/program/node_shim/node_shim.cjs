@@ -51,6 +51,9 @@
   };
   const sockets = config.sockets.filter(isOurs);
   const channelFd = config.channel && isOurs(config.channel) ? config.channel.fd : undefined;
+  // Node's realpathSync may take the type of the file that was looked at last for that of a directory. After a socket, it would not
+  // follow the link that a program in node_modules/.bin is.
+  fs.statSync('/');
   const say = (text) => process.stderr.write(`prefork: ${text}\n`);
 
   // Programs that start the program: they pass the sockets on, and take none.
