@@ -114,9 +114,11 @@
 
   function receive(state) {
     const build = state.instance + ":" + state.number;
-    if (loaded === null) {
+    // Nothing is served before the first build: a page that is asked for earlier waits, and is from that build.
+    const isFirst = state.number <= 1;
+    if (loaded === null || (isFirst && loaded === state.instance + ":0")) {
       // The page may be from the build before, if this one came while it was loaded.
-      const isOlder = state.number > 0 && state.changed_at_ms > performance.timeOrigin;
+      const isOlder = !isFirst && state.changed_at_ms > performance.timeOrigin;
       if (state.state === "ok" && isOlder && !wasReloadedFor(build)) return reload(build);
       loaded = build;
     }
