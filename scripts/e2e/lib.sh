@@ -121,7 +121,12 @@ load_begin() {
     "$prefork" bench --warm-up 0 --duration 1h --timeout 15s --threads 1 --json "$@" >"$load_file" 2>"$load_file.err" &
     load_pid=$!
     children+=("$load_pid")
+    await 20 load_has_handler || die "the load does not begin: $(cat -- "$load_file.err")"
 }
+
+# load_has_handler: succeeds once the load handles SIGINT, which the shell has its background processes ignore. One that comes earlier
+# is lost, and the load goes on for its hour.
+load_has_handler() { (( 0x$(awk '/SigCgt/ { print $2 }' "/proc/$load_pid/status") & 2 )); }
 
 # load_end: ends the load, waits for requests in flight, and sets $load_figures.
 load_end() {
