@@ -307,7 +307,7 @@ fn usage_error(verb: &'static str) -> impl Fn(String) -> clap::Error {
     }
 }
 
-/// Parses a whole number. The errors of std do not say what to give instead.
+/// Parses a whole number. Unlike the errors of the standard library, its error gives an example.
 pub(crate) fn parse_number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
     text.trim().parse().map_err(|_| "it is no whole number: give one such as 2".to_string())
 }

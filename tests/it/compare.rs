@@ -357,7 +357,7 @@ fn the_example_of_the_documentation_has_the_shape_of_a_report() {
     let block = block.expect("an example");
     let (command, example) =
         block["console\n$ prefork compare ".len()..].split_once('\n').expect("lines");
-    // Fewer rounds, and each so long that the kernel, which counts in hundredths of a second, has CPU time to report.
+    // Few but long rounds: the kernel counts CPU time in units of 10 ms, and a short round may show none.
     let lengths = ["--rounds", "1", "--duration", "600ms", "--workers", "2"];
     let command = command.trim_end_matches(" | fold -s -w 120");
     let args = command.split(' ').skip(4).chain(lengths);

@@ -12,7 +12,7 @@ use crate::support::{Server, process, wait};
 /// A program that hangs is noticed and killed soon. A machine that is busy may cost one that does not, too.
 const STALL_FLAGS: [&str; 4] = ["--stall-warn", "500ms", "--stall-timeout", "1s"];
 
-/// Builds a server whose `/healthz` is answered as the file `health` says.
+/// Builds a server that answers `/healthz` with the status in the file `health`.
 fn with_health(health: &str, args: &[&str]) -> ProcessBuilder {
     let builder = ProcessBuilder::run_foreign_server(&[]).workers(1).dispatch("reuseport");
     fs::write(builder.dir().join("health"), health).expect("write");

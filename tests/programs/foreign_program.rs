@@ -63,7 +63,7 @@ pub fn run(mut words: impl Iterator<Item = String>) -> ExitCode {
             println!("reported {}", std::process::id());
             ExitCode::SUCCESS
         }
-        // Opens its standard output by its name, as programs do whose log has a path, and serves.
+        // Opens /dev/stdout by path, as programs with a path for their log do, and serves.
         "opens-stdout" => {
             let stdout = std::fs::OpenOptions::new().write(true).open("/dev/stdout");
             writeln!(stdout.expect("open"), "opened").expect("write");
@@ -96,7 +96,7 @@ fn start_again(mode: &str) -> u32 {
     command.spawn().expect("a child").id()
 }
 
-/// Says more than the queue of the socket holds (`net.unix.max_dgram_qlen`). A write waits as long as nobody reads it.
+/// Sends more messages than the queue of the socket holds (`net.unix.max_dgram_qlen`). A full queue blocks the write.
 fn report_status() {
     (0..2000).for_each(|step| foreign_server::report(&format!("STATUS=step {step}")));
 }

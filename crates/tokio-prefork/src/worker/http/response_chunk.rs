@@ -78,7 +78,7 @@ pub(crate) enum ResponseChunk {
 /// A chunk that hyper does not copy.
 pub(crate) struct DirectChunk {
     bytes: Bytes,
-    /// Whose slot the bytes go to.
+    /// The connection that the bytes are written to.
     conn: Arc<ConnectionState>,
     /// Whether the bytes are in the slot.
     is_in_slot: AtomicBool,
