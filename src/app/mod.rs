@@ -27,7 +27,7 @@ use hyper::{Request, Response};
 use crate::dev::DevState;
 pub(crate) use compute::fib;
 pub(crate) use routes::CLIENT_PATH;
-use routes::{AppRoutes, emptied_fields};
+use routes::{AppResponse, AppRoutes, emptied};
 use static_files::FileBody;
 pub(crate) use static_files::{FileServerConfig, OverlayTag, RootDir};
 use tokio_prefork::{Cluster, ConcurrencyModel, Config, Result};
@@ -61,39 +61,25 @@ pub(crate) fn serve_app(
     let cluster = dev.watch(Cluster::new(config).reload_with(read_config));
     match model {
         ConcurrencyModel::Threads => cluster.serve_threads(|worker| async move {
-            let routes = Arc::new(AppRoutes::new(worker));
+            let routes = Arc::new(AppRoutes::new(worker, None));
             Ok(service_fn(move |request| respond(&routes, request)))
         }),
-        // A separate service, so that other servers do not pay for the isolated pool.
-        _ if faults => {
-            let pool = isolated::declare_pool();
-            cluster.isolated_pool(&pool).serve(move |worker| {
+        _ => {
+            let pool = faults.then(isolated::declare_pool);
+            let cluster = match &pool {
+                Some(pool) => cluster.isolated_pool(pool),
+                None => cluster,
+            };
+            cluster.serve(move |worker| {
                 let pool = pool.clone();
                 async move {
-                    let routes = Rc::new(AppRoutes::new(worker));
-                    Ok(service_fn(move |request: Request<Incoming>| {
-                        let (pool, routes) = (pool.clone(), Rc::clone(&routes));
-                        async move {
-                            match isolated::isolated_job_name(request.uri().path()) {
-                                Some(job) => {
-                                    let response = isolated::respond_with_isolated_job(&pool, job);
-                                    Ok(response.await.map(Either::Left))
-                                }
-                                None => respond(&routes, request).await,
-                            }
-                        }
-                    }))
+                    let routes = Rc::new(AppRoutes::new(worker, pool));
+                    Ok(service_fn(move |request| respond(&routes, request)))
                 }
             })
         }
-        _ => cluster.serve(|worker| async move {
-            let routes = Rc::new(AppRoutes::new(worker));
-            Ok(service_fn(move |request| respond(&routes, request)))
-        }),
     }
 }
-
-type AppResponse = Response<Either<routes::AppBody, FileBody>>;
 
 /// Resolves to the response to a request. By hand, because an `async` block moves a response that is there at once twice more.
 ///
@@ -108,8 +94,8 @@ enum ResponseFuture<E, R, D> {
 
 impl<E, R, D> Future for ResponseFuture<E, R, D>
 where
-    E: Future<Output = routes::AppResponse>,
-    R: Future<Output = routes::AppResponse>,
+    E: Future<Output = AppResponse>,
+    R: Future<Output = AppResponse>,
     D: Future<Output = Response<FileBody>>,
 {
     type Output = Result<AppResponse, Infallible>;
@@ -120,8 +106,8 @@ where
                 Some(response) => response,
                 None => return Poll::Pending,
             },
-            ResponseFuture::Echo(future) => ready!(future.as_mut().poll(cx)).map(Either::Left),
-            ResponseFuture::Route(future) => ready!(future.as_mut().poll(cx)).map(Either::Left),
+            ResponseFuture::Echo(future) => ready!(future.as_mut().poll(cx)),
+            ResponseFuture::Route(future) => ready!(future.as_mut().poll(cx)),
             ResponseFuture::Disk(future) => ready!(future.as_mut().poll(cx)).map(Either::Right),
         }))
     }
@@ -141,13 +127,14 @@ where
             Err(pending) => ResponseFuture::Disk(Box::pin(files.respond_from_disk(pending))),
         };
     }
-    if let Some(response) = routes.try_respond_immediately(&mut request) {
-        return ResponseFuture::Ready(Some(response.map(Either::Left)));
+    let response = routes.try_respond_immediately(&mut request);
+    if response.is_some() {
+        return ResponseFuture::Ready(response);
     }
     let routes = routes.clone();
     if routes.is_echo(&request) {
-        let fields = emptied_fields(&mut request);
-        let body = request.into_body();
+        let (parts, body) = request.into_parts();
+        let fields = emptied(parts.headers);
         return ResponseFuture::Echo(Box::pin(async move { routes.echo(body, fields).await }));
     }
     ResponseFuture::Route(Box::pin(async move { routes.respond(request).await }))

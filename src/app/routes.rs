@@ -11,7 +11,8 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use super::body_budget::{BodyBudget, ReadBodyError};
 use super::compute::{FibJob, HashJob, MAX_FIB_INPUT, MAX_HASH_ROUNDS, fib, hex_line};
-use super::static_files::StaticFiles;
+use super::isolated::{FaultPool, isolated_job_name, respond_with_isolated_job};
+use super::static_files::{FileBody, StaticFiles};
 use super::websocket::accept_websocket;
 use super::zero_body::ZeroBody;
 use super::{AppOptions, faults};
@@ -19,7 +20,8 @@ use tokio_prefork::pool::{PoolError, PoolJob};
 use tokio_prefork::text::format_utc;
 use tokio_prefork::{ClientInfo, ConnectionInfo, ProxyHeader, RequestId, TlsInfo, Worker};
 
-pub(super) type AppBody = Either<Full<Bytes>, ZeroBody>;
+/// All bodies of the application: to wrap one after the response is made would copy the response.
+pub(super) type AppBody = Either<Either<Full<Bytes>, ZeroBody>, FileBody>;
 pub(super) type AppResponse = Response<AppBody>;
 
 const PATH_LIST: &str = "\
@@ -51,18 +53,20 @@ pub(super) struct AppRoutes {
     body_budget: Arc<BodyBudget>,
     /// Static file server, if `root` is set. It replaces all paths except those of [`AppRoutes::health_status`].
     pub(super) files: Option<StaticFiles>,
+    /// The pool of isolated processes that faults run in; only with `--faults`.
+    fault_pool: Option<FaultPool>,
     /// Response body of `/`, rendered once.
     pid_text: Bytes,
 }
 
 impl AppRoutes {
-    pub(super) fn new(worker: Worker) -> AppRoutes {
+    pub(super) fn new(worker: Worker, fault_pool: Option<FaultPool>) -> AppRoutes {
         let options = worker.config().app_settings::<AppOptions>().cloned().unwrap_or_default();
         let files = options.files.clone().map(StaticFiles::new);
         let pid_text = Bytes::from(format!("Handled by PID {}\n", worker.pid()));
         // The budget must admit at least one body of the maximum size.
         let body_budget = BodyBudget::new(options.max_buffered_bodies.max(options.max_body_size));
-        AppRoutes { worker, options, body_budget, files, pid_text }
+        AppRoutes { worker, options, body_budget, files, fault_pool, pid_text }
     }
 
     /// Answers requests that need neither the body nor any waiting; `None` for all others.
@@ -77,14 +81,11 @@ impl AppRoutes {
         }
         match request.uri().path() {
             path if !self.is_enabled(path) => None,
-            "/" => {
-                let fields = emptied_fields(request);
-                Some(text_response_with(fields, StatusCode::OK, self.pid_text.clone()))
-            }
+            "/" => Some(text_response_to(request, StatusCode::OK, self.pid_text.clone())),
             "/cluster" => Some(json_response(self.worker.cluster_status().to_json())),
             CLIENT_PATH => Some(json_response(client_json(&ClientInfo::of(request)))),
             path => match path.strip_prefix("/bytes/") {
-                Some(length) => Some(bytes_response(length.parse(), emptied_fields(request))),
+                Some(length) => Some(bytes_response(request, length.parse())),
                 None => self
                     .health_status(path.as_bytes())
                     .map(|(status, body)| text_response(status, body)),
@@ -110,6 +111,11 @@ impl AppRoutes {
 
     /// Answers all requests that [`AppRoutes::try_respond_immediately`] does not.
     pub(super) async fn respond(&self, request: Request<Incoming>) -> AppResponse {
+        if let Some(pool) = &self.fault_pool
+            && let Some(job) = isolated_job_name(request.uri().path())
+        {
+            return respond_with_isolated_job(pool, job).await;
+        }
         if !self.is_enabled(request.uri().path()) {
             return text_response(StatusCode::NOT_FOUND, "not found\n");
         }
@@ -233,7 +239,7 @@ impl AppRoutes {
     pub(super) async fn echo(&self, body: Incoming, fields: HeaderMap) -> AppResponse {
         match self.body_budget.read_body(body, self.max_body_size()).await {
             Ok(body) => {
-                let mut answer = Response::new(Either::Left(Full::new(body)));
+                let mut answer = Response::new(full_body(body));
                 *answer.headers_mut() = fields;
                 answer
             }
@@ -317,42 +323,64 @@ fn json_response(json: String) -> AppResponse {
 }
 
 pub(super) fn text_response(status: StatusCode, body: impl Into<Bytes>) -> AppResponse {
-    text_response_with(HeaderMap::new(), status, body)
+    let mut answer = Response::new(full_body(body));
+    set_text(&mut answer, status);
+    answer
 }
 
-/// Returns a text response that has `fields`, too.
-fn text_response_with(
-    mut fields: HeaderMap,
+/// Returns a text response, which uses the memory of the fields of `request` again.
+fn text_response_to(
+    request: &mut Request<Incoming>,
     status: StatusCode,
     body: impl Into<Bytes>,
 ) -> AppResponse {
-    fields.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    let mut answer = Response::new(Either::Left(Full::new(body.into())));
-    *answer.status_mut() = status;
-    *answer.headers_mut() = fields;
+    let mut answer = Response::new(full_body(body));
+    reuse_fields(&mut answer, request);
+    set_text(&mut answer, status);
     answer
+}
+
+fn set_text(answer: &mut AppResponse, status: StatusCode) {
+    *answer.status_mut() = status;
+    let plain_text = HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(CONTENT_TYPE, plain_text);
+}
+
+pub(super) fn full_body(body: impl Into<Bytes>) -> AppBody {
+    Either::Left(Either::Left(Full::new(body.into())))
 }
 
 /// The largest capacity of a map of fields that is used again: hyper keeps that of the last response with the connection.
 const MAX_REUSED_FIELDS: usize = 16;
 
-/// Takes the fields of a request and empties them, for its response: the memory of the map is there already.
-pub(super) fn emptied_fields(request: &mut Request<Incoming>) -> HeaderMap {
-    if request.headers().capacity() > MAX_REUSED_FIELDS {
+/// Empties the fields of a request, for its response: the memory of the map is there already.
+pub(super) fn emptied(mut fields: HeaderMap) -> HeaderMap {
+    if fields.capacity() > MAX_REUSED_FIELDS {
         return HeaderMap::new();
     }
-    let mut fields = std::mem::take(request.headers_mut());
     fields.clear();
     fields
 }
 
+/// Gives the map of the fields of `request`, emptied, to `answer`: its memory is there already.
+fn reuse_fields(answer: &mut AppResponse, request: &mut Request<Incoming>) {
+    if request.headers().capacity() <= MAX_REUSED_FIELDS {
+        // A swap, because to drop an empty map costs something, too.
+        std::mem::swap(answer.headers_mut(), request.headers_mut());
+        answer.headers_mut().clear();
+    }
+}
+
 /// Answers `/bytes/{n}`.
-fn bytes_response(length: Result<u64, std::num::ParseIntError>, fields: HeaderMap) -> AppResponse {
+fn bytes_response(
+    request: &mut Request<Incoming>,
+    length: Result<u64, std::num::ParseIntError>,
+) -> AppResponse {
     let Ok(length @ 0..=MAX_GENERATED_BODY) = length else {
         return out_of_range_response(MAX_GENERATED_BODY);
     };
-    let mut answer = Response::new(Either::Right(ZeroBody::new(length)));
-    *answer.headers_mut() = fields;
+    let mut answer = Response::new(Either::Left(Either::Right(ZeroBody::new(length))));
+    reuse_fields(&mut answer, request);
     answer
 }
 

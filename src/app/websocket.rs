@@ -3,7 +3,6 @@
 use std::pin::pin;
 
 use futures_util::{SinkExt, StreamExt};
-use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::header::{HeaderValue, UPGRADE};
 use hyper::{Request, StatusCode};
@@ -14,7 +13,7 @@ use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 
-use super::routes::{AppResponse, text_response};
+use super::routes::{AppResponse, full_body, text_response};
 use tokio_prefork::Worker;
 
 /// Size of the read buffer of a connection, in bytes. The default of tungstenite is 128 KiB.
@@ -26,7 +25,7 @@ pub(super) fn accept_websocket(
     worker: &Worker,
     max_size: usize,
 ) -> AppResponse {
-    let response = create_response_with_body(&request, || Either::Left(Full::default()));
+    let response = create_response_with_body(&request, || full_body(""));
     let Ok(response) = response else {
         let why = "this path is a WebSocket: connect with a WebSocket client over HTTP/1.1\n";
         let mut response = text_response(StatusCode::UPGRADE_REQUIRED, why);

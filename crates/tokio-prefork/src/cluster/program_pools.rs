@@ -199,7 +199,7 @@ impl IsolatedPools {
         let kinds = cluster.kinds.check_configs()?;
         cluster.messages.add_program(program_tag(), ends.messages);
         let process_settings = cluster.process_settings()?;
-        let web = crate::worker::raw_connection_app(|_| async { Ok(|_| async {}) });
+        let web = crate::worker::app_without_connections();
         let worker_entry = log_warnings_only(cluster.kinds.into_worker_entry(web));
         let application = Application {
             worker_entry,

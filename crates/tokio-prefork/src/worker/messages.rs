@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::upgrade::Upgraded;
+use hyper::upgrade::{Parts, Upgraded};
 use hyper_util::rt::TokioIo;
 
 use super::Worker;
 use super::accepted_stream::AcceptedStream;
 use super::http::hyper_io::HyperIo;
+use super::local_state::LocalWorkerState;
 use super::socket_stream::SocketStream;
 use crate::client::ConnectionInfo;
 use crate::messages::{
@@ -17,6 +18,7 @@ use crate::messages::{
     PassedConnection,
 };
 use crate::messages::{MessageAddress, MessageTarget, PassedHistory, ReplyTo, SendConnectionError};
+use crate::runtime::threads::ThreadsServeContext;
 
 /// Creates a message without a connection attached.
 fn without_connection(
@@ -276,20 +278,35 @@ impl TryFrom<Upgraded> for PassedConnection {
     /// Fails for a tunnel of HTTP/2, which shares its socket with other requests, and for a connection of another server;
     /// either is closed. If the client reads so slowly that the response to the upgrade is not sent yet, fails as well.
     fn try_from(upgraded: Upgraded) -> std::io::Result<PassedConnection> {
-        let parts = upgraded.downcast::<TokioIo<HyperIo>>().map_err(|_| {
-            std::io::Error::new(
+        let of_threads = match downcast_upgraded::<LocalWorkerState>(upgraded) {
+            Ok(parts) => return passed_connection(parts),
+            Err(upgraded) => upgraded,
+        };
+        match downcast_upgraded::<ThreadsServeContext>(of_threads) {
+            Ok(parts) => passed_connection(parts),
+            Err(_) => Err(std::io::Error::new(
                 std::io::ErrorKind::Unsupported,
                 "only an upgraded HTTP/1 connection of this worker has a socket of its own",
-            )
-        })?;
-        let hyper_io = parts.io.into_inner();
-        let proxied = hyper_io.info.as_ref().and_then(ConnectionInfo::proxied_client);
-        let proxied = proxied.map(Box::new);
-        let (stream, received) = hyper_io.into_upgraded_parts()?;
-        let unread = match parts.read_buf.is_empty() {
-            true => received,
-            false => [parts.read_buf, received].concat().into(),
-        };
-        Ok(PassedConnection { fd: stream.into_fd()?, history: PassedHistory { unread, proxied } })
+            )),
+        }
     }
+}
+
+/// Returns the parts of an upgraded connection that was served in a context of type `H`.
+fn downcast_upgraded<H: 'static>(
+    upgraded: Upgraded,
+) -> std::result::Result<Parts<TokioIo<HyperIo<H>>>, Upgraded> {
+    upgraded.downcast()
+}
+
+fn passed_connection<H>(parts: Parts<TokioIo<HyperIo<H>>>) -> std::io::Result<PassedConnection> {
+    let hyper_io = parts.io.into_inner();
+    let proxied = hyper_io.info.as_ref().and_then(ConnectionInfo::proxied_client);
+    let proxied = proxied.map(Box::new);
+    let (stream, received) = hyper_io.into_upgraded_parts()?;
+    let unread = match parts.read_buf.is_empty() {
+        true => received,
+        false => [parts.read_buf, received].concat().into(),
+    };
+    Ok(PassedConnection { fd: stream.into_fd()?, history: PassedHistory { unread, proxied } })
 }

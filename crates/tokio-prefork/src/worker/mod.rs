@@ -143,6 +143,11 @@ async fn serve_redirect(state: Rc<LocalWorkerState>, accepted: AcceptedConnectio
     serve_connection::serve_connection(state, Rc::new(service), accepted).await;
 }
 
+/// Creates an application for workers that accept no connections.
+pub(crate) fn app_without_connections() -> WorkerApp {
+    Arc::new(|_| Box::pin(async { Ok(BootedApp::new(drop, false)) }))
+}
+
 /// Creates an application that serves raw connections.
 pub(crate) fn raw_connection_app<A, F, H, C>(app: A) -> WorkerApp
 where

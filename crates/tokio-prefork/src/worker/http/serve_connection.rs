@@ -216,7 +216,7 @@ where
     B::Error: Into<BoxError>,
 {
     let (conn, meter) = (Arc::clone(handle.state()), context.worker_page().byte_meter());
-    let hyper_io = match is_http2 {
+    let hyper_io: HyperIo<H> = match is_http2 {
         true => {
             conn.set_http2(context.now_ms());
             HyperIo::http2(stream, first, conn, meter)
@@ -247,7 +247,7 @@ where
 async fn serve_http1<S, B, H, W>(
     context: &H,
     handle: &W,
-    io: TokioIo<HyperIo>,
+    io: TokioIo<HyperIo<H>>,
     service: S,
 ) -> Option<ReleasedConnection>
 where
@@ -329,7 +329,7 @@ pub(crate) fn is_http2_enabled(config: &Config) -> bool {
 
 /// Never called: without the feature `http2`, no connection uses HTTP/2.
 #[cfg(not(feature = "http2"))]
-async fn serve_http2<H, W, X, S>(_: &H, _: &W, _: X, _: TokioIo<HyperIo>, _: S) {}
+async fn serve_http2<H, W, X, S>(_: &H, _: &W, _: X, _: TokioIo<HyperIo<H>>, _: S) {}
 
 /// Serves an HTTP/2 connection until it closes; sends GOAWAY when the worker drains.
 #[cfg(feature = "http2")]
@@ -337,7 +337,7 @@ async fn serve_http2<S, B, H, W, X>(
     context: &H,
     handle: &W,
     exec: X,
-    io: TokioIo<HyperIo>,
+    io: TokioIo<HyperIo<H>>,
     service: S,
 ) where
     H: ServeContext,

@@ -17,7 +17,7 @@ const UNSENT_CAPACITY: usize = 4 * 1024;
 /// The largest single write that waits for the next response, in bytes.
 const MAX_UNSENT_WRITE: usize = 8 * 1024;
 
-impl HyperIo {
+impl<H> HyperIo<H> {
     /// Records the outcome of a write, and returns it.
     fn record_write(
         &self,
@@ -116,7 +116,7 @@ impl HyperIo {
     }
 }
 
-impl AsyncWrite for HyperIo {
+impl<H> AsyncWrite for HyperIo<H> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
