@@ -115,6 +115,47 @@ fn a_client_that_asks_to_close_is_answered_and_closed() {
 }
 
 #[test]
+fn the_end_of_a_connection_arrives_with_its_last_response() {
+    if overrides::is_tls() {
+        // The end of a TLS connection is a record of its own.
+        return;
+    }
+    let server = Server::start(1);
+    let close = "Host: a\r\nConnection: close\r\n";
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\n{close}\r\n");
+    let echo = format!("POST /echo HTTP/1.1\r\n{close}Content-Length: 5\r\n\r\nhello");
+    let chunked = format!(
+        "POST /echo HTTP/1.1\r\n{close}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+    );
+    let kept = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    // Each with the number of its responses.
+    let last_requests = [
+        (get("/"), 1),
+        (get("/bytes/5000"), 1),
+        (get("/nowhere"), 1),
+        (get("/sleep/5"), 1),
+        ("GET / HTTP/1.0\r\n\r\n".to_string(), 1),
+        (echo, 1),
+        (chunked, 1),
+        ([kept, kept, &get("/")].concat(), 3),
+        (format!("POST / HTTP/1.1\r\n{close}Content-Length: 5\r\n\r\nhello"), 1),
+    ];
+    for (sent, responses) in &last_requests {
+        for has_waited in [false, true] {
+            let mut client = server.connect();
+            if has_waited {
+                // Its socket is registered with the event loop from now on.
+                assert_eq!(client.get("/sleep/1").expect("answer").status, 200);
+            }
+            client.send(sent).expect("send");
+            (0..*responses).for_each(|_| drop(client.read().expect("answer")));
+            assert!(client.is_closed(), "after the answer to {sent:?}, has waited: {has_waited}");
+        }
+    }
+    server.stop();
+}
+
+#[test]
 fn head_has_the_headers_of_get_and_no_body() {
     let server = Server::start(1);
     let mut client = server.connect();

@@ -66,6 +66,17 @@ pub fn write_nonblocking(fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     Ok(send(fd.as_fd().as_raw_fd(), bytes, flags)?)
 }
 
+/// Writes to a TCP socket like [`write_nonblocking`], but leaves the last bytes to [`shutdown_write`], which sends them and the end
+/// of the stream in one segment. Without it, the kernel sends them after 200 ms.
+///
+/// # Errors
+/// `WouldBlock` if the send buffer is full.
+pub fn write_before_shutdown(fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    let more = MsgFlags::from_bits_retain(libc::MSG_MORE);
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT | more;
+    Ok(send(fd.as_fd().as_raw_fd(), bytes, flags)?)
+}
+
 /// Returns whether accept failed for lack of descriptors or memory, so that it will fail again at once.
 pub fn is_resource_exhaustion(error: &io::Error) -> bool {
     matches!(

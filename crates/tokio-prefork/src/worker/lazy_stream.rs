@@ -199,6 +199,23 @@ impl LazyStream {
         prefork_os::socket::write_nonblocking(self.socket_fd()?, bytes)
     }
 
+    /// Writes bytes that a shutdown follows at once: see [`prefork_os::socket::write_before_shutdown`].
+    pub(crate) fn poll_write_before_shutdown(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let is_tcp = !self.is_unix && self.other().is_none();
+        if !is_tcp {
+            return self.poll_write(cx, buf);
+        }
+        self.poll(
+            cx,
+            |fd| prefork_os::socket::write_before_shutdown(fd, buf),
+            |stream, cx| stream.poll_write_before_shutdown(cx, buf),
+        )
+    }
+
     /// Tries `call` on a plain socket. Registers the socket if `call` would block, and uses `later` from then on.
     fn poll<T>(
         &mut self,

@@ -3,10 +3,12 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+use prefork_os::socket::write_before_shutdown;
 
 /// A TCP or Unix connection that is registered with a runtime.
 #[derive(Debug)]
@@ -48,6 +50,22 @@ impl SocketStream {
         match self {
             SocketStream::Tcp(s) => s.poll_read_ready(cx),
             SocketStream::Unix(s) => s.poll_read_ready(cx),
+        }
+    }
+
+    /// Writes bytes that a shutdown follows at once: see [`write_before_shutdown`].
+    pub(crate) fn poll_write_before_shutdown(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let SocketStream::Tcp(stream) = &*self else { return self.poll_write(cx, buf) };
+        loop {
+            ready!(stream.poll_write_ready(cx))?;
+            match stream.try_io(Interest::WRITABLE, || write_before_shutdown(stream, buf)) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                outcome => return Poll::Ready(outcome),
+            }
         }
     }
 }

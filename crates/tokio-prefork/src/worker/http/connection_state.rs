@@ -71,6 +71,8 @@ pub(crate) struct ConnectionState {
     is_request_complete: AtomicBool,
     /// No request can follow the last one.
     is_last_request: AtomicBool,
+    /// HTTP/1: hyper shuts the connection down after the response in progress.
+    closes_after_response: AtomicBool,
     /// Received bytes wait until the response ends.
     has_held_back_bytes: AtomicBool,
     /// Why the next request is rejected: a [`RequestRejection`], or 0.
@@ -160,6 +162,7 @@ impl ConnectionState {
             is_write_blocked: AtomicBool::new(false),
             is_request_complete: AtomicBool::new(true),
             is_last_request: AtomicBool::new(false),
+            closes_after_response: AtomicBool::new(false),
             has_held_back_bytes: AtomicBool::new(false),
             rejected_head: AtomicU8::new(0),
             rejected_body: AtomicU8::new(0),
@@ -454,6 +457,18 @@ impl ConnectionState {
     pub(crate) fn set_request_progress(&self, is_complete: bool, is_last: bool) {
         self.is_request_complete.store(is_complete, Relaxed);
         self.is_last_request.store(is_last, Relaxed);
+    }
+
+    /// HTTP/1: records that hyper shuts the connection down after the response in progress.
+    pub(crate) fn set_closes_after_response(&self) {
+        self.closes_after_response.store(true, Relaxed);
+    }
+
+    /// HTTP/1: whether what hyper writes now is the end of the last response, so that it shuts the connection down in the same poll.
+    pub(crate) fn is_last_write(&self) -> bool {
+        self.closes_after_response.load(Relaxed)
+            && !self.has_active_request()
+            && self.is_request_complete()
     }
 
     /// Records whether received bytes wait until the response ends.

@@ -300,9 +300,12 @@ fn set_connection_header<B: Body, H: ServeContext>(
     // No request can follow one whose body is not read to its end.
     let is_last =
         context.should_announce_close(conn) || !conn.is_request_complete() || is_rejected_connect;
-    if version < Version::HTTP_2 && is_last && !conn.is_upgraded() {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        has_connection_header = true;
+    if version < Version::HTTP_2 && (is_last || conn.is_last_request()) && !conn.is_upgraded() {
+        conn.set_closes_after_response();
+        if is_last {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            has_connection_header = true;
+        }
     }
     if has_connection_header
         || (version < Version::HTTP_11 && response.body().size_hint().exact().is_none())

@@ -103,8 +103,12 @@ impl<H> HyperIo<H> {
     fn poll_send_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unsent.is_empty() {
             let gone = || io::Error::from(io::ErrorKind::NotConnected);
+            let is_last = self.conn.is_last_write();
             let stream = Pin::new(self.stream.as_mut().ok_or_else(gone)?);
-            let outcome = stream.poll_write(cx, &self.unsent);
+            let outcome = match is_last {
+                true => stream.poll_write_before_shutdown(cx, &self.unsent),
+                false => stream.poll_write(cx, &self.unsent),
+            };
             let sent = ready!(self.record_write(outcome, &[]))?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -133,7 +137,10 @@ impl<H> AsyncWrite for HyperIo<H> {
             }
             ready!(this.poll_send_unsent(cx))?;
         }
-        let outcome = this.stream()?.poll_write(cx, buf);
+        let outcome = match this.conn.is_last_write() {
+            true => this.stream()?.poll_write_before_shutdown(cx, buf),
+            false => this.stream()?.poll_write(cx, buf),
+        };
         this.record_write(outcome, &[IoSlice::new(buf)])
     }
 
