@@ -51,7 +51,6 @@ pub(crate) trait RequestRecorder {
     /// Counts a response by its status.
     fn response_started(&self, status: u16);
     /// Writes the address of the client and the request id of a request, for the status. An entry has them until its end.
-    #[allow(dead_code, reason = "its caller lands next")]
     fn set_request_details(&self, entry: Option<InFlightEntry>, client: &str, request_id: &str);
     /// Counts a request that was refused before it reached hyper.
     fn request_refused(&self, status: u16);
@@ -194,6 +193,7 @@ impl WorkerPage {
     /// Counts a connection that was closed because of its PROXY header.
     pub(crate) fn proxy_header_refused(&self) {
         REFUSED_PROXY_HEADERS.add(self.page, 1);
+        self.requests().count_proxy_refused();
     }
 
     /// Counts a connection that was taken over from another worker.
@@ -219,12 +219,6 @@ impl WorkerPage {
     /// Counts a connection that was closed by a limit or a deadline.
     pub(crate) fn connection_cut(&self) {
         CUT_CONNECTIONS.add(self.page, 1);
-    }
-
-    /// Counts a connection that was closed because of its PROXY header.
-    #[allow(dead_code, reason = "its caller lands next")]
-    pub(crate) fn connection_refused_by_proxy_header(&self) {
-        self.requests().count_proxy_refused();
     }
 
     /// Returns the counters of the access log, for any thread.
