@@ -13,6 +13,9 @@ use super::page_layout::{
 use crate::text::printable_ascii;
 use prefork_os::shared_memory::SharedPage;
 
+/// The most bytes of a method that are listed.
+const MAX_METHOD_BYTES: usize = 16;
+
 /// Stands in place of the method where an entry lists holds. No method has a colon.
 pub(crate) const HOLD_METHOD: &str = "hold:";
 
@@ -131,19 +134,32 @@ fn entry_word(entry: usize, index: usize) -> PageWord {
 
 /// Writes `METHOD path`, cut to the room there is, eight bytes at a time; returns its length.
 fn write_text(page: &SharedPage, entry: usize, method: &[u8], path: &[u8]) -> usize {
-    let mut text = [0u8; MAX_REQUEST_BYTES];
-    let method = &method[..method.len().min(16)];
-    let path = &path[..path.len().min(MAX_REQUEST_BYTES - method.len() - 1)];
-    let length = method.len() + 1 + path.len();
-    text[..method.len()].copy_from_slice(method);
-    text[method.len()] = b' ';
-    text[method.len() + 1..length].copy_from_slice(path);
-    for (i, chunk) in text[..length.next_multiple_of(8)].chunks_exact(8).enumerate() {
-        let mut eight = [0u8; 8];
-        eight.copy_from_slice(chunk);
-        entry_word(entry, 3 + i).store(page, u64::from_le_bytes(eight));
+    let method = &method[..method.len().min(MAX_METHOD_BYTES)];
+    let before_path = method.len() + 1;
+    let path = &path[..path.len().min(MAX_REQUEST_BYTES - before_path)];
+    let store = |word, value| entry_word(entry, 3 + word).store(page, value);
+    let store_all = |first, text: &[u8]| {
+        text.chunks(8).enumerate().for_each(|(i, piece)| store(first + i, little_endian(piece)));
+    };
+    if before_path > 8 {
+        store_all(0, &[method, b" ", path].concat());
+        return before_path + path.len();
     }
-    length
+    let (start, rest) = path.split_at(path.len().min(8 - before_path));
+    let method_and_space = little_endian(method) | u64::from(b' ') << (8 * method.len());
+    // A path that does not start in this word is shifted out of it.
+    let start = little_endian(start).checked_shl(8 * before_path as u32).unwrap_or(0);
+    store(0, method_and_space | start);
+    store_all(1, rest);
+    before_path + path.len()
+}
+
+/// Returns at most eight bytes as a number, the first one as its lowest byte. Without a copy into an array of eight, which costs a call.
+fn little_endian(bytes: &[u8]) -> u64 {
+    match bytes.first_chunk() {
+        Some(eight) => u64::from_le_bytes(*eight),
+        None => bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)),
+    }
 }
 
 #[cfg(test)]
@@ -180,6 +196,19 @@ mod tests {
         let seen = read(page);
         assert_eq!(seen[0].2.len(), MAX_REQUEST_BYTES);
         assert_eq!(seen[1].2, r"GET /\x1b[2J\n");
+    }
+
+    #[test]
+    fn methods_and_paths_of_every_length_are_listed() {
+        for method in 1..=MAX_METHOD_BYTES {
+            for path in 0..=24 {
+                let (page, mut entries) = (page(), InFlightEntries::new());
+                let (method, path) =
+                    (&"ABCDEFGHIJKLMNOP"[..method], &"/bcdefghijklmnopqrstuvwx"[..path]);
+                entries.add(page, method, path, 0).expect("room");
+                assert_eq!(read(page)[0].2, format!("{method} {path}"));
+            }
+        }
     }
 
     #[test]
