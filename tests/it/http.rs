@@ -132,6 +132,7 @@ fn the_end_of_a_connection_arrives_with_its_last_response() {
     let last_requests = [
         (get("/"), 1),
         (get("/bytes/5000"), 1),
+        (get("/bytes/20000"), 1),
         (get("/nowhere"), 1),
         (get("/sleep/5"), 1),
         ("GET / HTTP/1.0\r\n\r\n".to_string(), 1),

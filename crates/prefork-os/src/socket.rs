@@ -66,15 +66,18 @@ pub fn write_nonblocking(fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     Ok(send(fd.as_fd().as_raw_fd(), bytes, flags)?)
 }
 
-/// Writes to a TCP socket like [`write_nonblocking`], but leaves the last bytes to [`shutdown_write`], which sends them and the end
-/// of the stream in one segment. Without it, the kernel sends them after 200 ms.
+/// Writes to a TCP socket like [`write_vectored_nonblocking`], but leaves the last bytes to [`shutdown_write`], which sends them and the
+/// end of the stream in one segment. Without it, the kernel sends them after 200 ms.
 ///
 /// # Errors
 /// `WouldBlock` if the send buffer is full.
-pub fn write_before_shutdown(fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
-    let more = MsgFlags::from_bits_retain(libc::MSG_MORE);
-    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT | more;
-    Ok(send(fd.as_fd().as_raw_fd(), bytes, flags)?)
+pub fn write_before_shutdown(fd: impl AsFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | libc::MSG_MORE;
+    match slices {
+        // One buffer costs the kernel less than a list of one.
+        [bytes] => SockRef::from(&fd).send_with_flags(bytes, flags),
+        slices => SockRef::from(&fd).send_vectored_with_flags(slices, flags),
+    }
 }
 
 /// Returns whether accept failed for lack of descriptors or memory, so that it will fail again at once.

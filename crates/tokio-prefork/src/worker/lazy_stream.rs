@@ -203,16 +203,16 @@ impl LazyStream {
     pub(crate) fn poll_write_before_shutdown(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        buf: &[u8],
+        slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let is_tcp = !self.is_unix && self.other().is_none();
         if !is_tcp {
-            return self.poll_write(cx, buf);
+            return self.poll_write_vectored(cx, slices);
         }
         self.poll(
             cx,
-            |fd| prefork_os::socket::write_before_shutdown(fd, buf),
-            |stream, cx| stream.poll_write_before_shutdown(cx, buf),
+            |fd| prefork_os::socket::write_before_shutdown(fd, slices),
+            |stream, cx| stream.poll_write_before_shutdown(cx, slices),
         )
     }
 

@@ -1,6 +1,6 @@
 //! `SocketStream`: a TCP or Unix connection in the runtime.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -57,12 +57,12 @@ impl SocketStream {
     pub(crate) fn poll_write_before_shutdown(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        buf: &[u8],
+        slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let SocketStream::Tcp(stream) = &*self else { return self.poll_write(cx, buf) };
+        let SocketStream::Tcp(stream) = &*self else { return self.poll_write_vectored(cx, slices) };
         loop {
             ready!(stream.poll_write_ready(cx))?;
-            match stream.try_io(Interest::WRITABLE, || write_before_shutdown(stream, buf)) {
+            match stream.try_io(Interest::WRITABLE, || write_before_shutdown(stream, slices)) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 outcome => return Poll::Ready(outcome),
             }
@@ -116,7 +116,7 @@ impl AsyncWrite for SocketStream {
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
+        bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         delegate!(self, s => s.poll_write_vectored(cx, bufs))
     }

@@ -8,7 +8,8 @@ use bytes::{Buf, BytesMut};
 use tokio::io::AsyncWrite;
 
 use super::HyperIo;
-use crate::worker::http::connection_state::CloseRequest;
+use crate::worker::http::connection_state::{CloseRequest, ConnectionState};
+use crate::worker::lazy_stream::LazyStream;
 
 /// How many response bytes may wait to be sent with the next response.
 const MAX_UNSENT: usize = 32 * 1024;
@@ -76,7 +77,7 @@ impl<H> HyperIo<H> {
         ready!(self.poll_send_unsent(cx))?;
         let mut chunk = self.conn.direct_chunk.take();
         let pieces = [IoSlice::new(copied), IoSlice::new(&chunk)];
-        let outcome = self.stream()?.poll_write_vectored(cx, &pieces);
+        let outcome = poll_send(self.stream.as_mut(), &self.conn, cx, &pieces);
         let outcome = self.record_write(outcome, &pieces);
         let written = if let Poll::Ready(Ok(written)) = outcome { written } else { 0 };
         chunk.advance(written.saturating_sub(copied.len()));
@@ -87,7 +88,8 @@ impl<H> HyperIo<H> {
     fn poll_send_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.conn.direct_chunk.is_full() {
             let mut chunk = self.conn.direct_chunk.take();
-            let outcome = self.stream()?.poll_write(cx, &chunk);
+            let pieces = [IoSlice::new(&chunk)];
+            let outcome = poll_send(self.stream.as_mut(), &self.conn, cx, &pieces);
             let outcome = self.record_write(outcome, &[]);
             if let Poll::Ready(Ok(written)) = outcome {
                 chunk.advance(written);
@@ -102,13 +104,8 @@ impl<H> HyperIo<H> {
 
     fn poll_send_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unsent.is_empty() {
-            let gone = || io::Error::from(io::ErrorKind::NotConnected);
-            let is_last = self.conn.is_last_write();
-            let stream = Pin::new(self.stream.as_mut().ok_or_else(gone)?);
-            let outcome = match is_last {
-                true => stream.poll_write_before_shutdown(cx, &self.unsent),
-                false => stream.poll_write(cx, &self.unsent),
-            };
+            let pieces = [IoSlice::new(&self.unsent)];
+            let outcome = poll_send(self.stream.as_mut(), &self.conn, cx, &pieces);
             let sent = ready!(self.record_write(outcome, &[]))?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -117,6 +114,22 @@ impl<H> HyperIo<H> {
         }
         self.unsent = BytesMut::new();
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Writes to the socket. The last bytes of the connection leave with its end.
+fn poll_send(
+    stream: Option<&mut LazyStream>,
+    conn: &ConnectionState,
+    cx: &mut Context<'_>,
+    pieces: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    let gone = || io::Error::from(io::ErrorKind::NotConnected);
+    let stream = Pin::new(stream.ok_or_else(gone)?);
+    match pieces {
+        pieces if conn.is_last_write() => stream.poll_write_before_shutdown(cx, pieces),
+        [bytes] => stream.poll_write(cx, bytes),
+        pieces => stream.poll_write_vectored(cx, pieces),
     }
 }
 
@@ -137,11 +150,9 @@ impl<H> AsyncWrite for HyperIo<H> {
             }
             ready!(this.poll_send_unsent(cx))?;
         }
-        let outcome = match this.conn.is_last_write() {
-            true => this.stream()?.poll_write_before_shutdown(cx, buf),
-            false => this.stream()?.poll_write(cx, buf),
-        };
-        this.record_write(outcome, &[IoSlice::new(buf)])
+        let pieces = [IoSlice::new(buf)];
+        let outcome = poll_send(this.stream.as_mut(), &this.conn, cx, &pieces);
+        this.record_write(outcome, &pieces)
     }
 
     fn poll_write_vectored(
@@ -158,7 +169,7 @@ impl<H> AsyncWrite for HyperIo<H> {
             }
             ready!(this.poll_send_unsent(cx))?;
         }
-        let outcome = this.stream()?.poll_write_vectored(cx, bufs);
+        let outcome = poll_send(this.stream.as_mut(), &this.conn, cx, bufs);
         this.record_write(outcome, bufs)
     }
 
