@@ -198,7 +198,7 @@ fn connection_families(status: &ClusterStatus) -> Vec<MetricFamily> {
         (
             "prefork_connections_proxy_refused",
             "Connections closed because of their PROXY header.",
-            status.proxy_refused,
+            totals.proxy_refused,
         ),
     ]
     .map(|(name, help, count)| MetricFamily::counter(name, help, count))

@@ -28,8 +28,7 @@ const DURATION_SUM_US: PageWord = PageWord::at(72);
 const LOG_LINES_WRITTEN: PageWord = PageWord::at(73);
 const LOG_LINES_DROPPED: PageWord = PageWord::at(74);
 const LOG_LINES_SKIPPED: PageWord = PageWord::at(75);
-/// Connections closed because of their PROXY header.
-const PROXY_REFUSED: PageWord = PageWord::at(76);
+// The word 76 is free.
 /// The sums of the histograms `LOOP_LAG` and `QUEUE_WAIT`, in microseconds.
 const LOOP_LAG_SUM_US: PageWord = PageWord::at(77);
 const QUEUE_WAIT_SUM_US: PageWord = PageWord::at(78);
@@ -159,10 +158,6 @@ impl RequestPage {
     pub(super) fn count_duration(self, us: u64) {
         self.add(DURATIONS.plus(crate::status::request_duration_bucket(us)), 1);
         self.add(DURATION_SUM_US, us);
-    }
-
-    pub(super) fn count_proxy_refused(self) {
-        self.add(PROXY_REFUSED, 1);
     }
 
     #[cfg(feature = "tls")]
@@ -357,7 +352,6 @@ fn read(
             dropped: of_requests(LOG_LINES_DROPPED),
             skipped: of_requests(LOG_LINES_SKIPPED),
         },
-        proxy_refused: of_requests(PROXY_REFUSED),
         cpu_us: sum_us(CPU_TIME_US),
         loop_lag: histogram(LOOP_LAG, LOOP_LAG_SUM_US),
         queue_wait: histogram(QUEUE_WAIT, QUEUE_WAIT_SUM_US),
@@ -384,7 +378,6 @@ pub(super) fn add_to_sums(primary: &SharedPage, requests: &SharedPage, kept: &Ke
         (LOG_LINES_WRITTEN, kept.access_log.written),
         (LOG_LINES_DROPPED, kept.access_log.dropped),
         (LOG_LINES_SKIPPED, kept.access_log.skipped),
-        (PROXY_REFUSED, kept.proxy_refused),
         (CPU_TIME_US, kept.cpu_us),
         (LOOP_LAG_SUM_US, kept.loop_lag.sum_us),
         (QUEUE_WAIT_SUM_US, kept.queue_wait.sum_us),

@@ -193,7 +193,6 @@ impl WorkerPage {
     /// Counts a connection that was closed because of its PROXY header.
     pub(crate) fn proxy_header_refused(&self) {
         REFUSED_PROXY_HEADERS.add(self.page, 1);
-        self.requests().count_proxy_refused();
     }
 
     /// Counts a connection that was taken over from another worker.

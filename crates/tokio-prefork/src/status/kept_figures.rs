@@ -13,8 +13,6 @@ pub(crate) struct KeptFigures {
     pub(crate) requests_by: RequestsBy,
     pub(crate) durations: RequestDurations,
     pub(crate) access_log: AccessLogCounters,
-    /// Connections closed because of their PROXY header.
-    pub(crate) proxy_refused: u64,
     /// CPU time of the process, in microseconds.
     pub(crate) cpu_us: u64,
     pub(crate) loop_lag: DelayHistogram,
@@ -37,7 +35,6 @@ impl KeptFigures {
             requests_by: self.requests_by.sum_with(&other.requests_by),
             durations: self.durations.sum_with(&other.durations),
             access_log: self.access_log.sum_with(other.access_log),
-            proxy_refused: bounded_sum(self.proxy_refused, other.proxy_refused),
             cpu_us: bounded_sum(self.cpu_us, other.cpu_us),
             loop_lag: self.loop_lag.sum_with(&other.loop_lag),
             queue_wait: self.queue_wait.sum_with(&other.queue_wait),

@@ -99,9 +99,6 @@ pub struct ClusterStatus {
     /// The lines of the access log, of all workers, living and dead.
     #[serde(default, skip_serializing_if = "AccessLogCounters::is_empty")]
     pub access_log: AccessLogCounters,
-    /// Connections closed because of their PROXY header, by all workers, living and dead.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub proxy_refused: u64,
     /// The TLS handshakes of all workers, living and dead.
     #[serde(default, skip_serializing_if = "TlsHandshakes::is_empty")]
     pub tls_handshakes: TlsHandshakes,
@@ -360,7 +357,6 @@ impl ClusterStatus {
             requests_by: kept.requests_by,
             durations: kept.durations,
             access_log: kept.access_log,
-            proxy_refused: kept.proxy_refused,
             tls_handshakes: kept.tls_handshakes,
             kept,
             pools,
@@ -386,13 +382,12 @@ impl ClusterStatus {
 }
 
 /// What is known only if the workers serve HTTP themselves.
-const REQUEST_FIGURES: [&str; 7] = [
+const REQUEST_FIGURES: [&str; 6] = [
     "totals",
     "queue_wait",
     "requests_by",
     "durations",
     "access_log",
-    "proxy_refused",
     "tls_handshakes",
 ];
 
@@ -418,10 +413,6 @@ fn without_requests(mut status: serde_json::Value) -> serde_json::Value {
 /// Returns the time in milliseconds since 1970.
 pub(crate) fn unix_time_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
-}
-
-fn is_zero(count: &u64) -> bool {
-    *count == 0
 }
 
 fn millis_between(since: Instant, now: Instant) -> u64 {

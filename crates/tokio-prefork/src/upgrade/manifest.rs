@@ -436,7 +436,7 @@ mod tests {
             kinds: vec![PassedKind { name: "consumer".to_string(), wanted: 2, declared: 1 }],
             totals: TrafficCounters::default(),
             supervision: SupervisionCounters { forks: 9, ..SupervisionCounters::default() },
-            kept: KeptFigures { proxy_refused: 3, ..KeptFigures::default() },
+            kept: KeptFigures { cpu_us: 3, ..KeptFigures::default() },
             pools: Vec::new(),
             reserved_ids: vec![(1, 6)],
             environments: vec![(1, vec![("ROLE".to_string(), "mail".to_string())])],
