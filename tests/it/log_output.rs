@@ -19,7 +19,10 @@ const PIPE_SIZE: i32 = 4096;
 
 /// Starts a server on a Unix socket whose standard error is a full pipe, and returns the reader of the pipe.
 #[track_caller]
-fn start_with_full_pipe(builder: ProcessBuilder, workers: usize) -> (Server, PipeReader) {
+pub(crate) fn start_with_full_pipe(
+    builder: ProcessBuilder,
+    workers: usize,
+) -> (Server, PipeReader) {
     let (reader, mut writer) = std::io::pipe().expect("pipe");
     fcntl(&writer, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE)).expect("size");
     writer.write_all(&[b'\n'; PIPE_SIZE as usize]).expect("fill");

@@ -92,6 +92,7 @@ mod log_format;
 mod log_output;
 mod message_delivery;
 mod messages;
+mod metric_families;
 mod metrics;
 mod misbehaving_workers;
 mod node_behaviour;

@@ -7,105 +7,10 @@ use std::thread::JoinHandle;
 
 use nix::sys::signal::Signal;
 
-use crate::support::command::ProcessBuilder;
 use crate::support::control::serving;
-use crate::support::http::{Address, Client};
 use crate::support::load::Load;
-use crate::support::{Server, env_count, process, wait};
-
-const OPEN_METRICS: &str = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;q=0.3";
-const PLAIN_TEXT: &str = "text/plain;version=0.0.4";
-
-/// One scrape: the value of each series, by its name and labels, and the type of each metric.
-#[derive(Debug, Default)]
-struct Scrape {
-    series: BTreeMap<String, f64>,
-    types: BTreeMap<String, String>,
-}
-
-impl Scrape {
-    fn parse(text: &str) -> Scrape {
-        let mut scrape = Scrape::default();
-        for line in text.lines() {
-            if let Some(kind) = line.strip_prefix("# TYPE ") {
-                let (name, kind) = kind.split_once(' ').expect(line);
-                scrape.types.insert(name.to_string(), kind.to_string());
-            } else if !line.starts_with('#') {
-                let (series, value) = line.rsplit_once(' ').expect(line);
-                let value = value.parse().unwrap_or_else(|_| panic!("no number: {line}"));
-                assert!(scrape.series.insert(series.to_string(), value).is_none(), "twice: {line}");
-            }
-        }
-        assert!(scrape.series.len() > 100, "too few series: {text}");
-        scrape
-    }
-
-    fn value(&self, series: &str) -> f64 {
-        self.series.get(series).copied().unwrap_or_else(|| panic!("no {series} in {self:?}"))
-    }
-
-    fn sum(&self, name: &str) -> f64 {
-        let prefix = format!("{name}{{");
-        let found = self.series.iter().filter(|(series, _)| series.starts_with(&prefix));
-        found.map(|(_, value)| value).sum()
-    }
-
-    /// Returns the series that may only grow: counters, and the buckets, counts and sums of histograms.
-    fn growing(&self) -> impl Iterator<Item = (&String, f64)> {
-        let suffixes = ["_total", "_bucket", "_count", "_sum"];
-        let is_growing = move |series: &str| {
-            let name = series.split('{').next().unwrap_or_default();
-            suffixes.iter().any(|suffix| name.ends_with(suffix))
-        };
-        self.series.iter().filter(move |one| is_growing(one.0)).map(|(name, value)| (name, *value))
-    }
-
-    /// Checks that buckets are cumulative and that the last one is the count.
-    fn assert_consistent_histograms(&self) {
-        for name in self.types.iter().filter(|one| one.1 == "histogram").map(|one| one.0) {
-            let mut buckets: Vec<(f64, f64)> = self
-                .series
-                .iter()
-                .filter_map(|(series, value)| {
-                    let rest = series.strip_prefix(&format!("{name}_bucket{{le=\""))?;
-                    Some((rest.strip_suffix("\"}")?.parse().expect("a bound"), *value))
-                })
-                .collect();
-            buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
-            assert!(buckets.is_sorted_by(|a, b| a.1 <= b.1), "{name}: {buckets:?}");
-            let last = buckets.last().unwrap_or_else(|| panic!("{name} has no buckets"));
-            assert_eq!((last.0, last.1), (f64::INFINITY, self.value(&format!("{name}_count"))));
-        }
-    }
-}
-
-fn admin_address(server: &Server) -> Address {
-    Address::Unix(server.dir().join("admin.sock"))
-}
-
-/// Starts a server with an admin listener on a Unix socket.
-fn start(builder: ProcessBuilder) -> Server {
-    let socket = builder.dir().join("admin.sock");
-    builder.args(["--admin".to_string(), format!("unix:{}", socket.display())]).start()
-}
-
-/// Scrapes over a connection, and tells whether it stays open.
-fn scrape_over(client: &mut Client, accept: &str) -> Result<(Scrape, bool), String> {
-    let request = format!("GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n");
-    let response = client.send_and_read(request).map_err(|e| format!("{e:?}"))?;
-    match response.status {
-        200 => {
-            let is_kept = response.header("connection") != Some("close");
-            Ok((Scrape::parse(response.text()), is_kept))
-        }
-        status => Err(format!("status {status}: {}", response.text())),
-    }
-}
-
-fn scrape(server: &Server) -> Scrape {
-    let mut client = Client::connect(&admin_address(server)).expect("connected");
-    scrape_over(&mut client, PLAIN_TEXT).expect("a scrape").0
-}
+use crate::support::scrape::{OPEN_METRICS, PLAIN_TEXT, admin_socket, scrape, scrape_over, start};
+use crate::support::{Client, Server, env_count, process, wait};
 
 /// Scrapes one time after the other, and checks each scrape.
 struct Scraper {
@@ -118,7 +23,7 @@ impl Scraper {
     fn start(server: &Server) -> Scraper {
         let (stop, scrapes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (address, stopped, count) =
-            (admin_address(server), Arc::clone(&stop), Arc::clone(&scrapes));
+            (admin_socket(server), Arc::clone(&stop), Arc::clone(&scrapes));
         let thread = std::thread::spawn(move || {
             let mut highest: BTreeMap<String, f64> = BTreeMap::new();
             let mut kept: Option<Client> = None;

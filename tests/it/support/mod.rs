@@ -15,6 +15,7 @@ pub mod log;
 pub mod overlay_stream;
 pub mod overrides;
 pub mod process;
+pub mod scrape;
 pub mod server;
 pub mod service_manager;
 pub mod source_code;

@@ -174,7 +174,11 @@ fn connection_families(status: &ClusterStatus) -> Vec<MetricFamily> {
     let totals = &status.totals;
     [
         ("prefork_connections_accepted", "Connections accepted.", totals.accepted),
-        ("prefork_connections_cut", "Connections closed by a limit or a deadline.", totals.cut),
+        (
+            "prefork_connections_cut",
+            "Connections closed in use: at graceful-timeout, or as a response or TLS handshake took too long.",
+            totals.cut,
+        ),
         (
             "prefork_connections_shed",
             "Connections refused because they had waited for longer than max-queue-wait.",

@@ -52,7 +52,7 @@ pub(crate) const RESPONSES: PageWord = PageWord(18);
 pub(crate) const BYTES_IN: PageWord = PageWord(23);
 pub(crate) const BYTES_OUT: PageWord = PageWord(24);
 pub(crate) const PANICS: PageWord = PageWord(25);
-/// Connections closed by a limit or a deadline.
+/// Connections closed in use: at the drain deadline, or because they took too long.
 pub(crate) const CUT_CONNECTIONS: PageWord = PageWord(26);
 /// Connections sent to another worker while draining.
 pub(crate) const HANDED_OVER: PageWord = PageWord(27);

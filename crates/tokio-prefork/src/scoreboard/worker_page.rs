@@ -215,7 +215,7 @@ impl WorkerPage {
         PARKED_CONNECTIONS.store(self.page, count as u64);
     }
 
-    /// Counts a connection that was closed by a limit or a deadline.
+    /// Counts a connection that was closed in use: at the drain deadline, or because it took too long.
     pub(crate) fn connection_cut(&self) {
         CUT_CONNECTIONS.add(self.page, 1);
     }

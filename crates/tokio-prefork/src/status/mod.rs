@@ -168,11 +168,11 @@ pub struct PrimaryStatus {
     /// How many workers replaced one that exited unexpectedly.
     pub restarts: u64,
     /// Log lines of all processes that were dropped since the primary started, because the reader of standard error did
-    /// not keep up or the file could not be written. 0 in a worker.
+    /// not keep up or the file could not be written.
     #[serde(default)]
     pub log_lines_dropped: u64,
-    /// Messages of the application that were lost on their way to a worker: it did not read them, was killed, or exited without
-    /// another one to take them. 0 in a worker.
+    /// Messages of the application that were lost on their way to a worker: it did not read them, or exited without another one to take
+    /// them. What a killed worker had been sent and had not read is not known.
     #[serde(default)]
     pub messages_lost: u64,
     /// Slots that stay empty until the next reload or scale, as their workers are not to be replaced; empty in a worker.
@@ -382,14 +382,8 @@ impl ClusterStatus {
 }
 
 /// What is known only if the workers serve HTTP themselves.
-const REQUEST_FIGURES: [&str; 6] = [
-    "totals",
-    "queue_wait",
-    "requests_by",
-    "durations",
-    "access_log",
-    "tls_handshakes",
-];
+const REQUEST_FIGURES: [&str; 6] =
+    ["totals", "queue_wait", "requests_by", "durations", "access_log", "tls_handshakes"];
 
 /// What is known of a worker only if it serves HTTP itself.
 const REQUEST_FIGURES_OF_WORKER: [&str; 6] =

@@ -21,7 +21,8 @@ pub struct TrafficCounters {
     pub bytes_out: u64,
     /// Handlers that panicked.
     pub panics: u64,
-    /// Connections closed by a limit or a deadline.
+    /// Connections closed in use: at `graceful-timeout`, or because a response or TLS handshake took too long. Those that were closed while
+    /// they were idle, or for `header-timeout`, do not count.
     pub cut: u64,
     /// Connections sent to another worker while this one was draining.
     pub handed_over: u64,
