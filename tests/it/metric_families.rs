@@ -251,6 +251,24 @@ fn requests_and_what_ends_them_are_in_the_metrics() {
     }
 }
 
+#[test]
+fn raw_connections_are_no_lost_lines_of_the_access_log() {
+    let program = ProcessBuilder::program("serve-http").args(["door=raw", "access-log=access.log"]);
+    let server = start_program(program.workers(2));
+    for _ in 0..3 {
+        assert_eq!(server.get("/").status, 200);
+    }
+    server.run_verb(&["reload"]);
+    wait::wait_until("no old worker", || {
+        server.status()["workers"].as_array().is_some_and(|w| w.len() == 2)
+    });
+    let lines = server.status()["access_log"].clone();
+    assert_eq!((&lines["written"], &lines["dropped"]), (&3.into(), &0.into()), "{lines}");
+    // Each counts as a request, and so do the requests on it.
+    assert_eq!(server.status()["totals"]["requests"], 6);
+    server.stop();
+}
+
 /// The names of the traffic counters in `totals` and in the metrics.
 const TOTALS: [(&str, &str); 12] = [
     ("accepted", "prefork_connections_accepted_total"),

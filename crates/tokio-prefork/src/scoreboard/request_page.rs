@@ -218,6 +218,13 @@ impl LogLineCounters {
         IS_LOGGING.store(self.0.page, 1);
     }
 
+    /// Counts a raw connection, which counts as a request and never gets a line, so that it is not a lost one.
+    pub(crate) fn add_raw_connection(self) {
+        if IS_LOGGING.load(self.0.page) == 1 {
+            self.add_skipped(1);
+        }
+    }
+
     /// Counts a request that does not count for `max-requests`. Called by the threads that the page belongs to.
     pub(crate) fn add_uncounted(self) {
         self.0.add(UNCOUNTED_REQUESTS, 1);

@@ -149,7 +149,7 @@ impl WorkerPage {
 
     /// Records how late a heartbeat was.
     pub(crate) fn record_loop_lag(&self, late: Duration) {
-        LOOP_LAG.plus(duration_bucket(millis(late))).add(self.page, 1);
+        LOOP_LAG.plus(duration_bucket(late)).add(self.page, 1);
         self.requests().add_loop_lag_us(duration_us(late));
     }
 
@@ -176,7 +176,7 @@ impl WorkerPage {
 
     /// Records how long a connection waited in the kernel's queue.
     pub(crate) fn record_queue_wait(&self, wait: Duration) {
-        QUEUE_WAIT.plus(duration_bucket(millis(wait))).add(self.page, 1);
+        QUEUE_WAIT.plus(duration_bucket(wait)).add(self.page, 1);
         self.requests().add_queue_wait_us(duration_us(wait));
     }
 

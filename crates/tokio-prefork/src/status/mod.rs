@@ -386,8 +386,8 @@ const REQUEST_FIGURES: [&str; 6] =
     ["totals", "queue_wait", "requests_by", "durations", "access_log", "tls_handshakes"];
 
 /// What is known of a worker only if it serves HTTP itself.
-const REQUEST_FIGURES_OF_WORKER: [&str; 6] =
-    ["counters", "active", "serving", "durations", "queue_wait", "full"];
+const REQUEST_FIGURES_OF_WORKER: [&str; 7] =
+    ["counters", "active", "serving", "durations", "queue_wait", "full", "parked"];
 
 /// Removes the figures about requests, which nobody has counted.
 fn without_requests(mut status: serde_json::Value) -> serde_json::Value {

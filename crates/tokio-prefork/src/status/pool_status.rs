@@ -24,7 +24,7 @@ pub struct PoolStatus {
     pub depth: u64,
     /// How many jobs are running, abandoned ones included.
     pub running: u64,
-    /// How much of the last one to two seconds its threads spent on jobs, in percent.
+    /// How much of the last one to three seconds its threads spent on jobs, in percent.
     pub utilisation: u64,
     /// Jobs that ended and whose result was delivered.
     pub done: u64,

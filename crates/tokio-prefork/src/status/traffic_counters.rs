@@ -11,7 +11,7 @@ use super::MAX_JSON_INTEGER;
 pub struct TrafficCounters {
     /// Connections accepted.
     pub accepted: u64,
-    /// Requests received.
+    /// Requests received. A raw connection counts as one, beside the requests on it.
     pub requests: u64,
     /// Responses by class: 1xx, 2xx, 3xx, 4xx, 5xx.
     pub responses: [u64; 5],

@@ -118,6 +118,7 @@ struct TrackedConnection {
 impl TrackedConnection {
     fn begin(state: &Rc<LocalWorkerState>, info: &ConnectionInfo) -> TrackedConnection {
         let peer = info.peer().to_string();
+        state.worker_page.log_lines().add_raw_connection();
         let entry = state.worker_page.request_started(CONNECTION_METHOD, &peer, state.now_ms());
         TrackedConnection { state: Rc::clone(state), entry }
     }

@@ -35,7 +35,10 @@ pub(super) async fn answer<H: ServeContext, W: ConnectionHandle>(
     while memchr::memchr(b'\n', &read).is_none() && read.len() < MAX_REQUEST_LINE {
         let more = until_close_request(handle, CloseRequest::Now, read_first(&mut stream)).await;
         match more {
-            Ok(Ok(more)) if !more.is_empty() => read.extend_from_slice(&more),
+            Ok(Ok(more)) if !more.is_empty() => {
+                context.worker_page().byte_meter().add_bytes_in(more.len());
+                read.extend_from_slice(&more);
+            }
             Ok(_) => return TlsHandshakeResult::ClientClosed,
             Err(_) => return closed_by_worker(handle),
         }
