@@ -7,9 +7,12 @@ use std::thread::JoinHandle;
 
 use nix::sys::signal::Signal;
 
+use crate::support::command::ProcessBuilder;
 use crate::support::control::serving;
 use crate::support::load::Load;
-use crate::support::scrape::{OPEN_METRICS, PLAIN_TEXT, admin_socket, scrape, scrape_over, start};
+use crate::support::scrape::{
+    OPEN_METRICS, PLAIN_TEXT, admin_socket, scrape, scrape_over, start, start_program,
+};
 use crate::support::{Client, Server, env_count, process, wait};
 
 /// Scrapes one time after the other, and checks each scrape.
@@ -155,5 +158,74 @@ fn metrics_answer_while_all_workers_are_frozen() {
     for pid in &workers {
         process::send_signal(*pid, Signal::SIGCONT);
     }
+    server.stop();
+}
+
+/// Waits until an exit is counted under this reason.
+#[track_caller]
+fn wait_exit(server: &Server, reason: &str) {
+    let metric = format!("prefork_worker_exits_total{{reason=\"{reason}\"}}");
+    let counted = wait::poll_until(|| (scrape(server).value(&metric) > 0.0).then_some(()));
+    assert!(counted.is_some(), "no exit is counted as {reason}: {}", server.log());
+}
+
+/// Starts two workers with `args`, lets `end` end one, and waits until its exit is counted under `reason`.
+#[track_caller]
+fn assert_exit_counted(reason: &str, args: &[&str], end: impl FnOnce(&Server)) {
+    let builder = Server::builder().workers(2).args(["--faults", "--min-uptime", "100ms"]);
+    let server = start(builder.args(args)).allow_errors(&["worker="]);
+    end(&server);
+    wait_exit(&server, reason);
+    server.wait_serving(if reason == "scaled_down" { 1 } else { 2 });
+    server.signal(Signal::SIGQUIT);
+    server.wait_clean_exit(0);
+}
+
+#[test]
+fn each_exit_of_a_worker_is_counted_under_its_reason() {
+    let leak = |server: &Server| {
+        for _ in 0..20 {
+            let _ = server.try_get("/fault/leak");
+        }
+    };
+    assert_exit_counted("exited", &[], |server| drop(server.try_get("/fault/exit")));
+    assert_exit_counted("crashed", &[], |server| drop(server.try_get("/fault/segv")));
+    assert_exit_counted("retired", &[], |server| {
+        process::send_signal(server.worker_pids()[0], Signal::SIGTERM);
+    });
+    assert_exit_counted("scaled_down", &[], |server| drop(server.run_verb(&["scale", "1"])));
+    assert_exit_counted("stalled", &["--stall-timeout", "1s"], |server| {
+        let hangs = server.send_get("/fault/hang");
+        wait_exit(server, "stalled");
+        drop(hangs);
+    });
+    assert_exit_counted("graceful_timeout", &["--graceful-timeout", "300ms"], |server| {
+        let slow = server.start_request("/fib/50?on=loop");
+        server.signal(Signal::SIGHUP);
+        wait_exit(server, "graceful_timeout");
+        drop(slow);
+    });
+    assert_exit_counted("recycled_requests", &["--max-requests", "5"], |server| {
+        for _ in 0..20 {
+            let _ = server.try_get("/");
+        }
+    });
+    assert_exit_counted("recycled_lifetime", &["--max-lifetime", "1s"], |_| {});
+    assert_exit_counted("recycled_memory", &["--max-rss", "100MiB"], leak);
+    assert_exit_counted("memory_limit", &["--max-rss-hard", "100MiB"], leak);
+}
+
+#[test]
+fn boots_that_fail_or_hang_are_counted_by_reason() {
+    let program = ProcessBuilder::program("boot-fails-if-broken").args(["boot-timeout-ms=300"]);
+    let server = start_program(program.workers(1)).allow_errors(&["worker=", "reload"]);
+    for (file, reason) in [("broken", "boot_failed"), ("stuck", "boot_timeout")] {
+        let file = server.dir().join(file);
+        std::fs::write(&file, "").expect("write");
+        server.signal(Signal::SIGHUP);
+        wait_exit(&server, reason);
+        std::fs::remove_file(file).expect("remove");
+    }
+    server.wait_serving(1);
     server.stop();
 }
