@@ -48,8 +48,19 @@ fn type_name(family: &MetricFamily) -> &'static str {
     }
 }
 
+/// Returns the names of the labels of the first series.
+fn label_names(family: &MetricFamily) -> Vec<&str> {
+    let labels = match &family.series {
+        Series::Counter(series) => series.first().map(|one| &one.0),
+        Series::Gauge(series) => series.first().map(|one| &one.0),
+        Series::Histogram(series) => series.first().map(|one| &one.0),
+        Series::Info(labels) => Some(labels),
+    };
+    labels.into_iter().flatten().map(|(name, _)| &**name).collect()
+}
+
 #[test]
-fn the_documentation_lists_every_metric_with_its_type() {
+fn the_documentation_lists_every_metric_with_its_type_and_labels() {
     let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/src/metrics.md");
     let docs = std::fs::read_to_string(docs).expect("the page about metrics");
     let mut families = all_families(&full_status());
@@ -58,7 +69,9 @@ fn the_documentation_lists_every_metric_with_its_type() {
     families.extend(of_program.into_iter().filter(|one| !known.contains(&full_name(one))));
     for family in &families {
         assert!(family.has_series(), "{} has no series in this test", family.name);
-        let row = format!("| `{}` | {} |", full_name(family), type_name(family));
+        let labels = label_names(family).join(", ");
+        let row = format!("| `{}` | {} | {labels}", full_name(family), type_name(family));
+        let row = format!("{} |", row.trim_end());
         assert!(docs.contains(&row), "docs/src/metrics.md has no row that begins with {row}");
     }
     let listed = docs.lines().filter(|line| line.starts_with("| `prefork_")).count();
