@@ -196,7 +196,7 @@ fn connection_families(status: &ClusterStatus) -> Vec<MetricFamily> {
         ),
         (
             "prefork_connections_taken_over",
-            "Connections that workers took over from draining ones.",
+            "Connections that workers took over from draining ones, or from the queues of ended ones.",
             totals.taken_over,
         ),
         (

@@ -26,7 +26,7 @@ pub struct TrafficCounters {
     pub cut: u64,
     /// Connections sent to another worker while this one was draining.
     pub handed_over: u64,
-    /// Connections taken over from another worker.
+    /// Connections taken over from a draining worker, or from the queue of one that has ended; the latter are not in `accepted`.
     pub taken_over: u64,
     /// Connections refused with 503 because they had waited in the queue for longer than `max-queue-wait`.
     pub shed: u64,
