@@ -84,6 +84,7 @@ mod isolated_limits;
 mod isolated_outcomes;
 mod job_storm;
 mod large_payloads;
+mod last_responses;
 mod leaving;
 mod library_api;
 mod listen_addresses;

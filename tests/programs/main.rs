@@ -15,6 +15,7 @@ mod isolated_limits;
 mod job_storm;
 mod kept_connections;
 mod large_payloads;
+mod last_responses;
 mod leaving;
 mod logging;
 mod message_delivery;
@@ -130,6 +131,7 @@ fn run_program(name: &str, arguments: ProgramArguments) -> Result<()> {
         "isolated-jobs" => isolated_jobs::isolated_jobs(arguments),
         "job-storm" => job_storm::job_storm(arguments),
         "large-payloads" => large_payloads::large_payloads(arguments),
+        "last-responses" => last_responses::last_responses(arguments),
         "program-pools" => program_pools::program_pools(arguments),
         "isolated-limits" => isolated_limits::isolated_limits(arguments),
         "serve-http" => serve_http::serve_http(arguments),

@@ -300,6 +300,15 @@ impl Client {
         }
     }
 
+    /// Whether bytes have arrived that can be read now.
+    pub fn has_received(&self) -> bool {
+        if let Some(tls) = &mut *self.tls.borrow_mut() {
+            return tls.receive_queued(&self.socket);
+        }
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        recv(self.socket.as_raw_fd(), &mut [0], flags).is_ok_and(|length| length > 0)
+    }
+
     /// Reads until the server closes the connection, and returns the bytes.
     pub fn read_to_end(&mut self) -> Result<Vec<u8>, Failure> {
         while self.read_more()? {}

@@ -71,8 +71,10 @@ pub(crate) struct ConnectionState {
     is_request_complete: AtomicBool,
     /// No request can follow the last one.
     is_last_request: AtomicBool,
-    /// HTTP/1: hyper shuts the connection down after the response in progress.
+    /// HTTP/1: hyper shuts the connection down in the poll that writes the end of the response in progress.
     closes_after_response: AtomicBool,
+    /// HTTP/1: hyper has read the last request to its end. The application may hold an unread body for longer than its response takes.
+    is_request_read: AtomicBool,
     /// Received bytes wait until the response ends.
     has_held_back_bytes: AtomicBool,
     /// Why the next request is rejected: a [`RequestRejection`], or 0.
@@ -163,6 +165,7 @@ impl ConnectionState {
             is_request_complete: AtomicBool::new(true),
             is_last_request: AtomicBool::new(false),
             closes_after_response: AtomicBool::new(false),
+            is_request_read: AtomicBool::new(true),
             has_held_back_bytes: AtomicBool::new(false),
             rejected_head: AtomicU8::new(0),
             rejected_body: AtomicU8::new(0),
@@ -402,6 +405,7 @@ impl ConnectionState {
     pub(crate) fn begin_request(&self, now_ms: u64) {
         self.add_active_requests(1);
         self.is_response_flushed.store(false, Relaxed);
+        self.is_request_read.store(false, Relaxed);
         self.set_phase(ConnectionPhase::Responding, now_ms);
     }
 
@@ -459,7 +463,7 @@ impl ConnectionState {
         self.is_last_request.store(is_last, Relaxed);
     }
 
-    /// HTTP/1: records that hyper shuts the connection down after the response in progress.
+    /// HTTP/1: records that hyper shuts the connection down in the poll that writes the end of the response in progress.
     pub(crate) fn set_closes_after_response(&self) {
         self.closes_after_response.store(true, Relaxed);
     }
@@ -468,7 +472,7 @@ impl ConnectionState {
     pub(crate) fn is_last_write(&self) -> bool {
         self.closes_after_response.load(Relaxed)
             && !self.has_active_request()
-            && self.is_request_complete()
+            && self.is_request_read.load(Relaxed)
     }
 
     /// Records whether received bytes wait until the response ends.

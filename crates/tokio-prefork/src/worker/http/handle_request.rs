@@ -93,11 +93,15 @@ where
     conn.set_accepts_interim_responses(version == Version::HTTP_11);
     let is_connect = *request.method() == Method::CONNECT;
     let is_http2_head = version == Version::HTTP_2 && *request.method() == Method::HEAD;
-    if conn.is_last_request() && conn.is_request_complete() {
-        conn.set_peer_done();
+    let can_upgrade = is_connect || request.extensions().get::<OnUpgrade>().is_some();
+    if conn.is_last_request() && !can_upgrade {
+        conn.set_closes_after_response();
+        if conn.is_request_complete() {
+            conn.set_peer_done();
+        }
     }
     // hyper keeps state of an upgrade that cannot be handed over.
-    if conn.is_last_request() || is_connect || request.extensions().get::<OnUpgrade>().is_some() {
+    if conn.is_last_request() || can_upgrade {
         conn.pin_to_worker();
     }
     let checked = if version == Version::HTTP_2 { check_http2_request(&request) } else { Ok(()) };
@@ -297,15 +301,14 @@ fn set_connection_header<B: Body, H: ServeContext>(
     let RequestTracker { context, conn, .. } = tracker;
     let status = response.status();
     let mut has_connection_header = response.headers().keys().any(|name| name == CONNECTION);
-    // No request can follow one whose body is not read to its end.
-    let is_last =
-        context.should_announce_close(conn) || !conn.is_request_complete() || is_rejected_connect;
-    if version < Version::HTTP_2 && (is_last || conn.is_last_request()) && !conn.is_upgraded() {
-        conn.set_closes_after_response();
-        if is_last {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            has_connection_header = true;
-        }
+    // No request can follow one whose body is not read to its end. hyper overlooks `close` beside bytes that are not ASCII.
+    let is_last = context.should_announce_close(conn)
+        || !conn.is_request_complete()
+        || is_rejected_connect
+        || (version == Version::HTTP_11 && conn.is_last_request());
+    if version < Version::HTTP_2 && is_last && !conn.is_upgraded() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        has_connection_header = true;
     }
     if has_connection_header
         || (version < Version::HTTP_11 && response.body().size_hint().exact().is_none())

@@ -423,6 +423,7 @@ impl<H> AsyncRead for HyperIo<H> {
             return Poll::Ready(Ok(()));
         }
         if this.validated == 0 && boundary.is_complete() {
+            this.conn.set_request_read();
             if !this.conn.is_ready_for_next_request() {
                 return this.poll_read_while_responding(cx);
             }

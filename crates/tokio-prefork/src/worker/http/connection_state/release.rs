@@ -18,6 +18,11 @@ impl ConnectionState {
         self.is_pinned.load(Relaxed)
     }
 
+    /// HTTP/1: records that hyper has read the last request to its end, so that it is idle once it has flushed the response.
+    pub(crate) fn set_request_read(&self) {
+        self.is_request_read.store(true, Relaxed);
+    }
+
     /// Whether the connection may be handed over, now or after the request in progress.
     pub(crate) fn can_be_handed_over(&self) -> bool {
         !self.is_pinned() && self.can_go_on_elsewhere()
@@ -34,6 +39,7 @@ impl ConnectionState {
         matches!(self.phase(), ConnectionPhase::New | ConnectionPhase::Idle)
             && self.close_request() == CloseRequest::None
             && self.is_flushed.load(Relaxed)
+            && self.is_request_read.load(Relaxed)
             && self.can_be_handed_over()
     }
 
@@ -49,6 +55,7 @@ impl ConnectionState {
             && self.close_request() == CloseRequest::None
             && self.http2().is_none()
             && self.is_flushed.load(Relaxed)
+            && self.is_request_read.load(Relaxed)
             && !self.never_parks.load(Relaxed)
             && self.can_go_on_elsewhere()
     }

@@ -302,6 +302,7 @@ mod tests {
         conn.begin_request(0);
         assert!(!conn.is_ready_for_handover());
         conn.end_request(0);
+        conn.set_request_read();
         assert!(!conn.is_ready_for_handover(), "the response is not written yet");
         conn.set_flushed();
         assert!(conn.is_ready_for_handover());
