@@ -24,7 +24,7 @@ fn open(server: &Server) -> Client {
     client
 }
 
-fn ended_requests(server: &Server) -> u64 {
+fn received_requests(server: &Server) -> u64 {
     server.status()["totals"]["requests"].as_u64().expect("a number")
 }
 
@@ -40,10 +40,10 @@ fn last_response_arrives_before_its_handler_releases_the_request() {
     let mut clients = Vec::new();
     for request in &requests {
         let (mut client, mut other) = (open(&server), open(&server));
-        let ended = ended_requests(&server);
+        let before = received_requests(&server);
         client.send(request).expect("send");
-        wait::wait_until("the response is made", || ended_requests(&server) > ended);
-        // The worker has written it before it reads another request.
+        wait::wait_until("the request is being served", || received_requests(&server) > before);
+        // Its response is written before the worker serves another request.
         assert_eq!(other.get("/").expect("an answer").status, 200);
         assert!(client.has_received(), "no answer yet to {request:?}");
         clients.push(client);
