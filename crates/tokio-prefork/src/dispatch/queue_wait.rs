@@ -8,7 +8,7 @@
 //! queue before it is closed.
 
 use std::cell::Cell;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -136,14 +136,12 @@ pub(crate) fn check_queue_wait(
     }
     state.worker_page.connection_shed();
     state.queue_wait_rejections.record(waited);
-    if !connection.is_tls {
-        reject(state, connection.fd);
-    }
+    reject(state, connection);
     None
 }
 
-/// Sends the 503 and closes so that it arrives, even if the client is still sending.
-fn reject(state: &Rc<LocalWorkerState>, fd: OwnedFd) {
+/// Sends the 503 and closes so that it arrives, even if the client is still sending. With TLS, closes only.
+fn reject(state: &Rc<LocalWorkerState>, connection: NewConnection) {
     // Not the time of the last heartbeat: after a long freeze that is so old that the connection would be cut at once.
     let now = LocalWorkerState::monotonic_ms();
     let entry = ConnectionEntry::new(now);
@@ -151,6 +149,7 @@ fn reject(state: &Rc<LocalWorkerState>, fd: OwnedFd) {
     // A rejected connection counts as open until it is closed, so `worker-connections` bounds these as well.
     state.worker_page.connection_accepted();
     let guard = ConnectionGuard::new(state, &entry);
+    let NewConnection { fd, is_tls: false, .. } = connection else { return };
     // The send buffer of a new socket is empty: an error means that the client is gone.
     let Ok(sent) = prefork_os::socket::write_nonblocking(&fd, REJECTION_RESPONSE) else {
         return;
