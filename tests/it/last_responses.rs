@@ -126,12 +126,19 @@ fn connection_whose_body_is_held_during_a_reload_answers_the_next_request() {
 }
 
 #[test]
-fn connection_closes_although_its_close_option_stands_beside_other_bytes() {
+fn connection_closes_although_hyper_overlooks_that_it_was_asked_to() {
     let server = Server::start(1);
-    let mut client = server.connect();
-    let fields = "Host: a\r\nConnection: close, \u{e9}\r\n";
-    client.send(format!("GET /sleep/5 HTTP/1.1\r\n{fields}\r\n")).expect("send");
-    assert!(client.read().expect("an answer").closes());
-    assert_eq!(client.read_to_end(), Ok(Vec::new()));
+    let get = "GET /sleep/5 HTTP/1.";
+    for request in [
+        format!("{get}1\r\nHost: a\r\nConnection: close, \u{e9}\r\n\r\n"),
+        format!("{get}1\r\nHost: a\r\nConnection: close\r\nConnection: keep-alive\r\n\r\n"),
+        format!("{get}0\r\nConnection: keep-alive, close\r\n\r\n"),
+        format!("{get}0\r\nConnection: close\r\nConnection: keep-alive\r\n\r\n"),
+    ] {
+        let mut client = server.connect();
+        client.send(&request).expect("send");
+        assert!(client.read().expect("an answer").closes(), "{request:?}");
+        assert_eq!(client.read_to_end(), Ok(Vec::new()), "{request:?}");
+    }
     server.stop();
 }

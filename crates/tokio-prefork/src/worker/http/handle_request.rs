@@ -41,6 +41,8 @@ pin_project! {
         tracked: Option<TrackedRequest<H>>,
         version: Version,
         is_connect: bool,
+        // The request asks to close the connection in a way that hyper overlooks.
+        hides_close: bool,
         // hyper removes the body of a response to HEAD in HTTP/1 only.
         is_http2_head: bool,
         #[pin]
@@ -93,6 +95,7 @@ where
     conn.set_accepts_interim_responses(version == Version::HTTP_11);
     let is_connect = *request.method() == Method::CONNECT;
     let is_http2_head = version == Version::HTTP_2 && *request.method() == Method::HEAD;
+    let hides_close = conn.is_last_request() && hides_close(&request);
     let can_upgrade = is_connect || request.extensions().get::<OnUpgrade>().is_some();
     if conn.is_last_request() && !can_upgrade {
         conn.set_closes_after_response();
@@ -115,8 +118,14 @@ where
             reason: HANDLER_PANICKED,
         },
     };
-    let mut response =
-        ResponseFuture { tracked: Some(tracked), version, is_connect, is_http2_head, source };
+    let mut response = ResponseFuture {
+        tracked: Some(tracked),
+        version,
+        is_connect,
+        hides_close,
+        is_http2_head,
+        source,
+    };
     if checked.is_err() {
         return response;
     }
@@ -133,6 +142,17 @@ where
         });
     }
     response
+}
+
+/// Whether hyper may overlook that a request asks to close the connection: `close` beside bytes that are not ASCII, beside `keep-alive` in
+/// HTTP/1.0, or in one of several fields.
+fn hides_close(request: &Request<Incoming>) -> bool {
+    let mut fields = request.headers().get_all(CONNECTION).iter();
+    match (fields.next(), fields.next()) {
+        (None, _) => false,
+        (Some(only), None) => request.version() < Version::HTTP_11 || only.to_str().is_err(),
+        (Some(_), Some(_)) => true,
+    }
 }
 
 impl<F, B, E, H> Future for ResponseFuture<F, H>
@@ -157,6 +177,7 @@ where
         let facts = RequestFacts {
             version: *this.version,
             is_connect: *this.is_connect,
+            hides_close: *this.hides_close,
             is_http2_head: *this.is_http2_head,
         };
         let rejection = tracked.tracker.conn.rejected_body();
@@ -193,6 +214,7 @@ where
 struct RequestFacts {
     version: Version,
     is_connect: bool,
+    hides_close: bool,
     is_http2_head: bool,
 }
 
@@ -253,7 +275,8 @@ impl RequestFacts {
         }
         // Bytes after a rejected CONNECT may be meant for the tunnel, so the connection closes.
         let is_rejected_connect = self.is_connect && !is_tunnel && self.version < Version::HTTP_2;
-        set_connection_header(response, tracker, self.version, is_rejected_connect);
+        let must_close = is_rejected_connect || self.hides_close;
+        set_connection_header(response, tracker, self.version, must_close);
     }
 }
 
@@ -296,16 +319,14 @@ fn set_connection_header<B: Body, H: ServeContext>(
     response: &mut Response<B>,
     tracker: &RequestTracker<H>,
     version: Version,
-    is_rejected_connect: bool,
+    must_close: bool,
 ) {
     let RequestTracker { context, conn, .. } = tracker;
     let status = response.status();
     let mut has_connection_header = response.headers().keys().any(|name| name == CONNECTION);
-    // No request can follow one whose body is not read to its end. hyper overlooks `close` beside bytes that are not ASCII.
-    let is_last = context.should_announce_close(conn)
-        || !conn.is_request_complete()
-        || is_rejected_connect
-        || (version == Version::HTTP_11 && conn.is_last_request());
+    // No request can follow one whose body is not read to its end. After a request that asks to close, hyper says so itself: another
+    // field would let the map of fields grow.
+    let is_last = context.should_announce_close(conn) || !conn.is_request_complete() || must_close;
     if version < Version::HTTP_2 && is_last && !conn.is_upgraded() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         has_connection_header = true;
