@@ -307,7 +307,7 @@ fn usage_error(verb: &'static str) -> impl Fn(String) -> clap::Error {
     }
 }
 
-/// Parses a whole number. Unlike the errors of the standard library, its error gives an example.
+/// Parses a whole number. The error gives an example of a valid number; that of the standard library does not.
 pub(crate) fn parse_number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
     text.trim().parse().map_err(|_| "it is no whole number: give one such as 2".to_string())
 }

@@ -1,4 +1,4 @@
-//! The last response of a connection arrives at once and whole, whatever its handler goes on with.
+//! Tests that the last response of a connection arrives at once and completely, also if its handler continues to run.
 
 use nix::sys::signal::Signal;
 
@@ -60,7 +60,7 @@ fn last_response_arrives_before_its_handler_releases_the_request() {
 #[test]
 fn bytes_behind_a_request_for_an_upgrade_do_not_destroy_its_response() {
     if overrides::is_tls() {
-        // What is read of a TLS connection are whole records.
+        // The server reads TLS in whole records, so it leaves no part of a head in the kernel.
         return;
     }
     let server = Server::start(1);
@@ -80,7 +80,7 @@ fn bytes_behind_a_request_for_an_upgrade_do_not_destroy_its_response() {
     server.stop();
 }
 
-/// Sends a request whose body the handler holds, on a connection that is kept, and reads its response.
+/// Sends a request on a persistent connection, and reads the response. The handler keeps the body unread.
 fn hold_body(server: &Server) -> Client {
     let mut client = open(server);
     client.send(format!("POST /hold-body HTTP/1.1\r\nHost: a\r\n{EXPECT}")).expect("send");

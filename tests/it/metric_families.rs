@@ -1,6 +1,6 @@
 //! Each metric moves when what it describes happens: one test for each group sees its metrics above zero.
 //!
-//! A metric that is in no group fails `every_metric_is_seen_above_zero_by_a_test`: add it to a group whose test makes it move.
+//! `every_metric_is_seen_above_zero_by_a_test` fails if a metric is in no group. Add a new metric to a group whose test increases it.
 
 use std::collections::BTreeSet;
 
@@ -498,7 +498,7 @@ fn reloads_and_upgrades_are_in_the_metrics_while_they_run_and_afterwards() {
         seen.value("prefork_reload_running") == 0.0
             && seen.value(r#"prefork_reloads_total{outcome="succeeded"}"#) == 1.0
     });
-    // Checks and boots its workers without a barrier: the released one holds nobody back.
+    // The new binary also waits at the boot barrier. It is released already, so the workers start at once.
     server.signal(Signal::SIGUSR2);
     unseen.wait_all_seen(&server);
     wait::wait_until("the end of the upgrade", || {

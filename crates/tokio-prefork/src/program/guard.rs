@@ -134,7 +134,7 @@ async fn guard_program(init: WorkerInit) -> Result<GuardExit> {
         closed_looks: Cell::new(0),
         last_probe: Cell::new(None),
     });
-    // Runs until the guard exits: a program blocks in its write while nobody reads the socket.
+    // Reads the socket until the guard exits. Otherwise a program that writes to it would block.
     tokio::task::spawn_local(Rc::clone(&guard).follow_notifications());
     let timer =
         heartbeat::create_timer().map_err(|e| Error::system("create the heartbeat timer", e))?;

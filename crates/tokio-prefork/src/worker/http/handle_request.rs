@@ -324,8 +324,8 @@ fn set_connection_header<B: Body, H: ServeContext>(
     let RequestTracker { context, conn, .. } = tracker;
     let status = response.status();
     let mut has_connection_header = response.headers().keys().any(|name| name == CONNECTION);
-    // No request can follow one whose body is not read to its end. After a request that asks to close, hyper says so itself: another
-    // field would let the map of fields grow.
+    // If the body of a request is not read to its end, no request can follow. If a request asks to close, hyper adds the field itself. To
+    // add it here would make the map of fields allocate memory.
     let is_last = context.should_announce_close(conn) || !conn.is_request_complete() || must_close;
     if version < Version::HTTP_2 && is_last && !conn.is_upgraded() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
